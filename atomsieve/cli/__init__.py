@@ -1,0 +1,1 @@
+"""Command line: typer apps, one file per verb, imported lazily."""

@@ -1,0 +1,91 @@
+"""Graph: the edge-sorted graph of a batch of structures, as tensors on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NeighborList:
+    """Directed edges of a batch, sorted by receiver; both directions of a pair are listed.
+
+    Attributes
+    ----------
+    sender, receiver : [E] int64, atom indices in the batch; edge e runs from sender j to receiver i.
+    shift : [E,3] int32, integer cell translations: `vec = pos[j] + shift @ cell - pos[i]`.
+    row_ptr : [N+1] int64; edges received by atom i are `row_ptr[i]:row_ptr[i+1]`.
+    cutoff : Angstrom; an edge is listed if its length is below it.
+    complete : no edge within the cutoff was dropped (`max_neighbors` did not bite). A complete list is symmetric: each
+        edge has its reverse.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    shift: Tensor
+    row_ptr: Tensor
+    cutoff: float
+    complete: bool
+
+    @property
+    def symmetric(self) -> bool:
+        """True if every edge is sure to have its reverse, as the symmetric analytic backward needs."""
+        return self.complete
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges E."""
+        return int(self.sender.shape[0])
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an encoder sees of a batch: S structures, N atoms, E edges sorted by receiver, all on one device.
+
+    Attributes
+    ----------
+    numbers : [N] int64, atomic numbers.
+    ptr : [S+1] int64, atoms of structure s are `ptr[s]:ptr[s+1]`.
+    structure : [N] int64, structure of each atom.
+    vec : [E,3] Angstrom, `pos[sender] + shift @ cell - pos[receiver]`.
+    neighbors : the neighbour list.
+    """
+
+    numbers: Tensor
+    ptr: Tensor
+    structure: Tensor
+    vec: Tensor
+    neighbors: NeighborList
+
+    @property
+    def n_structures(self) -> int:
+        """Number of structures S."""
+        return int(self.ptr.shape[0]) - 1
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms N."""
+        return int(self.numbers.shape[0])
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges E."""
+        return self.neighbors.n_edges
+
+    @cached_property
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Padded neighbour table: `nbr [N,K]` int64 (padding: the atom itself) and `slot [E]`, the place of each edge in it.
+
+        K is the largest number of neighbours, at least 1. `x.new_zeros(N*K, ...).index_copy(0, slot, x)` lays edge data
+        out on the table; padding slots get zero, which a filter turns into no message.
+        """
+        row_ptr, receiver = self.neighbors.row_ptr, self.neighbors.receiver
+        counts = row_ptr[1:] - row_ptr[:-1]
+        width = max(int(counts.max()) if len(counts) else 0, 1)
+        slot = receiver * width + torch.arange(self.n_edges, device=receiver.device) - row_ptr[:-1][receiver]
+        nbr = torch.arange(self.n_atoms, device=receiver.device).repeat_interleave(width)
+        nbr = nbr.index_copy(0, slot, self.neighbors.sender)
+        return nbr.view(self.n_atoms, width), slot

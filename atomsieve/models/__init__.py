@@ -1,0 +1,1 @@
+"""Encoders, heads, the stacked ensemble and the gfm/ folder."""

@@ -1,0 +1,1 @@
+"""Predictor: the one way to get numbers out of a gfm/ folder."""

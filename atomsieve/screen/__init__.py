@@ -1,0 +1,1 @@
+"""The screening engine: candidates in, ranked rows with uncertainty out, over MPI, resumable."""

@@ -1,0 +1,1 @@
+"""Training of multi-head ensembles over many sources."""

@@ -1,0 +1,28 @@
+"""Builds the compiled kernels, one copy per instruction set; without a C++ compiler the package installs without them."""
+
+from __future__ import annotations
+
+import platform
+
+from setuptools import Extension, setup
+
+SOURCES = ["atomsieve/native/module.cpp", "atomsieve/native/neighbors.cpp", "atomsieve/native/message.cpp"]
+# Reassociation lets sums vectorise; NaN and infinity keep their meaning (no -ffinite-math-only).
+FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
+OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []
+X86 = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
+VARIANTS = X86 if platform.machine() in ("x86_64", "AMD64") else {"base": []}
+
+setup(
+    ext_modules=[
+        Extension(
+            f"atomsieve.native._kernels_{name}",
+            sources=SOURCES,
+            extra_compile_args=[*FLAGS, *OPENMP, *flags, f"-DMODULE_NAME=_kernels_{name}"],
+            extra_link_args=OPENMP,
+            language="c++",
+            optional=True,
+        )
+        for name, flags in VARIANTS.items()
+    ]
+)
