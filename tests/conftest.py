@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def find_shared_data() -> Path | None:
+    """Return the folder with the real labelled sources, if it is at hand."""
+    named = os.environ.get("ATOMSIEVE_SHARED_DATA")
+    for folder in (Path(named) if named else None, ROOT.parent / "shared" / "data"):
+        if folder is not None and (folder / "README.md").is_file():
+            return folder
+    return None
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real labelled sources; the test is skipped where it is absent."""
+    folder = find_shared_data()
+    if folder is None:
+        pytest.skip("real data not found: set ATOMSIEVE_SHARED_DATA to the folder that holds it")
+    return folder
