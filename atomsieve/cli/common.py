@@ -1,0 +1,96 @@
+"""Options that several verbs share: one spelling, one help text, one panel for each.
+
+Used as annotations; the default stays in the signature of the command:
+
+    def run(ensemble: EnsembleOption, device: DeviceOption = "auto", seed: SeedOption = 0) -> None: ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+IN_OUT = "Input and output"
+MODEL = "Model"
+WORK = "How the work is done"
+CHOICE = "What is chosen"
+
+StructuresArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="Structures: a .bp or .adios folder (ours, a bare BP5 directory, or HydraGNN's).", show_default=False
+    ),
+]
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Where the results go. [default: beside the input]",
+        rich_help_panel=IN_OUT,
+        show_default=False,
+    ),
+]
+
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is already there.", rich_help_panel=IN_OUT)
+]
+
+EnsembleOption = Annotated[
+    Path,
+    typer.Option("--ensemble", "-e", help="The ensemble folder (gfm/).", rich_help_panel=MODEL, show_default=False),
+]
+
+HeadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        help="Head (source) whose level of theory is predicted, or 'all'. [default: the ensemble's own default head]",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+
+PrecisionOption = Annotated[str, typer.Option("--precision", help="fp64, fp32 or bf16.", rich_help_panel=MODEL)]
+
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="cpu, cuda, cuda:N, or auto (a GPU if there is one).", rich_help_panel=WORK),
+]
+
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        "--seed", help="Seed of everything random; the same seed gives the same result.", rich_help_panel=WORK
+    ),
+]
+
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Use only the first N structures.", rich_help_panel=CHOICE, show_default=False),
+]
+
+WhereOption = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        help='Keep rows for which this holds, e.g. "max_force < 2 and energy_std < 0.05".',
+        rich_help_panel=CHOICE,
+        show_default=False,
+    ),
+]
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.", rich_help_panel=WORK)]
+
+
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Return the rich console that a command passes into the library."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, quiet=quiet)
