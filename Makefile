@@ -1,0 +1,69 @@
+# make demo   set up, then build labels, train, screen and rank, all without data or network
+# make test   set up, then every check
+# Both work on a fresh clone; set-up happens once and again only when what it depends on changes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The first Python of at least 3.11; say PYTHON=/path/to/python to take another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One version for everybody, so that every machine tests the same build.
+TORCH := 2.13.0
+EXTRAS := mpi,data,demo,train,dev
+STAMP := $(VENV)/installed
+NATIVE := $(wildcard atomsieve/native/*.cpp atomsieve/native/*.h)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help venv lint types unit mpi e2e test demo bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then echo "error: no Python of at least 3.11 found; say make PYTHON=/path/to/python" >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python pyproject.toml setup.py Makefile $(NATIVE)
+	@if ! command -v g++ >/dev/null && ! command -v c++ >/dev/null; then \
+		echo "note: no C++ compiler found: going on with slower torch code (on Debian: apt-get install g++ python3-dev)"; fi
+	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)'
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@$(BIN)/python -c 'from atomsieve.native import kernels; print("compiled kernels:", "yes" if kernels() else "no, slower torch code is used")'
+	@touch $@
+
+venv: $(STAMP)  ## make .venv and install everything into it
+
+lint: $(STAMP)  ## ruff
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+unit: $(STAMP)  ## quick tests, in this process
+	$(PYTEST) -m 'not mpi and not e2e'
+
+mpi: $(STAMP)  ## tests that start mpirun
+	$(PYTEST) -m mpi
+
+e2e: $(STAMP)  ## whole-program runs
+	$(PYTEST) -m e2e
+
+test: lint types  ## every check, with coverage
+	$(PYTEST) --cov --cov-report=term:skip-covered --durations=15
+
+demo: $(STAMP)  ## labels, training, screening and a ranked list under demo/
+	$(BIN)/atomsieve demo --out demo
+
+bench: $(STAMP)  ## the real sources, measured against baselines (long)
+	$(BIN)/python benchmarks/real_data.py
+
+clean:  ## remove everything that was built here
+	rm -rf $(VENV) build demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
+	find atomsieve -name '*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
