@@ -1,0 +1,141 @@
+"""Neighbour lists and graphs of a batch of structures, by whichever implementation fits the device."""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.graphs import native
+from atomsieve.graphs.graph import Graph, NeighborList
+from atomsieve.structures.batch import StructureBatch
+
+IMPLEMENTATIONS: tuple[str, ...] = ("native",)
+"""Ways to find neighbours; all give the same arrays up to rounding at the cutoff."""
+
+
+class _Edges(NamedTuple):
+    sender: Tensor
+    receiver: Tensor
+    shift: Tensor
+    row_ptr: Tensor
+    vec: Tensor | None
+    complete: bool
+
+
+@functools.cache
+def _have_nvalchemi() -> bool:
+    return find_spec("nvalchemiops") is not None
+
+
+def choose_implementation(implementation: str, device: torch.device) -> str:
+    """Return the implementation that `auto` stands for on a device, or the given name once checked.
+
+    Raises
+    ------
+    UsageError
+        for an unknown name.
+    """
+    if implementation == "auto":
+        if device.type == "cpu":
+            return "native" if native.library() is not None else "torch"
+        return "nvalchemi" if device.type == "cuda" and _have_nvalchemi() else "torch"
+    if implementation not in IMPLEMENTATIONS:
+        raise unknown("neighbour list implementation", implementation, (*IMPLEMENTATIONS, "auto"))
+    return implementation
+
+
+def _find(
+    batch: StructureBatch,
+    cutoff: float,
+    max_neighbors: int | None,
+    implementation: str,
+    device: torch.device,
+    vec_dtype: torch.dtype | None,
+) -> _Edges:
+    if not 0 < cutoff < float("inf"):
+        raise UsageError(f"cutoff must be a positive number of Angstrom, got {cutoff}")
+    if max_neighbors is not None and max_neighbors < 1:
+        raise UsageError(f"max_neighbors must be at least 1, or None for all, got {max_neighbors}")
+    chosen = choose_implementation(implementation, device)
+    if chosen == "native":
+        direct = vec_dtype if vec_dtype in (torch.float32, None) else torch.float64
+        edges = _Edges(*native.native_edges(batch, cutoff, max_neighbors, direct, torch.get_num_threads()))
+    else:
+        raise unknown("neighbour list implementation", chosen, ("native",))
+    moved = [t if t is None or t.device == device else t.to(device) for t in edges[:5]]
+    vec = moved[4]
+    if vec is not None and vec.dtype != vec_dtype:
+        vec = vec.to(vec_dtype)
+    return _Edges(moved[0], moved[1], moved[2], moved[3], vec, edges.complete)
+
+
+def neighbor_list(
+    batch: StructureBatch,
+    cutoff: float,
+    max_neighbors: int | None = None,
+    implementation: str = "auto",
+    device: torch.device | str = "cpu",
+) -> NeighborList:
+    """Return all edges shorter than `cutoff` (Angstrom), sorted by receiver, then sender, then shift.
+
+    Positions are taken as given (not wrapped); cell vectors of directions without periodicity are ignored. Two atoms on
+    one point have an edge of length zero. `max_neighbors` keeps the nearest per receiver; of neighbours equally far
+    within 1e-8 Angstrom, those first in list order.
+
+    Parameters
+    ----------
+    implementation : "native" (C++, CPU), "torch" (any device), "nvalchemi" (CUDA, extra `cuda`), "brute" (slow and
+        plain, for checks), or "auto": native on the CPU where compiled, nvalchemi on CUDA where installed, else torch.
+    device : where the result lies.
+
+    Raises
+    ------
+    DataError
+        naming the first structure without a neighbour list: positions or periodic cell not finite, periodic cell
+        singular, or more than `faults.MAX_NEIGHBORS_PER_ATOM` neighbours; or more than `faults.MAX_EDGES` edges.
+    UsageError
+        for a cutoff, `max_neighbors` or implementation out of range.
+    """
+    edges = _find(batch, cutoff, max_neighbors, implementation, torch.device(device), None)
+    return NeighborList(edges.sender, edges.receiver, edges.shift, edges.row_ptr, cutoff, edges.complete)
+
+
+def build_graph(
+    batch: StructureBatch,
+    cutoff: float,
+    *,
+    max_neighbors: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    implementation: str = "auto",
+) -> Graph:
+    """Return the graph of a batch; `vec` is computed in float64 and rounded to `dtype` once.
+
+    Parameters and errors: `neighbor_list`.
+    """
+    where = torch.device(device)
+    edges = _find(batch, cutoff, max_neighbors, implementation, where, dtype)
+    assert edges.vec is not None  # noqa: S101 - asked for
+    neighbors = NeighborList(edges.sender, edges.receiver, edges.shift, edges.row_ptr, cutoff, edges.complete)
+    numbers, ptr, structure = (
+        torch.from_numpy(a).to(where)
+        for a in (batch.numbers.astype(np.int64), np.array(batch.ptr, np.int64), batch.structure_of_atom)
+    )
+    return Graph(numbers, ptr, structure, edges.vec, neighbors)
+
+
+def count_edges(batch: StructureBatch, cutoff: float, implementation: str = "auto") -> NDArray[np.int64]:
+    """Return the exact number of edges of each structure [S]; errors as `neighbor_list`."""
+    if choose_implementation(implementation, torch.device("cpu")) == "native":
+        if not 0 < cutoff < float("inf"):
+            raise UsageError(f"cutoff must be a positive number of Angstrom, got {cutoff}")
+        return native.native_count(batch, cutoff, torch.get_num_threads())
+    row_ptr = neighbor_list(batch, cutoff, implementation=implementation).row_ptr.numpy()
+    return np.diff(row_ptr[batch.ptr])
