@@ -1,0 +1,88 @@
+"""Radial basis with a smooth cutoff, and what shared geometry all members of an ensemble see of the edges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atomsieve.models.config import ModelConfig
+
+_SHORTEST = 1e-3  # Angstrom; below, the basis is that of this distance (such structures are refused before)
+
+
+def envelope(x: Tensor, p: int = 6) -> tuple[Tensor, Tensor]:
+    """Return the polynomial cutoff of x = d / cutoff and its slope (Gasteiger et al., ICLR 2020, eq. 8).
+
+    1 at x = 0; 0 with vanishing first and second derivatives at x = 1; 0 beyond.
+    """
+    a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
+    low = x.pow(p - 1)
+    value = 1 + low * x * (a + x * (b + x * c))
+    slope = low * (a * p + x * (b * (p + 1) + x * (c * (p + 2))))
+    inside = x < 1
+    return torch.where(inside, value, 0), torch.where(inside, slope, 0)
+
+
+def radial_basis(d: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Return the basis `[E,R]` at distances d `[E]` (Angstrom) and its derivative by d; R = n_basis + 1.
+
+    The last column is the cutoff itself: with it, filter(basis) * cutoff = basis @ [weights; bias].
+
+    Sources: Bessel functions, Gasteiger et al. 2020, eq. 7; Gaussians, Schuett et al. 2018 (SchNet).
+    """
+    d = d.clamp(min=_SHORTEST).unsqueeze(1)
+    cut, cut_slope = envelope(d / config.cutoff)
+    cut_slope = cut_slope / config.cutoff
+    if config.basis == "bessel":
+        n = torch.arange(1, config.n_basis + 1, device=d.device, dtype=d.dtype) * (math.pi / config.cutoff)
+        norm = math.sqrt(2.0 / config.cutoff)
+        sine, cosine = torch.sin(n * d), torch.cos(n * d)
+        value = sine * (norm / d)
+        slope = cosine * n * (norm / d) - value / d
+    else:
+        centres = torch.linspace(0.0, config.cutoff, config.n_basis, device=d.device, dtype=d.dtype)
+        width = config.cutoff / max(config.n_basis - 1, 1)
+        offset = (d - centres) / width
+        value = torch.exp(-0.5 * offset * offset)
+        slope = -value * offset / width
+    return torch.cat([value * cut, cut], 1), torch.cat([slope * cut + value * cut_slope, cut_slope], 1)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Edges as the encoder sees them; members share the values but each has its own place for gradients.
+
+    Attributes
+    ----------
+    basis : [K,E,R], radial basis; unit : [K,E,3], directions from receiver to sender. Leaves of autograd when forces are
+        wanted, and the only way by which positions enter an encoder.
+    slope : [E,R], derivative of the basis by distance; distance : [E] Angstrom.
+    """
+
+    basis: Tensor
+    unit: Tensor
+    slope: Tensor
+    distance: Tensor
+
+    @staticmethod
+    def build(vec: Tensor, config: ModelConfig, members: int, *, differentiable: bool) -> Geometry:
+        """Compute the shared geometry of edge vectors `vec [E,3]` (Angstrom) for K = `members`."""
+        distance = torch.linalg.vector_norm(vec, dim=1)
+        unit = vec / distance.clamp(min=_SHORTEST).unsqueeze(1)
+        basis, slope = radial_basis(distance, config)
+        many_basis = basis.detach().expand(members, *basis.shape)
+        many_unit = unit.detach().expand(members, *unit.shape)
+        if differentiable:
+            many_basis.requires_grad_()
+            many_unit.requires_grad_()
+        return Geometry(many_basis, many_unit, slope, distance)
+
+    def pull_back(self, grad_basis: Tensor, grad_unit: Tensor) -> Tensor:
+        """Turn gradients by basis `[K,E,R]` and unit `[K,E,3]` into gradients by the edge vectors, `[K,E,3]`."""
+        unit = self.unit.detach()
+        along = torch.einsum("ker,er->ke", grad_basis, self.slope).unsqueeze(2)
+        radial = (grad_unit * unit).sum(2, keepdim=True)
+        return unit * along + (grad_unit - unit * radial) / self.distance.clamp(min=_SHORTEST).view(1, -1, 1)

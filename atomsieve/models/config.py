@@ -1,0 +1,50 @@
+"""What a model is (ModelConfig) and what each of its heads stands for (HeadSpec)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelConfig(BaseModel):
+    """Architecture of one member; all members of an ensemble share it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: str = Field("painn", description="registered encoder")
+    hidden: int = Field(64, gt=0, description="channels F; multiples of 16 use the compiled kernels")
+    layers: int = Field(3, gt=0, description="message-passing layers")
+    cutoff: float = Field(5.0, gt=0, le=20, description="neighbours are closer than this, Angstrom")
+    n_basis: int = Field(7, gt=0, le=128, description="radial functions; one more channel carries the filter's bias")
+    basis: Literal["bessel", "gaussian"] = Field("bessel", description="radial basis")
+    forces: Literal["conservative", "direct"] = Field(
+        "conservative", description="minus the gradient of the energy, or a separate equivariant head"
+    )
+    charge_spin: bool = Field(False, description="condition on total charge and multiplicity; then every structure needs both")
+    max_neighbors: int | None = Field(None, gt=0, description="keep only the k nearest; null keeps all (recommended)")
+    head_hidden: int = Field(32, gt=0, description="hidden width of each energy head")
+    typical_neighbors: float = Field(
+        30.0, gt=0, description="typical number of neighbours; sets the initial size of messages"
+    )
+
+
+class HeadSpec(BaseModel):
+    """One source at one level of theory, and what its decoder has seen.
+
+    Attributes
+    ----------
+    references : energy of one atom of each element, eV; total energy = their sum + what the network predicts.
+    scale : eV; the network's output per atom is multiplied by it.
+    elements : number of atoms of each element seen in training.
+    statistics : label statistics for people (counts, means, force norms).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+    level_of_theory: str
+    references: dict[int, float]
+    scale: float = Field(gt=0)
+    elements: dict[int, int]
+    statistics: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,208 @@
+"""Ensemble: K members with shared heads, stacked, evaluated together on shared geometry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.graphs.graph import Graph
+from atomsieve.models.basis import Geometry
+from atomsieve.models.config import HeadSpec, ModelConfig
+from atomsieve.models.layers import Seeds, StackedLinear
+from atomsieve.models.message import Wanted
+from atomsieve.models.painn import MAX_NUMBER
+from atomsieve.models.registry import build_encoder
+
+
+@dataclass(frozen=True)
+class EnsembleOutput:
+    """What the members say of a batch, element references left out.
+
+    Attributes
+    ----------
+    energy : [K,S] float64, eV.
+    forces : [K,N,3] eV/Angstrom, or None.
+    virial : [K,S,3,3] eV, derivative of the energy by strain (stress times volume, ASE sign), or None.
+    """
+
+    energy: Tensor
+    forces: Tensor | None
+    virial: Tensor | None
+
+
+class Readout(nn.Module):
+    """Per-atom energies (and direct forces) of every head, for every member."""
+
+    def __init__(self, config: ModelConfig, n_heads: int, seeds: Seeds) -> None:
+        super().__init__()
+        width, hidden = config.hidden, config.head_hidden
+        bound = math.sqrt(6.0 / (width + hidden))
+        self.hidden_weight = seeds.uniform(n_heads, width, hidden, bound=bound)
+        self.hidden_bias = seeds.zeros(n_heads, 1, hidden)
+        self.out_weight = seeds.uniform(n_heads, hidden, 1, bound=0.3 * math.sqrt(6.0 / (hidden + 1)))
+        self.out_bias = seeds.zeros(n_heads, 1, 1)
+        self.gate_weight = seeds.uniform(n_heads, hidden, width, bound=bound) if config.forces == "direct" else None
+
+    def forward(self, s: Tensor, v: Tensor | None, head: int) -> tuple[Tensor, Tensor | None]:
+        """Return energies `[K,N]` and direct forces `[K,N,3]` (or None) of one head, in units of its scale."""
+        hidden = torch.nn.functional.silu(torch.baddbmm(self.hidden_bias[:, head], s, self.hidden_weight[:, head]))
+        energy = torch.baddbmm(self.out_bias[:, head], hidden, self.out_weight[:, head]).squeeze(2)
+        if self.gate_weight is None or v is None:
+            return energy, None
+        gate = torch.bmm(hidden, self.gate_weight[:, head])
+        return energy, (v * gate.unsqueeze(2)).sum(3)
+
+
+class Ensemble(nn.Module):
+    """K members of one architecture with the same heads.
+
+    Parameters have a leading member axis. Member k depends on `seeds[k]` alone, and its results on its own weights alone.
+    """
+
+    def __init__(self, config: ModelConfig, heads: Sequence[HeadSpec], seeds: Sequence[int]) -> None:
+        super().__init__()
+        names = [h.name for h in heads]
+        if not heads or len(set(names)) != len(names):
+            raise UsageError(f"an ensemble needs heads of different names, got {names}")
+        if not seeds:
+            raise UsageError("an ensemble needs at least one member, got no seeds")
+        self.config = config
+        self.heads = list(heads)
+        self.seeds = list(seeds)
+        streams = Seeds(self.seeds)
+        self.encoder = build_encoder(config, streams)
+        self.readout = Readout(config, len(heads), streams)
+        self.condition = StackedLinear(2, config.hidden, streams) if config.charge_spin else None
+        self.register_buffer("scale", torch.tensor([h.scale for h in heads], dtype=torch.float64), persistent=False)
+        table = torch.full((len(heads), MAX_NUMBER + 1), torch.nan, dtype=torch.float64)
+        for k, head in enumerate(heads):
+            for number, energy in head.references.items():
+                table[k, number] = energy
+        self._references = table.numpy()
+
+    @property
+    def members(self) -> int:
+        """Number of members K."""
+        return len(self.seeds)
+
+    def head_index(self, name: str) -> int:
+        """Return the index of a head, or raise UsageError naming the heads and the nearest."""
+        for k, head in enumerate(self.heads):
+            if head.name == name:
+                return k
+        raise unknown("head", name, [h.name for h in self.heads])
+
+    def reference_energy(
+        self, numbers: NDArray[np.uint8], ptr: NDArray[np.int64], head_index: NDArray[np.integer] | int
+    ) -> NDArray[np.float64]:
+        """Return the sum of element references of each structure, [S] eV; NaN where the head has not seen an element."""
+        counts = np.diff(ptr)
+        heads = np.broadcast_to(np.asarray(head_index), counts.shape)
+        per_atom = self._references[np.repeat(heads, counts), numbers]
+        total = np.zeros(len(counts))
+        filled = counts > 0
+        total[filled] = np.add.reduceat(per_atom, ptr[:-1][filled]) if filled.any() else 0.0
+        return total
+
+    def forward(
+        self,
+        graph: Graph,
+        head_index: Tensor,
+        charge: Tensor | None = None,
+        spin: Tensor | None = None,
+        *,
+        forces: bool = True,
+        stress: bool = False,
+        create_graph: bool = False,
+    ) -> EnsembleOutput:
+        """Evaluate all members on a batch.
+
+        head_index : [S] int64, the head of each structure.
+        charge, spin : [S], needed if the model is conditioned on them.
+        create_graph : keep what a loss on forces needs.
+        """
+        conservative = self.config.forces == "conservative"
+        if stress and not conservative:
+            raise UsageError("a model with direct forces gives no stress; train one with forces: conservative")
+        differentiate = conservative and (forces or stress)
+        wanted = Wanted(geometry=differentiate, parameters=not differentiate)
+        dtype = next(self.parameters()).dtype
+        with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
+            geometry = Geometry.build(graph.vec.to(dtype), self.config, self.members, differentiable=differentiate)
+            s, v = self.encoder(graph, geometry, self._condition(graph, charge, spin, dtype), wanted)
+            atom_energy, direct = self._read(s, v, graph, head_index)
+            energy = _pool(atom_energy.double(), graph)
+            if not differentiate:
+                return EnsembleOutput(energy, direct if forces else None, None)
+            leaves = (geometry.basis, geometry.unit)
+            grads = torch.autograd.grad(atom_energy.sum(), leaves, create_graph=create_graph)
+            wanted.geometry, wanted.parameters = False, True
+            edge_grad = geometry.pull_back(*grads)
+            total = _forces(edge_grad, graph) if forces else None
+            virial = _virial(edge_grad, graph) if stress else None
+        if not create_graph:
+            energy = energy.detach()
+        return EnsembleOutput(energy, total, virial)
+
+    def _condition(self, graph: Graph, charge: Tensor | None, spin: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if self.condition is None:
+            return None
+        if charge is None or spin is None:
+            raise UsageError("this model is conditioned on charge and spin: give both for every structure")
+        state = torch.stack([charge, spin - 1], dim=1).to(dtype).expand(self.members, -1, -1)
+        return self.condition(state).index_select(1, graph.structure)
+
+    def _read(self, s: Tensor, v: Tensor | None, graph: Graph, head_index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return per-atom energies `[K,N]` (eV) and direct forces `[K,N,3]` of each atom's head."""
+        present = torch.unique(head_index).tolist()
+        if len(present) == 1:
+            energy, direct = self.readout(s, v, present[0])
+            scale = self.scale[present[0]].to(s.dtype)
+            return energy * scale, None if direct is None else direct * scale
+        atom_head = head_index.index_select(0, graph.structure)
+        order, energies, forces = [], [], []
+        for head in present:
+            chosen = torch.nonzero(atom_head == head).squeeze(1)
+            own_v = None if self.readout.gate_weight is None or v is None else v.index_select(1, chosen)
+            energy, direct = self.readout(s.index_select(1, chosen), own_v, head)
+            scale = self.scale[head].to(s.dtype)
+            order.append(chosen)
+            energies.append(energy * scale)
+            if direct is not None:
+                forces.append(direct * scale)
+        back = torch.argsort(torch.cat(order))
+        energy = torch.cat(energies, dim=1).index_select(1, back)
+        return energy, torch.cat(forces, dim=1).index_select(1, back) if forces else None
+
+
+def _pool(atom_energy: Tensor, graph: Graph) -> Tensor:
+    """Sum `[K,N]` over the atoms of each structure: `[K,S]`."""
+    out = atom_energy.new_zeros(graph.n_structures, atom_energy.shape[0])
+    return out.index_add(0, graph.structure, atom_energy.t()).t()
+
+
+def _forces(edge_grad: Tensor, graph: Graph) -> Tensor:
+    """Sum edge gradients `[K,E,3]` into forces `[K,N,3]`: +g on the receiver, -g on the sender."""
+    members, edges, _ = edge_grad.shape
+    flat = edge_grad.permute(1, 0, 2).reshape(edges, 3 * members)
+    out = flat.new_zeros(graph.n_atoms, 3 * members)
+    out = out.index_add(0, graph.neighbors.receiver, flat).index_add(0, graph.neighbors.sender, -flat)
+    return out.view(graph.n_atoms, members, 3).permute(1, 0, 2)
+
+
+def _virial(edge_grad: Tensor, graph: Graph) -> Tensor:
+    """Sum vec (x) gradient over the edges of each structure, symmetrised: `[K,S,3,3]`."""
+    members, edges, _ = edge_grad.shape
+    pair = (graph.vec.to(edge_grad.dtype).view(1, edges, 3, 1) * edge_grad.unsqueeze(2)).double()
+    flat = pair.permute(1, 0, 2, 3).reshape(edges, 9 * members)
+    home = graph.structure.index_select(0, graph.neighbors.receiver)
+    total = flat.new_zeros(graph.n_structures, 9 * members).index_add(0, home, flat)
+    virial = total.view(graph.n_structures, members, 3, 3).permute(1, 0, 2, 3)
+    return 0.5 * (virial + virial.transpose(2, 3))

@@ -1,0 +1,88 @@
+"""Layers of a stack of members: every parameter has a leading member axis, and every member its own seed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from atomsieve.errors import unknown
+
+MATMULS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Seeds:
+    """One random stream per member, so that a member's weights do not depend on how many others there are."""
+
+    def __init__(self, seeds: list[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def uniform(self, *shape: int, bound: float) -> nn.Parameter:
+        """Return a parameter [K, *shape], uniform in (-bound, bound)."""
+        draws = [(torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1) * bound for g in self.generators]
+        return nn.Parameter(torch.stack(draws).float())
+
+    def normal(self, *shape: int, std: float = 1.0) -> nn.Parameter:
+        """Return a parameter [K, *shape], normal with the given standard deviation."""
+        draws = [torch.randn(shape, generator=g, dtype=torch.float64) * std for g in self.generators]
+        return nn.Parameter(torch.stack(draws).float())
+
+    def zeros(self, *shape: int) -> nn.Parameter:
+        """Return a parameter [K, *shape] of zeros."""
+        return nn.Parameter(torch.zeros(len(self), *shape))
+
+
+def product(x: Tensor, weight: Tensor, low_precision: bool = False) -> Tensor:
+    """Multiply `x [K,M,F]` by `weight [K,F,G]`, in BF16 with the result in x's dtype if `low_precision`."""
+    if low_precision:
+        return torch.bmm(x.bfloat16(), weight.bfloat16()).to(x.dtype)
+    return torch.bmm(x, weight)
+
+
+class StackedLinear(nn.Module):
+    """K linear maps of `[K,M,inputs]` to `[K,M,outputs]` (Glorot-uniform weights, zero bias)."""
+
+    def __init__(self, inputs: int, outputs: int, seeds: Seeds, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = seeds.uniform(inputs, outputs, bound=math.sqrt(6.0 / (inputs + outputs)))
+        self.bias = seeds.zeros(outputs) if bias else None
+        self.low_precision = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply member k's map to x[k]."""
+        if self.bias is None:
+            return product(x, self.weight, self.low_precision)
+        if self.low_precision:
+            return product(x, self.weight, True) + self.bias.unsqueeze(1)
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
+
+
+class StackedMLP(nn.Module):
+    """Linear, SiLU, linear, for each member."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, seeds: Seeds) -> None:
+        super().__init__()
+        self.first = StackedLinear(inputs, hidden, seeds)
+        self.second = StackedLinear(hidden, outputs, seeds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[K,M,inputs]` to `[K,M,outputs]`."""
+        return self.second(torch.nn.functional.silu(self.first(x)))
+
+
+def set_precision(module: nn.Module, precision: str) -> nn.Module:
+    """Cast a module for fp64, fp32 or bf16 work and return it.
+
+    bf16 means: parameters and everything else in FP32, and only matrix products in BF16.
+    """
+    if precision not in MATMULS:
+        raise unknown("precision", precision, MATMULS)
+    module.to(torch.float64 if precision == "fp64" else torch.float32)
+    for layer in module.modules():
+        if isinstance(layer, StackedLinear):
+            layer.low_precision = precision == "bf16"
+    return module
