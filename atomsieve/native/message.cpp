@@ -25,12 +25,13 @@ template <class T> struct Lanes {
     static constexpr int n = kBytes / sizeof(T);
 };
 
-constexpr int kBlock = 32;  // edges handled together; a multiple of the edge tiles below
+constexpr int kBlock = 16;  // edges handled together: their payload stays in the first-level cache; a multiple of the tiles below
 
 struct Shape {
     int64_t members, atoms, edges, width, radial;
-    int64_t padded() const { return (radial + 15) / 16 * 16; }
 };
+
+template <class T> inline int64_t padded_radial(const Shape &s) { return (s.radial + Lanes<T>::n - 1) / Lanes<T>::n * Lanes<T>::n; }
 
 struct Csr {
     const int64_t *row_ptr, *sender;
@@ -51,27 +52,34 @@ inline void stage(const T *rows, int count, int64_t radial, int64_t padded, T *o
     for (int e = 0; e < count; ++e) std::memcpy(out + e * padded, rows + e * radial, sizeof(T) * radial);
 }
 
-// out[e,:] = basis[e,:] . weights  for e < count (rounded up to a tile of 4).
+// out[e,:] = basis[e,:] . weights  for e < count (rounded up to a tile of 4 edges; two vectors of channels at a time).
 template <class T>
 inline void filter(const T *basis, int count, int64_t radial, int64_t padded, const T *weights, int64_t wide, T *out) {
     using V = typename Lanes<T>::V;
     constexpr int L = Lanes<T>::n;
-    for (int64_t f = 0; f < wide; f += L) {
+    int64_t f = 0;
+    for (; f + 2 * L <= wide; f += 2 * L) {
         for (int e = 0; e < count; e += 4) {
             const T *a = basis + e * padded;
-            V w0 = {}, w1 = {}, w2 = {}, w3 = {};
+            V w[4][2] = {};
             for (int64_t r = 0; r < radial; ++r) {
-                const V w = load(weights + r * wide + f);
-                w0 += w * a[r];
-                w1 += w * a[padded + r];
-                w2 += w * a[2 * padded + r];
-                w3 += w * a[3 * padded + r];
+                const V left = load(weights + r * wide + f), right = load(weights + r * wide + f + L);
+                for (int k = 0; k < 4; ++k) {
+                    w[k][0] += left * a[k * padded + r];
+                    w[k][1] += right * a[k * padded + r];
+                }
             }
-            T *o = out + e * wide + f;
-            store(o, w0);
-            store(o + wide, w1);
-            store(o + 2 * wide, w2);
-            store(o + 3 * wide, w3);
+            for (int k = 0; k < 4; ++k) {
+                store(out + (e + k) * wide + f, w[k][0]);
+                store(out + (e + k) * wide + f + L, w[k][1]);
+            }
+        }
+    }
+    for (; f < wide; f += L) {
+        for (int e = 0; e < count; ++e) {
+            V w = {};
+            for (int64_t r = 0; r < radial; ++r) w += load(weights + r * wide + f) * basis[e * padded + r];
+            store(out + e * wide + f, w);
         }
     }
 }
@@ -93,31 +101,46 @@ inline void filter_grad_basis(const T *grads, int count, int64_t padded, const T
     }
 }
 
-// into[r,f] += sum_e basis[e,r] grads[e,f]: gradient of the filter weights.
+// into[r,f] += sum_e basis[e,r] grads[e,f]: gradient of the filter weights, 4 radial functions and two vectors at a time.
 template <class T>
 inline void filter_grad_weights(const T *basis, const T *grads, int count, int64_t radial, int64_t padded, int64_t wide,
                                 T *into) {
     using V = typename Lanes<T>::V;
     constexpr int L = Lanes<T>::n;
-    for (int64_t f = 0; f < wide; f += L) {
+    int64_t f = 0;
+    for (; f + 2 * L <= wide; f += 2 * L) {
         int64_t r = 0;
         for (; r + 4 <= radial; r += 4) {
-            T *o = into + r * wide + f;
-            V g0 = load(o), g1 = load(o + wide), g2 = load(o + 2 * wide), g3 = load(o + 3 * wide);
-            for (int e = 0; e < count; ++e) {
-                const V c = load(grads + e * wide + f);
-                const T *a = basis + e * padded + r;
-                g0 += c * a[0];
-                g1 += c * a[1];
-                g2 += c * a[2];
-                g3 += c * a[3];
+            V g[4][2];
+            for (int k = 0; k < 4; ++k) {
+                g[k][0] = load(into + (r + k) * wide + f);
+                g[k][1] = load(into + (r + k) * wide + f + L);
             }
-            store(o, g0);
-            store(o + wide, g1);
-            store(o + 2 * wide, g2);
-            store(o + 3 * wide, g3);
+            for (int e = 0; e < count; ++e) {
+                const V left = load(grads + e * wide + f), right = load(grads + e * wide + f + L);
+                const T *a = basis + e * padded + r;
+                for (int k = 0; k < 4; ++k) {
+                    g[k][0] += left * a[k];
+                    g[k][1] += right * a[k];
+                }
+            }
+            for (int k = 0; k < 4; ++k) {
+                store(into + (r + k) * wide + f, g[k][0]);
+                store(into + (r + k) * wide + f + L, g[k][1]);
+            }
         }
         for (; r < radial; ++r) {
+            V left = load(into + r * wide + f), right = load(into + r * wide + f + L);
+            for (int e = 0; e < count; ++e) {
+                left += load(grads + e * wide + f) * basis[e * padded + r];
+                right += load(grads + e * wide + f + L) * basis[e * padded + r];
+            }
+            store(into + r * wide + f, left);
+            store(into + r * wide + f + L, right);
+        }
+    }
+    for (; f < wide; f += L) {
+        for (int64_t r = 0; r < radial; ++r) {
             V g = load(into + r * wide + f);
             for (int e = 0; e < count; ++e) g += load(grads + e * wide + f) * basis[e * padded + r];
             store(into + r * wide + f, g);
@@ -129,12 +152,12 @@ inline void filter_grad_weights(const T *basis, const T *grads, int count, int64
 template <class T> struct Scratch {
     std::vector<T> basis, basis_dot, w, w_dot, c, c_dot, grad_basis, weights_t, row;
     explicit Scratch(const Shape &s)
-        : basis(kBlock * s.padded()), basis_dot(kBlock * s.padded()), w(kBlock * 3 * s.width), w_dot(kBlock * 3 * s.width),
-          c(kBlock * 3 * s.width), c_dot(kBlock * 3 * s.width), grad_basis(kBlock * s.padded()),
-          weights_t(3 * s.width * s.padded()), row(9 * s.width) {}
+        : basis(kBlock * padded_radial<T>(s)), basis_dot(kBlock * padded_radial<T>(s)), w(kBlock * 3 * s.width), w_dot(kBlock * 3 * s.width),
+          c(kBlock * 3 * s.width), c_dot(kBlock * 3 * s.width), grad_basis(kBlock * padded_radial<T>(s)),
+          weights_t(3 * s.width * padded_radial<T>(s)), row(9 * s.width) {}
 
     void transpose(const T *weights, const Shape &s) {
-        const int64_t wide = 3 * s.width, padded = s.padded();
+        const int64_t wide = 3 * s.width, padded = padded_radial<T>(s);
         std::fill(weights_t.begin(), weights_t.end(), T(0));
         for (int64_t r = 0; r < s.radial; ++r)
             for (int64_t f = 0; f < wide; ++f) weights_t[f * padded + r] = weights[r * wide + f];
@@ -178,7 +201,7 @@ void forward(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_str
              const T *Wf, T *Y) {
     using V = typename Lanes<T>::V;
     constexpr int L = Lanes<T>::n;
-    const int64_t F = s.width, wide = 3 * F, padded = s.padded();
+    const int64_t F = s.width, wide = 3 * F, padded = padded_radial<T>(s);
     for_rows(s, [&](int) {
         return [&, scratch = Scratch<T>(s)](int64_t m, int64_t first, int64_t last) mutable {
             const T *x = X + m * s.atoms * 5 * F, *a = A + m * a_stride, *unit = u + m * u_stride;
@@ -192,16 +215,22 @@ void forward(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_str
                     const int count = left < kBlock ? int(left) : kBlock;
                     stage(a + e0 * s.radial, count, s.radial, padded, scratch.basis.data());
                     filter(scratch.basis.data(), count, s.radial, padded, weights, wide, w);
-                    for (int e = 0; e < count; ++e) {
-                        const T *xj = x + csr.sender[e0 + e] * 5 * F, *we = w + e * wide, *ue = unit + (e0 + e) * 3;
-                        for (int64_t f = 0; f < F; f += L) {
-                            const V wa = load(we + F + f), wb = load(we + 2 * F + f) * load(xj + F + f);
-                            store(y + f, load(y + f) + load(we + f) * load(xj + f));
-                            for (int k = 0; k < 3; ++k) {
-                                T *o = y + (1 + k) * F + f;
-                                store(o, load(o) + wa * load(xj + (2 + k) * F + f) + wb * ue[k]);
-                            }
+                    const int64_t *near = csr.sender + e0;
+                    const T *ue = unit + e0 * 3;
+                    for (int64_t f = 0; f < F; f += L) {
+                        V ds = load(y + f), d0 = load(y + F + f), d1 = load(y + 2 * F + f), d2 = load(y + 3 * F + f);
+                        for (int e = 0; e < count; ++e) {
+                            const T *xj = x + near[e] * 5 * F + f, *we = w + e * wide + f;
+                            const V wa = load(we + F), pushed = load(we + 2 * F) * load(xj + F);
+                            ds += load(we) * load(xj);
+                            d0 += wa * load(xj + 2 * F) + pushed * ue[3 * e];
+                            d1 += wa * load(xj + 3 * F) + pushed * ue[3 * e + 1];
+                            d2 += wa * load(xj + 4 * F) + pushed * ue[3 * e + 2];
                         }
+                        store(y + f, ds);
+                        store(y + F + f, d0);
+                        store(y + 2 * F + f, d1);
+                        store(y + 3 * F + f, d2);
                     }
                 }
             }
@@ -215,7 +244,7 @@ void vjp(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stride,
          const T *G, T *gX, T *gA, T *gu, T *gW) {
     using V = typename Lanes<T>::V;
     constexpr int L = Lanes<T>::n;
-    const int64_t F = s.width, wide = 3 * F, padded = s.padded();
+    const int64_t F = s.width, wide = 3 * F, padded = padded_radial<T>(s);
     const int64_t n_weights = s.members * s.radial * wide;
     std::vector<T> partial(gW ? threads() * n_weights : 0, T(0));
     const bool edge_grads = gA || gu || gW;
@@ -236,40 +265,51 @@ void vjp(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stride,
                     const int count = left < kBlock ? int(left) : kBlock;
                     stage(a + e0 * s.radial, count, s.radial, padded, scratch.basis.data());
                     filter(scratch.basis.data(), count, s.radial, padded, weights, wide, w);
-                    for (int e = 0; e < count; ++e) {
-                        const int64_t j = csr.sender[e0 + e];
-                        const T *xj = x + j * 5 * F, *gj = g + j * 4 * F, *we = w + e * wide, *ue = unit + (e0 + e) * 3;
-                        const T u0 = ue[0], u1 = ue[1], u2 = ue[2];
-                        if (gX) {
-                            for (int64_t f = 0; f < F; f += L) {
-                                const V ga = load(gj + F + f), gb = load(gj + 2 * F + f), gc = load(gj + 3 * F + f);
-                                const V wa = load(we + F + f);
-                                store(gx + f, load(gx + f) + load(we + f) * load(gj + f));
-                                store(gx + F + f, load(gx + F + f) - load(we + 2 * F + f) * (ga * u0 + gb * u1 + gc * u2));
-                                store(gx + 2 * F + f, load(gx + 2 * F + f) + wa * ga);
-                                store(gx + 3 * F + f, load(gx + 3 * F + f) + wa * gb);
-                                store(gx + 4 * F + f, load(gx + 4 * F + f) + wa * gc);
-                            }
+                    const int64_t *near = csr.sender + e0;
+                    const T *ue = unit + e0 * 3;
+                    for (int64_t f = 0; gX && f < F; f += L) {
+                        V ds = load(gx + f), db = load(gx + F + f);
+                        V q0 = load(gx + 2 * F + f), q1 = load(gx + 3 * F + f), q2 = load(gx + 4 * F + f);
+                        for (int e = 0; e < count; ++e) {
+                            const T *gj = g + near[e] * 4 * F + f, *we = w + e * wide + f;
+                            const V g0 = load(gj + F), g1 = load(gj + 2 * F), g2 = load(gj + 3 * F), wa = load(we + F);
+                            ds += load(we) * load(gj);
+                            db -= load(we + 2 * F) * (g0 * ue[3 * e] + g1 * ue[3 * e + 1] + g2 * ue[3 * e + 2]);
+                            q0 += wa * g0;
+                            q1 += wa * g1;
+                            q2 += wa * g2;
                         }
-                        if (!edge_grads) continue;
-                        T *ce = c + e * wide;
+                        store(gx + f, ds);
+                        store(gx + F + f, db);
+                        store(gx + 2 * F + f, q0);
+                        store(gx + 3 * F + f, q1);
+                        store(gx + 4 * F + f, q2);
+                    }
+                    for (int64_t f = 0; edge_grads && f < F; f += L) {
+                        const V gs = load(gi + f), g0 = load(gi + F + f), g1 = load(gi + 2 * F + f), g2 = load(gi + 3 * F + f);
+                        for (int e = 0; e < count; ++e) {
+                            const T *xj = x + near[e] * 5 * F + f;
+                            T *ce = c + e * wide + f, *pushed = w + e * wide + 2 * F + f;
+                            const V pb = load(xj + F);
+                            store(ce, gs * load(xj));
+                            store(ce + F, g0 * load(xj + 2 * F) + g1 * load(xj + 3 * F) + g2 * load(xj + 4 * F));
+                            store(ce + 2 * F, (g0 * ue[3 * e] + g1 * ue[3 * e + 1] + g2 * ue[3 * e + 2]) * pb);
+                            if (gu) store(pushed, load(pushed) * pb);
+                        }
+                    }
+                    for (int e = 0; gu && e < count; ++e) {
+                        const T *pushed = w + e * wide + 2 * F;
                         V s0 = {}, s1 = {}, s2 = {};
                         for (int64_t f = 0; f < F; f += L) {
-                            const V ga = load(gi + F + f), gb = load(gi + 2 * F + f), gc = load(gi + 3 * F + f);
-                            const V pb = load(xj + F + f), wp = load(we + 2 * F + f) * pb;
-                            store(ce + f, load(gi + f) * load(xj + f));
-                            store(ce + F + f, ga * load(xj + 2 * F + f) + gb * load(xj + 3 * F + f) + gc * load(xj + 4 * F + f));
-                            store(ce + 2 * F + f, (ga * u0 + gb * u1 + gc * u2) * pb);
-                            s0 += wp * ga;
-                            s1 += wp * gb;
-                            s2 += wp * gc;
+                            const V p = load(pushed + f);
+                            s0 += p * load(gi + F + f);
+                            s1 += p * load(gi + 2 * F + f);
+                            s2 += p * load(gi + 3 * F + f);
                         }
-                        if (gu) {
-                            T *o = gu + (m * s.edges + e0 + e) * 3;
-                            o[0] = sum<T>(s0);
-                            o[1] = sum<T>(s1);
-                            o[2] = sum<T>(s2);
-                        }
+                        T *o = gu + (m * s.edges + e0 + e) * 3;
+                        o[0] = sum<T>(s0);
+                        o[1] = sum<T>(s1);
+                        o[2] = sum<T>(s2);
                     }
                     if (gA) {
                         filter_grad_basis(c, count, padded, scratch.weights_t.data(), wide, scratch.grad_basis.data());
@@ -298,7 +338,7 @@ void second(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stri
             const T *G, const T *hX, const T *hA, const T *hu, T *gG, T *gX, T *gW) {
     using V = typename Lanes<T>::V;
     constexpr int L = Lanes<T>::n;
-    const int64_t F = s.width, wide = 3 * F, padded = s.padded();
+    const int64_t F = s.width, wide = 3 * F, padded = padded_radial<T>(s);
     const int64_t n_weights = s.members * s.radial * wide;
     std::vector<T> partial(threads() * n_weights, T(0));
     for_rows(s, [&](int thread) {
@@ -319,41 +359,56 @@ void second(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stri
                     stage(adot + e0 * s.radial, count, s.radial, padded, scratch.basis_dot.data());
                     filter(scratch.basis.data(), count, s.radial, padded, weights, wide, w);
                     filter(scratch.basis_dot.data(), count, s.radial, padded, weights, wide, wd);
-                    for (int e = 0; e < count; ++e) {
-                        const int64_t j = csr.sender[e0 + e];
-                        const T *xj = x + j * 5 * F, *hj = hx + j * 5 * F, *gj = g + j * 4 * F;
-                        const T *we = w + e * wide, *de = wd + e * wide;
-                        const T *ue = unit + (e0 + e) * 3, *ve = udot + (e0 + e) * 3;
-                        T *ce = c + e * wide, *ced = cd + e * wide;
-                        for (int64_t f = 0; f < F; f += L) {
-                            const V ws = load(we + f), wa = load(we + F + f), wb = load(we + 2 * F + f);
-                            const V ds = load(de + f), da = load(de + F + f), db = load(de + 2 * F + f);
-                            const V ps = load(xj + f), pb = load(xj + F + f), hs = load(hj + f), hb = load(hj + F + f);
-                            store(gg + f, load(gg + f) + ds * ps + ws * hs);
-                            store(gx + f, load(gx + f) + ds * load(gj + f));
-                            store(ce + f, load(gi + f) * ps);
-                            store(ced + f, load(gi + f) * hs);
-                            const V along = db * pb + wb * hb, turned = wb * pb;
-                            V ju = {}, jv = {}, iu = {}, iv = {}, iq = {}, ih = {};
-                            for (int k = 0; k < 3; ++k) {
-                                const V q = load(xj + (2 + k) * F + f), h = load(hj + (2 + k) * F + f);
-                                const V gik = load(gi + (1 + k) * F + f), gjk = load(gj + (1 + k) * F + f);
-                                T *o = gg + (1 + k) * F + f, *p = gx + (2 + k) * F + f;
-                                store(o, load(o) + da * q + wa * h + along * ue[k] + turned * ve[k]);
-                                store(p, load(p) + da * gjk);
-                                ju += gjk * ue[k];
-                                jv += gjk * ve[k];
-                                iu += gik * ue[k];
-                                iv += gik * ve[k];
-                                iq += gik * q;
-                                ih += gik * h;
-                            }
-                            store(gx + F + f, load(gx + F + f) - db * ju - wb * jv);
-                            store(ce + F + f, iq);
-                            store(ced + F + f, ih);
-                            store(ce + 2 * F + f, iu * pb);
-                            store(ced + 2 * F + f, iv * pb + iu * hb);
+                    const int64_t *near = csr.sender + e0;
+                    const T *ue = unit + e0 * 3, *ve = udot + e0 * 3;
+                    for (int64_t f = 0; f < F; f += L) {  // what the row's atom sends, differentiated along the tangent
+                        V xs = load(gx + f), xb = load(gx + F + f);
+                        V q0 = load(gx + 2 * F + f), q1 = load(gx + 3 * F + f), q2 = load(gx + 4 * F + f);
+                        for (int e = 0; e < count; ++e) {
+                            const T *gj = g + near[e] * 4 * F + f, *we = w + e * wide + f, *de = wd + e * wide + f;
+                            const T *u0 = ue + 3 * e, *v0 = ve + 3 * e;
+                            const V g0 = load(gj + F), g1 = load(gj + 2 * F), g2 = load(gj + 3 * F), da = load(de + F);
+                            xs += load(de) * load(gj);
+                            xb -= load(de + 2 * F) * (g0 * u0[0] + g1 * u0[1] + g2 * u0[2]);
+                            xb -= load(we + 2 * F) * (g0 * v0[0] + g1 * v0[1] + g2 * v0[2]);
+                            q0 += da * g0;
+                            q1 += da * g1;
+                            q2 += da * g2;
                         }
+                        store(gx + f, xs);
+                        store(gx + F + f, xb);
+                        store(gx + 2 * F + f, q0);
+                        store(gx + 3 * F + f, q1);
+                        store(gx + 4 * F + f, q2);
+                    }
+                    for (int64_t f = 0; f < F; f += L) {  // what it receives, and the filters' gradients
+                        const V gs = load(gi + f), g0 = load(gi + F + f), g1 = load(gi + 2 * F + f), g2 = load(gi + 3 * F + f);
+                        V ys = load(gg + f), y0 = load(gg + F + f), y1 = load(gg + 2 * F + f), y2 = load(gg + 3 * F + f);
+                        for (int e = 0; e < count; ++e) {
+                            const T *xj = x + near[e] * 5 * F + f, *hj = hx + near[e] * 5 * F + f;
+                            const T *we = w + e * wide + f, *de = wd + e * wide + f, *u0 = ue + 3 * e, *v0 = ve + 3 * e;
+                            T *ce = c + e * wide + f, *ced = cd + e * wide + f;
+                            const V ps = load(xj), hs = load(hj), pb = load(xj + F), hb = load(hj + F);
+                            ys += load(de) * ps + load(we) * hs;
+                            store(ce, gs * ps);
+                            store(ced, gs * hs);
+                            const V along = load(de + 2 * F) * pb + load(we + 2 * F) * hb, turned = load(we + 2 * F) * pb;
+                            const V iu = g0 * u0[0] + g1 * u0[1] + g2 * u0[2], iv = g0 * v0[0] + g1 * v0[1] + g2 * v0[2];
+                            store(ce + 2 * F, iu * pb);
+                            store(ced + 2 * F, iv * pb + iu * hb);
+                            const V wa = load(we + F), da = load(de + F);
+                            const V p0 = load(xj + 2 * F), p1 = load(xj + 3 * F), p2 = load(xj + 4 * F);
+                            const V h0 = load(hj + 2 * F), h1 = load(hj + 3 * F), h2 = load(hj + 4 * F);
+                            store(ce + F, g0 * p0 + g1 * p1 + g2 * p2);
+                            store(ced + F, g0 * h0 + g1 * h1 + g2 * h2);
+                            y0 += da * p0 + wa * h0 + along * u0[0] + turned * v0[0];
+                            y1 += da * p1 + wa * h1 + along * u0[1] + turned * v0[1];
+                            y2 += da * p2 + wa * h2 + along * u0[2] + turned * v0[2];
+                        }
+                        store(gg + f, ys);
+                        store(gg + F + f, y0);
+                        store(gg + 2 * F + f, y1);
+                        store(gg + 3 * F + f, y2);
                     }
                     T *into = partial.data() + thread * n_weights + m * s.radial * wide;
                     filter_grad_weights(scratch.basis_dot.data(), c, count, s.radial, padded, wide, into);
