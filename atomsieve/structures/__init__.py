@@ -2,5 +2,17 @@
 
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import FIELDS, Field
+from atomsieve.structures.manifest import SourceInfo
+from atomsieve.structures.reader import StructureReader, open_structures
+from atomsieve.structures.writer import StructureWriter, write_structures
 
-__all__ = ["FIELDS", "Field", "StructureBatch"]
+__all__ = [
+    "FIELDS",
+    "Field",
+    "SourceInfo",
+    "StructureBatch",
+    "StructureReader",
+    "StructureWriter",
+    "open_structures",
+    "write_structures",
+]

@@ -1,0 +1,239 @@
+"""The manifest of a dataset folder: what its parts hold, how large their files are, and what their bytes add up to.
+
+    X.bp/
+      manifest.json
+      part-00000.r000.bp/ {data.0, md.0, md.idx, mmd.0}
+      part-00001.r000.bp/ ...
+
+The metadata files of a part are hashed whole (a damaged one makes ADIOS2 crash or hang); its data file is summed step
+by step, so that reading a few structures does not cost reading a terabyte. The manifest carries its own checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atomsieve.errors import DataError
+from atomsieve.structures.bp5 import DATA_FILES
+from atomsieve.structures.fields import FIELDS
+
+FORMAT = "atomsieve.structures"
+SCHEMA = 1
+NAME = "manifest.json"
+BLOCK = 1 << 22
+
+Count = Annotated[int, Field(ge=0)]
+Checksum = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """A dataset at one level of theory. Its place in the list of sources is the value of the field `head`."""
+
+    name: str
+    level_of_theory: str = ""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class FileRow(_Strict):
+    """One file of a part: its size, and the sha256 of all files but the data."""
+
+    size: Count
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+
+
+class StepRow(_Strict):
+    """One step: its sizes, where its bytes end in the data file, their crc32, and the crc32 of its atom counts."""
+
+    structures: Annotated[int, Field(ge=1)]
+    atoms: Count
+    end: Count
+    crc32: Checksum
+    counts_crc32: Checksum
+
+
+class PartRow(_Strict):
+    """One BP5 directory."""
+
+    path: Annotated[str, Field(pattern=r"^part-\d{5,}\.r\d{3,}\.bp$")]
+    fields: list[str]
+    positions: Annotated[str, Field(pattern="^float(32|64)$")]
+    structures: Count
+    atoms: Count
+    files: dict[str, FileRow]
+    steps: list[StepRow]
+
+
+class SourceRow(_Strict):
+    """One source."""
+
+    name: str
+    level_of_theory: str
+
+
+class Totals(_Strict):
+    """Sums over all parts."""
+
+    structures: Count
+    atoms: Count
+
+
+class Manifest(_Strict):
+    """The whole manifest, less the checksum over it."""
+
+    format: str = FORMAT
+    schema_version: int = SCHEMA
+    created_by: str
+    sources: list[SourceRow]
+    totals: Totals
+    parts: list[PartRow]
+    notes: dict[str, str] = {}
+
+    @staticmethod
+    def of(parts: list[PartRow], sources: list[SourceInfo], notes: dict[str, str]) -> Manifest:
+        """Build the manifest of finished parts."""
+        import atomsieve
+
+        return Manifest(
+            created_by=f"atomsieve {atomsieve.__version__}",
+            sources=[SourceRow(name=s.name, level_of_theory=s.level_of_theory) for s in sources],
+            totals=Totals(structures=sum(p.structures for p in parts), atoms=sum(p.atoms for p in parts)),
+            parts=parts,
+            notes=notes,
+        )
+
+    def checksum(self) -> str:
+        """Return the sha256 of the manifest's content: the identity of the dataset."""
+        return _digest(self.model_dump())
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json` durably, in one stroke."""
+        content = {**self.model_dump(), "sha256": self.checksum()}
+        draft = folder / f"{NAME}.tmp"
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(folder / NAME)
+        sync_folder(folder)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_ours(folder: Path) -> bool:
+    """Return True if the folder holds a manifest of this format, whatever its state."""
+    try:
+        return f'"{FORMAT}"' in (folder / NAME).read_text(encoding="utf-8", errors="replace")[:4096]
+    except OSError:
+        return False
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest, and that every file it lists is there with its size. Nothing else is opened.
+
+    Raises
+    ------
+    DataError
+        naming what does not fit.
+    """
+    path = folder / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); the dataset must be written again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path} is not the manifest of a structures dataset (format {FORMAT!r} expected)")
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA:
+        raise DataError(f"{path} has schema version {version}, this program reads up to {SCHEMA}; upgrade atomsieve")
+    stated = content.pop("sha256", None)
+    if stated != _digest(content):
+        raise DataError(f"{path} was changed after it was written (its checksum does not fit); restore or rewrite it")
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(k) for k in first["loc"])
+        raise DataError(f"{path}: {where}: {first['msg']}, got {str(first['input'])[:60]!r}") from error
+    _check_sums(manifest, path)
+    _check_files(manifest, folder)
+    return manifest
+
+
+def _check_sums(manifest: Manifest, path: Path) -> None:
+    names = [part.path for part in manifest.parts]
+    if len(set(names)) != len(names):
+        raise DataError(f"{path} lists a part twice")
+    for part in manifest.parts:
+        if unknown := set(part.fields) - set(FIELDS):
+            raise DataError(f"{path}: {part.path} has unknown fields {sorted(unknown)}; upgrade atomsieve")
+        if set(part.files) != set(DATA_FILES):
+            raise DataError(f"{path}: {part.path} must list the files {', '.join(DATA_FILES)}")
+        for what in ("structures", "atoms"):
+            if sum(getattr(step, what) for step in part.steps) != getattr(part, what):
+                raise DataError(f"{path}: the {what} of the steps of {part.path} do not add up to those of the part")
+        ends = [step.end for step in part.steps]
+        if ends != sorted(ends) or (ends and ends[-1] > part.files["data.0"].size):
+            raise DataError(f"{path}: the steps of {part.path} do not fit its data file")
+    for what in ("structures", "atoms"):
+        if sum(getattr(part, what) for part in manifest.parts) != getattr(manifest.totals, what):
+            raise DataError(f"{path}: the {what} of the parts do not add up to the total")
+
+
+def _check_files(manifest: Manifest, folder: Path) -> None:
+    for part in manifest.parts:
+        for name, row in part.files.items():
+            path = folder / part.path / name
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise DataError(f"{path} is missing; the dataset is not complete, copy or write it again") from error
+            if size != row.size:
+                raise DataError(f"{path} has {size} bytes, the manifest says {row.size}; copy or write it again")
+
+
+# -- bytes on disk ---------------------------------------------------------------------------------------------------
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32_of(path: Path, start: int, stop: int) -> int:
+    """Return the crc32 of bytes `start:stop` of a file; bytes that are not there do not count."""
+    value, left = 0, stop - start
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left > 0 and (block := file.read(min(BLOCK, left))):
+            value = zlib.crc32(block, value)
+            left -= len(block)
+    return value
+
+
+def sync_file(path: Path) -> None:
+    """Make a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    sync_file(path)
