@@ -95,7 +95,6 @@ def molecule_group(seed: int, group: int, *, thermal: int = 10, rattled: int = 1
     """
     from ase import units
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
     rng = np.random.default_rng([seed, 1, group])
     name = MOLECULES[group % len(MOLECULES)]
@@ -110,7 +109,9 @@ def molecule_group(seed: int, group: int, *, thermal: int = 10, rattled: int = 1
         frames.append(_frozen(atoms, calculator, label))
     atoms = start.copy()
     atoms.calc = calculator
-    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=rng)
+    # Twice the temperature at a minimum: half of it turns into potential energy.
+    spread = np.sqrt(2 * units.kB * temperature * atoms.get_masses())
+    atoms.set_momenta(rng.normal(size=atoms.positions.shape) * spread[:, None])
     run = Langevin(atoms, units.fs, temperature_K=temperature, friction=0.02 / units.fs, fixcm=False, rng=rng)
     run.run(24)
     for _ in range(thermal):
