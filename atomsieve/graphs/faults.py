@@ -13,8 +13,11 @@ MAX_NEIGHBORS_PER_ATOM = 20_000
 MAX_EDGES = 2**29
 """A batch with more edges is an error: about 25 GB of indices and vectors."""
 
-SMALLEST_HEIGHT = 1e-4
-"""Lattice planes closer than this (Angstrom) count as a singular cell."""
+SHORTEST_VECTOR = 1e-4
+"""A periodic cell vector shorter than this (Angstrom) makes the cell singular."""
+
+LARGEST_DEFECT = 1e8
+"""A periodic cell is singular if the product of its lengths exceeds its volume by this factor."""
 
 BAD_POSITIONS, BAD_CELL, TOO_DENSE, TOO_MANY_EDGES, TOO_FAR, NO_MEMORY = 1, 2, 3, 4, 5, 6
 """The fault codes of `native/lattice.h`."""
@@ -23,17 +26,18 @@ BAD_POSITIONS, BAD_CELL, TOO_DENSE, TOO_MANY_EDGES, TOO_FAR, NO_MEMORY = 1, 2, 3
 def raise_fault(code: int, structure: int, batch: StructureBatch, cutoff: float) -> NoReturn:
     """Raise the error for a fault code; `structure` is the index in the batch, or -1."""
     where = f"structure {structure}" + (f" (id {batch.id[structure]})" if structure >= 0 else "")
+    many = f"a batch of {batch.n_structures} structures; use smaller batches"
     reasons = {
         BAD_POSITIONS: f"{where}: positions are not finite; remove it before building a neighbour list",
-        BAD_CELL: f"{where}: the periodic cell is not finite, or its vectors are linearly dependent (lattice planes "
-        f"closer than {SMALLEST_HEIGHT} Angstrom); give a valid cell or switch pbc off",
+        BAD_CELL: f"{where}: a periodic cell vector is not finite or shorter than {SHORTEST_VECTOR} Angstrom, or the "
+        "periodic vectors are linearly dependent; give a valid cell or switch pbc off",
         TOO_DENSE: f"{where}: an atom has more than {MAX_NEIGHBORS_PER_ATOM} neighbours within {cutoff} Angstrom; "
         "check the units of its cell and positions",
-        TOO_MANY_EDGES: f"more than {MAX_EDGES} edges in a batch of {batch.n_structures} structures; use smaller batches",
+        TOO_MANY_EDGES: f"more than {MAX_EDGES} edges in {many}",
         TOO_FAR: f"{where}: atoms lie more than 1e9 cells away from each other; wrap them into the cell",
     }
     if code in reasons:
         raise DataError(reasons[code])
     if code == NO_MEMORY:
-        raise AtomSieveError(f"out of memory in the neighbour list of {batch.n_structures} structures; use smaller batches")
+        raise AtomSieveError(f"out of memory in the neighbour list of {many}")
     raise AtomSieveError(f"neighbour list failed with the unknown code {code}")

@@ -40,6 +40,11 @@ class NeighborList:
         """Number of directed edges E."""
         return int(self.sender.shape[0])
 
+    def to(self, device: torch.device | str) -> NeighborList:
+        """Return the list on a device."""
+        moved = (t.to(device) for t in (self.sender, self.receiver, self.shift, self.row_ptr))
+        return NeighborList(*moved, cutoff=self.cutoff, complete=self.complete)
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -75,9 +80,19 @@ class Graph:
         """Number of directed edges E."""
         return self.neighbors.n_edges
 
+    def to(self, device: torch.device | str) -> Graph:
+        """Return the graph on a device; the same object if it is there already."""
+        where = torch.device(device)
+        if self.vec.device == where:
+            return self
+        return Graph(
+            self.numbers.to(where), self.ptr.to(where), self.structure.to(where), self.vec.to(where),
+            self.neighbors.to(where),
+        )  # fmt: skip
+
     @cached_property
     def table(self) -> tuple[Tensor, Tensor]:
-        """Padded neighbour table: `nbr [N,K]` int64 (padding: the atom itself) and `slot [E]`, the place of each edge in it.
+        """Padded neighbour table: `nbr [N,K]` int64 (padding: the atom itself) and `slot [E]`, each edge's place in it.
 
         K is the largest number of neighbours, at least 1. `x.new_zeros(N*K, ...).index_copy(0, slot, x)` lays edge data
         out on the table; padding slots get zero, which a filter turns into no message.

@@ -25,7 +25,7 @@ def library() -> ctypes.CDLL | None:
     lib = kernels()
     if lib is None or not hasattr(lib, "atomsieve_neighbors_build"):
         return None
-    arrays = [_I64, _PTR, _PTR, _PTR, _PTR, _F64]
+    arrays: list[Any] = [_I64, _PTR, _PTR, _PTR, _PTR, _F64]
     lib.atomsieve_neighbors_build.argtypes = [*arrays, _I64, _I64, _I64, _I32, _PTR, _PTR, _PTR]
     lib.atomsieve_neighbors_build.restype = _I64
     lib.atomsieve_neighbors_fill.argtypes = [_PTR, _I32, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR]

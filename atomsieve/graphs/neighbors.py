@@ -16,7 +16,7 @@ from atomsieve.graphs import native
 from atomsieve.graphs.graph import Graph, NeighborList
 from atomsieve.structures.batch import StructureBatch
 
-IMPLEMENTATIONS: tuple[str, ...] = ("native",)
+IMPLEMENTATIONS: tuple[str, ...] = ("native", "torch", "nvalchemi", "brute")
 """Ways to find neighbours; all give the same arrays up to rounding at the cutoff."""
 
 
@@ -68,12 +68,34 @@ def _find(
         direct = vec_dtype if vec_dtype in (torch.float32, None) else torch.float64
         edges = _Edges(*native.native_edges(batch, cutoff, max_neighbors, direct, torch.get_num_threads()))
     else:
-        raise unknown("neighbour list implementation", chosen, ("native",))
-    moved = [t if t is None or t.device == device else t.to(device) for t in edges[:5]]
-    vec = moved[4]
-    if vec is not None and vec.dtype != vec_dtype:
-        vec = vec.to(vec_dtype)
-    return _Edges(moved[0], moved[1], moved[2], moved[3], vec, edges.complete)
+        edges = _tensor_edges(batch, cutoff, max_neighbors, chosen, device)
+    sender, receiver, shift, row_ptr = (t.to(device) for t in edges[:4])
+    vec = None if edges.vec is None or vec_dtype is None else edges.vec.to(device=device, dtype=vec_dtype)
+    return _Edges(sender, receiver, shift, row_ptr, vec, edges.complete)
+
+
+def _tensor_edges(
+    batch: StructureBatch, cutoff: float, max_neighbors: int | None, implementation: str, device: torch.device
+) -> _Edges:
+    """Run an implementation that gives all edges in list order with vec in float64, then keep the nearest."""
+    from atomsieve.graphs import torch_list
+
+    if implementation == "torch":
+        found = torch_list.torch_edges(batch, cutoff, device)
+    elif implementation == "nvalchemi":
+        from atomsieve.graphs.nvalchemi_list import nvalchemi_edges
+
+        found = nvalchemi_edges(batch, cutoff, device)
+    else:
+        from atomsieve.graphs.brute import brute_edges
+
+        found = torch_list.Found(*(torch.from_numpy(a) for a in brute_edges(batch, cutoff)))
+    row_ptr = torch_list.row_pointer(found.receiver, batch.n_atoms)
+    torch_list.check_counts(row_ptr, batch, cutoff)
+    complete = True
+    if max_neighbors is not None:
+        found, row_ptr, complete = torch_list.keep_nearest(found, row_ptr, max_neighbors)
+    return _Edges(found.sender, found.receiver, found.shift.to(torch.int32), row_ptr, found.vec, complete)
 
 
 def neighbor_list(
@@ -89,11 +111,9 @@ def neighbor_list(
     one point have an edge of length zero. `max_neighbors` keeps the nearest per receiver; of neighbours equally far
     within 1e-8 Angstrom, those first in list order.
 
-    Parameters
-    ----------
-    implementation : "native" (C++, CPU), "torch" (any device), "nvalchemi" (CUDA, extra `cuda`), "brute" (slow and
-        plain, for checks), or "auto": native on the CPU where compiled, nvalchemi on CUDA where installed, else torch.
-    device : where the result lies.
+    `implementation` is "native" (C++, on the CPU), "torch" (any device), "nvalchemi" (CUDA, extra `cuda`), "brute"
+    (slow and plain, for checks), or "auto": native on the CPU where compiled, nvalchemi on CUDA where installed, else
+    torch. The result lies on `device`.
 
     Raises
     ------

@@ -10,7 +10,10 @@ namespace atomsieve {
 
 enum Fault : int { kFine = 0, kBadPositions, kBadCell, kTooDense, kTooManyEdges, kTooFar, kNoMemory };
 
-constexpr double kSmallestHeight = 1e-4;  // Angstrom between lattice planes; below it a cell counts as singular
+// The same numbers as in graphs/faults.py and graphs/lattice.py.
+constexpr double kShortestVector = 1e-4;  // Angstrom; a shorter periodic vector makes the cell singular
+constexpr double kLargestDefect = 1e8;    // so does a product of lengths above the volume by this factor
+constexpr double kReduceAbove = 3;        // above it the vectors are shortened before lattice points are listed
 
 inline double dot(const double* a, const double* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
@@ -107,7 +110,7 @@ inline void Lattice::reduce() {
     changed = false;
     for (int k = f; k < 3; ++k)
       for (int m = f; m < 3; ++m) {
-        if (k == m || !(norm2(m) > kSmallestHeight * kSmallestHeight)) continue;
+        if (k == m || !(norm2(m) > 0)) continue;
         const double times = std::nearbyint(dot(basis[k], basis[m]) / norm2(m));
         const double gain = times * times * norm2(m) - 2 * times * dot(basis[k], basis[m]);
         if (std::fabs(times) > 1e9 || gain > -1e-12 * norm2(k)) continue;
@@ -153,13 +156,17 @@ inline Fault Lattice::set(const double* given, const uint8_t* periodic) {
     if (periodic[k]) to_cell[place++][k] = 1;
   }
   build_frame();
-  if (!(defect() < 3)) {
+  for (int k = first(); k < 3; ++k)
+    if (!(std::sqrt(dot(basis[k], basis[k])) > kShortestVector)) return kBadCell;
+  const double skew = defect();
+  if (!(skew < kLargestDefect)) return kBadCell;
+  if (skew > kReduceAbove) {
     reduce();
     natural = false;
     build_frame();
   }
   for (int k = first(); k < 3; ++k)
-    if (!(tri[k][k] > kSmallestHeight)) return kBadCell;
+    if (!(tri[k][k] > 0)) return kBadCell;
   return kFine;
 }
 
