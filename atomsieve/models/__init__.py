@@ -2,6 +2,19 @@
 
 from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.models.ensemble import Ensemble, EnsembleOutput
+from atomsieve.models.folder import Manifest, ensemble_id, load_gfm, read_calibration, read_manifest, save_gfm
 from atomsieve.models.layers import set_precision
 
-__all__ = ["Ensemble", "EnsembleOutput", "HeadSpec", "ModelConfig", "set_precision"]
+__all__ = [
+    "Ensemble",
+    "EnsembleOutput",
+    "HeadSpec",
+    "Manifest",
+    "ModelConfig",
+    "ensemble_id",
+    "load_gfm",
+    "read_calibration",
+    "read_manifest",
+    "save_gfm",
+    "set_precision",
+]

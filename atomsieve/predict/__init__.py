@@ -1,1 +1,7 @@
 """Predictor: the one way to get numbers out of a gfm/ folder."""
+
+from atomsieve.predict.prediction import Prediction
+from atomsieve.predict.predictor import Predictor
+from atomsieve.predict.status import Status
+
+__all__ = ["Prediction", "Predictor", "Status"]

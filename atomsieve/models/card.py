@@ -1,0 +1,51 @@
+"""The model card: the README.md of a gfm/ folder, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ase.data import chemical_symbols
+
+
+def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
+    """Return the card as Markdown, from the manifest and the calibration."""
+    config = manifest["config"]
+    lines = [
+        "# Ensemble of graph foundation models",
+        "",
+        f"{len(manifest['members'])} members of {config['encoder']} with {config['layers']} layers of {config['hidden']} channels, "
+        f"cutoff {config['cutoff']} Angstrom, {config['forces']} forces. "
+        f"Conditioned on charge and spin: {'yes' if config['charge_spin'] else 'no'}. "
+        f"Default head: `{manifest['default_head']}`. Written by atomsieve {manifest['atomsieve']}.",
+        "",
+        "    from atomsieve.predict import Predictor",
+        f'    predictor = Predictor.load("this folder", head="{manifest["default_head"]}")',
+        "",
+        "Energies are total energies in eV at the level of theory of the head; energies of two heads must not be compared "
+        "without taking off their element references.",
+        "",
+        "## Heads",
+        "",
+        "| head | level of theory | elements | atoms seen | energy uncertainty |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    calibrated = calibration.get("heads", {})
+    for head in manifest["heads"]:
+        symbols = " ".join(chemical_symbols[int(z)] for z in sorted(head["elements"], key=int))
+        state = "calibrated" if "energy_per_atom" in calibrated.get(head["name"], {}) else "not calibrated"
+        lines.append(
+            f"| {head['name']} | {head['level_of_theory']} | {symbols} | {sum(head['elements'].values())} | {state} |"
+        )
+    lines += [
+        "",
+        "## Precision",
+        "",
+        "Largest differences from FP64 on the test vector.",
+        "",
+        "| precision | energy, eV/atom | force, eV/Angstrom |",
+        "| --- | --- | --- |",
+    ]
+    for name, errors in manifest["precision"].items():
+        lines.append(f"| {name} | {errors['energy_per_atom']:.2g} | {errors['force']:.2g} |")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,243 @@
+"""The gfm/ folder: an ensemble on disk, complete, checked byte for byte, and safe to open from a stranger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from atomsieve import __version__
+from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.models.card import model_card
+from atomsieve.models.config import HeadSpec, ModelConfig
+from atomsieve.models.ensemble import Ensemble
+from atomsieve.models.testvector import make_test_vector
+from atomsieve.structures import StructureBatch
+
+SCHEMA = "atomsieve-gfm"
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 256 << 20
+
+
+class MemberEntry(BaseModel):
+    """One member: its folder and the seed of its initial weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    seed: int
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: everything about an ensemble that is not weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_name: str
+    schema_version: int
+    atomsieve: str
+    cutoff: float
+    config: ModelConfig
+    default_head: str
+    heads: list[HeadSpec]
+    members: list[MemberEntry]
+    precision: dict[str, dict[str, float]]
+    test_vector: dict[str, Any]
+    training: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+
+def save_gfm(
+    folder: str | Path,
+    ensemble: Ensemble,
+    *,
+    default_head: str | None = None,
+    examples: StructureBatch | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an ensemble as a gfm/ folder, whole or not at all, and return its path.
+
+    default_head : must be named if there are several heads.
+    examples : a few structures of the training domain for the test vector; small built-in ones are always added.
+    calibration : contents of calibration.json (empty: all heads uncalibrated).
+    training : anything JSON-able that says how the ensemble came to be.
+
+    Raises
+    ------
+    UsageError
+        if the default head is not stated, or the folder exists and `overwrite` is not given.
+    """
+    target = Path(folder)
+    names = [h.name for h in ensemble.heads]
+    if default_head is None:
+        if len(names) > 1:
+            raise UsageError(f"an ensemble of several heads needs a default_head; allowed: {', '.join(names)}")
+        default_head = names[0]
+    ensemble.head_index(default_head)
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists; choose another folder or ask to overwrite")
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise UsageError(f"{target} holds something that is not an ensemble; refusing to overwrite it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _write(work, ensemble, default_head, examples, dict(calibration or {}), dict(training or {}))
+        os.chmod(work, 0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return target
+
+
+def _write(
+    work: Path,
+    ensemble: Ensemble,
+    default_head: str,
+    examples: StructureBatch | None,
+    calibration: dict[str, Any],
+    training: dict[str, Any],
+) -> None:
+    members = []
+    state = {name: t.detach().cpu().float() for name, t in ensemble.state_dict().items()}
+    for k, seed in enumerate(ensemble.seeds):
+        place = work / "members" / f"{k:03d}"
+        place.mkdir(parents=True)
+        save_file({name: t[k].contiguous() for name, t in state.items()}, str(place / "weights.safetensors"))
+        (place / "model.yaml").write_text(yaml.safe_dump({"seed": seed, **ensemble.config.model_dump()}, sort_keys=False))
+        members.append(MemberEntry(path=f"members/{k:03d}", seed=seed))
+    vector, precision = make_test_vector(ensemble, examples)
+    (work / "calibration.json").write_text(json.dumps(calibration, indent=1, sort_keys=True))
+    manifest = Manifest(
+        schema_name=SCHEMA,
+        schema_version=SCHEMA_VERSION,
+        atomsieve=__version__,
+        cutoff=ensemble.config.cutoff,
+        config=ensemble.config,
+        default_head=default_head,
+        heads=ensemble.heads,
+        members=members,
+        precision=precision,
+        test_vector=vector,
+        training=training,
+        files={},
+    )
+    (work / "README.md").write_text(model_card(manifest.model_dump(), calibration))
+    for path in sorted(p for p in work.rglob("*") if p.is_file()):
+        manifest.files[path.relative_to(work).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    (work / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    for path in work.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read and check `manifest.json` alone (no weights).
+
+    Raises
+    ------
+    AtomSieveError
+        if there is no such folder; DataError if the manifest is damaged or of a newer schema.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise AtomSieveError(f"no ensemble at {folder}: {MANIFEST} is missing; give the folder that training wrote")
+    if path.stat().st_size > _LARGEST_MANIFEST:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, more than any manifest; it is not an ensemble's")
+    try:
+        raw = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); the folder is damaged, copy it again") from error
+    if not isinstance(raw, dict) or raw.get("schema_name") != SCHEMA:
+        raise DataError(f"{path} is not an ensemble's manifest (schema_name must be {SCHEMA!r})")
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{folder} has schema version {raw.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
+            "install the version of atomsieve that wrote it"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise DataError(f"{path}: {where}: {first['msg']}; the folder is damaged, copy it again") from error
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for name, expected in manifest.files.items():
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise DataError(f"{folder}: the manifest names a file outside the folder, {name!r}; do not trust this folder")
+        path = folder / relative
+        if not path.is_file():
+            raise DataError(f"{folder}: {name} is missing; the folder is incomplete, copy it again")
+        size = path.stat().st_size
+        if size != expected.get("size"):
+            raise DataError(f"{folder}: {name} has {size} bytes, the manifest says {expected.get('size')}; copy it again")
+        if sha256(path) != expected.get("sha256"):
+            raise DataError(f"{folder}: {name} was changed (its SHA-256 differs from the manifest's); copy it again")
+
+
+def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
+    """Read an ensemble (FP32 weights, on the CPU) and its manifest, after checking every file's size and SHA-256.
+
+    Raises
+    ------
+    DataError
+        naming the file that is missing, changed or of the wrong shape.
+    """
+    place = Path(folder)
+    manifest = read_manifest(place)
+    _check_files(place, manifest)
+    ensemble = Ensemble(manifest.config, manifest.heads, [m.seed for m in manifest.members])
+    expected = {name: t.shape[1:] for name, t in ensemble.state_dict().items()}
+    states = []
+    for member in manifest.members:
+        name = f"{member.path}/weights.safetensors"
+        if name not in manifest.files:
+            raise DataError(f"{place}: {name} is not listed in the manifest; the folder is damaged, copy it again")
+        try:
+            state = load_file(str(place / name))
+        except SafetensorError as error:
+            raise DataError(f"{place}: {name} is not a safetensors file ({error})") from error
+        if {n: t.shape for n, t in state.items()} != expected:
+            odd = sorted(n for n in {*state, *expected} if n not in state or state[n].shape != expected.get(n))
+            raise DataError(f"{place}: {name} does not fit the model: {', '.join(odd[:5])}")
+        states.append(state)
+    ensemble.load_state_dict({name: torch.stack([s[name] for s in states]) for name in expected})
+    return ensemble.eval(), manifest
+
+
+def read_calibration(folder: str | Path) -> dict[str, Any]:
+    """Read calibration.json; an empty dict where no head is calibrated."""
+    path = Path(folder) / "calibration.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def ensemble_id(folder: str | Path) -> str:
+    """Return the SHA-256 of the manifest: it names weights, heads and everything else of the ensemble."""
+    return sha256(Path(folder) / MANIFEST)
+

@@ -1,0 +1,105 @@
+"""Why a structure has no result: one code per structure, found without disturbing its neighbours in the batch."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.structures import StructureBatch
+
+SHORTEST_VECTOR = 1e-4
+"""A periodic cell vector shorter than this (Angstrom) makes a cell unusable."""
+
+LARGEST_DEFECT = 1e8
+"""Periodic cell vectors are taken as dependent if the product of their lengths exceeds their volume by this factor."""
+
+SHORTEST_DISTANCE = 0.1
+"""Atoms closer than this (Angstrom) are taken to lie on one point."""
+
+
+class Status(IntEnum):
+    """Outcome for one structure; everything but OK has no numbers."""
+
+    OK = 0
+    NAN_INPUT = 1
+    OVERLAPPING_ATOMS = 2
+    UNSEEN_ELEMENT = 3
+    TOO_LARGE = 4
+    EMPTY = 5
+    BAD_CELL = 6
+    MISSING_CHARGE_OR_SPIN = 7
+    NAN_OUTPUT = 8
+    OUT_OF_MEMORY = 9
+    CHARGE_NOT_MODELLED = 10
+    BAD_GEOMETRY = 11
+
+    @property
+    def meaning(self) -> str:
+        """One line for people."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Status.OK: "has a result",
+    Status.NAN_INPUT: "positions or cell are not finite",
+    Status.OVERLAPPING_ATOMS: f"two atoms are closer than {SHORTEST_DISTANCE} Angstrom",
+    Status.UNSEEN_ELEMENT: "holds an element that the head was not trained on",
+    Status.TOO_LARGE: "has more atoms than allowed",
+    Status.EMPTY: "has no atoms",
+    Status.BAD_CELL: "periodic, but its cell vectors are missing or dependent",
+    Status.MISSING_CHARGE_OR_SPIN: "the model needs charge and spin multiplicity, and one is not given",
+    Status.NAN_OUTPUT: "the model gave a number that is not finite",
+    Status.OUT_OF_MEMORY: "does not fit into memory alone",
+    Status.CHARGE_NOT_MODELLED: "has a charge or a spin multiplicity above 1 that the model does not take into account",
+    Status.BAD_GEOMETRY: "has no neighbour list: absurdly dense, or atoms absurdly far apart",
+}
+
+
+def any_atom(batch: StructureBatch, flag: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return [S]: whether any atom of a structure has the flag [N]."""
+    out = np.zeros(batch.n_structures, bool)
+    filled = batch.counts > 0
+    if filled.any():
+        out[filled] = np.logical_or.reduceat(flag, batch.ptr[:-1][filled])
+    return out
+
+
+def bad_cells(batch: StructureBatch) -> NDArray[np.bool_]:
+    """Return [S]: periodic structures whose periodic vectors are too short or linearly dependent."""
+    lengths = np.linalg.norm(batch.cell, axis=2)
+    short = (batch.pbc & ~(lengths >= SHORTEST_VECTOR)).any(1)
+    pair = batch.pbc[:, :, None] & batch.pbc[:, None, :]
+    safe = np.where(lengths > 0, lengths, 1.0)
+    unit = batch.cell / safe[:, :, None]
+    gram = np.where(pair, unit @ unit.transpose(0, 2, 1), np.eye(3))
+    volume = np.sqrt(np.maximum(np.linalg.det(gram), 0.0))
+    return short | (batch.pbc.any(1) & ~(volume * LARGEST_DEFECT > 1.0))
+
+
+def check_inputs(
+    batch: StructureBatch, seen: NDArray[np.bool_], *, charge_spin: bool, max_atoms: int | None
+) -> NDArray[np.uint8]:
+    """Return the status [S] that can be told before the neighbour list is built.
+
+    seen : [256] bool, the elements of the head.
+    charge_spin : the model is conditioned on charge and spin.
+    """
+    status = np.zeros(batch.n_structures, np.uint8)
+    charge = np.full(len(batch), np.nan, np.float32) if batch.charge is None else batch.charge
+    spin = np.full(len(batch), np.nan, np.float32) if batch.spin is None else batch.spin
+    if charge_spin:
+        status[np.isnan(charge) | np.isnan(spin)] = Status.MISSING_CHARGE_OR_SPIN
+    else:
+        charged = ~np.isnan(charge) & (charge != 0)
+        status[charged | (spin > 1)] = Status.CHARGE_NOT_MODELLED
+    status[any_atom(batch, ~seen[batch.numbers])] = Status.UNSEEN_ELEMENT
+    finite = np.isfinite(batch.cell).all((1, 2))
+    with np.errstate(invalid="ignore"):
+        status[bad_cells(batch)] = Status.BAD_CELL
+    status[~finite | any_atom(batch, ~np.isfinite(batch.positions).all(1))] = Status.NAN_INPUT
+    if max_atoms is not None:
+        status[batch.counts > max_atoms] = Status.TOO_LARGE
+    status[batch.counts == 0] = Status.EMPTY
+    return status
