@@ -57,8 +57,8 @@ class Geometry:
 
     Attributes
     ----------
-    basis : [K,E,R], radial basis; unit : [K,E,3], directions from receiver to sender. Leaves of autograd when forces are
-        wanted, and the only way by which positions enter an encoder.
+    basis : [K,E,R], radial basis; unit : [K,E,3], directions from receiver to sender. Leaves of autograd when
+        forces are wanted, and the only way by which positions enter an encoder.
     slope : [E,R], derivative of the basis by distance; distance : [E] Angstrom.
     """
 

@@ -14,16 +14,16 @@ def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> s
     lines = [
         "# Ensemble of graph foundation models",
         "",
-        f"{len(manifest['members'])} members of {config['encoder']} with {config['layers']} layers of {config['hidden']} channels, "
-        f"cutoff {config['cutoff']} Angstrom, {config['forces']} forces. "
+        f"{len(manifest['members'])} members of {config['encoder']} with {config['layers']} layers "
+        f"of {config['hidden']} channels, cutoff {config['cutoff']} Angstrom, {config['forces']} forces. "
         f"Conditioned on charge and spin: {'yes' if config['charge_spin'] else 'no'}. "
         f"Default head: `{manifest['default_head']}`. Written by atomsieve {manifest['atomsieve']}.",
         "",
         "    from atomsieve.predict import Predictor",
         f'    predictor = Predictor.load("this folder", head="{manifest["default_head"]}")',
         "",
-        "Energies are total energies in eV at the level of theory of the head; energies of two heads must not be compared "
-        "without taking off their element references.",
+        "Energies are total energies in eV at the level of theory of the head; energies of two heads must not be "
+        "compared without taking off their element references.",
         "",
         "## Heads",
         "",

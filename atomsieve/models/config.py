@@ -21,7 +21,9 @@ class ModelConfig(BaseModel):
     forces: Literal["conservative", "direct"] = Field(
         "conservative", description="minus the gradient of the energy, or a separate equivariant head"
     )
-    charge_spin: bool = Field(False, description="condition on total charge and multiplicity; then every structure needs both")
+    charge_spin: bool = Field(
+        False, description="condition on total charge and multiplicity; then every structure needs both"
+    )
     max_neighbors: int | None = Field(None, gt=0, description="keep only the k nearest; null keeps all (recommended)")
     head_hidden: int = Field(32, gt=0, description="hidden width of each energy head")
     typical_neighbors: float = Field(

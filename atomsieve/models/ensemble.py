@@ -63,7 +63,8 @@ class Readout(nn.Module):
 class Ensemble(nn.Module):
     """K members of one architecture with the same heads.
 
-    Parameters have a leading member axis. Member k depends on `seeds[k]` alone, and its results on its own weights alone.
+    Parameters have a leading member axis. Member k depends on `seeds[k]` alone, and its
+    results on its own weights alone.
     """
 
     def __init__(self, config: ModelConfig, heads: Sequence[HeadSpec], seeds: Sequence[int]) -> None:
@@ -80,6 +81,7 @@ class Ensemble(nn.Module):
         self.encoder = build_encoder(config, streams)
         self.readout = Readout(config, len(heads), streams)
         self.condition = StackedLinear(2, config.hidden, streams) if config.charge_spin else None
+        self.scale: Tensor
         self.register_buffer("scale", torch.tensor([h.scale for h in heads], dtype=torch.float64), persistent=False)
         table = torch.full((len(heads), MAX_NUMBER + 1), torch.nan, dtype=torch.float64)
         for k, head in enumerate(heads):
@@ -102,7 +104,7 @@ class Ensemble(nn.Module):
     def reference_energy(
         self, numbers: NDArray[np.uint8], ptr: NDArray[np.int64], head_index: NDArray[np.integer] | int
     ) -> NDArray[np.float64]:
-        """Return the sum of element references of each structure, [S] eV; NaN where the head has not seen an element."""
+        """Return the sum of element references of each structure, [S] eV; NaN where the head lacks an element."""
         counts = np.diff(ptr)
         heads = np.broadcast_to(np.asarray(head_index), counts.shape)
         per_atom = self._references[np.repeat(heads, counts), numbers]

@@ -96,7 +96,7 @@ def save_gfm(
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _write(work, ensemble, default_head, examples, dict(calibration or {}), dict(training or {}))
-        os.chmod(work, 0o755)
+        work.chmod(0o755)  # noqa: S103 - a temporary folder is private, an ensemble is for sharing
         if target.exists():
             shutil.rmtree(target)
         os.replace(work, target)
@@ -120,7 +120,9 @@ def _write(
         place = work / "members" / f"{k:03d}"
         place.mkdir(parents=True)
         save_file({name: t[k].contiguous() for name, t in state.items()}, str(place / "weights.safetensors"))
-        (place / "model.yaml").write_text(yaml.safe_dump({"seed": seed, **ensemble.config.model_dump()}, sort_keys=False))
+        (place / "model.yaml").write_text(
+            yaml.safe_dump({"seed": seed, **ensemble.config.model_dump()}, sort_keys=False)
+        )
         members.append(MemberEntry(path=f"members/{k:03d}", seed=seed))
     vector, precision = make_test_vector(ensemble, examples)
     (work / "calibration.json").write_text(json.dumps(calibration, indent=1, sort_keys=True))
@@ -190,13 +192,17 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts:
-            raise DataError(f"{folder}: the manifest names a file outside the folder, {name!r}; do not trust this folder")
+            raise DataError(
+                f"{folder}: the manifest names a file outside the folder, {name!r}; do not trust this folder"
+            )
         path = folder / relative
         if not path.is_file():
             raise DataError(f"{folder}: {name} is missing; the folder is incomplete, copy it again")
         size = path.stat().st_size
         if size != expected.get("size"):
-            raise DataError(f"{folder}: {name} has {size} bytes, the manifest says {expected.get('size')}; copy it again")
+            raise DataError(
+                f"{folder}: {name} has {size} bytes, the manifest says {expected.get('size')}; copy it again"
+            )
         if sha256(path) != expected.get("sha256"):
             raise DataError(f"{folder}: {name} was changed (its SHA-256 differs from the manifest's); copy it again")
 
@@ -240,4 +246,3 @@ def read_calibration(folder: str | Path) -> dict[str, Any]:
 def ensemble_id(folder: str | Path) -> str:
     """Return the SHA-256 of the manifest: it names weights, heads and everything else of the ensemble."""
     return sha256(Path(folder) / MANIFEST)
-

@@ -1,6 +1,7 @@
 """The PaiNN message of a stack of members: one operation, three implementations, twice differentiable.
 
-`message(x, basis, unit, weights, graph)` maps node payloads to what each atom receives (Schuett et al., ICML 2021, eq. 7-8):
+`message(x, basis, unit, weights, graph)` maps node payloads to what each atom receives (Schuett et al., ICML
+2021, eq. 7-8):
 
     w_s, w_a, w_b = basis[e] @ weights          filter of edge e (sender j, receiver i)
     ds[i] = sum_e w_s * p_s[j]
@@ -57,7 +58,9 @@ def message(
     if implementation == "auto":
         implementation = "native" if native_serves(x, graph) else "edges"
     if implementation in ("native", "table") and not graph.neighbors.symmetric:
-        raise ValueError(f"the {implementation} message needs a complete neighbour list; use 'edges' on a truncated one")
+        raise ValueError(
+            f"the {implementation} message needs a complete neighbour list; use 'edges' on a truncated one"
+        )
     if implementation == "native":
         return _Native.apply(x, basis, unit, weights, graph, wanted or Wanted())
     if implementation == "table":
@@ -93,14 +96,16 @@ def message_on_edges(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, gr
 def message_on_table(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph) -> Tensor:
     """Compute the message on the padded neighbour table `[N,W]`: no scatter, forward or backward.
 
-    The backward gathers with the same table, because the list is symmetric: needs equal `basis` and opposite `unit` on an
-    edge and its reverse. Differentiable once.
+    The backward gathers with the same table, because the list is symmetric: needs equal `basis` and opposite `unit`
+    on an edge and its reverse. Differentiable once.
     """
     nbr, slot = graph.table
     members, atoms, _, width = x.shape
     wide = nbr.shape[1]
     filters = torch.bmm(basis, weights)
-    laid = x.new_zeros(members, atoms * wide, 3 * width).index_copy(1, slot, filters).view(members, atoms, wide, 3, width)
+    laid = (
+        x.new_zeros(members, atoms * wide, 3 * width).index_copy(1, slot, filters).view(members, atoms, wide, 3, width)
+    )
     turned = x.new_zeros(members, atoms * wide, 3).index_copy(1, slot, unit).view(members, atoms, wide, 3)
     return _Table.apply(x, laid, turned, nbr)
 
@@ -157,7 +162,9 @@ def _edge_data(t: Tensor) -> tuple[Tensor, int]:
     return t, t.stride(0) if t.shape[0] > 1 else 0
 
 
-def _call(name: str, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, *rest: Tensor | None) -> None:
+def _call(
+    name: str, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, *rest: Tensor | None
+) -> None:
     library = kernels()
     assert library is not None
     function = getattr(library, f"message_{name}_{_SUFFIX[x.dtype]}")
@@ -205,8 +212,8 @@ class _Native(torch.autograd.Function):
 class _NativeGrad(torch.autograd.Function):
     """Gradients of the message with respect to x, basis, unit and weights, differentiable once more.
 
-    The second derivative is taken for gradients of a loss on energies, forces and stresses with respect to parameters; it
-    does not reach back to the geometry (Hessians go through the "edges" implementation).
+    The second derivative is taken for gradients of a loss on energies, forces and stresses with respect to parameters;
+    it does not reach back to the geometry (Hessians go through the "edges" implementation).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The test vector of an ensemble: a few structures and what it says of them in FP64, with the error of other precisions."""
+"""The test vector of an ensemble: a few structures, what it says of them in FP64, and the error of other precisions."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def make_test_vector(
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Return the test vector as JSON-able data, and per precision its largest errors against FP64.
 
-    Inputs are positions, cells etc. of the structures; per head there are energies of all members (eV, element references
-    included) and forces (eV/Angstrom). Errors: energy per atom (eV) and force component (eV/Angstrom).
+    Inputs are positions, cells etc. of the structures; per head there are energies of all members (eV, element
+    references included) and forces (eV/Angstrom). Errors: energy per atom (eV) and force component (eV/Angstrom).
     """
     vector: dict[str, Any] = {"heads": {}}
     precision = {p: {"energy_per_atom": 0.0, "force": 0.0} for p in ("fp64", "fp32", "bf16")}

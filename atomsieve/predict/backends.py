@@ -59,7 +59,9 @@ def choose_device(name: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:0"))
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
-        raise AtomSieveError(f"device {name!r} is not here ({torch.cuda.device_count()} CUDA devices); use --device cpu")
+        raise AtomSieveError(
+            f"device {name!r} is not here ({torch.cuda.device_count()} CUDA devices); use --device cpu"
+        )
     return torch.device(name)
 
 
