@@ -81,8 +81,6 @@ class Ensemble(nn.Module):
         self.encoder = build_encoder(config, streams)
         self.readout = Readout(config, len(heads), streams)
         self.condition = StackedLinear(2, config.hidden, streams) if config.charge_spin else None
-        self.scale: Tensor
-        self.register_buffer("scale", torch.tensor([h.scale for h in heads], dtype=torch.float64), persistent=False)
         table = torch.full((len(heads), MAX_NUMBER + 1), torch.nan, dtype=torch.float64)
         for k, head in enumerate(heads):
             for number, energy in head.references.items():
@@ -166,7 +164,7 @@ class Ensemble(nn.Module):
         present = torch.unique(head_index).tolist()
         if len(present) == 1:
             energy, direct = self.readout(s, v, present[0])
-            scale = self.scale[present[0]].to(s.dtype)
+            scale = self.heads[present[0]].scale
             return energy * scale, None if direct is None else direct * scale
         atom_head = head_index.index_select(0, graph.structure)
         order, energies, forces = [], [], []
@@ -174,7 +172,7 @@ class Ensemble(nn.Module):
             chosen = torch.nonzero(atom_head == head).squeeze(1)
             own_v = None if self.readout.gate_weight is None or v is None else v.index_select(1, chosen)
             energy, direct = self.readout(s.index_select(1, chosen), own_v, head)
-            scale = self.scale[head].to(s.dtype)
+            scale = self.heads[head].scale
             order.append(chosen)
             energies.append(energy * scale)
             if direct is not None:

@@ -96,7 +96,7 @@ def save_gfm(
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _write(work, ensemble, default_head, examples, dict(calibration or {}), dict(training or {}))
-        work.chmod(0o755)  # noqa: S103 - a temporary folder is private, an ensemble is for sharing
+        work.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
         os.replace(work, target)
