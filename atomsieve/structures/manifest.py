@@ -180,6 +180,8 @@ def _check_sums(manifest: Manifest, path: Path) -> None:
     for part in manifest.parts:
         if unknown := set(part.fields) - set(FIELDS):
             raise DataError(f"{path}: {part.path} has unknown fields {sorted(unknown)}; upgrade atomsieve")
+        if absent := {name for name, field in FIELDS.items() if field.required} - set(part.fields):
+            raise DataError(f"{path}: {part.path} does not hold {', '.join(sorted(absent))}; write it again")
         if set(part.files) != set(DATA_FILES):
             raise DataError(f"{path}: {part.path} must list the files {', '.join(DATA_FILES)}")
         for what in ("structures", "atoms"):
