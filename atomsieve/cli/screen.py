@@ -1,0 +1,159 @@
+"""`screen` (also `atomsieve screen`): rank candidates with an ensemble, look at results, export them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomsieve.cli.common import (
+    CHOICE,
+    IN_OUT,
+    WORK,
+    DeviceOption,
+    EnsembleOption,
+    HeadOption,
+    LimitOption,
+    OutOption,
+    OverwriteOption,
+    PrecisionOption,
+    QuietOption,
+    StructuresArgument,
+    WhereOption,
+    console,
+)
+
+app = typer.Typer(
+    help="Screen candidates with an ensemble, alone or under mpirun; then ask how far it is, for the best rows, or for "
+    "the rows in another format.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+ResultsArgument = Annotated[Path, typer.Argument(help="The results folder of a run.", show_default=False)]
+ByOption = Annotated[str, typer.Option("--by", help="Column that ranks the rows.", rich_help_panel=CHOICE)]
+DescendingOption = Annotated[
+    bool, typer.Option("--descending/--ascending", help="Largest or smallest first.", rich_help_panel=CHOICE)
+]
+SHOWN = 20  # rows of the table of best rows that a run prints
+
+
+@app.command("run")
+def run(
+    candidates: StructuresArgument,
+    ensemble: EnsembleOption,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    head: HeadOption = None,
+    precision: PrecisionOption = "fp32",
+    device: DeviceOption = "auto",
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=0, help="Rows of top.csv.", rich_help_panel=CHOICE)
+    ] = 1000,
+    by: ByOption = "energy_per_atom",
+    descending: DescendingOption = False,
+    where: WhereOption = None,
+    limit: LimitOption = None,
+    forces: Annotated[bool, typer.Option("--forces", help="Store the forces too.", rich_help_panel=IN_OUT)] = False,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option(help="Structures per chunk. [default: by the size of the input]", rich_help_panel=WORK,
+                     show_default=False, min=1),
+    ] = None,
+    max_atoms: Annotated[
+        int | None,
+        typer.Option(help="Atoms per batch. [default: by the device]", rich_help_panel=WORK, show_default=False, min=1),
+    ] = None,
+    max_edges: Annotated[
+        int | None,
+        typer.Option(help="Estimated edges per batch. [default: by the device]", rich_help_panel=WORK,
+                     show_default=False, min=1),
+    ] = None,
+    max_structure_atoms: Annotated[
+        int, typer.Option(help="Larger structures get the status TOO_LARGE.", rich_help_panel=WORK, min=1)
+    ] = 20_000,
+    quiet: QuietOption = False,
+) -> int:  # fmt: skip
+    """Screen every candidate, or continue a run that was broken off: then give the same command again.
+
+    `mpirun -n 4 screen run ...` shares the work among four processes; the results are the same bytes.
+    """
+    from atomsieve.screen.options import ScreenOptions
+    from atomsieve.screen.run import run_screen
+
+    options = ScreenOptions(
+        head=head, precision=precision, device=device, top=top, by=by, descending=descending, where=where,
+        forces=forces, limit=limit, chunk_size=chunk_size, max_atoms=max_atoms, max_edges=max_edges,
+        max_structure_atoms=max_structure_atoms,
+    )  # fmt: skip
+    result = run_screen(
+        candidates, ensemble, options, out=out, overwrite=overwrite, console=console(stderr=True, quiet=quiet)
+    )
+    if result.rank == 0:
+        from atomsieve.screen.finish import print_result
+
+        print_result(console(quiet=quiet), result, by=by, shown=SHOWN)
+    return result.exit_code
+
+
+@app.command("status")
+def status(
+    results: ResultsArgument,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every byte with its checksum.", rich_help_panel=WORK)
+    ] = False,
+) -> None:
+    """Say how far a run is, how fast, and what became of its structures; also while it runs."""
+    from atomsieve.screen.query import Results, said
+    from atomsieve.screen.table import status_table
+
+    opened = Results(results)
+    found = opened.status(verify=verify)
+    screen = console()
+    for line in said(found):
+        screen.print(line, highlight=False, soft_wrap=True)
+    if found.status:
+        screen.print(status_table(found.status, opened.labels))
+
+
+@app.command("top")
+def top(
+    results: ResultsArgument,
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many rows.", rich_help_panel=CHOICE)] = SHOWN,
+    by: ByOption = "energy_per_atom",
+    descending: DescendingOption = False,
+    where: WhereOption = None,
+) -> None:
+    """Show the best rows, exactly, over all rows; of a run at work, over those that are durable."""
+    from atomsieve.screen.query import Results
+    from atomsieve.screen.table import top_table
+
+    opened = Results(results)
+    rows = opened.top(k, by, descending=descending, where=where)
+    order = "largest" if descending else "smallest"
+    note = "" if opened.complete else " (the run is not complete)"
+    title = f"{len(rows)} rows with the {order} {by}{note}"
+    console().print(top_table(rows, opened.labels, opened.formulas(rows), title))
+
+
+@app.command("export")
+def export(
+    results: ResultsArgument,
+    out: Annotated[
+        Path, typer.Argument(help="File to write: .csv, .parquet, .npz, .extxyz or .bp.", show_default=False)
+    ],
+    where: WhereOption = None,
+    k: Annotated[
+        int | None, typer.Option("--top", "-k", min=1, help="Only the best rows, best first.", rich_help_panel=CHOICE)
+    ] = None,
+    by: ByOption = "energy_per_atom",
+    descending: DescendingOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write rows as a table (csv, parquet, npz), or their structures with the results as labels (extxyz, bp)."""
+    from atomsieve.screen.export import export as write
+    from atomsieve.screen.query import Results
+
+    n = write(Results(results), out, where=where, top=k, by=by, descending=descending, overwrite=overwrite)
+    console().print(f"{n:,} rows written to {out}", highlight=False, soft_wrap=True)

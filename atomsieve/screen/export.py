@@ -1,0 +1,199 @@
+"""Results in other formats: tables of rows (csv, parquet, npz), or the structures themselves (extxyz, bp)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError, DataError, UsageError, require, unknown
+from atomsieve.screen.columns import COLUMNS
+from atomsieve.screen.query import Results
+from atomsieve.screen.runner import OK
+from atomsieve.screen.store import HEADER
+from atomsieve.screen.table import pieces
+from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures
+from atomsieve.structures.batch import ragged_index
+
+CONDITIONS = ("charge", "spin")
+Rows = Iterable[NDArray[Any]]
+
+
+def export(
+    results: Results,
+    out: str | Path,
+    *,
+    where: str | None = None,
+    top: int | None = None,
+    by: str = "energy_per_atom",
+    descending: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Write the rows, or those chosen, to `out`; its ending names the format. Return the number of rows.
+
+    `csv`, `parquet` and `npz` hold rows; `extxyz` and `bp` hold the structures of the rows, read from the input that
+    was screened, with their results as labels. `top` takes the best rows, best first; else they come in input order.
+
+    Raises
+    ------
+    UsageError
+        if the ending is not known or the filter not allowed.
+    AtomSieveError
+        if `out` is there already, the results are not complete, or the input changed or is gone.
+    """
+    path = Path(out)
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in WRITERS:
+        raise unknown("format", kind, WRITERS)
+    if path.exists() and not overwrite:
+        raise AtomSieveError(f"{path} is already there; choose another name or give --overwrite")
+    if not results.complete:
+        raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
+    if top is not None:
+        chosen: Rows = [results.top(top, by, descending=descending, where=where)]
+    else:
+        chosen = _chosen(results, where)
+    if kind == "bp":
+        return _write_bp(results, path, chosen, overwrite)
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        n = WRITERS[kind](results, draft, chosen)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return n
+
+
+def _chosen(results: Results, where: str | None) -> Iterator[NDArray[Any]]:
+    keep = results.filter(where)
+    for rows in results.iter_rows():
+        yield rows if keep is None else rows[keep(rows)]
+
+
+# -- tables of rows ------------------------------------------------------------------------------------------------
+
+
+def _write_csv(results: Results, path: Path, chosen: Rows) -> int:
+    n = 0
+    with open(path, "w", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow([f"{c.name} [{c.unit}]" if c.unit else c.name for c in COLUMNS.values()])
+        for rows in chosen:
+            out.writerows([results.labels.text(name, row[name]) for name in COLUMNS] for row in rows)
+            n += len(rows)
+    return n
+
+
+def _write_npz(results: Results, path: Path, chosen: Rows) -> int:
+    rows = np.concatenate([np.asarray(r) for r in chosen])
+    names = {"heads": np.array(results.labels.heads), "status_codes": np.array(list(results.labels.statuses)),
+             "status_names": np.array(list(results.labels.statuses.values()))}  # fmt: skip
+    arrays: dict[str, Any] = {name: rows[name] for name in COLUMNS}
+    np.savez(path, **{**arrays, **names})
+    return len(rows)
+
+
+def _write_parquet(results: Results, path: Path, chosen: Rows) -> int:
+    pa = require("pyarrow", "data", "writing Parquet")
+    parquet = require("pyarrow.parquet", "data", "writing Parquet")
+    names = {"head": pa.array(results.labels.heads),
+             "status": pa.array([results.labels.status(code) for code in range(256)])}  # fmt: skip
+
+    def column(name: str, rows: NDArray[Any]) -> Any:
+        if name in names:
+            return pa.DictionaryArray.from_arrays(pa.array(rows[name].astype(np.int16)), names[name])
+        return pa.array(np.ascontiguousarray(rows[name]))
+
+    def schema(rows: NDArray[Any]) -> Any:
+        return pa.schema([pa.field(c.name, column(c.name, rows).type, metadata={"unit": c.unit, "doc": c.doc})
+                          for c in COLUMNS.values()])  # fmt: skip
+
+    n, out = 0, None
+    try:
+        for rows in chosen:
+            out = out or parquet.ParquetWriter(path, schema(rows))
+            out.write_table(pa.Table.from_arrays([column(name, rows) for name in COLUMNS], schema=out.schema))
+            n += len(rows)
+    finally:
+        if out is not None:
+            out.close()
+    return n
+
+
+# -- structures with their results ---------------------------------------------------------------------------------
+
+
+def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], StructureBatch]]:
+    """Yield rows with their structures, in the order of the rows, with the results as labels."""
+    source = Path(results.manifest["input_path"])
+    with open_structures(source) as reader:
+        if reader.identity() != results.manifest["input"]["identity"]:
+            raise DataError(f"{source} is no longer what was screened; put the original back")
+        starts, forces = None, None
+        if results.folder.forces.exists():
+            starts = np.concatenate([[0], np.cumsum(reader.counts()[: results.chunks.n])])
+            forces = np.memmap(results.folder.forces, "<f4", "r", HEADER).reshape(-1, results.heads, 3)
+        for rows in chosen:
+            order = np.argsort(rows["position"], kind="stable")
+            position = rows["position"][order]
+            if len(np.unique(position)) != len(position):
+                raise UsageError(
+                    f"{results.folder.path} has several heads, and a structure can carry the results of one; choose it "
+                    f"with --where \"head == '{results.labels.heads[0]}'\""
+                )
+            read = []
+            for first, stop in pieces(position):
+                inside = position[np.searchsorted(position, first) : np.searchsorted(position, stop)]
+                read.append(reader.read(first, stop, CONDITIONS).take(inside - first))
+            batch = StructureBatch.concatenate(read).take(np.argsort(order, kind="stable"))
+            ok = rows["status"] == OK
+            changes: dict[str, Any] = {"energy": rows["energy"].astype(np.float64), "has_energy": ok}
+            if forces is not None and starts is not None and len(rows):
+                atoms = ragged_index(starts[rows["position"]], batch.counts)
+                head = np.repeat(rows["head"].astype(np.int64), batch.counts)
+                changes |= {"forces": forces[atoms, head].astype(np.float64), "has_forces": ok}
+            yield rows, batch.replace(**changes)
+
+
+def _write_extxyz(results: Results, path: Path, chosen: Rows) -> int:
+    from ase.io.extxyz import write_extxyz
+
+    n = 0
+    with open(path, "w") as file:
+        for rows, batch in _structures(results, chosen):
+            images = batch.to_ase()
+            for row, atoms in zip(rows, images, strict=True):
+                for name in COLUMNS:
+                    if name not in ("energy", "natoms"):
+                        coded = name in ("head", "status")
+                        atoms.info[name] = results.labels.text(name, row[name]) if coded else row[name].item()
+            write_extxyz(file, images)
+            n += len(rows)
+    return n
+
+
+def _write_bp(results: Results, path: Path, chosen: Rows, overwrite: bool) -> int:
+    ensemble = results.manifest["ensemble"]
+    about = f"predicted by ensemble {ensemble['id'][:16]}, {ensemble['precision']}"
+    sources = [SourceInfo(head, about) for head in results.labels.heads]
+    n = 0
+    with StructureWriter(path, sources=sources, overwrite=overwrite) as writer:
+        for rows, batch in _structures(results, chosen):
+            writer.append(batch.replace(head=rows["head"].astype(np.int32)))
+            n += len(rows)
+    return n
+
+
+WRITERS: dict[str, Callable[[Results, Path, Rows], int]] = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+    "npz": _write_npz,
+    "extxyz": _write_extxyz,
+    "bp": lambda results, path, chosen: _write_bp(results, path, chosen, False),
+}
+"""Writer of each format, by the ending of the file."""

@@ -1,0 +1,134 @@
+"""After the loop: the ranks' parts come together, and the artefacts get their final names."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
+from atomsieve.screen.prepare import Job
+from atomsieve.screen.progress import duration
+from atomsieve.screen.store import write_whole
+from atomsieve.screen.table import Labels, csv_of_top, formulas, status_table, top_table
+from atomsieve.screen.topk import TopK
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class ScreenResult:
+    """What a finished run gives.
+
+    Attributes
+    ----------
+    folder : the results folder.
+    labels : names of heads and statuses.
+    structures : structures screened.
+    status : rows per status name.
+    top : the best rows, best first (dtype `atomsieve.screen.columns.ROW`); on rank 0 only.
+    formulas : chemical formula by position, of the best rows.
+    rank : of this process; rank 0 has the table of best rows and speaks.
+    seconds, computed : wall time of this run, and the structures that it computed (earlier runs did the others).
+    """
+
+    folder: Path
+    labels: Labels
+    structures: int
+    status: dict[str, int]
+    top: NDArray[Any]
+    formulas: dict[int, str]
+    rank: int
+    seconds: float
+    computed: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every row is OK, else 3."""
+        return EXIT_DONE if set(self.status) <= {"OK"} else EXIT_SOME_FAILED
+
+
+def finish(job: Job, computed: int) -> ScreenResult:
+    """Merge what the ranks saw; rank 0 puts the artefacts in place."""
+    team, options = job.team, job.options
+    counts: Counter[int] = sum(team.gather(job.status), Counter())
+    n_rows = job.rows.shape[0]
+    if counts.total() != n_rows:
+        raise AtomSieveError(
+            f"{counts.total():,} of {n_rows:,} rows are accounted for; run the same command again to continue"
+        )
+    labels = Labels.of(job.manifest)
+    best = TopK(options.top, options.by, descending=options.descending)
+    for rows in team.collect(job.top.rows()) or []:
+        best.add(rows)
+    names = team.together(lambda: formulas(best.rows()["position"], job.reader))
+    clocks = team.gather({stage: round(s, 3) for stage, s in job.clock.seconds.items()})
+    result = ScreenResult(
+        folder=job.folder.path,
+        labels=labels,
+        structures=job.chunks.n,
+        status={labels.status(code): n for code, n in sorted(counts.items())},
+        top=best.rows(),
+        formulas=names,
+        rank=team.rank,
+        seconds=time.perf_counter() - job.begun,
+        computed=computed,
+    )
+    team.first(lambda: _publish(job, result, clocks))
+    return result
+
+
+def print_result(console: Console, result: ScreenResult, by: str, shown: int) -> None:
+    """Show the best rows, the counts by status where any failed, and where everything lies."""
+    if len(result.top):
+        title = f"best {min(shown, len(result.top))} of {len(result.top):,} rows in top.csv, by {by}"
+        console.print(top_table(result.top[:shown], result.labels, result.formulas, title))
+    else:
+        console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
+    if result.exit_code:
+        console.print(status_table(result.status, result.labels, "some structures have no result"))
+    rate = f", {result.computed / result.seconds:,.0f} structures/s" if result.computed else ""
+    console.print(
+        f"{result.structures:,} structures screened ({result.computed:,} now, in {duration(result.seconds)}{rate})\n"
+        f"results: {result.folder}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _publish(job: Job, result: ScreenResult, clocks: list[dict[str, float]]) -> None:
+    """Name the files as complete; write the table of best rows and the summary."""
+    for file in job.files:
+        file.complete()
+    write_whole(job.folder.top, csv_of_top(result.top, result.labels, result.formulas).encode())
+    summary = {
+        "structures": result.structures,
+        "status": result.status,
+        "computed_in_this_run": result.computed,
+        "seconds": round(result.seconds, 3),
+        "structures_per_second": round(result.computed / max(result.seconds, 1e-9), 1),
+        "ranks": job.team.size,
+        "seconds_per_stage": clocks,
+        "selection": {name: getattr(job.options, name) for name in ("top", "by", "descending", "where")},
+        "predictor": job.runner.predictor.describe(),
+        "versions": _versions(),
+    }
+    write_whole(job.folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
+    if job.log is not None:
+        job.log("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("atomsieve", "torch", "numpy", "adios2", "mpi4py"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found

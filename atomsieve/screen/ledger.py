@@ -1,0 +1,91 @@
+r"""The ledger: which chunks are durable. Append-only text, one file per rank, every line with its checksum.
+
+A line is `crc32 json\n`, the checksum over the JSON text. A line is written, and synced, only after the bytes that it
+speaks of are. A torn last line (the process died while writing) is cut off; any other bad line is left out, and its
+chunk is computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One durable chunk.
+
+    Attributes
+    ----------
+    chunk : its number.
+    rows, forces : crc32 of its bytes in the row store and in the forces file (None where forces are not stored).
+    structures : number of structures.
+    status : rows per status code.
+    time, seconds : when it was made durable (s since 1970), and how long it took to compute.
+    """
+
+    chunk: int
+    rows: int
+    forces: int | None
+    structures: int
+    status: dict[int, int] = field(default_factory=dict)
+    time: float = 0.0
+    seconds: float = 0.0
+
+
+def encode(entry: Entry) -> bytes:
+    """Return the ledger line of an entry."""
+    text = json.dumps(asdict(entry), separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def decode(line: bytes) -> Entry | None:
+    """Return the entry of a line, or None if the line is torn or changed."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    fields = json.loads(text)
+    fields["status"] = {int(code): n for code, n in fields["status"].items()}
+    return Entry(**fields)
+
+
+def read(folder: Path, *, repair: bool = False) -> dict[int, list[Entry]]:
+    """Read every rank's ledger in `folder`; return the entries of each chunk, oldest first within a rank.
+
+    With `repair`, torn ends are cut off so that new lines can follow; the caller must hold the lock of the run.
+    """
+    found: dict[int, list[Entry]] = defaultdict(list)
+    for path in sorted(folder.glob("*.ledger")):
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data) and repair:
+            log.info("%s: cut off a torn last line of %d bytes", path, len(data) - whole)
+            os.truncate(path, whole)
+        for number, line in enumerate(data[:whole].splitlines(keepends=True), start=1):
+            entry = decode(line)
+            if entry is None:
+                log.warning("%s, line %d: checksum is wrong; its chunk is computed again", path, number)
+            else:
+                found[entry.chunk].append(entry)
+    return dict(found)
+
+
+def append(path: Path, entries: Iterable[Entry]) -> None:
+    """Append entries to one ledger file and make them durable."""
+    data = b"".join(encode(entry) for entry in entries)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        written = os.write(handle, data)
+        if written != len(data):  # a full disk; the retry raises the reason, and the torn line is cut off next time
+            os.write(handle, data[written:])
+        os.fsync(handle)
+    finally:
+        os.close(handle)

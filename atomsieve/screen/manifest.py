@@ -1,0 +1,136 @@
+"""run.json: what decides the bytes of a result. A run continues an earlier one only if all of it is equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.screen import columns
+from atomsieve.screen.plan import PACKING_RULE, Chunks
+from atomsieve.screen.runner import Runner
+from atomsieve.screen.store import Folder, write_whole
+
+FORMAT = 1
+COMPARED = ("format", "input", "ensemble", "options", "chunks", "batches")
+"""Sections that decide the bytes, beside names and dtypes of the columns; the others inform people and may change."""
+
+
+def build(
+    source: Path, reader: Any, runner: Runner, chunks: Chunks, statuses: Mapping[int, tuple[str, str]]
+) -> dict[str, Any]:
+    """Return the manifest of a run, as plain data."""
+    predictor = runner.predictor
+    return {
+        "format": FORMAT,
+        "input": {"identity": reader.identity(), "structures": len(reader)},
+        "ensemble": {
+            "id": predictor.ensemble_id,
+            "heads": runner.heads,
+            "precision": predictor.precision,
+            "backend": getattr(predictor, "backend", "native"),
+            "device": device_kind(predictor),
+        },
+        "options": {
+            "screened": chunks.n,
+            "forces": runner.forces,
+            "max_structure_atoms": runner.max_structure_atoms,
+        },
+        "chunks": {"size": chunks.size, "count": chunks.count},
+        "batches": {
+            "rule": PACKING_RULE,
+            "max_atoms": runner.max_atoms,
+            "max_edges": runner.max_edges,
+            "cutoff": predictor.cutoff,
+        },
+        "columns": columns.describe(),
+        "heads": runner.heads,
+        "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
+        "input_path": str(source),
+    }
+
+
+def device_kind(predictor: Any) -> str:
+    """Return `cpu` or `cuda`: which GPU it is does not matter."""
+    return str(predictor.device).partition(":")[0]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping with dotted keys."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    out: dict[str, Any] = {}
+    for key, below in value.items():
+        out.update(flatten(below, f"{prefix}.{key}" if prefix else str(key)))
+    return out
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two manifests in what decides the bytes, each as `key: old -> new`."""
+    before = flatten({name: old.get(name) for name in COMPARED} | {"record": record(old)})
+    after = flatten({name: new.get(name) for name in COMPARED} | {"record": record(new)})
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def record(manifest: Mapping[str, Any]) -> list[str]:
+    """Return name and dtype of every column of the row store, in order."""
+    return [f"{column['name']} {column['dtype']}" for column in manifest.get("columns", [])]
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "(none)"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def read(folder: Folder) -> dict[str, Any]:
+    """Read run.json.
+
+    Raises
+    ------
+    AtomSieveError
+        if the folder holds no screening results; DataError if run.json is not readable as such.
+    """
+    try:
+        found = json.loads(folder.run.read_text())
+    except FileNotFoundError as error:
+        message = f"{folder.path} holds no screening results (no run.json); name the --out of a run"
+        raise AtomSieveError(message) from error
+    except ValueError as error:
+        raise DataError(f"{folder.run} is not valid JSON ({error}); start afresh with --overwrite") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        got = found.get("format") if isinstance(found, dict) else type(found).__name__
+        raise DataError(f"{folder.run} has format {got!r}, this version reads {FORMAT}; start afresh with --overwrite")
+    return found
+
+
+def settle(folder: Folder, manifest: dict[str, Any], *, overwrite: bool) -> bool:
+    """Start a results folder, or agree to continue the one that is there; return True if it continues.
+
+    Raises
+    ------
+    AtomSieveError
+        if an earlier run was asked something else: the message names every difference.
+    """
+    plain = json.loads(json.dumps(manifest))
+    if folder.ours() and overwrite:
+        folder.clear()
+    if folder.run.is_file():
+        changed = differences(read(folder), plain)
+        if changed:
+            raise AtomSieveError(
+                f"{folder.path} holds results of other settings ({'; '.join(changed)}); repeat the earlier settings, "
+                "choose another --out, or discard those results with --overwrite"
+            )
+        return True
+    folder.ledger.mkdir(exist_ok=True)
+    write_whole(folder.run, (json.dumps(manifest, indent=1) + "\n").encode())
+    return False

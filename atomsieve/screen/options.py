@@ -1,0 +1,64 @@
+"""What a screening run may be told, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.screen.columns import rankable
+
+PRECISIONS = ("fp64", "fp32", "bf16")
+BUDGETS = {"cpu": (4096, 250_000), "cuda": (100_000, 5_000_000)}
+"""Default budget of a batch per kind of device: atoms, estimated directed edges."""
+ALL_HEADS = "all"
+
+
+@dataclass(frozen=True)
+class ScreenOptions:
+    """Options of one run.
+
+    Attributes
+    ----------
+    head : name of a head, `all`, or None for the ensemble folder's default.
+    precision : fp64, fp32 or bf16.
+    device : auto, cpu, cuda or cuda:N. `auto` spreads the ranks of a machine over its GPUs.
+    top, by, descending, where : how many rows the table of best rows has, the column that ranks them (smallest first
+        unless descending), and the expression over the columns that a row must fulfil. They decide `top.csv` only.
+    forces : store the forces too.
+    limit : screen the first so many structures.
+    chunk_size : structures per chunk; None takes a size from the size of the input.
+    max_atoms, max_edges : budget of one batch (edges are estimated); None takes the device's default.
+    max_structure_atoms : a structure above it gets the status TOO_LARGE.
+    commit_seconds : results are made durable at least this often.
+    """
+
+    head: str | None = None
+    precision: str = "fp32"
+    device: str = "auto"
+    top: int = 1000
+    by: str = "energy_per_atom"
+    descending: bool = False
+    where: str | None = None
+    forces: bool = False
+    limit: int | None = None
+    chunk_size: int | None = None
+    max_atoms: int | None = None
+    max_edges: int | None = None
+    max_structure_atoms: int = 20_000
+    commit_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        rankable(self.by)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        if self.top < 0:
+            raise UsageError(f"top must be at least 0, got {self.top}")
+        for name in ("limit", "chunk_size", "max_atoms", "max_edges", "max_structure_atoms"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+
+    def budget(self, device_kind: str) -> tuple[int, int]:
+        """Return the budget of one batch, atoms and edges, on `cpu` or `cuda`."""
+        atoms, edges = BUDGETS.get(device_kind, BUDGETS["cpu"])
+        return self.max_atoms or atoms, self.max_edges or edges

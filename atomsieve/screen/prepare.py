@@ -1,0 +1,240 @@
+"""Before the loop: open and load, settle what the results folder is for, find what earlier runs left."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError, DataError, unknown
+from atomsieve.screen import ledger, manifest
+from atomsieve.screen.columns import ROW
+from atomsieve.screen.lock import RunLock
+from atomsieve.screen.options import ALL_HEADS, ScreenOptions
+from atomsieve.screen.plan import Chunks, chunk_size
+from atomsieve.screen.progress import Clock, EventLog
+from atomsieve.screen.runner import PredictorLike, Runner
+from atomsieve.screen.signals import StopRequest
+from atomsieve.screen.store import Folder, ResultFile, disk_errors, forces_file, part_of, row_file
+from atomsieve.screen.team import Team
+from atomsieve.screen.topk import TopK, row_filter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Known = dict[int, list[ledger.Entry]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one rank needs for its part of a run.
+
+    Attributes
+    ----------
+    known : the ledger's entries of each chunk, as this run found them.
+    lock, log, console : on rank 0 only.
+    top, status, clock : what this rank has seen so far: best rows, rows per status code, time per stage.
+    begun : when the run began (`time.perf_counter`).
+    """
+
+    team: Team
+    reader: Any
+    runner: Runner
+    chunks: Chunks
+    manifest: dict[str, Any]
+    folder: Folder
+    rows: ResultFile
+    forces: ResultFile | None
+    known: Known
+    options: ScreenOptions
+    top: TopK
+    status: Counter[int]
+    clock: Clock
+    begun: float
+    lock: RunLock | None
+    log: EventLog | None
+    console: Console | None
+
+    @property
+    def files(self) -> list[ResultFile]:
+        """The files that hold a place for every chunk."""
+        return [file for file in (self.rows, self.forces) if file is not None]
+
+    def take(self, rows: NDArray[Any]) -> None:
+        """Count the rows of a chunk, and let them compete for the table of best rows."""
+        self.top.add(rows)
+        self.status.update(rows["status"].tolist())
+
+
+def default_out(candidates: Path) -> Path:
+    """Return the results folder beside the input."""
+    return candidates.with_name(f"{candidates.name}.results")
+
+
+def prepare(
+    source: Path,
+    ensemble: str | Path,
+    options: ScreenOptions,
+    *,
+    out: str | Path | None,
+    overwrite: bool,
+    console: Console | None,
+    predictor: PredictorLike | None,
+    reader: Any,
+    team: Team,
+    stack: ExitStack,
+) -> Job:
+    """Return the job of this rank; parameters and errors as in `run_screen`. `stack` holds the lock and the reader."""
+    begun, clock, lead = time.perf_counter(), Clock(), team.rank == 0
+    with clock("load"):
+        if reader is None:
+            reader = stack.enter_context(team.together(lambda: _open(source)))
+        model = predictor or team.together(lambda: _load(ensemble, options, team.local_rank))
+    heads = team.together(lambda: _heads(model, options.head))
+    statuses = _statuses()
+    names = {code: name for code, (name, _) in statuses.items()}
+    where = team.together(lambda: row_filter(options.where, heads, names))
+    chunks = team.together(lambda: _chunks(reader, options, source))
+    folder = Folder(Path(out) if out is not None else default_out(source))
+    if lead and console is not None:
+        given = "" if options.head else " (the ensemble's default)"
+        console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
+    max_atoms, max_edges = options.budget(manifest.device_kind(model))
+    runner = Runner(model, heads, options.forces, max_atoms, max_edges, options.max_structure_atoms)
+    wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses))
+    bounds = team.first(lambda: _atom_bounds(reader, chunks)) if options.forces else None
+    rows = row_file(folder, chunks, len(heads))
+    forces = None if bounds is None else forces_file(folder, bounds, len(heads))
+    lock = RunLock(folder.lock) if lead else None
+    files = [file for file in (rows, forces) if file is not None]
+    known = team.first(lambda: _occupy(folder, wanted, files, lock, overwrite, stack))
+    return Job(
+        team=team, reader=reader, runner=runner, chunks=chunks, manifest=wanted, folder=folder, rows=rows,
+        forces=forces, known=known, options=options, status=Counter(),
+        top=TopK(options.top, options.by, descending=options.descending, where=where),
+        clock=clock, begun=begun, lock=lock, log=EventLog(folder.log) if lead else None,
+        console=console if lead else None,
+    )  # fmt: skip
+
+
+def _statuses() -> dict[int, tuple[str, str]]:
+    """Return the name and the meaning of each status code."""
+    from atomsieve.predict.status import Status
+
+    return {int(status): (status.name, status.meaning) for status in Status}
+
+
+def _open(source: Path) -> Any:
+    from atomsieve.structures import open_structures
+
+    return open_structures(source)
+
+
+def _load(ensemble: str | Path, options: ScreenOptions, local_rank: int) -> PredictorLike:
+    from atomsieve.predict import Predictor
+
+    head = None if options.head in (None, ALL_HEADS) else options.head
+    device = _device(options.device, local_rank)
+    return Predictor.load(ensemble, head=head, precision=options.precision, device=device)
+
+
+def _device(wanted: str, local_rank: int) -> str:
+    """Spread the ranks of a machine over its GPUs, where the user does not say which."""
+    if wanted not in ("auto", "cuda"):
+        return wanted
+    import torch
+
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if n == 0 and wanted == "cuda":
+        raise AtomSieveError("device 'cuda': no GPU is visible to torch; use --device cpu, or auto")
+    return f"cuda:{local_rank % n}" if n else "cpu"
+
+
+def _heads(model: PredictorLike, wanted: str | None) -> list[str]:
+    if wanted == ALL_HEADS:
+        return list(model.heads)
+    head = wanted or model.default_head
+    if head not in model.heads:
+        raise unknown("head", head, [*model.heads, ALL_HEADS])
+    return [head]
+
+
+def _chunks(reader: Any, options: ScreenOptions, source: Path) -> Chunks:
+    n = min(len(reader), options.limit or len(reader))
+    if n == 0:
+        raise DataError(f"{source} holds no structures")
+    return Chunks(n, options.chunk_size or chunk_size(n, reader.n_atoms / len(reader)))
+
+
+def _atom_bounds(reader: Any, chunks: Chunks) -> NDArray[np.int64]:
+    """Return the atoms before each chunk [C+1]: where its forces lie."""
+    counts = np.asarray(reader.counts()[: chunks.n], np.int64)
+    starts = np.arange(chunks.count, dtype=np.int64) * chunks.size
+    return np.concatenate([[0], np.cumsum(np.add.reduceat(counts, starts))])
+
+
+def _occupy(
+    folder: Folder,
+    wanted: dict[str, Any],
+    files: list[ResultFile],
+    lock: RunLock | None,
+    overwrite: bool,
+    stack: ExitStack,
+) -> Known:
+    """Lock the folder, agree with what is in it, and have room for every row; return the ledger."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot make the results folder {folder.path} ({error.strerror}); choose another place with --out"
+        raise AtomSieveError(message) from error
+    if not folder.ours() and set(os.listdir(folder.path)) - {folder.lock.name}:
+        raise AtomSieveError(f"{folder.path} holds other files than screening results; choose another --out")
+    with disk_errors(folder.path):
+        if lock is not None:
+            stack.enter_context(lock)
+        manifest.settle(folder, wanted, overwrite=overwrite)
+        needed = sum(file.missing_bytes() for file in files)
+        usage = os.statvfs(folder.path)
+        free = usage.f_bavail * usage.f_frsize
+        if needed > free:
+            raise AtomSieveError(
+                f"no space left for results in {folder.path}: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB "
+                "are free; make room and run the same command again, or choose another --out"
+            )
+        for file in files:
+            file.prepare()
+        return ledger.read(folder.ledger, repair=True)
+
+
+def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
+    """Compare the bytes of every chunk in the ledger with its checksums; return the chunks that hold.
+
+    The ranks share the reading, and take the rows into account as if they had computed them.
+    """
+    good: list[int] = []
+    handles = [os.open(part_of(file.path), os.O_RDONLY) for file in job.files]
+    try:
+        with job.clock("check"):
+            for chunk in sorted(job.known)[job.team.rank :: job.team.size]:
+                if stop.requested:
+                    break
+                data: list[bytes] = []
+                found = [job.rows.crc(handles[0], chunk, data.append)]
+                found += [file.crc(h, chunk) for file, h in zip(job.files[1:], handles[1:], strict=True)]
+                if any([e.rows, e.forces][: len(found)] == found for e in job.known[chunk]):
+                    good.append(chunk)
+                    job.take(np.frombuffer(data[0], ROW))
+    finally:
+        for handle in handles:
+            os.close(handle)
+    done = {chunk for part in job.team.gather(good) for chunk in part}
+    if job.log is not None:
+        job.log("start", chunks=job.chunks.count, done=len(done), known=len(job.known), ranks=job.team.size)
+    return done

@@ -1,0 +1,193 @@
+"""Questions to a results folder, while a run is at work or after: how far, the best rows, the rows as other formats."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.screen import ledger, manifest
+from atomsieve.screen.columns import ROW, describe, rankable
+from atomsieve.screen.lock import holder
+from atomsieve.screen.plan import Chunks
+from atomsieve.screen.store import HEADER, Folder, part_of
+from atomsieve.screen.table import Labels, formulas
+from atomsieve.screen.topk import TopK, Where, row_filter
+from atomsieve.structures import open_structures
+
+RECENT = 60.0  # seconds of the ledger that the current rate is taken from
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes
+    ----------
+    structures, done : to screen, and durable so far.
+    status : rows per status name, of what is done.
+    complete : every row is there under its final name.
+    running : who is at work now (host, pid, since), or None.
+    per_second : structures per second over the last minute of work, NaN if unknown.
+    damaged : chunks whose bytes do not fit the ledger; None if not checked.
+    """
+
+    folder: Path
+    structures: int
+    done: int
+    status: dict[str, int]
+    complete: bool
+    running: dict[str, Any] | None
+    per_second: float
+    damaged: list[int] | None
+    manifest: dict[str, Any]
+
+    @property
+    def seconds_left(self) -> float:
+        """Time left at the current rate; NaN if unknown."""
+        return (self.structures - self.done) / self.per_second if self.per_second > 0 else float("nan")
+
+
+class Results:
+    """A results folder, opened for reading.
+
+    Attributes
+    ----------
+    manifest : run.json.
+    labels : names of heads and statuses.
+    chunks : how the input was cut.
+    complete : False while rows are missing; only durable chunks are read then.
+
+    Raises
+    ------
+    AtomSieveError
+        if the folder holds no results; DataError if they are damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = Folder(Path(path))
+        self.manifest = manifest.read(self.folder)
+        self.labels = Labels.of(self.manifest)
+        if manifest.record(self.manifest) != manifest.record({"columns": describe()}):
+            raise DataError(f"{self.folder.run}: columns of another version of atomsieve; screen again (--overwrite)")
+        size = int(self.manifest["chunks"]["size"])
+        self.chunks = Chunks(int(self.manifest["options"]["screened"]), size)
+        self.ledger = ledger.read(self.folder.ledger)
+        self.complete = self.folder.rows.exists()
+        self._path = self.folder.rows if self.complete else part_of(self.folder.rows)
+
+    @property
+    def heads(self) -> int:
+        """Rows per structure."""
+        return len(self.labels.heads)
+
+    def durable(self) -> list[int]:
+        """Return the chunks that can be read."""
+        return list(range(self.chunks.count)) if self.complete else sorted(self.ledger)
+
+    def rows(self) -> NDArray[Any]:
+        """Return all rows, mapped from the file; those of chunks that are not durable yet mean nothing."""
+        wanted = HEADER + self.chunks.n * self.heads * ROW.itemsize
+        try:
+            size = self._path.stat().st_size
+        except FileNotFoundError as error:
+            raise AtomSieveError(f"{self.folder.path} has no rows yet; start or continue its run first") from error
+        if size != wanted:
+            raise DataError(f"{self._path} has {size} bytes, run.json says {wanted}; run the screening again")
+        return np.memmap(self._path, ROW, "r", HEADER, (self.chunks.n * self.heads,))
+
+    def iter_rows(self) -> Iterator[NDArray[Any]]:
+        """Yield the rows of each durable chunk, in input order."""
+        rows = self.rows()
+        for chunk in self.durable():
+            first, stop = self.chunks.span(chunk)
+            yield rows[first * self.heads : stop * self.heads]
+
+    def filter(self, text: str | None) -> Where | None:
+        """Compile a row filter for these results."""
+        return row_filter(text, self.labels.heads, self.labels.statuses)
+
+    def top(self, k: int, by: str, *, descending: bool = False, where: str | None = None) -> NDArray[Any]:
+        """Return the exact best `k` rows among those that are OK and fulfil `where`, best first."""
+        rankable(by)
+        best = TopK(k, by, descending=descending, where=self.filter(where))
+        for rows in self.iter_rows():
+            best.add(np.asarray(rows))
+        return best.rows()
+
+    def formulas(self, rows: NDArray[Any]) -> dict[int, str]:
+        """Return the formula of each structure of `rows` by position; empty if the input is no longer there."""
+        source = Path(self.manifest["input_path"])
+        if not source.exists():
+            return {}
+        with open_structures(source) as reader:
+            unchanged = reader.identity() == self.manifest["input"]["identity"]
+            return formulas(rows["position"], reader) if unchanged else {}
+
+    def status(self, *, verify: bool = False) -> RunStatus:
+        """Return how far the run is; `verify` compares every byte with its checksum too."""
+        latest = {chunk: entries[-1] for chunk, entries in self.ledger.items()}
+        counts: Counter[int] = Counter()
+        for entry in latest.values():
+            counts.update(entry.status)
+        return RunStatus(
+            folder=self.folder.path,
+            structures=self.chunks.n,
+            done=sum(entry.structures for entry in latest.values()),
+            status={self.labels.status(code): n for code, n in sorted(counts.items())},
+            complete=self.complete,
+            running=holder(self.folder.lock),
+            per_second=_rate(list(latest.values())),
+            damaged=self._damaged() if verify else None,
+            manifest=self.manifest,
+        )
+
+    def _damaged(self) -> list[int]:
+        rows = self.rows()
+        bad = []
+        for chunk, entries in sorted(self.ledger.items()):
+            first, stop = self.chunks.span(chunk)
+            crc = zlib.crc32(rows[first * self.heads : stop * self.heads].tobytes())
+            if all(entry.rows != crc for entry in entries):
+                bad.append(chunk)
+        return bad
+
+
+def _rate(entries: list[ledger.Entry]) -> float:
+    """Return structures per second over the last `RECENT` seconds that the ledger tells of."""
+    if not entries:
+        return float("nan")
+    last = max(e.time for e in entries)
+    recent = [e for e in entries if e.time > last - RECENT]
+    span = last - min(e.time - e.seconds for e in recent)
+    return sum(e.structures for e in recent) / span if span > 0 else float("nan")
+
+
+def said(status: RunStatus, now: float | None = None) -> list[str]:
+    """Return a status as lines for people."""
+    from atomsieve.screen.progress import duration
+
+    share = 100.0 * status.done / status.structures
+    lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]
+    if status.running is not None:
+        who = status.running
+        lines.append(f"running: host {who.get('host')}, process {who.get('pid')}, since {who.get('since')}")
+        if np.isfinite(status.seconds_left):
+            end = time.strftime("%H:%M:%S", time.localtime((now or time.time()) + status.seconds_left))
+            lines.append(f"{status.per_second:,.0f} structures/s, {duration(status.seconds_left)} left (until {end})")
+    else:
+        lines.append("complete" if status.complete else "not running; run the same command again to continue")
+        if np.isfinite(status.per_second):
+            lines.append(f"{status.per_second:,.0f} structures/s in its last minute of work")
+    if status.damaged is not None:
+        bad = f"{len(status.damaged)} damaged chunks, among them {status.damaged[:10]}; run the same command again"
+        lines.append(bad if status.damaged else "every durable chunk fits its checksum")
+    return lines

@@ -1,0 +1,147 @@
+"""Screening: reader -> packer -> runner -> reducer -> writer, on one process or on the ranks of an MPI job."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atomsieve.errors import Interrupted
+from atomsieve.screen.finish import ScreenResult, finish
+from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.prepare import Job, durable_chunks, prepare
+from atomsieve.screen.progress import ProgressView
+from atomsieve.screen.runner import OK, PredictorLike
+from atomsieve.screen.signals import StopRequest
+from atomsieve.screen.store import ResultWriter
+from atomsieve.screen.team import Team, connect, guarded
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CONDITIONS = ("charge", "spin")
+"""Optional fields that a model may need; labels stay on disk."""
+
+
+class _Stop(Exception):  # noqa: N818 - a request, not an error
+    """Leaves the chunk at hand."""
+
+
+def run_screen(
+    candidates: str | Path,
+    ensemble: str | Path,
+    options: ScreenOptions | None = None,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+    predictor: PredictorLike | None = None,
+    reader: Any = None,
+    team: Team | None = None,
+) -> ScreenResult:
+    """Screen every structure of `candidates` with the ensemble folder `ensemble`, or continue a run broken off.
+
+    Parameters
+    ----------
+    candidates
+        input, of any kind that `open_structures` reads.
+    ensemble
+        the `gfm/` folder.
+    options
+        what to compute and how; the defaults suit a first run.
+    out
+        results folder; None takes `<candidates>.results` beside the input.
+    overwrite
+        discard results of other settings that are in `out`.
+    console
+        where rank 0 shows the choices made and the progress; None shows nothing.
+    predictor
+        taken instead of loading the ensemble.
+    reader
+        taken instead of opening the candidates.
+    team
+        the processes; None finds out (one alone, or the ranks that a launcher started).
+
+    Raises
+    ------
+    AtomSieveError
+        among others if `out` is in use or holds results of other settings; Interrupted after Ctrl-C or SIGTERM. With
+        several ranks an error is printed once, and every rank leaves by SystemExit with its code.
+    """
+    team = team or connect()
+    with guarded(team), StopRequest() as stop, ExitStack() as stack:
+        job = prepare(
+            Path(candidates), ensemble, options or ScreenOptions(), out=out, overwrite=overwrite, console=console,
+            predictor=predictor, reader=reader, team=team, stack=stack,
+        )  # fmt: skip
+        done = durable_chunks(job, stop)
+        _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
+        todo = [chunk for chunk in range(job.chunks.count) if chunk not in done]
+        _screen(job, todo, stop)
+        result = finish(job, computed=_structures(job, todo))
+    team.close()
+    return result
+
+
+def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
+    """Compute the chunks `todo` together with the other ranks; afterwards all of them are durable."""
+    team, clock = job.team, job.clock
+    structures = _structures(job, todo)
+    view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures, job.log)
+    writer = ResultWriter(job.folder, job.rows, job.forces, team.rank, job.options.commit_seconds)
+
+    def between_batches() -> None:
+        if stop.requested:
+            raise _Stop
+        team.poke()
+        if job.lock is not None:
+            job.lock.check()
+        if view.due:
+            view.update(*team.totals())
+
+    with view, writer:
+        try:
+            for chunk in team.claims(todo):
+                begun = time.perf_counter()
+                first, end = job.chunks.span(chunk)
+                with clock("read"):
+                    batch = job.reader.read(first, end, CONDITIONS)
+                with clock("predict"):
+                    rows, forces = job.runner(batch, first, between_batches)
+                with clock("reduce"):
+                    job.take(rows)
+                with clock("write"):
+                    writer.put(chunk, rows, forces, time.perf_counter() - begun)
+                team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
+        except _Stop:
+            team.stop()
+        with clock("write"):
+            writer.commit()
+        with clock("wait"):
+            _leave_if_stopped(job, stop, remaining=structures)
+        view.update(*team.totals(), last=True)
+
+
+def _structures(job: Job, chunks: list[int]) -> int:
+    return sum(end - first for first, end in map(job.chunks.span, chunks))
+
+
+def _leave_if_stopped(job: Job, stop: StopRequest, remaining: int) -> None:
+    """Leave on every rank alike if any was asked to stop while work remains."""
+    stopped = any(job.team.gather(stop.requested))
+    done, _ = job.team.totals()
+    if not stopped or done >= remaining:
+        return
+    if job.log is not None:
+        job.log("interrupted", done=done)
+
+    def leave() -> None:
+        raise Interrupted(
+            f"{done:,} structures were screened now and are safe in {job.folder.path}; "
+            "run the same command again to continue"
+        )
+
+    job.team.together(leave)

@@ -1,0 +1,173 @@
+"""From the structures of a chunk to its rows: batches by the packing rule, the predictor, results in input order."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.screen.columns import MEASURED, blank_rows
+from atomsieve.screen.plan import estimate_edges, pack
+from atomsieve.structures import StructureBatch
+from atomsieve.structures.batch import ragged_index
+
+log = logging.getLogger(__name__)
+
+OK, TOO_LARGE, NAN_OUTPUT, OUT_OF_MEMORY = 0, 4, 8, 9  # of atomsieve.predict.status.Status, checked by a test
+
+
+class PredictorLike(Protocol):
+    """What screening needs of `atomsieve.predict.Predictor`."""
+
+    heads: list[str]
+    default_head: str
+    ensemble_id: str
+    cutoff: float
+    precision: str
+    device: Any
+
+    def __call__(self, batch: StructureBatch, want: set[str], head: str | None = None) -> Any:
+        """Return flat arrays in input order (see `atomsieve.predict.Prediction`)."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what it is, as plain data."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Computes chunks.
+
+    Attributes
+    ----------
+    predictor : gives the numbers.
+    heads : the heads to run, H of them; a structure has one row per head.
+    forces : keep forces.
+    max_atoms, max_edges : budget of a batch.
+    max_structure_atoms : structures above it are TOO_LARGE.
+    """
+
+    predictor: PredictorLike
+    heads: list[str]
+    forces: bool
+    max_atoms: int
+    max_edges: int
+    max_structure_atoms: int
+
+    def __call__(
+        self, batch: StructureBatch, first: int, between: Callable[[], None] = lambda: None
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Return the rows [S*H] of a chunk whose first structure has input position `first`, and its forces.
+
+        Forces are [N,3] float32, or [N,H,3] for several heads, NaN for structures without result. `between` is called
+        before each batch; it may raise to drop the chunk.
+        """
+        n_heads, counts = len(self.heads), batch.counts
+        rows = blank_rows(len(batch) * n_heads).reshape(len(batch), n_heads)
+        rows["position"] = (first + np.arange(len(batch)))[:, None]
+        rows["id"] = batch.id[:, None]
+        rows["natoms"] = counts[:, None]
+        rows["head"] = np.arange(n_heads)
+        forces = np.full((batch.n_atoms, n_heads, 3), np.nan, "<f4") if self.forces else None
+
+        too_large = counts > self.max_structure_atoms
+        rows["status"][too_large] = TOO_LARGE
+        fits = np.flatnonzero(~too_large)
+        edges = estimate_edges(batch, self.predictor.cutoff)
+        for group in pack(edges[fits], counts[fits], self.max_atoms, self.max_edges):
+            between()
+            self._batch(batch, fits[group], rows, forces)
+        if forces is not None and n_heads == 1:
+            forces = forces[:, 0]
+        return rows.reshape(-1), forces
+
+    def _batch(
+        self, chunk: StructureBatch, index: NDArray[np.int64], rows: NDArray[Any], forces: NDArray[np.float32] | None
+    ) -> None:
+        """Fill in the rows of the structures `index`; where memory does not suffice, halve the batch and try again."""
+        batch = chunk.take(index)
+        # forces of one atom after another, as they lie in the chunk
+        atoms = ragged_index(chunk.ptr[:-1][index], batch.counts) if forces is not None else None
+        try:
+            for h, head in enumerate(self.heads):
+                prediction = self.predictor(batch, {"energy", "forces", "spread"}, head=head)
+                rows[index, h] = fill(rows[index, h], batch, prediction)
+                if forces is not None:
+                    values = np.asarray(prediction.forces, "<f4").copy()
+                    values[np.repeat(rows["status"][index, h] != OK, batch.counts)] = np.nan
+                    forces[atoms, h] = values
+            return
+        except Exception as error:  # every kind: which class says "out of memory" depends on the backend
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out of memory with %d structures, %d atoms in a batch", len(batch), batch.n_atoms)
+        # outside the handler, so that the traceback no longer holds the tensors
+        release_memory()
+        if len(index) == 1:
+            rows[index] = failed(rows[index], OUT_OF_MEMORY)
+            return
+        for half in np.array_split(index, 2):
+            self._batch(chunk, half, rows, forces)
+
+
+def fill(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[Any]:
+    """Return `rows` [S] with a prediction entered; rows with a bad status have NaN in every measured column."""
+    rows = rows.copy()
+    natoms = np.maximum(batch.counts, 1)
+    rows["energy"] = prediction.energy
+    rows["energy_per_atom"] = prediction.energy / natoms
+    rows["energy_std"] = prediction.energy_std
+    sigma = getattr(prediction, "sigma_energy", None)
+    rows["sigma_energy"] = np.nan if sigma is None else sigma
+    rows["max_force"] = largest(np.linalg.norm(prediction.forces, axis=1), batch)
+    rows["max_force_std"] = largest(np.linalg.norm(prediction.forces_std, axis=1), batch)
+    rows["status"] = prediction.status
+    broken = ~(np.isfinite(rows["energy"]) & np.isfinite(rows["max_force"]))
+    rows["status"][broken & (rows["status"] == OK)] = NAN_OUTPUT
+    rows["in_domain"] = prediction.in_domain
+    bad = rows["status"] != OK
+    rows[bad] = failed(rows[bad])
+    for name in MEASURED:  # one bit pattern for all NaN
+        rows[name][np.isnan(rows[name])] = np.nan
+    return rows
+
+
+def failed(rows: NDArray[Any], status: int | None = None) -> NDArray[Any]:
+    """Return `rows` without numbers, with `status` if given."""
+    rows = rows.copy()
+    for name in MEASURED:
+        rows[name] = np.nan
+    rows["in_domain"] = False
+    if status is not None:
+        rows["status"] = status
+    return rows
+
+
+def largest(values: NDArray[Any], batch: StructureBatch) -> NDArray[np.float64]:
+    """Return the largest value [S] over the atoms of each structure; NaN where there is no atom or a NaN."""
+    out = np.full(len(batch), np.nan)
+    filled = batch.counts > 0
+    if filled.any():
+        out[filled] = np.maximum.reduceat(values, batch.ptr[:-1][filled])
+    return out
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that memory, of the host or of the GPU, did not suffice."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch on the CPU
+
+
+def release_memory() -> None:
+    """Give cached GPU memory back before a smaller try."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,129 @@
+"""Rows as people read them: names for codes, formulas, CSV and terminal tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.screen.columns import COLUMNS, format_value
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GAP = 64  # structures; wanted ones closer than this are read in one piece
+PIECE = 20_000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names behind the codes of the columns `head` and `status`."""
+
+    heads: list[str]
+    statuses: dict[int, str]
+    meanings: dict[str, str]
+
+    @staticmethod
+    def of(manifest: Mapping[str, Any]) -> Labels:
+        """Return the labels of a run.json."""
+        statuses = manifest["statuses"]
+        return Labels(
+            heads=list(manifest["heads"]),
+            statuses={int(code): status["name"] for code, status in statuses.items()},
+            meanings={status["name"]: status["meaning"] for status in statuses.values()},
+        )
+
+    def status(self, code: int) -> str:
+        """Return the name of a status code."""
+        return self.statuses.get(int(code), str(code))
+
+    def text(self, name: str, value: Any) -> str:
+        """Return one value of a row as text."""
+        if name == "head":
+            return self.heads[int(value)]
+        return self.status(value) if name == "status" else format_value(name, value)
+
+
+def pieces(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield ranges (start, stop) of the input that together hold the sorted `positions`, not much else besides."""
+    first = 0
+    for k in range(1, len(positions) + 1):
+        apart = k == len(positions) or positions[k] - positions[k - 1] > GAP or positions[k] - positions[first] >= PIECE
+        if apart:
+            yield int(positions[first]), int(positions[k - 1]) + 1
+            first = k
+
+
+def formula(numbers: NDArray[np.uint8]) -> str:
+    """Return the chemical formula in Hill order: C, H, then by symbol; without C all by symbol."""
+    from ase.data import chemical_symbols
+
+    found, counts = np.unique(numbers, return_counts=True)
+    amounts = {chemical_symbols[z] if z < len(chemical_symbols) else f"[{z}]": int(n)
+               for z, n in zip(found, counts, strict=True)}  # fmt: skip
+    first = [s for s in ("C", "H") if s in amounts] if "C" in amounts else []
+    order = first + sorted(set(amounts) - set(first))
+    return "".join(s + (str(amounts[s]) if amounts[s] > 1 else "") for s in order)
+
+
+def formulas(positions: NDArray[np.int64], reader: Any) -> dict[int, str]:
+    """Return the formula of each structure at `positions` of the input."""
+    wanted = np.unique(positions)
+    found = {}
+    for start, stop in pieces(wanted):
+        batch = reader.read(start, stop, ())
+        for p in wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]:
+            own = slice(int(batch.ptr[p - start]), int(batch.ptr[p - start + 1]))
+            found[int(p)] = formula(batch.numbers[own])
+    return found
+
+
+def csv_of_top(rows: NDArray[Any], labels: Labels, names: Mapping[int, str]) -> str:
+    """Return the table of best rows as CSV: rank, formula, every column (units in its header); `names` are formulas."""
+    import csv
+
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["rank", "formula", *(f"{c.name} [{c.unit}]" if c.unit else c.name for c in COLUMNS.values())])
+    for rank, row in enumerate(rows, start=1):
+        out.writerow([rank, names[int(row["position"])], *(labels.text(name, row[name]) for name in COLUMNS)])
+    return text.getvalue()
+
+
+def top_table(rows: NDArray[Any], labels: Labels, names: Mapping[int, str] | None = None, title: str = "") -> Table:
+    """Return the rows as a terminal table, best first; `names` are formulas by position."""
+    from rich.table import Table
+
+    several = len(labels.heads) > 1
+    shown = ["position", "id", "natoms", *(["head"] if several else []), "energy_per_atom", "energy_std",
+             "sigma_energy", "max_force", "max_force_std", "in_domain"]  # fmt: skip
+    out = Table(title=title, title_justify="left")
+    out.add_column("rank", justify="right")
+    if names:
+        out.add_column("formula")
+    for name in shown:
+        unit = COLUMNS[name].unit
+        out.add_column(f"{name}\n{unit}" if unit else name, justify="right")
+    for rank, row in enumerate(rows, start=1):
+        cells = [str(rank), *([names.get(int(row["position"]), "")] if names else [])]
+        for name in shown:
+            is_float = COLUMNS[name].dtype.startswith("<f")
+            cells.append(f"{row[name]:.4f}" if is_float and np.isfinite(row[name]) else labels.text(name, row[name]))
+        out.add_row(*cells)
+    return out
+
+
+def status_table(counts: Mapping[str, int], labels: Labels, title: str = "") -> Table:
+    """Return rows per status as a terminal table."""
+    from rich.table import Table
+
+    out = Table("status", title=title, title_justify="left")
+    out.add_column("rows", justify="right")
+    out.add_column("meaning")
+    for name, n in counts.items():
+        out.add_row(name, f"{n:,}", labels.meanings.get(name, ""))
+    return out
