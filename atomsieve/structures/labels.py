@@ -91,7 +91,7 @@ def molecule_group(seed: int, group: int, *, thermal: int = 10, rattled: int = 1
     """Return one molecule around its GFN2 minimum: frames of a Langevin run and Gaussian displacements.
 
     Displacements have standard deviations drawn from 0.03 to 0.08 Angstrom; the run (1 fs steps, friction 0.02/fs) is
-    thinned to every eighth step after 24.
+    thinned to every fifth step after 20.
     """
     from ase import units
     from ase.md.langevin import Langevin
@@ -113,9 +113,9 @@ def molecule_group(seed: int, group: int, *, thermal: int = 10, rattled: int = 1
     spread = np.sqrt(2 * units.kB * temperature * atoms.get_masses())
     atoms.set_momenta(rng.normal(size=atoms.positions.shape) * spread[:, None])
     run = Langevin(atoms, units.fs, temperature_K=temperature, friction=0.02 / units.fs, fixcm=False, rng=rng)
-    run.run(24)
+    run.run(20)
     for _ in range(thermal):
-        run.run(8)
+        run.run(5)
         frames.append(_frozen(atoms, calculator, label))
     return frames
 
