@@ -188,7 +188,7 @@ def make_labels(demo: Demo) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         frames: list[Any] = []
         source = LABEL_SOURCES[name]
-        with _bar(demo.console, f"{name} labels", groups * source.group_size) as advance:
+        with progress_bar(demo.console, f"{name} labels", groups * source.group_size) as advance:
             for group in label_groups(name, groups, seed=demo.plan.seed, workers=_workers()):
                 frames += group
                 advance(len(group))
@@ -293,7 +293,8 @@ def _workers() -> int:
 
 
 @contextmanager
-def _bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar; yields the function that moves it on by so many."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
