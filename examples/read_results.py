@@ -1,0 +1,18 @@
+"""Look at a screening from Python: python examples/read_results.py demo/results."""
+
+import sys
+
+import numpy as np
+
+from atomsieve.screen.query import Results
+
+results = Results(sys.argv[1])
+rows = results.rows()  # mapped from the file: any size
+ok = rows["status"] == 0
+print(f"{len(rows):,} rows, {np.count_nonzero(ok):,} of them OK; columns: {', '.join(rows.dtype.names)}")
+
+sure = results.top(5, "energy_per_atom", where="in_domain and max_force < 0.5")
+formulas = results.formulas(sure)
+for row in sure:
+    print(f"{formulas[int(row['position'])]:12s} {row['energy_per_atom']:8.4f} eV/atom, "
+          f"largest force {row['max_force']:.3f} eV/Angstrom")  # fmt: skip

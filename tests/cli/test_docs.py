@@ -1,0 +1,67 @@
+"""The documentation says what the code says: fields, columns, statuses, exit codes, verbs, links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from atomsieve import errors
+from atomsieve.cli.launch import ALLOCATOR
+from atomsieve.cli.main import VERBS
+from atomsieve.predict.status import Status
+from atomsieve.screen.columns import COLUMNS
+from atomsieve.structures.fields import FIELDS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/cli.md", "docs/formats.md"]
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    """Return the table rows of a page by their first cell."""
+    lines = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0].strip("`"): row for row in cells}
+
+
+def test_every_field_is_documented_as_it_is():
+    text = (ROOT / "docs/formats.md").read_text()
+    for name, field in FIELDS.items():
+        disk = "" if field.disk == field.dtype else f" ({field.disk} on disk)"
+        assert f"| `{name}` | `{field.symbol}` | {field.dtype}{disk} | {field.unit} | {field.doc} |" in text
+
+
+def test_every_column_and_status_is_documented_as_it_is():
+    text = (ROOT / "docs/formats.md").read_text()
+    for c in COLUMNS.values():
+        assert f"| `{c.name}` | `{c.dtype}` | {c.unit} | {c.doc} |" in text
+    for status in Status:
+        assert f"| {status.value} | {status.name} |" in text
+
+
+def test_exit_codes_are_documented():
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert codes == {int(first) for first in rows("docs/cli.md") if first.isdigit()}
+    said = re.search(r"Exit codes: (.*?)\.", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    assert codes == {int(n) for n in re.findall(r"\d+", said)}
+
+
+def test_the_launchers_settings_are_documented():
+    table = rows("docs/cli.md")
+    for name, value in ALLOCATOR.items():
+        assert table[name][1] == value
+    assert "OMP_NUM_THREADS" in table
+
+
+def test_the_readme_names_every_verb():
+    text = (ROOT / "README.md").read_text()
+    for verb in VERBS:
+        assert re.search(rf"`(atomsieve )?{verb}\b", text), verb
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
+        if "://" not in target:
+            assert (ROOT / page).parent.joinpath(target).exists(), target
