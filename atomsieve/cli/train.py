@@ -1,0 +1,67 @@
+"""`atomsieve train config.yaml` and `atomsieve train init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from atomsieve.cli.common import OverwriteOption, QuietOption
+
+
+class _ConfigFirst(TyperGroup):
+    """Takes `train config.yaml` as `train run config.yaml`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the called command; anything that is no command's name is the configuration of `run`."""
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Let options of `run` come first: `train --set a=b config.yaml`."""
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ConfigFirst, add_completion=False, no_args_is_help=True,
+    help="Train an ensemble: `atomsieve train config.yaml`; `atomsieve train init` writes an example to start from.",
+)  # fmt: skip
+
+
+@app.command(hidden=True)
+def run(
+    config: Annotated[Path, typer.Argument(help="Training configuration (YAML).", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a key, e.g. --set optimizer.lr=1e-3 (may be repeated).", show_default=False),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train an ensemble; run again after an interruption, it continues. Also under torchrun or mpirun."""
+    from atomsieve.cli.common import console
+    from atomsieve.train.config import load_config
+    from atomsieve.train.run import train
+
+    train(load_config(config, settings or []), console(quiet=quiet), overwrite=overwrite)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("train.yaml"),
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a commented example configuration."""
+    from atomsieve.cli.common import console
+    from atomsieve.errors import UsageError
+    from atomsieve.train.config import example_config
+
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists; give another name or --overwrite")
+    path.write_text(example_config())
+    console().print(f"wrote {path}; edit `data`, then: atomsieve train {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,326 @@
+"""The configuration of a training run: one strict schema for the YAML file, `--set`, the documentation and the example.
+
+Units: eV, Angstrom, eV/Angstrom, hours. Every key has a default except `data` and, with several heads, `default_head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.models.config import ModelConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataItem(_Section):
+    """One file of labelled structures."""
+
+    path: Path = Field(description="BP5 folder made by `atomsieve data convert`")
+    sources: list[str] | None = Field(None, description="only these sources of the file; null takes all")
+    use: Literal["auto", "train", "val", "test"] = Field(
+        "auto", description="which part the structures belong to; auto divides them by the rules of `split`"
+    )
+    weight: float = Field(1.0, gt=0, description="multiplies how often the sources of this file are drawn")
+
+
+class EnsembleSection(_Section):
+    """How many members, and how they differ."""
+
+    members: int = Field(4, ge=1, description="trained networks; their spread is the uncertainty")
+    mode: Literal["together", "spread", "separate"] = Field(
+        "together",
+        description="together: all members see each batch, geometry shared, batches divided over the ranks; "
+        "spread: members dealt to the ranks, each rank has its own data order (no exchange while training); "
+        "separate: one member after the other, each with its own data order",
+    )
+    bootstrap: bool = Field(False, description="each member draws its own training set with replacement")
+    seed: int = Field(0, ge=0, description="member k starts from seed + k; data order follows from it too")
+
+
+class SplitSection(_Section):
+    """How structures of data marked `use: auto` are divided."""
+
+    train: float = Field(0.9, gt=0, le=1, description="fraction for training")
+    val: float = Field(0.05, ge=0, lt=1, description="fraction for early stopping and calibration")
+    test: float = Field(0.05, ge=0, lt=1, description="fraction for the final table")
+    by: Literal["structure", "formula"] = Field(
+        "structure", description="formula keeps every structure of one reduced formula in the same part"
+    )
+    min_groups: int = Field(
+        20, ge=1, description="a source with fewer formulas than this is divided by structure even if by: formula"
+    )
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> SplitSection:
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(f"train + val + test must be 1, got {self.train + self.val + self.test:g}")
+        return self
+
+
+class CleaningSection(_Section):
+    """Which structures are left out; counts for each reason are printed and written."""
+
+    max_force: float | None = Field(50.0, gt=0, description="largest force norm on an atom, eV/Angstrom")
+    min_distance: float | None = Field(0.4, gt=0, description="two atoms closer than this, Angstrom")
+    max_volume_per_atom: float | None = Field(1000.0, gt=0, description="fully periodic cells only, Angstrom^3")
+    max_energy_deviation: float | None = Field(
+        50.0, gt=0, description="distance of the energy per atom, references taken off, from the source's median, in "
+        "robust standard deviations (1.4826 MAD)"
+    )
+    max_atoms: int | None = Field(None, gt=0, description="atoms in a structure")
+
+
+class LossSection(_Section):
+    """Errors are divided by the source's own size of the label (see atomsieve.train.scales), so sources count alike."""
+
+    energy: float = Field(1.0, ge=0, description="weight of the energy per atom")
+    force: float = Field(1.0, ge=0, description="weight of the forces")
+    stress: float = Field(0.0, ge=0, description="weight of the stress")
+    kind: Literal["mae", "huber", "mse"] = Field("mae", description="what is done with a scaled error")
+    huber_delta: float = Field(0.1, gt=0, description="where huber turns from square to straight, in scaled errors")
+    force_floor: float = Field(0.05, ge=0, description="smallest size taken for a source's forces, eV/Angstrom")
+    energy_floor: float = Field(0.002, gt=0, description="smallest size taken for a source's energies, eV/atom")
+
+
+class OptimizerSection(_Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(2e-3, gt=0, description="highest learning rate")
+    min_lr_ratio: float = Field(0.01, ge=0, le=1, description="where the schedule ends, as a part of lr")
+    weight_decay: float = Field(1e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: float = Field(0.02, ge=0, lt=1, description="part of the run in which lr rises from zero")
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: lr is multiplied by this ...")
+    plateau_patience: int = Field(5, ge=1, description="... after so many evaluations without progress")
+    clip: float | None = Field(10.0, gt=0, description="largest gradient norm, of each member by itself")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the running mean of the weights; 0 turns it off")
+
+
+class BatchSection(_Section):
+    """Size of a global batch (over all ranks); the first limit met ends it."""
+
+    atoms: int | None = Field(512, gt=0)
+    structures: int | None = Field(None, gt=0)
+    edges: int | None = Field(None, gt=0, description="directed edges; counted once at the start")
+    balance: float = Field(
+        0.75, ge=0, le=1, description="a source with a part p of all atoms is drawn in proportion to p**balance "
+        "(1: as they are, 0: all sources alike)"
+    )
+    eval_atoms: int = Field(2000, gt=0, description="atoms in a batch of evaluation")
+    in_memory: float = Field(4.0, gt=0, description="GB up to which the structures are held in memory")
+
+
+class BudgetSection(_Section):
+    """When training ends: at the first of these. The cosine follows the one that is given (hours before steps)."""
+
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0)
+    hours: float | None = Field(None, gt=0, description="wall time of training, evaluations included")
+    eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null: once an epoch")
+    eval_structures: int | None = Field(
+        2000, gt=0, description="at most so many validation structures in these evaluations"
+    )
+    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without progress")
+    checkpoint_minutes: float = Field(5.0, gt=0, description="wall time between `last` checkpoints")
+
+    @model_validator(mode="after")
+    def _some_end(self) -> BudgetSection:
+        if self.epochs is None and self.steps is None and self.hours is None:
+            object.__setattr__(self, "epochs", 100.0)
+        return self
+
+
+class TrainConfig(_Section):
+    """A whole run."""
+
+    data: list[DataItem] = Field(min_length=1)
+    output: Path = Field(Path("run"), description="checkpoints, logs and plots; the ensemble is written to output/gfm")
+    default_head: str | None = Field(
+        None, description="head (source) that screening uses if none is named; needed with several heads"
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    ensemble: EnsembleSection = Field(default_factory=EnsembleSection)
+    split: SplitSection = Field(default_factory=SplitSection)
+    cleaning: CleaningSection = Field(default_factory=CleaningSection)
+    loss: LossSection = Field(default_factory=LossSection)
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    batch: BatchSection = Field(default_factory=BatchSection)
+    budget: BudgetSection = Field(default_factory=BudgetSection)
+    precision: Literal["fp32", "fp64"] = Field("fp32", description="arithmetic of training")
+    device: str = Field("auto", description="cpu, cuda, cuda:N, or auto (a GPU if there is one)")
+    tensorboard: bool = Field(True, description="write TensorBoard files too, if it is installed")
+
+
+def _allowed_at(path: Sequence[Any]) -> list[str]:
+    """Return the keys that the section at `path` of the schema takes."""
+    model: Any = TrainConfig
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel))
+    return list(model.model_fields)
+
+
+def _one_line(error: ValidationError) -> UsageError:
+    """Turn pydantic's report into one line about its first finding."""
+    first = error.errors()[0]
+    where = [*first["loc"]]
+    name = ".".join(map(str, where)) or "the configuration"
+    if first["type"] == "extra_forbidden":
+        prefix = ".".join(map(str, where[:-1]))
+        section = f"configuration key of {prefix}" if prefix else "configuration key"
+        return unknown(section, str(where[-1]), _allowed_at(where[:-1]))
+    if first["type"] == "missing":
+        return UsageError(f"configuration: {name} is missing; see `atomsieve train init` for an example")
+    message = first["msg"].removeprefix("Value error, ")
+    value = f", got {first['input']!r}" if not isinstance(first["input"], dict) else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return UsageError(f"configuration: {name}: {message}{value}{more}")
+
+
+def parse_config(raw: dict[str, Any]) -> TrainConfig:
+    """Check a plain dictionary against the schema.
+
+    Raises
+    ------
+    UsageError
+        one line: the key, its value, what is allowed, and the nearest key to an unknown one.
+    """
+    try:
+        return TrainConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _one_line(error) from error
+
+
+def apply_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return a copy with `a.b=value` settings put in; values are read as YAML, `data.0.path` reaches into lists."""
+    import copy
+
+    out = copy.deepcopy(raw)
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign or not key:
+            raise UsageError(f"--set wants key=value, got {setting!r}; for example --set optimizer.lr=1e-3")
+        node: Any = out
+        *parents, last = key.split(".")
+        for part in parents:
+            if isinstance(node, list):
+                if not part.isdigit() or int(part) >= len(node):
+                    raise UsageError(f"--set {setting}: {part!r} is no position in a list of {len(node)}")
+                node = node[int(part)]
+            else:
+                node = node.setdefault(part, {})
+            if not isinstance(node, dict | list):
+                raise UsageError(f"--set {setting}: {part!r} is a value and has no keys below it")
+        value = _number(yaml.safe_load(text))
+        if isinstance(node, list):
+            if not last.isdigit() or int(last) >= len(node):
+                raise UsageError(f"--set {setting}: {last!r} is no position in a list of {len(node)}")
+            node[int(last)] = value
+        else:
+            node[last] = value
+    return out
+
+
+def _number(value: Any) -> Any:
+    """Read `1e-3`, which YAML 1.1 calls a string, as the number it is meant to be."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def load_config(path: Path, settings: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML configuration; relative data and output paths are taken from the file's own folder.
+
+    Raises
+    ------
+    UsageError
+        if the file is absent, is not YAML, or does not fit the schema.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} must hold keys and values, got {type(raw).__name__}")
+    config = parse_config(_floats(apply_settings(raw, settings)))
+    base = path.resolve().parent
+    data = [item.model_copy(update={"path": base / item.path}) for item in config.data]
+    return config.model_copy(update={"data": data, "output": base / config.output})
+
+
+def _floats(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: v if k in ("path", "output", "default_head") else _floats(v) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_floats(v) for v in node]
+    return _number(node)
+
+
+def dump_config(config: TrainConfig) -> str:
+    """Return the resolved configuration as YAML."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `{"a.b": value}` of nested dictionaries and lists."""
+    if isinstance(node, dict):
+        pairs = [(str(k), v) for k, v in node.items()]
+    elif isinstance(node, list):
+        pairs = [(str(k), v) for k, v in enumerate(node)]
+    else:
+        return {prefix: node}
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        out |= flatten(value, f"{prefix}.{key}" if prefix else key)
+    return out
+
+
+def example_config() -> str:
+    """Return a commented example, made from the schema itself."""
+    lines = ["# Training configuration of AtomSieve. Units: eV, Angstrom, hours. Every value below but `data` is the default.", ""]
+    for name, field in TrainConfig.model_fields.items():
+        if name == "data":
+            lines += ["data:", "  - path: train.bp"]
+            lines += _commented(DataItem, "    ", skip={"path"})
+            continue
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            doc = (annotation.__doc__ or "").strip().split("\n")[0]
+            lines += ["", f"# {doc}", f"{name}:", *_commented(annotation, "  ")]
+        else:
+            lines += _commented(TrainConfig, "", only={name})
+    return "\n".join(lines) + "\n"
+
+
+def _commented(model: type[BaseModel], indent: str, *, only: set[str] | None = None, skip: set[str] | None = None) -> list[str]:
+    rows = []
+    for name, field in model.model_fields.items():
+        if (only is not None and name not in only) or (skip is not None and name in skip):
+            continue
+        default = field.get_default(call_default_factory=True)
+        value = default.as_posix() if isinstance(default, Path) else default
+        text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True).split("\n")[0]
+        choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
+        note = " | ".join(str(c) for c in choices if isinstance(c, str))
+        note = "; ".join(filter(None, [note, field.description or ""]))
+        rows.append(f"{indent}{name}: {text}" + (f"  # {note}" if note else ""))
+    return rows

@@ -1,0 +1,180 @@
+"""One process, torchrun or mpirun: who this rank is, and the few exchanges training needs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atomsieve.errors import AtomSieveError
+
+WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched_by(environ: Mapping[str, str]) -> str:
+    """Return "torchrun", "mpi" or "alone" from what the launchers leave in the environment."""
+    if all(name in environ for name in TORCHRUN):
+        return "torchrun"
+    if any(int(environ.get(name, "1") or 1) > 1 for name in WORLD_SIZES):
+        return "mpi"
+    return "alone"
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks of a run (or a part of them).
+
+    Attributes
+    ----------
+    rank, size : position among all ranks, and their number.
+    device : this rank's device.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def chief(self) -> bool:
+        """True on the rank that prints and writes."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks, in place, and return it."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def share(self, value: Any) -> Any:
+        """Return the chief's value on every rank (a JSON-able object)."""
+        if self.size == 1:
+            return value
+        import json
+
+        text = json.dumps(value).encode() if self.chief else b""
+        length = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
+        self.sum_(length)
+        data = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.chief:
+            data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        torch.distributed.broadcast(data, 0)
+        return json.loads(bytes(data.cpu().numpy()))
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.sum_(torch.zeros(1, device=self.device))
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter], extra: Tensor) -> Tensor:
+        """Sum the gradients, and a float64 vector `extra` that rides along, over the ranks in one exchange.
+
+        The losses are sums divided by global counts, so the sum of gradients is the gradient of the global batch.
+        Return the summed `extra`. A parameter without a gradient anywhere keeps none only if no rank has one.
+        """
+        own = list(parameters)
+        if self.size == 1:
+            return extra
+        dtype = own[0].dtype
+        pieces = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in own]
+        # The few scalars need float64 (times, counts); parameters travel in their own precision.
+        flat = torch.cat(pieces)
+        if dtype == torch.float64:
+            flat = torch.cat([flat, extra.to(flat)])
+            self.sum_(flat)
+            extra = flat[len(flat) - len(extra) :]
+        else:
+            self.sum_(flat)
+            extra = self.sum_(extra.to(self.device).clone())
+        offset = 0
+        for p in own:
+            p.grad = flat[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
+        return extra
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` (this rank's) or `cuda:N`.
+
+    Raises
+    ------
+    AtomSieveError
+        if CUDA is asked for and absent.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" or name.startswith("cuda:"):
+        if not torch.cuda.is_available():
+            raise AtomSieveError(f"device {name!r} was asked for, but torch sees no GPU; use device: cpu")
+        device = torch.device(name if ":" in name else f"cuda:{local_rank % torch.cuda.device_count()}")
+        torch.cuda.set_device(device)
+        return device
+    if name != "cpu":
+        raise AtomSieveError(f"unknown device {name!r}; allowed: cpu, cuda, cuda:N, auto")
+    return torch.device("cpu")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _address() -> str:
+    """Return an address under which other ranks reach this one."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"
+
+
+def join(device: str = "auto") -> Team:
+    """Find the other ranks, connect to them, and return this rank's place.
+
+    Raises
+    ------
+    AtomSieveError
+        if a launcher started several processes but each believes to be alone (its MPI is not ours).
+    """
+    launcher = launched_by(os.environ)
+    rank, size, local, host, port = 0, 1, 0, "", 0
+    if launcher == "torchrun":
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_RANK", rank))
+    elif launcher == "mpi":
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+        rank, size = comm.Get_rank(), comm.Get_size()
+        if size == 1:
+            raise AtomSieveError(
+                "the launcher started several processes, but each is rank 0 of 1: mpirun belongs to another MPI than "
+                f"the library in use ({MPI.Get_library_version().split(chr(10))[0].strip()}); use the mpirun of that MPI"
+            )
+        local = comm.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
+        hosts = comm.allgather(socket.gethostname())
+        host = "127.0.0.1" if len(set(hosts)) == 1 else _address()
+        host, port = comm.bcast((host, _free_port()) if rank == 0 else None)
+    where = choose_device(device, local)
+    if size > 1 and not torch.distributed.is_initialized():
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        options: dict[str, Any] = {"rank": rank, "world_size": size}
+        if launcher == "mpi":
+            options["init_method"] = f"tcp://{host}:{port}"
+        torch.distributed.init_process_group(backend, **options)
+    return Team(rank, size, where)
+
+
+def leave() -> None:
+    """Disconnect from the other ranks."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def alone(team: Team) -> Team:
+    """Return a team of this rank only, on the same device (for members that are dealt to ranks)."""
+    return Team(0, 1, team.device)

@@ -1,0 +1,349 @@
+"""The training loop of one run: a stack of members over epochs of batches, resumable at any step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atomsieve.errors import AtomSieveError, Interrupted
+from atomsieve.models import Ensemble
+from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
+from atomsieve.train.checkpoint import Progress, load_tensors, pack_run, save_tensors, state_of, unpack_run
+from atomsieve.train.config import TrainConfig
+from atomsieve.train.distributed import Team
+from atomsieve.train.evaluate import evaluate, head_metrics, member_scores
+from atomsieve.train.log import RunLog, clock
+from atomsieve.train.loss import batch_loss
+from atomsieve.train.optim import RunningMean, clip_members, gradient_norms, learning_rate, make_optimizer
+from atomsieve.train.order import Order, Sizes, deal
+from atomsieve.train.store import Store
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 20
+MAX_SKIPPED = 10
+"""Steps in a row whose loss may be not finite before the run is given up."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: shared by all runs of a training."""
+
+    config: TrainConfig
+    store: Store
+    labels: Labels
+    sizes: Sizes
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    bootstrap: NDArray[np.float32] | None = None
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Catch SIGTERM and Ctrl-C inside the block: yield a function that tells whether one came; a second one ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    previous = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+class Run:
+    """Trains the members of one ensemble on one team of ranks.
+
+    Parameters
+    ----------
+    ensemble : the members; after `fit` it holds their best weights (running means, where on).
+    folder : checkpoints `last.safetensors` and `best.safetensors`; only the team's chief writes.
+    order_seed : decides the order of the data.
+    hours : wall time this run may take (None: no limit), after `config.budget`.
+    """
+
+    def __init__(
+        self, ensemble: Ensemble, material: Material, team: Team, folder: Path, log_to: RunLog, *, order_seed: int,
+        hours: float | None,
+    ) -> None:
+        self.ensemble, self.material, self.team, self.folder, self.out = ensemble, material, team, folder, log_to
+        self.config = material.config
+        self.hours = hours
+        self.parameters = list(ensemble.parameters())
+        self.dtype = self.parameters[0].dtype
+        self.optimizer = make_optimizer(ensemble, self.config.optimizer)
+        self.mean = RunningMean(ensemble, self.config.optimizer.ema) if self.config.optimizer.ema else None
+        self.best: dict[str, Tensor] | None = None
+        self.progress = Progress(best=[float("inf")] * ensemble.members)
+        catalog, train = material.store.catalog, material.train
+        self.order = Order(
+            train, catalog.head[train], catalog.n_atoms[train], catalog.weights, self.config.batch, material.sizes,
+            order_seed, material.store.block,
+        )
+        self._recent: list[NDArray[np.float64]] = []
+        self._last_saved = time.monotonic()
+        self._began = time.monotonic()
+        self._before = 0.0
+        self._validated = -1
+        self._resume()
+
+    # -- time and schedule -----------------------------------------------------------------------------------------
+
+    def done_part(self, batches_in_epoch: int) -> float:
+        """Return the part (0..1) of the budget that is used: the largest over hours, steps and epochs."""
+        p, budget = self.progress, self.config.budget
+        parts = [0.0]
+        if self.hours is not None:
+            parts.append(p.elapsed / (3600 * self.hours))
+        if budget.steps is not None:
+            parts.append(p.step / budget.steps)
+        if budget.epochs is not None:
+            parts.append((p.epoch + p.position / max(batches_in_epoch, 1)) / budget.epochs)
+        return max(parts)
+
+    def _own_elapsed(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    @property
+    def last_path(self) -> Path:
+        """The checkpoint that a new start continues from."""
+        return self.folder / "last.safetensors"
+
+    def _resume(self) -> None:
+        exists = self.team.share(self.last_path.is_file())
+        if exists:
+            tensors, state = load_tensors(self.last_path)
+            self.best = unpack_run(tensors, self.ensemble, self.optimizer, self.mean)
+            self.progress = Progress(**state)
+            self._before = self.progress.elapsed
+            self._validated = self.progress.history[-1]["step"] if self.progress.history else -1
+            log.info("continuing %s at step %d", self.folder.name, self.progress.step)
+
+    def save(self) -> None:
+        """Write the `last` checkpoint."""
+        if self.team.chief:
+            tensors = pack_run(self.ensemble, self.optimizer, self.mean, self.best)
+            save_tensors(self.last_path, tensors, state_of(self.progress))
+        self._last_saved = time.monotonic()
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _make(self, batches: list[NDArray[np.int64]]) -> Callable[[int], TrainBatch]:
+        material, team = self.material, self.team
+
+        def make(k: int) -> TrainBatch:
+            own = deal(batches[k], material.sizes.cost, team.size)[team.rank]
+            return make_batch(
+                material.store.fetch(own), own, batches[k], material.labels, self.config.model, self.dtype,
+                team.device, material.bootstrap,
+            )
+
+        return make
+
+    def gradient(self, batch: TrainBatch) -> Tensor:
+        """Leave this rank's gradient in the parameters; return the loss parts [4,K] (this rank's share)."""
+        rules = self.config.loss
+        self.optimizer.zero_grad(set_to_none=True)
+        if batch.graph is None:
+            return torch.zeros(4, self.ensemble.members, dtype=torch.float64, device=self.team.device)
+        out = self.ensemble(
+            batch.graph, batch.head, batch.charge, batch.spin, forces=rules.force > 0, stress=rules.stress > 0,
+            create_graph=rules.force > 0 or rules.stress > 0,
+        )
+        parts = batch_loss(out, batch, rules)
+        parts.total.sum().backward()
+        return parts.stacked()
+
+    def step(self, batch: TrainBatch, stop: bool, lr: float) -> bool:
+        """Do one optimiser step; return whether any rank was asked to stop.
+
+        Raises
+        ------
+        AtomSieveError
+            after `MAX_SKIPPED` steps in a row without a finite loss.
+        """
+        parts = self.gradient(batch)
+        n_local = len(batch.index)
+        own = torch.tensor([float(stop), self._own_elapsed(), n_local, float(batch.n_atoms.sum())], dtype=torch.float64)
+        extra = self.team.sum_gradients(self.parameters, torch.cat([parts.reshape(-1), own.to(parts.device)]))
+        values = extra.cpu().numpy()
+        losses, (stopped, elapsed, structures, atoms) = values[:-4].reshape(4, -1), values[-4:]
+        norms = gradient_norms(self.parameters, self.ensemble.members)
+        p = self.progress
+        if np.isfinite(losses).all() and bool(torch.isfinite(norms).all()):
+            clip_members(self.parameters, norms, self.config.optimizer.clip)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            p.step += 1
+            p.skipped_in_row = 0
+            if self.mean is not None:
+                self.mean.update(self.ensemble, p.step)
+            self._recent.append(np.concatenate([losses.mean(1), [float(norms.mean()), structures, time.monotonic()]]))
+        else:
+            self._skip(batch)
+        p.structures += int(structures)
+        p.atoms += int(atoms)
+        p.elapsed = elapsed / self.team.size
+        return stopped > 0
+
+    def _skip(self, batch: TrainBatch) -> None:
+        p = self.progress
+        p.skipped += 1
+        p.skipped_in_row += 1
+        self.out.record("skipped", p.step, structures=batch.index.tolist())
+        log.warning("step %d: loss or gradient is not finite; step left out (%d so far)", p.step, p.skipped)
+        if p.skipped_in_row >= MAX_SKIPPED:
+            raise AtomSieveError(
+                f"the loss was not finite in {MAX_SKIPPED} steps in a row (step {p.step}); lower optimizer.lr (now "
+                f"{self.config.optimizer.lr:g}) or optimizer.clip, or clean the data more strictly"
+            )
+
+    # -- the whole run ---------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train until the budget ends, patience runs out, or a stop is asked for.
+
+        Raises
+        ------
+        Interrupted
+            after SIGTERM or Ctrl-C, with everything saved.
+        """
+        if not self.progress.finished:
+            with stop_requests() as asked:
+                while not self._epoch(asked):
+                    self.progress.epoch += 1
+                    self.progress.position = 0
+            self.progress.finished = True
+            self.save()
+        if self.best is not None:
+            self.ensemble.load_state_dict(self.best, strict=False)
+
+    def _epoch(self, asked: Callable[[], bool]) -> bool:
+        """Go through the rest of the present epoch; return True when the run is to end."""
+        p, batches = self.progress, self.order.epoch(self.progress.epoch)
+        every = self.config.budget.eval_every
+        with Prefetch(self._make(batches), len(batches), start=p.position) as ahead:
+            for batch in ahead:
+                part = self.done_part(len(batches))
+                if part >= 1:
+                    self.validate()
+                    return True
+                lr = learning_rate(part, self.config.optimizer, p.plateau)
+                stopped = self.step(batch, asked(), lr)
+                p.position += 1
+                if p.step % LOG_EVERY == 0 and self._recent:
+                    self._report(lr, len(batches))
+                if stopped:
+                    self.save()
+                    raise Interrupted(f"training stopped at step {p.step}; run the same command again to go on")
+                due = p.step % every == 0 if every else p.position == len(batches)
+                if due and self.validate():
+                    return True
+                if time.monotonic() - self._last_saved > 60 * self.config.budget.checkpoint_minutes:
+                    self.save()
+        return False
+
+    def _report(self, lr: float, batches: int) -> None:
+        recent, p = np.array(self._recent), self.progress
+        seconds = max(recent[-1, -1] - recent[0, -1], 1e-9)
+        speed = recent[1:, -2].sum() / seconds if len(recent) > 1 else 0.0
+        loss, energy, force, stress, norm = recent[:, :5].mean(0)
+        self._recent = self._recent[-1:]
+        self.out.record(
+            "train", p.step, epoch=p.epoch, lr=lr, loss=loss, energy=energy, force=force, stress=stress,
+            gradient_norm=norm, structures_per_second=speed, elapsed=p.elapsed, skipped=p.skipped,
+        )  # fmt: skip
+        self.out.show(self._row(lr, batches, loss, energy, force, speed), important=False)
+
+    def _row(self, lr: float, batches: int, loss: float, energy: float, force: float, speed: float) -> dict[str, str]:
+        p, part = self.progress, self.done_part(batches)
+        left = clock(p.elapsed * (1 - part) / part) if part > 0 else ""
+        return {
+            "time": clock(p.elapsed), "epoch": f"{p.epoch + p.position / max(batches, 1):.2f}", "step": str(p.step),
+            "lr": f"{lr:.2g}", "loss": f"{loss:.4f}", "energy": f"{energy:.4f}", "force": f"{force:.4f}",
+            "struct/s": f"{speed:.0f}", "left": left,
+        }  # fmt: skip
+
+    def validate(self) -> bool:
+        """Evaluate the running-mean weights, keep the best of each member; return True when patience has run out."""
+        p, rules = self.progress, self.config
+        if self._validated == p.step:
+            return False
+        self._validated = p.step
+        if len(self.material.val) == 0:
+            self._keep(np.full(self.ensemble.members, -float(p.step)))
+            return False
+        if self.mean is not None:
+            self.mean.swap(self.ensemble)
+        try:
+            result = evaluate(
+                self.ensemble, self.material.store, self.material.labels, self.material.val, self.material.sizes,
+                rules.batch, self.team,
+            )  # fmt: skip
+        finally:
+            if self.mean is not None:
+                self.mean.swap(self.ensemble)
+        scores = member_scores(result, self.material.labels, rules.loss)
+        metrics = head_metrics(result, self.material.store.catalog.sources)
+        improved = self._keep(scores)
+        p.history.append({"step": p.step, "epoch": p.epoch, "elapsed": round(p.elapsed, 1), "score": scores.tolist()})
+        self.out.record("validation", p.step, score=scores.tolist(), elapsed=p.elapsed, heads=metrics)
+        if self.out.active:
+            self.out.show({"time": clock(p.elapsed), "step": str(p.step), "validation": f"{scores.mean():.4f}"},
+                          important=True)  # fmt: skip
+        p.since_best = 0 if improved else p.since_best + 1
+        p.plateau_wait = 0 if improved else p.plateau_wait + 1
+        if p.plateau_wait >= rules.optimizer.plateau_patience:
+            p.plateau *= rules.optimizer.plateau_factor
+            p.plateau_wait = 0
+        patience = rules.budget.patience
+        return patience is not None and p.since_best >= patience
+
+    @torch.no_grad()
+    def _keep(self, scores: NDArray[np.float64]) -> bool:
+        """Keep the present (running-mean) weights of each member whose score is its best; tell whether there was one."""
+        better = np.isfinite(scores) & (scores < np.array(self.progress.best))
+        if not better.any():
+            return False
+        named = dict(self.ensemble.named_parameters())
+        if self.mean is not None:
+            named = dict(zip(self.mean.names, self.mean.values, strict=True))  # type: ignore[arg-type]
+        if self.best is None:
+            self.best = {name: value.detach().clone() for name, value in named.items()}
+        rows = torch.from_numpy(np.flatnonzero(better)).to(self.team.device)
+        for name, value in named.items():
+            self.best[name] = self.best[name].to(value.device)
+            self.best[name][rows] = value.detach()[rows]
+        self.progress.best = np.where(better, scores, self.progress.best).tolist()
+        if self.team.chief:
+            save_tensors(self.folder / "best.safetensors", self.best, {"score": self.progress.best})
+        return True
+
+
+def describe(progress: Progress) -> str:
+    """Return the progress as one JSON line for people."""
+    return json.dumps({k: v for k, v in state_of(progress).items() if k != "history"})

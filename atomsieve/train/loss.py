@@ -1,0 +1,77 @@
+"""The loss: scaled errors of energy per atom, forces and stress, normalised over the global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atomsieve.models import EnsembleOutput
+from atomsieve.train.batches import TrainBatch
+from atomsieve.train.config import LossSection
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Per-member losses [K]: `total` is what is differentiated; `energy`, `force`, `stress` are its unweighted parts.
+
+    A part is this rank's sum divided by the global number of labels: summed over ranks it is the mean.
+    """
+
+    total: Tensor
+    energy: Tensor
+    force: Tensor
+    stress: Tensor
+
+    def stacked(self) -> Tensor:
+        """Return [4,K] without gradient: total, energy, force, stress."""
+        return torch.stack([self.total, self.energy, self.force, self.stress]).detach().double()
+
+
+def penalty(size: Tensor, rules: LossSection) -> Tensor:
+    """Return the penalty of non-negative scaled errors, elementwise.
+
+    huber is delta-normalised: size - delta/2 beyond delta, size**2/(2 delta) below, so it tends to mae for delta -> 0.
+    """
+    if rules.kind == "mae":
+        return size
+    if rules.kind == "mse":
+        return size**2
+    delta = rules.huber_delta
+    return torch.where(size > delta, size - 0.5 * delta, size**2 / (2 * delta))
+
+
+def _norm(vector: Tensor) -> Tensor:
+    """Length over the last axis, with a gradient of zero (not NaN) at zero."""
+    square = (vector * vector).sum(-1)
+    safe = torch.where(square > 0, square, torch.ones_like(square))
+    return torch.where(square > 0, safe.sqrt(), torch.zeros_like(square))
+
+
+def batch_loss(out: EnsembleOutput, batch: TrainBatch, rules: LossSection) -> LossParts:
+    """Return the loss of one rank's share of a global batch.
+
+    Energies: |error per atom| / the source's energy size, mean over structures. Forces: length of the error vector / the
+    source's mean force norm, mean over atoms. Stress: Frobenius norm / the source's size, mean over structures. Missing
+    labels count nowhere. Members are independent: their losses are summed, so each gets its own gradient.
+    """
+    members = out.energy.shape[0]
+    zero = out.energy.new_zeros(members)
+    energy, force, stress = zero, zero, zero
+    if batch.n_energy:
+        error = (out.energy - batch.energy).abs() / (batch.n_atoms * batch.energy_size)
+        mask = batch.has_energy if batch.weight is None else batch.has_energy * batch.weight
+        energy = (penalty(error, rules) * mask).sum(1) / batch.n_energy
+    if rules.force and batch.n_forces and out.forces is not None:
+        length = _norm(out.forces - batch.forces) / batch.force_size
+        mask = batch.has_forces
+        if batch.weight is not None and batch.graph is not None:
+            mask = mask * batch.weight[:, batch.graph.structure]
+        force = (penalty(length, rules) * mask).double().sum(1) / batch.n_forces
+    if rules.stress and batch.n_stress and out.virial is not None:
+        length = _norm((out.virial - batch.virial).flatten(2)) / batch.virial_size
+        mask = batch.has_stress if batch.weight is None else batch.has_stress * batch.weight
+        stress = (penalty(length, rules) * mask).sum(1) / batch.n_stress
+    total = rules.energy * energy + rules.force * force + rules.stress * stress
+    return LossParts(total, energy, force, stress)

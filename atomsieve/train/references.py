@@ -1,0 +1,118 @@
+"""Element references of one source: the part of a total energy that the composition alone explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import DataError
+from atomsieve.structures import StructureBatch
+
+MAX_Z = 119
+RANK_TOLERANCE = 1e-6
+"""Singular values below this part of the largest count as zero: their direction cannot be told from the data."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Per-element energies of one source.
+
+    Attributes
+    ----------
+    energies : eV per atom of each element seen; elements never seen are left out.
+    counts : atoms of each element seen.
+    rank : how many independent element combinations the compositions determine.
+    inseparable : one line for each combination of elements that the data cannot separate (its share of the energy is
+        set by the prior, the mean energy per atom).
+    """
+
+    energies: dict[int, float]
+    counts: dict[int, int]
+    rank: int
+    inseparable: list[str]
+
+    def table(self) -> NDArray[np.float64]:
+        """Return the energies as a table [119] eV by atomic number, zero for an element never seen."""
+        table = np.zeros(MAX_Z)
+        table[list(self.energies)] = list(self.energies.values())
+        return table
+
+
+def element_counts(batch: StructureBatch) -> NDArray[np.int64]:
+    """Return atoms of each element per structure, [S,119]."""
+    flat = batch.structure_of_atom * MAX_Z + batch.numbers
+    return np.bincount(flat, minlength=batch.n_structures * MAX_Z).reshape(batch.n_structures, MAX_Z)
+
+
+def composition_energy(counts: NDArray[np.int64], references: References) -> NDArray[np.float64]:
+    """Return the reference energy [S] eV of structures with element counts [S,119]."""
+    return np.asarray(counts @ references.table(), np.float64)
+
+
+def _describe(direction: NDArray[np.float64], symbols: list[str]) -> str:
+    """Write a null direction as a readable combination, largest part first."""
+    scaled = direction / np.abs(direction).max()
+    order = [int(k) for k in np.argsort(-np.abs(scaled), kind="stable") if abs(scaled[k]) > 0.01]
+    terms = [f"{scaled[k]:+.2g} {symbols[k]}" for k in order[:6]]
+    return " ".join(terms) + (f" ... ({len(order)} elements)" if len(order) > 6 else "")
+
+
+def _sparse_null_space(vt_null: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a basis [d,n] of the same space whose rows touch few elements each (Gauss-Jordan with full pivoting)."""
+    rows = vt_null.copy()
+    for k in range(len(rows)):
+        r, c = np.unravel_index(np.abs(rows[k:]).argmax(), rows[k:].shape)
+        rows[[k, k + int(r)]] = rows[[k + int(r), k]]
+        rows[k] /= rows[k, c]
+        for other in range(len(rows)):
+            if other != k:
+                rows[other] -= rows[other, c] * rows[k]
+    return rows
+
+
+def fit_references(counts: NDArray[np.int64], energy: NDArray[np.float64]) -> References:
+    """Fit element energies by least squares of the energy per atom over element fractions.
+
+    Around the mean energy per atom as the prior, the minimum-norm solution is taken through the singular value
+    decomposition, so absent elements cost nothing and collinear ones (H and O in pure water) share alike.
+
+    Parameters
+    ----------
+    counts : [S,119] atoms of each element.
+    energy : [S] eV, total energies.
+
+    Raises
+    ------
+    DataError
+        if there is no structure, or an energy is not finite.
+    """
+    from ase.data import chemical_symbols
+
+    counts, energy = np.asarray(counts), np.asarray(energy, np.float64)
+    n_atoms = counts.sum(1)
+    usable = n_atoms > 0
+    counts, energy, n_atoms = counts[usable], energy[usable], n_atoms[usable]
+    if len(energy) == 0:
+        raise DataError("element references need at least one structure with an energy, got none")
+    if not np.isfinite(energy).all():
+        raise DataError(f"element references need finite energies; {np.sum(~np.isfinite(energy))} are not")
+    seen = np.flatnonzero(counts.sum(0))
+    fractions = counts[:, seen] / n_atoms[:, None]
+    per_atom = energy / n_atoms
+    prior = float(per_atom.mean())
+    # The Gram matrix would square the condition number: decompose the R factor of the fractions instead.
+    q, r = np.linalg.qr(fractions)
+    u, sigma, vt = np.linalg.svd(r, full_matrices=True)
+    rank = int(np.sum(sigma > RANK_TOLERANCE * sigma[0]))
+    projected = u.T @ (q.T @ (per_atom - prior))
+    shift = vt[:rank].T @ (projected[:rank] / sigma[:rank])
+    symbols = [chemical_symbols[z] for z in seen]
+    null = _sparse_null_space(vt[rank:])
+    return References(
+        energies={int(z): prior + float(d) for z, d in zip(seen, shift, strict=True)},
+        counts={int(z): int(n) for z, n in zip(seen, counts[:, seen].sum(0), strict=True)},
+        rank=rank,
+        inseparable=[_describe(row, symbols) for row in null],
+    )

@@ -1,0 +1,128 @@
+"""Per-source label sizes: what a network's output is multiplied by, and what its errors are divided by.
+
+An error divided by the mean size of the label is 1 for the trivial prediction (element references alone, zero forces)
+whatever the source, so a loss of scaled errors treats a liquid (3 meV/atom) and distorted crystals (1 eV/atom) alike.
+Floors keep a source whose labels are almost zero (relaxed crystals: no forces) from being all that is learnt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import DataError
+from atomsieve.models.config import HeadSpec
+from atomsieve.train.catalog import Catalog
+from atomsieve.train.config import LossSection
+from atomsieve.train.references import References, composition_energy, fit_references
+
+
+@dataclass(frozen=True)
+class HeadData:
+    """What the training part of one source says.
+
+    Attributes
+    ----------
+    references : element references, fitted on the training part only.
+    energy_size : mean |residual energy per atom| eV (the error of references alone).
+    force_size : mean force norm eV/Angstrom, NaN without forces; `force_rms` the root mean square of components.
+    output_scale : eV, factor of the network's output per atom.
+    """
+
+    name: str
+    level_of_theory: str
+    references: References
+    energy_size: float
+    force_size: float
+    force_rms: float
+    stress_size: float
+    output_scale: float
+    statistics: dict[str, Any]
+
+    def spec(self) -> HeadSpec:
+        """Return the head's description for the model."""
+        return HeadSpec(
+            name=self.name, level_of_theory=self.level_of_theory, references=self.references.energies,
+            scale=self.output_scale, elements=self.references.counts, statistics=self.statistics,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ForceSums:
+    """Sums over the training part of one source: atoms with forces, sum of norms, of squares, of |components|."""
+
+    atoms: int = 0
+    norm: float = 0.0
+    square: float = 0.0
+    absolute: float = 0.0
+    stresses: int = 0
+    stress: float = 0.0
+
+
+def residual_energy(catalog: Catalog, heads: list[HeadData]) -> NDArray[np.float64]:
+    """Return energy minus element references, [S] eV; NaN where there is no energy or an element is new to the head."""
+    table = np.stack([h.references.table() for h in heads])
+    seen = np.stack([np.isin(np.arange(table.shape[1]), list(h.references.energies)) for h in heads])
+    out = np.full(len(catalog), np.nan)
+    for head in range(len(heads)):
+        own = np.flatnonzero(catalog.head == head)
+        composition = catalog.composition[own].astype(np.int64)
+        value = catalog.energy[own] - composition @ table[head]
+        value[(composition[:, ~seen[head]] > 0).any(1)] = np.nan
+        out[own] = value
+    return out
+
+
+def describe_heads(
+    catalog: Catalog, train: NDArray[np.bool_], forces: list[ForceSums], loss: LossSection
+) -> list[HeadData]:
+    """Fit references and sizes of every source on its training part.
+
+    Raises
+    ------
+    DataError
+        if a source has no training structure with an energy.
+    """
+    heads = []
+    for head, name in enumerate(catalog.sources):
+        own = train & (catalog.head == head)
+        labelled = own & catalog.has_energy
+        if not labelled.any():
+            raise DataError(
+                f"source {name!r} has no training structure with an energy ({int(own.sum())} after cleaning and "
+                "splitting); every head needs some"
+            )
+        counts = catalog.composition[labelled].astype(np.int64)
+        references = fit_references(counts, catalog.energy[labelled])
+        n_atoms = catalog.n_atoms[labelled]
+        residual = (catalog.energy[labelled] - composition_energy(counts, references)) / n_atoms
+        heads.append(_head_data(catalog, head, own, references, residual, forces[head], loss))
+    return heads
+
+
+def _head_data(
+    catalog: Catalog, head: int, own: NDArray[np.bool_], references: References, residual: NDArray[np.float64],
+    sums: ForceSums, loss: LossSection,
+) -> HeadData:
+    energy_mae = float(np.abs(residual).mean())
+    energy_std = float(residual.std())
+    force_mean = sums.norm / sums.atoms if sums.atoms else float("nan")
+    force_rms = float(np.sqrt(sums.square / (3 * sums.atoms))) if sums.atoms else float("nan")
+    scale = max(energy_std, 0.0 if np.isnan(force_rms) else force_rms, 1e-3)
+    statistics = {
+        "train_structures": int(own.sum()), "train_atoms": int(catalog.n_atoms[own].sum()),
+        "structures_with_forces": int((own & catalog.has_forces).sum()),
+        "residual_energy_per_atom_mae": energy_mae, "residual_energy_per_atom_std": energy_std,
+        "force_norm_mean": None if np.isnan(force_mean) else force_mean,
+        "force_component_rms": None if np.isnan(force_rms) else force_rms,
+        "inseparable_elements": references.inseparable,
+    }  # fmt: skip
+    return HeadData(
+        name=catalog.sources[head], level_of_theory=catalog.levels[head], references=references,
+        energy_size=max(energy_mae, loss.energy_floor), force_size=np.fmax(force_mean, loss.force_floor),
+        force_rms=force_rms, stress_size=max(sums.stress / max(sums.stresses, 1), 1e-4), output_scale=scale,
+        statistics=statistics,
+    )  # fmt: skip
