@@ -1,0 +1,248 @@
+"""Converts files of every format into dataset folders: streaming, with a count of what was left out and why."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atomsieve.errors import DataError, UsageError
+from atomsieve.structures.formats import find_files, read_items
+from atomsieve.structures.judge import Judge, Judged, LabelKeys, Tally, to_batch
+from atomsieve.structures.manifest import SourceInfo
+from atomsieve.structures.split import Split
+from atomsieve.structures.writer import StructureWriter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BUFFER_STRUCTURES = 2000
+BUFFER_ATOMS = 200_000
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file or folder, and the source to which its structures belong (None: none, or as the structures say)."""
+
+    path: Path
+    source: SourceInfo | None = None
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How to convert.
+
+    Attributes
+    ----------
+    keys : names of labels, charge, spin and id in the files.
+    source_key, level_key : names under which each structure says its source and level of theory.
+    format : format of all files, where their names do not tell.
+    split : sets to divide the structures among.
+    keep_bad : keep structures that no model accepts, so that a screening reports them.
+    charge, spin : for structures that state none.
+    step_size, positions, overwrite : see `StructureWriter`.
+    """
+
+    keys: LabelKeys = field(default_factory=LabelKeys)
+    source_key: str | None = None
+    level_key: str | None = None
+    format: str | None = None
+    split: Split | None = None
+    keep_bad: bool = False
+    charge: float | None = None
+    spin: float | None = None
+    step_size: int = 20_000
+    positions: str = "float64"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did: structures per output, atoms, structures per source, what was skipped, seconds."""
+
+    outputs: dict[Path, int]
+    atoms: int
+    sources: dict[SourceInfo, int]
+    tally: Tally
+    seconds: float
+
+    @property
+    def written(self) -> int:
+        """Number of structures written."""
+        return sum(self.outputs.values())
+
+    @property
+    def notice(self) -> str:
+        """What a user may have overlooked: energies under another name; empty if nothing."""
+        names = sorted(key for key in self.tally.keys if "energy" in key.lower() and not key.startswith("ref_"))
+        if self.tally.labels["energy"] or not self.sources or not names:
+            return ""
+        return f"no energies were taken; --energy-key may name one of {', '.join(names[:8])}"
+
+
+def output_paths(out: Path, split: Split | None) -> dict[str, Path]:
+    """Return the output of each set: `OUT.bp`, or `OUT-train.bp`, `OUT-val.bp` and so on."""
+    if split is None:
+        return {"": out}
+    return {name: out.with_name(f"{out.stem}-{name}{out.suffix}") for name in split.fractions}
+
+
+def convert(
+    inputs: Sequence[Input], out: Path, options: ConvertOptions, console: Console | None = None
+) -> ConvertReport:
+    """Convert files into one dataset folder, or one per set of a split.
+
+    Raises
+    ------
+    UsageError
+        if labelled structures have no source, or a key that was named is nowhere.
+    DataError
+        if a file cannot be read at all, or no structure is left.
+    """
+    start = time.monotonic()
+    files = [(file, kind, given.source) for given in inputs for file, kind in find_files(given.path, options.format)]
+    judge = Judge(options.keys, keep_bad=options.keep_bad, charge=options.charge, spin=options.spin)
+    sources: dict[SourceInfo, int] = {given.source: 0 for given in inputs if given.source is not None}
+    outputs = output_paths(out, options.split)
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                StructureWriter(
+                    path, step_size=options.step_size, positions=options.positions, overwrite=options.overwrite
+                )
+            )
+            for name, path in outputs.items()
+        }
+        sets = _Sets(writers, options.split, sources)
+        with _bar(console, len(files)) as show:
+            for k, (file, kind, source) in enumerate(files):
+                tick = partial(show, k, judge.tally)
+                for item in read_items(file, kind, tick):
+                    judged = judge(item)
+                    if judged is not None:
+                        sets.add(judged, _source_of(judged, source, options))
+                tick(1.0)
+        sets.flush()
+        judge.check_keys()
+        if not sum(writer.n_structures for writer in writers.values()):
+            raise DataError(f"no structure is left of {judge.tally.read} read: {describe(judge.tally.skipped)}")
+        report = ConvertReport(
+            {writer.path: writer.n_structures for writer in writers.values()},
+            sum(writer.n_atoms for writer in writers.values()),
+            dict(sources),
+            judge.tally,
+            time.monotonic() - start,
+        )
+    return report
+
+
+class _Sets:
+    """Gathers structures per set and hands them to the writers some thousands at a time."""
+
+    def __init__(
+        self, writers: dict[str, StructureWriter], split: Split | None, sources: dict[SourceInfo, int]
+    ) -> None:
+        self.writers, self.split, self.sources = writers, split, sources
+        self.rows: dict[str, list[Judged]] = {name: [] for name in writers}
+        self.atoms: Counter[str] = Counter()
+        for writer in writers.values():  # all sets list the same sources in the same order
+            for source in sources:
+                writer.add_source(source)
+
+    def add(self, judged: Judged, source: SourceInfo | None) -> None:
+        """Add one structure to its set."""
+        if source is not None:
+            if source not in self.sources:
+                self.sources[source] = 0
+                for writer in self.writers.values():
+                    writer.add_source(source)
+            self.sources[source] += 1
+            judged.head = list(self.sources).index(source)
+        name = self.split.choose(judged.item) if self.split is not None else ""
+        self.rows[name].append(judged)
+        self.atoms[name] += len(judged.item.numbers)
+        if len(self.rows[name]) >= BUFFER_STRUCTURES or self.atoms[name] >= BUFFER_ATOMS:
+            self._hand_over(name)
+
+    def _hand_over(self, name: str) -> None:
+        batch = to_batch(self.rows[name])
+        self.rows[name], self.atoms[name] = [], 0
+        if batch.head is None and self.sources and len(batch):
+            batch = batch.replace(head=np.full(len(batch), -1, np.int32))
+        self.writers[name].append(batch)
+
+    def flush(self) -> None:
+        """Hand over what is left."""
+        for name in self.rows:
+            self._hand_over(name)
+
+
+def _source_of(judged: Judged, given: SourceInfo | None, options: ConvertOptions) -> SourceInfo | None:
+    """Return the source of a structure: its own word where a key was named, else that of its file."""
+    item = judged.item
+    if given is None and isinstance(item.source, SourceInfo) and not options.source_key:
+        return item.source
+    own = options.source_key and item.find(options.source_key)
+    level = options.level_key and item.find(options.level_key)
+    if options.source_key and own is None:
+        raise DataError(f"{item.where} has no {options.source_key!r} to tell its source")
+    if options.level_key and level is None:
+        raise DataError(f"{item.where} has no {options.level_key!r} to tell its level of theory")
+    if own is not None or level is not None:
+        name = str(own) if own is not None else given.name if given is not None else None
+        if name is None:
+            raise UsageError("a level of theory needs a source: give --source NAME or --source-key KEY")
+        return SourceInfo(name, str(level) if level is not None else given.level_of_theory if given is not None else "")
+    labelled = any(name in judged.values for name in ("energy", "forces", "stress"))
+    if given is None and labelled:
+        raise UsageError(
+            f"{item.where} has labels: say what they are with --source NAME --level-of-theory TEXT (or --source-key), "
+            "or leave them out with --no-labels"
+        )
+    return given
+
+
+def describe(skipped: Counter[str]) -> str:
+    """Return counts by reason in one line."""
+    return "; ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "nothing skipped"
+
+
+Show = Callable[[int, Tally, float], None]
+
+
+@contextmanager
+def _bar(console: Console | None, files: int) -> Iterator[Show]:
+    """Give a function that shows (file, fraction of it, counts) as a progress bar, if there is a console."""
+    if console is None:
+        yield lambda *_: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("converting"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[count]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=float(files), count="")
+        start, last = time.monotonic(), 0.0
+
+        def show(file: int, tally: Tally, fraction: float) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < 0.1 and fraction < 1:
+                return
+            last = now
+            rate = tally.read / max(now - start, 1e-9)
+            count = f"{tally.read:,} structures, {rate:,.0f}/s, {sum(tally.skipped.values()):,} skipped"
+            progress.update(task, completed=file + fraction, count=count)
+
+        yield show

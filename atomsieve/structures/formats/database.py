@@ -1,0 +1,149 @@
+"""Databases: ASE db and trajectories, and the LMDB files of fairchem. Pickled values are refused, never loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atomsieve.errors import DataError, require
+from atomsieve.structures.formats.item import Bad, Item, Tick, item_from_atoms
+
+log = logging.getLogger(__name__)
+
+RESERVED = ("nextid", "deleted_ids", "metadata")
+RESULTS = ("energy", "forces", "stress", "free_energy")
+
+
+def read_ase_db(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+    """Yield the rows of an ASE database (SQLite), key-value pairs and data as `info`."""
+    from ase.db import connect
+
+    try:
+        database = connect(str(path), type="db")
+        total = max(database.count(), 1)
+        for k, row in enumerate(database.select()):
+            where = f"{path}: row {row.id}"
+            try:
+                atoms = row.toatoms(add_additional_information=False)
+                item = item_from_atoms(atoms, where)
+                item.info.update({**row.key_value_pairs, **row.data, "id": row.id})
+            except Exception as error:  # whatever a row of someone's database may hold
+                log.debug("%s: %s", where, error, exc_info=True)
+                yield Bad(f"not readable ({type(error).__name__})", where)
+                continue
+            yield item
+            if k % 64 == 0:
+                tick(k / total)
+    except DataError:
+        raise
+    except Exception as error:  # sqlite3.DatabaseError and its kin, wrapped or not by ASE
+        raise DataError(f"{path} is not a readable ASE database: {error}") from error
+
+
+def read_traj(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+    """Yield the frames of an ASE trajectory (.traj)."""
+    from ase.io.trajectory import TrajectoryReader
+
+    try:
+        trajectory = TrajectoryReader(str(path))
+        total = len(trajectory)
+    except Exception as error:  # ASE's reader raises whatever it stumbles over
+        raise DataError(f"{path} is not a readable ASE trajectory: {error}") from error
+    for k in range(total):
+        where = f"{path}: frame {k}"
+        try:
+            item = item_from_atoms(trajectory[k], where)
+        except Exception as error:  # as above
+            log.debug("%s: %s", where, error, exc_info=True)
+            yield Bad(f"not readable ({type(error).__name__})", where)
+            continue
+        yield item
+        tick((k + 1) / total)
+    trajectory.close()
+
+
+def read_lmdb(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+    """Yield the rows of an LMDB file with JSON values, zlib-compressed or plain (aselmdb).
+
+    Raises
+    ------
+    DataError
+        if values are pickled: loading a pickle runs whatever code is in it.
+    """
+    lmdb = require("lmdb", "data", "reading LMDB files")
+    try:
+        environment = lmdb.open(
+            str(path), subdir=path.is_dir(), readonly=True, lock=False, meminit=False, readahead=True, max_dbs=0
+        )
+    except lmdb.Error as error:
+        raise DataError(f"{path} is not a readable LMDB file: {error}") from error
+    with environment, environment.begin() as transaction:
+        total = max(transaction.stat()["entries"], 1)
+        for k, (key, value) in enumerate(_in_order(transaction)):
+            where = f"{path}: key {key}"
+            if value[:1] == b"\x80":
+                raise DataError(
+                    f"{where} is a Python pickle, which may run any code when loaded and never is here; write the "
+                    "file again as aselmdb or extxyz with the program that made it"
+                )
+            try:
+                item = _item_from_row(_decoded(value), where)
+            except (ValueError, KeyError, TypeError, zlib.error) as error:
+                log.debug("%s: %s", where, error, exc_info=True)
+                yield Bad(f"not readable ({type(error).__name__})", where)
+                continue
+            item.info.setdefault("id", int(key) if key.isdigit() else key)
+            yield item
+            if k % 64 == 0:
+                tick(k / total)
+
+
+def _in_order(transaction: Any) -> Iterator[tuple[str, bytes]]:
+    """Yield keys and values in the order of the ids; LMDB itself sorts 10 before 2."""
+    following = transaction.get(b"nextid")
+    if following is not None and following[:1] != b"\x80":
+        for number in range(int(_decoded(following))):
+            value = transaction.get(str(number).encode())
+            if value is not None:
+                yield str(number), value
+        return
+    for key, value in transaction.cursor():
+        name = key.decode(errors="replace")
+        if name not in RESERVED and name != "length":
+            yield name, value
+
+
+def _decoded(value: bytes) -> Any:
+    return json.loads(zlib.decompress(value) if value[:1] == b"\x78" else value)
+
+
+def _plain(value: Any) -> Any:
+    """Return arrays as arrays; ASE's JSON spells one `{"__ndarray__": [shape, dtype, flat values]}`."""
+    if isinstance(value, dict) and "__ndarray__" in value:
+        shape, dtype, flat = value["__ndarray__"]
+        kind = np.dtype(dtype)
+        if kind.kind not in "biuf":
+            raise ValueError(f"array of {dtype}")
+        return np.array(flat, kind).reshape(shape)
+    return value
+
+
+def _item_from_row(row: dict[str, Any], where: str) -> Item:
+    row = {name: _plain(value) for name, value in row.items()}
+    cell = row.get("cell")
+    info = {**(row.get("key_value_pairs") or {}), **(row.get("data") or {})}
+    return Item(
+        numbers=np.asarray(row["numbers"], np.int64),
+        positions=np.asarray(row["positions"], np.float64),
+        cell=np.zeros((3, 3)) if cell is None else np.asarray(cell, np.float64).reshape(3, 3),
+        pbc=np.asarray(row.get("pbc", [False] * 3), bool),
+        where=where,
+        info={name: _plain(value) for name, value in info.items()},
+        labels={name: row[name] for name in RESULTS if row.get(name) is not None},
+    )

@@ -1,0 +1,97 @@
+"""One structure as it came out of a file, before it is judged."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.structures.manifest import SourceInfo
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Tick = Callable[[float], None]
+"""Called now and then with the fraction of the file that has been read."""
+
+
+@dataclass
+class Item:
+    """One structure: `numbers [n]`, `positions [n,3]` and `cell [3,3]` in Angstrom, `pbc [3]`, and all that came along.
+
+    `labels` are results of a calculator by name (energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3, all as
+    ASE has them), `arrays` are other arrays per atom, `info` is everything else; `source` where the format itself has
+    sources.
+    """
+
+    numbers: NDArray[Any]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    where: str
+    info: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    source: SourceInfo | None = None
+
+    def find(self, key: str) -> Any:
+        """Return what the file calls `key`, wherever it keeps it, or None."""
+        for place in (self.labels, self.arrays, self.info):
+            if place.get(key) is not None:
+                return place[key]
+        return None
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A structure that could not be read: why, in words that many may share, and where it was."""
+
+    reason: str
+    where: str
+
+
+def item_from_atoms(atoms: Atoms, where: str) -> Item:
+    """Return ASE atoms as an item."""
+    own = {"numbers", "positions"}
+    return Item(
+        numbers=atoms.numbers,
+        positions=np.asarray(atoms.positions, np.float64),
+        cell=np.asarray(atoms.cell, np.float64),
+        pbc=np.asarray(atoms.pbc, bool),
+        where=where,
+        info=dict(atoms.info),
+        labels=dict(getattr(atoms.calc, "results", {})) if atoms.calc is not None else {},
+        arrays={name: array for name, array in atoms.arrays.items() if name not in own},
+    )
+
+
+class _Counted:
+    """The raw bytes of a file that may be compressed: how far reading has come."""
+
+    def __init__(self, path: Path) -> None:
+        self.size = max(path.stat().st_size, 1)
+        self.raw = path.open("rb")
+
+    def fraction(self) -> float:
+        return min(self.raw.tell() / self.size, 1.0)
+
+
+@contextmanager
+def open_counted(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
+    """Open a plain or gzip file for reading bytes; also give a function that says what fraction has been read."""
+    counted = _Counted(path)
+    with counted.raw:
+        start = counted.raw.read(2)
+        counted.raw.seek(0)
+        if start == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=counted.raw) as unpacked:
+                yield io.BufferedReader(unpacked, 1 << 20), counted.fraction  # type: ignore[arg-type]
+        else:
+            yield counted.raw, counted.fraction

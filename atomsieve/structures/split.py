@@ -1,0 +1,86 @@
+"""Divides structures among named sets by a hash of what they are, so that the answer never depends on their order."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import reduce
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.structures.formats.item import Item
+
+WAYS = ("structure", "formula", "group")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Named sets with their fractions, and what stays together.
+
+    `by` is "structure" (equal structures stay together), "formula" (a reduced formula is on one side only), or
+    "group:KEY" (structures with the same value of a key in the file are).
+    """
+
+    fractions: dict[str, float]
+    by: str = "structure"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        way, _, key = self.by.partition(":")
+        if way not in WAYS or (way == "group") != bool(key):
+            raise unknown("way to split", self.by, ("structure", "formula", "group:KEY"))
+        for name, fraction in self.fractions.items():
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise UsageError(f"the name of a set must be letters, digits, - and _, got {name!r}")
+            if not 0 < fraction < 1 and self.fractions != {name: 1.0}:
+                raise UsageError(f"the fraction of {name!r} must be between 0 and 1, got {fraction:g}")
+        total = sum(self.fractions.values())
+        if abs(total - 1) > 1e-6:
+            raise UsageError(f"the fractions of the split must add up to 1, got {total:g}")
+
+    @staticmethod
+    def parse(text: str, by: str = "structure", seed: int = 0) -> Split:
+        """Return the split that `train=0.9,val=0.1` describes."""
+        fractions: dict[str, float] = {}
+        for word in text.split(","):
+            name, _, value = word.strip().partition("=")
+            try:
+                number = float(value)
+            except ValueError:
+                raise UsageError(f"a split reads like train=0.9,val=0.1, got {text!r}") from None
+            if name in fractions:
+                raise UsageError(f"the split names {name!r} twice")
+            fractions[name] = number
+        return Split(fractions, by, seed)
+
+    def choose(self, item: Item) -> str:
+        """Return the name of the set to which a structure belongs."""
+        digest = hashlib.sha256(f"{self.seed}:".encode() + self._what(item)).digest()
+        place = int.from_bytes(digest[:8], "big") / 2.0**64
+        for name, fraction in self.fractions.items():
+            place -= fraction
+            if place < 0:
+                return name
+        return name
+
+    def _what(self, item: Item) -> bytes:
+        way, _, key = self.by.partition(":")
+        if way == "structure":
+            parts = (item.numbers.astype(np.uint8), item.positions, item.cell, item.pbc)
+            return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        if way == "formula":
+            return reduced_formula(item.numbers).encode()
+        value = item.find(key)
+        if value is None:
+            raise DataError(f"{item.where} has no {key!r} to split by; its keys: {', '.join(sorted(item.info)[:12])}")
+        return str(value).encode()
+
+
+def reduced_formula(numbers: NDArray[np.integer]) -> str:
+    """Return the composition divided by its greatest common divisor, as `Z:count` sorted by Z, e.g. `8:2 22:1`."""
+    elements, counts = np.unique(numbers, return_counts=True)
+    divisor = reduce(gcd, counts.tolist(), 0) or 1
+    return " ".join(f"{z}:{n // divisor}" for z, n in zip(elements.tolist(), counts.tolist(), strict=True))
