@@ -18,11 +18,12 @@ SILENCE = 120.0  # seconds without one after which a run on another host counts 
 
 
 def _start_of(pid: int) -> str | None:
-    """Return the start time of a process as the kernel counts it, None if there is no such process."""
+    """Return the start time of a process as the kernel counts it, None if it is gone or dead and not yet buried."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
         return None
+    return None if state in "ZX" else fields[18]
 
 
 def _machine() -> str:

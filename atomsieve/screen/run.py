@@ -63,7 +63,7 @@ def run_screen(
     reader
         taken instead of opening the candidates.
     team
-        the processes; None finds out (one alone, or the ranks that a launcher started).
+        the processes; None finds out (one alone, or the ranks that a launcher started). Closed at the end.
 
     Raises
     ------
@@ -81,9 +81,7 @@ def run_screen(
         _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
         todo = [chunk for chunk in range(job.chunks.count) if chunk not in done]
         _screen(job, todo, stop)
-        result = finish(job, computed=_structures(job, todo))
-    team.close()
-    return result
+        return finish(job, computed=_structures(job, todo))
 
 
 def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:

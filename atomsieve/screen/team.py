@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,6 +167,7 @@ class MpiTeam(Team):
         sys.stdout.flush()
         sys.stderr.flush()
         self.comm.Abort(code)
+        os._exit(code)  # Abort may return before the launcher's signal arrives
 
     def close(self) -> None:
         """See `Team.close`."""
@@ -198,7 +200,9 @@ def connect(env: Mapping[str, str] | None = None) -> Team:
     beside = Path(sys.executable).parent / "mpirun"
     launcher = str(beside) if beside.exists() else shutil.which("mpirun") or "mpirun"
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a launcher of another MPI, which is told below
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         _only_on_first(rank)
         raise AtomSieveError(
@@ -227,11 +231,12 @@ def guarded(team: Team) -> Iterator[None]:
     """Tell of an error once and end every rank with its exit code.
 
     What only this rank knows of ends the job at once; without it the other ranks would wait for ever. A process alone
-    simply raises.
+    simply raises. Where all ranks leave together, the team is closed.
     """
     try:
         yield
     except Agreed:
+        team.close()
         raise
     except BaseException as error:
         if team.size == 1:
@@ -243,6 +248,9 @@ def guarded(team: Team) -> Iterator[None]:
         if error is team.agreed:
             told = f"interrupted: {text}" if isinstance(error, Interrupted) else f"error: {text}"
             print(told, file=sys.stderr, flush=True)
+            team.close()
             raise Agreed(code) from error
         print(f"error: rank {team.rank} of {team.size}: {text}", file=sys.stderr, flush=True)
         team.abort(code)
+    else:
+        team.close()

@@ -1,0 +1,183 @@
+"""A tiny deterministic predictor and an in-memory reader: screening is tested without a model and without files.
+
+Run as a program it is a screening run with faults on order, for tests under mpirun:
+
+    mpirun -n 2 python screen_fakes.py BATCH.npz OUT '{"fault": "kill", "after": 3, "rank": 1}'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atomsieve.structures import StructureBatch
+
+SEEN = np.array([1, 6, 8, 29])
+
+
+@dataclass(frozen=True)
+class FakePrediction:
+    energy: np.ndarray
+    energy_std: np.ndarray
+    sigma_energy: np.ndarray
+    forces: np.ndarray
+    forces_std: np.ndarray
+    status: np.ndarray
+    in_domain: np.ndarray
+
+
+class FakePredictor:
+    """Energies and forces of particles on springs to the origin, with a spring constant per element and head."""
+
+    def __init__(self, heads: tuple[str, ...] = ("pbe", "scan"), ensemble_id: str = "e" * 64) -> None:
+        self.heads = list(heads)
+        self.default_head = heads[0]
+        self.ensemble_id = ensemble_id
+        self.cutoff = 5.0
+        self.precision = "fp32"
+        self.device = "cpu"
+        self.calls = 0
+        self.largest = 0
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "springs"}
+
+    def before(self, batch: StructureBatch) -> None:
+        """Where a test may let something happen."""
+
+    def __call__(self, batch: StructureBatch, want: set[str], head: str | None = None) -> FakePrediction:
+        self.before(batch)
+        self.calls += 1
+        self.largest = max(self.largest, batch.n_atoms)
+        scale = 1.0 + self.heads.index(head or self.default_head)
+        owner, n = batch.structure_of_atom, len(batch)
+        k = scale * (1.0 + batch.numbers / 100.0)
+        atomic = 0.5 * k * (batch.positions**2).sum(axis=1)
+        energy = np.bincount(owner, atomic, n)
+        forces = -k[:, None] * batch.positions
+        status = np.zeros(n, np.uint8)
+        unseen = np.bincount(owner, ~np.isin(batch.numbers, SEEN), n) > 0
+        status[unseen] = 3
+        pairs = np.concatenate([batch.positions, owner[:, None]], axis=1)
+        _, inverse, times = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+        status[np.bincount(owner, times[inverse.ravel()] > 1, n) > 0] = 2
+        status[np.bincount(owner, ~np.isfinite(batch.positions).all(axis=1), n) > 0] = 1
+        status[batch.counts == 0] = 5
+        bad = status != 0
+        energy[bad] = np.nan
+        forces[bad[owner]] = np.nan
+        uncalibrated = np.full(n, np.nan)
+        return FakePrediction(energy, 0.01 * np.abs(energy), uncalibrated, forces, 0.1 * np.abs(forces), status, ~bad)
+
+
+class MemoryReader:
+    """The reader protocol over a batch in memory."""
+
+    def __init__(self, batch: StructureBatch) -> None:
+        self.batch = batch
+        self.n_atoms = batch.n_atoms
+        self.sources: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def counts(self) -> np.ndarray:
+        return self.batch.counts
+
+    def read(self, start: int, stop: int, fields: Iterable[str] | None = None) -> StructureBatch:
+        return self.batch.slice(start, stop)
+
+    def identity(self) -> str:
+        return hashlib.sha256(b"".join(a.tobytes() for a in self.batch.present().values())).hexdigest()
+
+
+def candidates(n: int, seed: int = 0, bad: bool = True) -> StructureBatch:
+    """Return `n` random structures of 1-12 atoms; with `bad`, one in 25 is NaN, overlapping, unseen, or empty."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 13, n)
+    kind = rng.integers(0, 100, n) if bad else np.full(n, 99)
+    counts[kind == 3] = 0
+    counts[(kind == 1) & (counts < 2)] = 2
+    ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    numbers = rng.choice(SEEN, ptr[-1]).astype(np.uint8)
+    positions = rng.normal(0, 2, (ptr[-1], 3))
+    positions[ptr[:-1][kind == 0], 0] = np.nan
+    positions[ptr[:-1][kind == 1]] = positions[ptr[:-1][kind == 1] + 1]
+    numbers[ptr[:-1][kind == 2]] = 92
+    cell = np.broadcast_to(np.eye(3) * 6.0, (n, 3, 3)).copy()
+    pbc = np.ones((n, 3), bool)
+    return StructureBatch(ptr, numbers, positions, cell, pbc, np.arange(n, dtype=np.int64) + 1000).validate()
+
+
+def save(path: Path, batch: StructureBatch) -> Path:
+    np.savez(path, **batch.present())
+    return path
+
+
+def load(path: str | Path) -> StructureBatch:
+    with np.load(path) as arrays:
+        return StructureBatch(**arrays)
+
+
+class FaultyPredictor(FakePredictor):
+    """Fails on order: {"fault": kill | raise | exit | sleep, "after": calls, "rank": which}."""
+
+    def __init__(self, order: dict[str, Any], rank: int) -> None:
+        super().__init__()
+        self.order = order if order.get("rank", rank) == rank else {}
+
+    def before(self, batch: StructureBatch) -> None:
+        time.sleep(self.order.get("slow", 0.0))
+        if self.calls < self.order.get("after", 1 << 60):
+            return
+        fault = self.order["fault"]
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "raise":
+            raise ValueError("springs are broken")
+
+
+def main() -> None:
+    import types
+
+    import atomsieve
+
+    # status codes without torch, which takes seconds to import: nothing else of that package is used here
+    package = types.ModuleType("atomsieve.predict")
+    package.__path__ = [str(Path(atomsieve.__file__).parent / "predict")]
+    sys.modules["atomsieve.predict"] = package
+
+    from rich.console import Console
+
+    from atomsieve.errors import AtomSieveError
+    from atomsieve.screen.options import ScreenOptions
+    from atomsieve.screen.run import run_screen
+    from atomsieve.screen.team import connect
+
+    source, out, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    team = connect()
+    small = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 0.0, "top": 50}
+    options = ScreenOptions(**{**small, **order.get("options", {})})
+    try:
+        result = run_screen(
+            source, "gfm", options, out=out, predictor=FaultyPredictor(order, team.rank),
+            reader=MemoryReader(load(source)), team=team, console=Console(stderr=True),
+        )  # fmt: skip
+    except AtomSieveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(result.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Chunks and batches: every structure once, within budgets, by a rule that knows nothing of ranks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atomsieve.screen.plan import ALIGN, Chunks, chunk_size, estimate_edges, pack
+from atomsieve.structures import StructureBatch
+
+
+@given(st.integers(1, 5000), st.integers(1, 700))
+def test_chunks_cover_every_position_once(n, size):
+    chunks = Chunks(n, size)
+    spans = [chunks.span(k) for k in range(chunks.count)]
+    assert spans[0][0] == 0
+    assert spans[-1][1] == n
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+    assert all(0 < stop - start <= size for start, stop in spans)
+    with pytest.raises(IndexError):
+        chunks.span(chunks.count)
+
+
+@pytest.mark.parametrize(("n", "atoms", "size"), [(20_000, 20.0, ALIGN), (10**6, 20.0, 15360), (10**9, 20.0, 16384),
+                                                  (10**6, 5000.0, 100), (3, 1.0, ALIGN), (10**6, 1e9, 1)])  # fmt: skip
+def test_chunk_size_follows_the_input(n, atoms, size):
+    assert chunk_size(n, atoms) == size
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.floats(0, 900)), max_size=80), st.integers(1, 90), st.integers(1, 999))
+def test_batches_are_a_partition_within_both_budgets(structures, max_atoms, max_edges):
+    counts = np.array([s[0] for s in structures], np.int64)
+    edges = np.array([s[1] for s in structures], float)
+    batches = pack(edges, counts, max_atoms, max_edges)
+    assert sorted(np.concatenate([*batches, []]).tolist()) == list(range(len(counts)))
+    for index in batches:
+        assert len(index) == 1 or (counts[index].sum() <= max_atoms and edges[index].sum() <= max_edges * (1 + 1e-9))
+
+
+def test_structures_of_like_size_come_together():
+    counts = np.array([50, 2, 50, 2, 50, 2])
+    batches = pack(counts * 10.0, counts, 60, 10**6)
+    assert [b.tolist() for b in batches] == [[1, 3, 5, 0], [2], [4]]
+
+
+def crystal(length: float, repeat: int, pbc: bool = True) -> StructureBatch:
+    from ase.build import bulk
+
+    atoms = bulk("Cu", "fcc", a=length, cubic=True).repeat(repeat)
+    atoms.pbc = pbc
+    return StructureBatch.from_ase([atoms])
+
+
+@pytest.mark.parametrize("length", [3.0, 3.6, 4.0])
+def test_the_estimate_is_near_the_number_of_edges_of_a_crystal(length):
+    from ase.neighborlist import neighbor_list
+
+    batch = crystal(length, 2)
+    found = len(neighbor_list("i", batch.to_ase()[0], 6.0))
+    assert estimate_edges(batch, 6.0)[0] == pytest.approx(found, rel=0.35)
+
+
+def test_the_estimate_survives_anything():
+    batch = StructureBatch.concatenate([crystal(3.6, 1), crystal(3.6, 1, pbc=False), crystal(3.6, 1), crystal(3.6, 1)])
+    batch.cell[2] = np.nan
+    batch.cell[3] = 0.0
+    edges = estimate_edges(batch, 5.0)
+    assert np.isfinite(edges).all()
+    assert (edges > 0).all()
+    assert edges[1] <= 4 * 3  # no cell: at most every pair
+    assert estimate_edges(StructureBatch.empty(), 5.0).shape == (0,)

@@ -1,0 +1,79 @@
+"""The lock keeps a second run out, and a dead run does not stay in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from atomsieve.errors import AtomSieveError
+from atomsieve.screen import lock as module
+from atomsieve.screen.lock import RunLock, holder
+
+
+def test_one_run_at_a_time(tmp_path):
+    path = tmp_path / "lock.json"
+    with RunLock(path) as first:
+        assert holder(path)["pid"] == os.getpid()
+        with pytest.raises(AtomSieveError, match=rf"in use by another run \(host .*, process {os.getpid()}, since 20"):
+            RunLock(path).__enter__()
+        first.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    path = tmp_path / "lock.json"
+    code = f"from atomsieve.screen.lock import RunLock; import os, pathlib; \
+RunLock(pathlib.Path({str(path)!r})).__enter__(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert path.exists()
+    assert holder(path) is None
+    with RunLock(path):
+        assert holder(path)["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_process_that_nobody_buried_is_dead(tmp_path):
+    path = tmp_path / "lock.json"
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    text = {"host": "x", "pid": process.pid, "machine": module._machine(), "since": "now",
+            "process_start": module._start_of(process.pid)}  # fmt: skip
+    path.write_text(json.dumps(text))
+    with pytest.raises(AtomSieveError, match=f"process {process.pid}"):
+        RunLock(path).__enter__()
+    process.kill()
+    while module._start_of(process.pid) is not None:
+        time.sleep(0.01)
+    with RunLock(path):
+        pass
+    process.communicate()
+
+
+@pytest.mark.parametrize(("age", "free"), [(10, False), (1000, True)])
+def test_another_hosts_lock_is_void_after_silence(tmp_path, age, free):
+    path = tmp_path / "lock.json"
+    path.write_text(json.dumps({"host": "node7", "pid": 1, "machine": "node7 x", "process_start": "5", "since": "x"}))
+    os.utime(path, (time.time() - age,) * 2)
+    if free:
+        with RunLock(path):
+            pass
+    else:
+        with pytest.raises(AtomSieveError, match="node7, process 1"):
+            RunLock(path).__enter__()
+
+
+def test_a_run_whose_lock_was_taken_over_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    path = tmp_path / "lock.json"
+    with RunLock(path) as mine:
+        path.write_text("{}")
+        deadline = time.monotonic() + 5
+        while not mine.lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(AtomSieveError, match="took this folder over"):
+            mine.check()
+    assert path.read_text() == "{}"  # the other run's lock stays
