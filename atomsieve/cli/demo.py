@@ -35,14 +35,14 @@ class Plan:
     seed : seed of everything random.
     candidates : crystals to screen.
     groups : groups of labelled structures per source (see `atomsieve.structures.labels`).
-    hours : wall time of training.
+    epochs : passes over the labels in training.
     hidden, layers, cutoff : size of the networks; the cutoff in Angstrom.
     """
 
     seed: int
     candidates: int
     groups: dict[str, int]
-    hours: float
+    epochs: float
     hidden: int
     layers: int
     cutoff: float
@@ -50,12 +50,12 @@ class Plan:
 
 def full_plan(seed: int, candidates: int) -> Plan:
     """Return the plan of the demo: about 2,500 labels per source and a few minutes in all on two cores."""
-    return Plan(seed, candidates, {"gfn2_xtb": 128, "emt": 640}, 0.035, 32, 2, 4.5)
+    return Plan(seed, candidates, {"gfn2_xtb": 256, "emt": 640}, 20, 32, 2, 4.5)
 
 
 def quick_plan(seed: int, candidates: int) -> Plan:
-    """Return the plan of `--quick`: a fifth of the labels and half a minute of training."""
-    return Plan(seed, candidates, {"gfn2_xtb": 24, "emt": 150}, 0.009, 16, 2, 4.5)
+    """Return the plan of `--quick`: a quarter of the labels and of the training."""
+    return Plan(seed, candidates, {"gfn2_xtb": 60, "emt": 150}, 25, 32, 2, 4.5)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Demo:
     def gfm(self) -> Path:
         """The ensemble folder."""
         return self.out / "gfm"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints, logs, metrics and plots of training."""
+        return self.out / "training"
 
     @property
     def results(self) -> Path:
@@ -210,34 +215,39 @@ def convert(demo: Demo) -> None:
         level = LABEL_SOURCES[name].level_of_theory
         demo.command(
             "atomsieve", "data", "convert", demo.labelled(name), demo.out / "data" / f"{name}.bp", "--source", name,
-            "--level-of-theory", level, "--split", "train=0.9,test=0.1", "--seed", str(demo.plan.seed), "--overwrite",
+            "--level-of-theory", level, "--split", "train=0.9,test=0.1",
+            "--split-by", "group:group", "--seed", str(demo.plan.seed), "--overwrite",
         )  # fmt: skip
 
 
 def train(demo: Demo) -> None:
     """Train the ensemble by a configuration that lies beside it."""
     config = demo.out / "train.yaml"
-    if not config.exists():
-        config.write_text(_train_config(demo.plan))
+    config.write_text(_train_config(demo.plan))
     if demo.gfm.exists():
         demo.say(f"{demo.gfm} is there already")
         return
     demo.command("atomsieve", "train", config)
+    partial = demo.gfm.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(demo.training / "gfm", partial)
+    partial.rename(demo.gfm)
+    demo.say(f"The ensemble is copied from {demo.training / 'gfm'} to {demo.gfm}.")
 
 
 def _train_config(plan: Plan) -> str:
     data = "".join(
-        f"  - {{path: data/{name}.{part}.bp, use: {part}}}\n" for name in plan.groups for part in ("train", "test")
+        f"  - {{path: data/{name}.train.bp}}\n  - {{path: data/{name}.test.bp, use: test}}\n" for name in plan.groups
     )
     return f"""\
 # Four networks, two heads. `atomsieve train init` writes an example with every key.
 data:
-{data}output: .
+{data}output: training
 default_head: emt
 model: {{hidden: {plan.hidden}, layers: {plan.layers}, cutoff: {plan.cutoff}}}
 ensemble: {{members: 4, seed: {plan.seed}}}
-split: {{train: 0.92, val: 0.08, test: 0.0}}
-budget: {{hours: {plan.hours}}}
+split: {{train: 0.93, val: 0.07, test: 0.0}}
+budget: {{epochs: {plan.epochs}}}
 device: cpu
 """
 

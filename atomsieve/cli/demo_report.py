@@ -106,7 +106,7 @@ def show_report(demo: Demo) -> None:
     """Print the last page and write it as report.json."""
     from atomsieve.screen.query import Results
 
-    metrics = held_out(demo.out / "metrics.json")
+    metrics = held_out(demo.training / "metrics.json")
     results = Results(demo.results)
     best = results.top(BEST, "energy_per_atom")
     rows = np.asarray(results.rows())
@@ -150,7 +150,8 @@ def _where_it_lies(demo: Demo) -> None:
     for path, what in (
         (demo.out / "labels", "labelled structures as extxyz, one file per level of theory"),
         (demo.out / "data", "the same as dataset folders, training and test parts"),
-        (demo.out / "train.yaml", "the training configuration; parity.png and metrics.md show its outcome"),
+        (demo.out / "train.yaml", "the training configuration"),
+        (demo.training, "its logs, metrics.md and parity.png"),
         (demo.gfm, "the ensemble: weights, heads, references, calibration; safe to hand to others"),
         (demo.candidates, "the candidates"),
         (demo.results / "top.csv", "the best rows; `screen top`, `screen export` read all rows"),

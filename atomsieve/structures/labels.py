@@ -87,7 +87,7 @@ def _relaxed_molecule(name: str) -> Atoms:
     return atoms
 
 
-def molecule_group(seed: int, group: int, *, thermal: int = 10, rattled: int = 10) -> list[Atoms]:
+def molecule_group(seed: int, group: int, *, thermal: int = 5, rattled: int = 5) -> list[Atoms]:
     """Return one molecule around its GFN2 minimum: frames of a Langevin run and Gaussian displacements.
 
     Displacements have standard deviations drawn from 0.03 to 0.08 Angstrom; the run (1 fs steps, friction 0.02/fs) is
@@ -197,7 +197,7 @@ def alloy_group(seed: int, group: int, *, variants: int = 4) -> list[Atoms]:
 LABEL_SOURCES = {
     s.name: s
     for s in (
-        LabelSource("gfn2_xtb", "GFN2-xTB (tblite), closed shell, gas phase", molecule_group, 20),
+        LabelSource("gfn2_xtb", "GFN2-xTB (tblite), closed shell, gas phase", molecule_group, 10),
         LabelSource("emt", "EMT (ASE), zero at each element's own fcc crystal", alloy_group, 4),
     )
 }
