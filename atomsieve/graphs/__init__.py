@@ -1,6 +1,7 @@
 """Neighbour lists and edge-sorted graphs."""
 
+from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.graphs.graph import Graph, NeighborList
 from atomsieve.graphs.neighbors import build_graph, count_edges, neighbor_list
 
-__all__ = ["Graph", "NeighborList", "build_graph", "count_edges", "neighbor_list"]
+__all__ = ["Graph", "NeighborList", "build_graph", "count_edges", "edge_budget_estimate", "neighbor_list"]

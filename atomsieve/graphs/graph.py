@@ -42,8 +42,9 @@ class NeighborList:
 
     def to(self, device: torch.device | str) -> NeighborList:
         """Return the list on a device."""
-        moved = (t.to(device) for t in (self.sender, self.receiver, self.shift, self.row_ptr))
-        return NeighborList(*moved, cutoff=self.cutoff, complete=self.complete)
+        sender, receiver = self.sender.to(device), self.receiver.to(device)
+        shift, row_ptr = self.shift.to(device), self.row_ptr.to(device)
+        return NeighborList(sender, receiver, shift, row_ptr, self.cutoff, self.complete)
 
 
 @dataclass(frozen=True)

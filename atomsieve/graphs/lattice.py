@@ -37,6 +37,7 @@ class Lattices:
     inverse_height : [S,3] 1/Angstrom, `1/tri[k,k]`; 0 where not periodic.
     natural : [S] the basis is the cell vectors in axis order: loops run in lexicographic order of the shift.
     rank : [S] number of periodic directions.
+    extent : [S] Angstrom, a bound on the distance between two atoms of a structure.
     """
 
     basis: NDArray[np.float64]
@@ -46,6 +47,7 @@ class Lattices:
     inverse_height: NDArray[np.float64]
     natural: NDArray[np.bool_]
     rank: NDArray[np.int64]
+    extent: NDArray[np.float64]
 
     @property
     def volume(self) -> NDArray[np.float64]:
@@ -132,15 +134,10 @@ def _first(bad: Any, code: int, batch: StructureBatch, cutoff: float) -> None:
         raise_fault(code, int(np.flatnonzero(bad)[0]), batch, cutoff)
 
 
-def extents(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
-    """Return per structure [S] a bound on the distance between two atoms (Angstrom); 0 for an empty structure.
-
-    Raises
-    ------
-    DataError
-        for the first structure with a position that is not finite.
-    """
-    finite = np.abs(batch.positions) < 1e100
+def _extents(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
+    """Return per structure [S] a bound on the distance between two atoms; 0 for an empty structure."""
+    positions = batch.positions.astype(np.float64, copy=False)
+    finite = np.abs(positions) < 1e100
     if not finite.all():
         structure = batch.structure_of_atom[np.flatnonzero(~finite.all(1))[0]]
         raise_fault(BAD_POSITIONS, int(structure), batch, cutoff)
@@ -148,7 +145,6 @@ def extents(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
     filled = batch.counts > 0
     if filled.any():
         starts = batch.ptr[:-1][filled]
-        positions = batch.positions.astype(np.float64, copy=False)
         span = np.maximum.reduceat(positions, starts) - np.minimum.reduceat(positions, starts)
         out[filled] = span.sum(1)
     return out
@@ -160,8 +156,10 @@ def lattices(batch: StructureBatch, cutoff: float) -> Lattices:
     Raises
     ------
     DataError
-        naming the first structure with atoms whose periodic cell is not finite, singular, or tiny beside the cutoff.
+        naming the first structure with atoms whose positions or periodic cell are not finite, whose periodic cell is
+        singular or tiny beside the cutoff, or whose atoms lie too many cells apart for 32-bit shifts.
     """
+    extent = _extents(batch, cutoff)
     filled = batch.counts > 0
     pbc = batch.pbc.astype(bool) & filled[:, None]
     cell = np.where(pbc[:, :, None], batch.cell, 0.0)
@@ -183,16 +181,17 @@ def lattices(batch: StructureBatch, cutoff: float) -> Lattices:
         frame[skewed], tri[skewed], inverse[skewed] = _triangular(part, rank[skewed])
     natural = np.ones(len(rank), bool)
     natural[skewed] = False
-    out = Lattices(basis, to_cell, frame, tri, inverse, natural, rank)
     _first((2 * cutoff * inverse + 1).prod(1) > 8 * MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, batch, cutoff)
+    out = Lattices(basis, to_cell, frame, tri, inverse, natural, rank, extent)
+    _first(~(_largest_shift(out, cutoff) < 1e9), TOO_FAR, batch, cutoff)
     return out
 
 
-def check_shifts(lattice: Lattices, extent: NDArray[np.float64], batch: StructureBatch, cutoff: float) -> None:
-    """Raise DataError for the first structure whose atoms lie too many cells apart for 32-bit shifts."""
-    most = np.zeros((len(extent), 3))
+def _largest_shift(lattice: Lattices, cutoff: float) -> NDArray[np.float64]:
+    """Bound the components of the shifts of each structure [S]."""
+    most = np.zeros((len(lattice.rank), 3))
     for k in range(3):
-        span = extent + cutoff + (most[:, :k] * np.abs(lattice.tri[:, :k, k])).sum(1)
+        span = lattice.extent + cutoff + (most[:, :k] * np.abs(lattice.tri[:, :k, k])).sum(1)
         most[:, k] = span * lattice.inverse_height[:, k]
     shift = (most[:, :, None] * np.abs(lattice.to_cell)).sum(1)
-    _first(~(np.maximum(shift.max(1), most.max(1)) < 1e9), TOO_FAR, batch, cutoff)
+    return np.maximum(shift.max(1, initial=0.0), most.max(1, initial=0.0))

@@ -91,7 +91,7 @@ def _tensor_edges(
 
         found = torch_list.Found(*(torch.from_numpy(a) for a in brute_edges(batch, cutoff)))
     row_ptr = torch_list.row_pointer(found.receiver, batch.n_atoms)
-    torch_list.check_counts(row_ptr, batch, cutoff)
+    torch_list.check_counts(found.receiver, 0, batch, cutoff)
     complete = True
     if max_neighbors is not None:
         found, row_ptr, complete = torch_list.keep_nearest(found, row_ptr, max_neighbors)
@@ -142,7 +142,7 @@ def build_graph(
     """
     where = torch.device(device)
     edges = _find(batch, cutoff, max_neighbors, implementation, where, dtype)
-    assert edges.vec is not None  # noqa: S101 - asked for
+    assert edges.vec is not None
     neighbors = NeighborList(edges.sender, edges.receiver, edges.shift, edges.row_ptr, cutoff, edges.complete)
     numbers, ptr, structure = (
         torch.from_numpy(a).to(where)

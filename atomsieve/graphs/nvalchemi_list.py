@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atomsieve.errors import require
 from atomsieve.graphs.faults import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_fault
-from atomsieve.graphs.lattice import Lattices, check_shifts, extents, lattices
+from atomsieve.graphs.lattice import Lattices, lattices
 from atomsieve.graphs.torch_list import Found, exact, list_order
 from atomsieve.structures.batch import StructureBatch
 
@@ -16,7 +16,7 @@ ATOMS_FOR_CELL_LIST = 400
 """Structures with more atoms than this on average go through cell lists instead of all pairs."""
 
 
-def _full_cells(batch: StructureBatch, lattice: Lattices, extent: np.ndarray, cutoff: float) -> np.ndarray:
+def _full_cells(batch: StructureBatch, lattice: Lattices, cutoff: float) -> np.ndarray:
     """Return cells [S,3,3] with a vector along every axis: where not periodic, perpendicular and longer than the atoms.
 
     The kernels invert the cell and are wrong where a non-periodic vector is zero or short.
@@ -24,7 +24,7 @@ def _full_cells(batch: StructureBatch, lattice: Lattices, extent: np.ndarray, cu
     pbc = batch.pbc.astype(bool)
     order = np.argsort(pbc, axis=1, kind="stable")  # as `lattices` orders them: the first places are not periodic
     free = ~np.take_along_axis(pbc, order, 1)[:, :, None]
-    long = lattice.frame * (2 * extent + 4 * cutoff)[:, None, None]
+    long = lattice.frame * (2 * lattice.extent + 4 * cutoff)[:, None, None]
     given = np.take_along_axis(batch.cell, order[:, :, None], 1)
     cell = np.empty_like(given)
     np.put_along_axis(cell, order[:, :, None], np.where(free, long, given), 1)
@@ -46,15 +46,13 @@ def nvalchemi_edges(batch: StructureBatch, cutoff: float, device: torch.device) 
     more, and the exact rule and the order are applied to what they return.
     """
     ops = require("nvalchemiops.torch.neighbors", "cuda", "the nvalchemi neighbour list")
-    extent = extents(batch, cutoff)
     lattice = lattices(batch, cutoff)
-    check_shifts(lattice, extent, batch, cutoff)
     filled = batch.take(np.flatnonzero(batch.counts > 0)) if (batch.counts == 0).any() else batch
     if filled.n_atoms == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         return Found(empty, empty, empty.new_zeros((0, 3)), empty.new_zeros((0, 3), dtype=torch.float64))
     nonempty = batch.counts > 0
-    cell = _full_cells(batch, lattice, extent, cutoff)[nonempty]
+    cell = _full_cells(batch, lattice, cutoff)[nonempty]
     positions = torch.from_numpy(np.array(batch.positions, np.float64)).to(device)
     kernel_cell = torch.from_numpy(cell).to(device)
     pbc = torch.from_numpy(np.array(filled.pbc, np.bool_)).to(device)
@@ -62,7 +60,7 @@ def nvalchemi_edges(batch: StructureBatch, cutoff: float, device: torch.device) 
     counts = torch.from_numpy(filled.counts).to(device)
     structure = torch.repeat_interleave(counts)
     method = "batch_cell_list" if filled.n_atoms > ATOMS_FOR_CELL_LIST * filled.n_structures else "batch_naive"
-    reach = cutoff * (1 + 1e-9) + 1e-8 + 1e-13 * float(extent.max(initial=0.0))
+    reach = cutoff * (1 + 1e-9) + 1e-8 + 1e-13 * float(lattice.extent.max(initial=0.0))
     width = _width(batch, lattice, cutoff)
     while True:
         matrix, found, shifts = ops.neighbor_list(

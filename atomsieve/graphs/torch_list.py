@@ -15,7 +15,7 @@ from atomsieve.graphs.faults import (
     TOO_MANY_EDGES,
     raise_fault,
 )
-from atomsieve.graphs.lattice import check_shifts, extents, lattices
+from atomsieve.graphs.lattice import lattices
 from atomsieve.structures.batch import StructureBatch
 
 CHUNK = {"cpu": 2**19, "cuda": 2**23}
@@ -107,10 +107,8 @@ def list_order(sender: Tensor, receiver: Tensor, shift: Tensor) -> Tensor:
 
 def _geometry(batch: StructureBatch, cutoff: float, device: torch.device) -> tuple[_Geometry, np.ndarray, np.ndarray]:
     """Return the batch on the device, the candidates per atom row [N] (a bound), and which structures need sorting."""
-    extent = extents(batch, cutoff)
     lattice = lattices(batch, cutoff)
-    check_shifts(lattice, extent, batch, cutoff)
-    scale = np.maximum(extent, np.linalg.norm(lattice.basis, axis=2).max(1, initial=0.0))
+    scale = np.maximum(lattice.extent, np.linalg.norm(lattice.basis, axis=2).max(1, initial=0.0))
     reach = cutoff + 1e-8 + 1e-13 * scale
     positions = batch.positions.astype(np.float64, copy=False)
     structure = batch.structure_of_atom
@@ -124,6 +122,13 @@ def _geometry(batch: StructureBatch, cutoff: float, device: torch.device) -> tup
     )  # fmt: skip
     moved = (torch.from_numpy(np.array(a)).to(device) for a in arrays)
     return _Geometry(*moved), (images * batch.counts)[structure], ~lattice.natural
+
+
+def check_counts(rows: Tensor, atom: int, batch: StructureBatch, cutoff: float) -> None:
+    """Raise DataError if a receiver (`rows [E]`, counted from `atom`) has more than `MAX_NEIGHBORS_PER_ATOM` edges."""
+    over = torch.nonzero(torch.bincount(rows) > MAX_NEIGHBORS_PER_ATOM)
+    if len(over):
+        raise_fault(TOO_DENSE, int(np.searchsorted(batch.ptr, atom + int(over[0]), side="right")) - 1, batch, cutoff)
 
 
 def torch_edges(batch: StructureBatch, cutoff: float, device: torch.device, chunk: int | None = None) -> Found:
@@ -151,6 +156,7 @@ def torch_edges(batch: StructureBatch, cutoff: float, device: torch.device, chun
         if unsorted[touched].any():
             order = list_order(found.sender, found.receiver, found.shift)
             found = Found(*(t.index_select(0, order) for t in found))
+        check_counts(found.receiver - atom, atom, batch, cutoff)
         parts.append(found)
         n_edges += len(kept)
         if n_edges > MAX_EDGES:
@@ -166,14 +172,6 @@ def row_pointer(receiver: Tensor, n_atoms: int) -> Tensor:
     """Return row_ptr [N+1] int64 of edges sorted by receiver."""
     counts = torch.bincount(receiver, minlength=n_atoms)
     return torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)])
-
-
-def check_counts(row_ptr: Tensor, batch: StructureBatch, cutoff: float) -> None:
-    """Raise DataError for the first structure with an atom of more than `MAX_NEIGHBORS_PER_ATOM` neighbours."""
-    counts = row_ptr[1:] - row_ptr[:-1]
-    if len(counts) and int(counts.max()) > MAX_NEIGHBORS_PER_ATOM:
-        atom = int(torch.nonzero(counts > MAX_NEIGHBORS_PER_ATOM)[0])
-        raise_fault(TOO_DENSE, int(np.searchsorted(batch.ptr, atom, side="right")) - 1, batch, cutoff)
 
 
 def keep_nearest(found: Found, row_ptr: Tensor, keep: int) -> tuple[Found, Tensor, bool]:

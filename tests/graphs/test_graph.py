@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from awkward_cells import AWKWARD, BCC, FCC, single, structures, together
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from neighbor_checks import IMPLEMENTATIONS, lengths, rows, vectors
+
+from atomsieve.errors import DataError, UsageError
+from atomsieve.graphs import build_graph, count_edges, neighbor_list
+from atomsieve.graphs.estimate import edge_budget_estimate
+from atomsieve.structures.batch import StructureBatch
+
+CUTOFF = 5.0
+
+
+def nearest_by_hand(batch: StructureBatch, keep: int, cutoff: float = CUTOFF) -> np.ndarray:
+    full = neighbor_list(batch, cutoff, implementation="brute")
+    listed, rounded = rows(full), np.rint(lengths(batch, full) * 1e8)
+    chosen = []
+    for atom in range(batch.n_atoms):
+        own = [e for e in range(len(listed)) if listed[e, 0] == atom]
+        own.sort(key=lambda e: (rounded[e], *listed[e]))
+        chosen += sorted(own[:keep])
+    return listed[chosen]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("keep", [1, 5, 12, 10_000])
+def test_max_neighbors_keeps_the_nearest(implementation, keep):
+    batch = together(
+        [
+            "one atom, bcc",
+            "one atom, fcc",
+            "no atoms",
+            "two atoms on one point",
+            "skewed",
+            "wire",
+            "molecule",
+            "25 degrees",
+        ]
+    )
+    found = neighbor_list(batch, CUTOFF, keep, implementation=implementation)
+    assert np.array_equal(rows(found), nearest_by_hand(batch, keep))
+    assert found.complete is (keep == 10_000)
+    assert found.symmetric is (keep == 10_000)
+    assert int((found.row_ptr[1:] - found.row_ptr[:-1]).max()) <= keep
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_complete_only_if_nothing_was_dropped(implementation):
+    most = 8 + 6  # bcc neighbours within the second shell
+    batch = single([[0.3, 0.1, 0.2]], BCC, (1, 1, 1))
+    cutoff = 2.86 * 1.2
+    assert neighbor_list(batch, cutoff, most, implementation=implementation).complete
+    assert not neighbor_list(batch, cutoff, most - 1, implementation=implementation).complete
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_ties_do_not_depend_on_where_the_crystal_lies(implementation):
+    # The twelve neighbours in fcc are equally far but for rounding; which are kept must not follow the rounding.
+    rng = np.random.default_rng(0)
+    wanted = rows(neighbor_list(single([[0, 0, 0]], FCC, (1, 1, 1)), 3.0, 7, implementation=implementation))
+    for _ in range(20):
+        moved = single(rng.normal(size=3) * 30, FCC, (1, 1, 1))
+        assert np.array_equal(rows(neighbor_list(moved, 3.0, 7, implementation=implementation)), wanted)
+
+
+@settings(deadline=None, max_examples=40)
+@given(batch=structures(), keep=st.integers(1, 20))
+def test_native_and_torch_keep_the_same(batch, keep):
+    native, other = (neighbor_list(batch, 4.5, keep, implementation=i) for i in ("native", "torch"))
+    assert native.complete == other.complete
+    if np.abs(lengths(batch, neighbor_list(batch, 4.6)) - 4.5).min(initial=1.0) > 1e-6:
+        assert np.array_equal(rows(native), rows(other))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("keep", [None, 6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_graph_vectors_are_the_definition_rounded_once(implementation, keep, dtype):
+    batch = together()
+    exact = build_graph(batch, CUTOFF, max_neighbors=keep, implementation=implementation, dtype=torch.float64)
+    graph = build_graph(batch, CUTOFF, max_neighbors=keep, implementation=implementation, dtype=dtype)
+    wanted = vectors(batch, graph.neighbors)
+    assert graph.vec.dtype == dtype
+    np.testing.assert_allclose(exact.vec.numpy(), wanted, atol=1e-14 * np.abs(batch.positions).max())
+    assert torch.equal(graph.vec, exact.vec.to(dtype))
+
+
+def test_graph_carries_the_batch():
+    batch = together()
+    graph = build_graph(batch, CUTOFF)
+    assert (graph.n_structures, graph.n_atoms) == (len(batch), batch.n_atoms)
+    assert graph.numbers.dtype == torch.int64
+    assert torch.equal(graph.numbers, torch.from_numpy(batch.numbers.astype(np.int64)))
+    assert torch.equal(graph.ptr, torch.from_numpy(batch.ptr))
+    assert torch.equal(graph.structure, torch.from_numpy(batch.structure_of_atom))
+    assert graph.to("cpu") is graph
+    assert graph.to("meta").vec.device.type == "meta"
+    graph.ptr[0] = 7  # the graph does not share memory with the batch
+    assert batch.ptr[0] == 0
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_nothing_at_all(implementation):
+    graph = build_graph(StructureBatch.empty(), CUTOFF, implementation=implementation)
+    assert (graph.n_structures, graph.n_atoms, graph.n_edges) == (0, 0, 0)
+    assert graph.neighbors.row_ptr.tolist() == [0]
+    assert graph.vec.shape == (0, 3)
+    assert graph.neighbors.complete
+    alone = build_graph(AWKWARD["one atom, no cell"], CUTOFF, implementation=implementation)
+    assert alone.neighbors.row_ptr.tolist() == [0, 0]
+    assert alone.table[0].tolist() == [[0]]
+
+
+def test_table_holds_the_list():
+    graph = build_graph(together(), CUTOFF)
+    nbr, slot = graph.table
+    counts = graph.neighbors.row_ptr.diff()
+    assert nbr.shape == (graph.n_atoms, int(counts.max()))
+    assert torch.equal(nbr.view(-1)[slot], graph.neighbors.sender)
+    assert torch.equal(slot // nbr.shape[1], graph.neighbors.receiver)
+    padding = torch.ones(nbr.numel(), dtype=torch.bool).index_fill(0, slot, False).view_as(nbr)
+    own = torch.arange(graph.n_atoms)[:, None].expand_as(nbr)
+    assert torch.equal(nbr[padding], own[padding])
+
+
+BAD = {
+    "NaN position": (single([[0, 0, 0], [np.nan, 0, 0]], 4 * np.eye(3), (1, 1, 1)), "positions are not finite"),
+    "infinite position": (single([[np.inf, 0, 0]], np.zeros((3, 3)), (0, 0, 0)), "positions are not finite"),
+    "NaN cell": (single([[0, 0, 0]], np.full((3, 3), np.nan), (1, 1, 1)), "cell"),
+    "zero cell": (single([[0, 0, 0]], np.zeros((3, 3)), (1, 1, 1)), "cell"),
+    "one zero vector": (single([[0, 0, 0]], np.diag([3, 3, 0]), (1, 1, 1)), "cell"),
+    "parallel vectors": (single([[0, 0, 0]], [[3, 0, 0], [6, 0, 0], [0, 0, 3]], (1, 1, 0)), "cell"),
+    "flat cell": (single([[0, 0, 0]], [[3, 0, 0], [0, 3, 0], [2, 1, 0]], (1, 1, 1)), "cell"),
+    "incommensurable parallel vectors": (
+        single([[0, 0, 0]], [[3, 0, 0], [3 * 2**0.5, 0, 0], [0, 0, 3]], (1, 1, 1)), "cell",
+    ),
+    "tiny cell": (single([[0, 0, 0]], 0.05 * np.eye(3), (1, 1, 1)), "20000 neighbours"),
+    "short vector": (single([[0, 0, 0]], np.diag([3, 3, 2e-4]), (1, 1, 1)), "20000 neighbours"),
+    "far apart": (single([[0, 0, 0], [1e13, 0, 0]], 3 * np.eye(3), (1, 1, 1)), "1e9 cells"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", BAD)
+def test_bad_structures_are_named(implementation, name):
+    bad, message = BAD[name]
+    good = AWKWARD["skewed"]
+    batch = StructureBatch.concatenate([good, AWKWARD["no atoms"], bad.replace(id=np.array([77])), good])
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=message) as caught:
+        build_graph(batch, CUTOFF, implementation=implementation)
+    assert str(caught.value).startswith("structure 2 (id 77): ")
+    assert "\n" not in str(caught.value)
+    if implementation == "native":
+        with pytest.raises(DataError, match="structure 2"):
+            count_edges(batch, CUTOFF)
+    assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize("implementation", ["native", "torch"])
+def test_many_atoms_on_one_point(implementation):
+    batch = single(np.zeros((20_002, 3)), np.zeros((3, 3)), (0, 0, 0))
+    with pytest.raises(DataError, match="structure 0"):
+        neighbor_list(batch, CUTOFF, implementation=implementation)
+
+
+def test_too_many_edges(monkeypatch):
+    from atomsieve.graphs import native, torch_list
+
+    for module, name in ((native, "native"), (torch_list, "torch")):
+        monkeypatch.setattr(module, "MAX_EDGES", 1000)
+        with pytest.raises(DataError, match="edges in a batch"):
+            neighbor_list(AWKWARD["140 atoms"], CUTOFF, implementation=name)
+
+
+@pytest.mark.parametrize("cutoff", [0.0, -1.0, float("nan"), float("inf")])
+def test_cutoff_must_be_positive(cutoff):
+    for call in (neighbor_list, build_graph, count_edges, edge_budget_estimate):
+        with pytest.raises(UsageError, match="cutoff"):
+            call(AWKWARD["skewed"], cutoff)
+
+
+def test_bad_options():
+    with pytest.raises(UsageError, match="max_neighbors must be at least 1"):
+        neighbor_list(AWKWARD["skewed"], CUTOFF, 0)
+    with pytest.raises(UsageError, match="did you mean 'native'"):
+        neighbor_list(AWKWARD["skewed"], CUTOFF, implementation="natve")
+
+
+def test_missing_kernels_are_said(monkeypatch):
+    from atomsieve.errors import AtomSieveError
+    from atomsieve.graphs import native
+    from atomsieve.graphs.neighbors import choose_implementation
+
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert choose_implementation("auto", torch.device("cpu")) == "torch"
+    with pytest.raises(AtomSieveError, match="compiler"):
+        neighbor_list(AWKWARD["skewed"], CUTOFF, implementation="native")
+    assert neighbor_list(AWKWARD["skewed"], CUTOFF).n_edges > 0
+
+
+def test_estimate_is_near_the_count_for_crystals():
+    rng = np.random.default_rng(0)
+    parts = []
+    for n in (1, 2, 4, 10, 30, 80):
+        cell = np.diag(rng.uniform(0.8, 1.3, 3)) * (n * 15.0) ** (1 / 3) + rng.uniform(-0.3, 0.3, (3, 3))
+        parts.append(single(rng.random((n, 3)) @ cell, cell, (1, 1, 1)))
+    batch = StructureBatch.concatenate(parts)
+    estimate, exact = edge_budget_estimate(batch, CUTOFF), count_edges(batch, CUTOFF)
+    assert estimate.shape == exact.shape
+    np.testing.assert_allclose(estimate, exact, rtol=0.25)
+
+
+def test_estimate_never_exceeds_all_pairs_without_periodicity_and_takes_bad_cells():
+    bad = [BAD["zero cell"][0], BAD["NaN cell"][0]]
+    batch = StructureBatch.concatenate([AWKWARD["molecule"], AWKWARD["no atoms"], *bad])
+    estimate = edge_budget_estimate(batch, CUTOFF)
+    assert 0 < estimate[0] <= 12 * 11
+    assert estimate[1] == 0
+    assert np.isfinite(estimate).all()
