@@ -1,0 +1,138 @@
+"""The gfm/ folder: what is written is what is read, and nothing damaged or foreign is believed."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.graphs.neighbors import build_graph
+from atomsieve.models import ensemble_id, load_gfm, read_manifest, save_gfm
+from atomsieve.models.testvector import evaluate
+from atomsieve.structures import StructureBatch
+from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_gfm(tmp_path_factory.mktemp("gfm") / "gfm")
+
+
+@pytest.fixture
+def own_copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_what_was_saved_is_what_is_loaded(folder):
+    ensemble, manifest = load_gfm(folder)
+    original = tiny_ensemble()
+    batch = copper_oxides(3)
+    graph = build_graph(batch, ensemble.config.cutoff)
+    index = torch.ones(3, dtype=torch.int64)
+    assert torch.equal(ensemble(graph, index).energy, original(graph, index).energy.detach())
+    assert [h.model_dump() for h in manifest.heads] == [h.model_dump() for h in original.heads]
+    assert manifest.default_head == "metal"
+
+
+def test_the_test_vector_is_reproduced(folder):
+    ensemble, manifest = load_gfm(folder)
+    for k, (name, expected) in enumerate(manifest.test_vector["heads"].items()):
+        assert ensemble.heads[k].name == name
+        inputs = {n: np.array(expected[n]) for n in ("ptr", "numbers", "positions", "cell", "pbc")}
+        inputs["numbers"] = inputs["numbers"].astype(np.uint8)
+        n = len(inputs["ptr"]) - 1
+        batch = StructureBatch(**inputs, id=np.arange(n)).validate()
+        out = evaluate(ensemble, batch, k, "fp64")
+        total = out.energy.numpy() + ensemble.reference_energy(batch.numbers, batch.ptr, k)
+        assert np.allclose(total, expected["energy_members"], atol=1e-9, rtol=0)
+        assert np.allclose(out.forces.mean(0).numpy(), expected["forces"], atol=1e-10)
+    assert 0 < manifest.precision["fp32"]["energy_per_atom"] < 5e-6
+    assert manifest.precision["fp32"]["energy_per_atom"] < manifest.precision["bf16"]["energy_per_atom"]
+
+
+def test_one_byte_changed_anywhere_is_noticed(own_copy):
+    for path in sorted(p for p in own_copy.rglob("*") if p.is_file() and p.name != "manifest.json"):
+        whole = path.read_bytes()
+        place = len(whole) // 2
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=path.relative_to(own_copy).as_posix()):
+            load_gfm(own_copy)
+        path.write_bytes(whole)
+    load_gfm(own_copy)
+
+
+def test_a_changed_manifest_is_another_ensemble(own_copy, folder):
+    manifest = own_copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"default_head": "metal"', '"default_head": "organic"'))
+    assert ensemble_id(own_copy) != ensemble_id(folder)
+
+
+def edit(path, change):
+    raw = json.loads((path / "manifest.json").read_text())
+    change(raw)
+    (path / "manifest.json").write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=99), "schema version 99"),
+        (lambda m: m.update(schema_name="other"), "not an ensemble's manifest"),
+        (lambda m: m.update(extra=1), "extra"),
+        (lambda m: m["files"].update({"../../etc/passwd": {"size": 1, "sha256": ""}}), "outside the folder"),
+        (lambda m: m["files"].pop("members/001/weights.safetensors"), "not listed"),
+        (lambda m: m["config"].update(hidden=32), "does not fit the model"),
+        (lambda m: m["config"].update(cutoff=-1), "cutoff"),
+    ],
+)
+def test_a_lying_manifest_is_refused_in_one_line(own_copy, change, message):
+    edit(own_copy, change)
+    with pytest.raises(DataError, match=message) as caught:
+        load_gfm(own_copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_pieces_are_named(own_copy, tmp_path):
+    (own_copy / "members/000/weights.safetensors").unlink()
+    with pytest.raises(DataError, match=r"members/000/weights\.safetensors is missing"):
+        load_gfm(own_copy)
+    with pytest.raises(AtomSieveError, match="no ensemble at"):
+        read_manifest(tmp_path)
+    (own_copy / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        read_manifest(own_copy)
+
+
+def test_several_heads_need_a_stated_default(tmp_path):
+    with pytest.raises(UsageError, match="default_head"):
+        save_gfm(tmp_path / "gfm", tiny_ensemble())
+    assert not (tmp_path / "gfm").exists()
+
+
+def test_nothing_is_overwritten_unasked_and_nothing_foreign_ever(tmp_path, folder):
+    target = shutil.copytree(folder, tmp_path / "gfm")
+    with pytest.raises(UsageError, match="exists"):
+        save_gfm(target, tiny_ensemble(), default_head="metal")
+    save_gfm(target, tiny_ensemble(2), default_head="metal", overwrite=True)
+    assert load_gfm(target)[0].members == 2
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(UsageError, match="not an ensemble"):
+        save_gfm(photos, tiny_ensemble(), default_head="metal", overwrite=True)
+    assert (photos / "cat.jpg").read_bytes() == b"meow"
+
+
+def test_saving_the_same_ensemble_gives_the_same_bytes(tmp_path, folder):
+    time.sleep(0.01)
+    again = tiny_gfm(tmp_path / "again")
+    assert ensemble_id(again) == ensemble_id(folder)
+
+
+def test_the_card_says_what_people_need(folder):
+    card = (folder / "README.md").read_text()
+    for text in ("metal", "organic", "made up", "not calibrated", "O Cu", "cutoff 5.0"):
+        assert text in card
