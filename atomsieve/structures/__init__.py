@@ -2,6 +2,7 @@
 
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import FIELDS, Field
+from atomsieve.structures.generate import generate_random_boxes, generate_rattled, generate_substituted
 from atomsieve.structures.manifest import SourceInfo
 from atomsieve.structures.reader import StructureReader, open_structures
 from atomsieve.structures.writer import StructureWriter, write_structures
@@ -13,6 +14,9 @@ __all__ = [
     "StructureBatch",
     "StructureReader",
     "StructureWriter",
+    "generate_random_boxes",
+    "generate_rattled",
+    "generate_substituted",
     "open_structures",
     "write_structures",
 ]

@@ -206,6 +206,11 @@ def _source_of(judged: Judged, given: SourceInfo | None, options: ConvertOptions
             f"{item.where} has labels: say what they are with --source NAME --level-of-theory TEXT (or --source-key), "
             "or leave them out with --no-labels"
         )
+    if given is not None and labelled and not given.level_of_theory:
+        raise UsageError(
+            f"{item.where} has labels: at which level were they computed? Say it with --level-of-theory TEXT, e.g. "
+            "'PBE, PAW (VASP)'"
+        )
     return given
 
 

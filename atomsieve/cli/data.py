@@ -1,0 +1,430 @@
+"""`atomsieve data`: convert, inspect, generate and export structures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atomsieve.cli.common import (
+    CHOICE,
+    IN_OUT,
+    OverwriteOption,
+    QuietOption,
+    SeedOption,
+    StructuresArgument,
+    console,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atomsieve.structures.convert import Input
+    from atomsieve.structures.generate import Recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Convert, inspect, generate and export structures.")
+generate_app = typer.Typer(no_args_is_help=True, add_completion=False)
+app.add_typer(generate_app, name="generate", help="Make candidates: random boxes, substitutions, rattled copies.")
+
+KEYS = "Names in the files"
+
+StepSizeOption = Annotated[
+    int, typer.Option("--step-size", min=1, help="Structures per step, the unit of reading.", rich_help_panel=IN_OUT)
+]
+PositionsOption = Annotated[
+    str,
+    typer.Option("--positions", help="float64, or float32 for half the size.", rich_help_panel=IN_OUT),
+]
+ChargeOption = Annotated[
+    float | None,
+    typer.Option("--charge", help="Total charge (e) of structures that state none.", show_default=False),
+]
+SpinOption = Annotated[
+    float | None,
+    typer.Option("--spin", help="Multiplicity 2S+1 of structures that state none.", show_default=False),
+]
+NumberOption = Annotated[int, typer.Option("--number", "-n", min=1, help="How many structures.", show_default=False)]
+OutArgument = Annotated[Path, typer.Argument(help="Dataset folder to make, e.g. candidates.bp.", show_default=False)]
+RattleOption = Annotated[
+    float, typer.Option("--rattle", help="Standard deviation of each coordinate's displacement, Angstrom.")
+]
+StrainOption = Annotated[float, typer.Option("--strain", help="Largest strain component; periodic structures only.")]
+
+
+# -- convert ---------------------------------------------------------------------------------------------------------
+
+
+@app.command("convert")
+def convert_command(
+    src: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC...",
+            help="Files or folders, or NAME=PATH to give each its source: extxyz, CIF, POSCAR, ASE db, traj, aselmdb, "
+            "pymatgen JSON, Parquet (.gz too), .bp.",
+            show_default=False,
+        ),
+    ],
+    out: OutArgument,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Source of all structures without NAME=.", show_default=False)
+    ] = None,
+    level_of_theory: Annotated[
+        list[str] | None,
+        typer.Option("--level-of-theory", help="TEXT for all, or NAME=TEXT for one source (repeat).", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="E.g. train=0.9,val=0.1: writes OUT-train.bp and OUT-val.bp.", rich_help_panel=CHOICE,
+            show_default=False,
+        ),
+    ] = None,
+    split_by: Annotated[
+        str,
+        typer.Option("--split-by", help="Kept together: structure, formula or group:KEY.", rich_help_panel=CHOICE),
+    ] = "structure",
+    seed: SeedOption = 0,
+    energy_key: Annotated[str, typer.Option(help="Total energy, eV.", rich_help_panel=KEYS)] = "energy",
+    forces_key: Annotated[str, typer.Option(help="Forces, eV/Angstrom.", rich_help_panel=KEYS)] = "forces",
+    stress_key: Annotated[str, typer.Option(help="Stress, eV/Angstrom^3, ASE sign.", rich_help_panel=KEYS)] = "stress",
+    charge_key: Annotated[str, typer.Option(help="Total charge, e.", rich_help_panel=KEYS)] = "charge",
+    spin_key: Annotated[str, typer.Option(help="Multiplicity 2S+1.", rich_help_panel=KEYS)] = "spin",
+    source_key: Annotated[
+        str | None, typer.Option(help="Each structure's source.", rich_help_panel=KEYS, show_default=False)
+    ] = None,
+    level_key: Annotated[
+        str | None, typer.Option(help="Each structure's level of theory.", rich_help_panel=KEYS, show_default=False)
+    ] = None,
+    id_key: Annotated[
+        str | None,
+        typer.Option(help="Integer identity. [default: place in the input]", rich_help_panel=KEYS, show_default=False),
+    ] = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Leave energies, forces and stress out.")] = False,
+    keep_bad: Annotated[
+        bool, typer.Option("--keep-bad", help="Keep structures no model accepts, so that a screening reports them.")
+    ] = False,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help="Format of all files, if names do not tell.", show_default=False),
+    ] = None,
+    step_size: StepSizeOption = 20_000,
+    positions: PositionsOption = "float64",
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Convert files into a dataset folder; exit code 3 if some structures had to be left out."""
+    _prepare()
+    from atomsieve.cli.data_views import show_report
+    from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+    from atomsieve.structures.convert import ConvertOptions, convert
+    from atomsieve.structures.judge import LabelKeys
+    from atomsieve.structures.split import Split
+
+    options = ConvertOptions(
+        keys=LabelKeys(energy_key, forces_key, stress_key, charge_key, spin_key, id_key, no_labels),
+        source_key=source_key,
+        level_key=level_key,
+        format=file_format,
+        split=Split.parse(split, split_by, seed) if split is not None else None,
+        keep_bad=keep_bad,
+        charge=charge,
+        spin=spin,
+        step_size=step_size,
+        positions=positions,
+        overwrite=overwrite,
+    )
+    inputs = parse_inputs(src, source, level_of_theory or [])
+    report = convert(inputs, out, options, console(stderr=True, quiet=quiet))
+    show_report(report, console(quiet=quiet))
+    return EXIT_SOME_FAILED if report.tally.skipped else EXIT_DONE
+
+
+def parse_inputs(words: list[str], source: str | None, levels: list[str]) -> list[Input]:
+    """Return the inputs that `PATH` and `NAME=PATH` words, `--source` and `--level-of-theory` describe.
+
+    Raises
+    ------
+    UsageError
+        if two texts without a name are given, or a text is for a name that is no source here.
+    """
+    from atomsieve.errors import UsageError, unknown
+    from atomsieve.structures import SourceInfo
+    from atomsieve.structures.convert import Input
+
+    named: list[tuple[str | None, Path]] = []
+    for word in words:
+        name, equals, path = word.partition("=")
+        if equals and not Path(word).exists() and re.fullmatch(r"[\w.+-]+", name):
+            named.append((name, Path(path)))
+        else:
+            named.append((source, Path(word)))
+    names = {name for name, _ in named if name is not None}
+    general, own = "", {}
+    for text in levels:
+        name, equals, rest = text.partition("=")
+        if equals and name in names:
+            own[name] = rest
+        elif equals and re.fullmatch(r"[\w.+-]+", name) and names and len(names) > 1:
+            raise unknown("source in --level-of-theory", name, names)
+        elif general:
+            raise UsageError(f"two levels of theory for all: {general!r} and {text!r}; write NAME=TEXT")
+        else:
+            general = text
+    if general and not names:
+        raise UsageError("--level-of-theory needs a source: give --source NAME or NAME=PATH")
+    return [
+        Input(path, SourceInfo(name, own.get(name, general)) if name is not None else None) for name, path in named
+    ]
+
+
+# -- info ------------------------------------------------------------------------------------------------------------
+
+
+@app.command("info")
+def info_command(
+    structures: StructuresArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Annotated[
+        str, typer.Option("--verify", help="full: every byte against its checksum; size: sizes and metadata only.")
+    ] = "full",
+    quiet: QuietOption = False,
+) -> None:
+    """Show counts, sizes, elements, sources and label statistics; verify the files."""
+    _prepare()
+    import json
+
+    from atomsieve.cli.data_views import show_summary
+    from atomsieve.structures import open_structures
+    from atomsieve.structures.summary import summarise
+
+    screen = console(stderr=True, quiet=quiet or as_json)
+    with open_structures(structures, verify=verify) as reader, _bar("reading", len(reader), screen) as advance:
+        found = summarise(reader, advance)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, allow_nan=False))
+    else:
+        show_summary(found, console())
+
+
+# -- generate --------------------------------------------------------------------------------------------------------
+
+
+@generate_app.command("random")
+def random_command(
+    out: OutArgument,
+    number: NumberOption,
+    min_atoms: Annotated[int, typer.Option(help="Fewest atoms.")] = 2,
+    max_atoms: Annotated[int, typer.Option(help="Most atoms.")] = 500,
+    max_number: Annotated[int, typer.Option(help="Heaviest atomic number.")] = 94,
+    box: Annotated[float, typer.Option(help="Edge of the box, Angstrom.")] = 10.0,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
+    seed: SeedOption = 0,
+    positions: PositionsOption = "float64",
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Atoms thrown into an open box: the workload of HydraGNN's screening runs (with --charge 0 --spin 0)."""
+    _prepare()
+    from atomsieve.structures.generate import RandomBoxes
+
+    recipe = RandomBoxes(min_atoms, max_atoms, max_number, box, charge=charge, spin=spin)
+    _generate(recipe, out, number, seed, positions, overwrite, quiet)
+
+
+@generate_app.command("substitute")
+def substitute_command(
+    out: OutArgument,
+    number: NumberOption,
+    prototypes: Annotated[
+        Path, typer.Option(help="Prototypes: a dataset or a file of any format.", rich_help_panel=IN_OUT,
+                           show_default=False)
+    ],
+    elements: Annotated[str, typer.Option(help="New elements, e.g. Cu,Ag,Au.", show_default=False)],
+    keep: Annotated[str, typer.Option(help="Elements that stay, e.g. O.", show_default=False)] = "",
+    by: Annotated[str, typer.Option(help="species: each element becomes one other; sites: every atom for itself.")] = (
+        "species"
+    ),
+    scale_volume: Annotated[bool, typer.Option(help="Scale cells by the elements' covalent radii.")] = True,
+    rattle: RattleOption = 0.0,
+    strain: StrainOption = 0.0,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
+    seed: SeedOption = 0,
+    positions: PositionsOption = "float64",
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Replace the elements of prototypes by others."""
+    _prepare()
+    from atomsieve.structures.generate import Substituted, atomic_numbers_of
+
+    recipe = Substituted(
+        _parents(prototypes),
+        atomic_numbers_of(elements.split(",")),
+        atomic_numbers_of(keep.split(",")) if keep else (),
+        by,
+        scale_volume,
+        rattle,
+        strain,
+        charge=charge,
+        spin=spin,
+    )
+    _generate(recipe, out, number, seed, positions, overwrite, quiet)
+
+
+@generate_app.command("rattle")
+def rattle_command(
+    out: OutArgument,
+    number: NumberOption,
+    parents: Annotated[
+        Path, typer.Option("--from", help="Structures to copy: a dataset or a file of any format.", show_default=False)
+    ],
+    rattle: RattleOption = 0.05,
+    strain: StrainOption = 0.0,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
+    seed: SeedOption = 0,
+    positions: PositionsOption = "float64",
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Displace the atoms of given structures and strain their cells."""
+    _prepare()
+    from atomsieve.structures.generate import Rattled
+
+    recipe = Rattled(_parents(parents), rattle, strain, charge=charge, spin=spin)
+    _generate(recipe, out, number, seed, positions, overwrite, quiet)
+
+
+def _parents(path: Path) -> Any:
+    """Return the structures of a dataset, or of a file of any other format, as one batch."""
+    from atomsieve.structures import StructureBatch, open_structures
+    from atomsieve.structures.formats import find_files, read_items
+    from atomsieve.structures.generate import in_memory
+    from atomsieve.structures.judge import Judge, LabelKeys, to_batch
+
+    files = find_files(path)
+    if [kind for _, kind in files] == ["bp"]:
+        with open_structures(path) as reader:
+            return in_memory(reader)
+    judge = Judge(LabelKeys(none=True))
+    rows = [row for file, kind in files for item in read_items(file, kind, lambda _: None) if (row := judge(item))]
+    return in_memory(StructureBatch.concatenate([to_batch(rows)]))
+
+
+def _generate(
+    recipe: Recipe, out: Path, number: int, seed: int, positions: str, overwrite: bool, quiet: bool
+) -> None:
+    """Write structures 0 to `number`; the ranks of an MPI job share the blocks, and the result is the same."""
+    from atomsieve.structures import StructureWriter
+    from atomsieve.structures.generate import BLOCK, generate
+
+    comm, rank, n_ranks = _team()
+    blocks = -(-number // BLOCK)
+    first, last = blocks * rank // n_ranks * BLOCK, min(blocks * (rank + 1) // n_ranks * BLOCK, number)
+    notes = {"generated": type(recipe).__name__, "seed": str(seed)}
+    writer = StructureWriter(
+        out, positions=positions, overwrite=overwrite, notes=notes, rank=rank, n_ranks=n_ranks, comm=comm
+    )
+    with writer, _bar("generating", last - first, console(stderr=True, quiet=quiet or rank > 0)) as advance:
+        for batch in generate(recipe, first, last, seed):
+            writer.append(batch)
+            advance(len(batch))
+    if rank == 0:
+        console(quiet=quiet).print(f"{number:,} structures in {out}", highlight=False)
+
+
+def _team() -> tuple[Any, int, int]:
+    """Return the communicator, rank and number of ranks of this job; MPI is loaded only if a launcher is at work."""
+    import os
+
+    sizes = [os.environ.get(name, "1") for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")]
+    wanted = max((int(size) for size in sizes if size.isdigit()), default=1)
+    if wanted == 1:
+        return None, 0, 1
+    from mpi4py import MPI
+
+    from atomsieve.errors import UsageError
+
+    if MPI.COMM_WORLD.size == 1:
+        raise UsageError(
+            f"the launcher started {wanted} ranks, but the MPI library sees one: launcher and library do not belong "
+            "together; use the mpirun of the library (see MPI4PY_LIBMPI)"
+        )
+    return MPI.COMM_WORLD, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+@app.command("export")
+def export_command(
+    structures: StructuresArgument,
+    out: Annotated[
+        Path, typer.Argument(help="OUT.extxyz, .xyz, .db, .parquet, .cif, .extxyz.gz or .bp.", show_default=False)
+    ],
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where",
+            help='Keep structures for which this holds, e.g. "natoms < 50 and energy_per_atom < -3". Columns: index, '
+            "id, natoms, n_elements, source, level_of_theory, charge, spin, periodic, volume, energy, energy_per_atom, "
+            "max_force.",
+            rich_help_panel=CHOICE,
+            show_default=False,
+        ),
+    ] = None,
+    span: Annotated[
+        str | None, typer.Option("--range", help="Places A:B, from 0.", rich_help_panel=CHOICE, show_default=False)
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option("--ids", help="1,5,9 or @file.", rich_help_panel=CHOICE, show_default=False)
+    ] = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Write structures back into a common format, all or those that a filter keeps."""
+    _prepare()
+    from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+    from atomsieve.structures import open_structures
+    from atomsieve.structures.export import Selection, export
+
+    selection = Selection.parse(span, ids, where)
+    with open_structures(structures) as reader:
+        total = len(reader) if selection.stop is None else selection.stop
+        with _bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:
+            written, skipped = export(reader, out, selection, overwrite=overwrite, progress=advance)
+    screen = console(quiet=quiet)
+    screen.print(f"{written:,} structures in {out}", highlight=False)
+    if skipped:
+        screen.print(f"[yellow]skipped {skipped:,}: the format cannot hold them (no cell)[/]")
+    return EXIT_SOME_FAILED if skipped else EXIT_DONE
+
+
+# -- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _prepare() -> None:
+    """Spare these commands, which need no torch, the time it takes to load."""
+    from atomsieve.structures.bp5 import import_lightly
+
+    import_lightly()
+
+
+@contextmanager
+def _bar(what: str, total: int, screen: Console) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar over structures; give the function that advances it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("structures"), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=screen.quiet) as progress:
+        task = progress.add_task(what, total=max(total, 1))
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,79 @@
+"""How `atomsieve data` shows what it found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atomsieve.structures.convert import ConvertReport
+
+SHOWN_ELEMENTS = 20
+
+
+def show_report(report: ConvertReport, screen: Console) -> None:
+    """Print what a conversion wrote, and what it left out and why."""
+    table = Table(title="converted", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("dataset")
+    table.add_column("structures", justify="right")
+    for path, count in report.outputs.items():
+        table.add_row(escape(str(path)), f"{count:,}")
+    screen.print(table)
+    for source, count in report.sources.items():
+        screen.print(f"source [bold]{escape(source.name)}[/] ({escape(source.level_of_theory)}): {count:,}")
+    labels = ", ".join(f"{name} on {report.tally.labels[name]:,}" for name in ("energy", "forces", "stress"))
+    rate = report.tally.read / max(report.seconds, 1e-9)
+    screen.print(f"{report.atoms:,} atoms; {labels}; {report.seconds:.1f} s ({rate:,.0f} structures/s)")
+    for reason, count in report.tally.skipped.most_common():
+        screen.print(f"[yellow]skipped {count:,}: {escape(reason)}[/], first {escape(report.tally.first[reason])}")
+    if report.notice:
+        screen.print(f"[yellow]note: {escape(report.notice)}[/]")
+
+
+def show_summary(found: dict[str, Any], screen: Console) -> None:
+    """Print the summary of a dataset."""
+    screen.print(f"[bold]{escape(found['path'])}[/]: {found['structures']:,} structures, {found['atoms']:,} atoms")
+    if sizes := found["atoms_per_structure"]:
+        screen.print(
+            f"atoms per structure: {sizes['min']:.0f} to {sizes['max']:.0f}, mean {sizes['mean']:.1f}, "
+            f"median {sizes['median']:.0f}"
+        )
+    axes = ", ".join(f"{count:,} periodic along {k} axes" for k, count in found["periodic_axes"].items())
+    screen.print(f"{axes or 'no structures'}; {found['with_charge']:,} with a charge")
+    if found["not_finite_or_empty"]:
+        screen.print(f"[yellow]{found['not_finite_or_empty']:,} structures are empty or not finite[/]")
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("source")
+    table.add_column("level of theory")
+    for name in ("structures", "labels", "E/atom (std), eV", "F rms (max), eV/Å"):
+        table.add_column(name, justify="right")
+    for row in found["sources"]:
+        energy = row.get("energy_per_atom")
+        table.add_row(
+            escape(row["name"]),
+            escape(row["level_of_theory"]),
+            f"{row['structures']:,}",
+            _labels(row),
+            f"{energy['mean']:.3f} ({energy['std']:.3f})" if energy else "-",
+            f"{row['force_rms']:.3f} ({row['force_max']:.1f})" if "force_rms" in row else "-",
+        )
+    if found["sources"]:
+        screen.print(table)
+    elements = sorted(found["elements"].items(), key=lambda pair: -pair[1]["structures"])
+    shown = ", ".join(f"{symbol} {counts['structures']:,}" for symbol, counts in elements[:SHOWN_ELEMENTS])
+    more = f", and {len(elements) - SHOWN_ELEMENTS} more" if len(elements) > SHOWN_ELEMENTS else ""
+    screen.print(f"{len(elements)} elements (structures with it): {shown}{more}")
+    screen.print(f"files: {found['verified']}; {found['steps']:,} steps; identity {found['identity'][:16]}")
+
+
+def _labels(row: dict[str, Any]) -> str:
+    """Return which labels the structures of a source have: `E F`, with counts where only some have them."""
+    words = []
+    for letter, key in (("E", "with_energy"), ("F", "with_forces"), ("S", "with_stress")):
+        if row[key]:
+            words.append(letter if row[key] == row["structures"] else f"{letter} on {row[key]:,}")
+    return " ".join(words) or "none"
