@@ -13,7 +13,7 @@ from atomsieve.errors import Interrupted
 from atomsieve.screen.finish import ScreenResult, finish
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.prepare import Job, durable_chunks, prepare
-from atomsieve.screen.progress import ProgressView
+from atomsieve.screen.progress import EventLog, ProgressView
 from atomsieve.screen.runner import OK, PredictorLike
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import ResultWriter
@@ -77,6 +77,7 @@ def run_screen(
             Path(candidates), ensemble, options or ScreenOptions(), out=out, overwrite=overwrite, console=console,
             predictor=predictor, reader=reader, team=team, stack=stack,
         )  # fmt: skip
+        team.record = lambda text: EventLog(job.folder.log)("failed", rank=team.rank, error=text)
         done = durable_chunks(job, stop)
         _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
         todo = [chunk for chunk in range(job.chunks.count) if chunk not in done]

@@ -10,6 +10,8 @@ import logging
 import os
 import shutil
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PM
 """What launchers tell their processes: Open MPI, MPICH (and Intel, Cray), MVAPICH, PMIx, Slurm's srun."""
 
 NEXT, DONE, FAILED, SLOTS = 0, 1, 2, 3  # places of the shared board, int64
+DRAIN = 0.5  # seconds for the launcher to pass on what a rank said: an abort drops what is still in its pipes
 STOPPED = 1 << 60  # added to NEXT: nothing is handed out after it
 
 
@@ -45,6 +48,7 @@ class Team:
     def __init__(self) -> None:
         self._board = np.zeros(SLOTS, np.int64)
         self.agreed: BaseException | None = None  # an error that every rank knows of
+        self.record: Callable[[str], None] = lambda text: None  # where the traceback of a fatal error is kept
 
     # -- the shared board ----------------------------------------------------------------------------------------
 
@@ -166,6 +170,7 @@ class MpiTeam(Team):
         """See `Team.abort`."""
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(DRAIN)
         self.comm.Abort(code)
         os._exit(code)  # Abort may return before the launcher's signal arrives
 
@@ -239,6 +244,8 @@ def guarded(team: Team) -> Iterator[None]:
         team.close()
         raise
     except BaseException as error:
+        if error is not team.agreed and not isinstance(error, AtomSieveError):
+            team.record("".join(traceback.format_exception(error)))
         if team.size == 1:
             raise
         known = isinstance(error, AtomSieveError)

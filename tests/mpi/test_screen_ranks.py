@@ -97,6 +97,9 @@ def test_an_exception_on_one_rank_ends_all_with_one_line(whole, tmp_path):
     assert time.monotonic() - began < 30
     assert "error: rank 2 of 3: ValueError: springs are broken\n" in said
     assert "Traceback" not in said
+    last = json.loads((tmp_path / "out" / "run.log.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["rank"]) == ("failed", 2)
+    assert "springs are broken" in last["error"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
