@@ -83,12 +83,23 @@ class LossSection(_Section):
     """Errors are divided by the source's own size of the label (see atomsieve.train.scales), so sources count alike."""
 
     energy: float = Field(1.0, ge=0, description="weight of the energy per atom")
-    force: float = Field(1.0, ge=0, description="weight of the forces")
+    energy_end: float | None = Field(
+        None, ge=0, description="weight of the energy at the end of the run, reached linearly; null: as at the start"
+    )
+    force: float = Field(3.0, ge=0, description="weight of the forces")
     stress: float = Field(0.0, ge=0, description="weight of the stress")
     kind: Literal["mae", "huber", "mse"] = Field("mae", description="what is done with a scaled error")
     huber_delta: float = Field(0.1, gt=0, description="where huber turns from square to straight, in scaled errors")
-    force_floor: float = Field(0.05, ge=0, description="smallest size taken for a source's forces, eV/Angstrom")
-    energy_floor: float = Field(0.002, gt=0, description="smallest size taken for a source's energies, eV/atom")
+    force_floor: float = Field(0.1, ge=0, description="smallest size taken for a source's forces, eV/Angstrom")
+    energy_floor: float = Field(0.02, gt=0, description="smallest size taken for a source's energies, eV/atom")
+
+
+    def at(self, part: float) -> LossSection:
+        """Return the weights when a part (0..1) of the run is done."""
+        if self.energy_end is None:
+            return self
+        part = min(max(part, 0.0), 1.0)
+        return self.model_copy(update={"energy": self.energy + part * (self.energy_end - self.energy)})
 
 
 class OptimizerSection(_Section):

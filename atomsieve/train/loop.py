@@ -163,9 +163,12 @@ class Run:
 
         return make
 
-    def gradient(self, batch: TrainBatch) -> Tensor:
-        """Leave this rank's gradient in the parameters; return the loss parts [4,K] (this rank's share)."""
-        rules = self.config.loss
+    def gradient(self, batch: TrainBatch, part: float = 0.0) -> Tensor:
+        """Leave this rank's gradient in the parameters; return the loss parts [4,K] (this rank's share).
+
+        part : of the run that is done (0..1); the weights of the loss may depend on it.
+        """
+        rules = self.config.loss.at(part)
         self.optimizer.zero_grad(set_to_none=True)
         if batch.graph is None:
             return torch.zeros(4, self.ensemble.members, dtype=torch.float64, device=self.team.device)
@@ -174,18 +177,18 @@ class Run:
             create_graph=rules.force > 0 or rules.stress > 0,
         )
         parts = batch_loss(out, batch, rules)
-        parts.total.sum().backward()
+        parts.total.sum().backward(inputs=self.parameters)
         return parts.stacked()
 
-    def step(self, batch: TrainBatch, stop: bool, lr: float) -> bool:
-        """Do one optimiser step; return whether any rank was asked to stop.
+    def step(self, batch: TrainBatch, stop: bool, part: float) -> bool:
+        """Do one optimiser step when a part (0..1) of the run is done; return whether any rank was asked to stop.
 
         Raises
         ------
         AtomSieveError
             after `MAX_SKIPPED` steps in a row without a finite loss.
         """
-        parts = self.gradient(batch)
+        parts = self.gradient(batch, part)
         n_local = len(batch.index)
         own = torch.tensor([float(stop), self._own_elapsed(), n_local, float(batch.n_atoms.sum())], dtype=torch.float64)
         extra = self.team.sum_gradients(self.parameters, torch.cat([parts.reshape(-1), own.to(parts.device)]))
@@ -196,7 +199,7 @@ class Run:
         if np.isfinite(losses).all() and bool(torch.isfinite(norms).all()):
             clip_members(self.parameters, norms, self.config.optimizer.clip)
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = learning_rate(part, self.config.optimizer, self.progress.plateau)
             self.optimizer.step()
             p.step += 1
             p.skipped_in_row = 0
@@ -252,11 +255,10 @@ class Run:
                 if part >= 1:
                     self.validate()
                     return True
-                lr = learning_rate(part, self.config.optimizer, p.plateau)
-                stopped = self.step(batch, asked(), lr)
+                stopped = self.step(batch, asked(), part)
                 p.position += 1
                 if p.step % LOG_EVERY == 0 and self._recent:
-                    self._report(lr, len(batches))
+                    self._report(len(batches))
                 if stopped:
                     self.save()
                     raise Interrupted(f"training stopped at step {p.step}; run the same command again to go on")
@@ -267,7 +269,8 @@ class Run:
                     self.save()
         return False
 
-    def _report(self, lr: float, batches: int) -> None:
+    def _report(self, batches: int) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
         recent, p = np.array(self._recent), self.progress
         seconds = max(recent[-1, -1] - recent[0, -1], 1e-9)
         speed = recent[1:, -2].sum() / seconds if len(recent) > 1 else 0.0

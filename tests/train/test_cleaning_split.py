@@ -1,0 +1,131 @@
+"""Planted bad structures are found and counted; no group is on two sides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from train_samples import SOURCES, labelled
+
+from atomsieve.errors import DataError, UsageError
+from atomsieve.structures import StructureBatch
+from atomsieve.structures.manifest import SourceInfo
+from atomsieve.train.catalog import Catalog, scan
+from atomsieve.train.clean import clean
+from atomsieve.train.config import CleaningSection, DataItem, SplitSection
+from atomsieve.train.split import TEST, TRAIN, VAL, assign_parts
+
+
+
+class Memory:
+    """A file of structures that is not on disk."""
+
+    def __init__(self, batch: StructureBatch, sources=SOURCES) -> None:
+        self.batch, self.sources = batch, sources
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def read(self, start, stop):
+        return self.batch.slice(start, stop)
+
+    def identity(self):
+        return "memory"
+
+
+def catalog_of(*batches: StructureBatch, use: str = "auto") -> Catalog:
+    items = [DataItem(path="memory", use=use) for _ in batches]
+    return scan(items, [Memory(b) for b in batches], 0.4)
+
+
+def test_each_reason_is_found_once_and_counted_for_its_source():
+    batch = labelled(20, 20)
+    positions, cell = batch.positions.copy(), batch.cell.copy()
+    forces, energy = batch.forces.copy(), batch.energy.copy()
+    has_energy, has_forces = batch.has_energy.copy(), batch.has_forces.copy()
+    atom = batch.ptr
+    positions[atom[0]] = np.nan
+    positions[atom[1]] = positions[atom[1] + 1] + 0.1
+    forces[atom[2]] = [60.0, 0, 0]
+    cell[3] = np.eye(3) * 40
+    has_energy[4] = has_forces[4] = False
+    cell[5] = 0
+    energy[7] = np.nan
+    energy[25] += 1e6
+    energy[26] -= 1e3
+    batch = batch.replace(
+        positions=positions, cell=cell, forces=forces, energy=energy, has_energy=has_energy, has_forces=has_forces
+    )
+    catalog = catalog_of(batch)
+    result = clean(catalog, CleaningSection())
+    assert result.counts == {
+        "emt": {"not finite": 3, "atoms too close": 1, "force too large": 1, "too sparse": 1, "no labels": 1},
+        "springs": {"energy outlier": 2},
+    }
+    assert np.flatnonzero(~result.keep).tolist() == [0, 1, 2, 3, 4, 5, 7, 25, 26]
+    assert result.removed == 9
+
+
+def test_rules_that_are_off_remove_nothing():
+    off = CleaningSection(max_force=None, min_distance=None, max_volume_per_atom=None, max_energy_deviation=None)
+    batch = labelled(10, 10)
+    assert clean(catalog_of(batch.replace(forces=batch.forces * 1e4)), off).keep.all()
+
+
+def test_one_source_in_two_files_is_one_head_and_keeps_its_level_of_theory():
+    catalog = catalog_of(labelled(3, 2), labelled(4, 5, seed=1))
+    assert catalog.sources == ["emt", "springs"]
+    assert np.bincount(catalog.head).tolist() == [7, 7]
+    other = [SourceInfo("emt", "another level"), SOURCES[1]]
+    items = [DataItem(path="a"), DataItem(path="b")]
+    with pytest.raises(UsageError, match="one source has one level of theory"):
+        scan(items, [Memory(labelled(2, 2)), Memory(labelled(2, 2), other)], None)
+
+
+def test_a_source_that_is_not_there_is_named_with_the_nearest():
+    with pytest.raises(UsageError, match="did you mean 'springs'"):
+        scan([DataItem(path="a", sources=["spring"])], [Memory(labelled(2, 2))], None)
+    chosen = scan([DataItem(path="a", sources=["springs"])], [Memory(labelled(2, 3))], None)
+    assert chosen.sources == ["springs"]
+    assert chosen.head.tolist() == [0, 0, 0]
+    with pytest.raises(DataError, match="names no sources"):
+        scan([DataItem(path="a")], [Memory(labelled(2, 2), [])], None)
+
+
+def many_formulas(n: int = 400) -> Catalog:
+    rng = np.random.default_rng(0)
+    composition = np.zeros((n, 119), np.uint16)
+    composition[:, 29] = rng.integers(1, 9, n)
+    composition[:, 47] = rng.integers(1, 9, n)
+    base = catalog_of(labelled(2, 2))
+    grown = base.take(np.zeros(n, int))
+    return replace(grown, composition=composition, row=np.arange(n), head=np.arange(n, dtype=np.int32) % 2)
+
+
+def test_by_formula_no_reduced_formula_is_on_two_sides_even_across_sources():
+    catalog = many_formulas()
+    part = assign_parts(catalog, SplitSection(train=0.6, val=0.2, test=0.2, by="formula"))
+    ratio = catalog.composition[:, 29] / catalog.composition[:, 47]
+    for value in np.unique(ratio):
+        assert len(np.unique(part[ratio == value])) == 1
+    assert set(part) == {TRAIN, VAL, TEST}
+
+
+def test_the_part_of_a_structure_does_not_depend_on_the_others():
+    catalog = many_formulas()
+    rules = SplitSection(train=0.6, val=0.2, test=0.2)
+    whole = assign_parts(catalog, rules)
+    some = np.arange(0, len(catalog), 3)
+    np.testing.assert_array_equal(assign_parts(catalog.take(some), rules), whole[some])
+    assert np.mean(whole == TRAIN) == pytest.approx(0.6, abs=0.08)
+    assert (assign_parts(catalog, SplitSection(train=0.6, val=0.2, test=0.2, seed=1)) != whole).any()
+
+
+def test_few_formulas_are_divided_by_structure_and_given_parts_are_kept():
+    catalog = catalog_of(labelled(3, 200))
+    part = assign_parts(catalog, SplitSection(train=0.8, val=0.2, test=0.0, by="formula"))
+    own = part[catalog.head == 1]
+    assert 0 < np.sum(own == VAL) < len(own)
+    given = catalog_of(labelled(3, 5), use="test")
+    assert (assign_parts(given, SplitSection()) == TEST).all()

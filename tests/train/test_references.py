@@ -1,0 +1,72 @@
+"""Element references against planted energies, absent and collinear elements included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from atomsieve.errors import DataError
+from atomsieve.train.references import MAX_Z, composition_energy, fit_references
+
+
+def compositions(rows: list[dict[int, int]]) -> np.ndarray:
+    out = np.zeros((len(rows), MAX_Z), np.int64)
+    for k, row in enumerate(rows):
+        for z, n in row.items():
+            out[k, z] = n
+    return out
+
+
+def test_planted_energies_come_back_even_of_all_electron_size():
+    rng = np.random.default_rng(0)
+    planted = np.zeros(MAX_Z)
+    planted[[1, 6, 8, 79]] = [-13.6, -1030.0, -2040.0, -535_000.0]
+    counts = np.zeros((60, MAX_Z), np.int64)
+    counts[:, [1, 6, 8, 79]] = rng.integers(0, 6, (60, 4))
+    counts[:, 1] += 1
+    found = fit_references(counts, counts @ planted)
+    assert found.inseparable == []
+    assert found.rank == 4
+    for z in (1, 6, 8, 79):
+        assert found.energies[z] == pytest.approx(planted[z], abs=1e-6)
+    assert set(found.energies) == {1, 6, 8, 79}
+    assert found.counts[6] == counts[:, 6].sum()
+
+
+def test_one_composition_gives_the_mean_to_every_element_and_says_so():
+    counts = compositions([{1: 2, 8: 1}] * 5)
+    energy = np.array([-9.0, -9.3, -8.7, -9.1, -8.9])
+    found = fit_references(counts, energy)
+    assert found.energies[1] == pytest.approx(-3.0)
+    assert found.energies[8] == pytest.approx(-3.0)
+    assert found.rank == 1
+    assert len(found.inseparable) == 1
+    assert "H" in found.inseparable[0]
+    assert "O" in found.inseparable[0]
+
+
+def test_only_the_collinear_part_is_left_to_the_prior():
+    # Ti and O always come as TiO2; Cu comes in any amount.
+    rows = [{22: k, 8: 2 * k, 29: m} for k in (1, 2, 3) for m in (0, 1, 4)]
+    counts = compositions(rows)
+    energy = counts @ np.bincount([22, 8, 29], weights=[-8.0, -5.0, -3.5], minlength=MAX_Z)
+    found = fit_references(counts, energy)
+    assert found.energies[29] == pytest.approx(-3.5, abs=1e-9)
+    assert found.energies[22] + 2 * found.energies[8] == pytest.approx(-18.0, abs=1e-9)
+    np.testing.assert_allclose(composition_energy(counts, found), energy, atol=1e-9)
+    assert len(found.inseparable) == 1
+    assert "Cu" not in found.inseparable[0]
+    assert abs(found.energies[22]) < 50  # minimum norm: no huge opposite numbers
+
+
+def test_elements_never_seen_have_no_energy_and_empty_structures_do_not_matter():
+    counts = compositions([{29: 4}, {}, {29: 2}])
+    found = fit_references(counts, np.array([-14.0, 0.0, -7.0]))
+    assert found.energies == {29: pytest.approx(-3.5)}
+
+
+def test_nothing_to_fit_and_bad_energies_are_refused():
+    with pytest.raises(DataError, match="at least one structure"):
+        fit_references(compositions([]), np.zeros(0))
+    with pytest.raises(DataError, match="1 are not"):
+        fit_references(compositions([{1: 1}, {1: 2}]), np.array([1.0, np.nan]))
