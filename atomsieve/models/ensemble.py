@@ -132,7 +132,7 @@ class Ensemble(nn.Module):
         if stress and not conservative:
             raise UsageError("a model with direct forces gives no stress; train one with forces: conservative")
         differentiate = conservative and (forces or stress)
-        wanted = Wanted(geometry=differentiate, parameters=not differentiate)
+        wanted = Wanted(geometry=differentiate, parameters=not differentiate, twice=create_graph)
         dtype = next(self.parameters()).dtype
         with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
             geometry = Geometry.build(graph.vec.to(dtype), self.config, self.members, differentiable=differentiate)

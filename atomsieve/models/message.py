@@ -38,6 +38,8 @@ class Wanted:
 
     geometry: bool = True
     parameters: bool = True
+    twice: bool = True
+    """Gradients of the geometry will themselves be differentiated, as a loss on forces needs."""
 
 
 def message(
@@ -53,10 +55,12 @@ def message(
 
     wanted : what backward passes through the result are for; may be changed between passes.
     implementation : "native" (compiled, CPU, complete lists), "table" (padded neighbour table, complete lists),
-        "edges" (any list, any device), or "auto": the first of native and edges that serves.
+        "edges" (any list, any device), or "auto": the first of them that serves.
     """
     if implementation == "auto":
         implementation = "native" if native_serves(x, graph) else "edges"
+        if implementation == "edges" and table_serves(graph, wanted or Wanted()):
+            implementation = "table"
     if implementation in ("native", "table") and not graph.neighbors.symmetric:
         raise ValueError(
             f"the {implementation} message needs a complete neighbour list; use 'edges' on a truncated one"
@@ -79,6 +83,15 @@ def native_serves(x: Tensor, graph: Graph) -> bool:
         and graph.neighbors.symmetric
         and kernels() is not None
     )
+
+
+def table_serves(graph: Graph, wanted: Wanted) -> bool:
+    """Say whether the padded table can be used and is not mostly padding."""
+    if wanted.twice or not graph.neighbors.symmetric or not graph.n_edges:
+        return False
+    row_ptr = graph.neighbors.row_ptr
+    widest = int((row_ptr[1:] - row_ptr[:-1]).max())
+    return widest * graph.n_atoms <= 2 * graph.n_edges
 
 
 def message_on_edges(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph) -> Tensor:

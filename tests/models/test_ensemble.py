@@ -11,6 +11,7 @@ from ase.build import molecule
 from atomsieve.errors import UsageError
 from atomsieve.graphs.neighbors import build_graph
 from atomsieve.models import Ensemble, HeadSpec, ModelConfig, set_precision
+from atomsieve.models import message as messages
 from atomsieve.models.registry import encoders
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble
@@ -169,6 +170,22 @@ def test_bfloat16_products_stay_near(ensemble):
     )
     error = (out.forces.double() - exact.forces).pow(2).mean().sqrt() / exact.forces.pow(2).mean().sqrt()
     assert 1e-6 < float(error) < 0.05  # rounded, and not by much
+
+
+def test_without_compiled_kernels_the_numbers_are_the_same(ensemble, monkeypatch):
+    batch = copper_oxides(6)
+    compiled = run(ensemble, batch, stress=True)
+    chosen = []
+    for name in ("message_on_table", "message_on_edges"):
+        plain = getattr(messages, name)
+        monkeypatch.setattr(messages, name, lambda *a, plain=plain, name=name: (chosen.append(name), plain(*a))[1])
+    monkeypatch.setattr(messages, "kernels", lambda: None)
+    bare = run(ensemble, batch, stress=True)
+    sparse = StructureBatch.concatenate([batch, molecules()])  # one atom of many has neighbours: mostly padding
+    run(ensemble, sparse)
+    assert set(chosen) == {"message_on_table", "message_on_edges"}
+    for ours, plain in ((compiled.energy, bare.energy), (compiled.forces, bare.forces), (compiled.virial, bare.virial)):
+        assert torch.allclose(ours, plain, atol=1e-11)
 
 
 def test_heads_are_chosen_per_structure(ensemble):
