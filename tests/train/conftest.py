@@ -14,7 +14,7 @@ from atomsieve.train.config import TrainConfig, parse_config
 @pytest.fixture(scope="session")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("labelled") / "data.bp"
-    write_structures(path, labelled(40, 24), SOURCES)
+    write_structures(path, labelled(40, 60), SOURCES)
     return path
 
 
