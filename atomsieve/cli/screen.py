@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from atomsieve.cli.common import (
     console,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 app = typer.Typer(
     help="Screen candidates with an ensemble, alone or under mpirun; then ask how far it is, for the best rows, or for "
     "the rows in another format.",
@@ -37,6 +40,13 @@ DescendingOption = Annotated[
     bool, typer.Option("--descending/--ascending", help="Largest or smallest first.", rich_help_panel=CHOICE)
 ]
 SHOWN = 20  # rows of the table of best rows that a run prints
+
+
+def _wide(screen: Console) -> Console:
+    """Have room for a table where the output is a file or a pipe, whose width means nothing."""
+    if not screen.is_terminal:
+        screen.width = max(screen.width, 120)
+    return screen
 
 
 @app.command("run")
@@ -73,6 +83,9 @@ def run(
     max_structure_atoms: Annotated[
         int, typer.Option(help="Larger structures get the status TOO_LARGE.", rich_help_panel=WORK, min=1)
     ] = 20_000,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads of each process; more processes are faster.", rich_help_panel=WORK, min=1)
+    ] = 1,
     quiet: QuietOption = False,
 ) -> int:  # fmt: skip
     """Screen every candidate, or continue a run that was broken off: then give the same command again.
@@ -85,7 +98,7 @@ def run(
     options = ScreenOptions(
         head=head, precision=precision, device=device, top=top, by=by, descending=descending, where=where,
         forces=forces, limit=limit, chunk_size=chunk_size, max_atoms=max_atoms, max_edges=max_edges,
-        max_structure_atoms=max_structure_atoms,
+        max_structure_atoms=max_structure_atoms, threads=threads,
     )  # fmt: skip
     result = run_screen(
         candidates, ensemble, options, out=out, overwrite=overwrite, console=console(stderr=True, quiet=quiet)
@@ -93,7 +106,7 @@ def run(
     if result.rank == 0:
         from atomsieve.screen.finish import print_result
 
-        print_result(console(quiet=quiet), result, by=by, shown=SHOWN)
+        print_result(_wide(console(quiet=quiet)), result, by=by, shown=SHOWN)
     return result.exit_code
 
 
@@ -134,7 +147,7 @@ def top(
     order = "largest" if descending else "smallest"
     note = "" if opened.complete else " (the run is not complete)"
     title = f"{len(rows)} rows with the {order} {by}{note}"
-    console().print(top_table(rows, opened.labels, opened.formulas(rows), title))
+    _wide(console()).print(top_table(rows, opened.labels, opened.formulas(rows), title))
 
 
 @app.command("export")

@@ -36,7 +36,8 @@ class ScreenResult:
     top : the best rows, best first (dtype `atomsieve.screen.columns.ROW`); on rank 0 only.
     formulas : chemical formula by position, of the best rows.
     rank : of this process; rank 0 has the table of best rows and speaks.
-    seconds, computed : wall time of this run, and the structures that it computed (earlier runs did the others).
+    seconds : wall time of this run, loading included.
+    computed, rate : structures that this run computed (earlier runs did the others), and how many per second.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class ScreenResult:
     rank: int
     seconds: float
     computed: int
+    rate: float
 
     @property
     def exit_code(self) -> int:
@@ -55,8 +57,11 @@ class ScreenResult:
         return EXIT_DONE if set(self.status) <= {"OK"} else EXIT_SOME_FAILED
 
 
-def finish(job: Job, computed: int) -> ScreenResult:
-    """Merge what the ranks saw; rank 0 puts the artefacts in place."""
+def finish(job: Job, computed: int, seconds: float) -> ScreenResult:
+    """Merge what the ranks saw; rank 0 puts the artefacts in place.
+
+    `computed` structures were computed in this run, within `seconds`.
+    """
     team, options = job.team, job.options
     counts: Counter[int] = sum(team.gather(job.status), Counter())
     n_rows = job.rows.shape[0]
@@ -80,6 +85,7 @@ def finish(job: Job, computed: int) -> ScreenResult:
         rank=team.rank,
         seconds=time.perf_counter() - job.begun,
         computed=computed,
+        rate=computed / max(seconds, 1e-9),
     )
     team.first(lambda: _publish(job, result, clocks))
     return result
@@ -94,9 +100,10 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int) ->
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
     if result.exit_code:
         console.print(status_table(result.status, result.labels, "some structures have no result"))
-    rate = f", {result.computed / result.seconds:,.0f} structures/s" if result.computed else ""
+    rate = f" at {result.rate:,.0f} structures/s" if result.computed else ""
     console.print(
-        f"{result.structures:,} structures screened ({result.computed:,} now, in {duration(result.seconds)}{rate})\n"
+        f"{result.structures:,} structures screened, {result.computed:,} of them now{rate} "
+        f"({duration(result.seconds)} with loading)\n"
         f"results: {result.folder}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -112,7 +119,7 @@ def _publish(job: Job, result: ScreenResult, clocks: list[dict[str, float]]) -> 
         "status": result.status,
         "computed_in_this_run": result.computed,
         "seconds": round(result.seconds, 3),
-        "structures_per_second": round(result.computed / max(result.seconds, 1e-9), 1),
+        "structures_per_second": round(result.rate, 1),
         "ranks": job.team.size,
         "seconds_per_stage": clocks,
         "selection": {name: getattr(job.options, name) for name in ("top", "by", "descending", "where")},

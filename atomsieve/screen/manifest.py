@@ -44,6 +44,7 @@ def build(
             "max_atoms": runner.max_atoms,
             "max_edges": runner.max_edges,
             "cutoff": predictor.cutoff,
+            "threads": runner.threads,
         },
         "columns": columns.describe(),
         "heads": runner.heads,

@@ -28,6 +28,8 @@ class ScreenOptions:
     limit : screen the first so many structures.
     chunk_size : structures per chunk; None takes a size from the size of the input.
     max_atoms, max_edges : budget of one batch (edges are estimated); None takes the device's default.
+    threads : CPU threads of each process that runs on the CPU. They decide the last bits of a result, so a run is
+        continued with the same number; more processes are faster than more threads.
     max_structure_atoms : a structure above it gets the status TOO_LARGE.
     commit_seconds : results are made durable at least this often.
     """
@@ -44,6 +46,7 @@ class ScreenOptions:
     chunk_size: int | None = None
     max_atoms: int | None = None
     max_edges: int | None = None
+    threads: int = 1
     max_structure_atoms: int = 20_000
     commit_seconds: float = 2.0
 
@@ -53,7 +56,7 @@ class ScreenOptions:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.top < 0:
             raise UsageError(f"top must be at least 0, got {self.top}")
-        for name in ("limit", "chunk_size", "max_atoms", "max_edges", "max_structure_atoms"):
+        for name in ("limit", "chunk_size", "max_atoms", "max_edges", "threads", "max_structure_atoms"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")

@@ -10,17 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.structures import StructureBatch
-
 ALIGN = 512  # rows; a chunk of a multiple of 512 rows of 56 bytes begins on a page of 4096 bytes of its own
 LARGEST_CHUNK = 16384
 CHUNK_ATOMS = 500_000
 CHUNKS_AIM = 64  # an input that is small still has this many chunks where it can, to share among ranks
 
 PACKING_RULE = "sorted by estimated edges, atoms, position; filled to max_atoms and max_edges"
-SPARSEST = 20.0  # Angstrom^3 per atom: vacuum in a cell does not lower the estimate
-DENSEST = 0.5
-MOLECULE = 10.0  # Angstrom^3 per atom where there is no cell
 
 
 @dataclass(frozen=True)
@@ -52,26 +47,12 @@ def chunk_size(n: int, mean_atoms: float) -> int:
     return min(most, max(min(n // CHUNKS_AIM, most) // ALIGN, 1) * ALIGN)
 
 
-def estimate_edges(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
-    """Estimate the directed edges of each structure [S] within `cutoff` (Angstrom) from its density alone.
-
-    It need not be right, only the same everywhere and not far too low: it decides batch sizes.
-    """
-    counts = batch.counts.astype(np.float64)
-    atoms = np.maximum(counts, 1.0)
-    with np.errstate(invalid="ignore", over="ignore"):
-        volume = np.abs(np.linalg.det(batch.cell)) / atoms
-        per_atom = np.where(np.isfinite(volume), np.clip(volume, DENSEST, SPARSEST), SPARSEST)
-    periodic = batch.pbc.any(axis=1)
-    sphere = 4.0 / 3.0 * np.pi * cutoff**3
-    neighbours = np.where(periodic, sphere / per_atom, np.minimum(sphere / MOLECULE, atoms - 1.0))
-    return counts * neighbours
-
-
 def pack(
     edges: NDArray[np.float64], counts: NDArray[np.int64], max_atoms: int, max_edges: int
 ) -> list[NDArray[np.int64]]:
-    """Group structures into batches within both budgets; a structure above a budget is a batch by itself.
+    """Group structures of `counts` atoms and about `edges` edges [S] into batches within both budgets.
+
+    A structure above a budget is a batch by itself.
 
     Returns
     -------

@@ -106,8 +106,12 @@ def prepare(
     if lead and console is not None:
         given = "" if options.head else " (the ensemble's default)"
         console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
-    max_atoms, max_edges = options.budget(manifest.device_kind(model))
-    runner = Runner(model, heads, options.forces, max_atoms, max_edges, options.max_structure_atoms)
+    device = manifest.device_kind(model)
+    max_atoms, max_edges = options.budget(device)
+    threads = options.threads if device == "cpu" else None
+    runner = Runner(model, heads, options.forces, max_atoms, max_edges, threads, options.max_structure_atoms)
+    if lead and console is not None and threads is not None:
+        _advise(console, team.size * threads)
     wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses))
     bounds = team.first(lambda: _atom_bounds(reader, chunks)) if options.forces else None
     rows = row_file(folder, chunks, len(heads))
@@ -122,6 +126,14 @@ def prepare(
         clock=clock, begun=begun, lock=lock, log=EventLog(folder.log) if lead else None,
         console=console if lead else None,
     )  # fmt: skip
+
+
+def _advise(console: Console, used: int) -> None:
+    """Say how to use the cores that would stay idle."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if used == 1 < cores:
+        console.print(f"using 1 of {cores} cores; start it as `mpirun -n {cores} screen run ...` to use all",
+                      highlight=False, soft_wrap=True)  # fmt: skip
 
 
 def _statuses() -> dict[int, tuple[str, str]]:
@@ -142,6 +154,10 @@ def _load(ensemble: str | Path, options: ScreenOptions, local_rank: int) -> Pred
 
     head = None if options.head in (None, ALL_HEADS) else options.head
     device = _device(options.device, local_rank)
+    if device == "cpu":
+        import torch
+
+        torch.set_num_threads(options.threads)
     return Predictor.load(ensemble, head=head, precision=options.precision, device=device)
 
 

@@ -81,8 +81,9 @@ def run_screen(
         done = durable_chunks(job, stop)
         _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
         todo = [chunk for chunk in range(job.chunks.count) if chunk not in done]
+        begun = time.perf_counter()
         _screen(job, todo, stop)
-        return finish(job, computed=_structures(job, todo))
+        return finish(job, computed=_structures(job, todo), seconds=time.perf_counter() - begun)
 
 
 def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:

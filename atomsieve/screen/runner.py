@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.screen.columns import MEASURED, blank_rows
-from atomsieve.screen.plan import estimate_edges, pack
+from atomsieve.screen.plan import pack
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
@@ -48,6 +48,7 @@ class Runner:
     heads : the heads to run, H of them; a structure has one row per head.
     forces : keep forces.
     max_atoms, max_edges : budget of a batch.
+    threads : CPU threads, None where the work is done elsewhere.
     max_structure_atoms : structures above it are TOO_LARGE.
     """
 
@@ -56,6 +57,7 @@ class Runner:
     forces: bool
     max_atoms: int
     max_edges: int
+    threads: int | None
     max_structure_atoms: int
 
     def __call__(
@@ -66,6 +68,8 @@ class Runner:
         Forces are [N,3] float32, or [N,H,3] for several heads, NaN for structures without result. `between` is called
         before each batch; it may raise to drop the chunk.
         """
+        from atomsieve.graphs.estimate import edge_budget_estimate
+
         n_heads, counts = len(self.heads), batch.counts
         rows = blank_rows(len(batch) * n_heads).reshape(len(batch), n_heads)
         rows["position"] = (first + np.arange(len(batch)))[:, None]
@@ -77,7 +81,7 @@ class Runner:
         too_large = counts > self.max_structure_atoms
         rows["status"][too_large] = TOO_LARGE
         fits = np.flatnonzero(~too_large)
-        edges = estimate_edges(batch, self.predictor.cutoff)
+        edges = edge_budget_estimate(batch, self.predictor.cutoff)
         for group in pack(edges[fits], counts[fits], self.max_atoms, self.max_edges):
             between()
             self._batch(batch, fits[group], rows, forces)

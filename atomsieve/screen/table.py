@@ -95,26 +95,43 @@ def csv_of_top(rows: NDArray[Any], labels: Labels, names: Mapping[int, str]) -> 
 
 
 def top_table(rows: NDArray[Any], labels: Labels, names: Mapping[int, str] | None = None, title: str = "") -> Table:
-    """Return the rows as a terminal table, best first; `names` are formulas by position."""
+    """Return the rows as a terminal table, best first, without columns that say nothing here; `names` are formulas."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    several = len(labels.heads) > 1
-    shown = ["position", "id", "natoms", *(["head"] if several else []), "energy_per_atom", "energy_std",
-             "sigma_energy", "max_force", "max_force_std", "in_domain"]  # fmt: skip
-    out = Table(title=title, title_justify="left")
+    shown = {
+        "position": True,
+        "id": not np.array_equal(rows["id"], rows["position"]),
+        "natoms": True,
+        "head": len(labels.heads) > 1,
+        "energy_per_atom": True,
+        "energy_std": True,
+        "sigma_energy": bool(np.isfinite(rows["sigma_energy"]).any()),
+        "max_force": True,
+        "max_force_std": True,
+        "in_domain": True,
+    }
+    columns = [name for name, wanted in shown.items() if wanted]
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     out.add_column("rank", justify="right")
     if names:
-        out.add_column("formula")
-    for name in shown:
-        unit = COLUMNS[name].unit
-        out.add_column(f"{name}\n{unit}" if unit else name, justify="right")
+        out.add_column("formula", overflow="fold")
+    for name in columns:
+        title = name.replace("_", "_\n")
+        unit = COLUMNS[name].unit.replace("Angstrom", "Å")
+        out.add_column(f"{title}\n{unit}", justify="right", overflow="fold")
     for rank, row in enumerate(rows, start=1):
-        cells = [str(rank), *([names.get(int(row["position"]), "")] if names else [])]
-        for name in shown:
-            is_float = COLUMNS[name].dtype.startswith("<f")
-            cells.append(f"{row[name]:.4f}" if is_float and np.isfinite(row[name]) else labels.text(name, row[name]))
-        out.add_row(*cells)
+        formula = [names.get(int(row["position"]), "")] if names else []
+        out.add_row(str(rank), *formula, *(_cell(name, row[name], labels) for name in columns))
     return out
+
+
+def _cell(name: str, value: Any, labels: Labels) -> str:
+    if COLUMNS[name].dtype.startswith("<f"):
+        return f"{value:.4f}" if np.isfinite(value) else ""
+    if COLUMNS[name].dtype == "?":
+        return "yes" if value else "no"
+    return labels.text(name, value)
 
 
 def status_table(counts: Mapping[str, int], labels: Labels, title: str = "") -> Table:

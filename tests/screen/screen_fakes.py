@@ -152,10 +152,11 @@ def main() -> None:
 
     import atomsieve
 
-    # status codes without torch, which takes seconds to import: nothing else of that package is used here
-    package = types.ModuleType("atomsieve.predict")
-    package.__path__ = [str(Path(atomsieve.__file__).parent / "predict")]
-    sys.modules["atomsieve.predict"] = package
+    # without torch, which takes seconds to import: of these packages, screening with a fake uses a file that lacks it
+    for name in ("predict", "graphs"):
+        package = types.ModuleType(f"atomsieve.{name}")
+        package.__path__ = [str(Path(atomsieve.__file__).parent / name)]
+        sys.modules[package.__name__] = package
 
     from rich.console import Console
 

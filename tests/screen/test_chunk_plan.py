@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomsieve.screen.plan import ALIGN, Chunks, chunk_size, estimate_edges, pack
-from atomsieve.structures import StructureBatch
+from atomsieve.screen.plan import ALIGN, Chunks, chunk_size, pack
 
 
 @given(st.integers(1, 5000), st.integers(1, 700))
@@ -45,31 +44,3 @@ def test_structures_of_like_size_come_together():
     counts = np.array([50, 2, 50, 2, 50, 2])
     batches = pack(counts * 10.0, counts, 60, 10**6)
     assert [b.tolist() for b in batches] == [[1, 3, 5, 0], [2], [4]]
-
-
-def crystal(length: float, repeat: int, pbc: bool = True) -> StructureBatch:
-    from ase.build import bulk
-
-    atoms = bulk("Cu", "fcc", a=length, cubic=True).repeat(repeat)
-    atoms.pbc = pbc
-    return StructureBatch.from_ase([atoms])
-
-
-@pytest.mark.parametrize("length", [3.0, 3.6, 4.0])
-def test_the_estimate_is_near_the_number_of_edges_of_a_crystal(length):
-    from ase.neighborlist import neighbor_list
-
-    batch = crystal(length, 2)
-    found = len(neighbor_list("i", batch.to_ase()[0], 6.0))
-    assert estimate_edges(batch, 6.0)[0] == pytest.approx(found, rel=0.35)
-
-
-def test_the_estimate_survives_anything():
-    batch = StructureBatch.concatenate([crystal(3.6, 1), crystal(3.6, 1, pbc=False), crystal(3.6, 1), crystal(3.6, 1)])
-    batch.cell[2] = np.nan
-    batch.cell[3] = 0.0
-    edges = estimate_edges(batch, 5.0)
-    assert np.isfinite(edges).all()
-    assert (edges > 0).all()
-    assert edges[1] <= 4 * 3  # no cell: at most every pair
-    assert estimate_edges(StructureBatch.empty(), 5.0).shape == (0,)

@@ -12,7 +12,7 @@ from atomsieve.screen.runner import Runner
 
 
 def make(predictor=None, heads=("pbe",), forces=True, max_atoms=50, max_structure_atoms=10**6):
-    return Runner(predictor or FakePredictor(), list(heads), forces, max_atoms, 10**6, max_structure_atoms)
+    return Runner(predictor or FakePredictor(), list(heads), forces, max_atoms, 10**6, 1, max_structure_atoms)
 
 
 def test_status_codes_are_those_of_the_predictor():
