@@ -10,10 +10,10 @@ namespace atomsieve {
 
 enum Fault : int { kFine = 0, kBadPositions, kBadCell, kTooDense, kTooManyEdges, kTooFar, kNoMemory };
 
-// The same numbers as in graphs/faults.py and graphs/lattice.py.
+// The first two are the same numbers as in graphs/faults.py.
 constexpr double kShortestVector = 1e-4;  // Angstrom; a shorter periodic vector makes the cell singular
 constexpr double kLargestDefect = 1e8;    // so does a product of lengths above the volume by this factor
-constexpr double kReduceAbove = 3;        // above it the vectors are shortened before lattice points are listed
+constexpr double kReduceAbove = 1.3;      // above it the vectors are shortened before images are listed
 
 inline double dot(const double* a, const double* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
@@ -30,19 +30,19 @@ inline double normalise(double* a) {
   return length;
 }
 
-// Lattice points within a radius are found by three nested loops over a triangular form of the basis: planes, lines in
-// a plane, points on a line. `basis` has the periodic vectors last (innermost) and zero rows for directions without
-// periodicity; `frame` is orthonormal, frame[k] perpendicular to basis[k+1..2], and tri[k][m] = basis[k] . frame[m].
-// Only the periodic cell vectors are looked at: the others may be zero, short or long.
+// The periodic vectors of a cell, shortened, in triangular form. `basis` has them last and zero rows for directions
+// without periodicity; `frame` is orthonormal, frame[k] perpendicular to basis[k+1..2], and tri[k][m] = basis[k] .
+// frame[m]. Only the periodic cell vectors are looked at: the others may be zero, short or long.
 struct Lattice {
   double cell[3][3];         // as given, zero rows where not periodic
-  double basis[3][3];        // what the loops run over
+  double basis[3][3];
   int64_t to_cell[3][3];     // basis[k] = sum_m to_cell[k][m] cell[m]
   double frame[3][3];
   double tri[3][3];
   double inverse_height[3];  // 1/tri[k][k], 0 for a direction without periodicity
+  double dual[3][3];         // dual[k] . basis[m] = (k == m), zero rows where not periodic
   int rank;
-  bool natural;              // basis = periodic cell vectors in axis order: the loops run in lexicographic order
+  bool natural;              // basis = periodic cell vectors in axis order
 
   Fault set(const double* given, const uint8_t* periodic);
 
@@ -87,6 +87,15 @@ inline void Lattice::build_frame() {
     inverse_height[k] = height > 0 ? 1 / height : 0;
     for (int m = 0; m < 3; ++m)
       if (m != k) tri[k][m] = m > k ? dot(basis[k], frame[m]) : 0;
+  }
+  for (int k = 0; k < 3; ++k) {
+    double along[3] = {0, 0, 0};
+    for (int m = k; m >= first() && k >= first(); --m) {
+      double rest = m == k ? 1 : 0;
+      for (int l = m + 1; l < 3; ++l) rest -= tri[m][l] * along[l];
+      along[m] = rest * inverse_height[m];
+    }
+    for (int c = 0; c < 3; ++c) dual[k][c] = along[0] * frame[0][c] + along[1] * frame[1][c] + along[2] * frame[2][c];
   }
 }
 

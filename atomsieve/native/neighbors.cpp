@@ -13,7 +13,7 @@
 #include <new>
 #include <vector>
 
-#include "lattice.h"
+#include "finder.h"
 
 namespace atomsieve {
 namespace {
@@ -27,222 +27,55 @@ struct Input {
   double cutoff;
 };
 
-struct Half {  // edge from j to the atom whose row it is in, j >= i; the reverse edge is implied
-  int32_t j;
-  int32_t s[3];
-};
-
-inline bool before(const Half& a, const Half& b) {
-  if (a.j != b.j) return a.j < b.j;
-  for (int k = 0; k < 3; ++k)
-    if (a.s[k] != b.s[k]) return a.s[k] < b.s[k];
-  return false;
-}
-
 struct Limits {
   int64_t per_atom;
   int64_t total;
 };
 
-// One structure at a time; the vectors keep their memory from structure to structure.
-class Finder {
- public:
-  explicit Finder(double cutoff) : cutoff_(cutoff) {}
-
-  // Append the half list of a structure to `out` (unless null) and set per atom the number of half entries (unless
-  // null) and of edges received.
-  Fault find(const Input& in, int64_t s, const Limits& limits, std::vector<Half>* out, int32_t* half, int32_t* received);
-
- private:
-  bool prepare(Fault* fault, int64_t per_atom);
-  Fault all_pairs(int64_t per_atom);
-  void row(int32_t i);
-  void pair(int32_t i, int32_t j);
-  void candidate(int32_t i, int32_t j, const int64_t* s);
-
-  double cutoff_, cutoff2_ = 0, reach_ = 0, reach2_ = 0;
-  int32_t n_ = 0;
-  const double* p_ = nullptr;
-  Lattice lattice_;
-  std::vector<double> q_;     // [3][n] positions in the frame of the lattice, relative to the first atom
-  std::vector<Half> found_;   // entries of the current row
-  std::vector<Half> self_;    // images of an atom on itself, the same for all atoms
-};
-
-// Coordinates in the lattice frame, the search radius with room for rounding, and the bounds that stop absurd input.
-bool Finder::prepare(Fault* fault, int64_t per_atom) {
-  q_.resize(3 * static_cast<size_t>(n_));
-  double extent = 0;
-  for (int32_t i = 0; i < n_; ++i) {
-    double d[3];
-    for (int c = 0; c < 3; ++c) d[c] = p_[3 * i + c] - p_[c];
-    for (int k = 0; k < 3; ++k) q_[k * n_ + i] = dot(d, lattice_.frame[k]);
-    const double size = std::fabs(d[0]) + std::fabs(d[1]) + std::fabs(d[2]);
-    if (!(size < 1e100)) {
-      *fault = kBadPositions;
-      return false;
-    }
-    extent = std::max(extent, size);
-  }
-  extent *= 2;
-  double scale = extent;
-  for (int k = 0; k < 3; ++k) scale = std::max(scale, std::sqrt(dot(lattice_.basis[k], lattice_.basis[k])));
-  cutoff2_ = cutoff_ * cutoff_;
-  reach_ = cutoff_ + 1e-8 + 1e-13 * scale;
-  reach2_ = reach_ * reach_;
-  double images = 1, most[3] = {0, 0, 0};
-  for (int k = 0; k < 3; ++k) {
-    images *= 2 * reach_ * lattice_.inverse_height[k] + 1;
-    double span = extent + reach_;
-    for (int m = 0; m < k; ++m) span += most[m] * std::fabs(lattice_.tri[m][k]);
-    most[k] = span * lattice_.inverse_height[k];
-  }
-  for (int c = 0; c < 3; ++c) {
-    double shift = 0;
-    for (int k = 0; k < 3; ++k) shift += most[k] * std::fabs(static_cast<double>(lattice_.to_cell[k][c]));
-    if (!(shift < 1e9) || !(most[c] < 1e9)) {
-      *fault = kTooFar;
-      return false;
-    }
-  }
-  if (images > 8.0 * static_cast<double>(per_atom)) {  // at least an eighth of these points are within the cutoff
-    *fault = kTooDense;
-    return false;
-  }
-  return true;
-}
-
-inline void Finder::candidate(int32_t i, int32_t j, const int64_t* s) {
-  int64_t t[3];
-  for (int c = 0; c < 3; ++c)
-    t[c] = s[0] * lattice_.to_cell[0][c] + s[1] * lattice_.to_cell[1][c] + s[2] * lattice_.to_cell[2][c];
-  double d2 = 0;
-  for (int c = 0; c < 3; ++c) {
-    const double move = t[0] * lattice_.cell[0][c] + t[1] * lattice_.cell[1][c] + t[2] * lattice_.cell[2][c];
-    const double d = (p_[3 * j + c] - p_[3 * i + c]) + move;
-    d2 += d * d;
-  }
-  if (d2 < cutoff2_)
-    found_.push_back({j, {static_cast<int32_t>(t[0]), static_cast<int32_t>(t[1]), static_cast<int32_t>(t[2])}});
-}
-
-// Planes, lines in a plane, points on a line: each loop covers the part of its range that the sphere cuts out.
-void Finder::pair(int32_t i, int32_t j) {
-  const double(*tri)[3] = lattice_.tri;
-  const double* inverse = lattice_.inverse_height;
-  const double d0 = q_[j] - q_[i], d1 = q_[n_ + j] - q_[n_ + i], d2 = q_[2 * n_ + j] - q_[2 * n_ + i];
-  const size_t start = found_.size();
-  const double last0 = std::floor((reach_ - d0) * inverse[0]);
-  for (double s0 = std::ceil((-reach_ - d0) * inverse[0]); s0 <= last0; s0 += 1) {
-    const double x = d0 + s0 * tri[0][0], left1 = reach2_ - x * x;
-    if (left1 < 0) continue;
-    const double r1 = std::sqrt(left1), y0 = d1 + s0 * tri[0][1];
-    const double last1 = std::floor((r1 - y0) * inverse[1]);
-    for (double s1 = std::ceil((-r1 - y0) * inverse[1]); s1 <= last1; s1 += 1) {
-      const double y = y0 + s1 * tri[1][1], left2 = left1 - y * y;
-      if (left2 < 0) continue;
-      const double r2 = std::sqrt(left2), z0 = d2 + s0 * tri[0][2] + s1 * tri[1][2];
-      if (inverse[2] == 0 && std::fabs(z0) > r2) continue;
-      const double last2 = std::floor((r2 - z0) * inverse[2]);
-      for (double s2 = std::ceil((-r2 - z0) * inverse[2]); s2 <= last2; s2 += 1) {
-        const int64_t s[3] = {static_cast<int64_t>(s0), static_cast<int64_t>(s1), static_cast<int64_t>(s2)};
-        candidate(i, j, s);
-      }
-    }
-  }
-  if (!lattice_.natural && found_.size() - start > 1) std::sort(found_.begin() + start, found_.end(), before);
-}
-
-// The images of one atom: only shifts above zero are kept, the others are their reverses.
-void self_images(std::vector<Half>* found, std::vector<Half>* self) {
-  self->clear();
-  const Half zero{(*found).empty() ? 0 : (*found)[0].j, {0, 0, 0}};
-  for (const Half& h : *found)
-    if (before(zero, h)) self->push_back(h);
-}
-
-void Finder::row(int32_t i) {
-  found_.clear();
-  for (Half h : self_) {
-    h.j = i;
-    found_.push_back(h);
-  }
-  for (int32_t j = i + 1; j < n_; ++j) pair(i, j);
-}
-
-Fault Finder::find(const Input& in, int64_t s, const Limits& limits, std::vector<Half>* out, int32_t* half,
-                   int32_t* received) {
-  const int64_t first = in.ptr[s];
-  n_ = static_cast<int32_t>(in.ptr[s + 1] - first);
-  if (n_ == 0) return kFine;
-  p_ = in.positions + 3 * first;
-  for (int c = 0; c < 3; ++c)
-    if (!(std::fabs(p_[c]) < 1e100)) return kBadPositions;
-  Fault fault = lattice_.set(in.cell + 9 * s, in.pbc + 3 * s);
-  if (fault != kFine || !prepare(&fault, limits.per_atom)) return fault;
-  std::memset(received, 0, sizeof(int32_t) * n_);
-  self_.clear();
-  if (lattice_.rank > 0) {
-    found_.clear();
-    pair(0, 0);
-    self_images(&found_, &self_);
-  }
-  for (int32_t i = 0; i < n_; ++i) {
-    row(i);
-    for (const Half& h : found_) ++received[h.j];
-    received[i] += static_cast<int32_t>(found_.size());
-    if (received[i] > limits.per_atom) return kTooDense;
-    if (half) half[i] = static_cast<int32_t>(found_.size());
-    if (out) out->insert(out->end(), found_.begin(), found_.end());
-  }
-  return kFine;
-}
-
-struct Edges {  // where to write; any of the arrays may be null
+template <class Real>
+struct Edges {  // where to write; `vec` is null where it is not wanted
   int64_t* sender;
-  int64_t* receiver;
   int32_t* shift;
-  double* vec64;
-  float* vec32;
+  Real* vec;
 };
 
 // Write the edges of one structure. `cursor[i]` is the place of the next edge of atom i and ends behind its last.
+template <class Real>
 void fill_structure(const Input& in, int64_t s, const Half* entry, const int32_t* half, int64_t* cursor,
-                    const Edges& to) {
+                    const Edges<Real>& to) {
   const int64_t first = in.ptr[s];
   const int32_t n = static_cast<int32_t>(in.ptr[s + 1] - first);
   const double* p = in.positions + 3 * first;
   double cell[9];
   for (int k = 0; k < 9; ++k) cell[k] = in.pbc[3 * s + k / 3] ? in.cell[9 * s + k] : 0.0;
-  auto write = [&](int64_t e, int32_t sender, int32_t receiver, const Half& h, const double* vec, int sign) {
-    if (to.sender) to.sender[e] = first + sender;
-    if (to.receiver) to.receiver[e] = first + receiver;
-    for (int c = 0; c < 3; ++c) {
-      if (to.shift) to.shift[3 * e + c] = sign * h.s[c];
-      if (to.vec64) to.vec64[3 * e + c] = sign * vec[c];
-      if (to.vec32) to.vec32[3 * e + c] = static_cast<float>(sign * vec[c]);
-    }
-  };
   for (int32_t i = 0; i < n; ++i) {
     const Half* const row_end = entry + half[i];
     while (entry < row_end) {
       const int32_t j = entry->j;
-      const Half* end = entry;
+      const Half* end = entry + 1;
       while (end < row_end && end->j == j) ++end;
       const int64_t m = end - entry;
-      const int64_t reverse = cursor[j] + m - 1;  // an atom's own images: the negative shifts come first
+      int64_t reverse = cursor[j] + m;  // an atom's own images: the negative shifts come first
       cursor[j] += m;
-      const int64_t direct = cursor[i];
+      int64_t direct = cursor[i];
       cursor[i] += m;
-      for (int64_t k = 0; k < m; ++k) {
-        const Half& h = entry[k];
-        double vec[3];
-        for (int c = 0; c < 3; ++c)
-          vec[c] = (p[3 * j + c] - p[3 * i + c]) + (h.s[0] * cell[c] + h.s[1] * cell[3 + c] + h.s[2] * cell[6 + c]);
-        write(direct + k, j, i, h, vec, 1);
-        write(reverse - k, i, j, h, vec, -1);
+      const double d[3] = {p[3 * j] - p[3 * i], p[3 * j + 1] - p[3 * i + 1], p[3 * j + 2] - p[3 * i + 2]};
+      for (; entry < end; ++entry, ++direct) {
+        --reverse;
+        to.sender[direct] = first + j;
+        to.sender[reverse] = first + i;
+        for (int c = 0; c < 3; ++c) {
+          to.shift[3 * direct + c] = entry->s[c];
+          to.shift[3 * reverse + c] = -entry->s[c];
+        }
+        if (!to.vec) continue;
+        const double s0 = entry->s[0], s1 = entry->s[1], s2 = entry->s[2];
+        for (int c = 0; c < 3; ++c) {
+          const Real vec = static_cast<Real>(d[c] + (s0 * cell[c] + s1 * cell[3 + c] + s2 * cell[6 + c]));
+          to.vec[3 * direct + c] = vec;
+          to.vec[3 * reverse + c] = -vec;
+        }
       }
-      entry = end;
     }
   }
 }
@@ -256,8 +89,15 @@ struct List {
   Input in;
   std::vector<int32_t> half, received;
   std::vector<Place> place;
-  std::vector<std::vector<Half>> buffers;
+  std::vector<HalfBuffer> buffers;
   int64_t keep = 0;  // neighbours kept per atom, 0: all
+
+  void reserve(int threads) {
+    half.resize(in.ptr[in.n_structures]);
+    received.resize(in.ptr[in.n_structures]);
+    place.resize(in.n_structures);
+    buffers.resize(threads);
+  }
 };
 
 // Run `work(thread, structure)` over all structures; with one thread OpenMP is not entered (safe after a fork).
@@ -281,9 +121,11 @@ int64_t search(List* list, const Limits& limits, int threads, bool keep, int64_t
     if (total.load(std::memory_order_relaxed) > limits.total) return;
     try {
       const int64_t first = in.ptr[s], n = in.ptr[s + 1] - first;
-      std::vector<Half>* out = keep ? &list->buffers[thread] : nullptr;
-      if (keep) list->place[s] = {thread, static_cast<int64_t>(out->size())};
-      faults[s] = finders[thread].find(in, s, limits, out, keep ? &list->half[first] : nullptr, &list->received[first]);
+      HalfBuffer* out = &list->buffers[thread];
+      list->place[s] = {thread, static_cast<int64_t>(out->size)};
+      faults[s] = finders[thread].find(in.positions + 3 * first, static_cast<int32_t>(n), in.cell + 9 * s,
+                                       in.pbc + 3 * s, limits.per_atom, keep, out, list->half.data() + first,
+                                       list->received.data() + first);
       int64_t edges = 0;
       for (int64_t i = first; i < first + n; ++i) edges += list->received[i];
       total.fetch_add(edges, std::memory_order_relaxed);
@@ -308,7 +150,8 @@ struct Pruner {
   std::vector<int32_t> shift;
   std::vector<double> vec;
 
-  void run(const List& list, int64_t s, const Half* entry, const int64_t* row_ptr, const Edges& to) {
+  template <class Real>
+  void run(const List& list, int64_t s, const Half* entry, const int64_t* row_ptr, const Edges<Real>& to) {
     const int64_t first = list.in.ptr[s], n = list.in.ptr[s + 1] - first;
     const int32_t* received = &list.received[first];
     cursor.resize(n);
@@ -317,19 +160,16 @@ struct Pruner {
     sender.resize(all);
     shift.resize(3 * all);
     vec.resize(3 * all);
-    fill_structure(list.in, s, entry, &list.half[first], cursor.data(),
-                   {sender.data(), nullptr, shift.data(), vec.data(), nullptr});
+    fill_structure<double>(list.in, s, entry, &list.half[first], cursor.data(), {sender.data(), shift.data(), vec.data()});
     for (int64_t i = 0; i < n; ++i) {
       const int64_t start = cursor[i] - received[i], out = row_ptr[first + i], kept = row_ptr[first + i + 1] - out;
       choose(start, received[i], kept);
       for (int64_t k = 0; k < kept; ++k) {
         const int64_t e = start + order[k];
-        if (to.sender) to.sender[out + k] = sender[e];
-        if (to.receiver) to.receiver[out + k] = first + i;
+        to.sender[out + k] = sender[e];
         for (int c = 0; c < 3; ++c) {
-          if (to.shift) to.shift[3 * (out + k) + c] = shift[3 * e + c];
-          if (to.vec64) to.vec64[3 * (out + k) + c] = vec[3 * e + c];
-          if (to.vec32) to.vec32[3 * (out + k) + c] = static_cast<float>(vec[3 * e + c]);
+          to.shift[3 * (out + k) + c] = shift[3 * e + c];
+          if (to.vec) to.vec[3 * (out + k) + c] = static_cast<Real>(vec[3 * e + c]);
         }
       }
     }
@@ -349,6 +189,30 @@ struct Pruner {
   }
 };
 
+template <class Real>
+int fill(const List& list, int threads, const int64_t* row_ptr, int64_t* receiver, const Edges<Real>& to) {
+  const Input& in = list.in;
+  std::atomic<int> fault{kFine};
+  std::vector<Pruner> pruners(threads);
+  std::vector<std::vector<int64_t>> cursors(threads);
+  over_structures(in.n_structures, threads, [&](int thread, int64_t s) {
+    const int64_t first = in.ptr[s], last = in.ptr[s + 1];
+    const Half* entry = list.buffers[list.place[s].thread].data + list.place[s].offset;
+    try {
+      if (list.keep > 0) {
+        pruners[thread].run(list, s, entry, row_ptr, to);
+      } else {
+        cursors[thread].assign(row_ptr + first, row_ptr + last);
+        fill_structure(in, s, entry, list.half.data() + first, cursors[thread].data(), to);
+      }
+      for (int64_t i = first; i < last; ++i) std::fill(receiver + row_ptr[i], receiver + row_ptr[i + 1], i);
+    } catch (const std::bad_alloc&) {
+      fault = kNoMemory;
+    }
+  });
+  return fault;
+}
+
 }  // namespace
 }  // namespace atomsieve
 
@@ -366,10 +230,7 @@ int64_t atomsieve_neighbors_build(int64_t n_structures, const int64_t* ptr, cons
   try {
     auto list = std::make_unique<List>();
     list->in = {n_structures, ptr, positions, cell, pbc, cutoff};
-    list->half.resize(ptr[n_structures]);
-    list->received.resize(ptr[n_structures]);
-    list->place.resize(n_structures);
-    list->buffers.resize(threads);
+    list->reserve(threads);
     list->keep = max_neighbors;
     int64_t total = search(list.get(), {max_per_atom, max_edges}, threads, true, nullptr, bad);
     if (total < 0) return total;
@@ -387,36 +248,18 @@ int64_t atomsieve_neighbors_fill(const void* handle, int threads, int64_t* sende
                                  int64_t* row_ptr, double* vec64, float* vec32) {
   using namespace atomsieve;
   const List& list = *static_cast<const List*>(handle);
-  const Input& in = list.in;
-  const int64_t n = in.ptr[in.n_structures];
+  const int64_t n = list.in.ptr[list.in.n_structures];
   row_ptr[0] = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t count = list.received[i];
     row_ptr[i + 1] = row_ptr[i] + (list.keep > 0 ? std::min(count, list.keep) : count);
   }
-  const Edges to{sender, receiver, shift, vec64, vec32};
-  std::atomic<int> fault{kFine};
   try {
-    std::vector<Pruner> pruners(threads);
-    std::vector<std::vector<int64_t>> cursors(threads);
-    over_structures(in.n_structures, threads, [&](int thread, int64_t s) {
-      const int64_t first = in.ptr[s], last = in.ptr[s + 1];
-      const Half* entry = list.buffers[list.place[s].thread].data() + list.place[s].offset;
-      try {
-        if (list.keep > 0) {
-          pruners[thread].run(list, s, entry, row_ptr, to);
-        } else {
-          cursors[thread].assign(row_ptr + first, row_ptr + last);
-          fill_structure(in, s, entry, list.half.data() + first, cursors[thread].data(), to);
-        }
-      } catch (const std::bad_alloc&) {
-        fault = kNoMemory;
-      }
-    });
+    if (vec32) return -fill<float>(list, threads, row_ptr, receiver, {sender, shift, vec32});
+    return -fill<double>(list, threads, row_ptr, receiver, {sender, shift, vec64});
   } catch (const std::bad_alloc&) {
-    fault = kNoMemory;
+    return -kNoMemory;
   }
-  return -fault.load();
 }
 
 void atomsieve_neighbors_free(void* handle) { delete static_cast<atomsieve::List*>(handle); }
@@ -430,7 +273,7 @@ int64_t atomsieve_neighbors_count(int64_t n_structures, const int64_t* ptr, cons
   try {
     List list;
     list.in = {n_structures, ptr, positions, cell, pbc, cutoff};
-    list.received.resize(ptr[n_structures]);
+    list.reserve(threads);
     return search(&list, {max_per_atom, INT64_MAX}, threads, false, edges, bad);
   } catch (const std::bad_alloc&) {
     return -kNoMemory;
