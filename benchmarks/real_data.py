@@ -5,7 +5,8 @@
 
 Stages: convert (extended XYZ to BP5), train (`atomsieve train` on --ranks MPI ranks of one thread), table (errors per
 head on the test files, the correlation of spread and error, speed), screen (the candidate files; Spearman correlation
-of predicted and reference formation energy). A stage whose result exists is not repeated; an interrupted training goes on.
+of predicted and reference formation energy). A stage whose result exists is not repeated; an interrupted training goes
+on.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def configuration(work: Path, hours: float, ranks: int) -> dict:
         # Members dealt to the ranks need no exchange; with one rank they share geometry instead.
         "ensemble": {"members": 4, "mode": "spread" if ranks > 1 else "together"},
         "split": {"train": 0.97, "val": 0.03, "test": 0.0, "by": "formula"},
-        "loss": {"energy": 1.0, "energy_end": 4.0, "force": 3.0, "kind": "mae", "energy_floor": 0.02, "force_floor": 0.1},
+        "loss": {
+            "energy": 1.0, "energy_end": 4.0, "force": 3.0, "kind": "mae", "energy_floor": 0.02, "force_floor": 0.1,
+        },
         "optimizer": {"lr": 1.5e-3, "betas": [0.9, 0.995], "schedule": "cosine", "ema": 0.998, "clip": 20.0},
         "batch": {"atoms": 192, "balance": 0.5},
         "budget": {"hours": hours, "eval_every": 2000, "eval_structures": 300, "checkpoint_minutes": 3},

@@ -1,4 +1,4 @@
-"""The catalogue: one light row per labelled structure of all files, from which cleaning, references and split decide."""
+"""The catalogue: one light row per labelled structure, from which cleaning, references and split decide."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _close(batch: StructureBatch, usable: NDArray[np.bool_], min_distance: float
         return out
     from atomsieve.graphs import count_edges
 
-    out[usable] = count_edges(batch.take(usable), min_distance) > 0
+    out[usable] = count_edges(batch.take(np.flatnonzero(usable)), min_distance) > 0
     return out
 
 

@@ -83,7 +83,7 @@ def pack_run(
     module: nn.Module, optimizer: torch.optim.Optimizer, mean: RunningMean | None, best: dict[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Collect every tensor that exact resuming needs."""
-    out = {f"model/{name}": p for name, p in module.named_parameters()}
+    out: dict[str, Tensor] = {f"model/{name}": p for name, p in module.named_parameters()}
     for name, p in module.named_parameters():
         for key, value in optimizer.state.get(p, {}).items():
             out[f"optimizer/{key}/{name}"] = torch.as_tensor(value)

@@ -31,7 +31,7 @@ class Cleaning:
 
 
 def robust_deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the distance from the median in units of 1.4826 MAD (a standard deviation for normal data), at least 1e-6."""
+    """Return the distance from the median in units of 1.4826 MAD (normal data: standard deviations)."""
     distance = np.abs(values - np.median(values))
     return distance / max(1.4826 * float(np.median(distance)), 1e-6)
 

@@ -5,6 +5,7 @@ Units: eV, Angstrom, eV/Angstrom, hours. Every key has a default except `data` a
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from atomsieve.errors import UsageError, unknown
 from atomsieve.models.config import ModelConfig
 
+LINE = 100
+"""Width of the example configuration."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _defaults(kind: type[BaseModel]) -> Any:
+    """Return a field whose default is a section of defaults."""
+    return Field(default_factory=lambda: kind.model_validate({}))
 
 
 class DataItem(_Section):
@@ -159,14 +168,14 @@ class TrainConfig(_Section):
     default_head: str | None = Field(
         None, description="head (source) that screening uses if none is named; needed with several heads"
     )
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    ensemble: EnsembleSection = Field(default_factory=EnsembleSection)
-    split: SplitSection = Field(default_factory=SplitSection)
-    cleaning: CleaningSection = Field(default_factory=CleaningSection)
-    loss: LossSection = Field(default_factory=LossSection)
-    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
-    batch: BatchSection = Field(default_factory=BatchSection)
-    budget: BudgetSection = Field(default_factory=BudgetSection)
+    model: ModelConfig = _defaults(ModelConfig)
+    ensemble: EnsembleSection = _defaults(EnsembleSection)
+    split: SplitSection = _defaults(SplitSection)
+    cleaning: CleaningSection = _defaults(CleaningSection)
+    loss: LossSection = _defaults(LossSection)
+    optimizer: OptimizerSection = _defaults(OptimizerSection)
+    batch: BatchSection = _defaults(BatchSection)
+    budget: BudgetSection = _defaults(BudgetSection)
     precision: Literal["fp32", "fp64"] = Field("fp32", description="arithmetic of training")
     device: str = Field("auto", description="cpu, cuda, cuda:N, or auto (a GPU if there is one)")
     tensorboard: bool = Field(True, description="write TensorBoard files too, if it is installed")
@@ -307,7 +316,7 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def example_config() -> str:
     """Return a commented example, made from the schema itself."""
-    lines = ["# Training configuration of AtomSieve. Units: eV, Angstrom, hours. Every value below but `data` is the default.", ""]
+    lines = ["# Training configuration. Units: eV, Angstrom, hours. All values but `data` are the defaults.", ""]
     for name, field in TrainConfig.model_fields.items():
         if name == "data":
             lines += ["data:", "  - path: train.bp"]
@@ -322,16 +331,24 @@ def example_config() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _commented(model: type[BaseModel], indent: str, *, only: set[str] | None = None, skip: set[str] | None = None) -> list[str]:
-    rows = []
+def _commented(
+    model: type[BaseModel], indent: str, *, only: set[str] | None = None, skip: set[str] | None = None
+) -> list[str]:
+    """Return a commented line for each key; a comment that would make it long stands above it."""
+    rows: list[str] = []
     for name, field in model.model_fields.items():
         if (only is not None and name not in only) or (skip is not None and name in skip):
             continue
         default = field.get_default(call_default_factory=True)
         value = default.as_posix() if isinstance(default, Path) else default
-        text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True).split("\n")[0]
+        plain = list(value) if isinstance(value, tuple) else value
+        text = yaml.safe_dump(plain, default_flow_style=True).split("\n")[0]
         choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
         note = " | ".join(str(c) for c in choices if isinstance(c, str))
         note = "; ".join(filter(None, [note, field.description or ""]))
-        rows.append(f"{indent}{name}: {text}" + (f"  # {note}" if note else ""))
+        line = f"{indent}{name}: {text}"
+        if note and len(line) + len(note) > LINE:
+            rows += [f"{indent}# {part}" for part in textwrap.wrap(note, LINE - len(indent))]
+            note = ""
+        rows.append(line + (f"  # {note}" if note else ""))
     return rows

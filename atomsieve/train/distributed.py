@@ -153,7 +153,7 @@ def join(device: str = "auto") -> Team:
         if size == 1:
             raise AtomSieveError(
                 "the launcher started several processes, but each is rank 0 of 1: mpirun belongs to another MPI than "
-                f"the library in use ({MPI.Get_library_version().split(chr(10))[0].strip()}); use the mpirun of that MPI"
+                f"the library in use ({MPI.Get_library_version().splitlines()[0].strip()}); use the mpirun of that one"
             )
         local = comm.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
         hosts = comm.allgather(socket.gethostname())

@@ -63,7 +63,8 @@ class Evaluation:
 
 def plan_evaluation(index: NDArray[np.int64], sizes: Sizes, batch: BatchSection) -> list[NDArray[np.int64]]:
     """Cut structures into evaluation batches by atoms."""
-    return pack(index, sizes, BatchSection(atoms=batch.eval_atoms))
+    limits = {"atoms": batch.eval_atoms, "structures": None, "edges": None}
+    return pack(index, sizes, batch.model_copy(update=limits))
 
 
 def evaluate(
@@ -109,7 +110,7 @@ def _collect(
     sample: dict[int, list[NDArray[np.float64]]],
 ) -> None:
     """Add one batch's results to the columns `where` of `sums`."""
-    assert item.graph is not None  # noqa: S101 - the caller checked
+    assert item.graph is not None
     members, n = out.energy.shape
     structure = item.graph.structure
 
@@ -148,7 +149,8 @@ def head_metrics(result: Evaluation, sources: list[str]) -> dict[str, dict[str, 
     """Return per head: errors in meV/atom and meV/Angstrom, baselines, ratios and rank correlations.
 
     energy_mae, energy_member_mae, energy_baseline : meV/atom of the members' mean, of single members, of the element
-        references alone. force_mae, force_member_mae, force_baseline : meV/Angstrom per component; the baseline predicts zero.
+        references alone.
+    force_mae, force_member_mae, force_baseline : meV/Angstrom per component; the baseline predicts zero.
     spread_error_energy, spread_error_force : Spearman correlation, over structures, of spread and |error|.
     """
     out: dict[str, dict[str, Any]] = {}
@@ -188,7 +190,7 @@ def head_metrics(result: Evaluation, sources: list[str]) -> dict[str, dict[str, 
 def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:
     """Return each member's score [K], smaller is better: the mean over heads of its scaled errors.
 
-    A head's part is energy weight x (MAE per atom / energy size) + force weight x (mean |component| / half the force size).
+    A head's part: energy weight x MAE per atom / energy size + force weight x mean |component| / half the force size.
     """
     heads, scores = np.unique(result.head), np.zeros(len(result.energy_members))
     for head in heads:

@@ -46,7 +46,7 @@ class RunLog:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                log.info("TensorBoard is not installed (pip install 'atomsieve[train]'); log.jsonl has the same numbers")
+                log.info("TensorBoard is absent (pip install 'atomsieve[train]'); log.jsonl has the same numbers")
             else:
                 self._board = SummaryWriter(str(folder / "tensorboard"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
@@ -53,7 +52,7 @@ class Material:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Catch SIGTERM and Ctrl-C inside the block: yield a function that tells whether one came; a second one ends at once."""
+    """Catch SIGTERM and Ctrl-C: yield a function that tells whether one came; a second one ends at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -328,7 +327,7 @@ class Run:
 
     @torch.no_grad()
     def _keep(self, scores: NDArray[np.float64]) -> bool:
-        """Keep the present (running-mean) weights of each member whose score is its best; tell whether there was one."""
+        """Keep the present (running-mean) weights of each member whose score is its best; tell whether one was."""
         better = np.isfinite(scores) & (scores < np.array(self.progress.best))
         if not better.any():
             return False
@@ -347,6 +346,3 @@ class Run:
         return True
 
 
-def describe(progress: Progress) -> str:
-    """Return the progress as one JSON line for people."""
-    return json.dumps({k: v for k, v in state_of(progress).items() if k != "history"})

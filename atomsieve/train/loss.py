@@ -52,9 +52,9 @@ def _norm(vector: Tensor) -> Tensor:
 def batch_loss(out: EnsembleOutput, batch: TrainBatch, rules: LossSection) -> LossParts:
     """Return the loss of one rank's share of a global batch.
 
-    Energies: |error per atom| / the source's energy size, mean over structures. Forces: length of the error vector / the
-    source's mean force norm, mean over atoms. Stress: Frobenius norm / the source's size, mean over structures. Missing
-    labels count nowhere. Members are independent: their losses are summed, so each gets its own gradient.
+    Energies: |error per atom| / the source's energy size, mean over structures. Forces: length of the error vector /
+    the source's mean force norm, mean over atoms. Stress: Frobenius norm / the source's size, mean over structures.
+    Missing labels count nowhere. Members are independent: their losses are summed, so each gets its own gradient.
     """
     members = out.energy.shape[0]
     zero = out.energy.new_zeros(members)

@@ -14,7 +14,8 @@ from atomsieve.train.config import OptimizerSection
 def make_optimizer(module: nn.Module, rules: OptimizerSection) -> torch.optim.AdamW:
     """Return AdamW; weight decay acts on matrices only (biases and scalars are left alone)."""
     # A stacked matrix is [K, in, out]; a stacked bias is [K, 1, out] or [K, out].
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for p in module.parameters():
         plain = p.dim() >= 3 and min(p.shape[-2:]) > 1
         (matrices if plain else others).append(p)

@@ -1,4 +1,4 @@
-"""The order of training: a pure function of (seed, epoch), so a run resumes exactly and all ranks agree without talking.
+"""The order of training: a pure function of (seed, epoch), so runs resume exactly and ranks agree without talking.
 
 A source with a part p of all training atoms is drawn in proportion to p**balance (times its weight). Each source runs
 through a shuffled pass of its own structures, then the next; an epoch takes a piece of each of these streams, mixes the

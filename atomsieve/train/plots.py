@@ -58,7 +58,8 @@ def parity_plot(path: Path, result: Evaluation, sources: list[str], title: str) 
         if pairs is not None:
             right.scatter(pairs[:, 0], pairs[:, 1], s=2, color=colours(head % 20), linewidths=0)
     left.set(xlabel="reference, eV/atom", ylabel="predicted, eV/atom", title="energy, element references taken off")
-    right.set(xlabel="reference, eV/$\\mathrm{\\AA}$", ylabel="predicted, eV/$\\mathrm{\\AA}$", title="force components")
+    unit = "eV/$\\mathrm{\\AA}$"
+    right.set(xlabel=f"reference, {unit}", ylabel=f"predicted, {unit}", title="force components")
     for axes in (left, right):
         low, high = axes.get_xlim()
         axes.plot([low, high], [low, high], color="0.5", linewidth=0.8, zorder=0)

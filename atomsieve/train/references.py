@@ -78,8 +78,6 @@ def fit_references(counts: NDArray[np.int64], energy: NDArray[np.float64]) -> Re
     Around the mean energy per atom as the prior, the minimum-norm solution is taken through the singular value
     decomposition, so absent elements cost nothing and collinear ones (H and O in pure water) share alike.
 
-    Parameters
-    ----------
     counts : [S,119] atoms of each element.
     energy : [S] eV, total energies.
 

@@ -20,7 +20,7 @@ from atomsieve.train.batches import Labels
 from atomsieve.train.catalog import Catalog, Reader, scan
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.clean import Cleaning, clean
-from atomsieve.train.config import TrainConfig, dump_config, flatten
+from atomsieve.train.config import TrainConfig, dump_config, flatten, parse_config
 from atomsieve.train.distributed import Team, alone, join, leave
 from atomsieve.train.evaluate import Evaluation, evaluate, head_metrics
 from atomsieve.train.log import RunLog
@@ -116,7 +116,7 @@ def _prepare_output(config: TrainConfig, digests: list[str], overwrite: bool) ->
     if overwrite:
         _clear(folder)
     elif stored.is_file():
-        changed = _differences(yaml.safe_load(stored.read_text()) or {}, resolved)
+        changed = _differences(_stored_configuration(stored), resolved)
         if changed:
             shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
             return (
@@ -129,6 +129,17 @@ def _prepare_output(config: TrainConfig, digests: list[str], overwrite: bool) ->
     folder.mkdir(parents=True, exist_ok=True)
     stored.write_text(dump_config(config) + yaml.safe_dump({"data_sha256": digests}))
     return None
+
+
+def _stored_configuration(path: Path) -> dict[str, Any]:
+    """Read the configuration of an earlier run; keys that its version did not have yet get their defaults."""
+    raw = yaml.safe_load(path.read_text()) or {}
+    digests = raw.pop("data_sha256", None)
+    try:
+        raw = parse_config(raw).model_dump(mode="json")
+    except UsageError as error:
+        log.info("%s does not fit the present schema (%s); compared as it is", path, error)
+    return {**raw, "data_sha256": digests}
 
 
 def _clear(folder: Path) -> None:
@@ -281,8 +292,8 @@ def _groups(config: TrainConfig, team: Team) -> list[list[int]]:
         return [[k] for k in members]
     if team.size > len(members):
         raise UsageError(
-            f"ensemble.mode: spread deals {len(members)} members to {team.size} ranks; use at most {len(members)} ranks, "
-            "or mode: together"
+            f"ensemble.mode: spread deals {len(members)} members to {team.size} ranks; use at most {len(members)} "
+            "ranks, or mode: together"
         )
     return [members[r :: team.size] for r in range(team.size)]
 
@@ -351,15 +362,16 @@ def _finish(
             _write_evaluation(config.output / f"evaluation_{name}.npz", result)
         if evaluations:
             last = "test" if "test" in evaluations else "val"
-            parity_plot(config.output / "parity.png", evaluations[last], sources, f"{last}: {len(evaluations[last].index)} structures")
+            title = f"{last}: {len(evaluations[last].index)} structures"
+            parity_plot(config.output / "parity.png", evaluations[last], sources, title)
         examples = material.store.fetch(_examples(prepared))
         save_gfm(
             gfm, ensemble.cpu(), default_head=config.default_head, examples=examples, overwrite=True,
             training={"config": config.model_dump(mode="json"), "metrics": metrics},
         )  # fmt: skip
         if console is not None:
-            for name, rows in metrics.items():
-                console.print(f"\n{name}\n{metrics_table(rows)}", highlight=False, soft_wrap=True)
+            for name, heads in metrics.items():
+                console.print(f"\n{name}\n{metrics_table(heads)}", highlight=False, soft_wrap=True)
             console.print(f"\nensemble written to {gfm}", highlight=False, soft_wrap=True)
     team.barrier()
     return TrainResult(gfm, metrics, evaluations)

@@ -17,7 +17,6 @@ from atomsieve.train.config import CleaningSection, DataItem, SplitSection
 from atomsieve.train.split import TEST, TRAIN, VAL, assign_parts
 
 
-
 class Memory:
     """A file of structures that is not on disk."""
 

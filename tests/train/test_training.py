@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,7 +45,9 @@ class StopAt:
 
 
 def test_training_learns_and_writes_everything_it_promises(small):
-    config = small(budget={"steps": 300}, optimizer={"lr": 1e-2, "ema": 0.9}, loss={"energy_end": 3.0}, batch={"balance": 0.2})
+    config = small(
+        budget={"steps": 300}, optimizer={"lr": 1e-2, "ema": 0.9}, loss={"energy_end": 3.0}, batch={"balance": 0.2}
+    )
     result = train(config)
     for part in ("val", "test"):
         emt = result.metrics[part]["emt"]
@@ -81,7 +84,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(small, monkeypatch, setting
     assert same(weights(whole.output), weights(broken.output))
     last = [load_tensors(c.output / "runs/000/last.safetensors") for c in (whole, broken)]
     assert same(last[0][0], last[1][0])
-    assert last[0][1]["history"] == [{**h, "elapsed": pytest.approx(h["elapsed"], abs=60)} for h in last[1][1]["history"]]
+    scores = [[(h["step"], h["score"]) for h in state["history"]] for _, state in last]
+    assert scores[0] == scores[1]
 
 
 def test_a_finished_run_run_again_changes_nothing(small):
@@ -129,9 +133,11 @@ def test_members_do_not_depend_on_each_other(small):
     pair, single = small("pair", optimizer=ema), small("single", optimizer=ema, ensemble={"members": 1})
     train(pair)
     train(single)
+    both = weights(pair.output)
     for name, p in weights(single.output).items():
-        torch.testing.assert_close(weights(pair.output)[name][:1], p, rtol=1e-3, atol=1e-5)
-    assert not torch.allclose(weights(pair.output)["readout.hidden_weight"][0], weights(pair.output)["readout.hidden_weight"][1])
+        torch.testing.assert_close(both[name][:1], p, rtol=1e-3, atol=1e-5)
+    first, second = both["readout.hidden_weight"]
+    assert not torch.allclose(first, second)
 
 
 def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_fatal(small, monkeypatch):
@@ -141,7 +147,7 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_fatal(small
         calls.append(1)
         parts = plain(out, batch, rules)
         broken = len(calls) in bad
-        return type(parts)(parts.total * float("nan") if broken else parts.total, parts.energy, parts.force, parts.stress)
+        return replace(parts, total=parts.total * float("nan")) if broken else parts
 
     monkeypatch.setattr(loop, "batch_loss", poisoned)
     bad = {3, 5}

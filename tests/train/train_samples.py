@@ -41,7 +41,8 @@ def molecules(n: int, seed: int) -> list[Atoms]:
 
 
 def labelled(n_crystals: int, n_molecules: int, seed: int = 0) -> StructureBatch:
-    first, second = StructureBatch.from_ase(crystals(n_crystals, seed)), StructureBatch.from_ase(molecules(n_molecules, seed))
-    both = StructureBatch.concatenate([first, second])
+    both = StructureBatch.concatenate(
+        [StructureBatch.from_ase(crystals(n_crystals, seed)), StructureBatch.from_ase(molecules(n_molecules, seed))]
+    )
     head = np.repeat([0, 1], [n_crystals, n_molecules]).astype(np.int32)
     return both.replace(head=head, id=np.arange(len(both)))
