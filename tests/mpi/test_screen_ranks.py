@@ -188,3 +188,21 @@ def test_a_full_disk_and_more_room(whole, tmp_path):
         assert artefacts(disk / "out") == expected
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_command_with_an_ensemble_gives_the_same_bytes(tmp_path):
+    from atomsieve.structures import write_structures
+    from tests.helpers import copper_oxides, tiny_gfm
+
+    write_structures(tmp_path / "candidates.bp", copper_oxides(200), [])
+    tiny_gfm(tmp_path / "gfm")
+    command = ["screen", "run", "candidates.bp", "--ensemble", "gfm", "--forces", "--chunk-size", "16"]
+    found = {}
+    for ranks in (0, 2):  # alone, the launcher gives it every core: still the same bytes
+        launcher = [str(MPIRUN), "-n", str(ranks)] if ranks else []
+        program = [*launcher, sys.executable, "-m", "atomsieve", *command, "--out", f"out{ranks}"]
+        env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+        done = subprocess.run(program, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        found[ranks] = artefacts(tmp_path / f"out{ranks}")
+    assert found[0] == found[2]

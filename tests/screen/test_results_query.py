@@ -103,7 +103,7 @@ def test_rows_that_are_too_short(screen, tmp_path):
     screen()
     with open(tmp_path / "out" / "rows.npy", "r+b") as file:
         file.truncate(5000)
-    with pytest.raises(DataError, match="has 5000 bytes, run.json says"):
+    with pytest.raises(DataError, match=r"has 5000 bytes, run.json says"):
         Results(tmp_path / "out").rows()
 
 
@@ -172,7 +172,7 @@ def test_the_best_structures_come_best_first(full, tmp_path):
 def test_exports_are_refused_with_a_reason(full, tmp_path):
     folder, batch = full
     results = Results(folder)
-    with pytest.raises(UsageError, match="unknown format 'cvs' .did you mean 'csv'"):
+    with pytest.raises(UsageError, match=r"unknown format 'cvs' .did you mean 'csv'"):
         export(results, tmp_path / "x.cvs")
     export(results, tmp_path / "x.csv")
     with pytest.raises(AtomSieveError, match="already there"):
