@@ -75,7 +75,7 @@ def convert_command(
     ] = None,
     level_of_theory: Annotated[
         list[str] | None,
-        typer.Option("--level-of-theory", help="TEXT for all, or NAME=TEXT for one source (repeat).", show_default=False),
+        typer.Option("--level-of-theory", help="TEXT for all, or NAME=TEXT for one (repeat).", show_default=False),
     ] = None,
     split: Annotated[
         str | None,

@@ -77,7 +77,8 @@ def _max_force(batch: StructureBatch) -> NDArray[np.float64]:
     if batch.forces is not None and batch.has_forces is not None and batch.n_atoms:
         norms = np.sqrt((batch.forces**2).sum(axis=1))
         largest = np.zeros(len(batch))
-        np.maximum.at(largest, batch.structure_of_atom, norms)
+        with np.errstate(invalid="ignore"):  # absent forces are NaN
+            np.maximum.at(largest, batch.structure_of_atom, norms)
         out = np.where(batch.has_forces & (batch.counts > 0), largest, np.nan)
     return out
 

@@ -15,11 +15,15 @@ from atomsieve.errors import AtomSieveError
 
 
 def _started(pid: int) -> str | None:
-    """Return the kernel's start time of a process, which tells it from a later one of the same number."""
+    """Return the kernel's start time of a process, which tells it from a later one of the same number.
+
+    None if it is gone, or dead and not yet buried: in a container nobody may ever wait for it.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
         return None
+    return None if state in "ZX" else fields[18]
 
 
 def _boot() -> str:

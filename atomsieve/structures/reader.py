@@ -294,6 +294,9 @@ class ManifestReader(StructureReader):
 
     def _read_counts(self, step: int) -> NDArray[np.int64]:
         part, place, row = self._steps[step]
+        data = self.path / self.manifest.parts[part].path / "data.0"
+        if not data.is_file() or data.stat().st_size < row.end:  # reading what is not there would hang
+            raise DataError(f"{data} was truncated or removed after it was opened; copy or write it again")
         counts = self._part(part).read("natoms", place, 0, row.structures)
         if self.verify == "full" and zlib.crc32(np.ascontiguousarray(counts).tobytes()) != row.counts_crc32:
             raise DataError(f"{self.path}: the atom counts of step {step} are damaged; copy or write the files again")

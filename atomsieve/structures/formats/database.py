@@ -32,7 +32,7 @@ def read_ase_db(path: Path, tick: Tick) -> Iterator[Item | Bad]:
             try:
                 atoms = row.toatoms(add_additional_information=False)
                 item = item_from_atoms(atoms, where)
-                item.info.update({**row.key_value_pairs, **row.data, "id": row.id})
+                item.info.update({"id": row.id, **row.key_value_pairs, **row.data})
             except Exception as error:  # whatever a row of someone's database may hold
                 log.debug("%s: %s", where, error, exc_info=True)
                 yield Bad(f"not readable ({type(error).__name__})", where)

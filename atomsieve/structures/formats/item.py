@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,6 +91,6 @@ def open_counted(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
         counted.raw.seek(0)
         if start == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=counted.raw) as unpacked:
-                yield io.BufferedReader(unpacked, 1 << 20), counted.fraction  # type: ignore[arg-type]
+                yield unpacked, counted.fraction  # type: ignore[misc]
         else:
             yield counted.raw, counted.fraction

@@ -1,0 +1,5 @@
+"""These tests need no torch: load ADIOS2 without it."""
+
+from atomsieve.structures.bp5 import import_lightly
+
+import_lightly()
