@@ -60,12 +60,13 @@ def quick_plan(seed: int, candidates: int) -> Plan:
 
 @dataclass(frozen=True)
 class Demo:
-    """A demo under way: its folder, plan, ranks and the console it talks to."""
+    """A demo under way: its folder, plan, ranks, the console it talks to, and the options that it was called with."""
 
     out: Path
     plan: Plan
     ranks: int
     console: Console
+    options: tuple[str, ...] = ()
 
     @property
     def gfm(self) -> Path:
@@ -91,15 +92,19 @@ class Demo:
         """Return the extxyz file with the labels of a source."""
         return self.out / "labels" / f"{source}.extxyz"
 
-    def dataset(self, source: str, part: str) -> Path:
-        """Return the dataset folder of the `train` or `test` part of a source."""
-        return self.out / "data" / f"{source}.{part}.bp"
+    def dataset(self, part: str) -> Path:
+        """Return the dataset folder of the labels: `part` is train or test."""
+        return self.out / f"labelled-{part}.bp"
 
     # -- commands ------------------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False)
+
+    def show_command(self, *words: str) -> None:
+        """Print a command as a user would type it."""
+        self.console.print(f"$ {shlex.join(words)}", style="bold cyan", highlight=False, markup=False, soft_wrap=True)
 
     def command(self, *words: str | Path, ranks: int = 1) -> None:
         """Print a command as a user would type it, and run it.
@@ -119,7 +124,7 @@ class Demo:
         if mpirun is not None:
             typed = ["mpirun", "-n", str(ranks), *typed]
             program = [mpirun, "-n", str(ranks), *program]
-        self.console.print(f"$ {shlex.join(typed)}", style="bold cyan", highlight=False, markup=False, soft_wrap=True)
+        self.show_command(*typed)
         code = _run([*program, *[str(w) for w in words[1:]]], _environment(self.console))
         if code in (EXIT_INTERRUPTED, -signal.SIGINT, 128 + signal.SIGINT):
             raise Interrupted("the demo stopped; run the same command again to go on where it was")
@@ -184,7 +189,7 @@ def make_labels(demo: Demo) -> None:
 
     from atomsieve.structures.labels import LABEL_SOURCES, label_groups
 
-    demo.console.print(f"$ atomsieve demo --out {demo.out} --only labels", style="bold cyan", highlight=False)
+    demo.show_command("atomsieve", "demo", "--out", str(demo.out), *demo.options, "--only", "labels")
     for name, groups in demo.plan.groups.items():
         path = demo.labelled(name)
         if path.exists():
@@ -204,20 +209,19 @@ def make_labels(demo: Demo) -> None:
 
 
 def convert(demo: Demo) -> None:
-    """Turn the labels into dataset folders, a training and a test part each."""
+    """Turn the labels into dataset folders: a training and a test part, with both sources in each."""
     from atomsieve.structures.labels import LABEL_SOURCES
 
-    for name in demo.plan.groups:
-        parts = [demo.dataset(name, part) for part in ("train", "test")]
-        if all(p.exists() for p in parts):
-            demo.say(f"{parts[0]} and {parts[1].name} are there already")
-            continue
-        level = LABEL_SOURCES[name].level_of_theory
-        demo.command(
-            "atomsieve", "data", "convert", demo.labelled(name), demo.out / "data" / f"{name}.bp", "--source", name,
-            "--level-of-theory", level, "--split", "train=0.9,test=0.1",
-            "--split-by", "group:group", "--seed", str(demo.plan.seed), "--overwrite",
-        )  # fmt: skip
+    parts = [demo.dataset(part) for part in ("train", "test")]
+    if all(p.exists() for p in parts):
+        demo.say(f"{parts[0]} and {parts[1].name} are there already")
+        return
+    levels = [w for n in demo.plan.groups for w in ("--level-of-theory", f"{n}={LABEL_SOURCES[n].level_of_theory}")]
+    demo.command(
+        "atomsieve", "data", "convert", *(f"{name}={demo.labelled(name)}" for name in demo.plan.groups),
+        demo.out / "labelled.bp", *levels, "--split", "train=0.9,test=0.1", "--split-by", "group:group",
+        "--seed", str(demo.plan.seed), "--overwrite",
+    )  # fmt: skip
 
 
 def train(demo: Demo) -> None:
@@ -236,13 +240,12 @@ def train(demo: Demo) -> None:
 
 
 def _train_config(plan: Plan) -> str:
-    data = "".join(
-        f"  - {{path: data/{name}.train.bp}}\n  - {{path: data/{name}.test.bp, use: test}}\n" for name in plan.groups
-    )
     return f"""\
 # Four networks, two heads. `atomsieve train init` writes an example with every key.
 data:
-{data}output: training
+  - {{path: labelled-train.bp}}
+  - {{path: labelled-test.bp, use: test}}
+output: training
 default_head: emt
 model: {{hidden: {plan.hidden}, layers: {plan.layers}, cutoff: {plan.cutoff}}}
 ensemble: {{members: 4, seed: {plan.seed}}}
@@ -262,10 +265,12 @@ def generate(demo: Demo) -> None:
         demo.say(f"{demo.candidates} is there already")
         return
     prototypes = demo.out / "prototypes.extxyz"
-    write(prototypes, [prototype(kind, ["Cu", "Au"], 4.0) for kind in ("L1_2", "L1_0", "D0_22", "B2")])
+    crystals = [prototype(k, ["Cu", "Au"], a) for k in ("L1_2", "L1_0", "D0_22", "B2") for a in (3.85, 4.0, 4.15)]
+    write(prototypes, crystals, format="extxyz")
     demo.command(
-        "atomsieve", "data", "generate", "substituted", demo.candidates, "--from", prototypes,
-        "--elements", ",".join(METALS), "--n", str(demo.plan.candidates), "--seed", str(demo.plan.seed),
+        "atomsieve", "data", "generate", "substitute", demo.candidates, "--prototypes", prototypes,
+        "--elements", ",".join(METALS), "--by", "sites", "--rattle", "0.03", "--strain", "0.03",
+        "-n", str(demo.plan.candidates), "--seed", str(demo.plan.seed),
     )  # fmt: skip
 
 
@@ -366,7 +371,9 @@ def app(
         raise unknown("stage", only, STAGES)
     plan = (quick_plan if quick else full_plan)(seed, candidates or (2000 if quick else 20_000))
     _claim(out, plan, overwrite)
-    demo = Demo(out, plan, ranks, console())
+    options = [*(["--quick"] if quick else []), *(["--seed", str(seed)] if seed else [])]
+    options += ["--candidates", str(candidates)] if candidates else []
+    demo = Demo(out, plan, ranks, console(), tuple(options))
     begun = time.perf_counter()
     for number, (name, (heading, stage)) in enumerate(STAGES.items(), start=1):
         if only in (None, name):

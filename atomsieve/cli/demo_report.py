@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from atomsieve.cli.demo import Demo
 
 BEST = 10
+SEARCHED = 1000
+"""Best rows among which the best of each formula is looked for."""
 SAMPLE = 500
 """Candidates, drawn at random, whose true energies are computed for comparison."""
 
@@ -61,6 +63,11 @@ def compared(rows: NDArray[Any], truth: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
+def first_of_each(names: list[str]) -> NDArray[np.int64]:
+    """Return where each name occurs first, in order."""
+    return np.sort(np.unique(names, return_index=True)[1]).astype(np.int64)
+
+
 def held_out(path: Path) -> dict[str, dict[str, Any]]:
     """Return the metrics per head on the held-out structures, as training wrote them."""
     try:
@@ -73,10 +80,16 @@ def held_out_table(metrics: dict[str, dict[str, Any]]) -> Table:
     """Return the held-out errors per head beside what is had without a network."""
     from rich.table import Table
 
-    table = Table(title="Errors on held-out structures", title_justify="left")
-    for heading in ("head", "structures", "energy error\nmeV/atom", "element refs\nalone", "force error\nmeV/Å",
-                    "zero\nforces", "spread-error\nSpearman E", "spread-error\nSpearman F"):  # fmt: skip
-        table.add_column(heading, justify="left" if heading == "head" else "right")
+    table = Table(
+        title="Mean errors on held-out structures, beside what is had without a network (element references "
+        "alone; zero forces); rho: Spearman correlation of uncertainty and error",
+        title_justify="left",
+    )
+    table.add_column("head", no_wrap=True)
+    for heading in ("structures", "energy\nmeV/atom", "refs\nalone", "force\nmeV/Å", "zero\nforces"):
+        table.add_column(heading, justify="right")
+    for heading in ("rho\nenergy", "rho\nforce"):
+        table.add_column(heading, justify="right")
     keys = ("energy_mae", "energy_baseline", "force_mae", "force_baseline", "spread_error_energy", "spread_error_force")
     for head, row in metrics.items():
         shown = [f"{row[k]:.2f}" if k.startswith("spread") else f"{row[k]:.1f}" for k in keys if row.get(k) is not None]
@@ -88,7 +101,7 @@ def best_table(rows: NDArray[Any], formulas: dict[int, str], truth: NDArray[np.f
     """Return the best rows with their true energies; EMT counts from each element's fcc crystal."""
     from rich.table import Table
 
-    table = Table(title="The most stable candidates, and their true (EMT) energies", title_justify="left")
+    table = Table(title="The most stable candidate of each formula, and its true (EMT) energy", title_justify="left")
     per_atom = (f"{what}\neV/atom" for what in ("predicted", "uncertainty", "true"))
     for heading in ("rank", "formula", *per_atom, "max force\neV/Å"):
         table.add_column(heading, justify="left" if heading == "formula" else "right")
@@ -96,7 +109,7 @@ def best_table(rows: NDArray[Any], formulas: dict[int, str], truth: NDArray[np.f
         n = row["natoms"]
         sigma = row["sigma_energy"] if np.isfinite(row["sigma_energy"]) else row["energy_std"]
         table.add_row(
-            str(rank), formulas.get(int(row["position"]), "?"), f"{row['energy_per_atom']:.4f}", f"{sigma / n:.4f}",
+            str(rank), formulas[int(row["position"])], f"{row['energy_per_atom']:.4f}", f"{sigma / n:.4f}",
             f"{energy / n:.4f}", f"{row['max_force']:.2f}",
         )  # fmt: skip
     return table
@@ -108,14 +121,15 @@ def show_report(demo: Demo) -> None:
 
     metrics = held_out(demo.training / "metrics.json")
     results = Results(demo.results)
-    best = results.top(BEST, "energy_per_atom")
+    best = results.top(SEARCHED, "energy_per_atom")
+    formulas = results.formulas(best)
+    best = best[first_of_each([formulas[int(p)] for p in best["position"]])[:BEST]]
     rows = np.asarray(results.rows())
     good = np.flatnonzero(rows["status"] == 0)
     rng = np.random.default_rng(demo.plan.seed)
     sample = rows[np.sort(rng.choice(good, size=min(SAMPLE, len(good)), replace=False))]
     truth = true_energies(demo, np.concatenate([best["position"], sample["position"]]))
     found = compared(sample, truth[len(best) :])
-    formulas = results.formulas(best)
 
     demo.console.print(held_out_table(metrics))
     demo.console.print(best_table(best, formulas, truth[: len(best)]))
@@ -132,7 +146,7 @@ def show_report(demo: Demo) -> None:
         "best": [
             {
                 "position": int(row["position"]),
-                "formula": formulas.get(int(row["position"]), ""),
+                "formula": formulas[int(row["position"])],
                 "energy_per_atom": float(row["energy_per_atom"]),
                 "true_energy_per_atom": float(energy / row["natoms"]),
             }
@@ -149,7 +163,7 @@ def _where_it_lies(demo: Demo) -> None:
     table = Table(title="Where it lies", title_justify="left", show_header=False)
     for path, what in (
         (demo.out / "labels", "labelled structures as extxyz, one file per level of theory"),
-        (demo.out / "data", "the same as dataset folders, training and test parts"),
+        (demo.dataset("train"), "the same as a dataset folder; labelled-test.bp holds those kept from training"),
         (demo.out / "train.yaml", "the training configuration"),
         (demo.training, "its logs, metrics.md and parity.png"),
         (demo.gfm, "the ensemble: weights, heads, references, calibration; safe to hand to others"),

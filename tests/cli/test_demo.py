@@ -15,7 +15,7 @@ from rich.console import Console
 
 from atomsieve.cli import demo as demo_verb
 from atomsieve.cli.demo import Demo, app, full_plan, quick_plan
-from atomsieve.cli.demo_report import compared
+from atomsieve.cli.demo_report import compared, first_of_each
 from atomsieve.cli.main import run
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError
 from atomsieve.screen.columns import blank_rows
@@ -131,6 +131,10 @@ def test_comparison_with_the_truth():
     assert 0.3 < found["spread"] < 0.8
     rows["sigma_energy"] = np.nan
     assert np.isnan(compared(rows, truth)["within"])
+
+
+def test_the_best_of_each_formula_comes_first():
+    assert first_of_each(["CuPt", "NiPt", "CuPt", "AgAl", "NiPt"]).tolist() == [0, 1, 3]
 
 
 def test_the_defaults_of_the_full_demo():

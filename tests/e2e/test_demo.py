@@ -109,21 +109,21 @@ def test_the_best_are_stable_alloys_indeed(report):
     truth = [row["true_energy_per_atom"] for row in report["best"]]
     assert predicted == sorted(predicted)
     assert np.mean(truth) < 0.02
-    assert len({row["position"] for row in report["best"]}) == len(report["best"])
+    assert len({row["formula"] for row in report["best"]}) == len(report["best"])
 
 
 def test_it_says_how_to_do_each_stage_alone_and_where_things_lie(demo):
     out, said = demo
     for command in (
-        r"\$ atomsieve demo .*--only labels",
-        r"\$ atomsieve data convert .*--source gfn2_xtb",
-        r"\$ atomsieve data convert .*--source emt",
+        r"\$ atomsieve demo --out \S+ --quick --only labels",
+        r"\$ atomsieve data convert gfn2_xtb=.*emt=.*--split train=",
         r"\$ atomsieve train .*train\.yaml",
         r"\$ atomsieve data generate ",
         r"\$ (mpirun -n 2 )?screen run .*--ensemble",
     ):
         assert re.search(command, said), command
-    for name in ("labels", "data", "train.yaml", "gfm", "candidates.bp", "results/top.csv", "report.json"):
+    data = ("labels", "labelled-train.bp", "labelled-test.bp", "candidates.bp")
+    for name in (*data, "train.yaml", "gfm", "results/top.csv", "report.json"):
         assert (out / name).exists()
 
 
