@@ -97,8 +97,8 @@ def prepare(
         if reader is None:
             reader = stack.enter_context(team.together(lambda: _open(source)))
         model = predictor or team.together(lambda: _load(ensemble, options, team.local_rank))
+        statuses = _statuses()
     heads = team.together(lambda: _heads(model, options.head))
-    statuses = _statuses()
     names = {code: name for code, (name, _) in statuses.items()}
     where = team.together(lambda: row_filter(options.where, heads, names))
     chunks = team.together(lambda: _chunks(reader, options, source))
@@ -253,4 +253,9 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     done = {chunk for part in job.team.gather(good) for chunk in part}
     if job.log is not None:
         job.log("start", chunks=job.chunks.count, done=len(done), known=len(job.known), ranks=job.team.size)
+    damaged = len(job.known) - len(done)
+    if job.console is not None and done:
+        job.console.print(f"continuing: {len(done):,} of {job.chunks.count:,} chunks are done", highlight=False)
+    if job.console is not None and damaged and not stop.requested:
+        job.console.print(f"{damaged:,} chunks do not fit their checksums and are computed again", highlight=False)
     return done

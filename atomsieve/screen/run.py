@@ -82,7 +82,8 @@ def run_screen(
         _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
         todo = [chunk for chunk in range(job.chunks.count) if chunk not in done]
         begun = time.perf_counter()
-        _screen(job, todo, stop)
+        if todo:
+            _screen(job, todo, stop)
         return finish(job, computed=_structures(job, todo), seconds=time.perf_counter() - begun)
 
 

@@ -21,11 +21,11 @@ def screen(tmp_path, batch):
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
-    def run(predictor=None, structures=None, out="out", overwrite=False, **options):
+    def run(predictor=None, structures=None, out="out", overwrite=False, console=None, **options):
         source = MemoryReader(batch if structures is None else structures)
         return run_screen(
             tmp_path / "candidates.bp", "gfm", ScreenOptions(**{**SMALL, **options}), out=tmp_path / out,
-            overwrite=overwrite, predictor=predictor or FakePredictor(), reader=source,
+            overwrite=overwrite, console=console, predictor=predictor or FakePredictor(), reader=source,
         )  # fmt: skip
 
     return run
