@@ -1,8 +1,9 @@
-"""Builds the compiled kernels, one copy per instruction set; without a C++ compiler the package installs without them."""
+"""Builds the compiled kernels, one per instruction set; without a C++ compiler the package installs without them."""
 
 from __future__ import annotations
 
 import platform
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -18,6 +19,7 @@ setup(
         Extension(
             f"atomsieve.native._kernels_{name}",
             sources=SOURCES,
+            depends=sorted(glob("atomsieve/native/*.h")),
             extra_compile_args=[*FLAGS, *OPENMP, *flags, f"-DMODULE_NAME=_kernels_{name}"],
             extra_link_args=OPENMP,
             language="c++",
