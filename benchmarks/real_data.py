@@ -64,9 +64,7 @@ def configuration(work: Path, hours: float, ranks: int) -> dict:
         # Members dealt to the ranks need no exchange; with one rank they share geometry instead.
         "ensemble": {"members": 4, "mode": "spread" if ranks > 1 else "together"},
         "split": {"train": 0.97, "val": 0.03, "test": 0.0, "by": "formula"},
-        "loss": {
-            "energy": 1.0, "energy_end": 4.0, "force": 3.0, "kind": "mae", "energy_floor": 0.02, "force_floor": 0.1,
-        },
+        "loss": {"energy": 1.0, "energy_end": 3.0, "force": 3.0, "kind": "mae"},
         "optimizer": {"lr": 1.5e-3, "betas": [0.9, 0.995], "schedule": "cosine", "ema": 0.998, "clip": 20.0},
         "batch": {"atoms": 192, "balance": 0.5},
         "budget": {"hours": hours, "eval_every": 2000, "eval_structures": 300, "checkpoint_minutes": 3},

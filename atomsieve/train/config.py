@@ -99,8 +99,13 @@ class LossSection(_Section):
     stress: float = Field(0.0, ge=0, description="weight of the stress")
     kind: Literal["mae", "huber", "mse"] = Field("mae", description="what is done with a scaled error")
     huber_delta: float = Field(0.1, gt=0, description="where huber turns from square to straight, in scaled errors")
-    force_floor: float = Field(0.1, ge=0, description="smallest size taken for a source's forces, eV/Angstrom")
-    energy_floor: float = Field(0.02, gt=0, description="smallest size taken for a source's energies, eV/atom")
+    energy_range: tuple[float, float] = Field(
+        (0.1, 0.2),
+        description="the size taken for a source's energies per atom stays between these parts of its output scale",
+    )
+    force_floor: float = Field(
+        1.0, gt=0, description="the size taken for a source's forces is at least this part of its output scale per A"
+    )
 
 
     def at(self, part: float) -> LossSection:

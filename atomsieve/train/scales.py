@@ -1,8 +1,11 @@
 """Per-source label sizes: what a network's output is multiplied by, and what its errors are divided by.
 
 An error divided by the mean size of the label is 1 for the trivial prediction (element references alone, zero forces)
-whatever the source, so a loss of scaled errors treats a liquid (3 meV/atom) and distorted crystals (1 eV/atom) alike.
-Floors keep a source whose labels are almost zero (relaxed crystals: no forces) from being all that is learnt.
+whatever the source. Taken literally, that starves some sources: the gradient by the network's output is output scale /
+size, so a liquid (3 meV/atom from a network that works in eV) would pull a hundred times harder on the shared encoder
+than crystals of many elements (1 eV/atom). And where labels are almost zero (forces of relaxed crystals), the quickest
+way down is a head that says nothing at all, from which it does not come back. So sizes are kept within stated parts of
+the output scale: all sources pull alike within a small factor.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from atomsieve.train.catalog import Catalog
 from atomsieve.train.config import LossSection
 from atomsieve.train.references import References, composition_energy, fit_references
 
+SMALLEST_SCALE = 1.0
+"""eV: energies of atoms differ by about this much between environments, even where a source shows only relaxed ones."""
+
 
 @dataclass(frozen=True)
 class HeadData:
@@ -27,8 +33,9 @@ class HeadData:
     Attributes
     ----------
     references : element references, fitted on the training part only.
-    energy_size : mean |residual energy per atom| eV (the error of references alone).
-    force_size : mean force norm eV/Angstrom, NaN without forces; `force_rms` the root mean square of components.
+    energy_size : eV per atom, what energy errors are divided by: mean |residual energy per atom|, kept in range.
+    force_size : eV/Angstrom, what force errors are divided by: mean force norm, kept in range.
+    force_rms : eV/Angstrom, root mean square of force components, NaN without forces.
     output_scale : eV, factor of the network's output per atom.
     """
 
@@ -111,7 +118,8 @@ def _head_data(
     energy_std = float(residual.std())
     force_mean = sums.norm / sums.atoms if sums.atoms else float("nan")
     force_rms = float(np.sqrt(sums.square / (3 * sums.atoms))) if sums.atoms else float("nan")
-    scale = max(energy_std, 0.0 if np.isnan(force_rms) else force_rms, 1e-3)
+    scale = max(energy_std, 0.0 if np.isnan(force_rms) else force_rms, SMALLEST_SCALE)
+    low, high = loss.energy_range
     statistics = {
         "train_structures": int(own.sum()), "train_atoms": int(catalog.n_atoms[own].sum()),
         "structures_with_forces": int((own & catalog.has_forces).sum()),
@@ -122,7 +130,8 @@ def _head_data(
     }  # fmt: skip
     return HeadData(
         name=catalog.sources[head], level_of_theory=catalog.levels[head], references=references,
-        energy_size=max(energy_mae, loss.energy_floor), force_size=np.fmax(force_mean, loss.force_floor),
+        energy_size=float(np.clip(energy_mae, low * scale, high * scale)),
+        force_size=float(np.fmax(force_mean, loss.force_floor * scale)),
         force_rms=force_rms, stress_size=max(sums.stress / max(sums.stresses, 1), 1e-4), output_scale=scale,
         statistics=statistics,
     )  # fmt: skip
