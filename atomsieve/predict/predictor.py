@@ -11,16 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, unknown
-from atomsieve.graphs.graph import Graph
-from atomsieve.graphs.neighbors import build_graph
+from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.predict.backends import choose_device, make_backend
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
 from atomsieve.structures import StructureBatch
 
-MAX_ATOMS = 20_000
-"""Atoms evaluated at once; a larger batch is worked through in consecutive pieces."""
+MAX_ATOMS = {"cpu": 20_000, "cuda": 200_000}
+"""Atoms evaluated at once on each kind of device; a larger batch is worked through in consecutive pieces."""
 
 
 class Predictor:
@@ -144,7 +143,7 @@ class Predictor:
             batch, self._seen[self._index[name]], charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
         )
         good = np.flatnonzero(results.status == Status.OK)
-        for piece in _pieces(batch.counts[good], MAX_ATOMS):
+        for piece in _pieces(batch.counts[good], MAX_ATOMS[self.device.type]):
             self._evaluate(batch, good[piece], results)
         return results.finish(self._calibration.get(name, {}))
 
@@ -153,7 +152,7 @@ class Predictor:
         own, graph, index = self._graph(batch, index, results)
         if graph is None:
             return
-        shortest = _shortest_distance(graph)
+        shortest = shortest_edges(graph)
         overlap = shortest < SHORTEST_DISTANCE
         if overlap.any():
             results.status[index[overlap]] = Status.OVERLAPPING_ATOMS
@@ -168,7 +167,7 @@ class Predictor:
         out = self._run(graph, head, charge, spin, forces="forces" in want, stress="stress" in want)
         reference = self._ensemble.reference_energy(own.numbers, own.ptr, head)
         closest = self._specs[head].statistics.get("shortest_distance", 0.0)
-        results.put(index, own, out, reference, shortest >= closest)
+        results.put(index, own, out, reference, shortest > closest - 1e-3)
 
     def _graph(
         self, batch: StructureBatch, index: NDArray[np.int64], results: _Results
@@ -271,10 +270,3 @@ def _pieces(counts: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
         pieces.append(np.arange(start, len(counts)))
     return pieces
 
-
-def _shortest_distance(graph: Graph) -> NDArray[np.float64]:
-    """Return [S] the shortest edge of each structure, Angstrom; infinity where it has none."""
-    length = torch.linalg.vector_norm(graph.vec.double(), dim=1)
-    home = graph.structure.index_select(0, graph.neighbors.receiver)
-    out = torch.full((graph.n_structures,), torch.inf, dtype=torch.float64, device=length.device)
-    return out.scatter_reduce(0, home, length, "amin").cpu().numpy()

@@ -52,7 +52,7 @@ class Catalog:
     max_force : largest force norm eV/Angstrom, NaN where not given.
     volume : Angstrom^3 per atom of fully periodic cells, NaN for others.
     finite : positions, cell and the labels that are present are all finite, and the cell is not flat.
-    close : two atoms are closer than the limit of the configuration.
+    shortest : Angstrom, distance of the two closest atoms; infinity where none are within 3 Angstrom.
     sources : names of all heads; `levels` their levels of theory; `weights` their weights in drawing.
     digests : identity of each file.
     """
@@ -70,7 +70,7 @@ class Catalog:
     max_force: NDArray[np.float64]
     volume: NDArray[np.float64]
     finite: NDArray[np.bool_]
-    close: NDArray[np.bool_]
+    shortest: NDArray[np.float64]
     sources: list[str] = field(default_factory=list)
     levels: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -97,7 +97,7 @@ def _flag(values: NDArray[np.bool_] | None, n: int) -> NDArray[np.bool_]:
     return np.zeros(n, bool) if values is None else values
 
 
-def _rows(batch: StructureBatch, min_distance: float | None) -> dict[str, NDArray[Any]]:
+def _rows(batch: StructureBatch) -> dict[str, NDArray[Any]]:
     """Return the columns of the catalogue that follow from the structures themselves."""
     n = batch.n_structures
     has_energy, has_forces = _flag(batch.has_energy, n), _flag(batch.has_forces, n)
@@ -120,25 +120,23 @@ def _rows(batch: StructureBatch, min_distance: float | None) -> dict[str, NDArra
     return {
         "n_atoms": counts, "composition": element_counts(batch).astype(np.uint16), "energy": energy,
         "has_energy": has_energy, "has_forces": has_forces, "has_stress": has_stress, "max_force": max_force,
-        "volume": volume, "finite": finite, "close": _close(batch, finite & (counts > 0), min_distance),
+        "volume": volume, "finite": finite, "shortest": _shortest(batch, finite & (counts > 0)),
     }
 
 
-def _close(batch: StructureBatch, usable: NDArray[np.bool_], min_distance: float | None) -> NDArray[np.bool_]:
-    """Tell which structures have two atoms closer than `min_distance` (Angstrom)."""
-    out = np.zeros(batch.n_structures, bool)
-    if min_distance is None or not usable.any():
-        return out
-    from atomsieve.graphs import count_edges
+def _shortest(batch: StructureBatch, usable: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the distance of the two closest atoms of each usable structure, Angstrom."""
+    from atomsieve.graphs import shortest_distances
 
-    out[usable] = count_edges(batch.take(np.flatnonzero(usable)), min_distance) > 0
+    out = np.full(batch.n_structures, np.inf)
+    for rows in np.array_split(np.flatnonzero(usable), max(1, len(batch) // 1000)):
+        out[rows] = shortest_distances(batch.take(rows))
     return out
 
 
 def scan(
     items: Sequence[DataItem],
     readers: Sequence[Reader],
-    min_distance: float | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Catalog:
     """Read every file once and return the catalogue; sources of one name in several files become one head.
@@ -169,7 +167,7 @@ def scan(
             if (head < 0).any() or (head >= len(names)).any():
                 raise DataError(f"{item.path}: structures {start}.. name sources outside 0..{len(names) - 1}")
             own = to_head[head]
-            columns = _rows(batch, min_distance) | {
+            columns = _rows(batch) | {
                 "file": np.full(len(batch), k, np.int32), "row": np.arange(start, start + len(batch)), "head": own,
                 "use": np.full(len(batch), USES.index(item.use), np.int8),
             }

@@ -67,7 +67,7 @@ def clean(catalog: Catalog, rules: CleaningSection) -> Cleaning:
             "empty": catalog.n_atoms == 0,
             "not finite": ~catalog.finite,
             "no labels": ~(catalog.has_energy | catalog.has_forces),
-            "atoms too close": catalog.close,
+            "atoms too close": never if rules.min_distance is None else catalog.shortest < rules.min_distance,
             "too large": never if rules.max_atoms is None else catalog.n_atoms > rules.max_atoms,
             "too sparse": never if rules.max_volume_per_atom is None else catalog.volume > rules.max_volume_per_atom,
             "force too large": never if rules.max_force is None else catalog.max_force > rules.max_force,

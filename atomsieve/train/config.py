@@ -50,6 +50,9 @@ class EnsembleSection(_Section):
         "spread: members dealt to the ranks, each rank has its own data order (no exchange while training); "
         "separate: one member after the other, each with its own data order",
     )
+    alike_heads: bool = Field(
+        True, description="the heads of a member start alike, so what one source teaches holds for the others at once"
+    )
     bootstrap: bool = Field(False, description="each member draws its own training set with replacement")
     seed: int = Field(0, ge=0, description="member k starts from seed + k; data order follows from it too")
 

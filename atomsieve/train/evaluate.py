@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from atomsieve.models import Ensemble
+from atomsieve.models.calibration import calibrate_head
 from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
 from atomsieve.train.config import BatchSection, LossSection
 from atomsieve.train.distributed import Team
@@ -185,6 +186,18 @@ def head_metrics(result: Evaluation, sources: list[str]) -> dict[str, dict[str, 
             row["force_ratio"] = row["force_mae"] / max(row["force_baseline"], 1e-12)
         out[name] = row
     return out
+
+
+def calibrate(result: Evaluation, sources: list[str]) -> dict[str, Any]:
+    """Return the contents of calibration.json from the validation part; a head with too few structures is left out."""
+    heads = {}
+    for head, name in enumerate(sources):
+        own = (result.head == head) & np.isfinite(result.energy)
+        n = result.n_atoms[own]
+        entry = calibrate_head(result.energy_error[own] * n, result.energy_spread[own] * n, n)
+        if entry:
+            heads[name] = entry
+    return {"fitted_on": "validation part", "heads": heads}
 
 
 def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.clean import Cleaning, clean
 from atomsieve.train.config import TrainConfig, dump_config, flatten, parse_config
 from atomsieve.train.distributed import Team, alone, join, leave
-from atomsieve.train.evaluate import Evaluation, evaluate, head_metrics
+from atomsieve.train.evaluate import Evaluation, calibrate, evaluate, head_metrics
 from atomsieve.train.log import RunLog
 from atomsieve.train.loop import Material, Run
 from atomsieve.train.order import Sizes, bootstrap_weights
@@ -161,7 +161,7 @@ def _clear(folder: Path) -> None:
 def prepare(config: TrainConfig, readers: list[Reader], console: Console | None = None) -> Prepared:
     """Scan, clean and split the data, fit references and sizes, and say what was found on `console`."""
     with _progress(console, "reading") as step:
-        everything = scan(config.data, readers, config.cleaning.min_distance, step)
+        everything = scan(config.data, readers, step)
     cleaning = clean(everything, config.cleaning)
     catalog = everything.take(cleaning.keep)
     _check_heads(catalog, config)
@@ -278,6 +278,10 @@ def _seeds(config: TrainConfig) -> list[int]:
 
 def _ensemble(config: TrainConfig, heads: list[HeadData], seeds: list[int], team: Team) -> Ensemble:
     ensemble = Ensemble(config.model, [h.spec() for h in heads], seeds)
+    if config.ensemble.alike_heads:
+        with torch.no_grad():
+            for p in ensemble.readout.parameters():
+                p.copy_(p[:, :1].expand_as(p))
     if config.precision == "fp64":
         ensemble = ensemble.double()
     return ensemble.to(team.device)
@@ -355,6 +359,7 @@ def _finish(
                     ensemble, material.store, material.labels, rows, material.sizes, config.batch, team, step
                 )
     metrics = {name: head_metrics(result, sources) for name, result in evaluations.items()}
+    calibration = calibrate(evaluations["val"], sources) if "val" in evaluations else {}
     gfm = config.output / "gfm"
     if team.chief:
         write_metrics(config.output, metrics)
@@ -366,7 +371,8 @@ def _finish(
             parity_plot(config.output / "parity.png", evaluations[last], sources, title)
         examples = material.store.fetch(_examples(prepared))
         save_gfm(
-            gfm, ensemble.cpu(), default_head=config.default_head, examples=examples, overwrite=True,
+            gfm, ensemble.cpu(), default_head=config.default_head, examples=examples,
+            calibration=calibration, overwrite=True,
             training={"config": config.model_dump(mode="json"), "metrics": metrics},
         )  # fmt: skip
         if console is not None:

@@ -93,7 +93,7 @@ def describe_heads(
     DataError
         if a source has no training structure with an energy.
     """
-    heads = []
+    heads: list[HeadData] = []
     for head, name in enumerate(catalog.sources):
         own = train & (catalog.head == head)
         labelled = own & catalog.has_energy
@@ -120,6 +120,7 @@ def _head_data(
     force_rms = float(np.sqrt(sums.square / (3 * sums.atoms))) if sums.atoms else float("nan")
     scale = max(energy_std, 0.0 if np.isnan(force_rms) else force_rms, SMALLEST_SCALE)
     low, high = loss.energy_range
+    shortest = float(catalog.shortest[own].min())
     statistics = {
         "train_structures": int(own.sum()), "train_atoms": int(catalog.n_atoms[own].sum()),
         "structures_with_forces": int((own & catalog.has_forces).sum()),
@@ -127,6 +128,7 @@ def _head_data(
         "force_norm_mean": None if np.isnan(force_mean) else force_mean,
         "force_component_rms": None if np.isnan(force_rms) else force_rms,
         "inseparable_elements": references.inseparable,
+        "shortest_distance": shortest if np.isfinite(shortest) else 0.0,
     }  # fmt: skip
     return HeadData(
         name=catalog.sources[head], level_of_theory=catalog.levels[head], references=references,

@@ -35,7 +35,7 @@ class Memory:
 
 def catalog_of(*batches: StructureBatch, use: str = "auto") -> Catalog:
     items = [DataItem(path="memory", use=use) for _ in batches]
-    return scan(items, [Memory(b) for b in batches], 0.4)
+    return scan(items, [Memory(b) for b in batches])
 
 
 def test_each_reason_is_found_once_and_counted_for_its_source():
@@ -79,17 +79,17 @@ def test_one_source_in_two_files_is_one_head_and_keeps_its_level_of_theory():
     other = [SourceInfo("emt", "another level"), SOURCES[1]]
     items = [DataItem(path="a"), DataItem(path="b")]
     with pytest.raises(UsageError, match="one source has one level of theory"):
-        scan(items, [Memory(labelled(2, 2)), Memory(labelled(2, 2), other)], None)
+        scan(items, [Memory(labelled(2, 2)), Memory(labelled(2, 2), other)])
 
 
 def test_a_source_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'springs'"):
-        scan([DataItem(path="a", sources=["spring"])], [Memory(labelled(2, 2))], None)
-    chosen = scan([DataItem(path="a", sources=["springs"])], [Memory(labelled(2, 3))], None)
+        scan([DataItem(path="a", sources=["spring"])], [Memory(labelled(2, 2))])
+    chosen = scan([DataItem(path="a", sources=["springs"])], [Memory(labelled(2, 3))])
     assert chosen.sources == ["springs"]
     assert chosen.head.tolist() == [0, 0, 0]
     with pytest.raises(DataError, match="names no sources"):
-        scan([DataItem(path="a")], [Memory(labelled(2, 2), [])], None)
+        scan([DataItem(path="a")], [Memory(labelled(2, 2), [])])
 
 
 def many_formulas(n: int = 400) -> Catalog:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError
-from atomsieve.models.folder import load_gfm
+from atomsieve.models.folder import load_gfm, read_calibration, read_manifest
 from atomsieve.train import loop
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.config import dump_config
@@ -46,8 +46,9 @@ class StopAt:
 
 def test_training_learns_and_writes_everything_it_promises(small):
     config = small(
-        budget={"steps": 300}, optimizer={"lr": 1e-2, "ema": 0.9}, loss={"energy_end": 3.0}, batch={"balance": 0.2}
-    )
+        budget={"steps": 300}, optimizer={"lr": 1e-2, "ema": 0.9}, loss={"energy_end": 3.0}, batch={"balance": 0.2},
+        split={"train": 0.6, "val": 0.3, "test": 0.1},
+    )  # fmt: skip
     result = train(config)
     for part in ("val", "test"):
         emt = result.metrics[part]["emt"]
@@ -55,6 +56,12 @@ def test_training_learns_and_writes_everything_it_promises(small):
         assert emt["force_mae"] <= emt["force_member_mae"] + 1e-9
     assert result.metrics["test"]["springs"]["energy_ratio"] < 0.8
     assert "force_mae" not in result.metrics["test"]["springs"]
+    calibrated = read_calibration(config.output / "gfm")["heads"]
+    enough = {name for name, row in result.metrics["val"].items() if row["energies"] >= 10}
+    assert set(calibrated) == enough != set()
+    assert all(entry["energy_per_atom"]["scale"] > 0 for entry in calibrated.values())
+    emt = next(h for h in read_manifest(config.output / "gfm").heads if h.name == "emt")
+    assert 1.5 < emt.statistics["shortest_distance"] < 3.0
     names = {p.name for p in config.output.iterdir()}
     assert {"config.yaml", "data.json", "metrics.json", "metrics.md", "parity.png", "gfm", "runs"} <= names
     assert (config.output / "parity.png").read_bytes().startswith(b"\x89PNG")
@@ -184,7 +191,7 @@ def test_data_read_in_blocks_give_the_same_batches(small, data_file):
 
     config = small()
     with open_structures(data_file) as reader:
-        catalog = scan(config.data, [reader], None).take(np.arange(1, 60))
+        catalog = scan(config.data, [reader]).take(np.arange(1, 60))
         held, read = Store(catalog, [reader], 1e9), Store(catalog, [reader], 0)
         assert held.in_memory
         assert not read.in_memory
