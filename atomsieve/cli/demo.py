@@ -318,6 +318,14 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
         yield lambda n: progress.advance(task, n)
 
 
+def _say_where_the_commands_are(demo: Demo) -> None:
+    """Tell how to type the commands that the stages show, where the shell would not find them."""
+    beside = Path(sys.executable).with_name("atomsieve")
+    if beside.exists() and shutil.which("atomsieve") != str(beside):
+        activate = beside.with_name("activate")
+        demo.say(f"To type the commands below yourself: source {os.path.relpath(activate)}")
+
+
 def _claim(out: Path, plan: Plan, overwrite: bool) -> None:
     """Make the folder this demo's own, or make sure that it is."""
     note = out / "demo.json"
@@ -374,6 +382,7 @@ def app(
     options = [*(["--quick"] if quick else []), *(["--seed", str(seed)] if seed else [])]
     options += ["--candidates", str(candidates)] if candidates else []
     demo = Demo(out, plan, ranks, console(), tuple(options))
+    _say_where_the_commands_are(demo)
     begun = time.perf_counter()
     for number, (name, (heading, stage)) in enumerate(STAGES.items(), start=1):
         if only in (None, name):
