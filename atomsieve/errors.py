@@ -30,7 +30,7 @@ class DataError(AtomSieveError):
     """A file or array is not what it claims to be."""
 
 
-class Interrupted(AtomSieveError):
+class Interrupted(AtomSieveError):  # noqa: N818 - a request, not an error
     """Work stopped early on request; running the same command again continues it."""
 
     exit_code = EXIT_INTERRUPTED

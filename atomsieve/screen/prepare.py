@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.screen import ledger, manifest
 from atomsieve.screen.columns import ROW
-from atomsieve.screen.lock import RunLock
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.plan import Chunks, chunk_size
 from atomsieve.screen.progress import Clock, EventLog
@@ -25,6 +24,7 @@ from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import Folder, ResultFile, disk_errors, forces_file, part_of, row_file
 from atomsieve.screen.team import Team
 from atomsieve.screen.topk import TopK, row_filter
+from atomsieve.structures.lock import PathLock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +58,7 @@ class Job:
     status: Counter[int]
     clock: Clock
     begun: float
-    lock: RunLock | None
+    lock: PathLock | None
     log: EventLog | None
     console: Console | None
 
@@ -116,7 +116,7 @@ def prepare(
     bounds = team.first(lambda: _atom_bounds(reader, chunks)) if options.forces else None
     rows = row_file(folder, chunks, len(heads))
     forces = None if bounds is None else forces_file(folder, bounds, len(heads))
-    lock = RunLock(folder.lock) if lead else None
+    lock = PathLock(folder.lock) if lead else None
     files = [file for file in (rows, forces) if file is not None]
     known = team.first(lambda: _occupy(folder, wanted, files, lock, overwrite, stack))
     return Job(
@@ -200,7 +200,7 @@ def _occupy(
     folder: Folder,
     wanted: dict[str, Any],
     files: list[ResultFile],
-    lock: RunLock | None,
+    lock: PathLock | None,
     overwrite: bool,
     stack: ExitStack,
 ) -> Known:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen import ledger, manifest
 from atomsieve.screen.columns import ROW, describe, rankable
-from atomsieve.screen.lock import holder
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.store import HEADER, Folder, part_of
 from atomsieve.screen.table import Labels, formulas
 from atomsieve.screen.topk import TopK, Where, row_filter
 from atomsieve.structures import open_structures
+from atomsieve.structures.lock import holder
 
 RECENT = 60.0  # seconds of the ledger that the current rate is taken from
 

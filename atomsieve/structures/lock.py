@@ -1,24 +1,24 @@
-"""A lock file for an output path: two writers never mix, and a writer that died does not stay in the way."""
+"""A lock file for an output: one run at a time writes it, and a run that died does not stay in the way."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from atomsieve.errors import AtomSieveError
 
+BEAT = 15.0  # seconds between signs of life
+SILENCE = 120.0  # seconds without one after which a run on another host counts as dead
 
-def _started(pid: int) -> str | None:
-    """Return the kernel's start time of a process, which tells it from a later one of the same number.
 
-    None if it is gone, or dead and not yet buried: in a container nobody may ever wait for it.
-    """
+def _start_of(pid: int) -> str | None:
+    """Return the start time of a process as the kernel counts it, None if it is gone or dead and not yet buried."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -26,79 +26,132 @@ def _started(pid: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
-def _boot() -> str:
-    """Return the name of this boot of this machine and of its process namespace: within one, pids can be compared."""
-    words = [socket.gethostname()]
+def _machine() -> str:
+    """Name this boot of this machine and its process namespace: within one, process ids can be compared."""
+    parts = [socket.gethostname()]
     with suppress(OSError):
-        words.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     with suppress(OSError):
-        words.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(words)
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 class PathLock:
-    """Context manager that holds `<path>.lock` beside an output.
+    """Context manager that holds the lock file `path` while a run writes `target`; one process holds it for its team.
+
+    A lock left behind by a dead process of this machine is taken over at once; one of another host after two minutes
+    without a sign of life.
 
     Raises
     ------
     AtomSieveError
-        if a living process of this machine, or any process of another one, holds it.
+        if another run holds it (host, process and since when are named), or the lock cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.target = path
-        self.path = path.with_name(f"{path.name}.lock")
-        self._text = ""
+    def __init__(self, path: Path, target: Path | None = None) -> None:
+        self.path = path
+        self.target = path.parent if target is None else target
+        self.lost = False
+        self._token = ""
+        self._end = threading.Event()
+        self._beat = threading.Thread(target=self._keep, name="lock", daemon=True)
 
     def __enter__(self) -> PathLock:
-        pid = os.getpid()
-        holder = {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": _started(pid)}
-        self._text = json.dumps({**holder, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "nonce": os.urandom(8).hex()})
+        mine = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+            "process_start": _start_of(os.getpid()),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            "nonce": os.urandom(8).hex(),
+        }
+        self._token = json.dumps(mine)
+        draft = self.path.with_name(f"{self.path.name}.{mine['nonce']}")
+        try:
+            draft.write_text(self._token)
+            self._take(draft)
+        except OSError as error:
+            raise AtomSieveError(f"cannot write {self.path}: {error.strerror}") from error
+        finally:
+            draft.unlink(missing_ok=True)
+        self._beat.start()
+        return self
+
+    def _take(self, draft: Path) -> None:
+        """Link the draft into place, which fails if a lock is there, so a lock is never seen half written."""
         for _ in range(3):
             try:
-                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                os.link(draft, self.path)
+                return
             except FileExistsError:
-                self._judge()
-                continue
-            except OSError as error:
-                raise AtomSieveError(f"cannot write {self.path}: {error.strerror}") from error
-            try:
-                with os.fdopen(descriptor, "w") as file:
-                    file.write(self._text)
-            except OSError as error:
-                self.path.unlink(missing_ok=True)
-                raise AtomSieveError(f"cannot write {self.path}: {error.strerror}") from error
-            return self
-        raise AtomSieveError(f"{self.target}: several writers want this path at once; try again")
+                self._judge(draft)
+        raise AtomSieveError(f"{self.target}: several runs want this place at once; try again")
 
-    def _judge(self) -> None:
-        """Remove the lock of a dead process, or say who holds it."""
+    def _judge(self, draft: Path) -> None:
+        """Remove a dead run's lock, or say who holds it."""
         try:
             text = self.path.read_text()
+            silent = draft.stat().st_mtime - self.path.stat().st_mtime  # both by the file system's clock
         except FileNotFoundError:
             return
         try:
             holder: dict[str, Any] = json.loads(text)
-            alive = holder["boot"] != _boot() or _started(int(holder["pid"])) == holder["started"]
-        except (ValueError, KeyError, TypeError):
-            holder, alive = {}, time.time() - self.path.stat().st_mtime < 10  # half written, or a writer died there
-        if alive:
+        except ValueError:
+            holder = {}
+        if holder.get("machine") == _machine():
+            dead = _start_of(int(holder["pid"])) != holder["process_start"]
+        else:
+            dead = silent > SILENCE
+        if not dead:
             raise AtomSieveError(
-                f"{self.target} is being written by another process (host {holder.get('host', '?')}, process "
-                f"{holder.get('pid', '?')}, since {holder.get('since', '?')}); wait for it, or if it is gone remove "
-                f"{self.path}"
+                f"{self.target} is in use by another run (host {holder.get('host', '?')}, process "
+                f"{holder.get('pid', '?')}, since {holder.get('since', '?')}, last sign of life {max(silent, 0):.0f} s "
+                f"ago); wait for it, stop it, or choose another output (the lock of a dead run is void after "
+                f"{SILENCE:.0f} s)"
             )
-        aside = self.path.with_name(f"{self.path.name}.{os.urandom(4).hex()}")
+        aside = draft.with_name(f"{draft.name}.stale")
         with suppress(FileNotFoundError):
-            self.path.rename(aside)
-            if aside.read_text() != text:  # another writer was faster and this is its live lock: give it back
+            os.rename(self.path, aside)
+            if aside.read_text() != text:  # another run was faster and this is its live lock: give it back
                 with suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(FileNotFoundError):
-            if self.path.read_text() == self._text:
-                self.path.unlink()
+    def _keep(self) -> None:
+        while not self._end.wait(BEAT):
+            if not self._mine():
+                self.lost = True
+                return
+            with suppress(OSError):
+                os.utime(self.path)
+
+    def _mine(self) -> bool:
+        try:
+            return self.path.read_text() == self._token
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # a file system that stutters is not a thief
+
+    def check(self) -> None:
+        """Raise if another run took the output over, as it may after two silent minutes."""
+        if self.lost:
+            raise AtomSieveError(f"{self.target}: another run took this folder over; this one stops")
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        if self._beat.is_alive():
+            self._beat.join()
+        if self._mine():
+            self.path.unlink()
+
+
+def holder(path: Path) -> dict[str, Any] | None:
+    """Return who holds the lock `path`, for display, or None if nobody living on this machine does."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if found.get("machine") == _machine() and _start_of(int(found["pid"])) != found["process_start"]:
+        return None
+    return found

@@ -76,7 +76,7 @@ class StructureWriter:
     Raises
     ------
     AtomSieveError
-        if the path exists, is being written by another process, or cannot be written (a full disk).
+        if the path exists, is in use by another run, or cannot be written (a full disk).
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class StructureWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"cannot make {self.path.parent}: {error.strerror}") from error
-        self._lock = PathLock(self.path).__enter__()
+        self._lock = PathLock(self.path.with_name(f"{self.path.name}.lock"), self.path).__enter__()
         try:
             self._check_target()
             if self._folder.exists():

@@ -10,11 +10,11 @@ from screen_fakes import FakePredictor, candidates
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.screen.export import export
-from atomsieve.screen.lock import RunLock
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.query import Results, said
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import open_structures, write_structures
+from atomsieve.structures.lock import PathLock
 
 
 class Breaks(FakePredictor):
@@ -52,7 +52,7 @@ def test_status_of_a_run_broken_off(half):
 
 
 def test_status_of_a_run_at_work(half):
-    with RunLock(half / "lock.json"):
+    with PathLock(half / "lock.json"):
         lines = said(Results(half).status())
     assert lines[1].startswith("running: host ")
     assert "left (until" in lines[2]

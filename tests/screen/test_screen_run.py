@@ -17,9 +17,9 @@ from screen_fakes import FakePredictor, MemoryReader, candidates
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.screen import ledger, store
 from atomsieve.screen.columns import ROW
-from atomsieve.screen.lock import RunLock
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.store import Folder
+from atomsieve.structures.lock import PathLock
 
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
 
@@ -187,7 +187,7 @@ def test_overwriting_removes_only_what_a_run_wrote(screen, tmp_path):
 def test_a_folder_in_use_is_refused(screen, tmp_path):
     screen()
     with (
-        RunLock(tmp_path / "out" / "lock.json"),
+        PathLock(tmp_path / "out" / "lock.json"),
         pytest.raises(AtomSieveError, match=rf"in use by another run \(host \S+, process {os.getpid()}, since"),
     ):
         screen()

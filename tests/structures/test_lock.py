@@ -11,28 +11,28 @@ import time
 import pytest
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.screen import lock as module
-from atomsieve.screen.lock import RunLock, holder
+from atomsieve.structures import lock as module
+from atomsieve.structures.lock import PathLock, holder
 
 
 def test_one_run_at_a_time(tmp_path):
     path = tmp_path / "lock.json"
-    with RunLock(path) as first:
+    with PathLock(path) as first:
         assert holder(path)["pid"] == os.getpid()
         with pytest.raises(AtomSieveError, match=rf"in use by another run \(host .*, process {os.getpid()}, since 20"):
-            RunLock(path).__enter__()
+            PathLock(path).__enter__()
         first.check()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     path = tmp_path / "lock.json"
-    code = f"from atomsieve.screen.lock import RunLock; import os, pathlib; \
-RunLock(pathlib.Path({str(path)!r})).__enter__(); os._exit(9)"
+    code = f"from atomsieve.structures.lock import PathLock; import os, pathlib; \
+PathLock(pathlib.Path({str(path)!r})).__enter__(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert path.exists()
     assert holder(path) is None
-    with RunLock(path):
+    with PathLock(path):
         assert holder(path)["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
@@ -44,11 +44,11 @@ def test_a_dead_process_that_nobody_buried_is_dead(tmp_path):
             "process_start": module._start_of(process.pid)}  # fmt: skip
     path.write_text(json.dumps(text))
     with pytest.raises(AtomSieveError, match=f"process {process.pid}"):
-        RunLock(path).__enter__()
+        PathLock(path).__enter__()
     process.kill()
     while module._start_of(process.pid) is not None:
         time.sleep(0.01)
-    with RunLock(path):
+    with PathLock(path):
         pass
     process.communicate()
 
@@ -59,17 +59,17 @@ def test_another_hosts_lock_is_void_after_silence(tmp_path, age, free):
     path.write_text(json.dumps({"host": "node7", "pid": 1, "machine": "node7 x", "process_start": "5", "since": "x"}))
     os.utime(path, (time.time() - age,) * 2)
     if free:
-        with RunLock(path):
+        with PathLock(path):
             pass
     else:
         with pytest.raises(AtomSieveError, match="node7, process 1"):
-            RunLock(path).__enter__()
+            PathLock(path).__enter__()
 
 
 def test_a_run_whose_lock_was_taken_over_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.01)
     path = tmp_path / "lock.json"
-    with RunLock(path) as mine:
+    with PathLock(path) as mine:
         path.write_text("{}")
         deadline = time.monotonic() + 5
         while not mine.lost and time.monotonic() < deadline:
