@@ -109,7 +109,9 @@ def convert(
     start = time.monotonic()
     files = [(file, kind, given.source) for given in inputs for file, kind in find_files(given.path, options.format)]
     judge = Judge(options.keys, keep_bad=options.keep_bad, charge=options.charge, spin=options.spin)
-    sources: dict[SourceInfo, int] = {given.source: 0 for given in inputs if given.source is not None}
+    # Where each structure states its own source or level, only what structures state is listed.
+    stated = options.source_key or options.level_key
+    sources: dict[SourceInfo, int] = {g.source: 0 for g in inputs if g.source is not None and not stated}
     outputs = output_paths(out, options.split)
     with ExitStack() as stack:
         writers = {

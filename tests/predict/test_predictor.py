@@ -7,9 +7,9 @@ from ase import Atoms
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.models import load_gfm, save_gfm
+from atomsieve.models.calibration import calibrate_head, fit_scale
 from atomsieve.predict import Predictor, Status
 from atomsieve.predict import predictor as module
-from atomsieve.models.calibration import calibrate_head, fit_scale
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
 

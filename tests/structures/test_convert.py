@@ -407,6 +407,14 @@ def test_sources_of_each_structure(tmp_path: Path) -> None:
     assert read(tmp_path / "o.bp").head.tolist() == [0, 1, 0]
 
 
+def test_a_named_file_may_state_its_own_level(tmp_path: Path, images: list[Atoms]) -> None:
+    for atoms in images:
+        atoms.info["level"] = "stated"
+    ase.io.write(tmp_path / "x.xyz", images, format="extxyz")
+    run(tmp_path / "x.xyz", tmp_path / "o.bp", SourceInfo("mine", ""), level_key="level")
+    assert open_structures(tmp_path / "o.bp").sources == [SourceInfo("mine", "stated")]
+
+
 def test_nothing_to_convert(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         run(tmp_path / "none.xyz", tmp_path / "o.bp")
