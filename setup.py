@@ -15,6 +15,7 @@ X86 = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 VARIANTS = X86 if platform.machine() in ("x86_64", "AMD64") else {"base": []}
 
 setup(
+    options={"build_ext": {"parallel": len(VARIANTS)}},
     ext_modules=[
         Extension(
             f"atomsieve.native._kernels_{name}",
