@@ -38,7 +38,7 @@ REFERENCES = {
 
 DRAWN = {
     1.0: ["ethanol_pbe", "fad_ccsdt", "tio2_qe", "qm22_b3lyp", "organics_wb97x"],
-    2.5: ["alexandria", "mptrj", "mattersim_tp"],
+    3.2: ["alexandria", "mptrj", "mattersim_tp"],
     1.2: ["oxides_am05", "oxides_lda", "oxides_pbe", "oxides_pbesol"],
     0.6: ["elements_mlearn", "hea_nbmotaw", "slab_co2_ni100", "water_pbe0ts"],
 }
@@ -58,7 +58,7 @@ def configuration(work: Path, hours: float, ranks: int) -> dict:
         # Members dealt to the ranks need no exchange; with one rank they share geometry instead.
         "ensemble": {"members": 4, "mode": "spread" if ranks > 1 else "together"},
         "split": {"train": 0.97, "val": 0.03, "test": 0.0, "by": "formula"},
-        "loss": {"energy": 1.0, "energy_end": 3.0, "force": 3.0, "force_floor": 0.6},
+        "loss": {"energy": 1.0, "energy_end": 3.0, "force": 3.0, "force_floor": 0.6, "energy_range": [0.05, 0.2]},
         "optimizer": {
             "lr": 3e-3, "betas": [0.9, 0.99], "schedule": "cosine", "ema": 0.999, "clip": 20.0, "warmup": 0.01,
         },

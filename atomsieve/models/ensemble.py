@@ -15,9 +15,9 @@ from atomsieve.errors import UsageError, unknown
 from atomsieve.graphs.graph import Graph
 from atomsieve.models.basis import Geometry
 from atomsieve.models.config import HeadSpec, ModelConfig
+from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.models.layers import Seeds, StackedLinear
 from atomsieve.models.message import Wanted
-from atomsieve.models.painn import MAX_NUMBER
 from atomsieve.models.registry import build_encoder
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from atomsieve.graphs.graph import Graph
 from atomsieve.models.basis import Geometry
 from atomsieve.models.config import ModelConfig
+from atomsieve.models.elements import element_embedding
 from atomsieve.models.layers import Seeds, StackedLinear, StackedMLP
 from atomsieve.models.message import Wanted, message
 from atomsieve.models.registry import Encoder, register_encoder
 
 _EPSILON = 1e-6  # keeps the gradient of the norm finite at zero vectors; larger than what graph optimizers drop
-MAX_NUMBER = 118
 
 
 class PaiNNLayer(nn.Module):
@@ -56,7 +56,7 @@ class PaiNN(Encoder):
 
     def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
         super().__init__(config, seeds)
-        self.embedding = seeds.normal(MAX_NUMBER + 1, config.hidden)
+        self.embedding = element_embedding(config.hidden, seeds)
         self.layers = nn.ModuleList(PaiNNLayer(config, seeds) for _ in range(config.layers))
 
     def forward(
