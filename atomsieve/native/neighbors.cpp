@@ -5,7 +5,11 @@
 //
 // Order: receiver, then sender, then shift (lexicographic). Pairs come in the order (i, j), i <= j, shifts ascending:
 // then each receiver meets its senders in ascending order and one cursor per atom sorts the edges.
+#ifdef _OPENMP
 #include <omp.h>
+#else
+inline int omp_get_thread_num() { return 0; }
+#endif
 
 #include <atomic>
 #include <cstring>
@@ -153,14 +157,14 @@ struct Pruner {
   template <class Real>
   void run(const List& list, int64_t s, const Half* entry, const int64_t* row_ptr, const Edges<Real>& to) {
     const int64_t first = list.in.ptr[s], n = list.in.ptr[s + 1] - first;
-    const int32_t* received = &list.received[first];
+    const int32_t* received = list.received.data() + first;
     cursor.resize(n);
     int64_t all = 0;
     for (int64_t i = 0; i < n; all += received[i++]) cursor[i] = all;
     sender.resize(all);
     shift.resize(3 * all);
     vec.resize(3 * all);
-    fill_structure<double>(list.in, s, entry, &list.half[first], cursor.data(), {sender.data(), shift.data(), vec.data()});
+    fill_structure<double>(list.in, s, entry, list.half.data() + first, cursor.data(), {sender.data(), shift.data(), vec.data()});
     for (int64_t i = 0; i < n; ++i) {
       const int64_t start = cursor[i] - received[i], out = row_ptr[first + i], kept = row_ptr[first + i + 1] - out;
       choose(start, received[i], kept);

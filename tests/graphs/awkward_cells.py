@@ -81,6 +81,21 @@ AWKWARD: dict[str, StructureBatch] = {
 }
 
 
+def random_cells(rng: np.random.Generator, atoms: tuple[int, int], n_structures: int) -> StructureBatch:
+    """Structures of random shape, skew and periodicity, with atoms at corners and faces of the cell."""
+    parts = []
+    for _ in range(n_structures):
+        n = int(rng.integers(*atoms))
+        lengths = rng.uniform(0.25, 1.8, 3) * (n * rng.uniform(6, 30)) ** (1 / 3)
+        cell = np.diag(lengths) + np.tril(rng.uniform(-0.5, 0.5, (3, 3)) * lengths * rng.choice([0, 1, 4]), -1)
+        cell = cell[rng.permutation(3)] @ np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        fractional = rng.random((n, 3)) * rng.choice([1, 3])
+        at_faces = rng.random((n, 3)) < 0.3
+        fractional[at_faces] = np.rint(2 * fractional[at_faces]) / 2 + rng.normal(size=at_faces.sum()) * 0.01
+        parts.append(single(fractional @ cell, cell, rng.random(3) < 0.8))
+    return StructureBatch.concatenate(parts)
+
+
 def together(names: list[str] | None = None) -> StructureBatch:
     """All awkward structures in one batch."""
     return StructureBatch.concatenate([AWKWARD[n] for n in (names or AWKWARD)])
