@@ -65,8 +65,10 @@ def _find(
         raise UsageError(f"max_neighbors must be at least 1, or None for all, got {max_neighbors}")
     chosen = choose_implementation(implementation, device)
     if chosen == "native":
-        direct = vec_dtype if vec_dtype in (torch.float32, None) else torch.float64
+        direct = None if vec_dtype is None else torch.float32 if vec_dtype == torch.float32 else torch.float64
         edges = _Edges(*native.native_edges(batch, cutoff, max_neighbors, direct, torch.get_num_threads()))
+        if device.type == "cpu" and direct == vec_dtype:
+            return edges  # the hot path: training builds many small batches
     else:
         edges = _tensor_edges(batch, cutoff, max_neighbors, chosen, device)
     sender, receiver, shift, row_ptr = (t.to(device) for t in edges[:4])
@@ -144,10 +146,11 @@ def build_graph(
     edges = _find(batch, cutoff, max_neighbors, implementation, where, dtype)
     assert edges.vec is not None
     neighbors = NeighborList(edges.sender, edges.receiver, edges.shift, edges.row_ptr, cutoff, edges.complete)
-    numbers, ptr, structure = (
-        torch.from_numpy(a).to(where)
-        for a in (batch.numbers.astype(np.int64), np.array(batch.ptr, np.int64), batch.structure_of_atom)
-    )
+    numbers = torch.from_numpy(batch.numbers.astype(np.int64))
+    ptr = torch.from_numpy(np.array(batch.ptr, np.int64))
+    structure = torch.from_numpy(np.arange(batch.n_structures).repeat(batch.ptr[1:] - batch.ptr[:-1]))
+    if where.type != "cpu":
+        numbers, ptr, structure = numbers.to(where), ptr.to(where), structure.to(where)
     return Graph(numbers, ptr, structure, edges.vec, neighbors)
 
 
