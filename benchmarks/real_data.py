@@ -22,8 +22,6 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from atomsieve.structures import open_structures
-
 PROGRAM = Path(sys.executable).with_name("atomsieve")
 SCREENED_WITH = "mptrj"
 """Head (level of theory) with which candidates are screened: most of their references are of its kind."""
@@ -130,28 +128,44 @@ def table(work: Path) -> None:
         print(line)
 
 
-def formation_energy(rows: np.ndarray, path: Path, work: Path) -> np.ndarray:
-    """Return energies with the element references taken off, eV/atom: formation energies but for the elements' zero."""
-    references = json.loads((work / "run" / "data.json").read_text())[SCREENED_WITH]["references"]
-    table = np.full(119, np.nan)
-    table[[int(z) for z in references]] = list(references.values())
-    with open_structures(path) as reader:
-        batch = reader.read(0, len(reader))
-    counts = np.diff(batch.ptr)
-    return (rows["energy"] - np.add.reduceat(table[batch.numbers], batch.ptr[:-1])) / counts
+def elemental_energies(images: list) -> np.ndarray:
+    """Return the energy of an atom of each element in its elemental crystal, [119] eV, that reference values rest on.
+
+    Solved from total energies and formation energies of compounds (Materials Project settings); NaN where unknown.
+    """
+    counts = np.array([np.bincount(atoms.numbers, minlength=119) for atoms in images], float)
+    total = np.array([atoms.info["ref_energy"] for atoms in images], float)
+    formation = np.array([atoms.info["ref_formation_energy_per_atom"] for atoms in images], float)
+    known = np.flatnonzero(counts.sum(0))
+    out = np.full(119, np.nan)
+    out[known] = np.linalg.lstsq(counts[:, known], total - formation * counts.sum(1), rcond=None)[0]
+    return out
+
+
+def formation_energy(rows: np.ndarray, images: list, elements: np.ndarray) -> np.ndarray:
+    """Return predicted formation energies, eV/atom, against the elemental crystals; NaN for elements not known."""
+    return (rows["energy"] - [elements[atoms.numbers].sum() for atoms in images]) / rows["natoms"]
+
+
+def read_candidates(data: Path, name: str) -> list:
+    """Return a candidate file as ASE atoms."""
+    from ase.io.extxyz import read_xyz
+
+    with gzip.open(data / "candidates" / f"{name}.extxyz.gz", "rt") as file:
+        return list(read_xyz(file, slice(None)))
 
 
 def screen(data: Path, work: Path, ranks: int) -> None:
     """Screen the candidate files and compare ranks with the reference values."""
-    from ase.io.extxyz import read_xyz
     from scipy.stats import spearmanr
 
+    elements = elemental_energies(read_candidates(data, "wbm_equilibrium"))
     lines = []
     for name, key in REFERENCES.items():
         source, path, out = data / "candidates" / f"{name}.extxyz.gz", work / f"{name}.bp", work / f"{name}.results"
         if not path.exists():
             run(PROGRAM, "data", "convert", source, path, "--quiet")
-        options = ("--ensemble", work / "run" / "gfm", "--head", SCREENED_WITH, "--out", out, "--overwrite")
+        options = ("--ensemble", work / "run" / "gfm", "--head", SCREENED_WITH, "--out", out)
         seconds = run(PROGRAM, "screen", "run", path, *options, ranks=ranks)
         rows = np.load(out / "rows.npy")
         ok = rows["status"] == 0
@@ -159,9 +173,10 @@ def screen(data: Path, work: Path, ranks: int) -> None:
         if key is None:
             lines.append(f"{line} - | - |")
             continue
-        with gzip.open(source, "rt") as file:
-            reference = np.array([float(atoms.info[key]) for atoms in read_xyz(file, slice(None))])
-        predicted = formation_energy(rows, path, work)
+        images = read_candidates(data, name)
+        reference = np.array([float(atoms.info[key]) for atoms in images])
+        predicted = formation_energy(rows, images, elements)
+        ok &= np.isfinite(predicted)
         found = spearmanr(predicted[ok], reference[ok]).statistic
         spread = spearmanr(rows["energy_std"][ok] / rows["natoms"][ok], np.abs(predicted - reference)[ok]).statistic
         lines.append(f"{line} {found:.2f} | {spread:.2f} |")
