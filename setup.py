@@ -15,7 +15,8 @@ X86 = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 VARIANTS = X86 if platform.machine() in ("x86_64", "AMD64") else {"base": []}
 
 setup(
-    options={"build_ext": {"parallel": len(VARIANTS)}},
+    # One after the other: the variants share their sources, and so the names of their object files.
+    options={"build_ext": {"parallel": None}},
     ext_modules=[
         Extension(
             f"atomsieve.native._kernels_{name}",
