@@ -15,8 +15,7 @@ X86 = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 VARIANTS = X86 if platform.machine() in ("x86_64", "AMD64") else {"base": []}
 
 setup(
-    # One after the other: the variants share their sources, and so the names of their object files.
-    options={"build_ext": {"parallel": None}},
+    # Never side by side (build_ext --parallel): variants share their sources, and so the names of their object files.
     ext_modules=[
         Extension(
             f"atomsieve.native._kernels_{name}",
