@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+MEMBERS = 4
+"""Networks in the demo's ensemble."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is made, and how much of it.
@@ -55,7 +59,7 @@ def full_plan(seed: int, candidates: int) -> Plan:
 
 def quick_plan(seed: int, candidates: int) -> Plan:
     """Return the plan of `--quick`: a quarter of the labels and of the training."""
-    return Plan(seed, candidates, {"gfn2_xtb": 60, "emt": 150}, 25, 32, 2, 4.5)
+    return Plan(seed, candidates, {"gfn2_xtb": 60, "emt": 150}, 20, 32, 2, 4.5)
 
 
 @dataclass(frozen=True)
@@ -227,11 +231,12 @@ def convert(demo: Demo) -> None:
 def train(demo: Demo) -> None:
     """Train the ensemble by a configuration that lies beside it."""
     config = demo.out / "train.yaml"
-    config.write_text(_train_config(demo.plan))
+    ranks = min(demo.ranks, MEMBERS)
+    config.write_text(_train_config(demo.plan, ranks if _mpirun() else 1))
     if demo.gfm.exists():
         demo.say(f"{demo.gfm} is there already")
         return
-    demo.command("atomsieve", "train", config)
+    demo.command("atomsieve", "train", config, ranks=ranks)
     partial = demo.gfm.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(demo.training / "gfm", partial)
@@ -239,7 +244,9 @@ def train(demo: Demo) -> None:
     demo.say(f"The ensemble is copied from {demo.training / 'gfm'} to {demo.gfm}.")
 
 
-def _train_config(plan: Plan) -> str:
+def _train_config(plan: Plan, ranks: int) -> str:
+    # Members dealt to the ranks exchange nothing; in one process they share geometry.
+    mode = "spread" if ranks > 1 else "together"
     return f"""\
 # Four networks, two heads. `atomsieve train init` writes an example with every key.
 data:
@@ -248,7 +255,7 @@ data:
 output: training
 default_head: emt
 model: {{hidden: {plan.hidden}, layers: {plan.layers}, cutoff: {plan.cutoff}}}
-ensemble: {{members: 4, seed: {plan.seed}}}
+ensemble: {{members: {MEMBERS}, seed: {plan.seed}, mode: {mode}}}
 split: {{train: 0.93, val: 0.07, test: 0.0}}
 budget: {{epochs: {plan.epochs}}}
 device: cpu

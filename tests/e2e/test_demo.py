@@ -117,7 +117,7 @@ def test_it_says_how_to_do_each_stage_alone_and_where_things_lie(demo):
     for command in (
         r"\$ atomsieve demo --out \S+ --quick --only labels",
         r"\$ atomsieve data convert gfn2_xtb=.*emt=.*--split train=",
-        r"\$ atomsieve train .*train\.yaml",
+        r"\$ (mpirun -n 2 )?atomsieve train .*train\.yaml",
         r"\$ atomsieve data generate ",
         r"\$ (mpirun -n 2 )?screen run .*--ensemble",
     ):
