@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ def find_shared_data() -> Path | None:
         if folder is not None and (folder / "README.md").is_file():
             return folder
     return None
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt programs even where this process was started in the background, with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
