@@ -103,8 +103,8 @@ class Demo:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text, highlight=False)
+        """Print a line, whole even where paths are long."""
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def show_command(self, *words: str) -> None:
         """Print a command as a user would type it."""
