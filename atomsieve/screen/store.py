@@ -127,9 +127,12 @@ class ResultFile:
             os.rename(self.path, part)
         handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.pwrite(handle, npy_header(self.shape, self.dtype), 0)
-            os.ftruncate(handle, self.nbytes)
-            os.fsync(handle)
+            header = npy_header(self.shape, self.dtype)
+            whole = os.fstat(handle).st_size == self.nbytes and os.pread(handle, len(header), 0) == header
+            if not whole:  # a complete file is not touched: its time of change says when it was computed
+                os.pwrite(handle, header, 0)
+                os.ftruncate(handle, self.nbytes)
+                os.fsync(handle)
         finally:
             os.close(handle)
 
