@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.testvector import make_test_vector
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.manifest import sha256_of
 
 SCHEMA = "atomsieve-gfm"
 SCHEMA_VERSION = 1
@@ -142,18 +142,12 @@ def _write(
     )
     (work / "README.md").write_text(model_card(manifest.model_dump(), calibration))
     for path in sorted(p for p in work.rglob("*") if p.is_file()):
-        manifest.files[path.relative_to(work).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        manifest.files[path.relative_to(work).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     (work / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     for path in work.rglob("*"):
         if path.is_file():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -203,7 +197,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise DataError(
                 f"{folder}: {name} has {size} bytes, the manifest says {expected.get('size')}; copy it again"
             )
-        if sha256(path) != expected.get("sha256"):
+        if sha256_of(path) != expected.get("sha256"):
             raise DataError(f"{folder}: {name} was changed (its SHA-256 differs from the manifest's); copy it again")
 
 
@@ -245,4 +239,4 @@ def read_calibration(folder: str | Path) -> dict[str, Any]:
 
 def ensemble_id(folder: str | Path) -> str:
     """Return the SHA-256 of the manifest: it names weights, heads and everything else of the ensemble."""
-    return sha256(Path(folder) / MANIFEST)
+    return sha256_of(Path(folder) / MANIFEST)

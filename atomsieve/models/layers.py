@@ -26,11 +26,6 @@ class Seeds:
         draws = [(torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1) * bound for g in self.generators]
         return nn.Parameter(torch.stack(draws).float())
 
-    def normal(self, *shape: int, std: float = 1.0) -> nn.Parameter:
-        """Return a parameter [K, *shape], normal with the given standard deviation."""
-        draws = [torch.randn(shape, generator=g, dtype=torch.float64) * std for g in self.generators]
-        return nn.Parameter(torch.stack(draws).float())
-
     def zeros(self, *shape: int) -> nn.Parameter:
         """Return a parameter [K, *shape] of zeros."""
         return nn.Parameter(torch.zeros(len(self), *shape))

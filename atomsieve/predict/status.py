@@ -7,13 +7,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.graphs.faults import LARGEST_DEFECT, SHORTEST_VECTOR
 from atomsieve.structures import StructureBatch
-
-SHORTEST_VECTOR = 1e-4
-"""A periodic cell vector shorter than this (Angstrom) makes a cell unusable."""
-
-LARGEST_DEFECT = 1e8
-"""Periodic cell vectors are taken as dependent if the product of their lengths exceeds their volume by this factor."""
 
 SHORTEST_DISTANCE = 0.1
 """Atoms closer than this (Angstrom) are taken to lie on one point."""

@@ -37,6 +37,7 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.screen import ledger
 from atomsieve.screen.columns import ROW
 from atomsieve.screen.plan import Chunks
+from atomsieve.structures.manifest import sync_folder
 
 HEADER = 4096  # bytes before the data of our .npy files: chunks then begin on pages
 BLOCK = 1 << 22  # bytes read at once where a file is checked
@@ -159,15 +160,6 @@ class ResultFile:
         """Give the file its final name."""
         os.rename(part_of(self.path), self.path)
         sync_folder(self.path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_whole(path: Path, data: bytes) -> None:
