@@ -80,7 +80,9 @@ def convert_command(
     split: Annotated[
         str | None,
         typer.Option(
-            "--split", help="E.g. train=0.9,val=0.1: writes OUT-train.bp and OUT-val.bp.", rich_help_panel=CHOICE,
+            "--split",
+            help="E.g. train=0.9,val=0.1: writes OUT-train.bp and OUT-val.bp.",
+            rich_help_panel=CHOICE,
             show_default=False,
         ),
     ] = None,
@@ -179,9 +181,7 @@ def parse_inputs(words: list[str], source: str | None, levels: list[str]) -> lis
             general = text
     if general and not names:
         raise UsageError("--level-of-theory needs a source: give --source NAME or NAME=PATH")
-    return [
-        Input(path, SourceInfo(name, own.get(name, general)) if name is not None else None) for name, path in named
-    ]
+    return [Input(path, SourceInfo(name, own.get(name, general)) if name is not None else None) for name, path in named]
 
 
 # -- info ------------------------------------------------------------------------------------------------------------
@@ -244,8 +244,8 @@ def substitute_command(
     out: OutArgument,
     number: NumberOption,
     prototypes: Annotated[
-        Path, typer.Option(help="Prototypes: a dataset or a file of any format.", rich_help_panel=IN_OUT,
-                           show_default=False)
+        Path,
+        typer.Option(help="Prototypes: a dataset or a file of any format.", rich_help_panel=IN_OUT, show_default=False),
     ],
     elements: Annotated[str, typer.Option(help="New elements, e.g. Cu,Ag,Au.", show_default=False)],
     keep: Annotated[str, typer.Option(help="Elements that stay, e.g. O.", show_default=False)] = "",
@@ -320,9 +320,7 @@ def _parents(path: Path) -> Any:
     return in_memory(StructureBatch.concatenate([to_batch(rows)]))
 
 
-def _generate(
-    recipe: Recipe, out: Path, number: int, seed: int, positions: str, overwrite: bool, quiet: bool
-) -> None:
+def _generate(recipe: Recipe, out: Path, number: int, seed: int, positions: str, overwrite: bool, quiet: bool) -> None:
     """Write structures 0 to `number`; the ranks of an MPI job share the blocks, and the result is the same."""
     from atomsieve.structures import StructureWriter
     from atomsieve.structures.generate import BLOCK, generate

@@ -2,12 +2,22 @@
 
 from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.models.ensemble import Ensemble, EnsembleOutput
-from atomsieve.models.folder import Manifest, ensemble_id, load_gfm, read_calibration, read_manifest, save_gfm
+from atomsieve.models.exports import ExportEntry
+from atomsieve.models.folder import (
+    Manifest,
+    ensemble_id,
+    load_gfm,
+    read_calibration,
+    read_manifest,
+    record_exports,
+    save_gfm,
+)
 from atomsieve.models.layers import set_precision
 
 __all__ = [
     "Ensemble",
     "EnsembleOutput",
+    "ExportEntry",
     "HeadSpec",
     "Manifest",
     "ModelConfig",
@@ -15,6 +25,7 @@ __all__ = [
     "load_gfm",
     "read_calibration",
     "read_manifest",
+    "record_exports",
     "save_gfm",
     "set_precision",
 ]

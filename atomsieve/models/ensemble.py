@@ -59,6 +59,28 @@ class Readout(nn.Module):
         gate = torch.bmm(hidden, self.gate_weight[:, head])
         return energy, (v * gate.unsqueeze(2)).sum(3)
 
+    def select(self, s: Tensor, v: Tensor | None, head: Tensor, scales: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return energies `[K,N]` eV and direct forces `[K,N,3]` (or None) of atoms whose heads differ.
+
+        Evaluates every head for every atom: a graph of fixed operations, as exports need.
+
+        head : [N] int64; scales : [H] eV.
+        """
+        members, atoms, width = s.shape
+        heads = scales.shape[0]
+        weight = self.hidden_weight.transpose(1, 2).reshape(members, width, -1)
+        hidden = torch.baddbmm(self.hidden_bias.reshape(members, 1, -1), s, weight)
+        hidden = torch.nn.functional.silu(hidden).view(members, atoms, heads, -1)
+        energy = (hidden * self.out_weight.reshape(members, 1, heads, -1)).sum(3) + self.out_bias.view(
+            members, 1, heads
+        )
+        chosen = (head.unsqueeze(1) == torch.arange(heads, device=head.device)).to(s.dtype) * scales
+        if self.gate_weight is None or v is None:
+            return (energy * chosen).sum(2), None
+        of_head = (hidden * chosen.unsqueeze(2)).reshape(members, atoms, -1)
+        gate = torch.bmm(of_head, self.gate_weight.reshape(members, -1, width))
+        return (energy * chosen).sum(2), (v * gate.unsqueeze(2)).sum(3)
+
 
 class Ensemble(nn.Module):
     """K members of one architecture with the same heads.
@@ -85,6 +107,7 @@ class Ensemble(nn.Module):
         for k, head in enumerate(heads):
             for number, energy in head.references.items():
                 table[k, number] = energy
+        self.references = table
         self._references = table.numpy()
 
     @property

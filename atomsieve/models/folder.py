@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,13 +22,15 @@ from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.models.card import model_card
 from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.models.ensemble import Ensemble
+from atomsieve.models.exports import ExportEntry
 from atomsieve.models.testvector import make_test_vector
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.manifest import sha256_of
+from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
 
 SCHEMA = "atomsieve-gfm"
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+CARD = "README.md"
 _LARGEST_MANIFEST = 256 << 20
 
 
@@ -57,6 +60,7 @@ class Manifest(BaseModel):
     test_vector: dict[str, Any]
     training: dict[str, Any]
     files: dict[str, dict[str, Any]]
+    exports: dict[str, ExportEntry] = {}
 
 
 def save_gfm(
@@ -140,9 +144,9 @@ def _write(
         training=training,
         files={},
     )
-    (work / "README.md").write_text(model_card(manifest.model_dump(), calibration))
     for path in sorted(p for p in work.rglob("*") if p.is_file()):
         manifest.files[path.relative_to(work).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    (work / CARD).write_text(model_card(manifest.model_dump(), calibration))
     (work / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     for path in work.rglob("*"):
         if path.is_file():
@@ -184,6 +188,8 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
+        if name == CARD:  # for people, who may add to it
+            continue
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts:
             raise DataError(
@@ -238,5 +244,37 @@ def read_calibration(folder: str | Path) -> dict[str, Any]:
 
 
 def ensemble_id(folder: str | Path) -> str:
-    """Return the SHA-256 of the manifest: it names weights, heads and everything else of the ensemble."""
-    return sha256_of(Path(folder) / MANIFEST)
+    """Return the SHA-256 that names weights, heads and everything else of the ensemble.
+
+    Neither exports nor the card count: the ensemble stays the same when it is exported.
+    """
+    raw = json.loads((Path(folder) / MANIFEST).read_bytes())
+    raw.pop("exports", None)
+    raw.get("files", {}).pop(CARD, None)
+    return hashlib.sha256(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]) -> Manifest:
+    """Enter artefacts into the manifest (None strikes one out), write the card anew, and return the manifest.
+
+    The manifest is replaced whole, so that a reader sees it as it was before or after.
+    """
+    place = Path(folder)
+    manifest = read_manifest(place)
+    for key, entry in changed.items():
+        if entry is None:
+            manifest.exports.pop(key, None)
+        else:
+            manifest.exports[key] = entry
+    manifest.exports = dict(sorted(manifest.exports.items()))
+    _replace(place / MANIFEST, manifest.model_dump_json(indent=1))
+    _replace(place / CARD, model_card(manifest.model_dump(), read_calibration(place)))
+    return manifest
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    sync_file(new)
+    os.replace(new, path)
+    sync_folder(path.parent)

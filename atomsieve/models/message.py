@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from atomsieve.graphs.graph import Graph
+from atomsieve.graphs.table import TableGraph
+from atomsieve.models.table_message import message_on_table_graph
 from atomsieve.native import kernels
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -47,7 +49,7 @@ def message(
     basis: Tensor,
     unit: Tensor,
     weights: Tensor,
-    graph: Graph,
+    graph: Graph | TableGraph,
     implementation: str = "auto",
     wanted: Wanted | None = None,
 ) -> Tensor:
@@ -57,6 +59,8 @@ def message(
     implementation : "native" (compiled, CPU, complete lists), "table" (padded neighbour table, complete lists),
         "edges" (any list, any device), or "auto": the first of them that serves.
     """
+    if isinstance(graph, TableGraph):
+        return message_on_table_graph(x, basis, unit, weights, graph)
     if implementation == "auto":
         implementation = "native" if native_serves(x, graph) else "edges"
         if implementation == "edges" and table_serves(graph, wanted or Wanted()):

@@ -54,6 +54,8 @@ class PaiNNLayer(nn.Module):
 class PaiNN(Encoder):
     """PaiNN with a species embedding; messages are summed, filters are linear in the radial basis."""
 
+    edges_in_messages_only = True
+
     def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
         super().__init__(config, seeds)
         self.embedding = element_embedding(config.hidden, seeds)

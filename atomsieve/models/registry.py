@@ -18,8 +18,17 @@ class Encoder(nn.Module):
     """Turns a graph into per-atom features for K members at once; positions enter only through `geometry`.
 
     `forward(graph, geometry, condition, wanted)` returns scalars `[K,N,F]` and vectors `[K,N,3,F]` (or None, where the
-    encoder has none). `condition [K,N,F]`, or None, is added to the species embedding.
+    encoder has none). `condition [K,N,F]`, or None, is added to the species embedding. `graph` is a `Graph`, or in an
+    export a `TableGraph`, whose edges lie on a padded table: an encoder reaches other atoms through `message` or
+    `graph.take`.
+
+    Attributes
+    ----------
+    edges_in_messages_only : the encoder reads edges through `atomsieve.models.message.message` and nowhere else. Exports
+        then need no reverse table, and are faster.
     """
+
+    edges_in_messages_only = False
 
     def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
         super().__init__()

@@ -269,4 +269,3 @@ def _pieces(counts: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
     if start < len(counts):
         pieces.append(np.arange(start, len(counts)))
     return pieces
-

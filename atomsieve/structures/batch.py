@@ -192,4 +192,3 @@ class StructureBatch:
         from atomsieve.structures.ase_door import batch_to_ase
 
         return batch_to_ase(self)
-

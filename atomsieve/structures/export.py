@@ -254,10 +254,12 @@ class ParquetSink(Sink):
             "charge": one(batch.charge, pa.float32(), _finite(batch.charge)),
             "spin": one(batch.spin, pa.float32(), _finite(batch.spin)),
             "energy": one(batch.energy, pa.float64(), batch.has_energy),
-            "forces": _masked(pa, None if batch.forces is None else ragged(batch.forces), batch.has_forces,
-                              pa.list_(vector), count),
-            "stress": _masked(pa, None if batch.stress is None else _fixed(pa, batch.stress, matrix),
-                              batch.has_stress, matrix, count),
+            "forces": _masked(
+                pa, None if batch.forces is None else ragged(batch.forces), batch.has_forces, pa.list_(vector), count
+            ),
+            "stress": _masked(
+                pa, None if batch.stress is None else _fixed(pa, batch.stress, matrix), batch.has_stress, matrix, count
+            ),
             **self._source_columns(batch),
         }
         made = pa.table(table)

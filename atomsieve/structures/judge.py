@@ -209,8 +209,10 @@ def to_batch(judged: Iterable[Judged]) -> StructureBatch:
             continue
         field_of = FIELDS[name]
         out[name] = np.concatenate(
-            [row.values[name] if name in row.values else np.full(field_of.shape(1, len(row.item.numbers)), np.nan)
-             for row in rows]
+            [
+                row.values[name] if name in row.values else np.full(field_of.shape(1, len(row.item.numbers)), np.nan)
+                for row in rows
+            ]
         )
         out[f"has_{name}"] = np.array([name in row.values for row in rows])
     return StructureBatch(**out)

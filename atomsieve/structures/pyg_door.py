@@ -54,8 +54,11 @@ def _row(item: Any, place: int) -> dict[str, NDArray[Any]]:
     found = {name: getattr(item, name, None) for name in ("cell", "pbc", "id", "charge", "spin", *LABELS)}
     found["numbers"] = next((v for key in NUMBERS if (v := getattr(item, key, None)) is not None), None)
     found["positions"] = getattr(item, "pos", None)
-    row = {name: np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-           for name, value in found.items() if value is not None}
+    row = {
+        name: np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        for name, value in found.items()
+        if value is not None
+    }
     for name in ("numbers", "positions"):
         if name not in row:
             raise DataError(f"object {place} has no {' or '.join(NUMBERS) if name == 'numbers' else 'pos'}")

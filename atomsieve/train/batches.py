@@ -72,8 +72,11 @@ class Labels:
 
     @staticmethod
     def build(
-        residual: NDArray[np.float64], has_forces: NDArray[np.bool_], has_stress: NDArray[np.bool_],
-        n_atoms: NDArray[np.int64], heads: list[HeadData],
+        residual: NDArray[np.float64],
+        has_forces: NDArray[np.bool_],
+        has_stress: NDArray[np.bool_],
+        n_atoms: NDArray[np.int64],
+        heads: list[HeadData],
     ) -> Labels:
         """Collect the labels; an energy counts as present where its residual is known."""
         sizes = [(h.energy_size, h.force_size, h.stress_size) for h in heads]
@@ -82,8 +85,14 @@ class Labels:
 
 
 def make_batch(
-    structures: StructureBatch, index: NDArray[np.int64], whole: NDArray[np.int64], labels: Labels,
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, weight: NDArray[np.float32] | None = None,
+    structures: StructureBatch,
+    index: NDArray[np.int64],
+    whole: NDArray[np.int64],
+    labels: Labels,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    weight: NDArray[np.float32] | None = None,
 ) -> TrainBatch:
     """Build one rank's batch: `index` are its structures, `whole` those of the global batch."""
     n, counts = len(index), structures.counts

@@ -118,9 +118,16 @@ def _rows(batch: StructureBatch) -> dict[str, NDArray[Any]]:
         volume = np.where(batch.pbc.all(1), np.abs(np.linalg.det(batch.cell)) / np.maximum(counts, 1), np.nan)
     finite &= ~(volume * counts < MIN_CELL_VOLUME)
     return {
-        "n_atoms": counts, "composition": element_counts(batch).astype(np.uint16), "energy": energy,
-        "has_energy": has_energy, "has_forces": has_forces, "has_stress": has_stress, "max_force": max_force,
-        "volume": volume, "finite": finite, "shortest": _shortest(batch, finite & (counts > 0)),
+        "n_atoms": counts,
+        "composition": element_counts(batch).astype(np.uint16),
+        "energy": energy,
+        "has_energy": has_energy,
+        "has_forces": has_forces,
+        "has_stress": has_stress,
+        "max_force": max_force,
+        "volume": volume,
+        "finite": finite,
+        "shortest": _shortest(batch, finite & (counts > 0)),
     }
 
 
@@ -168,7 +175,9 @@ def scan(
                 raise DataError(f"{item.path}: structures {start}.. name sources outside 0..{len(names) - 1}")
             own = to_head[head]
             columns = _rows(batch) | {
-                "file": np.full(len(batch), k, np.int32), "row": np.arange(start, start + len(batch)), "head": own,
+                "file": np.full(len(batch), k, np.int32),
+                "row": np.arange(start, start + len(batch)),
+                "head": own,
                 "use": np.full(len(batch), USES.index(item.use), np.int8),
             }
             for name, values in columns.items():

@@ -96,7 +96,10 @@ def pack_run(
 
 
 def unpack_run(
-    tensors: dict[str, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, mean: RunningMean | None,
+    tensors: dict[str, Tensor],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mean: RunningMean | None,
 ) -> dict[str, Tensor] | None:
     """Put the tensors back; return the best weights, if there were any yet.
 

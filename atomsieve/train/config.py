@@ -85,8 +85,10 @@ class CleaningSection(_Section):
     min_distance: float | None = Field(0.4, gt=0, description="two atoms closer than this, Angstrom")
     max_volume_per_atom: float | None = Field(1000.0, gt=0, description="fully periodic cells only, Angstrom^3")
     max_energy_deviation: float | None = Field(
-        50.0, gt=0, description="distance of the energy per atom, references taken off, from the source's median, in "
-        "robust standard deviations (1.4826 MAD)"
+        50.0,
+        gt=0,
+        description="distance of the energy per atom, references taken off, from the source's median, in "
+        "robust standard deviations (1.4826 MAD)",
     )
     max_atoms: int | None = Field(None, gt=0, description="atoms in a structure")
 
@@ -109,7 +111,6 @@ class LossSection(_Section):
     force_floor: float = Field(
         1.0, gt=0, description="the size taken for a source's forces is at least this part of its output scale per A"
     )
-
 
     def at(self, part: float) -> LossSection:
         """Return the weights when a part (0..1) of the run is done."""
@@ -141,8 +142,11 @@ class BatchSection(_Section):
     structures: int | None = Field(None, gt=0)
     edges: int | None = Field(None, gt=0, description="directed edges; counted once at the start")
     balance: float = Field(
-        0.75, ge=0, le=1, description="a source with a part p of all atoms is drawn in proportion to p**balance "
-        "(1: as they are, 0: all sources alike)"
+        0.75,
+        ge=0,
+        le=1,
+        description="a source with a part p of all atoms is drawn in proportion to p**balance "
+        "(1: as they are, 0: all sources alike)",
     )
     eval_atoms: int = Field(2000, gt=0, description="atoms in a batch of evaluation")
     in_memory: float = Field(4.0, gt=0, description="GB up to which the structures are held in memory")

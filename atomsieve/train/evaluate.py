@@ -69,8 +69,14 @@ def plan_evaluation(index: NDArray[np.int64], sizes: Sizes, batch: BatchSection)
 
 
 def evaluate(
-    ensemble: Ensemble, store: Store, labels: Labels, index: NDArray[np.int64], sizes: Sizes, batch: BatchSection,
-    team: Team, progress: Callable[[int, int], None] | None = None,
+    ensemble: Ensemble,
+    store: Store,
+    labels: Labels,
+    index: NDArray[np.int64],
+    sizes: Sizes,
+    batch: BatchSection,
+    team: Team,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict the structures `index`, divided over the ranks; every rank gets the whole result."""
     members, dtype = ensemble.members, next(ensemble.parameters()).dtype
@@ -107,7 +113,10 @@ def evaluate(
 
 
 def _collect(
-    out: Any, item: TrainBatch, sums: NDArray[np.float64], where: NDArray[np.int64],
+    out: Any,
+    item: TrainBatch,
+    sums: NDArray[np.float64],
+    where: NDArray[np.int64],
     sample: dict[int, list[NDArray[np.float64]]],
 ) -> None:
     """Add one batch's results to the columns `where` of `sums`."""

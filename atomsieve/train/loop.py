@@ -83,7 +83,14 @@ class Run:
     """
 
     def __init__(
-        self, ensemble: Ensemble, material: Material, team: Team, folder: Path, log_to: RunLog, *, order_seed: int,
+        self,
+        ensemble: Ensemble,
+        material: Material,
+        team: Team,
+        folder: Path,
+        log_to: RunLog,
+        *,
+        order_seed: int,
         hours: float | None,
     ) -> None:
         self.ensemble, self.material, self.team, self.folder, self.out = ensemble, material, team, folder, log_to
@@ -97,8 +104,14 @@ class Run:
         self.progress = Progress(best=[float("inf")] * ensemble.members)
         catalog, train = material.store.catalog, material.train
         self.order = Order(
-            train, catalog.head[train], catalog.n_atoms[train], catalog.weights, self.config.batch, material.sizes,
-            order_seed, material.store.block,
+            train,
+            catalog.head[train],
+            catalog.n_atoms[train],
+            catalog.weights,
+            self.config.batch,
+            material.sizes,
+            order_seed,
+            material.store.block,
         )
         self._recent: list[NDArray[np.float64]] = []
         self._last_saved = time.monotonic()
@@ -156,8 +169,14 @@ class Run:
         def make(k: int) -> TrainBatch:
             own = deal(batches[k], material.sizes.cost, team.size)[team.rank]
             return make_batch(
-                material.store.fetch(own), own, batches[k], material.labels, self.config.model, self.dtype,
-                team.device, material.bootstrap,
+                material.store.fetch(own),
+                own,
+                batches[k],
+                material.labels,
+                self.config.model,
+                self.dtype,
+                team.device,
+                material.bootstrap,
             )
 
         return make
@@ -172,7 +191,12 @@ class Run:
         if batch.graph is None:
             return torch.zeros(4, self.ensemble.members, dtype=torch.float64, device=self.team.device)
         out = self.ensemble(
-            batch.graph, batch.head, batch.charge, batch.spin, forces=rules.force > 0, stress=rules.stress > 0,
+            batch.graph,
+            batch.head,
+            batch.charge,
+            batch.spin,
+            forces=rules.force > 0,
+            stress=rules.stress > 0,
             create_graph=rules.force > 0 or rules.stress > 0,
         )
         parts = batch_loss(out, batch, rules)
@@ -344,5 +368,3 @@ class Run:
         if self.team.chief:
             save_tensors(self.folder / "best.safetensors", self.best, {"score": self.progress.best})
         return True
-
-

@@ -69,8 +69,15 @@ class Order:
     """
 
     def __init__(
-        self, index: NDArray[np.int64], head: NDArray[np.integer], atoms: NDArray[np.int64], weights: list[float],
-        batch: BatchSection, sizes: Sizes, seed: int, block: int = 1,
+        self,
+        index: NDArray[np.int64],
+        head: NDArray[np.integer],
+        atoms: NDArray[np.int64],
+        weights: list[float],
+        batch: BatchSection,
+        sizes: Sizes,
+        seed: int,
+        block: int = 1,
     ) -> None:
         self.batch, self.sizes, self.seed, self.block = batch, sizes, seed, block
         self.members = [index[head == h] for h in range(len(weights))]

@@ -199,9 +199,7 @@ def _edges(config: TrainConfig, store: Store) -> np.ndarray:
     from atomsieve.graphs import count_edges
 
     n = len(store.catalog)
-    parts = [
-        count_edges(store.fetch(np.arange(k, min(k + 5000, n))), config.model.cutoff) for k in range(0, n, 5000)
-    ]
+    parts = [count_edges(store.fetch(np.arange(k, min(k + 5000, n))), config.model.cutoff) for k in range(0, n, 5000)]
     return np.concatenate(parts)
 
 
@@ -321,9 +319,7 @@ def _train_members(config: TrainConfig, prepared: Prepared, team: Team, console:
         folder = runs / f"{number:03d}"
         # With one data order for all, the order follows the first seed; runs of their own each follow their own.
         with RunLog(folder if own_team.chief else None, console, config.tensorboard) as out:
-            Run(
-                ensemble, material, own_team, folder, out, order_seed=seeds[members[0]], hours=hours
-            ).fit()
+            Run(ensemble, material, own_team, folder, out, order_seed=seeds[members[0]], hours=hours).fit()
     team.barrier()
     whole = _ensemble(config, prepared.heads, seeds, team)
     return _gather(whole, groups, runs)

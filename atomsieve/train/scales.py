@@ -111,8 +111,13 @@ def describe_heads(
 
 
 def _head_data(
-    catalog: Catalog, head: int, own: NDArray[np.bool_], references: References, residual: NDArray[np.float64],
-    sums: ForceSums, loss: LossSection,
+    catalog: Catalog,
+    head: int,
+    own: NDArray[np.bool_],
+    references: References,
+    residual: NDArray[np.float64],
+    sums: ForceSums,
+    loss: LossSection,
 ) -> HeadData:
     energy_mae = float(np.abs(residual).mean())
     energy_std = float(residual.std())

@@ -1,0 +1,1 @@
+"""One functional graph of an ensemble, lowered to TorchScript, ONNX and .pt2."""

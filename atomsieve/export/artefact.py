@@ -1,0 +1,87 @@
+"""An exported artefact, opened: from structures and their graph to named outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.export.interface import Slot, check_inputs, check_symmetric, inputs
+from atomsieve.export.spec import format_module
+from atomsieve.graphs import Graph
+from atomsieve.graphs.table import table_arrays
+from atomsieve.models import ExportEntry, Manifest
+from atomsieve.models.exports import check_export
+from atomsieve.structures import StructureBatch
+
+
+class Artefact:
+    """One artefact of a gfm/ folder, ready to be called.
+
+    Attributes
+    ----------
+    entry : what the manifest says of it; inputs : its slots, in order.
+    """
+
+    def __init__(self, folder: str | Path, manifest: Manifest, entry: ExportEntry, device: torch.device) -> None:
+        """Check every file of the artefact and open it.
+
+        Raises
+        ------
+        DataError
+            if a file is damaged; AtomSieveError if this machine cannot run it. Both say the remedy.
+        """
+        if entry.device != "any" and entry.device != device.type:
+            raise AtomSieveError(
+                f"{entry.key} was made for {entry.device}, not {device.type}; make one with: "
+                f"atomsieve export {folder} --format {entry.format} --precision {entry.precision} --device {device.type}"
+            )
+        self.entry = entry
+        self.inputs: tuple[Slot, ...] = inputs(
+            charge_spin=manifest.config.charge_spin, truncated="reverse" in entry.inputs
+        )
+        if [s.name for s in self.inputs] != entry.inputs:
+            raise DataError(
+                f"{entry.key} takes {', '.join(entry.inputs)}, which this version does not know; export again"
+            )
+        self._heads = len(manifest.heads)
+        place = check_export(folder, entry)
+        self._session = format_module(entry.format).open_session(place, entry, device)
+
+    def arrays(self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
+        """Return the inputs of a batch, in order; `head` is an index, for all structures or for each [S]."""
+        reverse = "reverse" in self.entry.inputs
+        if not reverse and not graph.neighbors.symmetric:
+            raise AtomSieveError("this artefact needs a complete neighbour list, and this one is truncated")
+        given: dict[str, NDArray[Any]] = {
+            "numbers": batch.numbers,
+            "positions": np.asarray(batch.positions, np.float64),
+            "cell": np.asarray(batch.cell, np.float64),
+            "structure": batch.structure_of_atom,
+            "head": np.broadcast_to(np.asarray(head, np.int64), (len(batch),)),
+            **table_arrays(graph.neighbors, batch.n_atoms, reverse=reverse),
+        }
+        if batch.charge is not None and batch.spin is not None:
+            given |= {"charge": batch.charge, "spin": batch.spin}
+        return {s.name: np.ascontiguousarray(given[s.name]) for s in self.inputs}
+
+    def __call__(self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
+        """Return all outputs of a batch by name (see `atomsieve.export.interface`)."""
+        return self._session(self.arrays(batch, graph, head))
+
+    def evaluate(self, arrays: dict[str, Any]) -> dict[str, NDArray[Any]]:
+        """Return all outputs for arrays made elsewhere, after checking everything about them.
+
+        Raises
+        ------
+        UsageError
+            in one line for a wrong name, dtype, shape, index or layout, or a truncated list where a complete one is needed.
+        """
+        checked = check_inputs(arrays, self.inputs, heads=self._heads)
+        if "reverse" not in checked:
+            check_symmetric(checked["neighbors"], checked["shifts"])
+        return self._session(checked)

@@ -1,0 +1,209 @@
+"""The ensemble as one function of arrays: energies, forces, virial and their spread, ready to be traced and lowered.
+
+Traced together with the backward pass inside, it becomes a graph of plain tensor operations without autograd, which
+every format can hold.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.export.interface import ENERGY, OUTPUTS, Slot, inputs, outputs
+from atomsieve.graphs.table import TableGraph, gather_sent
+from atomsieve.models import Ensemble, set_precision
+from atomsieve.models.basis import Geometry
+from atomsieve.models.layers import StackedLinear
+from atomsieve.models.message import Wanted
+from atomsieve.models.table_message import paired_edges
+
+
+class Functional(nn.Module):
+    """All members on one batch; inputs and outputs are those of `atomsieve.export.interface`, in order.
+
+    Attributes
+    ----------
+    inputs, outputs : the slots.
+    dtype : working precision of geometry, sums and readout.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        *,
+        precision: str,
+        kind: str,
+        members: bool = False,
+        inline: bool = False,
+        low_precision_products: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        """Take a copy of the ensemble.
+
+        precision : fp64, fp32 or bf16. bf16 rounds the weights of matrix products to BF16.
+        kind : "forces" for everything, "energy" for energies alone.
+        members : also give the forces of each member.
+        inline : form filters by sums instead of matrix products, for compilers that fuse them.
+        low_precision_products : for bf16, multiply in BF16; else in FP32 on the rounded weights.
+        """
+        super().__init__()
+        if kind not in OUTPUTS:
+            raise unknown("kind of outputs", kind, OUTPUTS)
+        config = ensemble.config
+        self.kind, self.members, self.inline = kind, members, inline
+        self.model = set_precision(copy.deepcopy(ensemble), precision).eval().requires_grad_(False)
+        if precision == "bf16" and not low_precision_products:
+            for layer in self.model.modules():
+                if isinstance(layer, StackedLinear):
+                    layer.weight.data = layer.weight.data.bfloat16().float()
+                    layer.low_precision = False
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.truncated = config.max_neighbors is not None
+        self.conservative = config.forces == "conservative"
+        self.paired = not self.truncated and self.model.encoder.edges_in_messages_only
+        self.inputs: tuple[Slot, ...] = inputs(charge_spin=config.charge_spin, truncated=not self.paired)
+        self.outputs: tuple[Slot, ...] = outputs(kind, conservative=self.conservative, members=members)
+        scales = torch.tensor([h.scale for h in ensemble.heads], dtype=torch.float64)
+        self.register_buffer("scales", scales.to(self.dtype))
+        self.register_buffer("references", ensemble.references.clone())
+        # An empty place of the table gets this vector, on which the basis and its slope are zero.
+        self.register_buffer("beyond", torch.tensor([config.cutoff, 0.0, 0.0], dtype=torch.float64))
+        self.to(device or torch.device("cpu"))
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """Evaluate a batch."""
+        given = dict(zip([s.name for s in self.inputs], arrays, strict=True))
+        numbers, structure, head = given["numbers"].long(), given["structure"], given["head"]
+        neighbors, places = self._senders(given["neighbors"])
+        vec = self._vectors(given, neighbors, places)
+        differentiate = self.conservative and self.kind != ENERGY
+        with torch.set_grad_enabled(differentiate):
+            geometry, graph, leaves = self._geometry(
+                vec, numbers, structure, neighbors, given.get("reverse"), differentiate
+            )
+            s, v = self.model.encoder(graph, geometry, self._condition(given), Wanted())
+            atom_energy, direct = self.model.readout.select(s, v, head.index_select(0, structure), self.scales)
+            if differentiate:
+                direct = None
+                gradients = torch.autograd.grad(atom_energy.sum(), leaves)
+        found = self._energies(atom_energy.detach(), numbers, structure, head, given["cell"])
+        if self.kind != ENERGY:
+            virial = None
+            if differentiate:
+                direct, virial = self._forces(gradients, geometry, graph, vec, given)
+            assert direct is not None
+            found["forces"], found["forces_std"] = _moments(direct)
+            found["forces_members"] = direct
+            if virial is not None:
+                found["virial"] = virial
+        return tuple(found[slot.name] for slot in self.outputs)
+
+    def _senders(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Return senders [N,W], the atom itself at empty places, and which places are full."""
+        full = table >= 0
+        own = torch.arange(table.shape[0], device=table.device).unsqueeze(1)
+        return torch.where(full, table, own), full
+
+    def _vectors(self, given: dict[str, Tensor], neighbors: Tensor, full: Tensor) -> Tensor:
+        """Return edge vectors [N,W,3] in the working precision; differences are taken in float64."""
+        positions = given["positions"]
+        cell = given["cell"].index_select(0, given["structure"])
+        there = positions.index_select(0, neighbors.reshape(-1)).view(*neighbors.shape, 3)
+        moved = (given["shifts"].double().unsqueeze(3) * cell.unsqueeze(1)).sum(2)
+        vec = there + moved - positions.unsqueeze(1)
+        return torch.where(full.unsqueeze(2), vec, self.beyond).to(self.dtype)
+
+    def _geometry(
+        self, vec: Tensor, numbers: Tensor, structure: Tensor, neighbors: Tensor, reverse: Tensor | None, leaves: bool
+    ) -> tuple[Geometry, TableGraph, tuple[Tensor, ...]]:
+        atoms, places, _ = vec.shape
+        members = self.model.members
+        differentiable = leaves and not self.paired
+        geometry = Geometry.build(vec.view(-1, 3), self.model.config, members, differentiable=differentiable)
+        if not self.paired:
+            graph = TableGraph(numbers, structure, neighbors, reverse, self.inline)
+            return geometry, graph, (geometry.basis, geometry.unit)
+        radial = geometry.slope.shape[1]
+        # One array, so that a compiler stores it instead of computing its parts again for each reader.
+        stored = torch.cat([geometry.basis[0], geometry.slope, geometry.unit[0]], 1).view(atoms, places, -1)
+        edges = paired_edges(
+            geometry.distance.view(atoms, places), stored[:, :, 2 * radial :], stored[:, :, :radial],
+            stored[:, :, radial : 2 * radial], members,
+        )  # fmt: skip
+        graph = TableGraph(numbers, structure, neighbors, None, self.inline, edges)
+        return geometry, graph, (edges.distance, edges.unit)
+
+    def _condition(self, given: dict[str, Tensor]) -> Tensor | None:
+        if self.model.condition is None:
+            return None
+        state = torch.stack([given["charge"], given["spin"] - 1], dim=1).to(self.dtype)
+        return self.model.condition(state.expand(self.model.members, -1, -1)).index_select(1, given["structure"])
+
+    def _energies(
+        self, atom_energy: Tensor, numbers: Tensor, structure: Tensor, head: Tensor, cell: Tensor
+    ) -> dict[str, Tensor]:
+        """Sum per-atom energies [K,N] into those of structures, in float64; add the references of each one's head."""
+        row = head.index_select(0, structure) * self.references.shape[1] + numbers
+        reference = self.references.view(-1).index_select(0, row)
+        of_members = _pool(atom_energy.double(), structure, cell)
+        total = _pool(reference.unsqueeze(0), structure, cell)
+        mean, std = _moments(of_members)
+        return {"energy": mean + total[0], "energy_std": std, "energy_members": of_members + total}
+
+    def _forces(
+        self,
+        gradients: tuple[Tensor, ...],
+        geometry: Geometry,
+        graph: TableGraph,
+        vec: Tensor,
+        given: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return forces [K,N,3] and the members' mean virial [S,3,3]."""
+        atoms, places, _ = vec.shape
+        members = self.model.members
+        if self.paired:
+            by_distance, by_unit = gradients
+            unit = graph.paired.unit.detach()  # type: ignore[union-attr]
+            radial = (by_unit * unit).sum(3)
+            length = geometry.distance.view(1, atoms, places)
+            edge = unit * (by_distance - radial / length).unsqueeze(3) + by_unit / length.unsqueeze(3)
+            edge = torch.cat([edge[..., :1], edge[..., 1:]], 3)
+            forces, share = edge.sum(2), 0.5
+        else:
+            edge = geometry.pull_back(*gradients)
+            assert graph.reverse is not None
+            sent = gather_sent(edge, graph.reverse)
+            edge = edge.view(members, atoms, places, 3)
+            forces, share = edge.sum(2) - sent, 1.0
+        mean_edge = edge.mean(0)
+        of_atom = (vec.unsqueeze(3) * mean_edge.unsqueeze(2)).sum(1).double() * share
+        pooled = _pool(of_atom.reshape(atoms, 9).t(), given["structure"], given["cell"]).t().reshape(-1, 3, 3)
+        return forces, 0.5 * (pooled + pooled.transpose(1, 2))
+
+
+def _pool(values: Tensor, structure: Tensor, cell: Tensor) -> Tensor:
+    """Sum `[M,N]` over the atoms of each structure: `[M,S]`."""
+    rows = values.shape[0]
+    out = torch.zeros(rows, cell.shape[0], dtype=values.dtype, device=values.device)
+    return out.scatter_add(1, structure.unsqueeze(0).expand(rows, -1), values)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased standard deviation over the first axis; NaN where it has one entry."""
+    count = values.shape[0]
+    mean = values.mean(0)
+    if count == 1:
+        return mean, torch.full_like(mean, torch.nan)
+    difference = values - mean
+    return mean, torch.sqrt((difference * difference).sum(0) / (count - 1))
+
+
+def require_forces(kind: str, *, stress: bool, conservative: bool) -> None:
+    """Refuse to ask an artefact for what it does not give."""
+    if stress and not conservative:
+        raise UsageError("a model with direct forces gives no stress; train one with forces: conservative")
+    if stress and kind == ENERGY:
+        raise UsageError("this artefact gives energies alone; export one with forces")

@@ -1,0 +1,108 @@
+"""What is to be exported, and who writes and opens each format."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+
+from atomsieve.errors import unknown
+from atomsieve.export.functional import Functional
+from atomsieve.models import Ensemble, ExportEntry
+from atomsieve.models.exports import FORMATS, PRECISIONS, export_key
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One artefact to be made.
+
+    Attributes
+    ----------
+    format : onnx, torchscript or pt2; precision : fp64, fp32 or bf16.
+    kind : "forces" or "energy"; members : give the forces of each member too.
+    device : kind of device it is made for, "cpu" or "cuda".
+    """
+
+    format: str
+    precision: str
+    kind: str = "forces"
+    members: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise unknown("format", self.format, FORMATS)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+
+    @property
+    def key(self) -> str:
+        """Name of the artefact."""
+        return export_key(self.format, self.precision, self.kind, self.device)
+
+    def functional(
+        self, ensemble: Ensemble, *, inline: bool = False, low_precision_products: bool = False
+    ) -> Functional:
+        """Return the ensemble as the function that is to be lowered."""
+        return Functional(
+            ensemble, precision=self.precision, kind=self.kind, members=self.members, inline=inline,
+            low_precision_products=low_precision_products, device=torch.device(self.device),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a format's writer says of the files it wrote: versions of programs, and flags (opset, options)."""
+
+    versions: dict[str, str]
+    flags: dict[str, Any]
+
+
+class Session(Protocol):
+    """An opened artefact: takes checked, contiguous arrays by name and gives outputs by name."""
+
+    def __call__(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluate one batch."""
+
+
+class Format(Protocol):
+    """The module of a format: `atomsieve.export.to_<format>`."""
+
+    def write(self, ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Written:
+        """Write the files of an artefact into an empty folder."""
+
+    def open_session(self, folder: Path, entry: ExportEntry, device: torch.device) -> Session:
+        """Open the files of an artefact, which are known to be whole; refuse what this machine cannot run."""
+
+
+def format_module(name: str) -> Format:
+    """Return the module of a format."""
+    if name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    module: Any = importlib.import_module(f"atomsieve.export.to_{name}")
+    return module
+
+
+def machine() -> str:
+    """Name the processor that this program runs on."""
+    model = platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        model = platform.processor() or model
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Say whether a device multiplies matrices in BF16; where not, FP32 on rounded weights stands in."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
