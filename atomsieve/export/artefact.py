@@ -27,8 +27,17 @@ class Artefact:
     entry : what the manifest says of it; inputs : its slots, in order.
     """
 
-    def __init__(self, folder: str | Path, manifest: Manifest, entry: ExportEntry, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        manifest: Manifest,
+        entry: ExportEntry,
+        device: torch.device,
+        place: Path | None = None,
+    ) -> None:
         """Check every file of the artefact and open it.
+
+        place : where its files lie, if not yet in the gfm/ folder.
 
         Raises
         ------
@@ -37,8 +46,8 @@ class Artefact:
         """
         if entry.device != "any" and entry.device != device.type:
             raise AtomSieveError(
-                f"{entry.key} was made for {entry.device}, not {device.type}; make one with: "
-                f"atomsieve export {folder} --format {entry.format} --precision {entry.precision} --device {device.type}"
+                f"{entry.key} was made for {entry.device}, not {device.type}; make one with: atomsieve export {folder} "
+                f"--format {entry.format} --precision {entry.precision} --device {device.type}"
             )
         self.entry = entry
         self.inputs: tuple[Slot, ...] = inputs(
@@ -49,8 +58,7 @@ class Artefact:
                 f"{entry.key} takes {', '.join(entry.inputs)}, which this version does not know; export again"
             )
         self._heads = len(manifest.heads)
-        place = check_export(folder, entry)
-        self._session = format_module(entry.format).open_session(place, entry, device)
+        self._session = format_module(entry.format).open_session(check_export(folder, entry, place), entry, device)
 
     def arrays(self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
         """Return the inputs of a batch, in order; `head` is an index, for all structures or for each [S]."""
@@ -79,7 +87,7 @@ class Artefact:
         Raises
         ------
         UsageError
-            in one line for a wrong name, dtype, shape, index or layout, or a truncated list where a complete one is needed.
+            in one line for a wrong name, dtype, shape, index or layout, or a truncated list where it must be complete.
         """
         checked = check_inputs(arrays, self.inputs, heads=self._heads)
         if "reverse" not in checked:

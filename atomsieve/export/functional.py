@@ -30,6 +30,10 @@ class Functional(nn.Module):
     dtype : working precision of geometry, sums and readout.
     """
 
+    scales: Tensor
+    references: Tensor
+    beyond: Tensor
+
     def __init__(
         self,
         ensemble: Ensemble,

@@ -179,8 +179,8 @@ def check_symmetric(neighbors: NDArray[np.int64], shifts: NDArray[np.int32]) -> 
     backward = _hash(sender, receiver, -shift)
     if forward != backward:
         raise UsageError(
-            "neighbors is truncated: an edge lacks its reverse, and forces would be wrong; list every neighbour within the "
-            "cutoff, or export a model trained with max_neighbors"
+            "neighbors is truncated: an edge lacks its reverse, and forces would be wrong; list every neighbour within "
+            "the cutoff, or export a model trained with max_neighbors"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def trace(functional: Functional, *, core: bool = False) -> fx.GraphModule:
 
     core : use only the core operations, which ONNX needs; slower when run by torch.
     """
-    table = torch._decomp.core_aten_decompositions() if core else None
+    table: Any = torch._decomp.core_aten_decompositions() if core else None
     with quiet():
         traced = make_fx(functional, tracing_mode="symbolic", _allow_non_fake_inputs=True, decomposition_table=table)(
             *example_inputs(functional)

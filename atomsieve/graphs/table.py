@@ -23,8 +23,8 @@ EMPTY = -1
 def table_arrays(neighbors: NeighborList, n_atoms: int, *, reverse: bool = False) -> dict[str, NDArray[Any]]:
     """Return `neighbors [N,W]` int64 and `shifts [N,W,3]` int32 of a list, and `reverse [N,V]` int64 if asked for.
 
-    W and V are at least 1. `reverse[j]` holds the places `i * W + k` of the table whose sender is j, which takes the part
-    of the symmetry that a truncated list lacks.
+    W and V are at least 1. `reverse[j]` holds the places `i * W + k` of the table whose sender is j; it stands in
+    for the symmetry that a truncated list lacks.
     """
     row_ptr, sender, receiver = (t.cpu().numpy() for t in (neighbors.row_ptr, neighbors.sender, neighbors.receiver))
     counts = np.diff(row_ptr)
@@ -50,7 +50,7 @@ def table_arrays(neighbors: NeighborList, n_atoms: int, *, reverse: bool = False
 
 
 class _Take(torch.autograd.Function):
-    """Rows of x [K,N,...] by the table, [K,N*W,...]; the backward gathers by the reverse table instead of scattering."""
+    """Rows of x [K,N,...] by the table, [K,N*W,...]; the backward gathers by the reverse table, too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, neighbors: Tensor, reverse: Tensor) -> Tensor:
@@ -103,9 +103,7 @@ class TableGraph:
 
 @dataclass(frozen=True)
 class PairedEdges:
-    """Geometry of the places of a symmetric table: leaves `distance [K,N,W]` and `unit [K,N,W,3]`, constants `basis` and
-    `slope` [N,W,R].
-    """
+    """Leaves `distance [K,N,W]`, `unit [K,N,W,3]` and constants `basis`, `slope` [N,W,R] of a symmetric table."""
 
     distance: Tensor
     unit: Tensor

@@ -107,8 +107,7 @@ class Ensemble(nn.Module):
         for k, head in enumerate(heads):
             for number, energy in head.references.items():
                 table[k, number] = energy
-        self.references = table
-        self._references = table.numpy()
+        self.references = table  # [H,119] eV, NaN where a head lacks the element
 
     @property
     def members(self) -> int:
@@ -128,7 +127,7 @@ class Ensemble(nn.Module):
         """Return the sum of element references of each structure, [S] eV; NaN where the head lacks an element."""
         counts = np.diff(ptr)
         heads = np.broadcast_to(np.asarray(head_index), counts.shape)
-        per_atom = self._references[np.repeat(heads, counts), numbers]
+        per_atom = self.references.numpy()[np.repeat(heads, counts), numbers]
         total = np.zeros(len(counts))
         filled = counts > 0
         total[filled] = np.add.reduceat(per_atom, ptr[:-1][filled]) if filled.any() else 0.0

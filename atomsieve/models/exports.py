@@ -58,15 +58,15 @@ def export_key(format_: str, precision: str, kind: str = "forces", device: str =
     return "-".join(parts)
 
 
-def check_export(folder: str | Path, entry: ExportEntry) -> Path:
-    """Return the folder of an artefact after checking size and SHA-256 of every file.
+def check_export(folder: str | Path, entry: ExportEntry, place: Path | None = None) -> Path:
+    """Return the folder of an artefact (or `place`) after checking size and SHA-256 of every file.
 
     Raises
     ------
     DataError
         naming the file that is missing or changed, with the remedy.
     """
-    place = Path(folder) / FOLDER / entry.key
+    place = place or Path(folder) / FOLDER / entry.key
     again = (
         f"export it again with: atomsieve export {folder} --format {entry.format} --precision {entry.precision} --force"
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from atomsieve.errors import unknown
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 MATMULS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -69,7 +71,7 @@ class StackedMLP(nn.Module):
         return self.second(torch.nn.functional.silu(self.first(x)))
 
 
-def set_precision(module: nn.Module, precision: str) -> nn.Module:
+def set_precision(module: AnyModule, precision: str) -> AnyModule:
     """Cast a module for fp64, fp32 or bf16 work and return it.
 
     bf16 means: parameters and everything else in FP32, and only matrix products in BF16.

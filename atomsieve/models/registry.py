@@ -24,8 +24,8 @@ class Encoder(nn.Module):
 
     Attributes
     ----------
-    edges_in_messages_only : the encoder reads edges through `atomsieve.models.message.message` and nowhere else. Exports
-        then need no reverse table, and are faster.
+    edges_in_messages_only : the encoder reads edges through `atomsieve.models.message.message` and nowhere else; its
+        exports then need no reverse table, and are faster.
     """
 
     edges_in_messages_only = False

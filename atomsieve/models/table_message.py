@@ -109,7 +109,7 @@ class _Paired(torch.autograd.Function):
 
 
 def paired_edges(distance: Tensor, unit: Tensor, basis: Tensor, slope: Tensor, members: int) -> PairedEdges:
-    """Return the leaves and constants of a symmetric table: `distance [N,W]`, `unit [N,W,3]`, `basis`, `slope` [N,W,R]."""
+    """Return leaves and constants of a symmetric table: `distance [N,W]`, `unit [N,W,3]`, `basis`, `slope` [N,W,R]."""
     many = torch.zeros_like(distance).expand(members, *distance.shape).detach().requires_grad_()
     directed = unit.expand(members, *unit.shape).detach().requires_grad_()
     return PairedEdges(many, directed, basis, slope)
