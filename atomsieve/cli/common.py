@@ -59,6 +59,15 @@ HeadOption = Annotated[
 
 PrecisionOption = Annotated[str, typer.Option("--precision", help="fp64, fp32 or bf16.", rich_help_panel=MODEL)]
 
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="native; onnx, torchscript or pt2 where `atomsieve export` made one; or auto, the fastest checked here.",
+        rich_help_panel=MODEL,
+    ),
+]
+
 DeviceOption = Annotated[
     str,
     typer.Option("--device", help="cpu, cuda, cuda:N, or auto (a GPU if there is one).", rich_help_panel=WORK),

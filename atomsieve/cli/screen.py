@@ -11,6 +11,7 @@ from atomsieve.cli.common import (
     CHOICE,
     IN_OUT,
     WORK,
+    BackendOption,
     DeviceOption,
     EnsembleOption,
     HeadOption,
@@ -57,6 +58,7 @@ def run(
     overwrite: OverwriteOption = False,
     head: HeadOption = None,
     precision: PrecisionOption = "fp32",
+    backend: BackendOption = "native",
     device: DeviceOption = "auto",
     top: Annotated[
         int, typer.Option("--top", "-k", min=0, help="Rows of top.csv.", rich_help_panel=CHOICE)
@@ -96,8 +98,8 @@ def run(
     from atomsieve.screen.run import run_screen
 
     options = ScreenOptions(
-        head=head, precision=precision, device=device, top=top, by=by, descending=descending, where=where,
-        forces=forces, limit=limit, chunk_size=chunk_size, max_atoms=max_atoms, max_edges=max_edges,
+        head=head, precision=precision, backend=backend, device=device, top=top, by=by, descending=descending,
+        where=where, forces=forces, limit=limit, chunk_size=chunk_size, max_atoms=max_atoms, max_edges=max_edges,
         max_structure_atoms=max_structure_atoms, threads=threads,
     )  # fmt: skip
     result = run_screen(

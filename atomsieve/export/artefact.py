@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ class Artefact:
             )
         self._heads = len(manifest.heads)
         self._session = format_module(entry.format).open_session(check_export(folder, entry, place), entry, device)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the artefact: of the digests of its files, by name."""
+        files = "".join(f"{name} {of['sha256']}\n" for name, of in sorted(self.entry.files.items()))
+        return hashlib.sha256(files.encode()).hexdigest()
 
     def arrays(self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
         """Return the inputs of a batch, in order; `head` is an index, for all structures or for each [S]."""

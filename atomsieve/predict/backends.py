@@ -2,47 +2,131 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from atomsieve.errors import AtomSieveError, unknown
-from atomsieve.graphs.graph import Graph
-from atomsieve.models import Ensemble, EnsembleOutput, set_precision
+from atomsieve.errors import AtomSieveError, UsageError, unknown
+from atomsieve.export.artefact import Artefact
+from atomsieve.export.spec import machine
+from atomsieve.export.trust import is_trusted
+from atomsieve.graphs import Graph
+from atomsieve.models import Ensemble, ExportEntry, Manifest, set_precision
+from atomsieve.models.exports import FORMATS, export_key
 from atomsieve.models.layers import MATMULS
+from atomsieve.structures import StructureBatch
 
-BACKENDS = ("native",)
+BACKENDS = ("native", *FORMATS, "auto")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the members say of S structures with N atoms.
+
+    Attributes
+    ----------
+    energy_members : [K,S] eV, element references included; energy, energy_std : [S] mean and unbiased spread.
+    forces, forces_std : [N,3] eV/Angstrom, or None; forces_std is NaN with one member.
+    virial : [S,3,3] eV, mean, or None.
+    """
+
+    energy_members: NDArray[np.float64]
+    energy: NDArray[np.float64]
+    energy_std: NDArray[np.float64]
+    forces: NDArray[np.float64] | None = None
+    forces_std: NDArray[np.float64] | None = None
+    virial: NDArray[np.float64] | None = None
 
 
 class Backend(Protocol):
-    """Evaluates all members on one graph."""
+    """Evaluates all members on one graph.
+
+    Attributes
+    ----------
+    name, precision : as asked for. dtype : of the edge vectors in the graphs that it is given.
+    why : one line on how it was chosen. digest : SHA-256 that names the artefact, None for native.
+    """
 
     name: str
+    precision: str
     dtype: torch.dtype
+    why: str
+    digest: str | None
 
-    def __call__(
-        self, graph: Graph, head: int, charge: Tensor | None, spin: Tensor | None, *, forces: bool, stress: bool
-    ) -> EnsembleOutput:
-        """Return energies (references left out), forces and virials of every member for one head."""
+    def __call__(self, batch: StructureBatch, graph: Graph, head: int, *, forces: bool, stress: bool) -> Evaluation:
+        """Evaluate a batch and its graph for one head."""
 
 
 class NativeBackend:
     """The ensemble itself, eagerly, in one precision on one device."""
 
     name = "native"
+    digest: str | None = None
 
-    def __init__(self, ensemble: Ensemble, precision: str, device: torch.device) -> None:
+    def __init__(self, ensemble: Ensemble, precision: str, device: torch.device, why: str = "as asked") -> None:
         self.model = set_precision(ensemble, precision).to(device).eval().requires_grad_(False)
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.precision, self.why = precision, why
 
-    def __call__(
-        self, graph: Graph, head: int, charge: Tensor | None, spin: Tensor | None, *, forces: bool, stress: bool
-    ) -> EnsembleOutput:
+    def __call__(self, batch: StructureBatch, graph: Graph, head: int, *, forces: bool, stress: bool) -> Evaluation:
         """See `Backend`."""
-        index = torch.full((graph.n_structures,), head, dtype=torch.int64, device=graph.numbers.device)
+        device = graph.numbers.device
+        index = torch.full((graph.n_structures,), head, dtype=torch.int64, device=device)
+        charge = spin = None
+        if self.model.config.charge_spin:
+            assert batch.charge is not None and batch.spin is not None
+            charge, spin = (torch.from_numpy(a).to(device) for a in (batch.charge, batch.spin))
         with torch.no_grad():
-            return self.model(graph, index, charge, spin, forces=forces, stress=stress)
+            out = self.model(graph, index, charge, spin, forces=forces, stress=stress)
+        network = out.energy.cpu().numpy()
+        reference = self.model.reference_energy(batch.numbers, batch.ptr, head)
+        every = None if out.forces is None else out.forces.detach().double()
+        return Evaluation(
+            network + reference,
+            network.mean(0) + reference,
+            network.std(0, ddof=1) if len(network) > 1 else np.full(len(batch), np.nan),
+            None if every is None else every.mean(0).cpu().numpy(),
+            None if every is None else _spread(every),
+            None if out.virial is None else out.virial.mean(0).cpu().numpy(),
+        )
+
+
+def _spread(every: torch.Tensor) -> NDArray[np.float64]:
+    if every.shape[0] == 1:
+        return np.full(tuple(every.shape[1:]), np.nan)
+    found: NDArray[np.float64] = every.std(0).cpu().numpy()
+    return found
+
+
+class ExportedBackend:
+    """An exported artefact; energies alone come from an energy-only one where the folder has it."""
+
+    dtype = torch.float32
+
+    def __init__(self, artefact: Artefact, energy_only: Artefact | None, why: str = "as asked") -> None:
+        self.artefact, self.energy_only, self.why = artefact, energy_only, why
+        self.name, self.precision = artefact.entry.format, artefact.entry.precision
+        self.digest: str | None = artefact.digest
+
+    def __call__(self, batch: StructureBatch, graph: Graph, head: int, *, forces: bool, stress: bool) -> Evaluation:
+        """See `Backend`."""
+        entry = self.artefact.entry
+        lacking = [n for n, asked in (("forces", forces), ("virial", stress)) if asked and n not in entry.outputs]
+        if lacking:
+            raise UsageError(
+                f"{entry.key} gives no {lacking[0]}; allowed: {', '.join(entry.outputs)}. Export without "
+                "--energy-only, or use --backend native"
+            )
+        light = self.energy_only is not None and not (forces or stress)
+        found = (self.energy_only if light else self.artefact)(batch, graph, head)  # type: ignore[misc]
+        out: dict[str, Any] = {n: found[n] for n in ("energy_members", "energy", "energy_std")}
+        if forces:
+            out |= {n: np.asarray(found[n], np.float64) for n in ("forces", "forces_std")}
+        return Evaluation(**out, virial=found["virial"] if stress else None)
 
 
 def choose_device(name: str) -> torch.device:
@@ -65,10 +149,77 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_backend(name: str, ensemble: Ensemble, precision: str, device: torch.device) -> Backend:
-    """Build a backend by name; names and precisions that do not exist are refused with those that do."""
+def make_backend(
+    name: str, folder: str | Path, ensemble: Ensemble, manifest: Manifest, precision: str, device: torch.device
+) -> Backend:
+    """Build a backend by name; names and precisions that do not exist are refused with those that do.
+
+    `auto` takes the fastest one in this precision that was checked on this machine (see `fastest`).
+    """
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
     if precision not in MATMULS:
         raise unknown("precision", precision, MATMULS)
-    return NativeBackend(ensemble, precision, device)
+    why = "as asked"
+    if name == "auto":
+        name, why = fastest(folder, manifest, precision, device)
+    if name == "native":
+        return NativeBackend(ensemble, precision, device, why)
+    entry = _entry(folder, manifest, name, precision, device)
+    light = manifest.exports.get(export_key(name, precision, "energy", entry.device))
+    if light is entry:
+        light = None
+    return ExportedBackend(
+        Artefact(folder, manifest, entry, device),
+        None if light is None else Artefact(folder, manifest, light, device),
+        why,
+    )
+
+
+def _find(manifest: Manifest, name: str, precision: str, device: torch.device) -> ExportEntry | None:
+    """Return the artefact for a format, precision and device; one with forces before one without."""
+    for kind in ("forces", "energy"):
+        for made_for in dict.fromkeys((device.type, "cpu")):
+            entry = manifest.exports.get(export_key(name, precision, kind, made_for))
+            if entry is not None and entry.device in (device.type, "any"):
+                return entry
+    return None
+
+
+def _entry(folder: str | Path, manifest: Manifest, name: str, precision: str, device: torch.device) -> ExportEntry:
+    entry = _find(manifest, name, precision, device)
+    if entry is None:
+        there = ", ".join(manifest.exports) or "none"
+        raise AtomSieveError(
+            f"{folder} has no {name} export in {precision} for {device.type} (there: {there}); make it with: "
+            f"atomsieve export {folder} --format {name} --precision {precision}"
+            + (f" --device {device.type}" if device.type != "cpu" else "")
+        )
+    return entry
+
+
+def fastest(folder: str | Path, manifest: Manifest, precision: str, device: torch.device) -> tuple[str, str]:
+    """Return the backend that was measured fastest on this machine, and one line that says why.
+
+    A candidate passed its fidelity check (none is written otherwise) on this processor, and holds no foreign code.
+    Speeds count relative to native, each measured in the same run.
+    """
+    here, ratios, left = machine(), {"native": 1.0}, []
+    for name in FORMATS:
+        entry = _find(manifest, name, precision, device)
+        if entry is None or entry.kind != "forces":
+            continue
+        if entry.machine != here:
+            left.append(f"{entry.key} was checked on another processor")
+        elif not is_trusted(folder, entry):
+            left.append(f"{entry.key} holds code that this user has not trusted")
+        elif entry.speed.get("native"):
+            ratios[name] = entry.speed["structures_per_s"] / entry.speed["native"]
+    best = max(ratios, key=lambda n: ratios[n])
+    known = ", ".join(f"{n} {r:.2f}" for n, r in sorted(ratios.items(), key=lambda kv: -kv[1]))
+    why = (
+        f"fastest in {precision} here, relative to native: {known}"
+        if len(ratios) > 1
+        else (f"no export in {precision} was checked on this machine")
+    )
+    return best, "; ".join([why, *left])

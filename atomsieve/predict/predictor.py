@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, unknown
 from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_calibration
-from atomsieve.predict.backends import choose_device, make_backend
+from atomsieve.predict.backends import Evaluation, choose_device, make_backend
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
 from atomsieve.structures import StructureBatch
@@ -29,7 +28,7 @@ class Predictor:
     ----------
     heads : names of all heads; default_head : the folder's own; head : the one used when a call names none.
     ensemble_id : SHA-256 that names the ensemble.
-    members, cutoff (Angstrom), precision, device, backend : as loaded.
+    members, cutoff (Angstrom), precision, device : as loaded. backend : the one in use; why : how it was chosen.
     """
 
     def __init__(
@@ -37,6 +36,7 @@ class Predictor:
         ensemble: Ensemble,
         manifest: Manifest,
         *,
+        folder: str | Path,
         identity: str,
         calibration: dict[str, Any],
         head: str | None,
@@ -51,17 +51,21 @@ class Predictor:
         if self.head not in self._index:
             raise unknown("head", self.head, self.heads)
         self.device = choose_device(device)
-        self.precision, self.backend = precision, backend
         self.ensemble_id = identity
         self.members, self.cutoff = ensemble.members, manifest.cutoff
         self._config = manifest.config
         self._specs = manifest.heads
         self._calibration = calibration.get("heads", {})
-        self._ensemble = ensemble
-        self._run = make_backend(backend, ensemble, precision, self.device)
+        self._run = make_backend(backend, folder, ensemble, manifest, precision, self.device)
+        self.precision, self.backend, self.why = precision, self._run.name, self._run.why
         self._seen = np.zeros((len(self.heads), 256), bool)
         for k, spec in enumerate(self._specs):
             self._seen[k, sorted(spec.references)] = True
+
+    @property
+    def artefact(self) -> str | None:
+        """SHA-256 that names the exported artefact in use, None for the native backend."""
+        return self._run.digest
 
     @staticmethod
     def load(
@@ -76,6 +80,8 @@ class Predictor:
         head : the head used when a call names none; None takes the folder's default head.
         precision : fp64, fp32, or bf16 (matrix products only).
         device : cpu, cuda, cuda:N or auto.
+        backend : native; onnx, torchscript or pt2 where `atomsieve export` made one; or auto, the fastest that was
+            checked on this machine.
 
         Raises
         ------
@@ -86,6 +92,7 @@ class Predictor:
         return Predictor(
             ensemble,
             manifest,
+            folder=folder,
             identity=ensemble_id(folder),
             calibration=read_calibration(folder),
             head=head,
@@ -107,6 +114,7 @@ class Predictor:
             "precision": self.precision,
             "device": str(self.device),
             "backend": self.backend,
+            "why": self.why,
         }
 
     def calibrated(self, head: str) -> bool:
@@ -159,15 +167,10 @@ class Predictor:
             self._evaluate(batch, index[~overlap], results)
             return
         head = self._index[results.head]
-        charge = spin = None
-        if self._config.charge_spin:
-            assert own.charge is not None and own.spin is not None
-            charge, spin = (torch.from_numpy(a).to(self.device) for a in (own.charge, own.spin))
         want = results.want
-        out = self._run(graph, head, charge, spin, forces="forces" in want, stress="stress" in want)
-        reference = self._ensemble.reference_energy(own.numbers, own.ptr, head)
+        out = self._run(own, graph, head, forces="forces" in want, stress="stress" in want)
         closest = self._specs[head].statistics.get("shortest_distance", 0.0)
-        results.put(index, own, out, reference, shortest > closest - 1e-3)
+        results.put(index, own, out, shortest > closest - 1e-3)
 
     def _graph(
         self, batch: StructureBatch, index: NDArray[np.int64], results: _Results
@@ -199,6 +202,7 @@ class _Results:
         self.status = np.zeros(structures, np.uint8)
         self.in_domain = np.zeros(structures, bool)
         self.energy_members = np.full((members, structures), np.nan)
+        self.energy, self.energy_std = np.full(structures, np.nan), np.full(structures, np.nan)
         self.forces = np.full((atoms, 3), np.nan) if "forces" in want else None
         self.forces_std = np.full((atoms, 3), np.nan) if {"forces", "spread"} <= want else None
         self.stress = np.full((structures, 3, 3), np.nan) if "stress" in want else None
@@ -207,40 +211,35 @@ class _Results:
         self,
         index: NDArray[np.int64],
         own: StructureBatch,
-        out: Any,
-        reference: NDArray[np.float64],
+        out: Evaluation,
         in_domain: NDArray[np.bool_],
     ) -> None:
         """Take over the output of a piece whose structures are `index`; non-finite results get a status."""
-        energy = out.energy.cpu().numpy() + reference
-        finite = np.isfinite(energy).all(0)
-        forces = None
-        if self.forces is not None:
-            forces = out.forces.detach().double()
-            broken = ~torch.isfinite(forces).all(2).all(0).cpu().numpy()
-            home = own.structure_of_atom
-            finite[np.unique(home[broken])] = False
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(out.energy_members).all(axis=0))
+        if out.forces is not None:
+            broken = ~np.asarray(np.isfinite(out.forces)).all(axis=1)
+            finite[np.unique(own.structure_of_atom[broken])] = False
         self.status[index[~finite]] = Status.NAN_OUTPUT
         self.in_domain[index] = in_domain & finite
-        self.energy_members[:, index] = np.where(finite, energy, np.nan)
-        if forces is not None and self.forces is not None:
+        self.energy_members[:, index] = np.where(finite, out.energy_members, np.nan)
+        self.energy[index] = np.where(finite, out.energy, np.nan)
+        self.energy_std[index] = np.where(finite, out.energy_std, np.nan)
+        if out.forces is not None and out.forces_std is not None and self.forces is not None:
             starts, counts = self.batch.ptr[:-1][index], own.counts
             atoms = np.repeat(starts - own.ptr[:-1], counts) + np.arange(own.n_atoms)
             keep = np.repeat(finite, counts)[:, None]
-            self.forces[atoms] = np.where(keep, forces.mean(0).cpu().numpy(), np.nan)
-            if self.forces_std is not None and forces.shape[0] > 1:
-                self.forces_std[atoms] = np.where(keep, forces.std(0).cpu().numpy(), np.nan)
-        if self.stress is not None:
+            self.forces[atoms] = np.where(keep, out.forces, np.nan)
+            if self.forces_std is not None:
+                self.forces_std[atoms] = np.where(keep, out.forces_std, np.nan)
+        if self.stress is not None and out.virial is not None:
             volume = np.where(own.pbc.all(1) & finite, np.abs(np.linalg.det(own.cell)), np.nan)
-            self.stress[index] = out.virial.mean(0).cpu().numpy() / volume[:, None, None]
+            self.stress[index] = out.virial / volume[:, None, None]
 
     def finish(self, calibration: dict[str, Any]) -> Prediction:
         """Return the prediction of the whole call."""
-        members = self.energy_members
         spread = sigma = None
         if "spread" in self.want:
-            many = members.shape[0] > 1
-            spread = members.std(0, ddof=1) if many else np.full(members.shape[1], np.nan)
+            spread = self.energy_std
             sigma = np.full_like(spread, np.nan)
             if "energy_per_atom" in calibration:
                 sigma = spread * float(calibration["energy_per_atom"]["scale"])
@@ -248,13 +247,13 @@ class _Results:
             head=self.head,
             status=self.status,
             in_domain=self.in_domain,
-            energy=members.mean(0),
+            energy=self.energy,
             energy_std=spread,
             sigma_energy=sigma,
             forces=self.forces,
             forces_std=self.forces_std,
             stress=self.stress,
-            energy_members=members if "members" in self.want else None,
+            energy_members=self.energy_members if "members" in self.want else None,
         )
 
 

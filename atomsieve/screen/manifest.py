@@ -32,6 +32,7 @@ def build(
             "precision": predictor.precision,
             "backend": getattr(predictor, "backend", "native"),
             "device": device_kind(predictor),
+            **_artefact(predictor),
         },
         "options": {
             "screened": chunks.n,
@@ -51,6 +52,18 @@ def build(
         "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
         "input_path": str(source),
     }
+
+
+def _artefact(predictor: Any) -> dict[str, str]:
+    """Return what names the artefact that computes, if it is an exported one: another export has other last bits."""
+    digest = getattr(predictor, "artefact", None)
+    return {} if digest is None else {"artefact": digest}
+
+
+def recorded_backend(folder: Folder) -> str | None:
+    """Return the backend that a run in this folder has used so far, None where there is none."""
+    backend = read(folder)["ensemble"].get("backend") if folder.run.is_file() else None
+    return backend if isinstance(backend, str) else None
 
 
 def device_kind(predictor: Any) -> str:

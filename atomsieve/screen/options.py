@@ -8,6 +8,7 @@ from atomsieve.errors import UsageError, unknown
 from atomsieve.screen.columns import rankable
 
 PRECISIONS = ("fp64", "fp32", "bf16")
+BACKENDS = ("native", "onnx", "torchscript", "pt2", "auto")
 BUDGETS = {"cpu": (4096, 250_000), "cuda": (100_000, 5_000_000)}
 """Default budget of a batch per kind of device: atoms, estimated directed edges."""
 ALL_HEADS = "all"
@@ -21,6 +22,7 @@ class ScreenOptions:
     ----------
     head : name of a head, `all`, or None for the ensemble folder's default.
     precision : fp64, fp32 or bf16.
+    backend : native, onnx, torchscript, pt2, or auto (the fastest that was checked on this machine).
     device : auto, cpu, cuda or cuda:N. `auto` spreads the ranks of a machine over its GPUs.
     top, by, descending, where : how many rows the table of best rows has, the column that ranks them (smallest first
         unless descending), and the expression over the columns that a row must fulfil. They decide `top.csv` only.
@@ -36,6 +38,7 @@ class ScreenOptions:
 
     head: str | None = None
     precision: str = "fp32"
+    backend: str = "native"
     device: str = "auto"
     top: int = 1000
     by: str = "energy_per_atom"
@@ -54,6 +57,8 @@ class ScreenOptions:
         rankable(self.by)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.backend not in BACKENDS:
+            raise unknown("backend", self.backend, BACKENDS)
         if self.top < 0:
             raise UsageError(f"top must be at least 0, got {self.top}")
         for name in ("limit", "chunk_size", "max_atoms", "max_edges", "threads", "max_structure_atoms"):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.screen import ledger, manifest
 from atomsieve.screen.columns import ROW
+from atomsieve.screen.manifest import recorded_backend
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.plan import Chunks, chunk_size
 from atomsieve.screen.progress import Clock, EventLog
@@ -96,13 +97,18 @@ def prepare(
     with clock("load"):
         if reader is None:
             reader = stack.enter_context(team.together(lambda: _open(source)))
-        model = predictor or team.together(lambda: _load(ensemble, options, team.local_rank))
+        folder = Folder(Path(out) if out is not None else default_out(source))
+        if predictor is None:
+            backend, why = team.first(lambda: _backend(folder, ensemble, options, overwrite))
+            predictor = team.together(lambda: _load(ensemble, options, backend, team.local_rank))
+            if lead and console is not None and options.backend != "native":
+                console.print(f"backend: {backend} ({why})", highlight=False, soft_wrap=True)
+        model = predictor
         statuses = _statuses()
     heads = team.together(lambda: _heads(model, options.head))
     names = {code: name for code, (name, _) in statuses.items()}
     where = team.together(lambda: row_filter(options.where, heads, names))
     chunks = team.together(lambda: _chunks(reader, options, source))
-    folder = Folder(Path(out) if out is not None else default_out(source))
     if lead and console is not None:
         given = "" if options.head else " (the ensemble's default)"
         console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
@@ -149,7 +155,20 @@ def _open(source: Path) -> Any:
     return open_structures(source)
 
 
-def _load(ensemble: str | Path, options: ScreenOptions, local_rank: int) -> PredictorLike:
+def _backend(folder: Folder, ensemble: str | Path, options: ScreenOptions, overwrite: bool) -> tuple[str, str]:
+    """Return the backend and why: `auto` keeps to what an earlier part of the run used, since last bits differ."""
+    if options.backend != "auto":
+        return options.backend, "as asked"
+    recorded = None if overwrite else recorded_backend(folder)
+    if recorded is not None:
+        return recorded, "as in the earlier part of this run"
+    from atomsieve.models import read_manifest
+    from atomsieve.predict.backends import choose_device, fastest
+
+    return fastest(ensemble, read_manifest(ensemble), options.precision, choose_device(options.device))
+
+
+def _load(ensemble: str | Path, options: ScreenOptions, backend: str, local_rank: int) -> PredictorLike:
     from atomsieve.predict import Predictor
 
     head = None if options.head in (None, ALL_HEADS) else options.head
@@ -158,7 +177,7 @@ def _load(ensemble: str | Path, options: ScreenOptions, local_rank: int) -> Pred
         import torch
 
         torch.set_num_threads(options.threads)
-    return Predictor.load(ensemble, head=head, precision=options.precision, device=device)
+    return Predictor.load(ensemble, head=head, precision=options.precision, device=device, backend=backend)
 
 
 def _device(wanted: str, local_rank: int) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models import ensemble_id, load_gfm, read_manifest, save_gfm
+from atomsieve.models import ExportEntry, ensemble_id, load_gfm, read_manifest, record_exports, save_gfm
 from atomsieve.models.testvector import evaluate
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
@@ -53,8 +53,30 @@ def test_the_test_vector_is_reproduced(folder):
     assert manifest.precision["fp32"]["energy_per_atom"] < manifest.precision["bf16"]["energy_per_atom"]
 
 
+NOT_SUMMED = ("manifest.json", "README.md")  # the manifest names the ensemble; the card is for people to add to
+
+
+def test_people_may_add_to_the_card(own_copy, folder):
+    with (own_copy / "README.md").open("a") as card:
+        card.write("trained by us\n")
+    load_gfm(own_copy)
+    assert ensemble_id(own_copy) == ensemble_id(folder)
+
+
+def test_exports_do_not_change_the_identity(own_copy, folder):
+    entry = ExportEntry(
+        format="onnx", precision="fp32", ensemble_id="x", files={}, inputs=[], outputs=[], versions={"onnx": "1"}
+    )
+    record_exports(own_copy, {entry.key: entry})
+    assert read_manifest(own_copy).exports == {"onnx-fp32": entry}
+    assert ensemble_id(own_copy) == ensemble_id(folder)
+    load_gfm(own_copy)
+    record_exports(own_copy, {entry.key: None})
+    assert read_manifest(own_copy).exports == {}
+
+
 def test_one_byte_changed_anywhere_is_noticed(own_copy):
-    for path in sorted(p for p in own_copy.rglob("*") if p.is_file() and p.name != "manifest.json"):
+    for path in sorted(p for p in own_copy.rglob("*") if p.is_file() and p.name not in NOT_SUMMED):
         whole = path.read_bytes()
         place = len(whole) // 2
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])

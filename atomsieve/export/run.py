@@ -1,0 +1,210 @@
+"""Makes the artefacts of a gfm/ folder: written to one side, checked in a fresh process, then moved and recorded."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.export import fidelity
+from atomsieve.export.interface import OUTPUTS
+from atomsieve.export.report import write_report
+from atomsieve.export.spec import Spec, format_module, machine
+from atomsieve.export.trust import trust
+from atomsieve.models import Ensemble, ExportEntry, Manifest, ensemble_id, load_gfm, read_manifest, record_exports
+from atomsieve.models.exports import FOLDER, check_export
+from atomsieve.predict.backends import choose_device
+from atomsieve.structures.lock import PathLock
+from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
+
+LOCK = ".exports.lock"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes
+    ----------
+    formats, precisions : every pair of them becomes an artefact.
+    kind : "forces" or "energy"; members : give the forces of each member too.
+    device : kind of device; force : make anew what is there.
+    structures : file of structures for the check, in place of made ones.
+    """
+
+    formats: tuple[str, ...] = ("onnx",)
+    precisions: tuple[str, ...] = ("fp32",)
+    kind: str = "forces"
+    members: bool = False
+    device: str = "cpu"
+    force: bool = False
+    structures: Path | None = None
+
+    def specs(self) -> list[Spec]:
+        """Return the artefacts, each once, in the order asked for."""
+        if self.kind not in OUTPUTS:
+            raise UsageError(f"kind {self.kind!r} is none of {', '.join(OUTPUTS)}")
+        pairs = dict.fromkeys(product(self.formats, self.precisions))
+        return [Spec(f, p, self.kind, self.members, self.device) for f, p in pairs]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one artefact: "written", "kept" (it was there), or "failed" with the reason."""
+
+    key: str
+    state: str
+    entry: ExportEntry | None
+    seconds: float
+    reason: str = ""
+
+
+def export_gfm(folder: str | Path, options: ExportOptions, say: Callable[[str], None]) -> list[Outcome]:
+    """Export an ensemble; artefacts that fail their check are not written.
+
+    say : takes one line before each step.
+
+    Raises
+    ------
+    AtomSieveError
+        if the folder is no ensemble, is damaged, or another export is at work in it.
+    """
+    place = Path(folder)
+    specs = options.specs()
+    choose_device(options.device)
+    ensemble, manifest = load_gfm(place)
+    identity = ensemble_id(place)
+    with PathLock(place / LOCK):
+        manifest = read_manifest(place)
+        todo = [s for s in specs if options.force or not _stands(place, manifest, s, identity)]
+        outcomes = [Outcome(s.key, "kept", manifest.exports[s.key], 0.0) for s in specs if s not in todo]
+        if todo:
+            say(f"reference in FP64 for the check of {len(todo)} artefacts")
+            checks = fidelity.make_checks(manifest, options.structures)
+            exact = fidelity.reference(ensemble, checks)
+            for spec in todo:
+                say(f"{spec.key}: lowering")
+                outcomes.append(_export(place, ensemble, manifest, spec, identity, checks, exact, say))
+            write_report(place)
+    order = [s.key for s in specs]
+    return sorted(outcomes, key=lambda o: order.index(o.key))
+
+
+def _stands(folder: Path, manifest: Manifest, spec: Spec, identity: str) -> bool:
+    """Say whether an artefact is there, whole, of this ensemble and with the outputs asked for."""
+    entry = manifest.exports.get(spec.key)
+    if entry is None or entry.ensemble_id != identity:
+        return False
+    if spec.members and spec.kind == "forces" and "forces_members" not in entry.outputs:
+        return False
+    try:
+        check_export(folder, entry)
+    except DataError:
+        return False
+    return True
+
+
+def _export(
+    folder: Path,
+    ensemble: Ensemble,
+    manifest: Manifest,
+    spec: Spec,
+    identity: str,
+    checks: fidelity.Checks,
+    exact: fidelity.Values,
+    say: Callable[[str], None],
+) -> Outcome:
+    began = time.perf_counter()
+    staging = folder / FOLDER / f".new-{spec.key}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        written = format_module(spec.format).write(ensemble, spec, staging, identity)
+        lowered = time.perf_counter() - began
+        functional = spec.functional(ensemble)
+        entry = ExportEntry(
+            format=spec.format,
+            precision=spec.precision,
+            kind=spec.kind,
+            device=spec.device,
+            ensemble_id=identity,
+            files={p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(staging.iterdir())},
+            inputs=[s.name for s in functional.inputs],
+            outputs=[s.name for s in functional.outputs],
+            versions=written.versions,
+            flags=written.flags,
+            machine=machine(),
+        )
+        trust(sorted(staging.iterdir()))
+        say(f"{spec.key}: checking in a fresh process")
+        entry, reason = _check(folder, manifest, entry, staging, checks, exact)
+        entry.speed["lowering_s"] = round(lowered, 1)
+        if reason is not None:
+            return Outcome(spec.key, "failed", entry, time.perf_counter() - began, reason)
+        _move(folder, entry, staging)
+        return Outcome(spec.key, "written", entry, time.perf_counter() - began)
+    except AtomSieveError as error:  # one format that does not work here leaves the others their chance
+        return Outcome(spec.key, "failed", None, time.perf_counter() - began, str(error))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check(
+    folder: Path,
+    manifest: Manifest,
+    entry: ExportEntry,
+    place: Path,
+    checks: fidelity.Checks,
+    exact: fidelity.Values,
+) -> tuple[ExportEntry, str | None]:
+    """Return the entry with fidelity and speed as measured in a fresh process, and why it fails, if so."""
+    found, speed = fidelity.measured(folder, entry, place, checks)
+    compared = fidelity.compare(exact, found, checks)
+    entry = entry.model_copy(update={"fidelity": compared, "speed": speed, "machine": machine()})
+    return entry, fidelity.verdict(compared, entry.precision)
+
+
+def _move(folder: Path, entry: ExportEntry, staging: Path) -> None:
+    """Put an artefact in its place. The manifest never names files that are not there."""
+    target = folder / FOLDER / entry.key
+    for path in staging.iterdir():
+        sync_file(path)
+    if target.exists():
+        record_exports(folder, {entry.key: None})
+        shutil.rmtree(target)
+    staging.rename(target)
+    sync_folder(target.parent)
+    record_exports(folder, {entry.key: entry})
+
+
+def recheck(folder: str | Path, say: Callable[[str], None], structures: Path | None = None) -> list[Outcome]:
+    """Measure all artefacts of a folder again, on this machine; those that fail are struck from the manifest."""
+    place = Path(folder)
+    ensemble, _ = load_gfm(place)
+    outcomes = []
+    with PathLock(place / LOCK):
+        manifest = read_manifest(place)
+        checks = fidelity.make_checks(manifest, structures)
+        exact = fidelity.reference(ensemble, checks)
+        for key, entry in manifest.exports.items():
+            if entry.device == "cuda" and not torch.cuda.is_available():
+                outcomes.append(Outcome(key, "kept", entry, 0.0, "not measured: it needs a GPU"))
+                continue
+            began = time.perf_counter()
+            say(f"{key}: checking in a fresh process")
+            try:
+                checked, reason = _check(place, manifest, entry, check_export(place, entry), checks, exact)
+            except AtomSieveError as error:
+                outcomes.append(Outcome(key, "failed", entry, time.perf_counter() - began, str(error)))
+                continue
+            record_exports(place, {key: None if reason else checked})
+            state = "failed" if reason else "written"
+            outcomes.append(Outcome(key, state, checked, time.perf_counter() - began, reason or ""))
+        write_report(place)
+    return outcomes
