@@ -26,6 +26,7 @@ class Spec:
     format : onnx, torchscript or pt2; precision : fp64, fp32 or bf16.
     kind : "forces" or "energy"; members : give the forces of each member too.
     device : kind of device it is made for, "cpu" or "cuda".
+    default_head : of the ensemble's folder; formats that can hold it tell it to whoever has nothing but the file.
     """
 
     format: str
@@ -33,6 +34,7 @@ class Spec:
     kind: str = "forces"
     members: bool = False
     device: str = "cpu"
+    default_head: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
