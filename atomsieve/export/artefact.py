@@ -15,7 +15,7 @@ from atomsieve.export.interface import Slot, check_inputs, check_symmetric, inpu
 from atomsieve.export.spec import format_module
 from atomsieve.graphs import Graph
 from atomsieve.graphs.table import table_arrays
-from atomsieve.models import ExportEntry, Manifest
+from atomsieve.models import ExportEntry, Manifest, ensemble_id
 from atomsieve.models.exports import check_export
 from atomsieve.structures import StructureBatch
 
@@ -58,6 +58,12 @@ class Artefact:
             raise DataError(
                 f"{entry.key} takes {', '.join(entry.inputs)}, which this version does not know; export again"
             )
+        own = ensemble_id(folder)
+        if entry.ensemble_id != own:
+            raise DataError(
+                f"{entry.key} was made of another ensemble ({entry.ensemble_id[:12]}, this one is {own[:12]}); make it "
+                f"anew with: atomsieve export {folder} --format {entry.format} --precision {entry.precision}"
+            )
         self._heads = len(manifest.heads)
         self._session = format_module(entry.format).open_session(check_export(folder, entry, place), entry, device)
 
@@ -82,7 +88,7 @@ class Artefact:
         }
         if batch.charge is not None and batch.spin is not None:
             given |= {"charge": batch.charge, "spin": batch.spin}
-        return {s.name: np.ascontiguousarray(given[s.name]) for s in self.inputs}
+        return {s.name: _own(given[s.name]) for s in self.inputs}
 
     def __call__(self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
         """Return all outputs of a batch by name (see `atomsieve.export.interface`)."""
@@ -99,4 +105,9 @@ class Artefact:
         checked = check_inputs(arrays, self.inputs, heads=self._heads)
         if "reverse" not in checked:
             check_symmetric(checked["neighbors"], checked["shifts"])
-        return self._session(checked)
+        return self._session({name: _own(array) for name, array in checked.items()})
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that compiled code may take as it lies: contiguous, and writable, as torch wants it."""
+    return np.require(array, requirements=["C", "W"])
