@@ -53,8 +53,11 @@ def dynamic_shapes(slots: tuple[Slot, ...]) -> tuple[dict[int, torch.export.Dim]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what torch says of its own deprecated parts from the user."""
-    with warnings.catch_warnings():
+    """Keep what torch says of its own deprecated parts from the user; trace without its cache.
+
+    With free sizes that cache costs as much time as everything else.
+    """
+    with warnings.catch_warnings(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         yield
