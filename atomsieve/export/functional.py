@@ -132,7 +132,8 @@ class Functional(nn.Module):
             return geometry, graph, (geometry.basis, geometry.unit)
         radial = geometry.slope.shape[1]
         # One array, so that a compiler stores it instead of computing its parts again for each reader.
-        stored = torch.cat([geometry.basis[0], geometry.slope, geometry.unit[0]], 1).view(atoms, places, -1)
+        stored = torch.cat([geometry.basis[0], geometry.slope, geometry.unit[0]], 1)
+        stored = stored.view(atoms, places, 2 * radial + 3)
         edges = paired_edges(
             geometry.distance.view(atoms, places), stored[:, :, 2 * radial :], stored[:, :, :radial],
             stored[:, :, radial : 2 * radial], members,
@@ -184,7 +185,8 @@ class Functional(nn.Module):
             forces, share = edge.sum(2) - sent, 1.0
         mean_edge = edge.mean(0)
         of_atom = (vec.unsqueeze(3) * mean_edge.unsqueeze(2)).sum(1).double() * share
-        pooled = _pool(of_atom.reshape(atoms, 9).t(), given["structure"], given["cell"]).t().reshape(-1, 3, 3)
+        pooled = _pool(of_atom.reshape(atoms, 9).t(), given["structure"], given["cell"]).t()
+        pooled = pooled.reshape(given["cell"].shape[0], 3, 3)
         return forces, 0.5 * (pooled + pooled.transpose(1, 2))
 
 

@@ -70,14 +70,14 @@ class Readout(nn.Module):
         heads = scales.shape[0]
         weight = self.hidden_weight.transpose(1, 2).reshape(members, width, -1)
         hidden = torch.baddbmm(self.hidden_bias.reshape(members, 1, -1), s, weight)
-        hidden = torch.nn.functional.silu(hidden).view(members, atoms, heads, -1)
+        hidden = torch.nn.functional.silu(hidden).view(members, atoms, heads, self.hidden_weight.shape[3])
         energy = (hidden * self.out_weight.reshape(members, 1, heads, -1)).sum(3) + self.out_bias.view(
             members, 1, heads
         )
         chosen = (head.unsqueeze(1) == torch.arange(heads, device=head.device)).to(s.dtype) * scales
         if self.gate_weight is None or v is None:
             return (energy * chosen).sum(2), None
-        of_head = (hidden * chosen.unsqueeze(2)).reshape(members, atoms, -1)
+        of_head = (hidden * chosen.unsqueeze(2)).flatten(2)
         gate = torch.bmm(of_head, self.gate_weight.reshape(members, -1, width))
         return (energy * chosen).sum(2), (v * gate.unsqueeze(2)).sum(3)
 

@@ -61,7 +61,7 @@ def _by_distance(gradients: tuple[Tensor, ...], slope: Tensor, weights: Tensor, 
         torch.bmm(g.reshape(members, atoms * places, width), w.transpose(1, 2))
         for g, w in zip(gradients, weights.split(width, dim=2), strict=True)
     )
-    return (by_basis.view(members, atoms, places, -1) * slope).sum(3)  # type: ignore[union-attr]
+    return (by_basis.view(members, atoms, places, slope.shape[2]) * slope).sum(3)  # type: ignore[union-attr]
 
 
 class _Paired(torch.autograd.Function):
