@@ -19,6 +19,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("atomsieve.cli.demo", "See it all work: labels, training, screening, a ranked list. No data needed."),
     "data": ("atomsieve.cli.data", "Convert, inspect, generate and export structures."),
     "train": ("atomsieve.cli.train", "Train an ensemble from a configuration file."),
+    "export": (
+        "atomsieve.cli.export",
+        "Turn an ensemble into ONNX, TorchScript and .pt2, and check each against FP64.",
+    ),
     "screen": ("atomsieve.cli.screen", "Screen candidates with an ensemble; also the command `screen`."),
 }
 """Each verb: the module whose `app` it is (a Typer or a function), and its line in the help."""

@@ -28,7 +28,7 @@ DENSEST = 0.1
 """Atoms per cubic Angstrom that no generated solid exceeds; metals and molecular solids have about as many."""
 PIECE_ATOMS = 1500
 _NEAREST = 0.5  # Angstrom; own structures with nearer atoms are left out
-_LATTICES = {
+_LATTICES: dict[str, tuple[list[list[float]], float]] = {
     "sc": ([[0, 0, 0]], 1.0),
     "bcc": ([[0, 0, 0], [0.5, 0.5, 0.5]], 3**0.5 / 2),
     "fcc": ([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]], 0.5**0.5),

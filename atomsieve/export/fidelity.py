@@ -33,7 +33,7 @@ __all__ = ["LIMITS", "TOLERANCES", "Checks", "Values", "compare", "make_checks",
 Values = dict[str, NDArray[Any]]
 """Results by "part.name": parts `vector` and `varied` have energy [S], energy_std [S], energy_members [K,S], and forces
 [N,3], forces_std [N,3], forces_members [K,N,3], stress [S,3,3] where they are given; `ranked` has energy [S]. A
-reference also has "part.atomic" [S], the sums of element references. In eV and Angstrom; NaN where there is no value."""
+reference also has "part.atomic" [S], the sums of element references. In eV and Angstrom; NaN where a value lacks."""
 
 MEMORY = 2.5e8  # bytes that one piece of the reference may take, roughly; small pieces stay in the cache
 _BYTES_PER_EDGE = 36 * 8  # of a member and channel: filters, payloads and messages of an edge, kept for the backward
@@ -108,7 +108,7 @@ def evaluated(part: Part, call: Evaluate, cutoff: float, max_edges: float, every
         batch = part.batch.take(piece)
         out = call(batch, part.head[piece], everything)
         if "virial" in out:
-            solid = batch.pbc.all(1)
+            solid = np.asarray(batch.pbc.all(axis=1))
             volume = np.where(
                 solid, np.abs(np.linalg.det(np.where(solid[:, None, None], batch.cell, np.eye(3)))), np.nan
             )

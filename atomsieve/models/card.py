@@ -48,4 +48,36 @@ def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> s
     ]
     for name, errors in manifest["precision"].items():
         lines.append(f"| {name} | {errors['energy_per_atom']:.2g} | {errors['force']:.2g} |")
+    if manifest["exports"]:
+        lines += [
+            "",
+            "## Exports",
+            "",
+            "Largest differences from FP64 on varied structures; all numbers are in `exports/report.md`.",
+            "",
+            "| artefact | device | energy, eV/atom | force, eV/Angstrom | rank correlation |",
+            "| --- | --- | --- | --- | --- |",
+            *("| " + " | ".join(row) + " |" for row in export_rows(manifest["exports"])),
+        ]
     return "\n".join([*lines, ""])
+
+
+def export_rows(exports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return a row of text for each artefact: key, device, largest errors of energy and force, rank correlation."""
+    found = []
+    for key, entry in exports.items():
+        largest = [worst(entry["fidelity"], quantity) for quantity in ("energy_per_atom", "force")]
+        spearman = entry["fidelity"].get("ranked", {}).get("spearman")
+        shown = ["-" if value is None else f"{value:.2g}" for value in largest]
+        found.append([f"`{key}`", entry["device"], *shown, "-" if spearman is None else f"{spearman:.6f}"])
+    return found
+
+
+def worst(fidelity: Mapping[str, Any], quantity: str, kind: str = "max") -> float | None:
+    """Return the larger error of a quantity on the test vector and on varied structures; None if it was not compared.
+
+    fidelity : see `atomsieve.export.fidelity.compare`; kind : "max" or "rms".
+    """
+    parts = [fidelity.get(part, {}).get(quantity) for part in ("vector", "varied")]
+    errors = [float(part[kind]) for part in parts if part is not None]
+    return max(errors) if errors else None

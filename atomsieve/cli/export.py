@@ -1,0 +1,195 @@
+"""`atomsieve export gfm/`, `atomsieve export report gfm/` and `atomsieve export trust gfm/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from atomsieve.cli.common import CHOICE, WORK, QuietOption, console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atomsieve.export.run import Outcome
+
+
+class _FolderFirst(TyperGroup):
+    """Takes `export gfm/` as `export run gfm/`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the called command; anything that is no command's name is the folder of `run`."""
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Let options of `run` come first: `export --format onnx gfm/`."""
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_FolderFirst, add_completion=False, no_args_is_help=True,
+    help="Turn an ensemble into files that run without this package: `atomsieve export gfm/ --format onnx`. Each is "
+    "checked against FP64 in a fresh process, and written only if it is as good as its precision must be.",
+)  # fmt: skip
+
+FolderArgument = Annotated[Path, typer.Argument(help="The ensemble folder (gfm/).", show_default=False)]
+StructuresOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--structures", help="Check on these structures (.bp) instead of generated ones.", rich_help_panel=WORK,
+        show_default=False,
+    ),
+]  # fmt: skip
+
+
+@app.command("run", hidden=True)
+def run(
+    folder: FolderArgument,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="onnx, torchscript or pt2; may be repeated. [default: onnx]",
+                     rich_help_panel=CHOICE, show_default=False),
+    ] = None,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option("--precision", "-p", help="fp64, fp32 or bf16; may be repeated. [default: fp32]",
+                     rich_help_panel=CHOICE, show_default=False),
+    ] = None,
+    energy_only: Annotated[
+        bool, typer.Option("--energy-only", help="Energies and their spread alone: faster.", rich_help_panel=CHOICE)
+    ] = False,
+    members: Annotated[
+        bool, typer.Option("--members", help="Give the forces of each member too.", rich_help_panel=CHOICE)
+    ] = False,
+    device: Annotated[
+        str, typer.Option("--device", help="cpu or cuda: what it will run on.", rich_help_panel=WORK)
+    ] = "cpu",
+    force: Annotated[
+        bool, typer.Option("--force", help="Make anew what is already there.", rich_help_panel=WORK)
+    ] = False,
+    structures: StructuresOption = None,
+    quiet: QuietOption = False,
+) -> int:  # fmt: skip
+    """Export an ensemble in every format with every precision that is named; what is there already stays.
+
+    Exit code 3 if an artefact could not be made or failed its check; its line says why.
+    """
+    from atomsieve.errors import UsageError, unknown
+    from atomsieve.export.run import ExportOptions, export_gfm
+    from atomsieve.models.exports import FORMATS, PRECISIONS
+
+    formats, precisions = formats or ["onnx"], precisions or ["fp32"]
+    for what, given, allowed in (
+        ("format", formats, FORMATS), ("precision", precisions, PRECISIONS), ("device", [device], ("cpu", "cuda")),
+    ):  # fmt: skip
+        for name in given:
+            if name not in allowed:
+                raise unknown(what, name, allowed)
+    if energy_only and members:
+        raise UsageError("--energy-only gives no forces, so --members has nothing to add; leave one of them out")
+    options = ExportOptions(
+        formats=tuple(formats), precisions=tuple(precisions), kind="energy" if energy_only else "forces",
+        members=members, device=device, force=force, structures=structures,
+    )  # fmt: skip
+    with _progress(quiet) as say:
+        outcomes = export_gfm(folder, options, say)
+    return _tell(console(), outcomes)
+
+
+@app.command("report")
+def report(
+    folder: FolderArgument,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure every artefact again, on this machine.", rich_help_panel=WORK)
+    ] = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Show how far each artefact is from FP64 and how fast it was, and write exports/report.md."""
+    from atomsieve.errors import EXIT_DONE
+    from atomsieve.export.report import table, write_report
+    from atomsieve.models import read_manifest
+
+    shown, code = console(), EXIT_DONE
+    if check:
+        from atomsieve.export.run import recheck
+
+        with _progress(quiet) as say:
+            outcomes = recheck(folder, say)
+        code = _tell(shown, [o for o in outcomes if o.state != "written" or o.reason])
+    manifest = read_manifest(folder)
+    if manifest.exports:
+        if not shown.is_terminal:  # the width of a file or pipe means nothing
+            shown.width = max(shown.width, 200)
+        shown.print(table(manifest))
+    else:
+        shown.print("no exports yet; make one with: atomsieve export FOLDER --format onnx", soft_wrap=True)
+    shown.print(f"wrote {write_report(folder)}", highlight=False, soft_wrap=True)
+    return code
+
+
+@app.command("trust")
+def trust(folder: FolderArgument) -> int:
+    """Let this user open the TorchScript and .pt2 files of a folder that came from elsewhere.
+
+    They hold code that runs with your rights: trust only what comes from somebody whose programs you would run.
+    """
+    from atomsieve.errors import EXIT_DONE, EXIT_ERROR
+    from atomsieve.export.trust import CODE_FREE
+    from atomsieve.export.trust import trust as mark
+    from atomsieve.models import read_manifest
+    from atomsieve.models.exports import check_export
+
+    shown = console()
+    files = []
+    for key, entry in read_manifest(folder).exports.items():
+        if entry.format in CODE_FREE:
+            continue
+        place = check_export(folder, entry)
+        for name, expected in entry.files.items():
+            shown.print(f"{key}/{name}  sha256 {expected['sha256'][:16]}...", highlight=False, soft_wrap=True)
+            files.append(place / name)
+    if not files:
+        shown.print("no file of this folder holds code; there is nothing to trust", soft_wrap=True)
+        return EXIT_DONE
+    if not mark(files):  # a warning has said why
+        return EXIT_ERROR
+    shown.print(f"{len(files)} files may be opened by this user from now on", highlight=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Yield what takes one line before each step: shown as a status in a terminal, as lines elsewhere."""
+    shown = console(stderr=True, quiet=quiet)
+    if shown.is_terminal:
+        with shown.status("opening the ensemble") as status:
+            yield lambda line: status.update(line)
+    else:
+        yield lambda line: shown.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _tell(shown: Console, outcomes: list[Outcome]) -> int:
+    """Print one line for each artefact and return the exit code."""
+    from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+    from atomsieve.export.report import line
+
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            said = f"failed  {outcome.key}  {outcome.seconds:.0f} s  {outcome.reason}"
+        elif outcome.state == "kept":
+            assert outcome.entry is not None
+            why = outcome.reason or "is there already (--force makes it anew)"
+            said = f"kept    {line(outcome.key, outcome.entry)}  {why}"
+        else:
+            assert outcome.entry is not None
+            said = f"written {line(outcome.key, outcome.entry, outcome.seconds)}"
+        shown.print(said, highlight=False, soft_wrap=True, markup=False)
+    return EXIT_SOME_FAILED if any(o.state == "failed" for o in outcomes) else EXIT_DONE
