@@ -50,7 +50,7 @@ StructuresOption = Annotated[
 ]  # fmt: skip
 
 
-@app.command("run", hidden=True)
+@app.command("run")
 def run(
     folder: FolderArgument,
     formats: Annotated[
@@ -78,7 +78,7 @@ def run(
     structures: StructuresOption = None,
     quiet: QuietOption = False,
 ) -> int:  # fmt: skip
-    """Export an ensemble in every format with every precision that is named; what is there already stays.
+    """Export an ensemble in every format and precision named (`run` may be left out); what is there already stays.
 
     Exit code 3 if an artefact could not be made or failed its check; its line says why.
     """
@@ -161,7 +161,8 @@ def trust(folder: FolderArgument) -> int:
         return EXIT_DONE
     if not mark(files):  # a warning has said why
         return EXIT_ERROR
-    shown.print(f"{len(files)} files may be opened by this user from now on", highlight=False, soft_wrap=True)
+    many = "1 file" if len(files) == 1 else f"{len(files)} files"
+    shown.print(f"{many} may be opened by this user from now on", highlight=False, soft_wrap=True)
     return EXIT_DONE
 
 

@@ -232,6 +232,10 @@ def _errors(part: str, batch: StructureBatch, exact: Values, found: Values) -> d
         if f"{part}.{name}" not in exact or f"{part}.{name}" not in found:
             continue
         right, wrong = exact[f"{part}.{name}"], found[f"{part}.{name}"]
+        if right.shape != wrong.shape:
+            raise AtomSieveError(
+                f"the artefact gives {name} of shape {list(wrong.shape)}, expected {list(right.shape)}"
+            )
         if kind == "energy":
             right, wrong, scale = right / counts, wrong / counts, float(net.std()) if len(net) else 0.0
             factor = beyond
@@ -257,8 +261,6 @@ def _beyond(part: str, batch: StructureBatch, exact: Values, net: NDArray[Any]) 
 
 def _of_one(right: NDArray[Any], wrong: NDArray[Any], beyond: NDArray[Any]) -> dict[str, float]:
     there = np.isfinite(right)
-    if right.shape != wrong.shape:
-        raise AtomSieveError(f"the artefact gives an array of shape {list(wrong.shape)}, expected {list(right.shape)}")
     if not there.any():
         return {}
     fine = there & np.isfinite(wrong)

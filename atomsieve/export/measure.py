@@ -24,7 +24,7 @@ from atomsieve.graphs import build_graph
 from atomsieve.models import ExportEntry, read_manifest
 from atomsieve.structures import StructureBatch
 
-MEMORY = 2e9  # bytes that one piece may take, roughly
+MEMORY = 1e9  # bytes that one piece may take, roughly
 _BYTES_PER_EDGE = 20 * 8  # of a member and channel
 
 

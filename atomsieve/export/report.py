@@ -109,7 +109,9 @@ def report(manifest: Manifest) -> str:
         *_markdown(("precision", "energy", "force", "stress", "rank correlation", "best 1 %"), tolerance_rows()),
         "",
         f"Where a structure's values exceed {LIMITS['energy']:g} eV/atom, {LIMITS['force']:g} eV/Å or "
-        f"{LIMITS['stress']:g} eV/Å³, errors may be larger in proportion. An artefact that is worse is not written.",
+        f"{LIMITS['stress']:g} eV/Å³, errors may be larger in proportion. RMS errors of `bf16` may be "
+        f"{TOLERANCES['bf16'].relative:g} of the spread of energies and of the RMS force. An artefact that is worse is "
+        "not written.",
         "",
         "## Which to use",
         "",

@@ -53,7 +53,7 @@ def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> s
             "",
             "## Exports",
             "",
-            "Largest differences from FP64 on varied structures; all numbers are in `exports/report.md`.",
+            "Largest differences from FP64; all numbers are in `exports/report.md`.",
             "",
             "| artefact | device | energy, eV/atom | force, eV/Angstrom | rank correlation |",
             "| --- | --- | --- | --- | --- |",
