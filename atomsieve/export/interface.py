@@ -159,8 +159,23 @@ def _check_values(found: Mapping[str, NDArray[Any]], sizes: Mapping[str, int], h
         _in_range("reverse", found["reverse"], -1, atoms * places - 1, "places i * W + k of `neighbors`, or -1")
     home = found["structure"]
     full = table >= 0
+    itself = (table == np.arange(atoms)[:, None]) & ~found["shifts"].any(axis=2)
+    if itself.any():
+        atom = int(np.argwhere(itself)[0, 0])
+        raise UsageError(f"neighbors joins atom {atom} to itself without a shift; an atom's images have one")
     if atoms and (home[np.where(full, table, 0)] != home[:, None])[full].any():
         raise UsageError("neighbors joins atoms of two structures; indices count through the whole batch")
+    if "reverse" in found:
+        _check_reverse(found["reverse"], table)
+
+
+def _check_reverse(reverse: NDArray[np.int64], table: NDArray[np.int64]) -> None:
+    sender, place = np.nonzero(reverse >= 0)[0], reverse[reverse >= 0]
+    flat = table.ravel()
+    if not np.array_equal(np.sort(place), np.flatnonzero(flat >= 0)) or (flat[place] != sender).any():
+        raise UsageError(
+            "reverse does not list each full place of `neighbors` once, in the row of its sender; forces would be wrong"
+        )
 
 
 def check_symmetric(neighbors: NDArray[np.int64], shifts: NDArray[np.int32]) -> None:
