@@ -131,7 +131,7 @@ def report(
         shown.print(table(manifest))
     else:
         shown.print("no exports yet; make one with: atomsieve export FOLDER --format onnx", soft_wrap=True)
-    shown.print(f"wrote {write_report(folder)}", highlight=False, soft_wrap=True)
+    shown.print(f"wrote {write_report(folder)}", highlight=False, soft_wrap=True, markup=False)
     return code
 
 
@@ -154,7 +154,9 @@ def trust(folder: FolderArgument) -> int:
             continue
         place = check_export(folder, entry)
         for name, expected in entry.files.items():
-            shown.print(f"{key}/{name}  sha256 {expected['sha256'][:16]}...", highlight=False, soft_wrap=True)
+            shown.print(
+                f"{key}/{name}  sha256 {expected['sha256'][:16]}...", highlight=False, soft_wrap=True, markup=False
+            )
             files.append(place / name)
     if not files:
         shown.print("no file of this folder holds code; there is nothing to trust", soft_wrap=True)
@@ -162,7 +164,7 @@ def trust(folder: FolderArgument) -> int:
     if not mark(files):  # a warning has said why
         return EXIT_ERROR
     many = "1 file" if len(files) == 1 else f"{len(files)} files"
-    shown.print(f"{many} may be opened by this user from now on", highlight=False, soft_wrap=True)
+    shown.print(f"{many} may be opened by this user from now on", highlight=False, soft_wrap=True, markup=False)
     return EXIT_DONE
 
 

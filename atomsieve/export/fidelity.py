@@ -164,8 +164,8 @@ def measured(folder: str | Path, entry: ExportEntry, place: Path, checks: Checks
     """Evaluate the checks with an artefact in a fresh process; return its values, and its speed.
 
     folder : the gfm/ folder; place : where the artefact's files lie.
-    Speed: structures_per_s and atoms_per_s on the ranked candidates (neighbour search left out), load_s, peak_mib of
-    that process, threads.
+    Speed: structures_per_s and atoms_per_s on the ranked candidates (neighbour search left out), native (structures/s
+    of the ensemble itself, in that process, in the same precision), load_s, peak_mib of that process, threads.
 
     Raises
     ------

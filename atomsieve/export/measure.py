@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.artefact import Artefact
-from atomsieve.export.checks import Checks
+from atomsieve.export.checks import Checks, Part
 from atomsieve.export.fidelity import evaluated
 from atomsieve.graphs import build_graph
-from atomsieve.models import ExportEntry, read_manifest
+from atomsieve.models import Ensemble, ExportEntry, load_gfm, set_precision
 from atomsieve.structures import StructureBatch
 
 MEMORY = 1e9  # bytes that one piece may take, roughly
 _BYTES_PER_EDGE = 20 * 8  # of a member and channel
+NATIVE_SECONDS = 10.0
+"""How long the native ensemble is timed for comparison."""
 
 
 class _Timed:
@@ -47,7 +49,7 @@ class _Timed:
 
 def measure(folder: Path, entry: ExportEntry, place: Path, checks: Checks) -> dict[str, NDArray[Any]]:
     """Return the artefact's values by "part.name", and "speed.name" (see `fidelity.measured`)."""
-    manifest = read_manifest(folder)
+    ensemble, manifest = load_gfm(folder)
     config = manifest.config
     device = torch.device("cuda" if entry.device == "cuda" else "cpu")
     began = time.perf_counter()
@@ -60,13 +62,39 @@ def measure(folder: Path, entry: ExportEntry, place: Path, checks: Checks) -> di
         found = evaluated(getattr(checks, name), call, config.cutoff, max_edges, name != "ranked")
         values |= {f"{name}.{n}": a for n, a in found.items() if name != "ranked" or n == "energy"}
         if call.structures:
-            timed = call
+            timed, part = call, getattr(checks, name)
     values["speed.structures_per_s"] = np.array(timed.structures / timed.seconds)
     values["speed.atoms_per_s"] = np.array(timed.atoms / timed.seconds)
     values["speed.load_s"] = np.array(loaded)
     values["speed.peak_mib"] = np.array(peak_mib())
     values["speed.threads"] = np.array(torch.get_num_threads())
+    values["speed.native"] = np.array(native_speed(ensemble, entry, part, max_edges, device))
     return values
+
+
+def native_speed(ensemble: Ensemble, entry: ExportEntry, part: Part, max_edges: float, device: torch.device) -> float:
+    """Return structures per second of the ensemble itself in the artefact's precision, neighbour search left out."""
+    model = set_precision(ensemble, entry.precision).to(device).eval().requires_grad_(False)
+    config, seconds, structures = model.config, 0.0, 0
+    dtype = torch.float64 if entry.precision == "fp64" else torch.float32
+    pieces = part.pieces(config.cutoff, max_edges)
+    for k, piece in enumerate([pieces[0], *pieces]):
+        batch = part.batch.take(piece)
+        graph = build_graph(batch, config.cutoff, max_neighbors=config.max_neighbors, device=device, dtype=dtype)
+        head = torch.from_numpy(part.head[piece]).to(device)
+        state = {}
+        if config.charge_spin:
+            assert batch.charge is not None and batch.spin is not None
+            state = {n: torch.from_numpy(a).to(device) for n, a in (("charge", batch.charge), ("spin", batch.spin))}
+        began = time.perf_counter()
+        with torch.no_grad():
+            out = model(graph, head, **state, forces=entry.kind == "forces", stress=False)
+        out.energy.cpu()
+        if k > 0:  # the first time only warms up
+            seconds, structures = seconds + time.perf_counter() - began, structures + len(batch)
+        if seconds > NATIVE_SECONDS:
+            break
+    return structures / seconds
 
 
 def peak_mib() -> float:

@@ -46,13 +46,14 @@ def line(key: str, entry: ExportEntry, seconds: float | None = None) -> str:
     if force is not None:
         parts.append(f"force within {number(force)} eV/Angstrom")
     if "structures_per_s" in entry.speed:
-        parts.append(f"{entry.speed['structures_per_s']:.0f} structures/s")
+        native = f" (native {entry.speed['native']:.0f})" if "native" in entry.speed else ""
+        parts.append(f"{entry.speed['structures_per_s']:.0f} structures/s{native}")
     return "  ".join([*parts, size_of(entry)])
 
 
 _COLUMNS = (
     "artefact", "energy", "force", "stress", "energy spread", "force spread", "rank correlation", "best 1 %",
-    "structures/s", "size",
+    "structures/s", "native", "size",
 )  # fmt: skip
 
 
@@ -67,8 +68,8 @@ def rows(manifest: Manifest) -> list[list[str]]:
         ranking = entry.fidelity.get("ranked", {})
         cells.append(_correlation(ranking.get("spearman")))
         cells.append("-" if "best" not in ranking else f"{100 * ranking['best']:.0f} %")
-        speed = entry.speed.get("structures_per_s")
-        found.append([*cells, "-" if speed is None else f"{speed:.0f}", size_of(entry)])
+        speeds = [entry.speed.get(name) for name in ("structures_per_s", "native")]
+        found.append([*cells, *("-" if s is None else f"{s:.0f}" for s in speeds), size_of(entry)])
     return found
 
 
@@ -89,7 +90,8 @@ def report(manifest: Manifest) -> str:
         "Errors are given as largest / RMS: energies and their spread over members in eV/atom, forces and their spread "
         "in eV/Å, stress in eV/Å³. The rank correlation (Spearman) and the share of the best 1 % that is found are of "
         "small candidates ordered by energy per atom without element references. Speeds are of these candidates, "
-        "neighbour search left out, and compare only within one machine.",
+        "neighbour search left out, and compare only within one machine; `native` is the speed of the ensemble itself "
+        "in the same process and precision.",
         "",
         *_markdown(_COLUMNS, rows(manifest)),
         "",

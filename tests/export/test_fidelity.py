@@ -321,6 +321,7 @@ def test_an_artefact_is_measured_in_a_fresh_process(gfm, tmp_path, few):
     assert set(errors["varied"]) == set(fidelity._QUANTITIES)
     assert verdict(errors, "fp64") is not None
     assert speed["structures_per_s"] > 0
+    assert speed["native"] > 0
     assert speed["load_s"] > 0
     assert 50 < speed["peak_mib"] < 4000
     other = reference(tiny_ensemble(layers=1, n_basis=5), checks)
