@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,7 +199,8 @@ def _why(key: str, code: int, stderr: str) -> str:
         name = signal.Signals(-code).name
         more = "; perhaps memory ran out" if name == "SIGKILL" else ""
         return f"{key} took down the process that checked it ({name}{more})"
-    return lines[-1].removeprefix("error: ") if lines else f"the process that checked {key} ended with code {code}"
+    told = [line for line in lines if re.match(r"(error|[\w.]*(Error|Exception|Fail)): ", line)] or lines
+    return told[-1].removeprefix("error: ") if told else f"the process that checked {key} ended with code {code}"
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------

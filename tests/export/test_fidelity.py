@@ -342,4 +342,6 @@ def test_a_process_that_dies_is_told_of():
     assert fidelity._why("pt2-fp32", -11, "") == "pt2-fp32 took down the process that checked it (SIGSEGV)"
     assert "memory" in fidelity._why("pt2-fp32", -9, "")
     assert fidelity._why("onnx-fp32", 1, "warning: x\nValueError: no such thing\n") == "ValueError: no such thing"
+    several = "Traceback\nonnxruntime.capi.Fail: it broke\n  because of that\nbye\n"
+    assert fidelity._why("onnx-fp32", 1, several) == "onnxruntime.capi.Fail: it broke"
     assert "ended with code 7" in fidelity._why("onnx-fp32", 7, "\n")
