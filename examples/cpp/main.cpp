@@ -72,10 +72,10 @@ static void predict(const char* path, int64_t head) {
 
     c10::InferenceMode guard;
     const auto out = model.forward({
-        torch::full({atoms}, 29, torch::kUInt8),                           // atomic numbers
+        torch::full({atoms}, 29, torch::kUInt8),  // atomic numbers
         torch::from_blob(positions.data(), {atoms, 3}, torch::kFloat64),
         torch::from_blob(cell.data(), {1, 3, 3}, torch::kFloat64),
-        torch::zeros({atoms}, i64),                                        // structure of each atom
+        torch::zeros({atoms}, i64),  // structure of each atom
         table, shifts, torch::full({1}, head, i64),
     }).toTuple()->elements();
     std::printf("heads %s, using number %ld\n", said["heads"].c_str(), long(head));
@@ -95,6 +95,9 @@ int main(int argc, char** argv) {
     }
     try {
         predict(argv[1], argc > 2 ? std::stol(argv[2]) : 0);
+    } catch (const c10::Error& error) {
+        std::fprintf(stderr, "error: %s\n", error.what_without_backtrace());
+        return 1;
     } catch (const std::exception& error) {
         std::fprintf(stderr, "error: %s\n", error.what());
         return 1;

@@ -311,4 +311,5 @@ def test_the_example_in_cpp_gives_the_same_numbers(made, tmp_path):
     np.testing.assert_allclose(np.array(forces, float), expected["forces"], rtol=0, atol=1e-9)
     assert np.abs(expected["forces"]).max() > 1e-3
     missing = subprocess.run([tmp_path / "predict", tmp_path / "none.ts"], capture_output=True, text=True)
-    assert missing.returncode == 1 and missing.stderr.startswith("error: ")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: ") and missing.stderr.count("\n") == 1
