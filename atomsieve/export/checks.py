@@ -160,7 +160,8 @@ def generated(heads: Sequence[HeadSpec], of: Sequence[int], sizes: str, charged:
     known = [sorted(z for z in h.references if h.elements.get(z, 0) > 0) or sorted(h.references) or [1] for h in heads]
     parts = []
     for k, head in enumerate(of):
-        turn = k // len(heads) if sizes == "varied" else k
+        # Small ones of a kind lie together, as in a screening: tables of neighbours are then full, and speeds true.
+        turn = k // len(heads) if sizes == "varied" else 2 * k // len(of)
         if sizes == "small":
             size = int(rng.integers(2, 13))
         else:  # lone atoms first: one of each kind, and the largest

@@ -27,7 +27,7 @@ from atomsieve.structures import StructureBatch
 MEMORY = 1e9  # bytes that one piece may take, roughly
 _BYTES_PER_EDGE = 20 * 8  # of a member and channel
 NATIVE_SECONDS = 10.0
-"""How long the native ensemble is timed for comparison."""
+"""How long the native ensemble is timed for comparison, about."""
 
 
 class _Timed:
@@ -75,10 +75,10 @@ def measure(folder: Path, entry: ExportEntry, place: Path, checks: Checks) -> di
 def native_speed(ensemble: Ensemble, entry: ExportEntry, part: Part, max_edges: float, device: torch.device) -> float:
     """Return structures per second of the ensemble itself in the artefact's precision, neighbour search left out."""
     model = set_precision(ensemble, entry.precision).to(device).eval().requires_grad_(False)
-    config, seconds, structures = model.config, 0.0, 0
+    config = model.config
     dtype = torch.float64 if entry.precision == "fp64" else torch.float32
-    pieces = part.pieces(config.cutoff, max_edges)
-    for k, piece in enumerate([pieces[0], *pieces]):
+
+    def took(piece: NDArray[np.int64]) -> float:
         batch = part.batch.take(piece)
         graph = build_graph(batch, config.cutoff, max_neighbors=config.max_neighbors, device=device, dtype=dtype)
         head = torch.from_numpy(part.head[piece]).to(device)
@@ -89,12 +89,14 @@ def native_speed(ensemble: Ensemble, entry: ExportEntry, part: Part, max_edges: 
         began = time.perf_counter()
         with torch.no_grad():
             out = model(graph, head, **state, forces=entry.kind == "forces", stress=False)
-        out.energy.cpu()
-        if k > 0:  # the first time only warms up
-            seconds, structures = seconds + time.perf_counter() - began, structures + len(batch)
-        if seconds > NATIVE_SECONDS:
-            break
-    return structures / seconds
+        out.energy.cpu()  # waits for a GPU
+        return time.perf_counter() - began
+
+    pieces = part.pieces(config.cutoff, max_edges)
+    took(pieces[0])  # warms up
+    chosen = pieces[:: max(1, round(took(pieces[0]) * len(pieces) / NATIVE_SECONDS))]
+    seconds = sum(took(piece) for piece in chosen)
+    return sum(map(len, chosen)) / seconds
 
 
 def peak_mib() -> float:
