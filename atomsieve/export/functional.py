@@ -42,6 +42,7 @@ class Functional(nn.Module):
         kind: str,
         members: bool = False,
         inline: bool = False,
+        moments: bool = False,
         low_precision_products: bool = False,
         device: torch.device | None = None,
     ) -> None:
@@ -51,13 +52,14 @@ class Functional(nn.Module):
         kind : "forces" for everything, "energy" for energies alone.
         members : also give the forces of each member.
         inline : form filters by sums instead of matrix products, for compilers that fuse them.
+        moments : sum over neighbours before applying filters, for what fuses nothing.
         low_precision_products : for bf16, multiply in BF16; else in FP32 on the rounded weights.
         """
         super().__init__()
         if kind not in OUTPUTS:
             raise unknown("kind of outputs", kind, OUTPUTS)
         config = ensemble.config
-        self.kind, self.members, self.inline = kind, members, inline
+        self.kind, self.members, self.inline, self.moments = kind, members, inline, moments
         self.model = set_precision(copy.deepcopy(ensemble), precision).eval().requires_grad_(False)
         if precision == "bf16" and not low_precision_products:
             for layer in self.model.modules():
@@ -138,7 +140,7 @@ class Functional(nn.Module):
             geometry.distance.view(atoms, places), stored[:, :, 2 * radial :], stored[:, :, :radial],
             stored[:, :, radial : 2 * radial], members,
         )  # fmt: skip
-        graph = TableGraph(numbers, structure, neighbors, None, self.inline, edges)
+        graph = TableGraph(numbers, structure, neighbors, None, self.inline, edges, self.moments)
         return geometry, graph, (edges.distance, edges.unit)
 
     def _condition(self, given: dict[str, Tensor]) -> Tensor | None:

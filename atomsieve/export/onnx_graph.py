@@ -145,7 +145,8 @@ def _is_double(node: fx.Node) -> bool:
 
 
 def _rounds(number: float) -> bool:
-    return float(np.float32(number)) != number and number == number
+    with np.errstate(over="ignore"):
+        return float(np.float32(number)) != number and number == number
 
 
 def _rounding(node: fx.Node) -> AtomSieveError:
@@ -215,10 +216,23 @@ def finish(model: Any, inputs: tuple[Slot, ...], outputs: tuple[Slot, ...], size
             for axis in slot.axes:
                 length = sizes.get(axis, axis) if isinstance(axis, str) else axis
                 shape.dim.add(**({"dim_param": length} if isinstance(length, str) else {"dim_value": length}))
+    _keep_zero_lengths(graph)
     graph.name = "atomsieve"
     model.ir_version = IR_VERSION
     check_operators(model)
     return model
+
+
+def _keep_zero_lengths(graph: Any) -> None:
+    """Let a length of zero in a computed shape mean zero (no atoms), and not "as it was"."""
+    import onnx
+
+    stored = {t.name for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[1] not in stored:
+            kept = [a for a in node.attribute if a.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("allowzero", 1)])
 
 
 def check_operators(model: Any) -> None:

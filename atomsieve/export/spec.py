@@ -48,12 +48,12 @@ class Spec:
         return export_key(self.format, self.precision, self.kind, self.device)
 
     def functional(
-        self, ensemble: Ensemble, *, inline: bool = False, low_precision_products: bool = False
+        self, ensemble: Ensemble, *, inline: bool = False, moments: bool = False, low_precision_products: bool = False
     ) -> Functional:
         """Return the ensemble as the function that is to be lowered."""
         return Functional(
             ensemble, precision=self.precision, kind=self.kind, members=self.members, inline=inline,
-            low_precision_products=low_precision_products, device=torch.device(self.device),
+            moments=moments, low_precision_products=low_precision_products, device=torch.device(self.device),
         )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Wri
     onnx = require("onnx", "export", "export to ONNX")
     onnxscript = require("onnxscript", "export", "export to ONNX")
     # The file is the same for all devices, so it can be written on any.
-    functional = dataclasses.replace(spec, device="cpu").functional(ensemble)
+    functional = dataclasses.replace(spec, device="cpu").functional(ensemble, moments=True)
     model = finish(tidy(_convert(functional)), functional.inputs, functional.outputs, {"K": ensemble.members})
     facts = _metadata(ensemble, spec, ensemble_id)
     onnx.helper.set_model_props(model, dict(sorted(facts.items())))

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 
 from atomsieve.graphs.table import PairedEdges, TableGraph
+from atomsieve.models.table_moments import PairedMoments
 
 
 def message_on_table_graph(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: TableGraph) -> Tensor:
     """Return what each atom receives, `[K,N,4,F]`; arguments as for `message`, with E = N*W."""
     if graph.paired is not None:
         edges = graph.paired
+        if graph.moments:
+            return PairedMoments.apply(
+                x, edges.distance, edges.unit, edges.basis, edges.slope, weights, graph.neighbors
+            )
         return _Paired.apply(
             x, edges.distance, edges.unit, edges.basis, edges.slope, weights, graph.neighbors, graph.inline
         )
