@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -76,9 +76,10 @@ def export_gfm(folder: str | Path, options: ExportOptions, say: Callable[[str], 
         if the folder is no ensemble, is damaged, or another export is at work in it.
     """
     place = Path(folder)
-    specs = options.specs()
+    wanted = options.specs()
     choose_device(options.device)
     ensemble, manifest = load_gfm(place)
+    specs = [replace(spec, default_head=manifest.default_head) for spec in wanted]
     identity = ensemble_id(place)
     with PathLock(place / LOCK):
         manifest = read_manifest(place)

@@ -32,7 +32,7 @@ MODEL = "model.ts"
 METADATA = (
     "ensemble_id", "precision", "kind", "cutoff", "heads", "default_head", "elements", "inputs", "outputs",
 )  # fmt: skip
-"""Names of the extra files. default_head is null if there are several; elements : atomic numbers of each head."""
+"""Names of the extra files. default_head is null where it is not known; elements : atomic numbers of each head."""
 
 _WRITERS_OWN = ("version", ".data/serialization_id")
 
@@ -71,7 +71,7 @@ def script(traced: fx.GraphModule) -> torch.jit.ScriptModule:
 def _metadata(ensemble: Ensemble, functional: Functional, spec: Spec, ensemble_id: str) -> dict[str, Any]:
     names = [h.name for h in ensemble.heads]
     values = (
-        ensemble_id, spec.precision, spec.kind, ensemble.config.cutoff, names, names[0] if len(names) == 1 else None,
+        ensemble_id, spec.precision, spec.kind, ensemble.config.cutoff, names, spec.default_head or (names[0] if len(names) == 1 else None),
         [sorted(h.references) for h in ensemble.heads], [s.name for s in functional.inputs],
         [s.name for s in functional.outputs],
     )  # fmt: skip
