@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from typer.core import TyperGroup
@@ -13,8 +11,6 @@ from typer.core import TyperGroup
 from atomsieve.cli.common import CHOICE, WORK, QuietOption, console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from atomsieve.export.run import Outcome
 
 
@@ -99,9 +95,9 @@ def run(
         formats=tuple(formats), precisions=tuple(precisions), kind="energy" if energy_only else "forces",
         members=members, device=device, force=force, structures=structures,
     )  # fmt: skip
-    with _progress(quiet) as say:
-        outcomes = export_gfm(folder, options, say)
-    return _tell(console(), outcomes)
+    with _Progress(quiet) as progress:
+        outcomes = export_gfm(folder, options, progress.say, progress.done)
+    return _exit_code(outcomes)
 
 
 @app.command("report")
@@ -121,9 +117,12 @@ def report(
     if check:
         from atomsieve.export.run import recheck
 
-        with _progress(quiet) as say:
-            outcomes = recheck(folder, say)
-        code = _tell(shown, [o for o in outcomes if o.state != "written" or o.reason])
+        with _Progress(quiet) as progress:
+            outcomes = recheck(folder, progress.say)
+            for outcome in outcomes:
+                if outcome.state != "written":
+                    progress.done(outcome)
+        code = _exit_code(outcomes)
     manifest = read_manifest(folder)
     if manifest.exports:
         if not shown.is_terminal:  # the width of a file or pipe means nothing
@@ -168,31 +167,51 @@ def trust(folder: FolderArgument) -> int:
     return EXIT_DONE
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Yield what takes one line before each step: shown as a status in a terminal, as lines elsewhere."""
-    shown = console(stderr=True, quiet=quiet)
-    if shown.is_terminal:
-        with shown.status("opening the ensemble") as status:
-            yield lambda line: status.update(line)
-    else:
-        yield lambda line: shown.print(line, highlight=False, soft_wrap=True, markup=False)
+class _Progress:
+    """Tells what is being done, on stderr (in a terminal in one place), and what became of it, on stdout line by line."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._steps, self._lines = console(stderr=True, quiet=quiet), console()
+        self._status = self._steps.status("opening the ensemble") if self._steps.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def say(self, step: str) -> None:
+        """Tell of a step that begins."""
+        if self._status is not None:
+            self._status.update(step)
+        else:
+            self._steps.print(step, highlight=False, soft_wrap=True, markup=False)
+
+    def done(self, outcome: Outcome) -> None:
+        """Tell of an artefact; the moving line of a terminal makes room."""
+        if self._status is not None:
+            self._status.stop()
+        self._lines.print(_told(outcome), highlight=False, soft_wrap=True, markup=False)
+        if self._status is not None:
+            self._status.start()
 
 
-def _tell(shown: Console, outcomes: list[Outcome]) -> int:
-    """Print one line for each artefact and return the exit code."""
-    from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+def _told(outcome: Outcome) -> str:
     from atomsieve.export.report import line
 
-    for outcome in outcomes:
-        if outcome.state == "failed":
-            said = f"failed  {outcome.key}  {outcome.seconds:.0f} s  {outcome.reason}"
-        elif outcome.state == "kept":
-            assert outcome.entry is not None
-            why = outcome.reason or "is there already (--force makes it anew)"
-            said = f"kept    {line(outcome.key, outcome.entry)}  {why}"
-        else:
-            assert outcome.entry is not None
-            said = f"written {line(outcome.key, outcome.entry, outcome.seconds)}"
-        shown.print(said, highlight=False, soft_wrap=True, markup=False)
+    if outcome.state == "failed":
+        return f"failed  {outcome.key}  {outcome.seconds:.0f} s  {outcome.reason}"
+    assert outcome.entry is not None
+    if outcome.state == "kept":
+        why = outcome.reason or "is there already (--force makes it anew)"
+        return f"kept    {line(outcome.key, outcome.entry)}  {why}"
+    return f"written {line(outcome.key, outcome.entry, outcome.seconds)}"
+
+
+def _exit_code(outcomes: list[Outcome]) -> int:
+    from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+
     return EXIT_SOME_FAILED if any(o.state == "failed" for o in outcomes) else EXIT_DONE

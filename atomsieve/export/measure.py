@@ -24,7 +24,7 @@ from atomsieve.graphs import build_graph
 from atomsieve.models import Ensemble, ExportEntry, load_gfm, set_precision
 from atomsieve.structures import StructureBatch
 
-MEMORY = 1e9  # bytes that one piece may take, roughly
+MEMORY = 4e8  # bytes that one piece may take, roughly
 _BYTES_PER_EDGE = 20 * 8  # of a member and channel
 NATIVE_SECONDS = 10.0
 """How long the native ensemble is timed for comparison, about."""

@@ -65,10 +65,15 @@ class Outcome:
     reason: str = ""
 
 
-def export_gfm(folder: str | Path, options: ExportOptions, say: Callable[[str], None]) -> list[Outcome]:
+def export_gfm(
+    folder: str | Path,
+    options: ExportOptions,
+    say: Callable[[str], None],
+    done: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
     """Export an ensemble; artefacts that fail their check are not written.
 
-    say : takes one line before each step.
+    say : takes one line before each step. done : takes each outcome as soon as it is known.
 
     Raises
     ------
@@ -85,6 +90,9 @@ def export_gfm(folder: str | Path, options: ExportOptions, say: Callable[[str], 
         manifest = read_manifest(place)
         todo = [s for s in specs if options.force or not _stands(place, manifest, s, identity)]
         outcomes = [Outcome(s.key, "kept", manifest.exports[s.key], 0.0) for s in specs if s not in todo]
+        if done:
+            for outcome in outcomes:
+                done(outcome)
         if todo:
             say(f"reference in FP64 for the check of {len(todo)} artefacts")
             checks = fidelity.make_checks(manifest, options.structures)
@@ -92,6 +100,8 @@ def export_gfm(folder: str | Path, options: ExportOptions, say: Callable[[str], 
             for spec in todo:
                 say(f"{spec.key}: lowering")
                 outcomes.append(_export(place, ensemble, manifest, spec, identity, checks, exact, say))
+                if done:
+                    done(outcomes[-1])
             write_report(place)
     order = [s.key for s in specs]
     return sorted(outcomes, key=lambda o: order.index(o.key))

@@ -42,13 +42,16 @@ def made(monkeypatch):
     """Pretend to export; returns the list of calls."""
     calls = []
 
-    def export_gfm(folder, options, say):
+    def export_gfm(folder, options, say, done):
         calls.append((folder, options))
-        say("onnx-fp32: lowering")
-        return [
-            Outcome("onnx-fp32", "written", entry(), 12.4),
+        outcomes = [
             Outcome("torchscript-fp32", "kept", entry("torchscript"), 0.0),
+            Outcome("onnx-fp32", "written", entry(), 12.4),
         ]
+        done(outcomes[0])
+        say("onnx-fp32: lowering")
+        done(outcomes[1])
+        return outcomes
 
     monkeypatch.setattr(making, "export_gfm", export_gfm)
     return calls
@@ -68,7 +71,7 @@ def test_a_folder_is_enough(gfm, made, capsys):
     assert not options.force
     assert options.structures is None
     assert said.err == "onnx-fp32: lowering\n"
-    written, kept = said.out.splitlines()
+    kept, written = said.out.splitlines()
     assert written == (
         "written onnx-fp32  12 s  energy within 3e-07 eV/atom  force within 2e-06 eV/Angstrom  "
         "812 structures/s (native 300)  2.0 MB"
@@ -118,7 +121,7 @@ def test_a_wrong_call_is_one_line_and_exit_2(gfm, made, words, said, capsys):
 def test_a_failed_artefact_is_told_of_and_the_exit_code_is_3(gfm, monkeypatch, capsys):
     reason = "force is off by 2.0e-03 eV/Angstrom on varied structures; fp32 may be off by 5e-05"
     outcomes = [Outcome("onnx-fp32", "failed", entry(), 9.0, reason), Outcome("pt2-fp32", "written", entry("pt2"), 3.0)]
-    monkeypatch.setattr(making, "export_gfm", lambda *_: outcomes)
+    monkeypatch.setattr(making, "export_gfm", lambda *given: [given[-1](o) for o in outcomes] and outcomes)
     assert call(gfm) == 3
     failed, written = capsys.readouterr().out.splitlines()
     assert failed == f"failed  onnx-fp32  9 s  {reason}"
