@@ -213,8 +213,34 @@ def test_slots_axes_and_facts_are_written_and_traces_are_not(artefacts):
     assert b"/" + b"site-packages" not in raw and str(Path.cwd()).encode() not in raw and b".py" not in raw
 
 
-def test_the_same_ensemble_gives_the_same_bytes(artefacts, tmp_path):
-    assert made(tmp_path, "bf16").file.read_bytes() == artefacts("bf16").file.read_bytes()
+def test_another_process_writes_the_same_bytes_and_says_nothing(artefacts, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tests.helpers import tiny_ensemble\n"
+        "from atomsieve.export import to_onnx; from atomsieve.export.spec import Spec\n"
+        "to_onnx.write(tiny_ensemble(3, layers=1), Spec('onnx', 'bf16', 'energy'), Path(sys.argv[1]), sys.argv[2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), ID], capture_output=True, text=True, cwd=EXAMPLE.parents[1]
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "model.onnx").read_bytes() == artefacts("bf16").file.read_bytes()
+
+
+def test_operations_that_the_converter_does_not_know_are_taken_apart(artefacts, tmp_path, monkeypatch):
+    straight, seen = to_onnx._converted, []
+
+    def unknowing(graph, functional, *, decomposed):
+        seen.append(decomposed)
+        if decomposed:
+            raise torch.onnx.OnnxExporterError("no ONNX function found")
+        return straight(graph, functional, decomposed=decomposed)
+
+    monkeypatch.setattr(to_onnx, "_converted", unknowing)
+    slow, fast = made(tmp_path, "energy"), artefacts("energy")
+    assert seen[:2] == [True, False]
+    arrays = given_arrays(fast.ensemble, copper_oxides(3))
+    found = [session_of(a, 1, monkeypatch)(arrays)["energy"] for a in (slow, fast)]
+    np.testing.assert_allclose(*found, rtol=0, atol=EXACT)
 
 
 def test_weights_of_large_ensembles_go_to_a_file_of_their_own(artefacts, tmp_path, monkeypatch):
@@ -234,18 +260,6 @@ def onnx_ir_model(file):
     import onnx_ir
 
     return onnx_ir.from_proto(onnx.load(file))
-
-
-def test_nothing_is_said_on_the_terminal(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from tests.helpers import tiny_ensemble\n"
-        "from atomsieve.export import to_onnx; from atomsieve.export.spec import Spec\n"
-        "to_onnx.write(tiny_ensemble(1, layers=1), Spec('onnx', 'fp32', 'energy'), Path(sys.argv[1]), 'id')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=EXAMPLE.parents[1], check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize(
