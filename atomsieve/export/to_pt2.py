@@ -94,7 +94,7 @@ class Compiled:
             )
 
     def __call__(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluate one batch. Compiled code takes memory as it lies: an array that is not contiguous is copied first."""
+        """Evaluate one batch. Compiled code takes memory as it lies: what is not contiguous is copied first."""
         given = [torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for a in arrays.values()]
         with torch.inference_mode():
             found = self._run(*given)

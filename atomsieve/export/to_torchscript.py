@@ -70,8 +70,9 @@ def script(traced: fx.GraphModule) -> torch.jit.ScriptModule:
 
 def _metadata(ensemble: Ensemble, functional: Functional, spec: Spec, ensemble_id: str) -> dict[str, Any]:
     names = [h.name for h in ensemble.heads]
+    default = spec.default_head or (names[0] if len(names) == 1 else None)
     values = (
-        ensemble_id, spec.precision, spec.kind, ensemble.config.cutoff, names, spec.default_head or (names[0] if len(names) == 1 else None),
+        ensemble_id, spec.precision, spec.kind, ensemble.config.cutoff, names, default,
         [sorted(h.references) for h in ensemble.heads], [s.name for s in functional.inputs],
         [s.name for s in functional.outputs],
     )  # fmt: skip
