@@ -168,7 +168,7 @@ def trust(folder: FolderArgument) -> int:
 
 
 class _Progress:
-    """Tells what is being done, on stderr (in a terminal in one place), and what became of it, on stdout line by line."""
+    """Tells on stderr what is being done (in a terminal, in one place), and on stdout what became of it."""
 
     def __init__(self, quiet: bool) -> None:
         self._steps, self._lines = console(stderr=True, quiet=quiet), console()
