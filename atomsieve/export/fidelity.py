@@ -46,8 +46,8 @@ class Tolerance:
 
     Attributes
     ----------
-    energy : eV/atom, of the energy, of that of each member, and of the spread over members.
-    force : eV/Angstrom, of a component of force or spread; stress : eV/Angstrom^3.
+    energy : eV/atom; force : eV/Angstrom, of a component; stress : eV/Angstrom^3. Of the mean over K members; values of
+        single members, and their spread, may be off by sqrt(K) times as much.
     relative : largest RMS error in units of the spread of energies, or of the RMS force, over the varied structures.
     spearman, best : lowest rank correlation, and share of the best 1 % that are found.
     """
@@ -87,6 +87,7 @@ _QUANTITIES = {
     "stress": ("stress", "stress", "eV/Angstrom^3"),
 }
 """Compared quantities: where the values are, whose tolerance holds, and the unit."""
+_OF_THE_MEAN = ("energy_per_atom", "force", "stress")
 
 
 def make_checks(manifest: Manifest, structures: Path | None = None) -> Checks:
@@ -229,6 +230,7 @@ def _errors(part: str, batch: StructureBatch, exact: Values, found: Values) -> d
     counts = batch.counts
     net = (exact[f"{part}.energy"] - exact[f"{part}.atomic"]) / counts
     beyond = _beyond(part, batch, exact, net)
+    members = len(exact.get(f"{part}.energy_members", [1]))
     out = {}
     for quantity, (name, kind, _) in _QUANTITIES.items():
         if f"{part}.{name}" not in exact or f"{part}.{name}" not in found:
@@ -244,6 +246,8 @@ def _errors(part: str, batch: StructureBatch, exact: Values, found: Values) -> d
         else:
             scale = _rms(right)
             factor = beyond[batch.structure_of_atom][:, None] if kind == "force" else beyond[:, None, None]
+        if quantity not in _OF_THE_MEAN:  # errors of K members are independent: their mean's is smaller by sqrt(K)
+            factor = factor * np.sqrt(members)
         errors = _of_one(right, wrong, np.broadcast_to(factor, right.shape))
         if errors:
             out[quantity] = {**errors, "scale": scale}

@@ -235,6 +235,18 @@ def test_whatever_exceeds_its_tolerance_fails(name, place, quantity, precision):
     assert "\n" not in said
 
 
+def test_single_members_may_be_off_by_more_than_their_mean():
+    checks, exact = made_by_hand()
+    energy = exact["varied.energy"]
+    exact = {**exact, "varied.energy_members": np.tile(energy, (4, 1))}
+    counts = checks.varied.batch.counts
+    for off, passes in ((9e-6, True), (1.1e-5, False)):  # sqrt(4) times 5e-6 eV/atom
+        found = {**exact, "varied.energy_members": exact["varied.energy_members"] + off * counts * np.eye(4, 1)}
+        assert (verdict(compare(exact, found, checks), "fp32") is None) == passes
+        mean = {**exact, "varied.energy": energy + off * counts}
+        assert verdict(compare(exact, mean, checks), "fp32") is not None
+
+
 def test_errors_may_grow_with_the_values_of_their_structure_alone():
     checks, exact = made_by_hand()
     exact = {**exact, "varied.forces": exact["varied.forces"].copy()}
