@@ -40,7 +40,7 @@ _WRITERS_OWN = ("version", ".data/serialization_id")
 def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Written:
     """Write `model.ts`; the same ensemble and specification give the same bytes."""
     low = spec.precision == "bf16" and multiplies_bf16(torch.device(spec.device))
-    functional = spec.functional(ensemble, low_precision_products=low)
+    functional = spec.functional(ensemble, moments=True, low_precision_products=low)
     extra = {name: json.dumps(value) for name, value in _metadata(ensemble, functional, spec, ensemble_id).items()}
     archive = io.BytesIO()
     with _quiet():
