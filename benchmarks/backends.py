@@ -28,7 +28,7 @@ from ensemble import crystals, median_time
 
 from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.export.artefact import Artefact
-from atomsieve.export.spec import Spec, format_module, machine
+from atomsieve.export.spec import Spec, entry_of, format_module, machine
 from atomsieve.export.trace import example_inputs, trace
 from atomsieve.export.trust import trust
 from atomsieve.graphs import build_graph
@@ -36,7 +36,6 @@ from atomsieve.graphs.table import table_arrays
 from atomsieve.models import Ensemble, ExportEntry, HeadSpec, ModelConfig, ensemble_id, load_gfm, painn, save_gfm
 from atomsieve.models.message import message
 from atomsieve.predict.backends import NativeBackend
-from atomsieve.structures.manifest import sha256_of
 
 ROUTES = ("edges", "native", "compile", "torchscript", "onnx", "pt2")
 ATOMS = 20
@@ -57,13 +56,7 @@ def prepare(folder: Path, route: str, precision: str, place: Path, device: str) 
     began = time.perf_counter()
     written = format_module(route).write(ensemble, spec, place, ensemble_id(folder))
     seconds = time.perf_counter() - began
-    functional = spec.functional(ensemble)
-    entry = ExportEntry(
-        format=route, precision=precision, device=device, ensemble_id=ensemble_id(folder),
-        files={p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in place.iterdir()},
-        inputs=[s.name for s in functional.inputs], outputs=[s.name for s in functional.outputs],
-        versions=written.versions, flags=written.flags, machine=machine(),
-    )  # fmt: skip
+    entry = entry_of(ensemble, spec, place, ensemble_id(folder), written)
     trust(list(place.iterdir()))
     return {"entry": entry.model_dump(), "build_s": seconds}
 

@@ -31,10 +31,13 @@ arrays = {
     "cell": batch.cell,
     "structure": batch.structure_of_atom,
     "head": np.array([heads.index(head)]),
-    "charge": np.zeros(1, np.float32),
-    "spin": np.ones(1, np.float32),
+    "charge": batch.charge,
+    "spin": batch.spin,
     **table_arrays(graph.neighbors, batch.n_atoms, reverse="reverse" in wanted),
 }
+lacking = [name for name in wanted if arrays[name] is None]
+if lacking:
+    raise SystemExit(f"error: this model needs the structure's {' and '.join(lacking)}; give them in the file")
 names = [slot.name for slot in session.get_outputs()]
 found = dict(zip(names, session.run(names, {name: arrays[name] for name in wanted}), strict=True))
 

@@ -15,13 +15,13 @@ from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.export import fidelity
 from atomsieve.export.interface import OUTPUTS
 from atomsieve.export.report import write_report
-from atomsieve.export.spec import Spec, format_module, machine
+from atomsieve.export.spec import Spec, entry_of, format_module, machine
 from atomsieve.export.trust import trust
 from atomsieve.models import Ensemble, ExportEntry, Manifest, ensemble_id, load_gfm, read_manifest, record_exports
 from atomsieve.models.exports import FOLDER, check_export
 from atomsieve.predict.backends import choose_device
 from atomsieve.structures.lock import PathLock
-from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
+from atomsieve.structures.manifest import sync_file, sync_folder
 
 LOCK = ".exports.lock"
 
@@ -138,20 +138,7 @@ def _export(
     try:
         written = format_module(spec.format).write(ensemble, spec, staging, identity)
         lowered = time.perf_counter() - began
-        functional = spec.functional(ensemble)
-        entry = ExportEntry(
-            format=spec.format,
-            precision=spec.precision,
-            kind=spec.kind,
-            device=spec.device,
-            ensemble_id=identity,
-            files={p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(staging.iterdir())},
-            inputs=[s.name for s in functional.inputs],
-            outputs=[s.name for s in functional.outputs],
-            versions=written.versions,
-            flags=written.flags,
-            machine=machine(),
-        )
+        entry = entry_of(ensemble, spec, staging, identity, written)
         trust(sorted(staging.iterdir()))
         say(f"{spec.key}: checking in a fresh process")
         entry, reason = _check(folder, manifest, entry, staging, checks, exact)

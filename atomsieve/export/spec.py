@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import unknown
 from atomsieve.export.functional import Functional
+from atomsieve.export.interface import inputs, outputs
 from atomsieve.models import Ensemble, ExportEntry
 from atomsieve.models.exports import FORMATS, PRECISIONS, export_key
+from atomsieve.structures.manifest import sha256_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,27 @@ class Written:
 
     versions: dict[str, str]
     flags: dict[str, Any]
+
+
+def entry_of(ensemble: Ensemble, spec: Spec, place: Path, ensemble_id: str, written: Written) -> ExportEntry:
+    """Return what the manifest will say of the artefact whose files lie in `place`, but for errors and speed."""
+    config = ensemble.config
+    truncated = config.max_neighbors is not None or not ensemble.encoder.edges_in_messages_only
+    taken = inputs(charge_spin=config.charge_spin, truncated=truncated)
+    given = outputs(spec.kind, conservative=config.forces == "conservative", members=spec.members)
+    return ExportEntry(
+        format=spec.format,
+        precision=spec.precision,
+        kind=spec.kind,
+        device=spec.device,
+        ensemble_id=ensemble_id,
+        files={p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(place.iterdir())},
+        inputs=[s.name for s in taken],
+        outputs=[s.name for s in given],
+        versions=written.versions,
+        flags=written.flags,
+        machine=machine(),
+    )
 
 
 class Session(Protocol):

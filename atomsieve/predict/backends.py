@@ -21,6 +21,12 @@ from atomsieve.models.layers import MATMULS
 from atomsieve.structures import StructureBatch
 
 BACKENDS = ("native", *FORMATS, "auto")
+MAX_ATOMS = {"cpu": 20_000, "cuda": 200_000}
+"""Atoms that the ensemble itself evaluates at once on each kind of device."""
+MEMORY = {"cpu": 1.5e9, "cuda": 3e10}
+"""Bytes that an artefact may take for one batch, roughly."""
+ARRAYS = {"onnx": 60, "torchscript": 30, "pt2": 6}
+"""Arrays [K,N,W,F] that an artefact holds at its peak, as measured: `benchmarks/backends.py`."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,14 @@ class Backend(Protocol):
     Attributes
     ----------
     name, precision : as asked for. dtype : of the edge vectors in the graphs that it is given.
+    max_atoms : evaluated at once; a larger batch is worked through in consecutive pieces.
     why : one line on how it was chosen. digest : SHA-256 that names the artefact, None for native.
     """
 
     name: str
     precision: str
     dtype: torch.dtype
+    max_atoms: int
     why: str
     digest: str | None
 
@@ -71,6 +79,7 @@ class NativeBackend:
         self.model = set_precision(ensemble, precision).to(device).eval().requires_grad_(False)
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.precision, self.why = precision, why
+        self.max_atoms = MAX_ATOMS[device.type]
 
     def __call__(self, batch: StructureBatch, graph: Graph, head: int, *, forces: bool, stress: bool) -> Evaluation:
         """See `Backend`."""
@@ -107,10 +116,11 @@ class ExportedBackend:
 
     dtype = torch.float32
 
-    def __init__(self, artefact: Artefact, energy_only: Artefact | None, why: str = "as asked") -> None:
+    def __init__(self, artefact: Artefact, energy_only: Artefact | None, max_atoms: int, why: str = "as asked") -> None:
         self.artefact, self.energy_only, self.why = artefact, energy_only, why
         self.name, self.precision = artefact.entry.format, artefact.entry.precision
         self.digest: str | None = artefact.digest
+        self.max_atoms = max_atoms
 
     def __call__(self, batch: StructureBatch, graph: Graph, head: int, *, forces: bool, stress: bool) -> Evaluation:
         """See `Backend`."""
@@ -172,8 +182,18 @@ def make_backend(
     return ExportedBackend(
         Artefact(folder, manifest, entry, device),
         None if light is None else Artefact(folder, manifest, light, device),
+        atoms_at_once(manifest, entry, device),
         why,
     )
+
+
+def atoms_at_once(manifest: Manifest, entry: ExportEntry, device: torch.device) -> int:
+    """Return how many atoms an artefact evaluates at once: runtimes that fuse nothing hold every array of edges."""
+    config = manifest.config
+    places = config.max_neighbors or 1.5 * config.typical_neighbors
+    size = 8 if entry.precision == "fp64" else 4
+    bytes_per_atom = ARRAYS[entry.format] * len(manifest.members) * places * config.hidden * size
+    return int(np.clip(MEMORY[device.type] / bytes_per_atom, 100, MAX_ATOMS[device.type]))
 
 
 def _find(manifest: Manifest, name: str, precision: str, device: torch.device) -> ExportEntry | None:

@@ -17,9 +17,6 @@ from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
 from atomsieve.structures import StructureBatch
 
-MAX_ATOMS = {"cpu": 20_000, "cuda": 200_000}
-"""Atoms evaluated at once on each kind of device; a larger batch is worked through in consecutive pieces."""
-
 
 class Predictor:
     """An ensemble, ready to be called on batches of structures.
@@ -151,7 +148,7 @@ class Predictor:
             batch, self._seen[self._index[name]], charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
         )
         good = np.flatnonzero(results.status == Status.OK)
-        for piece in _pieces(batch.counts[good], MAX_ATOMS[self.device.type]):
+        for piece in _pieces(batch.counts[good], self._run.max_atoms):
             self._evaluate(batch, good[piece], results)
         return results.finish(self._calibration.get(name, {}))
 

@@ -15,12 +15,11 @@ from atomsieve.export import checks as checks_module
 from atomsieve.export import fidelity
 from atomsieve.export.checks import DENSEST, Checks, Part, generated
 from atomsieve.export.fidelity import TOLERANCES, compare, measured, reference, verdict
-from atomsieve.export.spec import Spec, format_module, machine
+from atomsieve.export.spec import Spec, entry_of, format_module
 from atomsieve.export.trust import trust
 from atomsieve.graphs import build_graph, shortest_distances
-from atomsieve.models import ExportEntry, ensemble_id, load_gfm, read_manifest
+from atomsieve.models import ensemble_id, load_gfm, read_manifest
 from atomsieve.structures import StructureBatch, write_structures
-from atomsieve.structures.manifest import sha256_of
 from tests.export.export_checks import eager_outputs
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm, tiny_heads
 
@@ -313,13 +312,7 @@ def artefact(gfm, place, precision="fp32", **options):
     place.mkdir()
     written = format_module("torchscript").write(ensemble, spec, place, ensemble_id(gfm))
     trust(list(place.iterdir()))
-    functional = spec.functional(ensemble)
-    return ensemble, ExportEntry(
-        format="torchscript", precision=precision, kind=spec.kind, ensemble_id=ensemble_id(gfm),
-        files={p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in place.iterdir()},
-        inputs=[s.name for s in functional.inputs], outputs=[s.name for s in functional.outputs],
-        versions=written.versions, machine=machine(),
-    )  # fmt: skip
+    return ensemble, entry_of(ensemble, spec, place, ensemble_id(gfm), written)
 
 
 def test_an_artefact_is_measured_in_a_fresh_process(gfm, tmp_path, few):

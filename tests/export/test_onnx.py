@@ -19,9 +19,8 @@ from export_checks import eager_outputs, given_arrays
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.export import onnx_graph, to_onnx
-from atomsieve.export.spec import Spec
+from atomsieve.export.spec import Spec, entry_of
 from atomsieve.graphs.table import EMPTY
-from atomsieve.models import ExportEntry
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble
 
@@ -49,11 +48,7 @@ def made(folder, name):
     if ensemble.config.charge_spin:
         torch.nn.init.normal_(ensemble.condition.weight, std=0.5)
     written = to_onnx.write(ensemble, spec, folder, ID)
-    slots = spec.functional(ensemble)
-    entry = ExportEntry(
-        format="onnx", precision=spec.precision, kind=spec.kind, ensemble_id=ID, files={}, versions=written.versions,
-        inputs=[s.name for s in slots.inputs], outputs=[s.name for s in slots.outputs], flags=written.flags,
-    )  # fmt: skip
+    entry = entry_of(ensemble, spec, folder, ID, written)
     return SimpleNamespace(ensemble=ensemble, spec=spec, folder=folder, entry=entry, file=folder / "model.onnx")
 
 

@@ -11,12 +11,11 @@ import torch
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.export import to_pt2
 from atomsieve.export.artefact import Artefact
-from atomsieve.export.spec import Spec, machine, multiplies_bf16
+from atomsieve.export.spec import Spec, entry_of, multiplies_bf16
 from atomsieve.export.trust import trust
 from atomsieve.graphs import build_graph
-from atomsieve.models import ExportEntry, ensemble_id, load_gfm
+from atomsieve.models import ensemble_id, load_gfm
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.manifest import sha256_of
 from tests.helpers import copper_oxides, tiny_gfm
 
 CPU = torch.device("cpu")
@@ -36,20 +35,8 @@ def written(folder, place, spec):
     ensemble, _ = load_gfm(folder)
     place.mkdir()
     made = to_pt2.write(ensemble, spec, place, ensemble_id(folder))
-    functional = spec.functional(ensemble)
     trust(place.iterdir())
-    return ExportEntry(
-        format="pt2",
-        precision=spec.precision,
-        kind=spec.kind,
-        ensemble_id=ensemble_id(folder),
-        files={p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in place.iterdir()},
-        inputs=[s.name for s in functional.inputs],
-        outputs=[s.name for s in functional.outputs],
-        versions=made.versions,
-        flags=made.flags,
-        machine=machine(),
-    )
+    return entry_of(ensemble, spec, place, ensemble_id(folder), made)
 
 
 @pytest.fixture(scope="module")

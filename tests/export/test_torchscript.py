@@ -18,7 +18,7 @@ from ase.build import bulk
 from export_checks import assert_close, eager_outputs, given_arrays
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.export.spec import Spec
+from atomsieve.export.spec import Spec, entry_of
 from atomsieve.export.to_torchscript import METADATA, MODEL, open_session, write
 from atomsieve.export.trust import trust
 from atomsieve.models import ExportEntry
@@ -43,12 +43,7 @@ def exported(folder: Path, ensemble, **spec) -> ExportEntry:
     written = write(ensemble, chosen, folder, IDENTITY)
     assert [p.name for p in folder.iterdir()] == [MODEL]
     trust(folder.iterdir())
-    functional = chosen.functional(ensemble)
-    return ExportEntry(
-        format="torchscript", precision=chosen.precision, kind=chosen.kind, device=chosen.device, ensemble_id=IDENTITY,
-        files={}, inputs=[s.name for s in functional.inputs], outputs=[s.name for s in functional.outputs],
-        versions=written.versions, flags=written.flags,
-    )  # fmt: skip
+    return entry_of(ensemble, chosen, folder, IDENTITY, written)
 
 
 def records(path: Path) -> dict[str, bytes]:

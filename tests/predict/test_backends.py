@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.export.spec import Spec, format_module, machine
+from atomsieve.export.spec import Spec, entry_of, format_module
 from atomsieve.export.trust import trust
-from atomsieve.models import ExportEntry, ensemble_id, load_gfm, read_manifest, record_exports
+from atomsieve.models import ensemble_id, load_gfm, read_manifest, record_exports
 from atomsieve.models.exports import FOLDER
 from atomsieve.predict import Predictor, Status
-from atomsieve.predict.backends import fastest
+from atomsieve.predict.backends import atoms_at_once, fastest
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.manifest import sha256_of
 from tests.helpers import copper_oxides, tiny_gfm
 
 CPU = torch.device("cpu")
@@ -29,20 +28,7 @@ def export(folder, spec, **changes):
     place = folder / FOLDER / spec.key
     place.mkdir(parents=True)
     written = format_module(spec.format).write(ensemble, spec, place, ensemble_id(folder))
-    functional = spec.functional(ensemble)
-    entry = ExportEntry(
-        format=spec.format,
-        precision=spec.precision,
-        kind=spec.kind,
-        ensemble_id=ensemble_id(folder),
-        files={p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in place.iterdir()},
-        inputs=[s.name for s in functional.inputs],
-        outputs=[s.name for s in functional.outputs],
-        versions=written.versions,
-        flags=written.flags,
-        machine=machine(),
-        **changes,
-    )
+    entry = entry_of(ensemble, spec, place, ensemble_id(folder), written).model_copy(update=changes)
     trust(place.iterdir())
     record_exports(folder, {entry.key: entry})
     return entry
@@ -184,3 +170,24 @@ def test_an_empty_batch_and_a_lone_atom(gfm):
     found = predictor(lone)
     assert found.status.tolist() == [Status.EMPTY, Status.OK]
     assert np.abs(found.forces).max() == 0.0
+
+
+@pytest.mark.parametrize("backend", ["native", "torchscript"])
+def test_a_large_batch_is_worked_through_in_pieces(gfm, backend):
+    predictor = Predictor.load(gfm, precision="fp64", backend=backend)
+    batch = copper_oxides(30, seed=8)
+    whole = predictor(batch, WANT).arrays()
+    predictor._run.max_atoms = 11
+    for name, pieces in predictor(batch, WANT).arrays().items():
+        assert np.allclose(pieces, whole[name], rtol=0, atol=1e-10), name
+
+
+def test_atoms_at_once_are_bounded_by_memory(gfm):
+    manifest = read_manifest(gfm)
+    entry = manifest.exports["torchscript-fp64"]
+    small = atoms_at_once(manifest, entry, CPU)
+    wide = manifest.model_copy(update={"config": manifest.config.model_copy(update={"hidden": 256})})
+    assert small // 17 <= atoms_at_once(wide, entry, CPU) <= small // 15
+    assert atoms_at_once(manifest, entry.model_copy(update={"precision": "fp32"}), CPU) == pytest.approx(
+        2 * small, abs=1
+    )

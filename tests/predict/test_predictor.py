@@ -9,7 +9,6 @@ from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.models import load_gfm, save_gfm
 from atomsieve.models.calibration import calibrate_head, fit_scale
 from atomsieve.predict import Predictor, Status
-from atomsieve.predict import predictor as module
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
 
@@ -95,7 +94,7 @@ def test_results_do_not_depend_on_order_or_on_pieces(exact, monkeypatch):
     batch = copper_oxides(40)
     whole = exact(batch, ALL)
     order = np.random.default_rng(0).permutation(40)
-    monkeypatch.setitem(module.MAX_ATOMS, "cpu", 13)
+    monkeypatch.setattr(exact._run, "max_atoms", 13)
     mixed = exact(batch.take(order), ALL)
     assert np.allclose(mixed.energy, whole.energy[order], atol=1e-10)
     assert np.allclose(mixed.energy_members, whole.energy_members[:, order], atol=1e-10)
