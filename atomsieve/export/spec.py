@@ -124,10 +124,3 @@ def machine() -> str:
     except OSError:
         model = platform.processor() or model
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Say whether a device multiplies matrices in BF16; where not, FP32 on rounded weights stands in."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

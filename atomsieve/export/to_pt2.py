@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.export.spec import Spec, Written, machine, multiplies_bf16
+from atomsieve.export.spec import Spec, Written, machine
 from atomsieve.export.trace import program, quiet
 from atomsieve.export.trust import require_trust
 from atomsieve.models import Ensemble, ExportEntry
+from atomsieve.models.layers import multiplies_bf16
 
 PROGRAM, COMPILED = "program.pt2", "compiled.pt2"
 INLINE_UP_TO = 16

@@ -23,10 +23,11 @@ from torch import fx
 
 from atomsieve.errors import DataError
 from atomsieve.export.functional import Functional
-from atomsieve.export.spec import Spec, Written, multiplies_bf16
+from atomsieve.export.spec import Spec, Written
 from atomsieve.export.trace import trace
 from atomsieve.export.trust import require_trust
 from atomsieve.models import Ensemble, ExportEntry
+from atomsieve.models.layers import multiplies_bf16
 
 MODEL = "model.ts"
 METADATA = (

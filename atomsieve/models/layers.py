@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TypeVar
 
@@ -33,11 +34,24 @@ class Seeds:
         return nn.Parameter(torch.zeros(len(self), *shape))
 
 
+@functools.cache
+def multiplies_bf16(device: torch.device) -> bool:
+    """Say whether a device multiplies matrices in BF16; where not, torch would do it many times slower than in FP32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def product(x: Tensor, weight: Tensor, low_precision: bool = False) -> Tensor:
-    """Multiply `x [K,M,F]` by `weight [K,F,G]`, in BF16 with the result in x's dtype if `low_precision`."""
-    if low_precision:
+    """Multiply `x [K,M,F]` by `weight [K,F,G]`; factors are rounded to BF16 if `low_precision`.
+
+    They are multiplied in BF16 where the device can, else in x's dtype. The result has x's dtype.
+    """
+    if not low_precision:
+        return torch.bmm(x, weight)
+    if multiplies_bf16(x.device):
         return torch.bmm(x.bfloat16(), weight.bfloat16()).to(x.dtype)
-    return torch.bmm(x, weight)
+    return torch.bmm(x.bfloat16().to(x.dtype), weight.bfloat16().to(x.dtype))
 
 
 class StackedLinear(nn.Module):

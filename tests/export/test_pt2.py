@@ -11,10 +11,11 @@ import torch
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.export import to_pt2
 from atomsieve.export.artefact import Artefact
-from atomsieve.export.spec import Spec, entry_of, multiplies_bf16
+from atomsieve.export.spec import Spec, entry_of
 from atomsieve.export.trust import trust
 from atomsieve.graphs import build_graph
 from atomsieve.models import ensemble_id, load_gfm
+from atomsieve.models.layers import multiplies_bf16
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_gfm
 
