@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from atomsieve.errors import UsageError, unknown
+from atomsieve.errors import unknown
 from atomsieve.export.interface import ENERGY, OUTPUTS, Slot, inputs, outputs
 from atomsieve.graphs.table import TableGraph, gather_sent
 from atomsieve.models import Ensemble, set_precision
@@ -33,6 +33,7 @@ class Functional(nn.Module):
     scales: Tensor
     references: Tensor
     beyond: Tensor
+    undefined: Tensor
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Functional(nn.Module):
         scales = torch.tensor([h.scale for h in ensemble.heads], dtype=torch.float64)
         self.register_buffer("scales", scales.to(self.dtype))
         self.register_buffer("references", ensemble.references.clone())
+        self.register_buffer("undefined", torch.tensor(torch.nan, dtype=torch.float64))
         # An empty place of the table gets this vector, on which the basis and its slope are zero.
         self.register_buffer("beyond", torch.tensor([config.cutoff, 0.0, 0.0], dtype=torch.float64))
         self.to(device or torch.device("cpu"))
@@ -101,7 +103,7 @@ class Functional(nn.Module):
             if differentiate:
                 direct, virial = self._forces(gradients, geometry, graph, vec, given)
             assert direct is not None
-            found["forces"], found["forces_std"] = _moments(direct)
+            found["forces"], found["forces_std"] = self._mean_and_spread(direct)
             found["forces_members"] = direct
             if virial is not None:
                 found["virial"] = virial
@@ -157,7 +159,7 @@ class Functional(nn.Module):
         reference = self.references.view(-1).index_select(0, row)
         of_members = _pool(atom_energy.double(), structure, cell)
         total = _pool(reference.unsqueeze(0), structure, cell)
-        mean, std = _moments(of_members)
+        mean, std = self._mean_and_spread(of_members)
         return {"energy": mean + total[0], "energy_std": std, "energy_members": of_members + total}
 
     def _forces(
@@ -191,27 +193,18 @@ class Functional(nn.Module):
         pooled = pooled.reshape(given["cell"].shape[0], 3, 3)
         return forces, 0.5 * (pooled + pooled.transpose(1, 2))
 
+    def _mean_and_spread(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and unbiased standard deviation over the first axis; NaN where it has one entry."""
+        count = values.shape[0]
+        mean = values.mean(0)
+        if count == 1:
+            return mean, self.undefined.to(mean.dtype).expand_as(mean)
+        difference = values - mean
+        return mean, torch.sqrt((difference * difference).sum(0) / (count - 1))
+
 
 def _pool(values: Tensor, structure: Tensor, cell: Tensor) -> Tensor:
     """Sum `[M,N]` over the atoms of each structure: `[M,S]`."""
     rows = values.shape[0]
     out = torch.zeros(rows, cell.shape[0], dtype=values.dtype, device=values.device)
     return out.scatter_add(1, structure.unsqueeze(0).expand(rows, -1), values)
-
-
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased standard deviation over the first axis; NaN where it has one entry."""
-    count = values.shape[0]
-    mean = values.mean(0)
-    if count == 1:
-        return mean, torch.full_like(mean, torch.nan)
-    difference = values - mean
-    return mean, torch.sqrt((difference * difference).sum(0) / (count - 1))
-
-
-def require_forces(kind: str, *, stress: bool, conservative: bool) -> None:
-    """Refuse to ask an artefact for what it does not give."""
-    if stress and not conservative:
-        raise UsageError("a model with direct forces gives no stress; train one with forces: conservative")
-    if stress and kind == ENERGY:
-        raise UsageError("this artefact gives energies alone; export one with forces")

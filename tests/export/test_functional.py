@@ -8,7 +8,7 @@ from ase.build import bulk, molecule
 from export_checks import assert_close, call, eager_outputs, given_arrays
 
 from atomsieve.errors import UsageError
-from atomsieve.export.functional import Functional, require_forces
+from atomsieve.export.functional import Functional
 from atomsieve.export.to_torchscript import script
 from atomsieve.export.trace import trace
 from atomsieve.models.registry import encoders
@@ -204,14 +204,6 @@ def test_lower_precisions_are_near_fp64_and_leave_the_ensemble_as_it_is(precisio
 def test_an_unknown_kind_is_refused():
     with pytest.raises(UsageError, match=r"unknown kind of outputs 'force' .*allowed: energy, forces"):
         functional_of(tiny_ensemble(1), kind="force")
-
-
-def test_what_an_artefact_does_not_give_is_refused():
-    with pytest.raises(UsageError, match="direct forces gives no stress; train one"):
-        require_forces("forces", stress=True, conservative=False)
-    with pytest.raises(UsageError, match="gives energies alone; export one with forces"):
-        require_forces("energy", stress=True, conservative=True)
-    require_forces("forces", stress=True, conservative=True)
 
 
 @pytest.mark.parametrize(("kind", "forces"), [("energy", "direct"), ("forces", "conservative"), ("forces", "direct")])

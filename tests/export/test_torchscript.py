@@ -74,6 +74,16 @@ def made(shared):
     return ensemble, folder, entry
 
 
+def test_one_member_has_no_spread(tmp_path):
+    ensemble = tiny_ensemble(1, layers=1).double()
+    entry = exported(tmp_path / "one", ensemble)
+    batch = copper_oxides(3)
+    found = open_session(tmp_path / "one", entry, CPU)(given_arrays(ensemble, batch))
+    assert np.isnan(found["energy_std"]).all()
+    assert np.isnan(found["forces_std"]).all()
+    assert_close(found, eager_outputs(ensemble, batch), TOLERANCE["fp64"])
+
+
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 def test_a_session_gives_what_the_ensemble_gives_at_any_size(shared, precision):
     ensemble, folder, entry = shared(precision)
