@@ -70,7 +70,10 @@ TOLERANCES = {
 LIMITS = {"energy": 10.0, "force": 10.0, "stress": 1.0}
 """Largest ordinary energy per atom (without element references), force and stress, or their spread over members. Where
 any of a structure's values is x times its limit, all its errors may be x times the tolerance: activations are as much
-larger, and no floating point is better."""
+larger, and no floating point is better. The same where the eager ensemble in FP32 is itself off by x / `MARGIN` times
+the tolerance of FP32, as can happen far from what it was trained on."""
+MARGIN = 4.0
+"""How much worse another order of the same operations may be than the eager one, structure by structure."""
 
 TIE = 1e-6
 """eV/atom; candidates nearer than this to the last of the best count as among them."""
@@ -123,9 +126,35 @@ def evaluated(part: Part, call: Evaluate, cutoff: float, max_edges: float, every
 def reference(ensemble: Ensemble, checks: Checks) -> Values:
     """Evaluate the checks with the ensemble itself: eager, FP64, on the CPU, one row per edge.
 
-    Takes a few seconds for small ensembles and minutes for large ones; memory stays near `MEMORY`.
+    The ensemble is evaluated in FP32 as well, to see where FP32 itself cannot hold the tolerances (`LIMITS`). Takes
+    seconds for small ensembles and minutes for large ones; memory stays near `MEMORY`.
     """
-    model = set_precision(copy.deepcopy(ensemble).cpu(), "fp64").eval().requires_grad_(False)
+    values: Values = {}
+    for name in ("vector", "varied", "ranked"):
+        part: Part = getattr(checks, name)
+        found = _eager(ensemble, "fp64", part, name != "ranked")
+        values |= {f"{name}.{n}": a for n, a in found.items()}
+        values[f"{name}.atomic"] = ensemble.reference_energy(part.batch.numbers, part.batch.ptr, part.head)
+        if name != "ranked" and found:
+            values[f"{name}.condition"] = _condition(part.batch, found, _eager(ensemble, "fp32", part, True))
+    return values
+
+
+def _condition(batch: StructureBatch, exact: Values, single: Values) -> NDArray[np.float64]:
+    """Return [S]: `MARGIN` times the largest error of the ensemble in FP32, in units of FP32's tolerances."""
+    tolerance = TOLERANCES["fp32"]
+    worst = np.abs(single["energy"] - exact["energy"]) / np.maximum(batch.counts, 1) / tolerance.energy
+    if "forces" in exact:
+        force = np.abs(single["forces"] - exact["forces"]).max(1) / tolerance.force
+        np.fmax.at(worst, batch.structure_of_atom, force)
+    if "stress" in exact:
+        worst = np.fmax(worst, np.abs(single["stress"] - exact["stress"]).max((1, 2)) / tolerance.stress)
+    return np.asarray(MARGIN * np.nan_to_num(worst, nan=0.0, posinf=0.0))
+
+
+def _eager(ensemble: Ensemble, precision: str, part: Part, everything: bool) -> dict[str, NDArray[Any]]:
+    """Evaluate a part with a copy of the ensemble."""
+    model = set_precision(copy.deepcopy(ensemble).cpu(), precision).eval().requires_grad_(False)
     config = model.config
     conservative = config.forces == "conservative"
 
@@ -149,13 +178,7 @@ def reference(ensemble: Ensemble, checks: Checks) -> Values:
         return found
 
     max_edges = MEMORY / (_BYTES_PER_EDGE * model.members * config.hidden)
-    values: Values = {}
-    for name in ("vector", "varied", "ranked"):
-        part: Part = getattr(checks, name)
-        found = evaluated(part, call, config.cutoff, max_edges, name != "ranked")
-        values |= {f"{name}.{n}": a for n, a in found.items()}
-        values[f"{name}.atomic"] = model.reference_energy(part.batch.numbers, part.batch.ptr, part.head)
-    return values
+    return evaluated(part, call, config.cutoff, max_edges, everything)
 
 
 def _spread(members: NDArray[Any]) -> NDArray[Any]:
@@ -213,14 +236,17 @@ def compare(exact: Values, found: Values, checks: Checks) -> dict[str, Any]:
     For each of the parts `vector` and `varied`, and each quantity that both have: `max` and `rms` error, `scale` (RMS
     of the exact values; of energies, their standard deviation over structures without element references), `judged`
     (the largest error, in proportion where values are beyond `LIMITS`), `not_finite` (values that are not, if any). For
+    structures on which the eager ensemble in FP32 misses its tolerances are counted under `beyond_fp32`. For
     `ranked`: `spearman` and `best`, the share of the best 1 % by energy per atom that the artefact finds, element
     references taken off, as they are exact in every precision and would hide errors.
     """
-    result: dict[str, Any] = {"own_structures": checks.own, "structures": {}}
+    result: dict[str, Any] = {"own_structures": checks.own, "structures": {}, "beyond_fp32": {}}
     for name in ("vector", "varied"):
         part: Part = getattr(checks, name)
         result["structures"][name] = len(part.batch)
         result[name] = _errors(name, part.batch, exact, found)
+        hard = exact.get(f"{name}.condition", np.zeros(0)) > MARGIN
+        result["beyond_fp32"][name] = int(hard.sum())
     result["structures"]["ranked"] = len(checks.ranked.batch)
     result["ranked"] = _ranking(exact, found, checks.ranked.batch.counts)
     return result
@@ -262,6 +288,7 @@ def _beyond(part: str, batch: StructureBatch, exact: Values, net: NDArray[Any]) 
             np.fmax.at(size, batch.structure_of_atom, np.abs(exact[f"{part}.{name}"]).max(1) / LIMITS["force"])
     if f"{part}.stress" in exact:
         size = np.fmax(size, np.abs(exact[f"{part}.stress"]).max((1, 2)) / LIMITS["stress"])
+    size = np.fmax(size, exact.get(f"{part}.condition", size))
     return np.asarray(np.fmax(size, 1.0))
 
 

@@ -14,7 +14,7 @@ from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.export import checks as checks_module
 from atomsieve.export import fidelity
 from atomsieve.export.checks import DENSEST, Checks, Part, generated
-from atomsieve.export.fidelity import TOLERANCES, compare, measured, reference, verdict
+from atomsieve.export.fidelity import MARGIN, TOLERANCES, compare, measured, reference, verdict
 from atomsieve.export.spec import Spec, entry_of, format_module
 from atomsieve.export.trust import trust
 from atomsieve.graphs import build_graph, shortest_distances
@@ -232,6 +232,20 @@ def test_whatever_exceeds_its_tolerance_fails(name, place, quantity, precision):
     assert f"{precision} may be off by {getattr(tolerance, kind):.0e}" in said
     assert ("the test vector" in said) == name.startswith("vector")
     assert "\n" not in said
+
+
+def test_where_eager_fp32_is_off_an_artefact_may_be_off_four_times_as_much():
+    checks, exact = made_by_hand()
+    count = len(checks.varied.batch)
+    condition = np.zeros(count)
+    condition[0] = MARGIN * 3.0  # eager FP32 is off by three times its tolerance on the first structure
+    exact = {**exact, "varied.condition": condition}
+    atoms = checks.varied.batch.counts[0]
+    for place, off, passes in ((0, 5.9e-5, True), (0, 6.1e-5, False), (1, 5.1e-6, False)):
+        off = off * (atoms if place == 0 else checks.varied.batch.counts[1])
+        errors = compare(exact, changed(exact, "varied.energy", place, off), checks)
+        assert (verdict(errors, "fp32") is None) == passes
+        assert errors["beyond_fp32"] == {"vector": 0, "varied": 1}
 
 
 def test_single_members_may_be_off_by_more_than_their_mean():
