@@ -141,11 +141,15 @@ def reference(ensemble: Ensemble, checks: Checks) -> Values:
 
 
 def _condition(batch: StructureBatch, exact: Values, single: Values) -> NDArray[np.float64]:
-    """Return [S]: `MARGIN` times the largest error of the ensemble in FP32, in units of FP32's tolerances."""
-    tolerance = TOLERANCES["fp32"]
-    worst = np.abs(single["energy"] - exact["energy"]) / np.maximum(batch.counts, 1) / tolerance.energy
-    if "forces" in exact:
-        force = np.abs(single["forces"] - exact["forces"]).max(1) / tolerance.force
+    """Return [S]: `MARGIN` times the largest error of the ensemble in FP32, in units of FP32's tolerances.
+
+    Errors are those of members over sqrt(K): what to expect of their mean, where the mean's own may be small by chance.
+    """
+    tolerance, root = TOLERANCES["fp32"], np.sqrt(len(exact["energy_members"]))
+    off = np.abs(single["energy_members"] - exact["energy_members"]).max(0) / root
+    worst = off / np.maximum(batch.counts, 1) / tolerance.energy
+    if "forces_members" in exact:
+        force = np.abs(single["forces_members"] - exact["forces_members"]).max((0, 2)) / root / tolerance.force
         np.fmax.at(worst, batch.structure_of_atom, force)
     if "stress" in exact:
         worst = np.fmax(worst, np.abs(single["stress"] - exact["stress"]).max((1, 2)) / tolerance.stress)
