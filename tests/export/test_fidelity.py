@@ -234,14 +234,14 @@ def test_whatever_exceeds_its_tolerance_fails(name, place, quantity, precision):
     assert "\n" not in said
 
 
-def test_where_eager_fp32_is_off_an_artefact_may_be_off_four_times_as_much():
+def test_where_eager_fp32_is_off_an_artefact_may_be_off_ten_times_as_much():
     checks, exact = made_by_hand()
     count = len(checks.varied.batch)
     condition = np.zeros(count)
     condition[0] = MARGIN * 3.0  # eager FP32 is off by three times its tolerance on the first structure
     exact = {**exact, "varied.condition": condition}
     atoms = checks.varied.batch.counts[0]
-    for place, off, passes in ((0, 5.9e-5, True), (0, 6.1e-5, False), (1, 5.1e-6, False)):
+    for place, off, passes in ((0, 1.4e-4, True), (0, 1.6e-4, False), (1, 5.1e-6, False)):
         off = off * (atoms if place == 0 else checks.varied.batch.counts[1])
         errors = compare(exact, changed(exact, "varied.energy", place, off), checks)
         assert (verdict(errors, "fp32") is None) == passes
