@@ -73,8 +73,8 @@ any of a structure's values is x times its limit, all its errors may be x times 
 larger, and no floating point is better. The same where the eager ensemble in FP32 is itself off by x / `MARGIN` times
 the tolerance of FP32, as can happen far from what it was trained on."""
 MARGIN = 10.0
-"""How much worse another order of the same operations may be than the eager one on one structure: up to 7 was seen, between
-eager torch and onnxruntime on two heavy atoms far too near."""
+"""How much worse another order of the same operations may be than the eager one, on one structure. Up to 7 was seen,
+between eager torch and onnxruntime, on two heavy atoms far too near."""
 
 TIE = 1e-6
 """eV/atom; candidates nearer than this to the last of the best count as among them."""
