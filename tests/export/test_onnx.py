@@ -322,16 +322,16 @@ def test_unsafe_and_foreign_operators_are_not_written():
 def test_the_example_needs_no_model_code(artefacts, tmp_path):
     artefact = artefacts("direct charged")
     crystal = copper_oxides(1, seed=5)
-    write_structure(tmp_path / "one.cif", crystal.to_ase()[0])
+    read = crystal.replace(charge=np.zeros(1, np.float32), spin=np.ones(1, np.float32))
+    write_structure(tmp_path / "one.extxyz", read.to_ase()[0])
     code = (
         "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
         "print(sorted(m for m in sys.modules if m.startswith(('atomsieve.models', 'atomsieve.export'))))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(EXAMPLE), str(artefact.file), str(tmp_path / "one.cif")],
+        [sys.executable, "-c", code, str(EXAMPLE), str(artefact.file), str(tmp_path / "one.extxyz")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    read = crystal.replace(charge=np.zeros(1, np.float32), spin=np.ones(1, np.float32))
     expected = eager_outputs(artefact.ensemble, read)
     first, second, third, modules = done.stdout.splitlines()
     assert first == f"head metal, fp64, cutoff 5.0 Angstrom, {crystal.n_atoms} atoms" and modules == "[]"
@@ -339,3 +339,13 @@ def test_the_example_needs_no_model_code(artefacts, tmp_path):
     largest = np.linalg.norm(expected["forces"], axis=1).max()
     # The file rounds positions.
     np.testing.assert_allclose(numbers, [expected["energy"][0], expected["energy_std"][0], largest], rtol=0, atol=1e-5)
+
+
+def test_the_example_guesses_no_charge(artefacts, tmp_path):
+    write_structure(tmp_path / "bare.cif", copper_oxides(1, seed=5).to_ase()[0])
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), str(artefacts("direct charged").file), str(tmp_path / "bare.cif")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: this model needs the structure's charge and spin; give them in the file"
