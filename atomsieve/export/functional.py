@@ -198,7 +198,8 @@ class Functional(nn.Module):
         count = values.shape[0]
         mean = values.mean(0)
         if count == 1:
-            return mean, self.undefined.to(mean.dtype).expand_as(mean)
+            # A product and not an expanded constant: compilers do not take an output whose stride is zero.
+            return mean, mean * self.undefined.to(mean.dtype)
         difference = values - mean
         return mean, torch.sqrt((difference * difference).sum(0) / (count - 1))
 
