@@ -223,3 +223,11 @@ def test_each_encoder_is_traced_and_scripted_with_free_sizes(encoder, kind, forc
         with torch.inference_mode():
             assert_close(call(scripted, arrays, functional), expected, EXACT)
     assert_empty(call(scripted, given_arrays(ensemble, StructureBatch.empty()), functional), functional)
+
+
+def test_no_output_is_an_expanded_constant():
+    ensemble = tiny_ensemble(1, layers=1)
+    functional = functional_of(ensemble)
+    given = given_arrays(ensemble, copper_oxides(3))
+    for slot, t in zip(functional.outputs, functional(*map(torch.from_numpy, given.values())), strict=True):
+        assert 0 not in [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1], slot.name
