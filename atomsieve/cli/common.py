@@ -8,9 +8,10 @@ Used as annotations; the default stays in the signature of the command:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,6 +97,22 @@ WhereOption = Annotated[
 ]
 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.", rich_help_panel=WORK)]
+
+
+class RunFirst(TyperGroup):
+    """Takes `train config.yaml` as `train run config.yaml`, for groups whose `run` is what is mostly meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the called command; anything that is no command's name is the argument of `run`."""
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Let options of `run` come first: `train --set a=b config.yaml`."""
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
-from typer.core import TyperGroup
 
-from atomsieve.cli.common import CHOICE, WORK, QuietOption, console
+from atomsieve.cli.common import CHOICE, WORK, QuietOption, RunFirst, console
 
 if TYPE_CHECKING:
     from atomsieve.export.run import Outcome
 
 
-class _FolderFirst(TyperGroup):
-    """Takes `export gfm/` as `export run gfm/`."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the called command; anything that is no command's name is the folder of `run`."""
-        if args and args[0] not in self.commands:
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Let options of `run` come first: `export --format onnx gfm/`."""
-        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_FolderFirst, add_completion=False, no_args_is_help=True,
+    cls=RunFirst, add_completion=False, no_args_is_help=True,
     help="Turn an ensemble into files that run without this package: `atomsieve export gfm/ --format onnx`. Each is "
     "checked against FP64 in a fresh process, and written only if it is as good as its precision must be.",
 )  # fmt: skip

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from atomsieve.cli.common import OverwriteOption, QuietOption
-
-
-class _ConfigFirst(TyperGroup):
-    """Takes `train config.yaml` as `train run config.yaml`."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the called command; anything that is no command's name is the configuration of `run`."""
-        if args and args[0] not in self.commands:
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Let options of `run` come first: `train --set a=b config.yaml`."""
-        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
+from atomsieve.cli.common import OverwriteOption, QuietOption, RunFirst
 
 app = typer.Typer(
-    cls=_ConfigFirst, add_completion=False, no_args_is_help=True,
+    cls=RunFirst, add_completion=False, no_args_is_help=True,
     help="Train an ensemble: `atomsieve train config.yaml`; `atomsieve train init` writes an example to start from.",
 )  # fmt: skip
 

@@ -21,6 +21,11 @@ from atomsieve.models.message import Wanted
 from atomsieve.models.table_message import paired_edges
 
 
+def needs_reverse(ensemble: Ensemble) -> bool:
+    """Say whether exports need the reverse table: the list may be truncated, or edges are read outside of messages."""
+    return ensemble.config.max_neighbors is not None or not ensemble.encoder.edges_in_messages_only
+
+
 class Functional(nn.Module):
     """All members on one batch; inputs and outputs are those of `atomsieve.export.interface`, in order.
 
@@ -68,9 +73,8 @@ class Functional(nn.Module):
                     layer.weight.data = layer.weight.data.bfloat16().float()
                     layer.low_precision = False
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.truncated = config.max_neighbors is not None
         self.conservative = config.forces == "conservative"
-        self.paired = not self.truncated and self.model.encoder.edges_in_messages_only
+        self.paired = not needs_reverse(ensemble)
         self.inputs: tuple[Slot, ...] = inputs(charge_spin=config.charge_spin, truncated=not self.paired)
         self.outputs: tuple[Slot, ...] = outputs(kind, conservative=self.conservative, members=members)
         scales = torch.tensor([h.scale for h in ensemble.heads], dtype=torch.float64)

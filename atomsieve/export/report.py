@@ -10,7 +10,7 @@ from atomsieve.export.fidelity import LIMITS, TOLERANCES
 from atomsieve.models import ExportEntry, Manifest, read_manifest
 from atomsieve.models.card import worst
 from atomsieve.models.exports import FOLDER
-from atomsieve.structures.manifest import sync_file
+from atomsieve.models.folder import replace_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -176,10 +176,7 @@ def write_report(folder: str | Path) -> Path:
     """Write `exports/report.md` of a gfm/ folder from its manifest, and return its path."""
     path = Path(folder) / FOLDER / REPORT
     path.parent.mkdir(exist_ok=True)
-    new = path.with_name(f".{REPORT}.new")
-    new.write_text(report(read_manifest(folder)), encoding="utf-8")
-    sync_file(new)
-    new.replace(path)
+    replace_text(path, report(read_manifest(folder)))
     return path
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from atomsieve.errors import unknown
-from atomsieve.export.functional import Functional
+from atomsieve.export.functional import Functional, needs_reverse
 from atomsieve.export.interface import inputs, outputs
 from atomsieve.models import Ensemble, ExportEntry
 from atomsieve.models.exports import FORMATS, PRECISIONS, export_key
@@ -70,8 +70,7 @@ class Written:
 def entry_of(ensemble: Ensemble, spec: Spec, place: Path, ensemble_id: str, written: Written) -> ExportEntry:
     """Return what the manifest will say of the artefact whose files lie in `place`, but for errors and speed."""
     config = ensemble.config
-    truncated = config.max_neighbors is not None or not ensemble.encoder.edges_in_messages_only
-    taken = inputs(charge_spin=config.charge_spin, truncated=truncated)
+    taken = inputs(charge_spin=config.charge_spin, truncated=needs_reverse(ensemble))
     given = outputs(spec.kind, conservative=config.forces == "conservative", members=spec.members)
     return ExportEntry(
         format=spec.format,

@@ -267,14 +267,15 @@ def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]
         else:
             manifest.exports[key] = entry
     manifest.exports = dict(sorted(manifest.exports.items()))
-    _replace(place / MANIFEST, manifest.model_dump_json(indent=1))
-    _replace(place / CARD, model_card(manifest.model_dump(), read_calibration(place)))
+    replace_text(place / MANIFEST, manifest.model_dump_json(indent=1))
+    replace_text(place / CARD, model_card(manifest.model_dump(), read_calibration(place)))
     return manifest
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file anew, durably; a reader sees it as it was before or after."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8")
     sync_file(new)
     os.replace(new, path)
     sync_folder(path.parent)
