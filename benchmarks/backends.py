@@ -66,7 +66,7 @@ def runner(route: str, precision: str, folder: Path, place: Path, device: torch.
     ensemble, manifest = load_gfm(folder)
     if route in ("edges", "native"):
         backend = NativeBackend(ensemble, precision, device)
-        return lambda batch, graph: backend(batch, graph, 0, forces=True, stress=True)
+        return lambda batch, graph: backend(batch, graph, 0, {"forces", "stress"})
     if route == "compile":
         functional = Spec("pt2", precision, device=device.type).functional(ensemble, inline=False)
         graph_module = torch.compile(trace(functional), dynamic=True)

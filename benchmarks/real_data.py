@@ -47,7 +47,11 @@ def configuration(work: Path, hours: float, ranks: int) -> dict:
     """Return the training configuration."""
     return {
         "data": [
-            *({"path": str(work / "train.bp"), "sources": names, "weight": weight} for weight, names in DRAWN.items()),
+            *(
+                {"path": str(work / "train.bp"), "sources": names, "weight": weight}
+                | ({"split_by": "structure"} if names[0] == "elements_mlearn" else {})
+                for weight, names in DRAWN.items()
+            ),
             {"path": str(work / "test.bp"), "use": "test"},
         ],
         "output": str(work / "run"),
@@ -55,7 +59,8 @@ def configuration(work: Path, hours: float, ranks: int) -> dict:
         "model": {"hidden": 64, "layers": 2, "cutoff": 4.5, "typical_neighbors": 25.0},
         # Members dealt to the ranks need no exchange; with one rank they share geometry instead.
         "ensemble": {"members": 4, "mode": "spread" if ranks > 1 else "together"},
-        "split": {"train": 0.97, "val": 0.03, "test": 0.0, "by": "formula"},
+        # What calibrates is kept like the test files are: by formula, but for alloys and frames of dynamics.
+        "split": {"train": 0.77, "val": 0.03, "test": 0.0, "calibration": 0.2, "by": "formula"},
         "loss": {"energy": 1.0, "energy_end": 3.0, "force": 3.0, "force_floor": 0.6, "energy_range": [0.05, 0.2]},
         "optimizer": {
             "lr": 3e-3, "betas": [0.9, 0.99], "schedule": "cosine", "ema": 0.999, "clip": 20.0, "warmup": 0.01,

@@ -256,7 +256,7 @@ output: training
 default_head: emt
 model: {{hidden: {plan.hidden}, layers: {plan.layers}, cutoff: {plan.cutoff}}}
 ensemble: {{members: {MEMBERS}, seed: {plan.seed}, mode: {mode}}}
-split: {{train: 0.93, val: 0.07, test: 0.0}}
+split: {{train: 0.83, val: 0.05, test: 0.0, calibration: 0.12}}
 budget: {{epochs: {plan.epochs}}}
 device: cpu
 """

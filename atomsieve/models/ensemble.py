@@ -30,11 +30,15 @@ class EnsembleOutput:
     energy : [K,S] float64, eV.
     forces : [K,N,3] eV/Angstrom, or None.
     virial : [K,S,3,3] eV, derivative of the energy by strain (stress times volume, ASE sign), or None.
+    atom_energy : [K,N] eV, the shares of the atoms in `energy`, without gradient.
+    features : [K,N,F], scalars that the encoder gives each atom, without gradient.
     """
 
     energy: Tensor
     forces: Tensor | None
     virial: Tensor | None
+    atom_energy: Tensor
+    features: Tensor
 
 
 class Readout(nn.Module):
@@ -161,8 +165,9 @@ class Ensemble(nn.Module):
             s, v = self.encoder(graph, geometry, self._condition(graph, charge, spin, dtype), wanted)
             atom_energy, direct = self._read(s, v, graph, head_index)
             energy = _pool(atom_energy.double(), graph)
+            seen = atom_energy.detach(), s.detach()
             if not differentiate:
-                return EnsembleOutput(energy, direct if forces else None, None)
+                return EnsembleOutput(energy, direct if forces else None, None, *seen)
             leaves = (geometry.basis, geometry.unit)
             grads = torch.autograd.grad(atom_energy.sum(), leaves, create_graph=create_graph)
             wanted.geometry, wanted.parameters = False, True
@@ -171,7 +176,15 @@ class Ensemble(nn.Module):
             virial = _virial(edge_grad, graph) if stress else None
         if not create_graph:
             energy = energy.detach()
-        return EnsembleOutput(energy, total, virial)
+        return EnsembleOutput(energy, total, virial, *seen)
+
+    def take(self, members: Sequence[int]) -> Ensemble:
+        """Return a new ensemble of some of the members, with copies of their weights."""
+        chosen = Ensemble(self.config, self.heads, [self.seeds[k] for k in members])
+        index = list(members)
+        chosen.load_state_dict({name: t[index] for name, t in self.state_dict().items()})
+        dtype, device = next(self.parameters()).dtype, next(self.parameters()).device
+        return chosen.to(dtype=dtype, device=device).train(self.training)
 
     def _condition(self, graph: Graph, charge: Tensor | None, spin: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if self.condition is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,9 @@ class Evaluation:
     energy_members : [K,S] eV, element references included; energy, energy_std : [S] mean and unbiased spread.
     forces, forces_std : [N,3] eV/Angstrom, or None; forces_std is NaN with one member.
     virial : [S,3,3] eV, mean, or None.
+    atom_energies : [N] eV, mean of the atoms' shares in the energy, references included, or None.
+    forces_members : [K,N,3] eV/Angstrom, or None.
+    features : [N,F], scalars that the first member's encoder gives each atom, or None.
     """
 
     energy_members: NDArray[np.float64]
@@ -46,6 +50,9 @@ class Evaluation:
     forces: NDArray[np.float64] | None = None
     forces_std: NDArray[np.float64] | None = None
     virial: NDArray[np.float64] | None = None
+    atom_energies: NDArray[np.float64] | None = None
+    forces_members: NDArray[np.float64] | None = None
+    features: NDArray[np.float32] | None = None
 
 
 class Backend(Protocol):
@@ -65,8 +72,11 @@ class Backend(Protocol):
     why: str
     digest: str | None
 
-    def __call__(self, batch: StructureBatch, graph: Graph, head: int, *, forces: bool, stress: bool) -> Evaluation:
-        """Evaluate a batch and its graph for one head."""
+    def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
+        """Evaluate a batch and its graph for one head.
+
+        want : any of `atomsieve.predict.prediction.PROPERTIES`, and "features".
+        """
 
 
 class NativeBackend:
@@ -81,7 +91,7 @@ class NativeBackend:
         self.precision, self.why = precision, why
         self.max_atoms = MAX_ATOMS[device.type]
 
-    def __call__(self, batch: StructureBatch, graph: Graph, head: int, *, forces: bool, stress: bool) -> Evaluation:
+    def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
         """See `Backend`."""
         device = graph.numbers.device
         index = torch.full((graph.n_structures,), head, dtype=torch.int64, device=device)
@@ -90,10 +100,11 @@ class NativeBackend:
             assert batch.charge is not None and batch.spin is not None
             charge, spin = (torch.from_numpy(a).to(device) for a in (batch.charge, batch.spin))
         with torch.no_grad():
-            out = self.model(graph, index, charge, spin, forces=forces, stress=stress)
+            out = self.model(graph, index, charge, spin, forces="forces" in want, stress="stress" in want)
         network = out.energy.cpu().numpy()
         reference = self.model.reference_energy(batch.numbers, batch.ptr, head)
         every = None if out.forces is None else out.forces.detach().double()
+        shares = out.atom_energy.double().mean(0).cpu().numpy() if "energies" in want else None
         return Evaluation(
             network + reference,
             network.mean(0) + reference,
@@ -101,6 +112,9 @@ class NativeBackend:
             None if every is None else every.mean(0).cpu().numpy(),
             None if every is None else _spread(every),
             None if out.virial is None else out.virial.mean(0).cpu().numpy(),
+            atom_energies=None if shares is None else shares + self.model.references[head].numpy()[batch.numbers],
+            forces_members=every.cpu().numpy() if every is not None and "members" in want else None,
+            features=out.features[0].float().cpu().numpy() if "features" in want else None,
         )
 
 
@@ -116,27 +130,41 @@ class ExportedBackend:
 
     dtype = torch.float32
 
-    def __init__(self, artefact: Artefact, energy_only: Artefact | None, max_atoms: int, why: str = "as asked") -> None:
-        self.artefact, self.energy_only, self.why = artefact, energy_only, why
+    def __init__(
+        self,
+        artefact: Artefact,
+        energy_only: Artefact | None,
+        encoder: NativeBackend,
+        max_atoms: int,
+        why: str = "as asked",
+    ) -> None:
+        self.artefact, self.energy_only, self.encoder, self.why = artefact, energy_only, encoder, why
         self.name, self.precision = artefact.entry.format, artefact.entry.precision
         self.digest: str | None = artefact.digest
         self.max_atoms = max_atoms
 
-    def __call__(self, batch: StructureBatch, graph: Graph, head: int, *, forces: bool, stress: bool) -> Evaluation:
+    def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
         """See `Backend`."""
         entry = self.artefact.entry
+        forces, stress = "forces" in want, "stress" in want
         lacking = [n for n, asked in (("forces", forces), ("virial", stress)) if asked and n not in entry.outputs]
         if lacking:
             raise UsageError(
                 f"{entry.key} gives no {lacking[0]}; allowed: {', '.join(entry.outputs)}. Export without "
                 "--energy-only, or use --backend native"
             )
+        if "energies" in want or (forces and "members" in want):
+            what = "energies of atoms" if "energies" in want else "forces of members"
+            raise UsageError(f"{entry.key} gives no {what}; use --backend native")
         light = self.energy_only is not None and not (forces or stress)
         found = (self.energy_only if light else self.artefact)(batch, graph, head)  # type: ignore[misc]
         out: dict[str, Any] = {n: found[n] for n in ("energy_members", "energy", "energy_std")}
         if forces:
             out |= {n: np.asarray(found[n], np.float64) for n in ("forces", "forces_std")}
-        return Evaluation(**out, virial=found["virial"] if stress else None)
+        features = None
+        if "features" in want:  # an artefact holds none: the first member's encoder gives them, energies alone
+            features = self.encoder(batch, graph, head, {"energy", "features"}).features
+        return Evaluation(**out, virial=found["virial"] if stress else None, features=features)
 
 
 def choose_device(name: str) -> torch.device:
@@ -182,6 +210,7 @@ def make_backend(
     return ExportedBackend(
         Artefact(folder, manifest, entry, device),
         None if light is None else Artefact(folder, manifest, light, device),
+        NativeBackend(ensemble.take([0]), "fp32", device),
         atoms_at_once(manifest, entry, device),
         why,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PROPERTIES = ("energy", "forces", "stress", "spread", "members")
+PROPERTIES = ("energy", "forces", "stress", "spread", "members", "energies", "features")
 """What can be asked for."""
 
 
@@ -19,28 +19,44 @@ class Prediction:
     Attributes
     ----------
     head : name of the head.
+    calibrated : names of what is calibrated for this head: "energy", "forces".
     status : [S] uint8, `atomsieve.predict.Status`.
-    in_domain : [S] bool, the structure resembles what the head was trained on.
+    outside : [S] uint8, reasons why a structure is unlike what the head was trained on: `atomsieve.predict.Outside`.
+    in_domain : [S] bool, there is a result and no reason against it.
+    distance : [S] float64, distance from the training data in the encoder's feature space, 1 at the limit; NaN
+        where the ensemble holds no fit of it.
     energy : [S] float64 eV, mean of the members, element references of the head included.
     energy_std : [S] float64 eV, unbiased standard deviation over members (NaN with one member).
     sigma_energy : [S] float64 eV, calibrated standard error; NaN if the head is not calibrated.
+    interval_energy : [S] float64 eV, half the width of the interval that holds the true energy with 90 %; NaN likewise.
     forces : [N,3] eV/Angstrom; forces_std : [N,3], per component.
+    sigma_forces : [N] eV/Angstrom, calibrated standard error of a component of the force on the atom; NaN likewise.
     stress : [S,3,3] eV/Angstrom^3, ASE sign; NaN unless periodic along all three vectors.
-    energy_members : [K,S] float64 eV.
+    energy_members : [K,S] float64 eV. forces_members : [K,N,3] eV/Angstrom.
+    atom_energies : [N] float64 eV, the atoms' shares in the energy, references included.
+    features : [N,F] float32, scalars that the first member's encoder gives each atom.
     """
 
     head: str
+    calibrated: frozenset[str]
     status: NDArray[np.uint8]
+    outside: NDArray[np.uint8]
     in_domain: NDArray[np.bool_]
     energy: NDArray[np.float64]
+    distance: NDArray[np.float64] | None = None
     energy_std: NDArray[np.float64] | None = None
     sigma_energy: NDArray[np.float64] | None = None
+    interval_energy: NDArray[np.float64] | None = None
     forces: NDArray[Any] | None = None
     forces_std: NDArray[Any] | None = None
+    sigma_forces: NDArray[np.float64] | None = None
     stress: NDArray[np.float64] | None = None
     energy_members: NDArray[np.float64] | None = None
+    forces_members: NDArray[np.float64] | None = None
+    atom_energies: NDArray[np.float64] | None = None
+    features: NDArray[np.float32] | None = None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all arrays that are there, by name."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "head"}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("head", "calibrated")}
         return {name: array for name, array in found.items() if array is not None}

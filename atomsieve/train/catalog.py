@@ -17,7 +17,7 @@ from atomsieve.train.references import element_counts
 SCAN_STRUCTURES = 5000
 MIN_CELL_VOLUME = 1e-3
 """A fully periodic cell below this volume (Angstrom^3) is flat: a structure that is not finite in any useful sense."""
-USES = ("auto", "train", "val", "test")
+USES = ("auto", "train", "val", "test", "calibration")
 
 
 class Reader(Protocol):

@@ -34,10 +34,13 @@ class DataItem(_Section):
 
     path: Path = Field(description="BP5 folder made by `atomsieve data convert`")
     sources: list[str] | None = Field(None, description="only these sources of the file; null takes all")
-    use: Literal["auto", "train", "val", "test"] = Field(
+    use: Literal["auto", "train", "val", "test", "calibration"] = Field(
         "auto", description="which part the structures belong to; auto divides them by the rules of `split`"
     )
     weight: float = Field(1.0, gt=0, description="multiplies how often the sources of this file are drawn")
+    split_by: Literal["structure", "formula"] | None = Field(
+        None, description="how this file is divided; null takes split.by"
+    )
 
 
 class EnsembleSection(_Section):
@@ -60,21 +63,28 @@ class EnsembleSection(_Section):
 class SplitSection(_Section):
     """How structures of data marked `use: auto` are divided."""
 
-    train: float = Field(0.9, gt=0, le=1, description="fraction for training")
-    val: float = Field(0.05, ge=0, lt=1, description="fraction for early stopping and calibration")
+    train: float = Field(0.8, gt=0, le=1, description="fraction for training")
+    val: float = Field(0.05, ge=0, lt=1, description="fraction for early stopping")
     test: float = Field(0.05, ge=0, lt=1, description="fraction for the final table")
+    calibration: float = Field(
+        0.1, ge=0, lt=1, description="fraction kept for calibrating the uncertainty; 0 leaves every head uncalibrated"
+    )
     by: Literal["structure", "formula"] = Field(
         "structure", description="formula keeps every structure of one reduced formula in the same part"
     )
     min_groups: int = Field(
         20, ge=1, description="a source with fewer formulas than this is divided by structure even if by: formula"
     )
+    max_group: float = Field(
+        0.1, gt=0, le=1, description="a formula that is more than this part of its source is divided by structure"
+    )
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> SplitSection:
-        if abs(self.train + self.val + self.test - 1) > 1e-6:
-            raise ValueError(f"train + val + test must be 1, got {self.train + self.val + self.test:g}")
+        total = self.train + self.val + self.test + self.calibration
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + val + test + calibration must be 1, got {total:g}")
         return self
 
 

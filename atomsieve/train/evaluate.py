@@ -198,7 +198,7 @@ def head_metrics(result: Evaluation, sources: list[str]) -> dict[str, dict[str, 
 
 
 def calibrate(result: Evaluation, sources: list[str]) -> dict[str, Any]:
-    """Return the contents of calibration.json from the validation part; a head with too few structures is left out."""
+    """Return the contents of calibration.json from the calibration part; a head with too few structures is left out."""
     heads = {}
     for head, name in enumerate(sources):
         own = (result.head == head) & np.isfinite(result.energy)
@@ -206,7 +206,7 @@ def calibrate(result: Evaluation, sources: list[str]) -> dict[str, Any]:
         entry = calibrate_head(result.energy_error[own] * n, result.energy_spread[own] * n, n)
         if entry:
             heads[name] = entry
-    return {"fitted_on": "validation part", "heads": heads}
+    return {"fitted_on": "calibration part of the training data", "heads": heads}
 
 
 def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ from atomsieve.train.loop import Material, Run
 from atomsieve.train.order import Sizes, bootstrap_weights
 from atomsieve.train.plots import metrics_table, parity_plot, write_metrics
 from atomsieve.train.scales import HeadData, describe_heads, residual_energy
-from atomsieve.train.split import PARTS, TEST, TRAIN, VAL, assign_parts
+from atomsieve.train.split import CALIBRATION, PARTS, TEST, TRAIN, VAL, assign_parts
 from atomsieve.train.store import Store
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def prepare(config: TrainConfig, readers: list[Reader], console: Console | None 
     cleaning = clean(everything, config.cleaning)
     catalog = everything.take(cleaning.keep)
     _check_heads(catalog, config)
-    part = assign_parts(catalog, config.split)
+    part = assign_parts(catalog, config.split, config.data)
     store = Store(catalog, readers, config.batch.in_memory * 1e9)
     heads = describe_heads(catalog, part == TRAIN, store.force_sums(part == TRAIN), config.loss)
     residual = residual_energy(catalog, heads)
@@ -220,7 +220,7 @@ def summary(prepared: Prepared) -> dict[str, Any]:
     catalog = prepared.material.store.catalog
     out: dict[str, Any] = {}
     for head, data in enumerate(prepared.heads):
-        counts = np.bincount(prepared.part[catalog.head == head], minlength=3)
+        counts = np.bincount(prepared.part[catalog.head == head], minlength=len(PARTS))
         out[data.name] = {
             "level_of_theory": data.level_of_theory,
             **{name: int(n) for name, n in zip(PARTS, counts, strict=True)},
@@ -341,13 +341,13 @@ def _gather(whole: Ensemble, groups: list[list[int]], runs: Path) -> Ensemble:
 def _finish(
     config: TrainConfig, prepared: Prepared, ensemble: Ensemble, team: Team, console: Console | None
 ) -> TrainResult:
-    """Evaluate on the validation and test parts, write tables and plot, and save the ensemble."""
+    """Evaluate on the parts kept from training, calibrate, write tables and plot, and save the ensemble."""
     from atomsieve.models.folder import save_gfm
 
     material, part = prepared.material, prepared.part
     sources = material.store.catalog.sources
     evaluations: dict[str, Evaluation] = {}
-    for name, value in (("val", VAL), ("test", TEST)):
+    for name, value in (("val", VAL), ("test", TEST), ("calibration", CALIBRATION)):
         rows = np.flatnonzero(part == value)
         if len(rows):
             with _progress(console, f"evaluating {name}") as step:
@@ -355,14 +355,14 @@ def _finish(
                     ensemble, material.store, material.labels, rows, material.sizes, config.batch, team, step
                 )
     metrics = {name: head_metrics(result, sources) for name, result in evaluations.items()}
-    calibration = calibrate(evaluations["val"], sources) if "val" in evaluations else {}
+    calibration = calibrate(evaluations["calibration"], sources) if "calibration" in evaluations else {}
     gfm = config.output / "gfm"
     if team.chief:
         write_metrics(config.output, metrics)
         for name, result in evaluations.items():
             _write_evaluation(config.output / f"evaluation_{name}.npz", result)
         if evaluations:
-            last = "test" if "test" in evaluations else "val"
+            last = next(name for name in ("test", "val", "calibration") if name in evaluations)
             title = f"{last}: {len(evaluations[last].index)} structures"
             parity_plot(config.output / "parity.png", evaluations[last], sources, title)
         examples = material.store.fetch(_examples(prepared))

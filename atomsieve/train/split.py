@@ -1,17 +1,18 @@
-"""Train, validation and test parts: a pure function of each structure's group, so no group is on two sides."""
+"""Parts for training, validation, test and calibration: a function of each structure's group, none on two sides."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.train.catalog import USES, Catalog
-from atomsieve.train.config import SplitSection
+from atomsieve.train.config import DataItem, SplitSection
 
-TRAIN, VAL, TEST = 0, 1, 2
-PARTS = ("train", "val", "test")
+TRAIN, VAL, TEST, CALIBRATION = 0, 1, 2, 3
+PARTS = ("train", "val", "test", "calibration")
 
 
 def uniform(key: str) -> float:
@@ -28,26 +29,33 @@ def reduced_formulas(composition: NDArray[np.integer]) -> tuple[list[str], NDArr
     return names, inverse.reshape(-1).astype(np.int64)
 
 
-def assign_parts(catalog: Catalog, rules: SplitSection) -> NDArray[np.int8]:
-    """Return the part (TRAIN, VAL, TEST) of each structure, [S].
+def assign_parts(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem] = ()) -> NDArray[np.int8]:
+    """Return the part (TRAIN, VAL, TEST, CALIBRATION) of each structure, [S].
 
-    Files marked train, val or test keep their part; only `auto` is divided. By formula, the key is the reduced formula
-    alone, so one composition falls on the same side in every source.
+    Files marked with a part keep it; only `auto` is divided. By formula, the key is the reduced formula
+    alone, so one composition falls on the same side in every source; but for formulas that are a large part of theirs,
+    whose structures are divided.
+
+    items : the files of the catalogue, whose own `split_by` goes before that of the rules.
     """
     part = np.zeros(len(catalog), np.int8)
-    for name, value in (("train", TRAIN), ("val", VAL), ("test", TEST)):
+    for value, name in enumerate(PARTS):
         part[catalog.use == USES.index(name)] = value
     auto = catalog.use == USES.index("auto")
     if not auto.any():
         return part
-    by_formula = np.zeros(len(catalog), bool)
-    if rules.by == "formula":
+    by_formula = _asked_by_formula(catalog, rules, items) & auto
+    if by_formula.any():
         names, formula = reduced_formulas(catalog.composition)
         for head in range(len(catalog.sources)):
-            own = auto & (catalog.head == head)
-            by_formula[own] = len(np.unique(formula[own])) >= rules.min_groups
+            own = np.flatnonzero(by_formula & (catalog.head == head))
+            found, which, counts = np.unique(formula[own], return_inverse=True, return_counts=True)
+            if len(found) < rules.min_groups:
+                by_formula[own] = False
+            else:
+                by_formula[own[counts[which] > rules.max_group * len(own)]] = False
         draw = np.array([uniform(f"{rules.seed}:formula:{name}") for name in names])
-        part[auto & by_formula] = _to_part(draw[formula[auto & by_formula]], rules)
+        part[by_formula] = _to_part(draw[formula[by_formula]], rules)
     rest = np.flatnonzero(auto & ~by_formula)
     draws = [
         uniform(f"{rules.seed}:structure:{catalog.sources[catalog.head[s]]}:{catalog.file[s]}:{catalog.row[s]}")
@@ -57,5 +65,17 @@ def assign_parts(catalog: Catalog, rules: SplitSection) -> NDArray[np.int8]:
     return part
 
 
+def _asked_by_formula(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem]) -> NDArray[np.bool_]:
+    """Return [S]: structures whose file is to be divided by formula."""
+    if not items:
+        return np.full(len(catalog), rules.by == "formula")
+    return np.array([(item.split_by or rules.by) == "formula" for item in items])[catalog.file]
+
+
 def _to_part(draw: NDArray[np.float64], rules: SplitSection) -> NDArray[np.int8]:
-    return np.where(draw < rules.val, VAL, np.where(draw < rules.val + rules.test, TEST, TRAIN)).astype(np.int8)
+    """Cut [0, 1) into the parts; raising the fraction of one takes structures from `train` alone."""
+    out = np.full(len(draw), TRAIN, np.int8)
+    out[draw >= 1.0 - rules.calibration] = CALIBRATION
+    out[draw < rules.val + rules.test] = TEST
+    out[draw < rules.val] = VAL
+    return out

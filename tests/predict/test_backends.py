@@ -19,7 +19,7 @@ from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_gfm
 
 CPU = torch.device("cpu")
-WANT = ("energy", "forces", "stress", "spread", "members")
+WANT = ("energy", "forces", "stress", "spread")
 
 
 def export(folder, spec, **changes):
@@ -158,7 +158,7 @@ def test_a_truncated_list_is_refused_where_it_must_be_complete(gfm):
     batch = copper_oxides(4)
     graph = build_graph(batch, predictor.cutoff, max_neighbors=3)
     with pytest.raises(AtomSieveError, match="complete neighbour list"):
-        predictor._run(batch, graph, 1, forces=True, stress=False)
+        predictor._run(batch, graph, 1, {"forces"})
 
 
 def test_an_empty_batch_and_a_lone_atom(gfm):

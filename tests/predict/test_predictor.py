@@ -126,7 +126,7 @@ def test_other_precisions_stay_near_fp64(folder, exact, precision, energy, force
 
 def test_only_what_is_wanted_is_given(exact):
     out = exact(copper_oxides(2), {"energy"})
-    assert set(out.arrays()) == {"status", "in_domain", "energy"}
+    assert set(out.arrays()) == {"status", "outside", "in_domain", "distance", "energy"}
     with pytest.raises(UsageError, match="did you mean 'forces'"):
         exact(copper_oxides(2), {"force"})
 

@@ -14,7 +14,7 @@ from atomsieve.structures.manifest import SourceInfo
 from atomsieve.train.catalog import Catalog, scan
 from atomsieve.train.clean import clean
 from atomsieve.train.config import CleaningSection, DataItem, SplitSection
-from atomsieve.train.split import TEST, TRAIN, VAL, assign_parts
+from atomsieve.train.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
 
 
 class Memory:
@@ -104,26 +104,47 @@ def many_formulas(n: int = 400) -> Catalog:
 
 def test_by_formula_no_reduced_formula_is_on_two_sides_even_across_sources():
     catalog = many_formulas()
-    part = assign_parts(catalog, SplitSection(train=0.6, val=0.2, test=0.2, by="formula"))
+    part = assign_parts(catalog, SplitSection(train=0.5, val=0.2, test=0.2, by="formula", max_group=1.0))
     ratio = catalog.composition[:, 29] / catalog.composition[:, 47]
     for value in np.unique(ratio):
         assert len(np.unique(part[ratio == value])) == 1
-    assert set(part) == {TRAIN, VAL, TEST}
+    assert set(part) == {TRAIN, VAL, TEST, CALIBRATION}
+
+
+def test_a_formula_that_is_a_large_part_of_its_source_is_divided_by_structure():
+    catalog = many_formulas()
+    rules = SplitSection(train=0.5, val=0.2, test=0.2, by="formula", max_group=0.1)
+    part = assign_parts(catalog, rules)
+    ratio = catalog.composition[:, 29] / catalog.composition[:, 47]
+    assert np.mean(ratio == 1) > 0.1
+    assert len(np.unique(part[ratio == 1])) == 4
+    assert len(np.unique(part[ratio == 2])) == 1
+
+
+def test_a_file_may_be_divided_by_its_own_rule():
+    catalog = many_formulas()
+    catalog = replace(catalog, file=(np.arange(len(catalog)) % 2).astype(np.int32))
+    rules = SplitSection(train=0.5, val=0.2, test=0.2, by="formula", max_group=1.0)
+    items = [DataItem(path="a.bp"), DataItem(path="b.bp", split_by="structure")]
+    part = assign_parts(catalog, rules, items)
+    ratio = catalog.composition[:, 29] / catalog.composition[:, 47]
+    assert len(np.unique(part[(ratio == 1) & (catalog.file == 0)])) == 1
+    assert len(np.unique(part[(ratio == 1) & (catalog.file == 1)])) == 4
 
 
 def test_the_part_of_a_structure_does_not_depend_on_the_others():
     catalog = many_formulas()
-    rules = SplitSection(train=0.6, val=0.2, test=0.2)
+    rules = SplitSection(train=0.5, val=0.2, test=0.2)
     whole = assign_parts(catalog, rules)
     some = np.arange(0, len(catalog), 3)
     np.testing.assert_array_equal(assign_parts(catalog.take(some), rules), whole[some])
-    assert np.mean(whole == TRAIN) == pytest.approx(0.6, abs=0.08)
-    assert (assign_parts(catalog, SplitSection(train=0.6, val=0.2, test=0.2, seed=1)) != whole).any()
+    assert np.mean(whole == TRAIN) == pytest.approx(0.5, abs=0.08)
+    assert (assign_parts(catalog, SplitSection(train=0.5, val=0.2, test=0.2, seed=1)) != whole).any()
 
 
 def test_few_formulas_are_divided_by_structure_and_given_parts_are_kept():
     catalog = catalog_of(labelled(3, 200))
-    part = assign_parts(catalog, SplitSection(train=0.8, val=0.2, test=0.0, by="formula"))
+    part = assign_parts(catalog, SplitSection(train=0.7, val=0.2, test=0.0, by="formula"))
     own = part[catalog.head == 1]
     assert 0 < np.sum(own == VAL) < len(own)
     given = catalog_of(labelled(3, 5), use="test")

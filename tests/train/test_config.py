@@ -28,7 +28,7 @@ MINIMAL = {"data": [{"path": "x.bp"}]}
         ({}, "data is missing"),
         ({**MINIMAL, "optimizer": {"lr": -1}}, "optimizer.lr: Input should be greater than 0, got -1"),
         ({**MINIMAL, "loss": {"kind": "mea"}}, "loss.kind"),
-        ({**MINIMAL, "split": {"train": 0.5, "val": 0.1, "test": 0.1}}, "must be 1, got 0.7"),
+        ({**MINIMAL, "split": {"train": 0.5, "val": 0.1, "test": 0.1}}, "must be 1, got 0.8"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(raw, said):

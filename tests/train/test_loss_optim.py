@@ -32,7 +32,8 @@ def batch(structure=(0, 0, 1, 2), has_energy=(1, 1, 0), has_forces=(1, 0, 1), we
 def output(b, energy_error=0.0, force_error=0.0, members=2):
     energy = (b.energy + energy_error).expand(members, -1).clone().requires_grad_()
     forces = (b.forces + force_error).expand(members, -1, -1).clone().requires_grad_()
-    return EnsembleOutput(energy, forces, None)
+    nothing = energy.new_zeros(members, 0)
+    return EnsembleOutput(energy, forces, None, nothing, nothing.unsqueeze(2))
 
 
 def test_a_perfect_prediction_costs_nothing_and_its_gradient_is_zero_not_nan():

@@ -47,7 +47,7 @@ class StopAt:
 def test_training_learns_and_writes_everything_it_promises(small):
     config = small(
         budget={"steps": 300}, optimizer={"lr": 1e-2, "ema": 0.9}, loss={"energy_end": 3.0}, batch={"balance": 0.2},
-        split={"train": 0.6, "val": 0.3, "test": 0.1},
+        split={"train": 0.5, "val": 0.2, "test": 0.1, "calibration": 0.2},
     )  # fmt: skip
     result = train(config)
     for part in ("val", "test"):
