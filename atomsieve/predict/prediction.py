@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PROPERTIES = ("energy", "forces", "stress", "spread", "members", "energies", "features")
-"""What can be asked for."""
+PROPERTIES = ("energy", "forces", "stress", "spread", "force_spread", "members", "energies", "features")
+"""What can be asked for; "spread" implies "force_spread" where every member has its own encoder."""
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,9 @@ class Predictor:
     ) -> Prediction:
         """Evaluate a batch for one head; results are in input order, one status per structure.
 
-        want : any of `atomsieve.predict.prediction.PROPERTIES`; forces come with their spread if both are wanted, and
-            with those of each member if "members" is. Energies always come.
+        want : any of `atomsieve.predict.prediction.PROPERTIES`; forces come with their spread if it is wanted too
+            ("force_spread", which "spread" implies), and with those of each member if "members" is. Energies
+            always come.
         head : name of a head; None takes `self.head`.
         max_structure_atoms : structures above it get the status TOO_LARGE.
         build : makes the graph of a batch, called as `atomsieve.graphs.build_graph` is, which is what it must equal.
@@ -153,7 +154,10 @@ class Predictor:
         if name not in self._index:
             raise unknown("head", name, self.heads)
         batch.validate()
-        results = Results(batch, self.members, set(want), name)
+        asked = set(want)
+        if "spread" in asked:  # members that have their own encoders give the spread of forces for nothing
+            asked.add("force_spread")
+        results = Results(batch, self.members, asked, name)
         results.status[:] = check_inputs(
             batch, self._seen[self._index[name]], charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
         )

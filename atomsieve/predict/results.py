@@ -31,7 +31,7 @@ class Results:
         """Arrays whose first axis is atoms."""
         if "forces" in want:
             self.of_atoms["forces"] = np.full((atoms, 3), np.nan)
-            if "spread" in want:
+            if "force_spread" in want:
                 self.of_atoms["forces_std"] = np.full((atoms, 3), np.nan)
             if "members" in want:
                 self.of_atoms["forces_members"] = np.full((atoms, members, 3), np.nan)
