@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from enum import IntFlag
-
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.graphs import Graph, shortest_edges
 from atomsieve.models import Manifest
+from atomsieve.predict.outside import Outside
 from atomsieve.structures import StructureBatch
 
-
-class Outside(IntFlag):
-    """Reasons why a structure is outside of a head's domain; 0 is inside."""
-
-    UNSEEN_ELEMENT = 1
-    UNSEEN_PAIR = 2
-    SHORT_CONTACT = 4
-    FAR_FROM_TRAINING = 8
+__all__ = ["DomainTest", "Outside"]
 
 
 class DomainTest:

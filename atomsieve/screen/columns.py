@@ -6,6 +6,7 @@ exports, `--by` and `--where` derive from this table; nothing else repeats it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,21 +43,26 @@ COLUMNS: dict[str, Column] = {
         Column("energy_per_atom", "<f8", "eV/atom", "energy / natoms"),
         Column("energy_std", "<f4", "eV", "spread of the total energy: unbiased standard deviation over the members"),
         Column("sigma_energy", "<f4", "eV", "calibrated standard error of the energy; NaN if uncalibrated"),
+        Column("interval_energy", "<f4", "eV", "half width of the 90 % interval of the energy; NaN if uncalibrated"),
         Column("max_force", "<f4", "eV/Angstrom", "largest force on an atom (Euclidean norm)"),
         Column("max_force_std", "<f4", "eV/Angstrom", "largest spread of the force on an atom (norm of the spreads)"),
+        Column("sigma_force", "<f4", "eV/Angstrom", "largest calibrated standard error of a force component"),
+        Column("distance", "<f4", "", "distance in feature space from the training data; the limit is 1"),
         Column("natoms", "<i4", "", "number of atoms"),
+        Column("outside", "<u4", "", "bits of the reasons against it: `reasons` of run.json; text shows their names"),
         Column("head", "<i2", "", "index into `heads` of run.json; text and filters show its name"),
         Column("status", "u1", "", "0 is OK, else the reason why there are no numbers; names: `statuses` of run.json"),
         Column("in_domain", "?", "", "every element was seen by the head and the structure is like its training data"),
     )
 }
-"""Every column by name, in record order; the order keeps every field aligned and the record at 56 bytes."""
+"""Every column by name, in record order; the order keeps every field aligned and the record at 72 bytes."""
 
 ROW = np.dtype([(c.name, c.dtype) for c in COLUMNS.values()])
 """The record dtype of `rows.npy`."""
 
 MEASURED: tuple[str, ...] = (
-    "energy", "energy_per_atom", "energy_std", "sigma_energy", "max_force", "max_force_std",
+    "energy", "energy_per_atom", "energy_std", "sigma_energy", "interval_energy", "max_force", "max_force_std",
+    "sigma_force", "distance",
 )  # fmt: skip
 """Columns that are NaN in a row without result."""
 
@@ -79,7 +85,7 @@ def column(name: str) -> Column:
 def rankable(name: str) -> Column:
     """Return the column to rank by; flags and codes are refused."""
     found = column(name)
-    if found.name in ("status", "in_domain", "head"):
+    if found.name in ("status", "outside", "in_domain", "head"):
         raise UsageError(f"rows cannot be ranked by {name!r}, a code; rank by one of {', '.join(MEASURED)} or natoms")
     return found
 
@@ -87,6 +93,13 @@ def rankable(name: str) -> Column:
 def describe() -> list[dict[str, str]]:
     """Return the table as plain data for run.json."""
     return [{"name": c.name, "dtype": c.dtype, "unit": c.unit, "doc": c.doc} for c in COLUMNS.values()]
+
+
+def reasons_text(code: int, reasons: Mapping[int, str]) -> str:
+    """Return the names of the reasons in a value of `outside`, joined by +; empty where there is none."""
+    known = sum(reasons)
+    names = [name for bit, name in sorted(reasons.items()) if int(code) & bit]
+    return "+".join([*names, *([str(int(code) & ~known)] if int(code) & ~known else [])])
 
 
 def format_value(name: str, value: Any) -> str:

@@ -170,7 +170,7 @@ def _write_extxyz(results: Results, path: Path, chosen: Rows) -> int:
             for row, atoms in zip(rows, images, strict=True):
                 for name in COLUMNS:
                     if name not in ("energy", "natoms"):
-                        coded = name in ("head", "status")
+                        coded = name in ("head", "status", "outside")
                         atoms.info[name] = results.labels.text(name, row[name]) if coded else row[name].item()
             write_extxyz(file, images)
             n += len(rows)

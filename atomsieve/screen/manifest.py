@@ -19,7 +19,12 @@ COMPARED = ("format", "input", "ensemble", "options", "chunks", "batches")
 
 
 def build(
-    source: Path, reader: Any, runner: Runner, chunks: Chunks, statuses: Mapping[int, tuple[str, str]]
+    source: Path,
+    reader: Any,
+    runner: Runner,
+    chunks: Chunks,
+    statuses: Mapping[int, tuple[str, str]],
+    reasons: Mapping[int, tuple[str, str]],
 ) -> dict[str, Any]:
     """Return the manifest of a run, as plain data."""
     predictor = runner.predictor
@@ -50,6 +55,7 @@ def build(
         "columns": columns.describe(),
         "heads": runner.heads,
         "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
+        "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in reasons.items()},
         "input_path": str(source),
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ALIGN = 512  # rows; a chunk of a multiple of 512 rows of 56 bytes begins on a page of 4096 bytes of its own
+ALIGN = 512  # rows; a chunk of a multiple of 512 rows of 72 bytes begins on a page of 4096 bytes of its own
 LARGEST_CHUNK = 16384
 CHUNK_ATOMS = 500_000
 CHUNKS_AIM = 64  # an input that is small still has this many chunks where it can, to share among ranks

@@ -104,10 +104,10 @@ def prepare(
             if lead and console is not None and options.backend != "native":
                 console.print(f"backend: {backend} ({why})", highlight=False, soft_wrap=True)
         model = predictor
-        statuses = _statuses()
+        statuses, reasons = _statuses(), _reasons()
     heads = team.together(lambda: _heads(model, options.head))
-    names = {code: name for code, (name, _) in statuses.items()}
-    where = team.together(lambda: row_filter(options.where, heads, names))
+    names, flags = ({code: name for code, (name, _) in known.items()} for known in (statuses, reasons))
+    where = team.together(lambda: row_filter(options.where, heads, names, flags))
     chunks = team.together(lambda: _chunks(reader, options, source))
     if lead and console is not None:
         given = "" if options.head else " (the ensemble's default)"
@@ -118,7 +118,7 @@ def prepare(
     runner = Runner(model, heads, options.forces, max_atoms, max_edges, threads, options.max_structure_atoms)
     if lead and console is not None and threads is not None:
         _advise(console, team.size * threads)
-    wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses))
+    wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons))
     bounds = team.first(lambda: _atom_bounds(reader, chunks)) if options.forces else None
     rows = row_file(folder, chunks, len(heads))
     forces = None if bounds is None else forces_file(folder, bounds, len(heads))
@@ -147,6 +147,13 @@ def _statuses() -> dict[int, tuple[str, str]]:
     from atomsieve.predict.status import Status
 
     return {int(status): (status.name, status.meaning) for status in Status}
+
+
+def _reasons() -> dict[int, tuple[str, str]]:
+    """Return the name and the meaning of each reason in the column `outside`, by its bit."""
+    from atomsieve.predict.outside import Outside
+
+    return {int(reason): (reason.name or "", reason.meaning) for reason in Outside}
 
 
 def _open(source: Path) -> Any:

@@ -125,13 +125,19 @@ def fill(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[
     rows["energy"] = prediction.energy
     rows["energy_per_atom"] = prediction.energy / natoms
     rows["energy_std"] = prediction.energy_std
-    sigma = getattr(prediction, "sigma_energy", None)
-    rows["sigma_energy"] = np.nan if sigma is None else sigma
-    rows["max_force"] = largest(np.linalg.norm(prediction.forces, axis=1), batch)
-    rows["max_force_std"] = largest(np.linalg.norm(prediction.forces_std, axis=1), batch)
+    for name in ("sigma_energy", "interval_energy", "distance"):
+        values = getattr(prediction, name)
+        rows[name] = np.nan if values is None else values
+    for name, of_atoms in (("max_force", "forces"), ("max_force_std", "forces_std"), ("sigma_force", "sigma_forces")):
+        values = getattr(prediction, of_atoms)
+        if values is not None:
+            rows[name] = largest(np.linalg.norm(values, axis=1) if values.ndim == 2 else values, batch)
     rows["status"] = prediction.status
-    broken = ~(np.isfinite(rows["energy"]) & np.isfinite(rows["max_force"]))
+    broken = ~np.isfinite(rows["energy"])
+    if prediction.forces is not None:
+        broken |= ~np.isfinite(rows["max_force"])
     rows["status"][broken & (rows["status"] == OK)] = NAN_OUTPUT
+    rows["outside"] = prediction.outside
     rows["in_domain"] = prediction.in_domain
     bad = rows["status"] != OK
     rows[bad] = failed(rows[bad])

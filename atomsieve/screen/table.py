@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.screen.columns import COLUMNS, format_value
+from atomsieve.screen.columns import COLUMNS, format_value, reasons_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,11 +21,12 @@ PIECE = 20_000
 
 @dataclass(frozen=True)
 class Labels:
-    """Names behind the codes of the columns `head` and `status`."""
+    """Names behind the codes of the columns `head`, `status` and `outside`."""
 
     heads: list[str]
     statuses: dict[int, str]
     meanings: dict[str, str]
+    reasons: dict[int, str]
 
     @staticmethod
     def of(manifest: Mapping[str, Any]) -> Labels:
@@ -35,6 +36,7 @@ class Labels:
             heads=list(manifest["heads"]),
             statuses={int(code): status["name"] for code, status in statuses.items()},
             meanings={status["name"]: status["meaning"] for status in statuses.values()},
+            reasons={int(bit): reason["name"] for bit, reason in manifest.get("reasons", {}).items()},
         )
 
     def status(self, code: int) -> str:
@@ -45,6 +47,8 @@ class Labels:
         """Return one value of a row as text."""
         if name == "head":
             return self.heads[int(value)]
+        if name == "outside":
+            return reasons_text(value, self.reasons)
         return self.status(value) if name == "status" else format_value(name, value)
 
 
@@ -109,6 +113,8 @@ def top_table(rows: NDArray[Any], labels: Labels, names: Mapping[int, str] | Non
         "sigma_energy": bool(np.isfinite(rows["sigma_energy"]).any()),
         "max_force": True,
         "max_force_std": True,
+        "distance": bool(np.isfinite(rows["distance"]).any()),
+        "outside": bool(rows["outside"].any()),
         "in_domain": True,
     }
     columns = [name for name, wanted in shown.items() if wanted]

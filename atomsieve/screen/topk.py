@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.screen.columns import COLUMNS, ROW
+from atomsieve.screen.columns import COLUMNS, ROW, reasons_text
 
 OK = 0
 
@@ -16,19 +16,33 @@ Where = Callable[[NDArray[Any]], NDArray[np.bool_]]
 """Tells for each row whether it fulfils an expression."""
 
 
-def row_filter(text: str | None, heads: list[str], statuses: Mapping[int, str]) -> Where | None:
-    """Compile `--where` over the columns; `head` and `status` are compared by name, e.g. `status == "TOO_LARGE"`."""
+def row_filter(
+    text: str | None, heads: list[str], statuses: Mapping[int, str], reasons: Mapping[int, str] | None = None
+) -> Where | None:
+    """Compile `--where` over the columns; `head`, `status` and `outside` are compared by name.
+
+    E.g. `status == "TOO_LARGE"`. Each reason is also a flag of its own, in lower case: `not unseen_pair`.
+    """
     if text is None:
         return None
     from atomsieve.structures.expression import compile_where
 
-    compiled = compile_where(text, COLUMNS)
+    bits = {name.lower(): bit for bit, name in (reasons or {}).items()}
+    compiled = compile_where(text, [*COLUMNS, *bits])
     status_names = np.array([statuses.get(code, str(code)) for code in range(256)])
     names = {"head": np.array(heads), "status": status_names}
 
+    def values(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        if name in bits:
+            return (rows["outside"] & np.uint32(bits[name])) != 0
+        if name == "outside":
+            codes, which = np.unique(rows["outside"], return_inverse=True)
+            return np.array([reasons_text(code, reasons or {}) for code in codes], str)[which]
+        return names[name][rows[name]] if name in names else rows[name]
+
     def where(rows: NDArray[Any]) -> NDArray[np.bool_]:
         needed = compiled.names or {"position"}  # one column tells how many rows there are
-        return compiled({n: names[n][rows[n]] if n in names else rows[n] for n in needed})
+        return compiled({n: values(n, rows) for n in needed})
 
     return where
 

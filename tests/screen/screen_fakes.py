@@ -34,6 +34,10 @@ class FakePrediction:
     forces_std: np.ndarray
     status: np.ndarray
     in_domain: np.ndarray
+    interval_energy: np.ndarray
+    sigma_forces: np.ndarray
+    distance: np.ndarray
+    outside: np.ndarray
 
 
 class FakePredictor:
@@ -77,7 +81,12 @@ class FakePredictor:
         energy[bad] = np.nan
         forces[bad[owner]] = np.nan
         uncalibrated = np.full(n, np.nan)
-        return FakePrediction(energy, 0.01 * np.abs(energy), uncalibrated, forces, 0.1 * np.abs(forces), status, ~bad)
+        distance = 0.2 * np.sqrt(np.abs(energy))
+        outside = np.where(unseen, 1, np.where(distance > 1, 8, 0)).astype(np.uint8)
+        return FakePrediction(
+            energy, 0.01 * np.abs(energy), uncalibrated, forces, 0.1 * np.abs(forces), status, ~bad & (outside == 0),
+            uncalibrated, 0.2 * np.abs(forces[:, 0]), distance, outside,
+        )  # fmt: skip
 
 
 class MemoryReader:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from screen_fakes import FakePredictor, candidates
@@ -40,6 +42,34 @@ def test_batches_change_nothing():
     assert not rows["in_domain"][~ok].any()
     np.testing.assert_allclose(forces, whole.forces.astype("f4"), rtol=1e-6)
     assert np.isnan(forces[~ok[batch.structure_of_atom]]).all()
+
+
+def test_domain_and_calibration_of_forces_come_along():
+    batch = candidates(300)
+    rows, _ = make(max_atoms=30)(batch, 0)
+    whole = FakePredictor()(batch, set())
+    ok = whole.status == 0
+    assert np.array_equal(rows["outside"], whole.outside)
+    assert np.array_equal(rows["in_domain"], whole.in_domain)
+    np.testing.assert_allclose(rows["distance"][ok], whole.distance[ok], rtol=1e-6)
+    for s in np.flatnonzero(ok):
+        own = whole.sigma_forces[batch.ptr[s] : batch.ptr[s + 1]]
+        assert rows["sigma_force"][s] == pytest.approx(own.max(), rel=1e-6)
+    assert np.isnan(rows["interval_energy"]).all()
+
+
+def test_without_forces_and_spreads_their_columns_are_empty():
+    class EnergyOnly(FakePredictor):
+        def __call__(self, batch, want, head=None):
+            nothing = dict.fromkeys(("forces", "forces_std", "sigma_forces", "sigma_energy", "distance"))
+            return replace(super().__call__(batch, want, head), **nothing)
+
+    batch = candidates(50, bad=False)
+    rows, _ = make(EnergyOnly(), forces=False)(batch, 0)
+    assert (rows["status"] == 0).all()
+    assert np.isfinite(rows["energy"]).all()
+    for name in ("max_force", "max_force_std", "sigma_force", "sigma_energy", "distance"):
+        assert np.isnan(rows[name]).all()
 
 
 def test_budget_and_poll():

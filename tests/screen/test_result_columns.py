@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.screen.columns import COLUMNS, MEASURED, ROW, blank_rows, describe, format_value, rankable
+from atomsieve.predict.outside import Outside
+from atomsieve.screen.columns import (
+    COLUMNS,
+    MEASURED,
+    ROW,
+    blank_rows,
+    describe,
+    format_value,
+    rankable,
+    reasons_text,
+)
 from atomsieve.screen.options import ScreenOptions
 
 
 def test_the_record_is_compact_and_aligned():
-    assert ROW.itemsize == 56
+    assert ROW.itemsize == 72
     for name in ROW.names:
         dtype, offset = ROW.fields[name][:2]
         assert offset % dtype.itemsize == 0
@@ -31,6 +41,14 @@ def test_text_reads_back_to_the_same_number(value):
     single = np.float32(value)
     assert np.float32(format_value("max_force", single)) == single
     assert format_value("energy", np.float64("nan")) == ""
+
+
+def test_reasons_have_names():
+    reasons = {int(reason): reason.name for reason in Outside}
+    assert reasons_text(0, reasons) == ""
+    assert reasons_text(2 | 8, reasons) == "UNSEEN_PAIR+FAR_FROM_TRAINING"
+    assert reasons_text(1 | 64, reasons) == "UNSEEN_ELEMENT+64"  # of a later version
+    assert all(reason.meaning for reason in Outside)
 
 
 def test_an_unknown_column_names_the_nearest():

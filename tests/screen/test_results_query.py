@@ -9,6 +9,7 @@ import pytest
 from screen_fakes import FakePredictor, candidates
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.screen.columns import ROW
 from atomsieve.screen.export import export
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.query import Results, said
@@ -70,7 +71,7 @@ def test_status_of_a_finished_run(screen, tmp_path):
 def test_verify_finds_a_changed_byte(screen, tmp_path):
     screen()
     data = bytearray((tmp_path / "out" / "rows.npy").read_bytes())
-    data[4096 + 56 * 130] ^= 1
+    data[4096 + ROW.itemsize * 130] ^= 1
     (tmp_path / "out" / "rows.npy").write_bytes(data)
     assert Results(tmp_path / "out").status(verify=True).damaged == [2]
 

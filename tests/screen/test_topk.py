@@ -10,6 +10,7 @@ from atomsieve.screen.columns import blank_rows
 from atomsieve.screen.topk import TopK, row_filter
 
 STATUSES = {0: "OK", 3: "UNSEEN_ELEMENT"}
+REASONS = {1: "UNSEEN_ELEMENT", 2: "UNSEEN_PAIR", 4: "SHORT_CONTACT", 8: "FAR_FROM_TRAINING"}
 
 
 @pytest.fixture
@@ -59,6 +60,17 @@ def test_a_filter_by_number_and_by_name(rows):
     assert best.rows().tobytes() == oracle(rows, 500, keep=keep).tobytes()
     bad = row_filter("status == 'UNSEEN_ELEMENT'", ["pbe"], STATUSES)
     assert np.array_equal(bad(rows[:100]), rows["status"][:100] == 3)
+
+
+def test_a_filter_by_reason(rows):
+    rows = rows[:1000].copy()
+    rows["outside"] = np.arange(1000) % 16
+    one = row_filter("unseen_pair and not far_from_training", ["pbe"], STATUSES, REASONS)
+    assert np.array_equal(one(rows), (rows["outside"] & 10) == 2)
+    exactly = row_filter("outside == 'UNSEEN_PAIR+SHORT_CONTACT'", ["pbe"], STATUSES, REASONS)
+    assert np.array_equal(exactly(rows), rows["outside"] == 6)
+    none = row_filter("outside == ''", ["pbe"], STATUSES, REASONS)
+    assert np.array_equal(none(rows), rows["outside"] == 0)
 
 
 def test_no_rows_asked_for(rows):
