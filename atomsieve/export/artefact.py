@@ -15,7 +15,7 @@ from atomsieve.export.interface import Slot, check_inputs, check_symmetric, inpu
 from atomsieve.export.spec import format_module
 from atomsieve.graphs import Graph
 from atomsieve.graphs.table import table_arrays
-from atomsieve.models import ExportEntry, Manifest, ensemble_id
+from atomsieve.models import ExportEntry, Manifest, same_weights, weights_id
 from atomsieve.models.exports import check_export
 from atomsieve.structures import StructureBatch
 
@@ -58,8 +58,8 @@ class Artefact:
             raise DataError(
                 f"{entry.key} takes {', '.join(entry.inputs)}, which this version does not know; export again"
             )
-        own = ensemble_id(folder)
-        if entry.ensemble_id != own:
+        if not same_weights(folder, entry.ensemble_id):
+            own = weights_id(folder)
             raise DataError(
                 f"{entry.key} was made of another ensemble ({entry.ensemble_id[:12]}, this one is {own[:12]}); make it "
                 f"anew with: atomsieve export {folder} --format {entry.format} --precision {entry.precision}"

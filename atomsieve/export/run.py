@@ -17,7 +17,16 @@ from atomsieve.export.interface import OUTPUTS
 from atomsieve.export.report import write_report
 from atomsieve.export.spec import Spec, entry_of, format_module, machine
 from atomsieve.export.trust import trust
-from atomsieve.models import Ensemble, ExportEntry, Manifest, ensemble_id, load_gfm, read_manifest, record_exports
+from atomsieve.models import (
+    Ensemble,
+    ExportEntry,
+    Manifest,
+    load_gfm,
+    read_manifest,
+    record_exports,
+    same_weights,
+    weights_id,
+)
 from atomsieve.models.exports import FOLDER, check_export
 from atomsieve.predict.backends import choose_device
 from atomsieve.structures.lock import PathLock
@@ -85,10 +94,10 @@ def export_gfm(
     choose_device(options.device)
     ensemble, manifest = load_gfm(place)
     specs = [replace(spec, default_head=manifest.default_head) for spec in wanted]
-    identity = ensemble_id(place)
+    identity = weights_id(place)
     with PathLock(place / LOCK):
         manifest = read_manifest(place)
-        todo = [s for s in specs if options.force or not _stands(place, manifest, s, identity)]
+        todo = [s for s in specs if options.force or not _stands(place, manifest, s)]
         outcomes = [Outcome(s.key, "kept", manifest.exports[s.key], 0.0) for s in specs if s not in todo]
         if done:
             for outcome in outcomes:
@@ -107,10 +116,10 @@ def export_gfm(
     return sorted(outcomes, key=lambda o: order.index(o.key))
 
 
-def _stands(folder: Path, manifest: Manifest, spec: Spec, identity: str) -> bool:
+def _stands(folder: Path, manifest: Manifest, spec: Spec) -> bool:
     """Say whether an artefact is there, whole, of this ensemble and with the outputs asked for."""
     entry = manifest.exports.get(spec.key)
-    if entry is None or entry.ensemble_id != identity:
+    if entry is None or not same_weights(folder, entry.ensemble_id):
         return False
     if spec.members and spec.kind == "forces" and "forces_members" not in entry.outputs:
         return False

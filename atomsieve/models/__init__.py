@@ -10,7 +10,10 @@ from atomsieve.models.folder import (
     read_calibration,
     read_manifest,
     record_exports,
+    record_files,
+    same_weights,
     save_gfm,
+    weights_id,
 )
 from atomsieve.models.layers import set_precision
 
@@ -26,6 +29,9 @@ __all__ = [
     "read_calibration",
     "read_manifest",
     "record_exports",
+    "record_files",
+    "same_weights",
     "save_gfm",
     "set_precision",
+    "weights_id",
 ]

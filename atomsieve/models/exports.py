@@ -22,7 +22,7 @@ class ExportEntry(BaseModel):
     ----------
     format, precision : see FORMATS, PRECISIONS. kind : "forces" (everything) or "energy" (energies alone).
     device : kind of device it runs on: "cpu", "cuda", or "any".
-    ensemble_id : of the ensemble that it was made of.
+    ensemble_id : of the weights that it was made of (`weights_id`; see `same_weights`).
     files : size and sha256 of each file, by name in the artefact's folder.
     inputs, outputs : names, in order.
     versions : of the programs that wrote it; flags : opset, compile options and the like.

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,13 +27,20 @@ from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.exports import ExportEntry
 from atomsieve.models.testvector import make_test_vector
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.lock import PathLock
 from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
 
 SCHEMA = "atomsieve-gfm"
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CARD = "README.md"
+CALIBRATION = "calibration.json"
+DOMAIN = "domain.safetensors"
+FITTED = (CALIBRATION, DOMAIN)
+"""Files that are fitted to an ensemble afterwards: weights and exports do not depend on them."""
+LOCK = ".manifest.lock"
 _LARGEST_MANIFEST = 256 << 20
+_PATIENCE = 20.0  # seconds to wait for another process that changes the manifest
 
 
 class MemberEntry(BaseModel):
@@ -61,6 +70,8 @@ class Manifest(BaseModel):
     training: dict[str, Any]
     files: dict[str, dict[str, Any]]
     exports: dict[str, ExportEntry] = {}
+    formerly: list[str] = []
+    """Identities that artefacts of these same weights may carry, from before a calibration changed the identity."""
 
 
 def save_gfm(
@@ -129,7 +140,7 @@ def _write(
         )
         members.append(MemberEntry(path=f"members/{k:03d}", seed=seed))
     vector, precision = make_test_vector(ensemble, examples)
-    (work / "calibration.json").write_text(json.dumps(calibration, indent=1, sort_keys=True))
+    (work / CALIBRATION).write_text(json.dumps(calibration, indent=1, sort_keys=True))
     manifest = Manifest(
         schema_name=SCHEMA,
         schema_version=SCHEMA_VERSION,
@@ -196,6 +207,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
                 f"{folder}: the manifest names a file outside the folder, {name!r}; do not trust this folder"
             )
         path = folder / relative
+        if name in FITTED:
+            _settle(path, expected)
         if not path.is_file():
             raise DataError(f"{folder}: {name} is missing; the folder is incomplete, copy it again")
         size = path.stat().st_size
@@ -207,6 +220,19 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise DataError(f"{folder}: {name} was changed (its SHA-256 differs from the manifest's); copy it again")
 
 
+def _checked_manifest(place: Path) -> Manifest:
+    """Read the manifest and check all files; once more where another process changed the manifest meanwhile."""
+    while True:
+        manifest = read_manifest(place)
+        try:
+            _check_files(place, manifest)
+        except DataError:
+            if read_manifest(place).files == manifest.files:
+                raise
+        else:
+            return manifest
+
+
 def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
     """Read an ensemble (FP32 weights, on the CPU) and its manifest, after checking every file's size and SHA-256.
 
@@ -216,8 +242,7 @@ def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
         naming the file that is missing, changed or of the wrong shape.
     """
     place = Path(folder)
-    manifest = read_manifest(place)
-    _check_files(place, manifest)
+    manifest = _checked_manifest(place)
     ensemble = Ensemble(manifest.config, manifest.heads, [m.seed for m in manifest.members])
     expected = {name: t.shape[1:] for name, t in ensemble.state_dict().items()}
     states = []
@@ -239,19 +264,40 @@ def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
 
 def read_calibration(folder: str | Path) -> dict[str, Any]:
     """Read calibration.json; an empty dict where no head is calibrated."""
-    path = Path(folder) / "calibration.json"
+    path = Path(folder) / CALIBRATION
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def ensemble_id(folder: str | Path) -> str:
-    """Return the SHA-256 that names weights, heads and everything else of the ensemble.
+    """Return the SHA-256 that names weights, heads, calibration and everything else of the ensemble.
 
     Neither exports nor the card count: the ensemble stays the same when it is exported.
     """
-    raw = json.loads((Path(folder) / MANIFEST).read_bytes())
-    raw.pop("exports", None)
-    raw.get("files", {}).pop(CARD, None)
-    return hashlib.sha256(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _digest(_raw(Path(folder)), (CARD,))
+
+
+def weights_id(folder: str | Path) -> str:
+    """Return the SHA-256 that names what an artefact depends on: `ensemble_id` without what is fitted afterwards."""
+    return _digest(_raw(Path(folder)), (CARD, *FITTED))
+
+
+def same_weights(folder: str | Path, identity: str) -> bool:
+    """Say whether an artefact of this identity was made of the weights in a folder.
+
+    Older artefacts carry the `ensemble_id` of their day; they stay valid when the ensemble is calibrated anew.
+    """
+    return identity in (weights_id(folder), ensemble_id(folder), *_raw(Path(folder)).get("formerly", ()))
+
+
+def _raw(place: Path) -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads((place / MANIFEST).read_bytes())
+    return raw
+
+
+def _digest(raw: dict[str, Any], without: tuple[str, ...]) -> str:
+    kept = {k: v for k, v in raw.items() if k not in ("exports", "formerly")}
+    kept["files"] = {name: of for name, of in raw.get("files", {}).items() if name not in without}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]) -> Manifest:
@@ -260,14 +306,86 @@ def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]
     The manifest is replaced whole, so that a reader sees it as it was before or after.
     """
     place = Path(folder)
+    with _changing(place) as raw:
+        exports = raw.get("exports", {})
+        for key, entry in changed.items():
+            exports.pop(key, None)
+            if entry is not None:
+                exports[key] = entry.model_dump(mode="json")
+        raw["exports"] = dict(sorted(exports.items()))
+        replace_text(place / MANIFEST, json.dumps(raw, indent=1))
+        return _new_card(place)
+
+
+def record_files(folder: str | Path, contents: Mapping[str, bytes]) -> Manifest:
+    """Put files that are fitted afterwards (names of `FITTED`) into the folder, durably, and return the manifest.
+
+    The new manifest is what makes them valid: each file waits beside its place until then, and whoever reads the
+    folder in between, or after this process was killed, moves it there. The identity of the ensemble changes; that of
+    its weights does not.
+    """
+    place = Path(folder)
+    for name in contents:
+        if name not in FITTED:
+            raise UsageError(f"{name!r} cannot be put into an ensemble afterwards; allowed: {', '.join(FITTED)}")
+    with _changing(place) as raw:
+        before = ensemble_id(place)
+        if any(entry.get("ensemble_id") == before for entry in raw.get("exports", {}).values()):
+            raw["formerly"] = sorted({before, *raw.get("formerly", ())})
+        for name, content in contents.items():
+            waiting = _waiting(place / name)
+            waiting.write_bytes(content)
+            sync_file(waiting)
+            raw["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        sync_folder(place)
+        replace_text(place / MANIFEST, json.dumps(raw, indent=1))
+        for name in contents:
+            _settle(place / name, raw["files"][name])
+        sync_folder(place)
+        return _new_card(place)
+
+
+@contextmanager
+def _changing(place: Path) -> Iterator[dict[str, Any]]:
+    """Give the manifest as it stands, checked, while no other process changes it; fields of it stay as written."""
+    with ExitStack() as stack:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                stack.enter_context(PathLock(place / LOCK))
+                break
+            except AtomSieveError:
+                if time.monotonic() > deadline or not (place / LOCK).exists():
+                    raise
+                time.sleep(0.1)
+        for name, expected in read_manifest(place).files.items():
+            if name in FITTED:
+                _settle(place / name, expected)
+        yield _raw(place)
+
+
+def _waiting(path: Path) -> Path:
+    return path.with_name(f".{path.name}.next")
+
+
+def _settle(path: Path, expected: Mapping[str, Any]) -> None:
+    """Move a file to its place that waits for it, if it is the one that the manifest means."""
+    waiting = _waiting(path)
+    try:
+        if waiting.is_file() and sha256_of(waiting) == expected.get("sha256"):
+            os.replace(waiting, path)
+    except FileNotFoundError:  # another process moved it
+        return
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: {path.name} was changed, and this process may not finish that ({error.strerror}); let its "
+            "owner run any command on the folder once"
+        ) from error
+
+
+def _new_card(place: Path) -> Manifest:
+    """Write the card anew and return the manifest that it shows."""
     manifest = read_manifest(place)
-    for key, entry in changed.items():
-        if entry is None:
-            manifest.exports.pop(key, None)
-        else:
-            manifest.exports[key] = entry
-    manifest.exports = dict(sorted(manifest.exports.items()))
-    replace_text(place / MANIFEST, manifest.model_dump_json(indent=1))
     replace_text(place / CARD, model_card(manifest.model_dump(), read_calibration(place)))
     return manifest
 

@@ -10,7 +10,17 @@ import torch
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models import ExportEntry, ensemble_id, load_gfm, read_manifest, record_exports, save_gfm
+from atomsieve.models import (
+    ExportEntry,
+    ensemble_id,
+    load_gfm,
+    read_manifest,
+    record_exports,
+    record_files,
+    same_weights,
+    save_gfm,
+    weights_id,
+)
 from atomsieve.models.testvector import evaluate
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
@@ -73,6 +83,64 @@ def test_exports_do_not_change_the_identity(own_copy, folder):
     load_gfm(own_copy)
     record_exports(own_copy, {entry.key: None})
     assert read_manifest(own_copy).exports == {}
+
+
+def test_a_new_calibration_changes_the_identity_but_not_that_of_the_weights(own_copy, folder):
+    record_files(own_copy, {"calibration.json": b'{"heads": {}}', "domain.safetensors": b"fit"})
+    load_gfm(own_copy)
+    assert (own_copy / "domain.safetensors").read_bytes() == b"fit"
+    assert read_manifest(own_copy).files["domain.safetensors"]["size"] == 3
+    assert ensemble_id(own_copy) != ensemble_id(folder)
+    assert weights_id(own_copy) == weights_id(folder) != ensemble_id(folder)
+    with pytest.raises(UsageError, match=r"manifest\.json.*allowed: calibration\.json"):
+        record_files(own_copy, {"manifest.json": b""})
+
+
+def test_an_artefact_of_an_older_version_outlives_a_new_calibration(own_copy, folder):
+    entry = ExportEntry(format="onnx", precision="fp32", ensemble_id=ensemble_id(folder), files={}, inputs=[],
+                        outputs=[], versions={})  # fmt: skip
+    record_exports(own_copy, {entry.key: entry})
+    record_files(own_copy, {"calibration.json": b'{"heads": {}}'})
+    record_files(own_copy, {"calibration.json": b"{}"})
+    assert same_weights(own_copy, entry.ensemble_id) and same_weights(own_copy, weights_id(folder))
+    assert not same_weights(own_copy, "0" * 64)
+
+
+@pytest.mark.parametrize("reached", ["waiting", "manifest"])
+def test_a_recording_that_was_killed_leaves_the_old_or_the_new(own_copy, folder, reached, monkeypatch):
+    from atomsieve.models import folder as module
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    old = (own_copy / "calibration.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, {"waiting": "replace_text", "manifest": "_settle"}[reached], die)
+        if reached == "manifest":
+            patch.setattr(module, "read_manifest", lambda place: read_manifest(place).model_copy(update={"files": {}}))
+        with pytest.raises(KeyboardInterrupt):
+            record_files(own_copy, {"calibration.json": b"new"})
+    load_gfm(own_copy)
+    assert (own_copy / "calibration.json").read_bytes() == (old if reached == "waiting" else b"new")
+    assert (ensemble_id(own_copy) == ensemble_id(folder)) == (reached == "waiting")
+    record_files(own_copy, {"calibration.json": b"{}"})
+    load_gfm(own_copy)
+    assert (own_copy / "calibration.json").read_bytes() == b"{}"
+
+
+def test_a_reader_at_any_moment_of_a_recording_sees_one_state(own_copy, monkeypatch):
+    from atomsieve.models import folder as module
+
+    seen, check = [], module._check_files
+
+    def slow(place, manifest):  # a recording comes between reading the manifest and checking the files
+        if not seen:
+            seen.append(1)
+            record_files(own_copy, {"calibration.json": b'{"heads": {}}'})
+        check(place, manifest)
+
+    monkeypatch.setattr(module, "_check_files", slow)
+    assert load_gfm(own_copy)[1].files["calibration.json"]["size"] == 13
 
 
 def test_one_byte_changed_anywhere_is_noticed(own_copy):
