@@ -41,7 +41,7 @@ def init(
     """Write a commented example configuration."""
     from atomsieve.cli.common import console
     from atomsieve.errors import UsageError
-    from atomsieve.train.config import example_config
+    from atomsieve.train.example import example_config
 
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give another name or --overwrite")

@@ -14,7 +14,7 @@ def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> s
     lines = [
         "# Ensemble of graph foundation models",
         "",
-        f"{len(manifest['members'])} members of {config['encoder']} with {config['layers']} layers "
+        f"{_members(manifest)} {config['encoder']} with {config['layers']} layers "
         f"of {config['hidden']} channels, cutoff {config['cutoff']} Angstrom, {config['forces']} forces. "
         f"Conditioned on charge and spin: {'yes' if config['charge_spin'] else 'no'}. "
         f"Default head: `{manifest['default_head']}`. Written by atomsieve {manifest['atomsieve']}.",
@@ -60,6 +60,11 @@ def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> s
             *("| " + " | ".join(row) + " |" for row in export_rows(manifest["exports"])),
         ]
     return "\n".join([*lines, ""])
+
+
+def _members(manifest: Mapping[str, Any]) -> str:
+    count = len(manifest["members"])
+    return f"{count} decoders on one encoder, a" if manifest.get("kind") == "shallow" else f"{count} members of"
 
 
 def export_rows(exports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

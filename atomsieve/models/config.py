@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Kind = Literal["deep", "shallow"]
+"""Of an ensemble: its members are networks, or decoders on one encoder."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class ModelConfig(BaseModel):

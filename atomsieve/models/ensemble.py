@@ -1,4 +1,8 @@
-"""Ensemble: K members with shared heads, stacked, evaluated together on shared geometry."""
+"""Ensemble: K members with shared heads, evaluated together on shared geometry.
+
+Deep: K networks, stacked. Shallow: K decoders on one encoder (Kellner and Ceriotti, Mach. Learn.: Sci. Technol. 5,
+035006, 2024): the encoder is evaluated once, and the forces of the mean cost one backward pass.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from torch import Tensor, nn
 from atomsieve.errors import UsageError, unknown
 from atomsieve.graphs.graph import Graph
 from atomsieve.models.basis import Geometry
-from atomsieve.models.config import HeadSpec, ModelConfig
+from atomsieve.models.config import KINDS, HeadSpec, Kind, ModelConfig
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.models.layers import Seeds, StackedLinear
 from atomsieve.models.message import Wanted
@@ -28,10 +32,13 @@ class EnsembleOutput:
     Attributes
     ----------
     energy : [K,S] float64, eV.
-    forces : [K,N,3] eV/Angstrom, or None.
-    virial : [K,S,3,3] eV, derivative of the energy by strain (stress times volume, ASE sign), or None.
+    forces : [K,N,3] eV/Angstrom, or None. Of a shallow ensemble [1,N,3], those of the mean of the members, or
+        [M,N,3] of the M members that were asked for.
+    virial : [K,S,3,3] eV, derivative of the energy by strain (stress times volume, ASE sign), or None; of a shallow
+        ensemble as `forces`.
     atom_energy : [K,N] eV, the shares of the atoms in `energy`, without gradient.
-    features : [K,N,F], scalars that the encoder gives each atom, without gradient.
+    features : [K,N,F], scalars that each encoder gives each atom, without gradient; [1,N,F] of a shallow ensemble.
+    shared : the ensemble is shallow.
     """
 
     energy: Tensor
@@ -39,6 +46,7 @@ class EnsembleOutput:
     virial: Tensor | None
     atom_energy: Tensor
     features: Tensor
+    shared: bool = False
 
 
 class Readout(nn.Module):
@@ -55,12 +63,29 @@ class Readout(nn.Module):
         self.gate_weight = seeds.uniform(n_heads, hidden, width, bound=bound) if config.forces == "direct" else None
 
     def forward(self, s: Tensor, v: Tensor | None, head: int) -> tuple[Tensor, Tensor | None]:
-        """Return energies `[K,N]` and direct forces `[K,N,3]` (or None) of one head, in units of its scale."""
+        """Return energies `[K,N]` and direct forces `[K,N,3]` (or None) of one head, in units of its scale.
+
+        s : [K,N,F], or [1,N,F] for features that all members share; v alike, [K,N,3,F].
+        """
+        if s.shape[0] < self.hidden_weight.shape[0]:
+            return self._shared(s[0], v, head)
         hidden = torch.nn.functional.silu(torch.baddbmm(self.hidden_bias[:, head], s, self.hidden_weight[:, head]))
         energy = torch.baddbmm(self.out_bias[:, head], hidden, self.out_weight[:, head]).squeeze(2)
         if self.gate_weight is None or v is None:
             return energy, None
         gate = torch.bmm(hidden, self.gate_weight[:, head])
+        return energy, (v * gate.unsqueeze(2)).sum(3)
+
+    def _shared(self, s: Tensor, v: Tensor | None, head: int) -> tuple[Tensor, Tensor | None]:
+        """Read features `[N,F]` that all members share: their hidden layers are one matrix product."""
+        members, _, width, hidden_width = self.hidden_weight.shape
+        weight = self.hidden_weight[:, head].transpose(0, 1).reshape(width, -1)
+        hidden = torch.nn.functional.silu(torch.addmm(self.hidden_bias[:, head].reshape(1, -1), s, weight))
+        many = hidden.view(s.shape[0], members, hidden_width).transpose(0, 1)
+        energy = torch.baddbmm(self.out_bias[:, head], many, self.out_weight[:, head]).squeeze(2)
+        if self.gate_weight is None or v is None:
+            return energy, None
+        gate = torch.bmm(many, self.gate_weight[:, head])
         return energy, (v * gate.unsqueeze(2)).sum(3)
 
     def select(self, s: Tensor, v: Tensor | None, head: Tensor, scales: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -89,24 +114,31 @@ class Readout(nn.Module):
 class Ensemble(nn.Module):
     """K members of one architecture with the same heads.
 
-    Parameters have a leading member axis. Member k depends on `seeds[k]` alone, and its
-    results on its own weights alone.
+    Parameters have a leading member axis. Member k of a deep ensemble depends on `seeds[k]` alone, and its results on
+    its own weights alone. In a shallow ensemble the axis has length 1 for the encoder (and the conditioning on charge
+    and spin), which depends on `seeds[0]`; member 0 then starts as member 0 of the deep one.
     """
 
-    def __init__(self, config: ModelConfig, heads: Sequence[HeadSpec], seeds: Sequence[int]) -> None:
+    def __init__(
+        self, config: ModelConfig, heads: Sequence[HeadSpec], seeds: Sequence[int], kind: Kind = "deep"
+    ) -> None:
         super().__init__()
         names = [h.name for h in heads]
         if not heads or len(set(names)) != len(names):
             raise UsageError(f"an ensemble needs heads of different names, got {names}")
         if not seeds:
             raise UsageError("an ensemble needs at least one member, got no seeds")
+        if kind not in KINDS:
+            raise unknown("kind of ensemble", kind, KINDS)
         self.config = config
         self.heads = list(heads)
         self.seeds = list(seeds)
+        self.kind: Kind = kind
         streams = Seeds(self.seeds)
-        self.encoder = build_encoder(config, streams)
+        below = streams.first() if self.shallow else streams
+        self.encoder = build_encoder(config, below)
         self.readout = Readout(config, len(heads), streams)
-        self.condition = StackedLinear(2, config.hidden, streams) if config.charge_spin else None
+        self.condition = StackedLinear(2, config.hidden, below) if config.charge_spin else None
         table = torch.full((len(heads), MAX_NUMBER + 1), torch.nan, dtype=torch.float64)
         for k, head in enumerate(heads):
             for number, energy in head.references.items():
@@ -117,6 +149,16 @@ class Ensemble(nn.Module):
     def members(self) -> int:
         """Number of members K."""
         return len(self.seeds)
+
+    @property
+    def shallow(self) -> bool:
+        """True if the members are decoders on one encoder."""
+        return self.kind == "shallow"
+
+    @property
+    def encoders(self) -> int:
+        """Number of encoders: K, or 1 of a shallow ensemble. So many parts are independent of each other."""
+        return 1 if self.shallow else self.members
 
     def head_index(self, name: str) -> int:
         """Return the index of a head, or raise UsageError naming the heads and the nearest."""
@@ -147,13 +189,18 @@ class Ensemble(nn.Module):
         forces: bool = True,
         stress: bool = False,
         create_graph: bool = False,
+        force_members: Sequence[int] | None = None,
     ) -> EnsembleOutput:
         """Evaluate all members on a batch.
 
         head_index : [S] int64, the head of each structure.
         charge, spin : [S], needed if the model is conditioned on them.
         create_graph : keep what a loss on forces needs.
+        force_members : of a shallow ensemble, the members whose forces (and virials) are wanted, each by a backward
+            pass of its own; None gives those of the mean by a single one.
         """
+        if force_members is not None and not self.shallow:
+            raise UsageError("force_members is for a shallow ensemble; a deep one gives the forces of every member")
         conservative = self.config.forces == "conservative"
         if stress and not conservative:
             raise UsageError("a model with direct forces gives no stress; train one with forces: conservative")
@@ -161,28 +208,57 @@ class Ensemble(nn.Module):
         wanted = Wanted(geometry=differentiate, parameters=not differentiate, twice=create_graph)
         dtype = next(self.parameters()).dtype
         with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
-            geometry = Geometry.build(graph.vec.to(dtype), self.config, self.members, differentiable=differentiate)
+            geometry = Geometry.build(graph.vec.to(dtype), self.config, self.encoders, differentiable=differentiate)
             s, v = self.encoder(graph, geometry, self._condition(graph, charge, spin, dtype), wanted)
             atom_energy, direct = self._read(s, v, graph, head_index)
             energy = _pool(atom_energy.double(), graph)
             seen = atom_energy.detach(), s.detach()
             if not differentiate:
-                return EnsembleOutput(energy, direct if forces else None, None, *seen)
-            leaves = (geometry.basis, geometry.unit)
-            grads = torch.autograd.grad(atom_energy.sum(), leaves, create_graph=create_graph)
+                direct = self._chosen(direct, force_members) if forces and direct is not None else None
+                return EnsembleOutput(energy, direct, None, *seen, self.shallow)
+            grads = self._gradients(atom_energy, (geometry.basis, geometry.unit), create_graph, force_members)
             wanted.geometry, wanted.parameters = False, True
             edge_grad = geometry.pull_back(*grads)
             total = _forces(edge_grad, graph) if forces else None
             virial = _virial(edge_grad, graph) if stress else None
         if not create_graph:
             energy = energy.detach()
-        return EnsembleOutput(energy, total, virial, *seen)
+        return EnsembleOutput(energy, total, virial, *seen, self.shallow)
+
+    def _chosen(self, values: Tensor, members: Sequence[int] | None) -> Tensor:
+        """Return what a shallow ensemble gives of values `[K,...]`: the mean `[1,...]`, or some members."""
+        if not self.shallow:
+            return values
+        return values.mean(0, keepdim=True) if members is None else values[list(members)]
+
+    def _gradients(
+        self, atom_energy: Tensor, leaves: tuple[Tensor, Tensor], create_graph: bool, members: Sequence[int] | None
+    ) -> tuple[Tensor, ...]:
+        """Return gradients of the energies `[K,N]` by the shared geometry, with the leading axis of the forces."""
+        if not self.shallow:
+            return torch.autograd.grad(atom_energy.sum(), leaves, create_graph=create_graph)
+        if members is None:
+            return torch.autograd.grad(atom_energy.mean(0).sum(), leaves, create_graph=create_graph)
+        if not members:
+            raise UsageError("force_members names no member; None gives the forces of the mean")
+        last = len(members) - 1
+        passes = [
+            torch.autograd.grad(
+                atom_energy[k].sum(), leaves, create_graph=create_graph, retain_graph=create_graph or place < last
+            )
+            for place, k in enumerate(members)
+        ]
+        return torch.cat([basis for basis, _ in passes]), torch.cat([unit for _, unit in passes])
+
+    def is_shared(self, name: str) -> bool:
+        """Say whether all members share the parameter of this name; its leading axis then has length 1."""
+        return self.shallow and not name.startswith("readout.")
 
     def take(self, members: Sequence[int]) -> Ensemble:
         """Return a new ensemble of some of the members, with copies of their weights."""
-        chosen = Ensemble(self.config, self.heads, [self.seeds[k] for k in members])
+        chosen = Ensemble(self.config, self.heads, [self.seeds[k] for k in members], self.kind)
         index = list(members)
-        chosen.load_state_dict({name: t[index] for name, t in self.state_dict().items()})
+        chosen.load_state_dict({n: t if self.is_shared(n) else t[index] for n, t in self.state_dict().items()})
         dtype, device = next(self.parameters()).dtype, next(self.parameters()).device
         return chosen.to(dtype=dtype, device=device).train(self.training)
 
@@ -191,7 +267,7 @@ class Ensemble(nn.Module):
             return None
         if charge is None or spin is None:
             raise UsageError("this model is conditioned on charge and spin: give both for every structure")
-        state = torch.stack([charge, spin - 1], dim=1).to(dtype).expand(self.members, -1, -1)
+        state = torch.stack([charge, spin - 1], dim=1).to(dtype).expand(self.encoders, -1, -1)
         return self.condition(state).index_select(1, graph.structure)
 
     def _read(self, s: Tensor, v: Tensor | None, graph: Graph, head_index: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -13,19 +13,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from atomsieve import __version__
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.models.card import model_card
-from atomsieve.models.config import HeadSpec, ModelConfig
+from atomsieve.models.config import HeadSpec, Kind, ModelConfig
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.exports import ExportEntry
 from atomsieve.models.testvector import make_test_vector
+from atomsieve.models.weights import read_weights, write_weights
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.lock import PathLock
 from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
@@ -64,6 +62,7 @@ class Manifest(BaseModel):
     config: ModelConfig
     default_head: str
     heads: list[HeadSpec]
+    kind: Kind = "deep"
     members: list[MemberEntry]
     precision: dict[str, dict[str, float]]
     test_vector: dict[str, Any]
@@ -129,16 +128,11 @@ def _write(
     calibration: dict[str, Any],
     training: dict[str, Any],
 ) -> None:
-    members = []
-    state = {name: t.detach().cpu().float() for name, t in ensemble.state_dict().items()}
-    for k, seed in enumerate(ensemble.seeds):
-        place = work / "members" / f"{k:03d}"
-        place.mkdir(parents=True)
-        save_file({name: t[k].contiguous() for name, t in state.items()}, str(place / "weights.safetensors"))
-        (place / "model.yaml").write_text(
-            yaml.safe_dump({"seed": seed, **ensemble.config.model_dump()}, sort_keys=False)
-        )
-        members.append(MemberEntry(path=f"members/{k:03d}", seed=seed))
+    members = [MemberEntry(path=f"members/{k:03d}", seed=seed) for k, seed in enumerate(ensemble.seeds)]
+    write_weights(work, ensemble, [m.path for m in members])
+    for member in members:
+        description = {"seed": member.seed, **ensemble.config.model_dump()}
+        (work / member.path / "model.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     vector, precision = make_test_vector(ensemble, examples)
     (work / CALIBRATION).write_text(json.dumps(calibration, indent=1, sort_keys=True))
     manifest = Manifest(
@@ -149,6 +143,7 @@ def _write(
         config=ensemble.config,
         default_head=default_head,
         heads=ensemble.heads,
+        kind=ensemble.kind,
         members=members,
         precision=precision,
         test_vector=vector,
@@ -243,22 +238,8 @@ def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
     """
     place = Path(folder)
     manifest = _checked_manifest(place)
-    ensemble = Ensemble(manifest.config, manifest.heads, [m.seed for m in manifest.members])
-    expected = {name: t.shape[1:] for name, t in ensemble.state_dict().items()}
-    states = []
-    for member in manifest.members:
-        name = f"{member.path}/weights.safetensors"
-        if name not in manifest.files:
-            raise DataError(f"{place}: {name} is not listed in the manifest; the folder is damaged, copy it again")
-        try:
-            state = load_file(str(place / name))
-        except SafetensorError as error:
-            raise DataError(f"{place}: {name} is not a safetensors file ({error})") from error
-        if {n: t.shape for n, t in state.items()} != expected:
-            odd = sorted(n for n in {*state, *expected} if n not in state or state[n].shape != expected.get(n))
-            raise DataError(f"{place}: {name} does not fit the model: {', '.join(odd[:5])}")
-        states.append(state)
-    ensemble.load_state_dict({name: torch.stack([s[name] for s in states]) for name in expected})
+    ensemble = Ensemble(manifest.config, manifest.heads, [m.seed for m in manifest.members], manifest.kind)
+    read_weights(place, ensemble, [m.path for m in manifest.members], manifest.files)
     return ensemble.eval(), manifest
 
 

@@ -24,6 +24,12 @@ class Seeds:
     def __len__(self) -> int:
         return len(self.generators)
 
+    def first(self) -> Seeds:
+        """Return the stream of the first member alone; drawing from it moves it on here too."""
+        alone = Seeds([])
+        alone.generators = self.generators[:1]
+        return alone
+
     def uniform(self, *shape: int, bound: float) -> nn.Parameter:
         """Return a parameter [K, *shape], uniform in (-bound, bound)."""
         draws = [(torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1) * bound for g in self.generators]

@@ -32,6 +32,8 @@ class Progress:
     skipped : steps left out because a loss was not finite; skipped_in_row : the last ones of them.
     history : scores of all evaluations.
     finished : the run came to its end.
+    part : of the budget (0..1) that was used when the last step began, alike on all ranks.
+    likelihood : an evaluation came after the likelihood took the place of the plain loss.
     """
 
     step: int = 0
@@ -48,6 +50,8 @@ class Progress:
     skipped_in_row: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
+    part: float = 0.0
+    likelihood: bool = False
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Units: eV, Angstrom, eV/Angstrom, hours. Every key has a default except `data` a
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from atomsieve.errors import UsageError, unknown
-from atomsieve.models.config import ModelConfig
-
-LINE = 100
-"""Width of the example configuration."""
+from atomsieve.models.config import Kind, ModelConfig
 
 
 class _Section(BaseModel):
@@ -46,7 +42,12 @@ class DataItem(_Section):
 class EnsembleSection(_Section):
     """How many members, and how they differ."""
 
-    members: int = Field(4, ge=1, description="trained networks; their spread is the uncertainty")
+    kind: Kind = Field(
+        "deep",
+        description="deep: every member is a network of its own; shallow: the members are decoders on one encoder, "
+        "which costs about as much as one network",
+    )
+    members: int = Field(4, ge=1, description="trained networks or decoders; their spread is the uncertainty")
     mode: Literal["together", "spread", "separate"] = Field(
         "together",
         description="together: all members see each batch, geometry shared, batches divided over the ranks; "
@@ -58,6 +59,20 @@ class EnsembleSection(_Section):
     )
     bootstrap: bool = Field(False, description="each member draws its own training set with replacement")
     seed: int = Field(0, ge=0, description="member k starts from seed + k; data order follows from it too")
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> EnsembleSection:
+        if self.kind == "shallow" and self.mode != "together":
+            raise ValueError(
+                f"the decoders of kind: shallow share one encoder, so mode: {self.mode} cannot part them; use mode: "
+                "together, or kind: deep"
+            )
+        if self.kind == "shallow" and self.bootstrap:
+            raise ValueError(
+                "the decoders of kind: shallow share one encoder, which sees all data, so bootstrap has no use; leave "
+                "it out (loss.likelihood makes the decoders differ), or use kind: deep"
+            )
+        return self
 
 
 class SplitSection(_Section):
@@ -121,13 +136,38 @@ class LossSection(_Section):
     force_floor: float = Field(
         1.0, gt=0, description="the size taken for a source's forces is at least this part of its output scale per A"
     )
+    likelihood: Literal["none", "crps", "nll"] | None = Field(
+        None,
+        description="of a shallow ensemble, what teaches its spread the size of its errors: crps (score of the members "
+        "as a sample, in the units of mae), nll (Gaussian of their mean and variance), none; null: crps if shallow",
+    )
+    likelihood_from: float = Field(
+        0.5, ge=0, lt=1, description="part of the run after which the likelihood takes the place of the plain loss"
+    )
+    force_decoders: int = Field(
+        4,
+        ge=0,
+        description="decoders drawn in each step for the likelihood of forces, each with a backward pass of its own; "
+        "0: the likelihood is of energies alone, and the spread of forces is taught nothing",
+    )
+    variance_floor: float = Field(
+        1e-3, gt=0, description="nll: added to the variance of scaled errors, so that no error counts without limit"
+    )
+
+    @property
+    def spread_taught(self) -> bool:
+        """True if a likelihood is in use."""
+        return self.likelihood in ("crps", "nll")
 
     def at(self, part: float) -> LossSection:
-        """Return the weights when a part (0..1) of the run is done."""
-        if self.energy_end is None:
-            return self
+        """Return the rules when a part (0..1) of the run is done: the weights, and no likelihood before its time."""
         part = min(max(part, 0.0), 1.0)
-        return self.model_copy(update={"energy": self.energy + part * (self.energy_end - self.energy)})
+        update: dict[str, Any] = {}
+        if self.energy_end is not None:
+            update["energy"] = self.energy + part * (self.energy_end - self.energy)
+        if part < self.likelihood_from and self.spread_taught:
+            update["likelihood"] = "none"
+        return self.model_copy(update=update) if update else self
 
 
 class OptimizerSection(_Section):
@@ -201,6 +241,28 @@ class TrainConfig(_Section):
     precision: Literal["fp32", "fp64"] = Field("fp32", description="arithmetic of training")
     device: str = Field("auto", description="cpu, cuda, cuda:N, or auto (a GPU if there is one)")
     tensorboard: bool = Field(True, description="write TensorBoard files too, if it is installed")
+
+    @model_validator(mode="after")
+    def _likelihood_fits(self) -> TrainConfig:
+        """Settle the likelihood of the ensemble's kind."""
+        loss, members = self.loss, self.ensemble.members
+        if self.ensemble.kind == "deep":
+            if loss.spread_taught:
+                raise ValueError(
+                    f"loss.likelihood: {loss.likelihood} is for ensemble.kind: shallow; members of kind: deep are "
+                    "trained apart, leave it out"
+                )
+            settled = "none"
+        else:
+            settled = loss.likelihood or "crps"
+        if settled != "none" and members < 2:
+            raise ValueError(f"loss.likelihood: {settled} needs ensemble.members of 2 or more, got {members}")
+        if settled != "none" and (loss.force_decoders == 1 or loss.force_decoders > members):
+            raise ValueError(
+                f"loss.force_decoders must be 0, or from 2 to ensemble.members ({members}), got {loss.force_decoders}"
+            )
+        object.__setattr__(self, "loss", loss.model_copy(update={"likelihood": settled}))
+        return self
 
 
 def _allowed_at(path: Sequence[Any]) -> list[str]:
@@ -334,43 +396,3 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in pairs:
         out |= flatten(value, f"{prefix}.{key}" if prefix else key)
     return out
-
-
-def example_config() -> str:
-    """Return a commented example, made from the schema itself."""
-    lines = ["# Training configuration. Units: eV, Angstrom, hours. All values but `data` are the defaults.", ""]
-    for name, field in TrainConfig.model_fields.items():
-        if name == "data":
-            lines += ["data:", "  - path: train.bp"]
-            lines += _commented(DataItem, "    ", skip={"path"})
-            continue
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            doc = (annotation.__doc__ or "").strip().split("\n")[0]
-            lines += ["", f"# {doc}", f"{name}:", *_commented(annotation, "  ")]
-        else:
-            lines += _commented(TrainConfig, "", only={name})
-    return "\n".join(lines) + "\n"
-
-
-def _commented(
-    model: type[BaseModel], indent: str, *, only: set[str] | None = None, skip: set[str] | None = None
-) -> list[str]:
-    """Return a commented line for each key; a comment that would make it long stands above it."""
-    rows: list[str] = []
-    for name, field in model.model_fields.items():
-        if (only is not None and name not in only) or (skip is not None and name in skip):
-            continue
-        default = field.get_default(call_default_factory=True)
-        value = default.as_posix() if isinstance(default, Path) else default
-        plain = list(value) if isinstance(value, tuple) else value
-        text = yaml.safe_dump(plain, default_flow_style=True).split("\n")[0]
-        choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
-        note = " | ".join(str(c) for c in choices if isinstance(c, str))
-        note = "; ".join(filter(None, [note, field.description or ""]))
-        line = f"{indent}{name}: {text}"
-        if note and len(line) + len(note) > LINE:
-            rows += [f"{indent}# {part}" for part in textwrap.wrap(note, LINE - len(indent))]
-            note = ""
-        rows.append(line + (f"  # {note}" if note else ""))
-    return rows

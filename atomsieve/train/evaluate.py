@@ -15,6 +15,7 @@ from atomsieve.models.calibration import calibrate_head
 from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
 from atomsieve.train.config import BatchSection, LossSection
 from atomsieve.train.distributed import Team
+from atomsieve.train.likelihood import fair_crps
 from atomsieve.train.order import Sizes, deal, pack
 from atomsieve.train.store import Store
 
@@ -77,14 +78,21 @@ def evaluate(
     batch: BatchSection,
     team: Team,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    force_spread: bool = True,
 ) -> Evaluation:
-    """Predict the structures `index`, divided over the ranks; every rank gets the whole result."""
+    """Predict the structures `index`, divided over the ranks; every rank gets the whole result.
+
+    force_spread : False spares a shallow ensemble the backward pass for each member: its `force_spread` is then zero,
+        and `force_error_members` is of the mean.
+    """
     members, dtype = ensemble.members, next(ensemble.parameters()).dtype
     position = np.full(len(store.catalog), -1, np.int64)
     position[index] = np.arange(len(index))
     sums = np.zeros((2 * members + 3, len(index)))
     sample: dict[int, list[NDArray[np.float64]]] = {}
     plan = plan_evaluation(index, sizes, batch)
+    apart = range(members) if ensemble.shallow and force_spread else None
 
     def make(k: int) -> TrainBatch:
         own = deal(plan[k], sizes.cost, team.size)[team.rank]
@@ -96,7 +104,7 @@ def evaluate(
         for done, item in enumerate(batches):
             if item.graph is not None:
                 with torch.no_grad():
-                    out = ensemble(item.graph, item.head, item.charge, item.spin, forces=True)
+                    out = ensemble(item.graph, item.head, item.charge, item.spin, force_members=apart)
                 _collect(out, item, sums, position[item.index], sample)
             if progress is not None:
                 progress(done + 1, len(plan))
@@ -134,7 +142,7 @@ def _collect(
     label = item.forces.double()
     sums[members : 2 * members, where] = per_structure((forces - label).abs().sum(2) * mask)
     rows = [((mean - label).abs().sum(1) * mask), label.abs().sum(1) * mask]
-    rows.append(forces.var(0).sum(1).sqrt() if members > 1 else torch.zeros_like(rows[0]))
+    rows.append(forces.var(0).sum(1).sqrt() if len(forces) > 1 else torch.zeros_like(rows[0]))
     sums[-3:, where] = per_structure(torch.stack(rows))
     pair = torch.stack([label.reshape(-1), mean.reshape(-1)], 1).cpu().numpy()
     use = (item.has_forces > 0).repeat_interleave(3).cpu().numpy()
@@ -214,15 +222,34 @@ def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDA
 
     A head's part: energy weight x MAE per atom / energy size + force weight x mean |component| / half the force size.
     """
-    heads, scores = np.unique(result.head), np.zeros(len(result.energy_members))
+    return _scores(
+        result, labels, rules, np.abs(result.energy_members - result.energy) / result.n_atoms,
+        result.force_error_members,
+    )  # fmt: skip
+
+
+def shallow_score(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:
+    """Return the score [1] of the members together: as `member_scores`, of their mean.
+
+    Where the rules have a likelihood, the fair CRPS of the energies takes the place of their absolute error.
+    """
+    error = (result.energy_members - result.energy) / result.n_atoms
+    score = fair_crps(torch.from_numpy(error)).numpy() if rules.spread_taught else np.abs(error.mean(0))
+    return _scores(result, labels, rules, score[None], result.force_error[None])
+
+
+def _scores(
+    result: Evaluation, labels: Labels, rules: LossSection, energy: NDArray[Any], force: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Return scores [R] from `energy [R,S]` per atom and `force [R,S]` summed over components."""
+    heads, scores = np.unique(result.head), np.zeros(len(energy))
     for head in heads:
         own = result.head == head
         known, forced = own & np.isfinite(result.energy), own & result.has_forces
         if known.any() and rules.energy:
-            error = np.abs(result.energy_members - result.energy)[:, known] / result.n_atoms[known]
-            scores += rules.energy * error.mean(1) / labels.energy_size[head]
+            scores += rules.energy * energy[:, known].mean(1) / labels.energy_size[head]
         if forced.any() and rules.force:
-            mean = result.force_error_members[:, forced].sum(1) / (3 * result.n_atoms[forced].sum())
+            mean = force[:, forced].sum(1) / (3 * result.n_atoms[forced].sum())
             # The mean length of an isotropic vector is twice its mean |component|: the size is of lengths.
             scores += rules.force * mean / (0.5 * labels.force_size[head])
     return scores / max(len(heads), 1)

@@ -21,9 +21,9 @@ from atomsieve.errors import AtomSieveError, Interrupted
 from atomsieve.models import Ensemble
 from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
 from atomsieve.train.checkpoint import Progress, load_tensors, pack_run, save_tensors, state_of, unpack_run
-from atomsieve.train.config import TrainConfig
+from atomsieve.train.config import LossSection, TrainConfig
 from atomsieve.train.distributed import Team
-from atomsieve.train.evaluate import evaluate, head_metrics, member_scores
+from atomsieve.train.evaluate import evaluate, head_metrics, member_scores, shallow_score
 from atomsieve.train.log import RunLog, clock
 from atomsieve.train.loss import batch_loss
 from atomsieve.train.optim import RunningMean, clip_members, gradient_norms, learning_rate, make_optimizer
@@ -101,7 +101,8 @@ class Run:
         self.optimizer = make_optimizer(ensemble, self.config.optimizer)
         self.mean = RunningMean(ensemble, self.config.optimizer.ema) if self.config.optimizer.ema else None
         self.best: dict[str, Tensor] | None = None
-        self.progress = Progress(best=[float("inf")] * ensemble.members)
+        self.progress = Progress(best=[float("inf")] * ensemble.encoders)
+        self.order_seed = order_seed
         catalog, train = material.store.catalog, material.train
         self.order = Order(
             train,
@@ -182,14 +183,14 @@ class Run:
         return make
 
     def gradient(self, batch: TrainBatch, part: float = 0.0) -> Tensor:
-        """Leave this rank's gradient in the parameters; return the loss parts [4,K] (this rank's share).
+        """Leave this rank's gradient in the parameters; return the loss parts [4,K] or [4,1] (this rank's share).
 
         part : of the run that is done (0..1); the weights of the loss may depend on it.
         """
         rules = self.config.loss.at(part)
         self.optimizer.zero_grad(set_to_none=True)
         if batch.graph is None:
-            return torch.zeros(4, self.ensemble.members, dtype=torch.float64, device=self.team.device)
+            return torch.zeros(4, self.ensemble.encoders, dtype=torch.float64, device=self.team.device)
         out = self.ensemble(
             batch.graph,
             batch.head,
@@ -198,10 +199,18 @@ class Run:
             forces=rules.force > 0,
             stress=rules.stress > 0,
             create_graph=rules.force > 0 or rules.stress > 0,
+            force_members=self._drawn(rules),
         )
         parts = batch_loss(out, batch, rules)
         parts.total.sum().backward(inputs=self.parameters)
         return parts.stacked()
+
+    def _drawn(self, rules: LossSection) -> list[int] | None:
+        """Return the decoders whose forces enter the likelihood of this step; None where it needs none."""
+        if not (rules.spread_taught and rules.force and rules.force_decoders):
+            return None
+        rng = np.random.default_rng([self.order_seed, self.progress.step, 5])
+        return sorted(rng.choice(self.ensemble.members, rules.force_decoders, replace=False).tolist())
 
     def step(self, batch: TrainBatch, stop: bool, part: float) -> bool:
         """Do one optimiser step when a part (0..1) of the run is done; return whether any rank was asked to stop.
@@ -211,13 +220,14 @@ class Run:
         AtomSieveError
             after `MAX_SKIPPED` steps in a row without a finite loss.
         """
+        self.progress.part = part
         parts = self.gradient(batch, part)
         n_local = len(batch.index)
         own = torch.tensor([float(stop), self._own_elapsed(), n_local, float(batch.n_atoms.sum())], dtype=torch.float64)
         extra = self.team.sum_gradients(self.parameters, torch.cat([parts.reshape(-1), own.to(parts.device)]))
         values = extra.cpu().numpy()
         losses, (stopped, elapsed, structures, atoms) = values[:-4].reshape(4, -1), values[-4:]
-        norms = gradient_norms(self.parameters, self.ensemble.members)
+        norms = gradient_norms(self.parameters, self.ensemble.encoders)
         p = self.progress
         if np.isfinite(losses).all() and bool(torch.isfinite(norms).all()):
             clip_members(self.parameters, norms, self.config.optimizer.clip)
@@ -320,20 +330,24 @@ class Run:
         if self._validated == p.step:
             return False
         self._validated = p.step
+        self._start_anew(rules.loss.at(p.part))
         if len(self.material.val) == 0:
-            self._keep(np.full(self.ensemble.members, -float(p.step)))
+            self._keep(np.full(self.ensemble.encoders, -float(p.step)))
             return False
         if self.mean is not None:
             self.mean.swap(self.ensemble)
         try:
             result = evaluate(
                 self.ensemble, self.material.store, self.material.labels, self.material.val, self.material.sizes,
-                rules.batch, self.team,
+                rules.batch, self.team, force_spread=False,
             )  # fmt: skip
         finally:
             if self.mean is not None:
                 self.mean.swap(self.ensemble)
-        scores = member_scores(result, self.material.labels, rules.loss)
+        if self.ensemble.shallow:
+            scores = shallow_score(result, self.material.labels, rules.loss.at(p.part))
+        else:
+            scores = member_scores(result, self.material.labels, rules.loss)
         metrics = head_metrics(result, self.material.store.catalog.sources)
         improved = self._keep(scores)
         p.history.append({"step": p.step, "epoch": p.epoch, "elapsed": round(p.elapsed, 1), "score": scores.tolist()})
@@ -347,7 +361,16 @@ class Run:
             p.plateau *= rules.optimizer.plateau_factor
             p.plateau_wait = 0
         patience = rules.budget.patience
-        return patience is not None and p.since_best >= patience
+        waits = rules.loss.spread_taught and not p.likelihood
+        return patience is not None and p.since_best >= patience and not waits
+
+    def _start_anew(self, rules: LossSection) -> None:
+        """Forget the best of the time before the likelihood: its spread was not taught, and its score is another."""
+        p = self.progress
+        if rules.spread_taught and not p.likelihood:
+            p.likelihood = True
+            p.best = [float("inf")] * len(p.best)
+            p.since_best = p.plateau_wait = 0
 
     @torch.no_grad()
     def _keep(self, scores: NDArray[np.float64]) -> bool:
@@ -363,7 +386,10 @@ class Run:
         rows = torch.from_numpy(np.flatnonzero(better)).to(self.team.device)
         for name, value in named.items():
             self.best[name] = self.best[name].to(value.device)
-            self.best[name][rows] = value.detach()[rows]
+            if self.ensemble.shallow:  # one unit: kept as a whole
+                self.best[name].copy_(value.detach())
+            else:
+                self.best[name][rows] = value.detach()[rows]
         self.progress.best = np.where(better, scores, self.progress.best).tolist()
         if self.team.chief:
             save_tensors(self.folder / "best.safetensors", self.best, {"score": self.progress.best})

@@ -275,7 +275,7 @@ def _seeds(config: TrainConfig) -> list[int]:
 
 
 def _ensemble(config: TrainConfig, heads: list[HeadData], seeds: list[int], team: Team) -> Ensemble:
-    ensemble = Ensemble(config.model, [h.spec() for h in heads], seeds)
+    ensemble = Ensemble(config.model, [h.spec() for h in heads], seeds, config.ensemble.kind)
     if config.ensemble.alike_heads:
         with torch.no_grad():
             for p in ensemble.readout.parameters():
@@ -331,7 +331,8 @@ def _gather(whole: Ensemble, groups: list[list[int]], runs: Path) -> Ensemble:
     for number, members in enumerate(groups):
         best, _ = load_tensors(runs / f"{number:03d}" / "best.safetensors")
         for name, p in whole.named_parameters():
-            p[members] = best[name].to(device=p.device, dtype=p.dtype)
+            own = slice(None) if whole.shallow else members
+            p[own] = best[name].to(device=p.device, dtype=p.dtype)
     return whole
 
 

@@ -10,10 +10,10 @@ from atomsieve.train.config import (
     TrainConfig,
     apply_settings,
     dump_config,
-    example_config,
     load_config,
     parse_config,
 )
+from atomsieve.train.example import example_config
 
 MINIMAL = {"data": [{"path": "x.bp"}]}
 
