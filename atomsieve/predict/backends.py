@@ -37,7 +37,8 @@ class Evaluation:
     Attributes
     ----------
     energy_members : [K,S] eV, element references included; energy, energy_std : [S] mean and unbiased spread.
-    forces, forces_std : [N,3] eV/Angstrom, or None; forces_std is NaN with one member.
+    forces, forces_std : [N,3] eV/Angstrom, or None; forces_std is NaN with one member, and None of a shallow ensemble
+        unless "force_spread" was asked for.
     virial : [S,3,3] eV, mean, or None.
     atom_energies : [N] eV, mean of the atoms' shares in the energy, references included, or None.
     forces_members : [K,N,3] eV/Angstrom, or None.
@@ -62,6 +63,7 @@ class Backend(Protocol):
     ----------
     name, precision : as asked for. dtype : of the edge vectors in the graphs that it is given.
     max_atoms : evaluated at once; a larger batch is worked through in consecutive pieces.
+    outputs : what it gives beside the energy: of "forces", "stress", "energies" and "forces_members".
     why : one line on how it was chosen. digest : SHA-256 that names the artefact, None for native.
     """
 
@@ -69,13 +71,14 @@ class Backend(Protocol):
     precision: str
     dtype: torch.dtype
     max_atoms: int
+    outputs: frozenset[str]
     why: str
     digest: str | None
 
     def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
         """Evaluate a batch and its graph for one head.
 
-        want : any of `atomsieve.predict.prediction.PROPERTIES`, and "features".
+        want : any of `atomsieve.predict.prediction.PROPERTIES`; "features" are those of the first encoder.
         """
 
 
@@ -90,6 +93,8 @@ class NativeBackend:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.precision, self.why = precision, why
         self.max_atoms = MAX_ATOMS[device.type]
+        conservative = ensemble.config.forces == "conservative"
+        self.outputs = frozenset({"forces", "energies", "forces_members"} | ({"stress"} if conservative else set()))
 
     def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
         """See `Backend`."""
@@ -99,8 +104,12 @@ class NativeBackend:
         if self.model.config.charge_spin:
             assert batch.charge is not None and batch.spin is not None
             charge, spin = (torch.from_numpy(a).to(device) for a in (batch.charge, batch.spin))
+        forces = "forces" in want
+        apart = None
+        if self.model.shallow and forces and not {"force_spread", "members"}.isdisjoint(want):
+            apart = range(self.model.members)
         with torch.no_grad():
-            out = self.model(graph, index, charge, spin, forces="forces" in want, stress="stress" in want)
+            out = self.model(graph, index, charge, spin, forces=forces, stress="stress" in want, force_members=apart)
         network = out.energy.cpu().numpy()
         reference = self.model.reference_energy(batch.numbers, batch.ptr, head)
         every = None if out.forces is None else out.forces.detach().double()
@@ -110,7 +119,7 @@ class NativeBackend:
             network.mean(0) + reference,
             network.std(0, ddof=1) if len(network) > 1 else np.full(len(batch), np.nan),
             None if every is None else every.mean(0).cpu().numpy(),
-            None if every is None else _spread(every),
+            None if every is None or (self.model.shallow and apart is None) else _spread(every),
             None if out.virial is None else out.virial.mean(0).cpu().numpy(),
             atom_energies=None if shares is None else shares + self.model.references[head].numpy()[batch.numbers],
             forces_members=every.cpu().numpy() if every is not None and "members" in want else None,
@@ -142,6 +151,8 @@ class ExportedBackend:
         self.name, self.precision = artefact.entry.format, artefact.entry.precision
         self.digest: str | None = artefact.digest
         self.max_atoms = max_atoms
+        given = {"forces": "forces", "stress": "virial"}
+        self.outputs = frozenset(name for name, stored in given.items() if stored in artefact.entry.outputs)
 
     def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
         """See `Backend`."""
