@@ -43,6 +43,17 @@ def _info_number(atoms: Atoms, *names: str) -> float:
     return np.nan
 
 
+def charge_and_spin(atoms: Atoms) -> tuple[float, float]:
+    """Return total charge (e) and multiplicity that `atoms.info` states, NaN where it does not.
+
+    Raises
+    ------
+    DataError
+        for a value that is no number.
+    """
+    return _info_number(atoms, "charge"), _info_number(atoms, "spin", "multiplicity")
+
+
 def batch_from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | None = None) -> StructureBatch:
     """See `StructureBatch.from_ase`."""
     from ase import Atoms as AseAtoms
@@ -63,8 +74,7 @@ def batch_from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | Non
         "pbc": np.stack([np.asarray(a.pbc, bool) for a in images]),
         "id": np.arange(len(images), dtype=np.int64) if ids is None else np.asarray(ids, np.int64),
     }
-    charge = np.array([_info_number(a, "charge") for a in images], np.float32)
-    spin = np.array([_info_number(a, "spin", "multiplicity") for a in images], np.float32)
+    charge, spin = np.array([charge_and_spin(a) for a in images], np.float32).T.copy()
     if not np.isnan(charge).all():
         out["charge"] = charge
     if not np.isnan(spin).all():

@@ -1,0 +1,71 @@
+"""Why there are no numbers for some atoms: one line with the value and the remedy, as ASE's own exceptions."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed, CalculatorError, InputError
+from ase.data import chemical_symbols
+
+from atomsieve.predict import Predictor, Status
+
+SHOWN = 12
+"""Elements of a head that a message names."""
+
+
+def explain(status: Status, atoms: Atoms, predictor: Predictor, head: str) -> CalculatorError:
+    """Return the exception for atoms that got a status; what the user can put right is an `InputError`."""
+    if status == Status.UNSEEN_ELEMENT:
+        return InputError(_unseen(atoms, predictor, head))
+    if status == Status.BAD_CELL:
+        return InputError(_bad_cell(atoms))
+    if status == Status.NAN_INPUT:
+        return InputError(_not_finite(atoms))
+    if status == Status.EMPTY:
+        return InputError("the Atoms object is empty (0 atoms); add atoms before asking for an energy")
+    if status == Status.MISSING_CHARGE_OR_SPIN:
+        found = {name: atoms.info[name] for name in ("charge", "spin", "multiplicity") if name in atoms.info}
+        return InputError(
+            f"this model needs charge and spin multiplicity, atoms.info gives {found or 'neither'}; "
+            "set atoms.info['charge'] (e) and atoms.info['spin'] (2S+1)"
+        )
+    if status == Status.CHARGE_NOT_MODELLED:
+        return InputError(
+            f"atoms.info gives charge {atoms.info.get('charge', 0)} and spin "
+            f"{atoms.info.get('spin', atoms.info.get('multiplicity', 1))}, which this model does not take into "
+            "account; use an ensemble trained with charge_spin, or remove them from atoms.info"
+        )
+    what = f"{atoms.get_chemical_formula()} ({len(atoms)} atoms) {status.meaning}"
+    remedies = {
+        Status.OVERLAPPING_ATOMS: "check the positions, or take a shorter time step",
+        Status.NAN_OUTPUT: "check the structure; if it is sound, use precision fp64",
+        Status.BAD_GEOMETRY: "check the units of cell and positions",
+    }
+    return CalculationFailed(f"{what}; {remedies.get(status, 'check the structure')}")
+
+
+def _unseen(atoms: Atoms, predictor: Predictor, head: str) -> str:
+    known = predictor.elements(head)
+    lacking = sorted(set(atoms.numbers.tolist()) - set(known))
+    able = [h for h in predictor.heads if not set(atoms.numbers.tolist()) - set(predictor.elements(h))]
+    shown = ", ".join(chemical_symbols[z] for z in known[:SHOWN]) + (", ..." if len(known) > SHOWN else "")
+    names = ", ".join(chemical_symbols[z] if z < len(chemical_symbols) else str(z) for z in lacking)
+    remedy = f"use head {' or '.join(able[:3])}" if able else "train on data that hold it"
+    return f"head {head!r} was never trained on {names}; it knows {shown} ({len(known)} elements); {remedy}"
+
+
+def _bad_cell(atoms: Atoms) -> str:
+    lengths = [float(x) for x in np.linalg.norm(np.asarray(atoms.cell), axis=1).round(6)]
+    pbc = [bool(p) for p in atoms.pbc]
+    return (
+        f"pbc is {pbc} but the cell vectors have lengths {lengths} Angstrom, and a periodic one is missing or depends "
+        "on the others; give atoms.cell, or set atoms.pbc = False"
+    )
+
+
+def _not_finite(atoms: Atoms) -> str:
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
+    if len(bad) == 0:
+        return f"the cell is not finite: {np.asarray(atoms.cell).tolist()}; give a valid atoms.cell"
+    where = atoms.positions[bad[0]].tolist()
+    return f"positions of {len(bad)} atoms are not finite, first atom {bad[0]}: {where}; start from sound positions"
