@@ -27,7 +27,7 @@ from atomsieve.predict.prediction import PROPERTIES
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.ase_door import charge_and_spin
 
-SETTINGS = {"gfm": None, "head": None, "precision": "fp64", "device": "auto", "backend": "native", "skin": 1.0}
+SETTINGS = {"gfm": None, "head": None, "precision": "fp64", "device": "auto", "backend": "native", "skin": None}
 """Parameters and their defaults."""
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 """Where xx, yy, zz, yz, xz, xy stand in a 3 x 3 tensor."""
@@ -56,7 +56,8 @@ class GFMCalculator(Calculator):
     head : the level of theory to use; None takes the folder's default.
     precision : fp64 (the default here; MD conserves energy best), fp32 or bf16. device : auto, cpu, cuda, cuda:N.
     backend : native, or an export: onnx, torchscript, pt2, auto.
-    skin : Angstrom; neighbour lists are reused while atoms have moved less than about half of it, 0 builds each anew.
+    skin : Angstrom; neighbour lists are reused while atoms have moved less than about half of it, 0 builds each anew;
+        None takes what is faster, see `atomsieve.graphs.SkinList`.
 
     Raises
     ------
@@ -75,15 +76,15 @@ class GFMCalculator(Calculator):
         precision: str | None = None,
         device: str | None = None,
         backend: str | None = None,
-        skin: float = 1.0,
+        skin: float | None = None,
         **kwargs: Any,
     ) -> None:
         if gfm is None:
             raise CalculatorSetupError("no ensemble given; name its folder: GFMCalculator('gfm/')")
         own = {"precision": precision, "device": device, "backend": backend}
         try:
-            self._skin = SkinList(skin)
             self.predictor = _open(gfm, head, own)
+            self._skin = SkinList(skin, self.predictor.device)
             self._head = self.predictor.head if head is None else head
             if self._head not in self.predictor.heads:
                 raise unknown("head", self._head, self.predictor.heads)
@@ -98,7 +99,7 @@ class GFMCalculator(Calculator):
             "precision": self.predictor.precision,
             "device": str(self.predictor.device),
             "backend": self.predictor.backend,
-            "skin": float(skin),
+            "skin": self._skin.skin,
         }
         self._fixed = True
         super().__init__(**{"atoms": None, **kwargs, **shown})

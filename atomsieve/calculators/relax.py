@@ -86,7 +86,7 @@ def relax(
     cell: bool = False,
     guard: Guard | None = None,
     head: str | None = None,
-    skin: float = 0.5,
+    skin: float | None = None,
 ) -> RelaxResult:
     """Relax the positions of every structure, and with `cell` their cells too.
 
@@ -106,7 +106,7 @@ def relax(
     for name in ("forces", "stress") if cell else ("forces",):
         if name not in predictor.outputs:
             raise UsageError(f"relaxation needs {name}, which this ensemble with backend {predictor.backend} lacks")
-    run = _Run(predictor, batch, fmax, cell, guard, head, SkinList(skin))
+    run = _Run(predictor, batch, fmax, cell, guard, head, SkinList(skin, predictor.device))
     run.evaluate()
     for _ in range(steps):
         if not len(run.active):

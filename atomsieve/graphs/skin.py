@@ -19,11 +19,13 @@ from torch import Tensor
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.graphs.graph import Graph, NeighborList
-from atomsieve.graphs.neighbors import build_graph
+from atomsieve.graphs.neighbors import build_graph, choose_implementation
 from atomsieve.structures.batch import StructureBatch
 
 KEPT = 8
 """Lists held at once, so that the images of a band, or the pieces of a batch, keep theirs."""
+USUAL = 1.0
+"""Angstrom; a skin that MD and relaxation rebuild every 10 to 50 steps."""
 SPARE = 1e-9
 """Angstrom by which a list is given up early, against rounding."""
 
@@ -107,12 +109,17 @@ class SkinList:
     Give it to a `Predictor` as `build=`. The edges are those of `build_graph`; edge vectors agree to rounding. Cells
     may change too, if periodic along all three vectors. With `max_neighbors`, or a skin of 0, it is `build_graph`.
 
+    Finding a list takes the compiled implementation less time than filtering a held one takes; the others, several times
+    more. So `skin=None` means no skin on a CPU with the compiled implementation, and 1 Angstrom elsewhere.
+
     Attributes
     ----------
     skin : Angstrom beyond the cutoff. calls, builds : how often it was asked, and how often it had to find a list.
     """
 
-    def __init__(self, skin: float = 1.0) -> None:
+    def __init__(self, skin: float | None = None, device: torch.device | str = "cpu") -> None:
+        if skin is None:
+            skin = 0.0 if choose_implementation("auto", torch.device(device)) == "native" else USUAL
         if not 0 <= skin < float("inf"):
             raise UsageError(f"skin must be a number of Angstrom, 0 or more, got {skin}; 0 turns it off, 1 is usual")
         self.skin = float(skin)
