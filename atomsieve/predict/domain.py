@@ -2,34 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from atomsieve.graphs import Graph, shortest_edges
 from atomsieve.models import Manifest
+from atomsieve.models.domain import SIZE, HeadDomain, pair_limits
 from atomsieve.predict.outside import Outside
 from atomsieve.structures import StructureBatch
 
 __all__ = ["DomainTest", "Outside"]
 
-
 class DomainTest:
     """Judges structures for the heads of an ensemble.
 
-    Attributes
+    Parameters
     ----------
-    needs_features : the test reads the encoder's features.
+    manifest : of the ensemble. domains : what heads saw; one without it gets the simple test of its shortest contact.
     """
 
-    needs_features = False
-
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, domains: Mapping[str, HeadDomain] | None = None) -> None:
+        self._heads = [(domains or {}).get(h.name) for h in manifest.heads]
+        self._names = [h.name for h in manifest.heads]
         self._closest = [h.statistics.get("shortest_distance", 0.0) for h in manifest.heads]
+        self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def needs_features(self, head: int) -> bool:
+        """Tell whether the test of a head reads the encoder's features."""
+        return self._heads[head] is not None
+
+    def describe(self) -> dict[str, str]:
+        """Return which test each head has."""
+        full = "elements, bonded pairs, contacts, feature distance"
+        return {
+            name: "elements, shortest contact" if domain is None else full
+            for name, domain in zip(self._names, self._heads, strict=True)
+        }
 
     def __call__(
         self, batch: StructureBatch, graph: Graph, head: int, features: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Return the reasons [S] against each structure (`Outside`), and its distance [S] in feature space (or NaN)."""
-        outside = np.zeros(len(batch), np.uint8)
-        outside[shortest_edges(graph) <= self._closest[head] - 1e-3] |= np.uint8(Outside.SHORT_CONTACT)
-        return outside, np.full(len(batch), np.nan)
+        outside, distance = np.zeros(len(batch), np.uint8), np.full(len(batch), np.nan)
+        domain = self._heads[head]
+        if domain is None:
+            outside[shortest_edges(graph) <= self._closest[head] - 1e-3] |= np.uint8(Outside.SHORT_CONTACT)
+            return outside, distance
+        unseen, short = self._pairs(graph, head, domain)
+        outside[unseen] |= np.uint8(Outside.UNSEEN_PAIR)
+        outside[short] |= np.uint8(Outside.SHORT_CONTACT)
+        if features is not None:
+            distance = domain.distances(batch.numbers, features, batch.ptr)
+            outside[~(distance <= 1.0)] |= np.uint8(Outside.FAR_FROM_TRAINING)
+        return outside, distance
+
+    def _pairs(self, graph: Graph, head: int, domain: HeadDomain) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which structures [S] have a bond never seen, and which a contact shorter than any seen."""
+        key = (head, graph.vec.device)
+        if key not in self._tables:
+            bonds, contacts = limits(domain)
+            self._tables[key] = bonds.to(graph.vec.device), contacts.to(graph.vec.device)
+        bonds, contacts = self._tables[key]
+        sender, receiver = graph.neighbors.sender, graph.neighbors.receiver
+        code = graph.numbers[sender] * SIZE + graph.numbers[receiver]
+        length = torch.linalg.vector_norm(graph.vec, dim=1).float()
+        home = graph.structure
+        out = []
+        for limit in (bonds, contacts):
+            marked = torch.zeros(graph.n_structures, dtype=torch.bool, device=length.device)
+            marked[home[receiver[length < limit[code]]]] = True
+            out.append(marked.cpu().numpy())
+        return out[0], out[1]
+
+
+def limits(domain: HeadDomain) -> tuple[Tensor, Tensor]:
+    """Return the distances [119*119] Angstrom below which a pair is an unseen bond, or a short contact."""
+    bonds, closest = pair_limits(domain.pairs, domain.closest, domain.structures, domain.contact, domain.kin)
+    return torch.from_numpy(bonds.ravel()).float(), torch.from_numpy(domain.closer * closest.ravel()).float()

@@ -25,6 +25,7 @@ def build(
     chunks: Chunks,
     statuses: Mapping[int, tuple[str, str]],
     reasons: Mapping[int, tuple[str, str]],
+    ensemble: str | Path = "",
 ) -> dict[str, Any]:
     """Return the manifest of a run, as plain data."""
     predictor = runner.predictor
@@ -57,6 +58,7 @@ def build(
         "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
         "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in reasons.items()},
         "input_path": str(source),
+        "ensemble_path": str(Path(ensemble).absolute()),
     }
 
 

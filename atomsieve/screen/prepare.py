@@ -118,7 +118,7 @@ def prepare(
     runner = Runner(model, heads, options.forces, max_atoms, max_edges, threads, options.max_structure_atoms)
     if lead and console is not None and threads is not None:
         _advise(console, team.size * threads)
-    wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons))
+    wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons, ensemble))
     bounds = team.first(lambda: _atom_bounds(reader, chunks)) if options.forces else None
     rows = row_file(folder, chunks, len(heads))
     forces = None if bounds is None else forces_file(folder, bounds, len(heads))
