@@ -7,8 +7,10 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
+from atomsieve.models.calibration import Calibration, PropertyCalibration
 
-def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
+
+def model_card(manifest: Mapping[str, Any], calibration: Calibration) -> str:
     """Return the card as Markdown, from the manifest and the calibration."""
     config = manifest["config"]
     lines = [
@@ -27,16 +29,19 @@ def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> s
         "",
         "## Heads",
         "",
-        "| head | level of theory | elements | atoms seen | energy uncertainty |",
-        "| --- | --- | --- | --- | --- |",
+        "| head | level of theory | elements | atoms seen | energy uncertainty | force uncertainty |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    calibrated = calibration.get("heads", {})
     for head in manifest["heads"]:
         symbols = " ".join(chemical_symbols[int(z)] for z in sorted(head["elements"], key=int))
-        state = "calibrated" if "energy_per_atom" in calibrated.get(head["name"], {}) else "not calibrated"
+        fit = calibration.head(head["name"])
+        states = " | ".join(_state(of) for of in (fit.energy_per_atom, fit.force_component))
         lines.append(
-            f"| {head['name']} | {head['level_of_theory']} | {symbols} | {sum(head['elements'].values())} | {state} |"
+            f"| {head['name']} | {head['level_of_theory']} | {symbols} | {sum(head['elements'].values())} | {states} |"
         )
+    if calibration.data:
+        files = ", ".join(f"{d.name} ({d.part}, {d.structures} structures)" for d in calibration.data)
+        lines += ["", f"Calibrated on {files}."]
     lines += [
         "",
         "## Precision",
@@ -65,6 +70,11 @@ def model_card(manifest: Mapping[str, Any], calibration: Mapping[str, Any]) -> s
 def _members(manifest: Mapping[str, Any]) -> str:
     count = len(manifest["members"])
     return f"{count} decoders on one encoder, a" if manifest.get("kind") == "shallow" else f"{count} members of"
+
+
+def _state(fit: PropertyCalibration | None) -> str:
+    """Say how a property of a head is calibrated."""
+    return "not calibrated" if fit is None else f"calibrated, {fit.n} errors"
 
 
 def export_rows(exports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

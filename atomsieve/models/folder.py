@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from atomsieve import __version__
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.models.calibration import Calibration, parse_calibration
 from atomsieve.models.card import model_card
 from atomsieve.models.config import HeadSpec, Kind, ModelConfig
 from atomsieve.models.ensemble import Ensemble
@@ -79,7 +80,7 @@ def save_gfm(
     *,
     default_head: str | None = None,
     examples: StructureBatch | None = None,
-    calibration: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
     training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -87,7 +88,7 @@ def save_gfm(
 
     default_head : must be named if there are several heads.
     examples : a few structures of the training domain for the test vector; small built-in ones are always added.
-    calibration : contents of calibration.json (empty: all heads uncalibrated).
+    calibration : of the spread (None: all heads uncalibrated).
     training : anything JSON-able that says how the ensemble came to be.
 
     Raises
@@ -109,7 +110,7 @@ def save_gfm(
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _write(work, ensemble, default_head, examples, dict(calibration or {}), dict(training or {}))
+        _write(work, ensemble, default_head, examples, calibration or Calibration(), dict(training or {}))
         work.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -125,7 +126,7 @@ def _write(
     ensemble: Ensemble,
     default_head: str,
     examples: StructureBatch | None,
-    calibration: dict[str, Any],
+    calibration: Calibration,
     training: dict[str, Any],
 ) -> None:
     members = [MemberEntry(path=f"members/{k:03d}", seed=seed) for k, seed in enumerate(ensemble.seeds)]
@@ -134,7 +135,7 @@ def _write(
         description = {"seed": member.seed, **ensemble.config.model_dump()}
         (work / member.path / "model.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     vector, precision = make_test_vector(ensemble, examples)
-    (work / CALIBRATION).write_text(json.dumps(calibration, indent=1, sort_keys=True))
+    (work / CALIBRATION).write_bytes(calibration.dumps())
     manifest = Manifest(
         schema_name=SCHEMA,
         schema_version=SCHEMA_VERSION,
@@ -243,10 +244,10 @@ def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
     return ensemble.eval(), manifest
 
 
-def read_calibration(folder: str | Path) -> dict[str, Any]:
-    """Read calibration.json; an empty dict where no head is calibrated."""
+def read_calibration(folder: str | Path) -> Calibration:
+    """Read calibration.json, of whatever version; without the file no head is calibrated."""
     path = Path(folder) / CALIBRATION
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return parse_calibration(path.read_bytes(), str(path)) if path.is_file() else Calibration()
 
 
 def ensemble_id(folder: str | Path) -> str:

@@ -31,6 +31,7 @@ class Prediction:
     interval_energy : [S] float64 eV, half the width of the interval that holds the true energy with 90 %; NaN likewise.
     forces : [N,3] eV/Angstrom; forces_std : [N,3], per component.
     sigma_forces : [N] eV/Angstrom, calibrated standard error of a component of the force on the atom; NaN likewise.
+    interval_forces : [N] eV/Angstrom, half the width of the 90 % interval of such a component; NaN likewise.
     stress : [S,3,3] eV/Angstrom^3, ASE sign; NaN unless periodic along all three vectors.
     energy_members : [K,S] float64 eV. forces_members : [K,N,3] eV/Angstrom.
     atom_energies : [N] float64 eV, the atoms' shares in the energy, references included.
@@ -50,6 +51,7 @@ class Prediction:
     forces: NDArray[Any] | None = None
     forces_std: NDArray[Any] | None = None
     sigma_forces: NDArray[np.float64] | None = None
+    interval_forces: NDArray[np.float64] | None = None
     stress: NDArray[np.float64] | None = None
     energy_members: NDArray[np.float64] | None = None
     forces_members: NDArray[np.float64] | None = None

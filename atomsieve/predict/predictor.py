@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, unknown
 from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_calibration
+from atomsieve.models.calibration import Calibration
 from atomsieve.predict.backends import choose_device, make_backend
 from atomsieve.predict.domain import DomainTest, Outside
 from atomsieve.predict.prediction import PROPERTIES, Prediction
@@ -40,7 +41,7 @@ class Predictor:
         *,
         folder: str | Path,
         identity: str,
-        calibration: dict[str, Any],
+        calibration: Calibration,
         head: str | None,
         precision: str,
         device: str,
@@ -54,11 +55,10 @@ class Predictor:
             raise unknown("head", self.head, self.heads)
         self.device = choose_device(device)
         self.ensemble_id = identity
-        self.members, self.cutoff = ensemble.members, manifest.cutoff
+        self.members, self.cutoff, self.kind = ensemble.members, manifest.cutoff, ensemble.kind
         self._config = manifest.config
         self._specs = manifest.heads
-        entries = calibration.get("heads", {})
-        self._uncertainty = {name: HeadUncertainty(entries.get(name, {})) for name in self.heads}
+        self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in self.heads}
         self._domain = DomainTest(manifest)
         self._run = make_backend(backend, folder, ensemble, manifest, precision, self.device)
         self.precision, self.backend, self.why = precision, self._run.name, self._run.why

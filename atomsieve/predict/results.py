@@ -92,6 +92,7 @@ class Results:
             sigma_energy=None if spread is None else uncertainty.sigma_energy(self.batch, spread),
             interval_energy=None if spread is None else uncertainty.interval_energy(self.batch, spread),
             sigma_forces=None if forces_std is None else uncertainty.sigma_forces(forces_std),
+            interval_forces=None if forces_std is None else uncertainty.interval_forces(self.batch, forces_std),
             stress=self.stress,
             energy_members=self.energy_members if "members" in self.want else None,
             forces_members=None if members is None else members.transpose(1, 0, 2),

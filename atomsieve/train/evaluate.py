@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from atomsieve.models import Ensemble
-from atomsieve.models.calibration import calibrate_head
 from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
 from atomsieve.train.config import BatchSection, LossSection
 from atomsieve.train.distributed import Team
@@ -205,16 +205,12 @@ def head_metrics(result: Evaluation, sources: list[str]) -> dict[str, dict[str, 
     return out
 
 
-def calibrate(result: Evaluation, sources: list[str]) -> dict[str, Any]:
-    """Return the contents of calibration.json from the calibration part; a head with too few structures is left out."""
-    heads = {}
-    for head, name in enumerate(sources):
-        own = (result.head == head) & np.isfinite(result.energy)
-        n = result.n_atoms[own]
-        entry = calibrate_head(result.energy_error[own] * n, result.energy_spread[own] * n, n)
-        if entry:
-            heads[name] = entry
-    return {"fitted_on": "calibration part of the training data", "heads": heads}
+def write_evaluation(path: Path, result: Evaluation) -> None:
+    """Write labels and predictions of a part, for calibration and plots of one's own (arrays only)."""
+    np.savez_compressed(
+        path, head=result.head, n_atoms=result.n_atoms, energy=result.energy, energy_members=result.energy_members,
+        force_error=result.force_error, force_spread=result.force_spread, has_forces=result.has_forces,
+    )  # fmt: skip
 
 
 def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.clean import Cleaning, clean
 from atomsieve.train.config import TrainConfig, dump_config, flatten, parse_config
 from atomsieve.train.distributed import Team, alone, join, leave
-from atomsieve.train.evaluate import Evaluation, calibrate, evaluate, head_metrics
+from atomsieve.train.evaluate import Evaluation, evaluate, head_metrics, write_evaluation
 from atomsieve.train.log import RunLog
 from atomsieve.train.loop import Material, Run
 from atomsieve.train.order import Sizes, bootstrap_weights
@@ -77,12 +77,13 @@ def train(config: TrainConfig, console: Console | None = None, *, overwrite: boo
     try:
         with ExitStack() as stack:
             readers = [stack.enter_context(_open(item.path)) for item in config.data]
-            _claim_output(config, [r.identity() for r in readers], team, overwrite)
+            digests = [r.identity() for r in readers]
+            _claim_output(config, digests, team, overwrite)
             prepared = prepare(config, readers, screen)
             if team.chief:
                 (config.output / "data.json").write_text(json.dumps(summary(prepared), indent=1))
             ensemble = _train_members(config, prepared, team, screen)
-            return _finish(config, prepared, ensemble, team, screen)
+            return _finish(config, prepared, digests, ensemble, team, screen)
     finally:
         leave()
 
@@ -340,10 +341,16 @@ def _gather(whole: Ensemble, groups: list[list[int]], runs: Path) -> Ensemble:
 
 
 def _finish(
-    config: TrainConfig, prepared: Prepared, ensemble: Ensemble, team: Team, console: Console | None
+    config: TrainConfig,
+    prepared: Prepared,
+    digests: list[str],
+    ensemble: Ensemble,
+    team: Team,
+    console: Console | None,
 ) -> TrainResult:
-    """Evaluate on the parts kept from training, calibrate, write tables and plot, and save the ensemble."""
+    """Evaluate on the parts kept from training, write tables and plot, save the ensemble, and calibrate it."""
     from atomsieve.models.folder import save_gfm
+    from atomsieve.train.calibrate import calibrate
 
     material, part = prepared.material, prepared.part
     sources = material.store.catalog.sources
@@ -356,12 +363,11 @@ def _finish(
                     ensemble, material.store, material.labels, rows, material.sizes, config.batch, team, step
                 )
     metrics = {name: head_metrics(result, sources) for name, result in evaluations.items()}
-    calibration = calibrate(evaluations["calibration"], sources) if "calibration" in evaluations else {}
     gfm = config.output / "gfm"
     if team.chief:
         write_metrics(config.output, metrics)
         for name, result in evaluations.items():
-            _write_evaluation(config.output / f"evaluation_{name}.npz", result)
+            write_evaluation(config.output / f"evaluation_{name}.npz", result)
         if evaluations:
             last = next(name for name in ("test", "val", "calibration") if name in evaluations)
             title = f"{last}: {len(evaluations[last].index)} structures"
@@ -369,14 +375,16 @@ def _finish(
         examples = material.store.fetch(_examples(prepared))
         save_gfm(
             gfm, ensemble.cpu(), default_head=config.default_head, examples=examples,
-            calibration=calibration, overwrite=True,
-            training={"config": config.model_dump(mode="json"), "metrics": metrics},
+            overwrite=True,
+            training={"config": config.model_dump(mode="json"), "metrics": metrics, "data_sha256": digests},
         )  # fmt: skip
         if console is not None:
             for name, heads in metrics.items():
                 console.print(f"\n{name}\n{metrics_table(heads)}", highlight=False, soft_wrap=True)
-            console.print(f"\nensemble written to {gfm}", highlight=False, soft_wrap=True)
     team.barrier()
+    calibrate(gfm, config, material.store, np.flatnonzero(part == CALIBRATION), digests, team, console)
+    if console is not None:
+        console.print(f"\nensemble written to {gfm}", highlight=False, soft_wrap=True)
     return TrainResult(gfm, metrics, evaluations)
 
 
@@ -389,11 +397,3 @@ def _examples(prepared: Prepared) -> np.ndarray:
         own = train_rows[catalog.head[train_rows] == head]
         chosen.append(own[np.argmin(catalog.n_atoms[own])])
     return np.array(chosen, np.int64)
-
-
-def _write_evaluation(path: Path, result: Evaluation) -> None:
-    """Write labels and predictions of a part, for calibration and plots of one's own (arrays only)."""
-    np.savez_compressed(
-        path, head=result.head, n_atoms=result.n_atoms, energy=result.energy, energy_members=result.energy_members,
-        force_error=result.force_error, force_spread=result.force_spread, has_forces=result.has_forces,
-    )  # fmt: skip

@@ -7,7 +7,7 @@ from ase import Atoms
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.models import load_gfm, save_gfm
-from atomsieve.models.calibration import calibrate_head, fit_scale
+from atomsieve.models.calibration import parse_calibration
 from atomsieve.predict import Predictor, Status
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
@@ -208,16 +208,13 @@ def test_a_broken_batch_is_an_error_not_a_guess(exact):
         exact(batch.replace(positions=batch.positions[:-1]))
 
 
-def test_calibration_recovers_a_known_factor(tmp_path):
-    rng = np.random.default_rng(0)
-    spread = rng.uniform(0.5, 2.0, 20_000)
-    fitted = fit_scale(rng.normal(size=20_000) * 3.0 * spread, spread)
-    assert fitted is not None
-    assert fitted["scale"] == pytest.approx(3.0, rel=0.02)
-    assert fitted["coverage_90"] == pytest.approx(0.90, abs=0.01)
-    assert fit_scale(spread[:5], spread[:5]) is None
-    entry = calibrate_head(spread * 4, spread * 2, np.full(20_000, 4))
-    assert entry["energy_per_atom"]["scale"] == pytest.approx(2.0)
-    folder = save_gfm(tmp_path / "g", tiny_ensemble(), default_head="metal", calibration={"heads": {"metal": entry}})
+def test_a_calibration_of_an_older_version_scales_the_spread(tmp_path):
+    old = {"heads": {"metal": {"energy_per_atom": {"scale": 2.0, "n": 20, "coverage_90": 0.9}}}}
+    folder = save_gfm(
+        tmp_path / "g", tiny_ensemble(), default_head="metal", calibration=parse_calibration(old)
+    )  # fmt: skip
     out = Predictor.load(folder)(copper_oxides(4))
+    assert out.calibrated == {"energy"}
     assert np.allclose(out.sigma_energy, 2 * out.energy_std)
+    assert np.allclose(out.interval_energy, 1.645 * out.sigma_energy)
+    assert np.isnan(out.sigma_forces).all() and np.isnan(out.interval_forces).all()

@@ -56,10 +56,14 @@ def test_training_learns_and_writes_everything_it_promises(small):
         assert emt["force_mae"] <= emt["force_member_mae"] + 1e-9
     assert result.metrics["test"]["springs"]["energy_ratio"] < 0.8
     assert "force_mae" not in result.metrics["test"]["springs"]
-    calibrated = read_calibration(config.output / "gfm")["heads"]
+    calibrated = read_calibration(config.output / "gfm").heads
     enough = {name for name, row in result.metrics["val"].items() if row["energies"] >= 10}
     assert set(calibrated) == enough != set()
-    assert all(entry["energy_per_atom"]["scale"] > 0 for entry in calibrated.values())
+    assert calibrated["emt"].calibrated == {"energy", "forces"}
+    assert calibrated["springs"].calibrated == {"energy"}  # has no forces
+    (data,) = read_calibration(config.output / "gfm").data
+    kept = sum(row["structures"] for row in result.metrics["calibration"].values())
+    assert (data.part, data.structures) == ("calibration", kept)
     emt = next(h for h in read_manifest(config.output / "gfm").heads if h.name == "emt")
     assert 1.5 < emt.statistics["shortest_distance"] < 3.0
     names = {p.name for p in config.output.iterdir()}
