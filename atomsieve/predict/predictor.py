@@ -13,6 +13,7 @@ from atomsieve.errors import DataError, unknown
 from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.models.calibration import Calibration
+from atomsieve.models.domain import read_domain
 from atomsieve.predict.backends import choose_device, make_backend
 from atomsieve.predict.domain import DomainTest, Outside
 from atomsieve.predict.prediction import PROPERTIES, Prediction
@@ -31,7 +32,8 @@ class Predictor:
     ----------
     heads : names of all heads; default_head : the folder's own; head : the one used when a call names none.
     ensemble_id : SHA-256 that names the ensemble.
-    members, cutoff (Angstrom), precision, device : as loaded. backend : the one in use; why : how it was chosen.
+    members, kind ("deep" or "shallow"), cutoff (Angstrom), precision, device : as loaded. backend : the one in use;
+        why : how it was chosen.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Predictor:
         self._config = manifest.config
         self._specs = manifest.heads
         self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in self.heads}
-        self._domain = DomainTest(manifest)
+        self._domain = DomainTest(manifest, read_domain(folder, self.heads, manifest.config.hidden))
         self._run = make_backend(backend, folder, ensemble, manifest, precision, self.device)
         self.precision, self.backend, self.why = precision, self._run.name, self._run.why
         self._seen = np.zeros((len(self.heads), 256), bool)
@@ -70,6 +72,15 @@ class Predictor:
     def artefact(self) -> str | None:
         """SHA-256 that names the exported artefact in use, None for the native backend."""
         return self._run.digest
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """What the backend gives beside the energy: of "forces", "stress", "energies" and "forces_members"."""
+        return self._run.outputs
+
+    def elements(self, head: str) -> list[int]:
+        """Return the atomic numbers of the elements that a head was trained on."""
+        return np.flatnonzero(self._seen[self._index[head]]).tolist()
 
     @staticmethod
     def load(
@@ -113,7 +124,9 @@ class Predictor:
             "head": self.head,
             "levels_of_theory": {h.name: h.level_of_theory for h in self._specs},
             "calibrated": {name: sorted(u.calibrated) for name, u in self._uncertainty.items()},
+            "domain": self._domain.describe(),
             "members": self.members,
+            "kind": self.kind,
             "cutoff": self.cutoff,
             "precision": self.precision,
             "device": str(self.device),
@@ -155,7 +168,7 @@ class Predictor:
             raise unknown("head", name, self.heads)
         batch.validate()
         asked = set(want)
-        if "spread" in asked:  # members that have their own encoders give the spread of forces for nothing
+        if "spread" in asked and self.kind == "deep":  # whose members all have forces anyway
             asked.add("force_spread")
         results = Results(batch, self.members, asked, name)
         results.status[:] = check_inputs(
@@ -179,7 +192,7 @@ class Predictor:
             self._evaluate(batch, index[~overlap], results, build)
             return
         head = self._index[results.head]
-        out = self._run(own, graph, head, results.want | ({"features"} if self._domain.needs_features else set()))
+        out = self._run(own, graph, head, results.want | ({"features"} if self._domain.needs_features(head) else set()))
         results.put(index, own, out, *self._domain(own, graph, head, out.features))
 
     def _graph(
