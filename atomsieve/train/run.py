@@ -22,6 +22,7 @@ from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.clean import Cleaning, clean
 from atomsieve.train.config import TrainConfig, dump_config, flatten, parse_config
 from atomsieve.train.distributed import Team, alone, join, leave
+from atomsieve.train.domain import fit_domain
 from atomsieve.train.evaluate import Evaluation, evaluate, head_metrics, write_evaluation
 from atomsieve.train.log import RunLog
 from atomsieve.train.loop import Material, Run
@@ -382,6 +383,7 @@ def _finish(
             for name, heads in metrics.items():
                 console.print(f"\n{name}\n{metrics_table(heads)}", highlight=False, soft_wrap=True)
     team.barrier()
+    fit_domain(gfm, ensemble, material.store, part, team, _progress(console if team.chief else None, "fitting domains"))
     calibrate(gfm, config, material.store, np.flatnonzero(part == CALIBRATION), digests, team, console)
     if console is not None:
         console.print(f"\nensemble written to {gfm}", highlight=False, soft_wrap=True)
