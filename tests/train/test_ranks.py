@@ -39,10 +39,13 @@ def launch(launcher: str, *arguments: str | Path, check: bool = True) -> subproc
     return done
 
 
-@pytest.mark.parametrize("atoms", [40, 1])
-def test_the_gradient_of_two_ranks_is_that_of_one(small, tmp_path, atoms):
+SHALLOW = {"ensemble": {"kind": "shallow", "members": 3}, "loss": {"likelihood_from": 0.0, "force_decoders": 2}}
+
+
+@pytest.mark.parametrize(("atoms", "sections"), [(40, {}), (1, {}), (40, SHALLOW), (1, SHALLOW)])
+def test_the_gradient_of_two_ranks_is_that_of_one(small, tmp_path, atoms, sections):
     """With one atom per batch a rank has nothing to do, and must still take part."""
-    config = small(precision="fp64", batch={"atoms": atoms})
+    config = small(precision="fp64", batch={"atoms": atoms}, **sections)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     found = {}
     for launcher in LAUNCHERS:
