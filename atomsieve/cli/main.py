@@ -23,6 +23,11 @@ VERBS: dict[str, tuple[str, str]] = {
         "atomsieve.cli.export",
         "Turn an ensemble into ONNX, TorchScript and .pt2, and check each against FP64.",
     ),
+    "calibrate": ("atomsieve.cli.calibrate", "Fit the uncertainty of an ensemble to labelled structures kept apart."),
+    "evaluate": (
+        "atomsieve.cli.evaluate",
+        "Errors and uncertainties of an ensemble on labelled structures: numbers, plots, a page.",
+    ),
     "screen": ("atomsieve.cli.screen", "Screen candidates with an ensemble; also the command `screen`."),
 }
 """Each verb: the module whose `app` it is (a Typer or a function), and its line in the help."""

@@ -69,7 +69,8 @@ class PropertyCalibration(_Strict):
     Attributes
     ----------
     n : errors that it was fitted on; structures : that they come from.
-    scale : sigma = scale x spread. isotonic : in place of the scale, or None where n is too small.
+    scale : sigma = scale x spread. floor : smaller spreads count as this one: they are rounding, as where symmetry
+        makes a force zero. isotonic : in place of the scale, or None where n is too small.
     conformal : quantiles over all structures; groups : over those of a group (`atomsieve.models.groups`).
     size_edges : structures with at least so many atoms are of the second, of the third class of size.
     coverage : share of errors within the 90 % interval: of the raw spread and of the scale taken as a Gaussian's, and
@@ -79,6 +80,7 @@ class PropertyCalibration(_Strict):
     n: Annotated[int, Field(ge=0)]
     structures: Annotated[int, Field(ge=0)] = 0
     scale: Positive
+    floor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     isotonic: Isotonic | None = None
     conformal: Quantiles = {}
     size_edges: list[int] = []
@@ -87,7 +89,8 @@ class PropertyCalibration(_Strict):
 
     def sigma(self, spread: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the standard error for spreads of any shape (NaN stays NaN)."""
-        return spread * self.scale if self.isotonic is None else self.isotonic(spread)
+        raised = np.maximum(spread, self.floor)
+        return raised * self.scale if self.isotonic is None else self.isotonic(raised)
 
     def quantile(self, level: float, group: str | None = None) -> float:
         """Return half the width of an interval in units of sigma: of the group if it has one, else of all.

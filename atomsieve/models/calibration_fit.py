@@ -46,7 +46,8 @@ KNOTS = 32
 PER_KNOT = 20
 """Structures that a knot of the monotone map stands for, at least."""
 FLOOR = 1e-2
-"""Smallest sigma of the monotone map, relative to the root mean square of all errors."""
+"""Smallest sigma of the monotone map, relative to the root mean square of all errors; smallest spread that is taken at
+its value, relative to the mean."""
 
 
 def fit_scale(error: NDArray[np.float64], spread: NDArray[np.float64]) -> float:
@@ -94,8 +95,10 @@ class _Sample:
         structure: NDArray[np.int64],
         residuals: Residuals,
     ) -> None:
-        good = np.isfinite(error) & np.isfinite(spread) & (spread > 0)
-        self.error, self.spread = error[good], spread[good]
+        good = np.isfinite(error) & np.isfinite(spread)
+        self.error = error[good]
+        self.floor = FLOOR * float(spread[good].mean()) if good.any() else 0.0
+        self.spread = np.maximum(spread[good], self.floor)
         used, self.structure = np.unique(structure[good], return_inverse=True)
         self.structures = len(used)
         self.natoms, self.elements = residuals.natoms[used], residuals.elements[used]
@@ -113,12 +116,12 @@ class _Sample:
 def calibrate_property(
     error: NDArray[np.float64], spread: NDArray[np.float64], structure: NDArray[np.int64], residuals: Residuals
 ) -> PropertyCalibration | None:
-    """Fit one property; None with fewer than FEWEST structures or errors of zero.
+    """Fit one property; None with fewer than FEWEST structures, or where all errors or all spreads are zero.
 
-    error, spread, structure : [M]; what is not finite or has no spread is left out.
+    error, spread, structure : [M]; what is not finite is left out.
     """
     sample = _Sample(error, spread, structure, residuals)
-    if sample.structures < FEWEST or not np.abs(sample.error).max() > 0:
+    if sample.structures < FEWEST or not sample.floor > 0 or not np.abs(sample.error).max() > 0:
         return None
     fold = sample.folds()
     scores = np.empty(len(sample.error))
@@ -130,13 +133,14 @@ def calibrate_property(
     edges = size_edges(sample.natoms)
     names = candidates(sample.elements, sample.natoms, edges)
     everything = np.ones(len(scores), bool)
-    known = _groups(scores, everything, sample, names)
+    large = [str(n) for n in np.unique(names) if (names == n).any(1).sum() >= FEWEST_GROUP]
+    known = _groups(scores, everything, sample, names, large)
     return _map(sample, everything).model_copy(
         update={
             "conformal": quantiles(scores),
             "size_edges": edges,
             "groups": known,
-            "coverage": _coverage(sample, scores, fold, names),
+            "coverage": _coverage(sample, scores, fold, names, large),
         }
     )
 
@@ -149,27 +153,31 @@ def _map(sample: _Sample, use: NDArray[np.bool_]) -> PropertyCalibration:
     # Folds must agree on the kind of map, so what decides is the number of all structures.
     isotonic = fit_isotonic(error, spread, knots) if sample.structures >= FEWEST_ISOTONIC else None
     return PropertyCalibration(
-        n=len(error), structures=structures, scale=fit_scale(error, spread), isotonic=isotonic
+        n=len(error), structures=structures, scale=fit_scale(error, spread), floor=sample.floor, isotonic=isotonic
     )
 
 
 def _groups(
-    scores: NDArray[np.float64], use: NDArray[np.bool_], sample: _Sample, names: NDArray[np.str_]
+    scores: NDArray[np.float64],
+    use: NDArray[np.bool_],
+    sample: _Sample,
+    names: NDArray[np.str_],
+    large: list[str],
 ) -> dict[str, Group]:
-    """Return the quantiles of every group with at least FEWEST_GROUP structures, from the scores `use` [M]."""
-    there = np.zeros(sample.structures, bool)
-    there[sample.structure[use]] = True
+    """Return the quantiles of the groups named in `large`, from the scores `use` [M]."""
     out = {}
-    for name in np.unique(names):
-        member = (names == name).any(1)
-        if (member & there).sum() >= FEWEST_GROUP:
-            own = scores[use & member[sample.structure]]
-            out[str(name)] = Group(n=len(own), conformal=quantiles(own))
+    for name in large:
+        own = scores[use & (names == name).any(1)[sample.structure]]
+        out[name] = Group(n=len(own), conformal=quantiles(own))
     return out
 
 
 def _coverage(
-    sample: _Sample, scores: NDArray[np.float64], fold: NDArray[np.int64], names: NDArray[np.str_]
+    sample: _Sample,
+    scores: NDArray[np.float64],
+    fold: NDArray[np.int64],
+    names: NDArray[np.str_],
+    large: list[str],
 ) -> dict[str, float]:
     """Return the shares of errors within 90 % intervals: raw, by the scale, and conformal, fold by fold."""
     error, spread = np.abs(sample.error), sample.spread
@@ -180,7 +188,7 @@ def _coverage(
         if not own.any():
             continue
         within["scale"][own] = error[own] <= GAUSSIAN[0.9] * fit_scale(error[rest], spread[rest]) * spread[own]
-        known = _groups(scores, rest, sample, names)
+        known = _groups(scores, rest, sample, names, large)
         mine = sample.structure[own]
         structures, back = np.unique(mine, return_inverse=True)
         column = applicable(names[structures], known)

@@ -89,7 +89,7 @@ def usable(residuals: Residuals) -> int:
     """Return how many structures have an energy error and a spread."""
     import numpy as np
 
-    return int((np.isfinite(residuals.energy_error) & (residuals.energy_spread > 0)).sum())
+    return int((np.isfinite(residuals.energy_error) & np.isfinite(residuals.energy_spread)).sum())
 
 
 def calibration_rows(calibration: Mapping[str, HeadCalibration]) -> list[list[str]]:

@@ -78,6 +78,13 @@ class Predictor:
         """What the backend gives beside the energy: of "forces", "stress", "energies" and "forces_members"."""
         return self._run.outputs
 
+    def references(self, head: str) -> NDArray[np.float64]:
+        """Return the energy [256] eV of one atom of each element, by atomic number; NaN where the head has none."""
+        table = np.full(256, np.nan)
+        for number, energy in self._specs[self._index[head]].references.items():
+            table[number] = energy
+        return table
+
     def elements(self, head: str) -> list[int]:
         """Return the atomic numbers of the elements that a head was trained on."""
         return np.flatnonzero(self._seen[self._index[head]]).tolist()

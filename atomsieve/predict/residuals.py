@@ -35,6 +35,7 @@ class HeadRows:
     ----------
     position : [S] in the file; natoms [S]; elements [S], `atomsieve.models.groups`; status, outside [S].
     energy, predicted : [S] eV, label (NaN without one) and prediction; energy_std, sigma_energy, interval_energy : [S].
+    reference : [S] eV, sum of the head's element references.
     atom_structure : [M] index into S. force, predicted_force : [M,3] eV/Angstrom; force_spread, sigma_force,
         interval_force : [M], of a component.
     """
@@ -49,6 +50,7 @@ class HeadRows:
     energy_std: NDArray[np.float64]
     sigma_energy: NDArray[np.float64]
     interval_energy: NDArray[np.float64]
+    reference: NDArray[np.float64]
     atom_structure: NDArray[np.int64]
     force: NDArray[np.float64]
     predicted_force: NDArray[np.float64]
@@ -90,7 +92,9 @@ def predict_rows(
     return HeadRows(
         position=position, natoms=batch.counts, elements=element_group(batch), status=out.status, outside=out.outside,
         energy=energy, predicted=out.energy, energy_std=out.energy_std, sigma_energy=out.sigma_energy,
-        interval_energy=out.interval_energy, atom_structure=batch.structure_of_atom[use],
+        interval_energy=out.interval_energy,
+        reference=np.bincount(batch.structure_of_atom, predictor.references(head)[batch.numbers], n).astype(float),
+        atom_structure=batch.structure_of_atom[use],
         force=batch.forces[use] if forces and batch.forces is not None else np.zeros((0, 3)),
         predicted_force=np.asarray(out.forces[use], np.float64) if out.forces is not None else np.zeros((0, 3)),
         force_spread=spread[use],

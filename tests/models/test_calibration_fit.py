@@ -173,8 +173,18 @@ def test_few_or_unusable_structures_stay_uncalibrated():
     assert calibrate_head(found).calibrated == {"energy"}
     found.energy_error[0] = np.nan
     assert calibrate_head(found).energy_per_atom is None
-    found.energy_error[0], found.energy_spread[0] = 0.1, 0.0
-    assert calibrate_head(found).energy_per_atom is None
+    still = sample(FEWEST)
+    still.energy_spread[:] = 0.0
+    assert calibrate_head(still).energy_per_atom is None
+
+
+def test_spreads_that_are_rounding_do_not_spoil_the_scale():
+    """Symmetry makes some forces zero: error and spread are rounding, and their ratio is anything."""
+    found = sample(5000)
+    found.energy_spread[::4], found.energy_error[::4] = 1e-12, 1e-8
+    fit = energies(found)
+    assert fit.scale == pytest.approx(3.0 * np.sqrt(0.75), rel=0.05)
+    assert fit.sigma(np.array([0.0]))[0] == fit.sigma(np.array([fit.floor]))[0] > 0
 
 
 def test_force_components_of_a_structure_stay_in_one_fold_and_count_by_structure():

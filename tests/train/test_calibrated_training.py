@@ -1,0 +1,93 @@
+"""The end of a training calibrates on the part that was kept for it, alone or on several ranks."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from atomsieve.errors import UsageError
+from atomsieve.models.folder import load_gfm, read_calibration
+from atomsieve.predict import Predictor
+from atomsieve.predict.calibrate import calibrate_gfm
+from atomsieve.structures.reader import open_structures
+from atomsieve.structures.writer import write_structures
+from atomsieve.train.calibrate import _joined
+from atomsieve.train.catalog import scan
+from atomsieve.train.clean import clean
+from atomsieve.train.distributed import Team
+from atomsieve.train.run import train
+from atomsieve.train.split import CALIBRATION, assign_parts
+
+
+def console():
+    from rich.console import Console
+
+    return Console(file=io.StringIO(), width=200)
+
+
+def test_the_part_kept_calibrates_as_the_command_would(small, data_file, tmp_path):
+    config = small(split={"train": 0.3, "val": 0.1, "test": 0.0, "calibration": 0.6})
+    gfm = train(config).gfm
+    by_training = read_calibration(gfm)
+    assert by_training.head("emt").calibrated == {"energy", "forces"}
+    assert by_training.head("springs").calibrated == {"energy"}  # has no forces
+    (data,) = by_training.data
+    with open_structures(data_file) as reader:
+        assert data.sha256 == reader.identity()
+        with pytest.raises(UsageError, match=r"was trained on.*--allow-training-data"):
+            calibrate_gfm(gfm, data_file)
+        batch, sources = reader.read(0, len(reader)), reader.sources
+    # The same structures in a file of their own give the same calibration by the command.
+    with open_structures(data_file) as reader:
+        catalog = scan(config.data, [reader])
+        catalog = catalog.take(clean(catalog, config.cleaning).keep)
+    rows = catalog.row[assign_parts(catalog, config.split, config.data) == CALIBRATION]
+    write_structures(tmp_path / "kept.bp", batch.take(rows), sources)
+    assert data.structures == len(rows)
+    by_command = calibrate_gfm(gfm, tmp_path / "kept.bp", device="cpu")
+    for name in ("emt", "springs"):
+        one, two = by_training.head(name).energy_per_atom, by_command[name][0].energy_per_atom
+        assert one.n == two.n == by_command[name][1]
+        assert one.scale == pytest.approx(two.scale, rel=1e-4)
+        assert one.conformal["0.9"] == pytest.approx(two.conformal["0.9"], rel=1e-3)
+    assert Predictor.load(gfm).describe()["calibrated"] == {"emt": ["energy", "forces"], "springs": ["energy"]}
+    load_gfm(gfm)
+
+
+def test_without_a_part_for_it_every_head_is_uncalibrated_and_training_says_so(small):
+    said = console()
+    config = small(split={"train": 0.7, "val": 0.3, "test": 0.0, "calibration": 0.0})
+    gfm = train(config, said).gfm
+    assert read_calibration(gfm).heads == {}
+    assert "every head is uncalibrated: no structures were kept for calibration" in said.file.getvalue()
+    assert "| not calibrated | not calibrated |" in (gfm / "README.md").read_text()
+
+
+def test_arrays_of_ranks_are_joined_in_their_order(monkeypatch):
+    own = [np.arange(6.0).reshape(3, 2), np.zeros((0, 2)), np.full((2, 2), np.nan)]
+    device = torch.device("cpu")
+
+    def pretend(rank: int):
+        """The sum over ranks of what each would put in: lengths first, then the rows at their places."""
+        team = Team(rank, 3, device)
+
+        def sum_(tensor):
+            if tensor.dim() == 1:
+                return torch.tensor([float(len(a)) for a in own], dtype=torch.float64)
+            total, start = torch.zeros(5, 2, dtype=torch.float64), 0
+            for k, part in enumerate(own):
+                rows = torch.from_numpy(part)
+                if k == rank:
+                    assert torch.equal(torch.nan_to_num(tensor[start : start + len(part)]), torch.nan_to_num(rows))
+                total[start : start + len(part)] += rows
+                start += len(part)
+            return total
+
+        monkeypatch.setattr(Team, "sum_", lambda self, tensor: sum_(tensor))
+        return _joined(own[rank], team)
+
+    for rank in range(3):
+        np.testing.assert_array_equal(pretend(rank), np.concatenate(own))
