@@ -46,20 +46,20 @@ def compared(rows: NDArray[Any], truth: NDArray[np.float64]) -> dict[str, Any]:
     """Return how rows of a screening compare with the true energies [S] (eV).
 
     error : mean |error|, eV/atom; rank : Spearman correlation of predicted and true energies per atom; spread :
-    Spearman correlation of the members' spread and |error|, per atom; within : share of |error| within 1.645 calibrated
-    standard errors (0.9 if they are right), NaN if the head is uncalibrated.
+    Spearman correlation of the members' spread and |error|, per atom; within : share of |error| within the calibrated
+    90 % interval, NaN if the head is uncalibrated.
     """
     from scipy.stats import spearmanr
 
     natoms = rows["natoms"]
     error = np.abs(rows["energy"] - truth) / natoms
-    sigma = rows["sigma_energy"] / natoms
+    interval = rows["interval_energy"] / natoms
     return {
         "rows": len(rows),
         "error": float(error.mean()),
         "rank": float(spearmanr(rows["energy_per_atom"], truth / natoms).statistic),
         "spread": float(spearmanr(rows["energy_std"] / natoms, error).statistic),
-        "within": float(np.mean(error < 1.645 * sigma)) if np.isfinite(sigma).all() else float("nan"),
+        "within": float(np.mean(error <= interval)) if np.isfinite(interval).all() else float("nan"),
     }
 
 
@@ -133,8 +133,8 @@ def show_report(demo: Demo) -> None:
 
     demo.console.print(held_out_table(metrics))
     demo.console.print(best_table(best, formulas, truth[: len(best)]))
-    within = "" if np.isnan(found["within"]) else (
-        f"; {found['within']:.0%} of the errors are within the 90 % interval of the uncertainty")  # fmt: skip
+    within = "; the head is uncalibrated" if np.isnan(found["within"]) else (
+        f"; {found['within']:.0%} of the errors are within the 90 % interval")  # fmt: skip
     demo.say(
         f"Of {found['rows']:,} candidates drawn at random: mean error {1e3 * found['error']:.1f} meV/atom; Spearman "
         f"correlation of predicted and true energies {found['rank']:.3f}, of uncertainty and error "

@@ -124,12 +124,13 @@ def test_comparison_with_the_truth():
     rows["energy"] = truth + natoms * sigma * rng.normal(size=4000)
     rows["energy_per_atom"] = rows["energy"] / natoms
     rows["energy_std"] = rows["sigma_energy"] = sigma * natoms
+    rows["interval_energy"] = 1.645 * sigma * natoms
     found = compared(rows, truth)
     assert found["error"] == pytest.approx(np.sqrt(2 / np.pi) * sigma.mean(), rel=0.05)
     assert found["within"] == pytest.approx(0.9, abs=0.02)
     assert found["rank"] > 0.99
     assert 0.3 < found["spread"] < 0.8
-    rows["sigma_energy"] = np.nan
+    rows["interval_energy"] = np.nan
     assert np.isnan(compared(rows, truth)["within"])
 
 
