@@ -2,17 +2,16 @@
 
     python benchmarks/unseen.py --data ../shared/data --work unseen --minutes 9
 
-Trained: the training files of mptrj and alexandria without every structure that holds oxygen and a 3d metal (Sc to Zn).
-Evaluated with the head mptrj: (a) its own test file without that chemistry; (b) the chemistry left out, of both files of
-mptrj; (c) the test file of mattersim_tp, crystals far off equilibrium. The energies of (b) and (c) hold systematic shifts
-(Hubbard U of oxides; other settings), so a correction per element is fitted to their errors before they are counted.
+Trained: the training files of mptrj and alexandria without any structure that holds oxygen and a 3d metal (Sc to Zn).
+Evaluated with the head mptrj: (a) its own test file without that chemistry; (b) the chemistry left out, of both files
+of mptrj; (c) the test file of mattersim_tp, crystals far off equilibrium. The energies of (b) and (c) hold systematic
+shifts (Hubbard U of oxides; other settings), so a correction per element is fitted to their errors first.
 Stages: data, train, report. A stage whose result exists is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path

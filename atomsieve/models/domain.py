@@ -46,7 +46,7 @@ class HeadDomain:
     kin : nearest elements of the periodic table that may stand in for an element in a pair (`pair_limits`).
     closer : part of the shortest distance seen that is still accepted.
     projection : [F,D] float32, from features to whitened axes.
-    landmarks : [M,D] float16, typical points, sorted by element; owner : [M] uint8, the element of each.
+    landmarks : [M,D] float32, typical points, sorted by element; owner : [M] uint8, the element of each.
     limit : distance of a structure that counts as 1. fitted, held : structures behind landmarks and limit.
     """
 
@@ -58,7 +58,7 @@ class HeadDomain:
     kin: int
     closer: float
     projection: NDArray[np.float32]
-    landmarks: NDArray[np.float16]
+    landmarks: NDArray[np.float32]
     owner: NDArray[np.uint8]
     limit: float
     fitted: int
@@ -78,8 +78,9 @@ class HeadDomain:
         starts = np.searchsorted(self.owner, there, "left").tolist()
         stops = np.searchsorted(self.owner, there, "right").tolist()
         for a, b, start, stop in zip(first.tolist(), last, starts, stops, strict=True):
-            centre = (self.landmarks[start:stop] if stop > start else self.landmarks).astype(np.float32)
-            own = place[order[a:b]]
+            centre = self.landmarks[start:stop] if stop > start else self.landmarks
+            middle = centre.mean(0)  # taken off, so that the squares below are not much larger than their difference
+            centre, own = centre - middle, place[order[a:b]] - middle
             square = (own**2).sum(1) + ((centre**2).sum(1) - 2 * own @ centre.T).min(1)
             out[order[a:b]] = np.sqrt(np.maximum(square, 0.0))
         return out
@@ -156,7 +157,7 @@ def pooled(values: NDArray[np.float64], ptr: NDArray[np.int64]) -> NDArray[np.fl
 
 _ARRAYS: dict[str, tuple[Any, int]] = {
     "elements": (np.uint8, 1), "pairs": (np.uint8, 2), "closest": (np.float32, 1), "structures": (np.int32, 1),
-    "projection": (np.float32, 2), "landmarks": (np.float16, 2), "owner": (np.uint8, 1), "numbers": (np.float64, 1),
+    "projection": (np.float32, 2), "landmarks": (np.float32, 2), "owner": (np.uint8, 1), "numbers": (np.float64, 1),
 }  # fmt: skip
 _NUMBERS = ("contact", "kin", "closer", "limit", "fitted", "held")
 

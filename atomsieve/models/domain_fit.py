@@ -246,7 +246,7 @@ def _whiten(numbers: NDArray[np.uint8], features: NDArray[np.float32]) -> NDArra
 
 def _landmarks(
     numbers: NDArray[np.uint8], place: NDArray[np.float32], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Return owners [M] and landmarks [M,D]: k-means centres of each element's atoms, more for frequent elements."""
     elements, counts = np.unique(numbers, return_counts=True)
     share = np.sqrt(counts) / np.sqrt(counts).sum()
@@ -257,7 +257,7 @@ def _landmarks(
         k = max(1, min(round(LANDMARKS * part), (count + 3) // 4))
         centres.append(k_means(own, k, rng))
         owners.append(np.full(len(centres[-1]), element, np.uint8))
-    return np.concatenate(owners), np.concatenate(centres).astype(np.float16)
+    return np.concatenate(owners), np.concatenate(centres).astype(np.float32)
 
 
 def k_means(points: NDArray[np.float32], k: int, rng: np.random.Generator, rounds: int = 8) -> NDArray[np.float32]:
