@@ -68,6 +68,11 @@ def run(
     where: WhereOption = None,
     limit: LimitOption = None,
     forces: Annotated[bool, typer.Option("--forces", help="Store the forces too.", rich_help_panel=IN_OUT)] = False,
+    force_spread: Annotated[
+        str,
+        typer.Option(help="Rows with a spread of forces, if the ensemble is shallow: all, top, none. [default: top]",
+                     rich_help_panel=WORK, show_default=False),
+    ] = "auto",
     chunk_size: Annotated[
         int | None,
         typer.Option(help="Structures per chunk. [default: by the size of the input]", rich_help_panel=WORK,
@@ -99,8 +104,8 @@ def run(
 
     options = ScreenOptions(
         head=head, precision=precision, backend=backend, device=device, top=top, by=by, descending=descending,
-        where=where, forces=forces, limit=limit, chunk_size=chunk_size, max_atoms=max_atoms, max_edges=max_edges,
-        max_structure_atoms=max_structure_atoms, threads=threads,
+        where=where, forces=forces, force_spread=force_spread, limit=limit, chunk_size=chunk_size,
+        max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads,
     )  # fmt: skip
     result = run_screen(
         candidates, ensemble, options, out=out, overwrite=overwrite, console=console(stderr=True, quiet=quiet)

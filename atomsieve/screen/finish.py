@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
 from atomsieve.screen.prepare import Job
 from atomsieve.screen.progress import duration
+from atomsieve.screen.spread import with_spread
 from atomsieve.screen.store import write_whole
 from atomsieve.screen.table import Labels, csv_of_top, formulas, status_table, top_table
 from atomsieve.screen.topk import TopK
@@ -37,6 +38,7 @@ class ScreenResult:
     formulas : chemical formula by position, of the best rows.
     rank : of this process; rank 0 has the table of best rows and speaks.
     seconds : wall time of this run, loading included.
+    uncalibrated : heads that were screened without calibrated energies.
     computed, rate : structures that this run computed (earlier runs did the others), and how many per second.
     """
 
@@ -50,6 +52,7 @@ class ScreenResult:
     seconds: float
     computed: int
     rate: float
+    uncalibrated: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -73,19 +76,24 @@ def finish(job: Job, computed: int, seconds: float) -> ScreenResult:
     best = TopK(options.top, options.by, descending=options.descending)
     for rows in team.collect(job.top.rows()) or []:
         best.add(rows)
-    names = team.together(lambda: formulas(best.rows()["position"], job.reader))
+    top = best.rows()
+    names = team.together(lambda: formulas(top["position"], job.reader))
+    if job.runner.force_spread == "top":
+        with job.clock("spread"):
+            top = team.first(lambda: with_spread(job, top))
     clocks = team.gather({stage: round(s, 3) for stage, s in job.clock.seconds.items()})
     result = ScreenResult(
         folder=job.folder.path,
         labels=labels,
         structures=job.chunks.n,
         status={labels.status(code): n for code, n in sorted(counts.items())},
-        top=best.rows(),
+        top=top,
         formulas=names,
         rank=team.rank,
         seconds=time.perf_counter() - job.begun,
         computed=computed,
         rate=computed / max(seconds, 1e-9),
+        uncalibrated=_uncalibrated(job),
     )
     team.first(lambda: _publish(job, result, clocks))
     return result
@@ -100,6 +108,12 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int) ->
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
     if result.exit_code:
         console.print(status_table(result.status, result.labels, "some structures have no result"))
+    if result.uncalibrated:
+        console.print(
+            f"uncalibrated: {', '.join(result.uncalibrated)}; sigma and interval are empty, and the spread is no "
+            "standard error; see atomsieve calibrate",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     rate = f" at {result.rate:,.0f} structures/s" if result.computed else ""
     console.print(
         f"{result.structures:,} structures screened, {result.computed:,} of them now{rate} "
@@ -123,12 +137,20 @@ def _publish(job: Job, result: ScreenResult, clocks: list[dict[str, float]]) -> 
         "ranks": job.team.size,
         "seconds_per_stage": clocks,
         "selection": {name: getattr(job.options, name) for name in ("top", "by", "descending", "where")},
+        "force_spread": job.runner.force_spread,
+        "uncalibrated": list(result.uncalibrated),
         "predictor": job.runner.predictor.describe(),
         "versions": _versions(),
     }
     write_whole(job.folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
     if job.log is not None:
         job.log("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])
+
+
+def _uncalibrated(job: Job) -> tuple[str, ...]:
+    """Return the screened heads whose energies are not calibrated."""
+    calibrated = job.runner.predictor.describe().get("calibrated", {})
+    return tuple(h for h in job.runner.heads if "energy" not in calibrated.get(h, ()))
 
 
 def _versions() -> dict[str, str]:

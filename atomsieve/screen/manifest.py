@@ -44,6 +44,7 @@ def build(
             "screened": chunks.n,
             "forces": runner.forces,
             "max_structure_atoms": runner.max_structure_atoms,
+            **({} if runner.force_spread == "all" else {"force_spread": runner.force_spread}),
         },
         "chunks": {"size": chunks.size, "count": chunks.count},
         "batches": {

@@ -12,6 +12,7 @@ BACKENDS = ("native", "onnx", "torchscript", "pt2", "auto")
 BUDGETS = {"cpu": (4096, 250_000), "cuda": (100_000, 5_000_000)}
 """Default budget of a batch per kind of device: atoms, estimated directed edges."""
 ALL_HEADS = "all"
+FORCE_SPREAD = ("auto", "all", "top", "none")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class ScreenOptions:
     top, by, descending, where : how many rows the table of best rows has, the column that ranks them (smallest first
         unless descending), and the expression over the columns that a row must fulfil. They decide `top.csv` only.
     forces : store the forces too.
+    force_spread : which rows get the spread of forces of a shallow ensemble, which costs a multiple of all else: `all`,
+        `top` (those of top.csv), `none`; `auto` is `top`, or `none` with an exported backend. Deep ensembles give all.
     limit : screen the first so many structures.
     chunk_size : structures per chunk; None takes a size from the size of the input.
     max_atoms, max_edges : budget of one batch (edges are estimated); None takes the device's default.
@@ -45,6 +48,7 @@ class ScreenOptions:
     descending: bool = False
     where: str | None = None
     forces: bool = False
+    force_spread: str = "auto"
     limit: int | None = None
     chunk_size: int | None = None
     max_atoms: int | None = None
@@ -59,6 +63,8 @@ class ScreenOptions:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.backend not in BACKENDS:
             raise unknown("backend", self.backend, BACKENDS)
+        if self.force_spread not in FORCE_SPREAD:
+            raise unknown("force-spread", self.force_spread, FORCE_SPREAD)
         if self.top < 0:
             raise UsageError(f"top must be at least 0, got {self.top}")
         for name in ("limit", "chunk_size", "max_atoms", "max_edges", "threads", "max_structure_atoms"):

@@ -22,6 +22,7 @@ from atomsieve.screen.plan import Chunks, chunk_size
 from atomsieve.screen.progress import Clock, EventLog
 from atomsieve.screen.runner import PredictorLike, Runner
 from atomsieve.screen.signals import StopRequest
+from atomsieve.screen.spread import settle
 from atomsieve.screen.store import Folder, ResultFile, disk_errors, forces_file, part_of, row_file
 from atomsieve.screen.team import Team
 from atomsieve.screen.topk import TopK, row_filter
@@ -114,8 +115,9 @@ def prepare(
         console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
     device = manifest.device_kind(model)
     max_atoms, max_edges = options.budget(device)
+    spread = team.together(lambda: settle(options, model))
     threads = options.threads if device == "cpu" else None
-    runner = Runner(model, heads, options.forces, max_atoms, max_edges, threads, options.max_structure_atoms)
+    runner = Runner(model, heads, options.forces, max_atoms, max_edges, threads, options.max_structure_atoms, spread)
     if lead and console is not None and threads is not None:
         _advise(console, team.size * threads)
     wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons, ensemble))

@@ -50,6 +50,7 @@ class Runner:
     max_atoms, max_edges : budget of a batch.
     threads : CPU threads, None where the work is done elsewhere.
     max_structure_atoms : structures above it are TOO_LARGE.
+    force_spread : rows that get the spread of forces: "all", or "top" or "none" (then no row here).
     """
 
     predictor: PredictorLike
@@ -59,6 +60,7 @@ class Runner:
     max_edges: int
     threads: int | None
     max_structure_atoms: int
+    force_spread: str = "all"
 
     def __call__(
         self, batch: StructureBatch, first: int, between: Callable[[], None] = lambda: None
@@ -96,9 +98,10 @@ class Runner:
         batch = chunk.take(index)
         # forces of one atom after another, as they lie in the chunk
         atoms = ragged_index(chunk.ptr[:-1][index], batch.counts) if forces is not None else None
+        want = {"energy", "forces", "spread"} | ({"force_spread"} if self.force_spread == "all" else set())
         try:
             for h, head in enumerate(self.heads):
-                prediction = self.predictor(batch, {"energy", "forces", "spread"}, head=head)
+                prediction = self.predictor(batch, want, head=head)
                 rows[index, h] = fill(rows[index, h], batch, prediction)
                 if forces is not None:
                     values = np.asarray(prediction.forces, "<f4").copy()

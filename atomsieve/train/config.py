@@ -136,10 +136,10 @@ class LossSection(_Section):
     force_floor: float = Field(
         1.0, gt=0, description="the size taken for a source's forces is at least this part of its output scale per A"
     )
-    likelihood: Literal["none", "crps", "nll"] | None = Field(
+    likelihood: Literal["none", "nll", "crps"] | None = Field(
         None,
-        description="of a shallow ensemble, what teaches its spread the size of its errors: crps (score of the members "
-        "as a sample, in the units of mae), nll (Gaussian of their mean and variance), none; null: crps if shallow",
+        description="of a shallow ensemble, what teaches its spread the size of its errors: nll (Gaussian of the "
+        "members' mean and variance), crps (score of the members as a sample), none; null: nll if shallow",
     )
     likelihood_from: float = Field(
         0.5, ge=0, lt=1, description="part of the run after which the likelihood takes the place of the plain loss"
@@ -254,7 +254,7 @@ class TrainConfig(_Section):
                 )
             settled = "none"
         else:
-            settled = loss.likelihood or "crps"
+            settled = loss.likelihood or "nll"
         if settled != "none" and members < 2:
             raise ValueError(f"loss.likelihood: {settled} needs ensemble.members of 2 or more, got {members}")
         if settled != "none" and (loss.force_decoders == 1 or loss.force_decoders > members):

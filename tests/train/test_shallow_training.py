@@ -242,7 +242,7 @@ def test_what_does_not_fit_is_said_in_one_line(sections, said):
 def test_the_likelihood_is_settled_by_the_kind():
     one = {"data": [{"path": "x.bp"}]}
     assert parse_config(one).loss.likelihood == "none"
-    assert parse_config({**one, "ensemble": SHALLOW}).loss.likelihood == "crps"
+    assert parse_config({**one, "ensemble": SHALLOW}).loss.likelihood == "nll"
     again = parse_config(parse_config({**one, "ensemble": SHALLOW, "loss": {"likelihood": "none"}}).model_dump())
     assert again.loss.likelihood == "none"
     assert parse_config({**one, "ensemble": {**SHALLOW, "members": 1}, "loss": {"likelihood": "none"}})
