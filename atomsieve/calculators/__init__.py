@@ -1,7 +1,34 @@
-"""The ensemble as a calculator: ASE, a guard on its uncertainty, batched relaxation, torch-sim."""
+"""The ensemble as a calculator: ASE, a guard on its uncertainty, batched relaxation, torch-sim.
 
-from atomsieve.calculators.gfm import GFMCalculator
-from atomsieve.calculators.guard import Guard, GuardStop, GuardWarning
-from atomsieve.calculators.relax import RelaxResult, Stop, relax
+Names are imported on first use, because ASE's plug-in search imports this package without needing them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atomsieve.calculators.gfm import GFMCalculator
+    from atomsieve.calculators.guard import Guard, GuardStop, GuardWarning
+    from atomsieve.calculators.relax import RelaxResult, Stop, relax
+
+_HOMES = {
+    "GFMCalculator": "gfm",
+    "Guard": "guard",
+    "GuardStop": "guard",
+    "GuardWarning": "guard",
+    "RelaxResult": "relax",
+    "Stop": "relax",
+    "relax": "relax",
+}
 
 __all__ = ["GFMCalculator", "Guard", "GuardStop", "GuardWarning", "RelaxResult", "Stop", "relax"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found  # `relax` is the function, whose module has the same name
+    return found

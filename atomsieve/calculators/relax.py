@@ -148,7 +148,7 @@ class _Run:
         self.own = self.result.batch
         self.home = self.own.structure_of_atom
         self.atoms = np.arange(atoms)
-        self.original, self.frame = self.own.cell, positions
+        self.original, self.frame = self.own.cell.copy(), positions.copy()
         self.log_strain, self.cell_velocity = np.zeros((many, 3, 3)), np.zeros((many, 3, 3))
         self.velocity = np.zeros((atoms, 3))
         self.dt, self.alpha, self.downhill = np.full(many, DT), np.full(many, A_START), np.zeros(many, np.int64)

@@ -109,8 +109,8 @@ class SkinList:
     Give it to a `Predictor` as `build=`. The edges are those of `build_graph`; edge vectors agree to rounding. Cells
     may change too, if periodic along all three vectors. With `max_neighbors`, or a skin of 0, it is `build_graph`.
 
-    Finding a list takes the compiled implementation less time than filtering a held one takes; the others, several times
-    more. So `skin=None` means no skin on a CPU with the compiled implementation, and 1 Angstrom elsewhere.
+    Finding a list takes the compiled implementation less time than filtering a held one takes; the others, several
+    times more. So `skin=None` means no skin on a CPU with the compiled implementation, and 1 Angstrom elsewhere.
 
     Attributes
     ----------

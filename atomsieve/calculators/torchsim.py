@@ -1,0 +1,136 @@
+"""The ensemble as a torch-sim model: `pip install 'atomsieve[torchsim]'`.
+
+model = TorchSimModel("gfm/", head="mptrj")
+final = torch_sim.optimize(system=atoms, model=model, optimizer=torch_sim.frechet_cell_fire)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atomsieve.errors import DataError, UsageError, require, unknown
+from atomsieve.graphs import SkinList
+from atomsieve.predict import Predictor, Status
+from atomsieve.structures import StructureBatch
+
+if TYPE_CHECKING:
+    from torch_sim.models.interface import ModelInterface
+else:
+    ModelInterface = require("torch_sim.models.interface", "torchsim", "torch-sim models").ModelInterface
+
+NAMES = ("energy", "forces", "stress")
+
+
+class TorchSimModel(ModelInterface):
+    """An ensemble as a torch-sim `ModelInterface`: means over members, and their spread.
+
+    Gives `energy [S]` eV, `forces [N,3]` eV/Angstrom, `stress [S,3,3]` eV/Angstrom^3 (where periodic), and with several
+    members `energy_std [S]` and `forces_std [N,3]`; with a calibrated head `sigma_energy [S]`, `sigma_forces [N]`; and
+    `in_domain [S]` (bool). No gradient runs through them.
+
+    Parameters
+    ----------
+    gfm : a gfm/ folder, or a loaded `Predictor` (then precision and device are its own).
+    head, precision, device, backend : as for `Predictor.load`. skin : see `atomsieve.graphs.SkinList`.
+
+    Raises
+    ------
+    UsageError
+        for an unknown head. In a call: DataError naming the first system that has no result, and why.
+    """
+
+    def __init__(
+        self,
+        gfm: str | Path | Predictor,
+        head: str | None = None,
+        precision: str = "fp64",
+        device: str = "auto",
+        backend: str = "native",
+        skin: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(gfm, Predictor):
+            gfm = Predictor.load(gfm, head, precision, device, backend)
+        self.predictor = gfm
+        self.head = self.predictor.head if head is None else head
+        if self.head not in self.predictor.heads:
+            raise unknown("head", self.head, self.predictor.heads)
+        outputs = self.predictor.outputs
+        if "forces" not in outputs:
+            raise UsageError(f"torch-sim needs forces, which backend {self.predictor.backend} does not give")
+        self._device = self.predictor.device
+        self._dtype = torch.float64 if self.predictor.precision == "fp64" else torch.float32
+        self._compute_forces = True
+        self._compute_stress = "stress" in outputs
+        self._memory_scales_with = "n_atoms_x_density"
+        self._build = SkinList(skin, self._device)
+
+    @property
+    def compute_forces(self) -> bool:
+        """Whether forces are computed."""
+        return self._compute_forces
+
+    @compute_forces.setter
+    def compute_forces(self, wanted: bool) -> None:
+        self._compute_forces = bool(wanted)
+
+    @property
+    def compute_stress(self) -> bool:
+        """Whether stresses are computed."""
+        return self._compute_stress
+
+    @compute_stress.setter
+    def compute_stress(self, wanted: bool) -> None:
+        if wanted and "stress" not in self.predictor.outputs:
+            raise NotImplementedError("this ensemble gives no stress (direct forces, or an export without it)")
+        self._compute_stress = bool(wanted)
+
+    def forward(self, state: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Evaluate the systems of a `SimState`, or a dictionary with its fields; see the class."""
+        import torch_sim
+
+        if isinstance(state, dict):
+            masses = torch.ones_like(state["positions"][:, 0])
+            state = torch_sim.SimState(**{"masses": masses, "pbc": True, **state})
+        batch = _batch(state)
+        want = {"energy", "spread"}
+        want |= {"forces"} if self._compute_forces else set()
+        want |= {"stress"} if self._compute_stress and batch.pbc.all() else set()
+        found = self.predictor(batch, want, head=self.head, build=self._build)
+        for s in np.flatnonzero(found.status):
+            status = Status(found.status[s])
+            raise DataError(f"system {s} of {len(batch)} has no result: it {status.meaning}; take it out of the state")
+        out = {name: getattr(found, name) for name in NAMES}
+        if self.predictor.members > 1:
+            out |= {"energy_std": found.energy_std, "forces_std": found.forces_std}
+            calibrated = {"sigma_energy": "energy", "sigma_forces": "forces"}
+            out |= {name: getattr(found, name) for name, kind in calibrated.items() if kind in found.calibrated}
+        tensors = {n: torch.from_numpy(a).to(self._device, self._dtype) for n, a in out.items() if a is not None}
+        if self._compute_stress and "stress" not in tensors:  # torch-sim wants one for molecules, too
+            tensors["stress"] = torch.zeros(len(batch), 3, 3, device=self._device, dtype=self._dtype)
+        return tensors | {"in_domain": torch.from_numpy(found.in_domain).to(self._device)}
+
+
+def _batch(state: Any) -> StructureBatch:
+    """Return the systems of a state as a batch; torch-sim keeps cell vectors in columns."""
+
+    def plain(t: Tensor, dtype: torch.dtype) -> Any:
+        return t.detach().to("cpu", dtype).contiguous().numpy()
+
+    systems = int(state.n_systems)
+    counts = np.bincount(plain(state.system_idx, torch.int64), minlength=systems)
+    pbc = state.pbc
+    flags = np.asarray(pbc.cpu() if isinstance(pbc, Tensor) else pbc, bool)
+    return StructureBatch(
+        ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        numbers=plain(state.atomic_numbers, torch.uint8),
+        positions=plain(state.positions, torch.float64),
+        cell=plain(state.row_vector_cell, torch.float64),
+        pbc=np.broadcast_to(flags, (systems, 3)).copy(),
+        id=np.arange(systems, dtype=np.int64),
+    )

@@ -1,0 +1,31 @@
+"""Give an ensemble to any program that speaks the i-PI protocol: python examples/socket_client.py --ensemble gfm/.
+
+The other program is the server: i-PI itself, LAMMPS with `fix client/md`'s counterpart, or ASE (socket_server.py).
+Positions and cells come over the socket; energy, forces and virial go back. The species must be told beforehand, since
+the protocol does not send them: --species takes any file that ASE reads, with the atoms in the server's order.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ase.calculators.socketio import SocketClient
+from ase.io import read
+
+from atomsieve.calculators import GFMCalculator
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--ensemble", type=Path, required=True)
+parser.add_argument("--head")
+parser.add_argument("--precision", default="fp64")
+parser.add_argument("--species", type=Path, required=True, help="file with the atoms")
+parser.add_argument("--unixsocket", help="name of a UNIX socket (/tmp/ipi_NAME)")
+parser.add_argument("--host", default="localhost")
+parser.add_argument("--port", type=int)
+given = parser.parse_args()
+
+atoms = read(given.species)
+atoms.calc = GFMCalculator(given.ensemble, given.head, given.precision)
+where = {"unixsocket": given.unixsocket} if given.unixsocket else {"host": given.host, "port": given.port}
+SocketClient(**where).run(atoms, use_stress=bool(atoms.pbc.all()))

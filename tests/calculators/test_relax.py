@@ -1,0 +1,164 @@
+"""Batched relaxation takes the steps of ASE's FIRE for each structure, and finds the minima of ASE's optimisers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE
+
+from atomsieve.calculators import GFMCalculator, Guard, Stop, relax
+from atomsieve.errors import UsageError
+from atomsieve.predict import Predictor, Status
+from atomsieve.structures import StructureBatch
+from tests.helpers import tiny_gfm
+
+
+def rattled(seed: int, scale: float = 0.12) -> Atoms:
+    atoms = bulk("Cu", a=3.6, cubic=True)
+    if seed % 2:
+        atoms.numbers[0] = 8
+    if seed % 3 == 0:
+        atoms = atoms.repeat((2, 1, 1))
+    atoms.rattle(scale, seed=seed)
+    return atoms
+
+
+def batch_of(images: list[Atoms]) -> StructureBatch:
+    return StructureBatch.from_ase(images)
+
+
+@pytest.mark.parametrize("cell", [False, True])
+def test_takes_the_steps_of_ase(predictor: Predictor, cell: bool) -> None:
+    images = [rattled(seed) for seed in (0, 1, 2)]
+    calc = GFMCalculator(predictor)
+    for steps in (1, 4, 15):
+        result = relax(predictor, batch_of(images), fmax=1e-9, steps=steps, cell=cell, skin=0.3)
+        assert (result.steps == steps).all() and (result.reason == Stop.STEPS).all() and not result.converged.any()
+        for s, start in enumerate(images):
+            atoms = start.copy()
+            atoms.calc = calc
+            FIRE(FrechetCellFilter(atoms) if cell else atoms, logfile=None).run(fmax=1e-9, steps=steps)
+            own = result.batch.slice(s, s + 1)
+            tolerance = 1e-8 if steps < 15 else 1e-5  # ASE's cell turns by a little
+            assert np.allclose(own.cell[0], atoms.cell, atol=tolerance)
+            assert np.allclose(own.positions, atoms.positions, atol=tolerance)
+            assert np.isclose(result.energy[s], atoms.get_potential_energy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", [False, True])
+def test_same_minima_as_ase(copper_gfm: Path, cell: bool) -> None:
+    predictor = Predictor.load(copper_gfm, precision="fp64")
+    images = []
+    for seed in range(3):
+        atoms = bulk("Cu", a=3.59, cubic=seed % 2 == 0)
+        atoms.rattle(0.1, seed=seed)
+        if cell:
+            atoms.set_cell(atoms.cell @ (np.eye(3) + 0.02 * np.random.default_rng(seed).normal(size=(3, 3))), True)
+        images.append(atoms)
+    result = relax(predictor, batch_of(images), fmax=0.01, steps=300, cell=cell)
+    assert result.converged.all() and (result.max_force < 0.01).all()
+    assert len(set(result.steps.tolist())) > 1, "structures leave one by one"
+    calc = GFMCalculator(predictor)
+    for s, atoms in enumerate(images):
+        atoms.calc = calc
+        variables = FrechetCellFilter(atoms) if cell else atoms
+        (FIRE if s % 2 else BFGS)(variables, logfile=None).run(fmax=0.01, steps=300)
+        assert abs(result.energy[s] - atoms.get_potential_energy()) < 1e-4 * len(atoms)
+        own = result.batch.slice(s, s + 1).to_ase()[0]
+        own.calc = calc
+        assert np.allclose(own.get_forces(), result.forces[result.batch.ptr[s] : result.batch.ptr[s + 1]], atol=1e-6)
+        if cell:
+            assert abs(own.get_volume() - atoms.get_volume()) < 0.01 * atoms.get_volume()
+            assert np.allclose(own.get_stress(voigt=False), result.stress[s], atol=1e-7)
+
+
+def test_bad_structures_do_not_stop_others(predictor: Predictor) -> None:
+    nan = bulk("Cu")
+    nan.positions[0] = np.nan
+    images = [
+        rattled(0), nan, Atoms(), Atoms("Cu2", [[0, 0, 0], [0, 0, 0.02]]), bulk("Xe", "fcc", a=6.2), rattled(1),
+        Atoms("Cu2", [[0, 0, 0], [2.4, 0, 0]]),
+    ]  # fmt: skip
+    batch = batch_of(images)
+    before = batch.positions.copy()
+    result = relax(predictor, batch, fmax=0.02, steps=60)
+    assert np.array_equal(batch.positions, before, equal_nan=True), "the input is not touched"
+    wanted = [Status.OK, Status.NAN_INPUT, Status.EMPTY, Status.OVERLAPPING_ATOMS, Status.UNSEEN_ELEMENT, Status.OK]
+    assert result.status.tolist() == [*wanted, Status.OK]
+    bad = np.array([1, 2, 3, 4])
+    assert (result.reason[bad] == Stop.FAILED).all() and (result.steps[bad] == 0).all()
+    assert np.isnan(result.energy[bad]).all() and not result.converged[bad].any()
+    for s in (0, 5, 6):
+        alone = relax(predictor, batch_of([images[s]]), fmax=0.02, steps=60)
+        assert alone.steps[0] == result.steps[s] and np.isclose(alone.energy[0], result.energy[s])
+    with_cell = relax(predictor, batch_of([images[6], images[0]]), fmax=0.02, steps=5, cell=True)
+    assert with_cell.reason.tolist()[0] == Stop.NOT_PERIODIC and np.isfinite(with_cell.energy[1])
+
+
+def test_a_structure_that_breaks_on_the_way_keeps_its_last_good_state(predictor: Predictor, monkeypatch) -> None:
+    images = [rattled(1), rattled(2)]
+    calls: list[int] = []
+    forward = Predictor.__call__
+
+    def breaking(self, batch, *args, **kwargs):
+        calls.append(len(batch))
+        if len(calls) == 4:
+            positions = batch.positions.copy()
+            positions[0] = np.nan
+            batch = batch.replace(positions=positions)
+        return forward(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(Predictor, "__call__", breaking)
+    result = relax(predictor, batch_of(images), fmax=1e-6, steps=8)
+    assert calls == [2, 2, 2, 2, 1, 1, 1, 1, 1]
+    assert result.reason.tolist() == [Stop.FAILED, Stop.STEPS] and result.status[0] == Status.NAN_INPUT
+    monkeypatch.undo()
+    good = relax(predictor, batch_of(images[:1]), fmax=1e-6, steps=2)
+    assert np.allclose(result.batch.slice(0, 1).positions, good.batch.positions)
+    assert result.energy[0] == pytest.approx(good.energy[0])
+
+
+def test_already_relaxed_and_no_steps(predictor: Predictor) -> None:
+    perfect = relax(predictor, batch_of([bulk("Cu", a=3.6)]), fmax=0.05)
+    assert perfect.converged.all() and perfect.steps[0] == 0
+    none = relax(predictor, batch_of([rattled(0)]), fmax=1e-8, steps=0)
+    assert none.reason[0] == Stop.STEPS and np.isfinite(none.energy[0])
+    empty = relax(predictor, StructureBatch.empty())
+    assert len(empty.converged) == 0
+
+
+def test_the_guard_takes_single_structures_out(predictor: Predictor, tmp_path: Path) -> None:
+    images = [rattled(seed) for seed in range(4)]
+    spread = [GFMCalculator(predictor).get_property("forces_std", a) for a in images]
+    worst = np.array([np.sqrt((x**2).mean(1)).max() for x in spread])
+    limit = float(np.sort(worst)[1:3].mean())
+    guard = Guard(predictor, max_force_std=limit, in_domain=False, action=("stop", "write"), file=tmp_path / "w.extxyz")
+    result = relax(predictor, batch_of(images), fmax=0.03, steps=3, guard=guard)
+    stopped = worst > limit
+    assert (result.reason[stopped] == Stop.GUARD).all() and (result.steps[stopped] == 0).all()
+    assert (result.reason[~stopped] != Stop.GUARD).all() or guard.passed > stopped.sum()
+    assert guard.checks >= 1 and (tmp_path / "w.extxyz").is_file()
+    warning = Guard(predictor, max_force_std=limit, in_domain=False, action="warn")
+    with pytest.warns(UserWarning, match=r"structure \d, step 0: force_std"):
+        free = relax(predictor, batch_of(images), fmax=0.03, steps=2, guard=warning)
+    assert (free.reason != Stop.GUARD).all()
+
+
+def test_refusals(predictor: Predictor, tmp_path: Path) -> None:
+    batch = batch_of([rattled(0)])
+    with pytest.raises(UsageError, match="fmax=0"):
+        relax(predictor, batch, fmax=0)
+    with pytest.raises(UsageError, match="unknown head"):
+        relax(predictor, batch, head="nothing")
+    direct = Predictor.load(tiny_gfm(tmp_path / "direct", forces="direct"))
+    with pytest.raises(UsageError, match="needs stress, which this ensemble"):
+        relax(direct, batch, cell=True)
+
+
+def test_all_reasons_have_a_meaning() -> None:
+    assert all(stop.meaning for stop in Stop)
