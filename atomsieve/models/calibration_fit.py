@@ -56,23 +56,32 @@ def fit_scale(error: NDArray[np.float64], spread: NDArray[np.float64]) -> float:
 
 
 def fit_isotonic(error: NDArray[np.float64], spread: NDArray[np.float64], knots: int) -> Isotonic | None:
-    """Return the monotone map from spread to root mean square error, or None where it would have a single knot.
+    """Return the monotone map from spread to root mean square error, or None where there is a single spread.
 
-    error, spread : [M]. knots : at most; each is the mean over spreads next to each other, and equally many.
+    Isotonic regression of the mean squares of `knots` sets of neighbouring spreads, equally many in each; those that it
+    makes alike become one knot at their mean spread, so that sigma is flat only at the ends (centred isotonic
+    regression: A. Oron and N. Flournoy, Stat. Biopharm. Res. 9, 258, 2017).
+
+    error, spread : [M].
     """
     from sklearn.isotonic import IsotonicRegression
 
     order = np.lexsort((np.abs(error), spread))
-    s, square = spread[order], error[order] ** 2
-    variance = IsotonicRegression().fit_transform(s, square)
-    parts = [p for p in np.array_split(np.arange(len(s)), knots) if len(p)]
-    at = np.array([s[p].mean() for p in parts])
-    sigma = np.sqrt([variance[p].mean() for p in parts])
-    sigma = np.maximum.accumulate(np.maximum(sigma, FLOOR * np.sqrt(square.mean())))
-    first = np.concatenate([[True], np.diff(at) > 1e-9 * at[-1]])
-    if first.sum() < 2 or not sigma[0] > 0:
+    parts = [p for p in np.array_split(order, knots) if len(p)]
+    number = np.array([len(p) for p in parts], float)
+    at, square = (np.array([v[p].mean() for p in parts]) for v in (spread, error**2))
+    variance = IsotonicRegression().fit_transform(at, square, sample_weight=number)
+    block = np.concatenate([[0], np.cumsum(np.diff(variance) > 1e-12 * variance[-1])])
+    weight = np.bincount(block, number)
+    centre = np.bincount(block, number * at) / weight
+    sigma = np.sqrt(np.bincount(block, number * variance) / weight)
+    x = np.concatenate([at[:1], centre, at[-1:]])
+    y = np.concatenate([sigma[:1], sigma, sigma[-1:]])
+    y = np.maximum.accumulate(np.maximum(y, FLOOR * np.sqrt(np.mean(error**2))))
+    first = np.concatenate([[True], np.diff(x) > 1e-9 * x[-1]])
+    if first.sum() < 2 or not y[0] > 0:
         return None
-    return Isotonic(spread=at[first].tolist(), sigma=sigma[first].tolist())
+    return Isotonic(spread=x[first].tolist(), sigma=y[first].tolist())
 
 
 def quantiles(scores: NDArray[np.float64]) -> Quantiles:

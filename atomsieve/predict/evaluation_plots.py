@@ -80,8 +80,22 @@ def _grid(
     figure.supylabel(y, fontsize=10)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+        where = {"loc": "outside upper center", "ncols": len(handles), "frameon": False}
+        legend = figure.legend(handles, labels, fontsize=9, markerscale=1 if draw is not _parity else 4, **where)
+        for handle in legend.legend_handles:
+            handle.set_alpha(1)
     return figure  # type: ignore[no-any-return]
+
+
+def _few_ticks(axes: Axes) -> None:
+    """Label a logarithmic axis at a few round numbers, however short it is."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        decades = math.log10(limits[1] / limits[0])
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.2 else (1.0,), numticks=8))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _reliability(axes: Axes, head: str, name: str, evaluation: Evaluation) -> None:
@@ -116,13 +130,14 @@ def _error_vs_sigma(axes: Axes, head: str, name: str, evaluation: Evaluation) ->
         return
     few = thin(len(sigma))
     small = np.quantile(error[error > 0], 0.002) if (error > 0).any() else 1e-3
-    axes.scatter(sigma[few], np.maximum(error[few], small), s=3, alpha=0.35, color=RAW, linewidths=0)
+    axes.scatter(sigma[few], np.maximum(error[few], small), s=5, alpha=0.6, color=RAW, linewidths=0)
     parts = [p for p in np.array_split(np.argsort(sigma, kind="stable"), min(BINS, max(1, len(sigma) // 10))) if len(p)]
     x, y = (np.array([np.sqrt(np.mean(v[p] ** 2)) for p in parts]) for v in (sigma, error))
     span = np.array([sigma.min(), sigma.max()])
     axes.plot(span, span, color="0.4", linewidth=0.9, linestyle=":", label="error = sigma")
     axes.plot(x, y, "o-", color=FITTED, markersize=3.5, linewidth=1.2, label="root mean square in bins")
     axes.set(xscale="log", yscale="log", ylim=(small * 0.8, 2 * error.max()))
+    _few_ticks(axes)
     if not calibrated:
         axes.text(0.97, 0.05, "uncalibrated: spread", fontsize=7.5, ha="right", transform=axes.transAxes)
 
@@ -143,6 +158,7 @@ def _parity(axes: Axes, head: str, name: str, evaluation: Evaluation) -> None:
         own = good[chosen[good]]
         axes.scatter(label[own], found[own], s=4, alpha=0.45, color=colour, linewidths=0, label=text)
     span = [min(label[good].min(), found[good].min()), max(label[good].max(), found[good].max())]
+    span = [span[0] - 0.04 * (span[1] - span[0]), span[1] + 0.04 * (span[1] - span[0])]
     axes.plot(span, span, color="0.4", linewidth=0.8, zorder=0)
     axes.set(xlabel=f"label, {unit}", ylabel=f"predicted, {unit}", aspect="equal", xlim=span, ylim=span)
     axes.locator_params(nbins=4)

@@ -91,7 +91,7 @@ def test_the_monotone_map_beats_the_scale_where_the_spread_says_too_little():
     assert np.median(np.abs(np.log(by_map / truth))) < 0.12
     assert np.median(np.abs(np.log(by_scale / truth))) > 0.4
     assert fit.coverage["conformal"] == pytest.approx(0.9, abs=0.02)
-    assert len(fit.isotonic.spread) <= 32
+    assert len(fit.isotonic.spread) <= 34
 
 
 def test_groups_whose_errors_differ_are_covered_each():
@@ -206,6 +206,8 @@ def test_a_map_is_monotone_whatever_the_data():
     found = fit_isotonic(rng.normal(size=400) * 0.1, rng.uniform(1, 2, 400), 20)
     assert found is not None
     assert (np.diff(found.sigma) >= 0).all()
+    none = fit_isotonic(np.linspace(2, 1, 400), np.linspace(1, 2, 400), 20)  # errors that fall: the best map is flat
+    assert none is not None and np.ptp(none.sigma) < 1e-9
     with pytest.raises(ValueError, match="must not fall"):
         Isotonic(spread=[1.0, 2.0], sigma=[2.0, 1.0])
 
