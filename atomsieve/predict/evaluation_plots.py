@@ -129,14 +129,15 @@ def _error_vs_sigma(axes: Axes, head: str, name: str, evaluation: Evaluation) ->
     if len(sigma) == 0:
         return
     few = thin(len(sigma))
-    small = np.quantile(error[error > 0], 0.002) if (error > 0).any() else 1e-3
+    largest = float(error.max()) or 1.0
+    small = max(np.quantile(error[error > 0], 0.002), 1e-4 * largest) if (error > 0).any() else 1e-4
     axes.scatter(sigma[few], np.maximum(error[few], small), s=5, alpha=0.6, color=RAW, linewidths=0)
     parts = [p for p in np.array_split(np.argsort(sigma, kind="stable"), min(BINS, max(1, len(sigma) // 10))) if len(p)]
     x, y = (np.array([np.sqrt(np.mean(v[p] ** 2)) for p in parts]) for v in (sigma, error))
     span = np.array([sigma.min(), sigma.max()])
     axes.plot(span, span, color="0.4", linewidth=0.9, linestyle=":", label="error = sigma")
     axes.plot(x, y, "o-", color=FITTED, markersize=3.5, linewidth=1.2, label="root mean square in bins")
-    axes.set(xscale="log", yscale="log", ylim=(small * 0.8, 2 * error.max()))
+    axes.set(xscale="log", yscale="log", ylim=(small * 0.8, 2 * largest))
     _few_ticks(axes)
     if not calibrated:
         axes.text(0.97, 0.05, "uncalibrated: spread", fontsize=7.5, ha="right", transform=axes.transAxes)
