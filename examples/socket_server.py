@@ -1,8 +1,8 @@
 """A relaxation with forces from another process: python examples/socket_server.py --ensemble gfm/.
 
 ASE's SocketIOCalculator is the server, on a UNIX socket; it starts socket_client.py, which evaluates the ensemble. The
-same client serves i-PI and other servers of the protocol. Each row of socket.txt: energy (eV), and the largest differences of forces and
-stress from those computed directly in this process.
+same client serves i-PI and other servers of the protocol. Each row of socket.txt: energy (eV), and the largest
+differences of forces and stress from those computed directly in this process.
 """
 
 from __future__ import annotations

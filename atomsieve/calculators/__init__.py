@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atomsieve.calculators.gfm import GFMCalculator
     from atomsieve.calculators.guard import Guard, GuardStop, GuardWarning
-    from atomsieve.calculators.relax import RelaxResult, Stop, relax
+    from atomsieve.calculators.relaxation import RelaxResult, Stop, relax
 
 _HOMES = {
     "GFMCalculator": "gfm",
     "Guard": "guard",
     "GuardStop": "guard",
     "GuardWarning": "guard",
-    "RelaxResult": "relax",
-    "Stop": "relax",
-    "relax": "relax",
+    "RelaxResult": "relaxation",
+    "Stop": "relaxation",
+    "relax": "relaxation",
 }
 
 __all__ = ["GFMCalculator", "Guard", "GuardStop", "GuardWarning", "RelaxResult", "Stop", "relax"]
@@ -29,6 +29,4 @@ __all__ = ["GFMCalculator", "Guard", "GuardStop", "GuardWarning", "RelaxResult",
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found  # `relax` is the function, whose module has the same name
-    return found
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
