@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
+from atomsieve.screen.manifest import uncalibrated
 from atomsieve.screen.prepare import Job
 from atomsieve.screen.progress import duration
 from atomsieve.screen.spread import with_spread
@@ -93,7 +94,7 @@ def finish(job: Job, computed: int, seconds: float) -> ScreenResult:
         seconds=time.perf_counter() - job.begun,
         computed=computed,
         rate=computed / max(seconds, 1e-9),
-        uncalibrated=_uncalibrated(job),
+        uncalibrated=tuple(uncalibrated(job.runner)),
     )
     team.first(lambda: _publish(job, result, clocks))
     return result
@@ -145,12 +146,6 @@ def _publish(job: Job, result: ScreenResult, clocks: list[dict[str, float]]) -> 
     write_whole(job.folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
     if job.log is not None:
         job.log("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])
-
-
-def _uncalibrated(job: Job) -> tuple[str, ...]:
-    """Return the screened heads whose energies are not calibrated."""
-    calibrated = job.runner.predictor.describe().get("calibrated", {})
-    return tuple(h for h in job.runner.heads if "energy" not in calibrated.get(h, ()))
 
 
 def _versions() -> dict[str, str]:

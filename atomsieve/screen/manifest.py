@@ -58,9 +58,16 @@ def build(
         "heads": runner.heads,
         "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
         "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in reasons.items()},
+        "uncalibrated": uncalibrated(runner),
         "input_path": str(source),
         "ensemble_path": str(Path(ensemble).absolute()),
     }
+
+
+def uncalibrated(runner: Runner) -> list[str]:
+    """Return the screened heads whose energies are not calibrated."""
+    known = runner.predictor.describe().get("calibrated", {})
+    return [h for h in runner.heads if "energy" not in known.get(h, ())]
 
 
 def _artefact(predictor: Any) -> dict[str, str]:
