@@ -43,6 +43,15 @@ def app(
             rich_help_panel=IN_OUT,
         ),
     ] = False,
+    domain_data: Annotated[
+        Path | None,
+        typer.Option(
+            "--domain-data",
+            help="Structures that were trained on: fits anew what is inside the domain; --data then sets its limits.",
+            rich_help_panel=IN_OUT,
+            show_default=False,
+        ),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Fit the uncertainty of an ensemble to labelled structures, and write it into the folder.
@@ -53,6 +62,12 @@ def app(
     """
     from atomsieve.predict.calibrate import HEADINGS, calibrate_gfm, calibration_rows
 
+    if domain_data is not None:
+        from atomsieve.predict.domain_fit import fit_folder
+
+        with Steps(quiet, "fitting domains") as step:
+            fitted = fit_folder(folder, domain_data, data, progress=step)
+        console().print(f"domain of {', '.join(fitted)}: wrote {folder}/domain.safetensors", soft_wrap=True)
     with Steps(quiet, "predicting") as step:
         found = calibrate_gfm(
             folder, data, head=head, precision=precision, device=device, allow_training_data=allow_training_data,

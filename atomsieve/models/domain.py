@@ -38,12 +38,12 @@ class HeadDomain:
 
     Attributes
     ----------
-    elements : [Z] uint8, atomic numbers.
+    elements : [Z] uint8, atomic numbers; seen_in : [Z] int32, in how many structures, of `paired`.
     pairs : [P,2] uint8, first <= second: elements that were neighbours (closer than the cutoff).
     closest : [P] float32 Angstrom, shortest distance at which each pair was seen.
     structures : [P] int32, in how many structures.
     contact : shortest distance over the sum of covalent radii that is usual for the head.
-    kin : nearest elements of the periodic table that may stand in for an element in a pair (`pair_limits`).
+    kin, expected : rules for pairs never seen bonded (`pair_limits`).
     closer : part of the shortest distance seen that is still accepted.
     projection : [F,D] float32, from features to whitened axes.
     landmarks : [M,D] float32, typical points, sorted by element; owner : [M] uint8, the element of each.
@@ -51,11 +51,14 @@ class HeadDomain:
     """
 
     elements: NDArray[np.uint8]
+    seen_in: NDArray[np.int32]
+    paired: int
     pairs: NDArray[np.uint8]
     closest: NDArray[np.float32]
     structures: NDArray[np.int32]
     contact: float
     kin: int
+    expected: float
     closer: float
     projection: NDArray[np.float32]
     landmarks: NDArray[np.float32]
@@ -117,25 +120,30 @@ def relatives(kin: int) -> NDArray[np.bool_]:
     return near
 
 
-def pair_limits(
-    pairs: NDArray[np.uint8], closest: NDArray[np.float32], structures: NDArray[np.int32], contact: float, kin: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def pair_limits(domain: HeadDomain) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the distances [119,119] Angstrom below which a pair is an unseen bond, and the closest seen of each pair.
 
-    Elements count as seen bonded if they were, or if each was with a relative of the other: for a head of many elements
-    and few structures nearly every composition holds a pair of its own, and the network interpolates well between
-    neighbours of the periodic table. Likewise the closest is that of the relatives too, over the sums of covalent
-    radii. Where fewer than `OFTEN` structures tell of it, it is at most `contact` times that sum: a pair seen once, far
-    apart, does not make every bond of it a short contact.
+    Elements count as seen bonded if they were. If not, there are two cases. By chance alone n_a n_b / N structures of N
+    should hold both elements; from `expected` on, the pair lacks because the data leave this chemistry out. Below, it
+    may lack because structures are few, as a head of many elements has not seen most pairs; then it is enough that
+    relatives of the two were bonded: themselves, or one of the `kin` elements nearest in the periodic table.
+
+    Likewise the closest is that of the relatives too, over the sums of covalent radii. Where fewer than `OFTEN`
+    structures tell of it, it is at most `contact` times that sum: a pair seen once, far apart, does not make every bond
+    of it a short contact.
     """
+    kin, contact = domain.kin, domain.contact
     near = relatives(kin)
     ratio, often = np.full((SIZE, SIZE), np.inf), np.zeros((SIZE, SIZE))
-    one, two = pairs.T.astype(int)
-    ratio[one, two] = ratio[two, one] = closest / SUMS[one, two]
-    often[one, two] = often[two, one] = structures
-    bonded = (ratio <= BOND_SEEN).astype(float)
-    first, second = near.astype(float) @ bonded, bonded @ near.T.astype(float)
-    bonds = np.where((bonded > 0) | ((first > 0) & (second > 0)), 0.0, BOND * SUMS)
+    one, two = domain.pairs.T.astype(int)
+    ratio[one, two] = ratio[two, one] = domain.closest / SUMS[one, two]
+    often[one, two] = often[two, one] = domain.structures
+    seen = np.zeros(SIZE)
+    seen[domain.elements] = domain.seen_in
+    chance = np.outer(seen, seen) / max(domain.paired, 1)
+    bonded = ratio <= BOND_SEEN
+    alike = (near.astype(float) @ bonded @ near.T > 0) & (chance < domain.expected)
+    bonds = np.where(bonded | alike, 0.0, BOND * SUMS)
     least = ratio
     if kin:
         least = np.stack([ratio[near[z]].min(0) for z in range(SIZE)])
@@ -156,10 +164,11 @@ def pooled(values: NDArray[np.float64], ptr: NDArray[np.int64]) -> NDArray[np.fl
 # -- the file ------------------------------------------------------------------------------------------------------
 
 _ARRAYS: dict[str, tuple[Any, int]] = {
-    "elements": (np.uint8, 1), "pairs": (np.uint8, 2), "closest": (np.float32, 1), "structures": (np.int32, 1),
+    "elements": (np.uint8, 1), "seen_in": (np.int32, 1), "pairs": (np.uint8, 2), "closest": (np.float32, 1),
+    "structures": (np.int32, 1),
     "projection": (np.float32, 2), "landmarks": (np.float32, 2), "owner": (np.uint8, 1), "numbers": (np.float64, 1),
 }  # fmt: skip
-_NUMBERS = ("contact", "kin", "closer", "limit", "fitted", "held")
+_NUMBERS = ("paired", "contact", "kin", "expected", "closer", "limit", "fitted", "held")
 
 
 def domain_bytes(domains: Mapping[str, HeadDomain], heads: Sequence[str]) -> bytes:
@@ -221,7 +230,8 @@ def _checked(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
     pairs, landmarks, numbers = arrays["pairs"], arrays["landmarks"], arrays["numbers"]
     axes = landmarks.shape[1]
     shapes = {
-        "pairs": (len(pairs), 2), "closest": (len(pairs),), "structures": (len(pairs),), "numbers": (len(_NUMBERS),),
+        "seen_in": (len(arrays["elements"]),), "pairs": (len(pairs), 2), "closest": (len(pairs),),
+        "structures": (len(pairs),), "numbers": (len(_NUMBERS),),
         "projection": (width, axes), "owner": (len(landmarks),),
     }  # fmt: skip
     for name, shape in shapes.items():
@@ -235,13 +245,14 @@ def _checked(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
             raise DataError(f"{name} must be atomic numbers from 1 to {MAX_NUMBER}, got {found.min()} to {found.max()}")
     if (np.diff(arrays["owner"].astype(int)) < 0).any() or (pairs[:, 0] > pairs[:, 1]).any():
         raise DataError("owner must be sorted, and the first of a pair not above the second")
-    if (arrays["closest"] <= 0).any() or (arrays["structures"] < 1).any():
-        raise DataError("closest and structures must be positive")
-    contact, kin, closer, limit, fitted, held = numbers.tolist()
-    inside = 0 <= contact < 2 and 0 <= kin <= MAX_NUMBER and 0 <= closer <= 1 and 0 < limit < _FAR
-    if not (inside and 1 <= fitted < 2**53 and 0 <= held < 2**53):
+    if any((arrays[name] <= 0).any() for name in ("closest", "structures", "seen_in")):
+        raise DataError("closest, structures and seen_in must be positive")
+    paired, contact, kin, expected, closer, limit, fitted, held = numbers.tolist()
+    inside = 0 <= contact < 2 and 0 <= kin <= MAX_NUMBER and expected >= 0 and 0 <= closer <= 1 and 0 < limit < _FAR
+    if not (inside and 1 <= paired < 2**53 and 1 <= fitted < 2**53 and 0 <= held < 2**53):
         raise DataError(f"{', '.join(_NUMBERS)} are out of range: {', '.join(f'{x:g}' for x in numbers)}")
     plain = {n: a for n, a in arrays.items() if n != "numbers"}
     return HeadDomain(
-        **plain, contact=contact, kin=int(kin), closer=closer, limit=limit, fitted=int(fitted), held=int(held)
-    )
+        **plain, paired=int(paired), contact=contact, kin=int(kin), expected=expected, closer=closer, limit=limit,
+        fitted=int(fitted), held=int(held),
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ CONTACT_QUANTILE = 0.1
 FEW = 0.04
 """Share of the structures kept from the fit that may have an unseen pair, before more relatives are allowed."""
 KIN = (0, 1, 2, 3, 4, 6, 8, 12)
+EXPECTED = (5.0, 10.0, 20.0, 40.0, 1e9)
+"""A pair that chance puts into 5 structures is in none with a probability of 0.7 % (Poisson)."""
 CLOSER, LEAST_CLOSER = 0.97, 0.5
 """Largest and smallest part of the shortest distance seen that is accepted."""
 MOST_FITTED, MOST_ATOMS = 3000, 60_000
@@ -138,41 +141,44 @@ def fit_head(
     projection = _whiten(numbers, features)
     owner, landmarks = _landmarks(numbers, features @ projection, rng)
     domain = HeadDomain(
-        elements=np.flatnonzero(elements).astype(np.uint8), pairs=seen.pairs, closest=seen.closest,
-        structures=seen.structures, contact=usual_contact(seen), kin=0, closer=CLOSER, projection=projection,
-        landmarks=landmarks, owner=owner, limit=1.0, fitted=used, held=0,
+        **_elements(elements, len(rows)), **vars(seen), contact=usual_contact(seen), kin=0, expected=EXPECTED[-1],
+        closer=CLOSER, projection=projection, landmarks=landmarks, owner=owner, limit=1.0, fitted=used, held=0,
     )  # fmt: skip
     held = rng.permutation(held)[:MOST_FITTED]
-    kin, closer = _pair_rules(domain, held, fetch, cutoff)
+    domain = _with_pair_rules(domain, held, fetch, cutoff)
     numbers, features, ptr, used = _features(encoder, held, fetch)
     known = np.isin(numbers, owner)  # an element of its own is a reason of its own
     distances = pooled(np.where(known, domain.atom_distances(numbers, features), 0.0), ptr)
     rank = min(int(np.ceil((len(distances) + 1) * QUANTILE)), len(distances))
     limit = float(np.sort(distances)[rank - 1]) if rank else 0.0
-    domain = replace(domain, kin=kin, closer=closer, limit=max(limit, 1e-3), held=used)
+    domain = replace(domain, limit=max(limit, 1e-3), held=used)
     if trained_on_held:  # the limits are found; now all that was trained on counts as seen
         more, others = _seen(held, fetch, cutoff)
-        seen, elements = join_pairs([seen, more]), elements | others
-        domain = replace(
-            domain, elements=np.flatnonzero(elements).astype(np.uint8), pairs=seen.pairs, closest=seen.closest,
-            structures=seen.structures,
-        )  # fmt: skip
+        counts = _elements(elements + others, len(rows) + len(held))
+        domain = replace(domain, **counts, **vars(join_pairs([seen, more])))
     return domain
 
 
-def _seen(rows: NDArray[np.int64], fetch: Fetch, cutoff: float) -> tuple[PairsSeen, NDArray[np.bool_]]:
-    """Return the pairs in some structures, and the elements [256] in them."""
-    found, elements = [], np.zeros(256, bool)
+def _elements(structures: NDArray[np.int64], of: int) -> dict[str, Any]:
+    """Return the fields of the elements from the number of structures [256] that hold each."""
+    elements = np.flatnonzero(structures)
+    return {"elements": elements.astype(np.uint8), "seen_in": structures[elements].astype(np.int32), "paired": of}
+
+
+def _seen(rows: NDArray[np.int64], fetch: Fetch, cutoff: float) -> tuple[PairsSeen, NDArray[np.int64]]:
+    """Return the pairs in some structures, and how many of them hold each element, [256]."""
+    found, elements = [], np.zeros(256, np.int64)
     for batch, graph in _batches(np.sort(rows), fetch, cutoff):
         found.append(find_pairs(graph))
-        elements[batch.numbers] = True
+        elements += np.bincount(np.unique(batch.structure_of_atom * 256 + batch.numbers) % 256, minlength=256)
     return join_pairs(found), elements
 
 
-def _pair_rules(domain: HeadDomain, held: NDArray[np.int64], fetch: Fetch, cutoff: float) -> tuple[int, float]:
-    """Return `kin` and `closer` such that few of the structures kept from the fit have an unseen pair or short contact.
+def _with_pair_rules(domain: HeadDomain, held: NDArray[np.int64], fetch: Fetch, cutoff: float) -> HeadDomain:
+    """Return the domain with rules such that few of the structures kept from the fit have an unseen pair or contact.
 
-    Those set themselves apart otherwise too: structures with elements that the fit has not seen do not count.
+    First `expected` is raised until it alone marks few enough, then `kin`. Structures with elements that the fit has
+    not seen do not count; they set themselves apart anyway.
     """
     known = np.zeros(256, bool)
     known[domain.elements] = True
@@ -187,17 +193,21 @@ def _pair_rules(domain: HeadDomain, held: NDArray[np.int64], fetch: Fetch, cutof
         edges.append((home[use] + structures, one[use] * SIZE + two[use], length[use]))
         structures += len(batch)
     if not edges:
-        return 0, CLOSER
+        return domain
     home, code, length = (np.concatenate(columns) for columns in zip(*edges, strict=True))
-    seen = domain.pairs, domain.closest, domain.structures, domain.contact
-    for kin in KIN:  # the first that will do, or the last
-        bonds, closest = (limit.ravel() for limit in pair_limits(*seen, kin))
-        if len(np.unique(home[length < bonds[code]])) <= FEW * structures:
-            break
+
+    def marked(tried: HeadDomain) -> float:
+        return len(np.unique(home[length < pair_limits(tried)[0].ravel()[code]])) / structures
+
+    widest = replace(domain, kin=KIN[-1])
+    choices = [replace(widest, expected=expected) for expected in EXPECTED]
+    domain = replace(domain, expected=next((c for c in choices if marked(c) <= FEW / 2), choices[-1]).expected)
+    choices = [replace(domain, kin=kin) for kin in KIN]
+    domain = next((c for c in choices if marked(c) <= FEW), choices[-1])
     least = np.full(structures, np.inf)
-    np.minimum.at(least, home, length / closest[code])
+    np.minimum.at(least, home, length / pair_limits(domain)[1].ravel()[code])
     part = np.sort(least)[int((1.0 - QUANTILE) * structures)]
-    return kin, float(np.clip(part - 1e-6, LEAST_CLOSER, CLOSER))
+    return replace(domain, closer=float(np.clip(part - 1e-6, LEAST_CLOSER, CLOSER)))
 
 
 def _hold_back(rows: NDArray[np.int64], fetch: Fetch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

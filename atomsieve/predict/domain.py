@@ -81,5 +81,5 @@ class DomainTest:
 
 def limits(domain: HeadDomain) -> tuple[Tensor, Tensor]:
     """Return the distances [119*119] Angstrom below which a pair is an unseen bond, or a short contact."""
-    bonds, closest = pair_limits(domain.pairs, domain.closest, domain.structures, domain.contact, domain.kin)
+    bonds, closest = pair_limits(domain)
     return torch.from_numpy(bonds.ravel()).float(), torch.from_numpy(domain.closer * closest.ravel()).float()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, unknown
-from atomsieve.models import Ensemble
-from atomsieve.models.domain import HeadDomain
+from atomsieve.models import Ensemble, load_gfm, record_files
+from atomsieve.models.domain import DOMAIN, HeadDomain, domain_bytes, read_domain
 from atomsieve.models.domain_fit import fit_head
-from atomsieve.structures import StructureBatch
+from atomsieve.structures import StructureBatch, open_structures
 
 MOST = 20_000
 """Structures of each head that are looked at, drawn evenly."""
@@ -61,6 +63,24 @@ def fit_domain(
         if progress is not None:
             progress(done + 1, len(chosen))
     return out
+
+
+def fit_folder(
+    folder: str | Path,
+    trained: str | Path,
+    held: str | Path | None = None,
+    heads: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, HeadDomain]:
+    """Fit domains as `fit_domain` does, from files, and put them into a gfm/ folder; other heads keep theirs."""
+    ensemble, manifest = load_gfm(folder)
+    names = [h.name for h in manifest.heads]
+    with ExitStack() as stack:
+        readers = [None if path is None else stack.enter_context(open_structures(path)) for path in (trained, held)]
+        found = fit_domain(ensemble, readers[0], readers[1], heads, progress)
+    every = read_domain(folder, names, manifest.config.hidden) | found
+    record_files(folder, {DOMAIN: domain_bytes(every, names)})
+    return found
 
 
 def _by_source(reader: Any) -> dict[str, NDArray[np.int64]]:

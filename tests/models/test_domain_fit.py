@@ -145,11 +145,20 @@ def test_k_means_finds_separate_clusters():
 # -- pairs and their relatives -------------------------------------------------------------------------------------
 
 
-def rules(pairs, closest, structures, contact=0.8, kin=0):
-    return pair_limits(np.array(pairs, np.uint8), np.array(closest, np.float32), np.array(structures), contact, kin)
+@pytest.fixture
+def rules(domain):
+    def limits(pairs, closest, structures, kin=0, seen=None, paired=100, expected=5.0):
+        seen = seen or {}
+        return pair_limits(dataclasses.replace(
+            domain, pairs=np.array(pairs, np.uint8), closest=np.array(closest, np.float32), kin=kin, contact=0.8,
+            structures=np.array(structures), elements=np.array(list(seen), np.uint8), paired=paired,
+            seen_in=np.array(list(seen.values()), np.int32), expected=expected,
+        ))  # fmt: skip
+
+    return limits
 
 
-def test_a_pair_seen_once_far_apart_makes_no_bond_short():
+def test_a_pair_seen_once_far_apart_makes_no_bond_short(rules):
     bonds, closest = rules([[8, 29]], [3.9], [1])
     assert bonds[8, 29] == pytest.approx(1.25 * SUMS[8, 29])  # never bonded
     assert closest[29, 8] == pytest.approx(0.8 * SUMS[8, 29])
@@ -161,16 +170,25 @@ def test_a_pair_seen_once_far_apart_makes_no_bond_short():
     assert closest[8, 29] == pytest.approx(0.8 * SUMS[8, 29])
 
 
-def test_relatives_stand_in_only_from_both_sides():
+def test_relatives_may_stand_in(rules):
     near = relatives(2)
     assert near[26, [26, 27, 25]].all()  # Fe: Co and Mn
     assert near.sum(1)[1:].tolist() == [3] * 118
-    iron_fluoride, cobalt_oxide = [9, 26], [8, 27]
-    both, _ = rules([iron_fluoride, cobalt_oxide], [1.9, 1.9], [1, 1], kin=2)
-    one, _ = rules([iron_fluoride], [1.9], [1], kin=2)
-    none, _ = rules([iron_fluoride, cobalt_oxide], [1.9, 1.9], [1, 1], kin=0)
-    assert both[8, 26] == both[26, 8] == 0
-    assert one[8, 26] == none[8, 26] == pytest.approx(1.25 * SUMS[8, 26])
+    cobalt_fluoride = [9, 27]
+    some, _ = rules([cobalt_fluoride], [1.9], [1], kin=2)
+    none, _ = rules([cobalt_fluoride], [1.9], [1], kin=0)
+    assert some[8, 26] == some[26, 8] == 0
+    assert some[8, 22] > 0
+    assert none[8, 26] == pytest.approx(1.25 * SUMS[8, 26])
+
+
+def test_a_pair_that_chance_cannot_explain_away_has_no_relatives(rules):
+    seen = {8: 50, 26: 12}  # of 100: by chance 6 structures hold both
+    pairs, closest = [[9, 26], [8, 27]], [1.9, 1.9]
+    strict, _ = rules(pairs, closest, [9, 9], kin=2, seen=seen, expected=5.0)
+    lenient, _ = rules(pairs, closest, [9, 9], kin=2, seen=seen, expected=6.1)
+    assert strict[8, 26] == pytest.approx(1.25 * SUMS[8, 26])
+    assert lenient[8, 26] == 0
 
 
 # -- the file ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The test of the domain: each reason has its structure, and the one beside it, unchanged, stays inside."""
 
+import shutil
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -9,7 +11,7 @@ from atomsieve.models import load_gfm, record_files
 from atomsieve.models.domain import DOMAIN, domain_bytes
 from atomsieve.models.domain_fit import fit_head
 from atomsieve.predict import Outside, Predictor, Status
-from atomsieve.predict.domain_fit import fit_domain
+from atomsieve.predict.domain_fit import fit_domain, fit_folder
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.writer import StructureWriter
 from tests.helpers import copper_oxides, tiny_gfm
@@ -174,6 +176,16 @@ def test_a_file_gives_the_same_fit(folder, files):
     with open_structures(files / "train.bp") as train, open_structures(files / "held.bp") as held:
         found = fit_domain(ensemble, train, held)
     assert domain_bytes(found, ["organic", "metal"]) == (folder / DOMAIN).read_bytes()
+
+
+def test_a_fit_put_into_a_folder_keeps_the_other_heads(folder, files, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "gfm")
+    before = (copy / DOMAIN).read_bytes()
+    assert list(fit_folder(copy, files / "train.bp")) == ["metal"]
+    assert (copy / DOMAIN).read_bytes() != before  # the limits are now from a tenth of the same structures
+    assert fit_folder(copy, files / "train.bp", files / "held.bp").keys() == {"metal"}
+    assert (copy / DOMAIN).read_bytes() == before
+    assert Predictor.load(copy).ensemble_id == Predictor.load(folder).ensemble_id
 
 
 def test_a_file_of_other_sources_is_refused(folder, files):
