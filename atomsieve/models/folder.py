@@ -247,6 +247,8 @@ def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
 def read_calibration(folder: str | Path) -> Calibration:
     """Read calibration.json, of whatever version; without the file no head is calibrated."""
     path = Path(folder) / CALIBRATION
+    if (Path(folder) / MANIFEST).is_file():
+        _settle(path, _raw(Path(folder)).get("files", {}).get(CALIBRATION, {}))
     return parse_calibration(path.read_bytes(), str(path)) if path.is_file() else Calibration()
 
 

@@ -111,12 +111,15 @@ class Predictor:
             if the folder is damaged; UsageError for a name outside the allowed ones, with the nearest.
         """
         ensemble, manifest = load_gfm(folder)
+        identity = ""
+        while identity != ensemble_id(folder):  # once more, if it was calibrated anew meanwhile
+            identity, calibration = ensemble_id(folder), read_calibration(folder)
         return Predictor(
             ensemble,
             manifest,
             folder=folder,
-            identity=ensemble_id(folder),
-            calibration=read_calibration(folder),
+            identity=identity,
+            calibration=calibration,
             head=head,
             precision=precision,
             device=device,

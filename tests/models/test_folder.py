@@ -14,6 +14,7 @@ from atomsieve.models import (
     ExportEntry,
     ensemble_id,
     load_gfm,
+    read_calibration,
     read_manifest,
     record_exports,
     record_files,
@@ -21,6 +22,7 @@ from atomsieve.models import (
     save_gfm,
     weights_id,
 )
+from atomsieve.models.calibration import Calibration
 from atomsieve.models.testvector import evaluate
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
@@ -126,6 +128,26 @@ def test_a_recording_that_was_killed_leaves_the_old_or_the_new(own_copy, folder,
     record_files(own_copy, {"calibration.json": b"{}"})
     load_gfm(own_copy)
     assert (own_copy / "calibration.json").read_bytes() == b"{}"
+
+
+def test_the_calibration_that_is_read_is_the_one_that_the_manifest_means(own_copy, monkeypatch):
+    from atomsieve.models import folder as module
+
+    new = Calibration(members=3, heads={"metal": {"energy_per_atom": {"n": 20, "scale": 2.0}}})
+    settle, calls = module._settle, []
+
+    def die(path, expected):
+        calls.append(path)
+        if len(calls) > 1:  # the first call looks for what an earlier recording left behind
+            raise KeyboardInterrupt
+        settle(path, expected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_settle", die)
+        with pytest.raises(KeyboardInterrupt):
+            record_files(own_copy, {"calibration.json": new.dumps()})
+    assert (own_copy / "calibration.json").read_bytes() == b"{}"
+    assert read_calibration(own_copy) == new
 
 
 def test_a_reader_at_any_moment_of_a_recording_sees_one_state(own_copy, monkeypatch):
