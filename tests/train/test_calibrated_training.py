@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from test_ranks import launch
 
 from atomsieve.errors import UsageError
 from atomsieve.models.folder import load_gfm, read_calibration
@@ -17,6 +18,7 @@ from atomsieve.structures.writer import write_structures
 from atomsieve.train.calibrate import _joined
 from atomsieve.train.catalog import scan
 from atomsieve.train.clean import clean
+from atomsieve.train.config import dump_config
 from atomsieve.train.distributed import Team
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, assign_parts
@@ -91,3 +93,25 @@ def test_arrays_of_ranks_are_joined_in_their_order(monkeypatch):
 
     for rank in range(3):
         np.testing.assert_array_equal(pretend(rank), np.concatenate(own))
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_two_ranks_calibrate_as_one(small, tmp_path):
+    """Each predicts its share, and what is fitted is the whole; the weights are the same to rounding."""
+    split = {"train": 0.3, "val": 0.1, "test": 0.0, "calibration": 0.6}
+    found = []
+    for launcher in ("alone", "mpirun"):
+        config = small(launcher, precision="fp64", split=split, budget={"steps": 2}, batch={"atoms": 40})
+        (tmp_path / f"{launcher}.yaml").write_text(dump_config(config))
+        launch(launcher, "-m", "atomsieve", "train", tmp_path / f"{launcher}.yaml")
+        found.append(read_calibration(config.output / "gfm"))
+    one, two = found
+    assert one.data == two.data
+    for name in ("emt", "springs"):
+        a, b = one.head(name), two.head(name)
+        assert a.calibrated == b.calibrated and "energy" in a.calibrated
+        assert a.energy_per_atom.n == b.energy_per_atom.n == b.energy_per_atom.structures
+        assert a.energy_per_atom.scale == pytest.approx(b.energy_per_atom.scale, rel=1e-3)
+    assert one.head("emt").force_component.n == two.head("emt").force_component.n
+    assert one.head("emt").force_component.scale == pytest.approx(two.head("emt").force_component.scale, rel=1e-3)
