@@ -90,12 +90,143 @@ def train(work: Path, minutes: float) -> None:
     run(PROGRAM, "train", work / "train.yaml")
 
 
+def corrected(error: np.ndarray, batch) -> np.ndarray:
+    """Return energy errors [S] eV less what a constant per element explains (ridge regression, 1 eV)."""
+    content = np.zeros((len(batch), 119))
+    np.add.at(content, (batch.structure_of_atom, batch.numbers), 1.0)
+    fraction = content / batch.counts[:, None]
+    size = fraction.T @ fraction + 0.1 * np.eye(119)
+    shift = np.linalg.solve(size, fraction.T @ (error / batch.counts))
+    return error - content @ shift
+
+
+def judge(work: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Return, for each set, errors, spreads, distances and reasons of the structures with a result, and all reasons."""
+    from atomsieve.predict import Predictor
+    from atomsieve.structures import open_structures
+
+    predictor = Predictor.load(work / "run" / "gfm", head=HEAD)
+    out = {}
+    for name in SETS:
+        with open_structures(work / f"{name}.bp") as reader:
+            batch = reader.read(0, len(reader))
+        found = predictor(batch, {"energy", "forces", "spread"})
+        good = np.flatnonzero(found.status == 0)
+        atoms = np.repeat(found.status == 0, batch.counts)
+        kept = batch.take(good)
+        raw = error = found.energy[good] - kept.energy
+        if name != "own":
+            error = corrected(error, kept)
+
+        def mean(values: np.ndarray, batch=kept) -> np.ndarray:
+            return np.add.reduceat(values, batch.ptr[:-1]) / batch.counts
+
+        out[name] = {
+            "all": found.outside,
+            "outside": found.outside[good],
+            "distance": found.distance[good],
+            "energy": np.abs(error) / kept.counts,
+            "raw energy": np.abs(raw) / kept.counts,
+            "force": mean(np.linalg.norm(found.forces[atoms] - kept.forces, axis=1)),
+            "energy spread": found.energy_std[good] / kept.counts,
+            "force spread": mean(np.linalg.norm(found.forces_std[atoms], axis=1)),
+        }
+    return out
+
+
+def auroc(bad: np.ndarray, score: np.ndarray) -> float:
+    """Return the probability that a bad structure has a larger score than a good one."""
+    from scipy.stats import rankdata
+
+    rank, n = rankdata(score), int(bad.sum())
+    return float((rank[bad].sum() - n * (n + 1) / 2) / (n * (len(bad) - n))) if 0 < n < len(bad) else float("nan")
+
+
+def largest(score: np.ndarray, share: float) -> np.ndarray:
+    """Return [S]: the given share of structures with the largest scores."""
+    chosen = np.zeros(len(score), bool)
+    chosen[np.argsort(-score, kind="stable")[: round(share * len(score))]] = True
+    return chosen
+
+
+def report(found: dict[str, dict[str, np.ndarray]]) -> str:
+    """Return the tables: who is flagged and why, and which of the worst tenth is noticed by what."""
+    from atomsieve.predict import Outside
+
+    names = [reason.name for reason in Outside]
+    heads = ["set", "structures", "flagged", *names, "median energy error meV/atom: inside, flagged",
+             "before the correction", "median force error meV/Å: inside, flagged"]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for name, title in SETS.items():
+        own = found[name]
+        shares = [f"{(own['all'] & reason != 0).mean():.1%}" for reason in Outside]
+        flag = own["outside"] != 0
+        errors = [
+            ", ".join(f"{1e3 * np.median(own[kind][which]):.0f}" if which.any() else "-" for which in (~flag, flag))
+            for kind in ("energy", "raw energy", "force")
+        ]
+        cells = [title, str(len(own["all"])), f"{(own['all'] != 0).mean():.1%}", *shares, *errors]
+        lines.append(f"| {' | '.join(cells)} |")
+    heads = ["set", "error", "flagged", "worst 10 % flagged", "top 10 % by spread", "top 20 % by spread",
+             "by spread, as many as flagged", "flagged or top 20 % by spread", "top 20 % by distance", "AUROC spread",
+             "AUROC distance"]  # fmt: skip
+    lines += ["", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for name, title in {**SETS, "every": "all three"}.items():
+        own = pooled(found) if name == "every" else found[name]
+        flag, far = own["outside"] != 0, own["distance"]
+        for kind in ("energy", "force"):
+            bad, spread = largest(own[kind], 0.1), own[f"{kind} spread"]
+            caught = [flag, largest(spread, 0.1), largest(spread, 0.2), largest(spread, flag.mean()),
+                      flag | largest(spread, 0.2), largest(far, 0.2)]  # fmt: skip
+            cells = [f"{who[bad].mean():.0%}" for who in caught]
+            scores = [f"{auroc(bad, spread):.2f}", f"{auroc(bad, far):.2f}"]
+            lines.append(f"| {title} | {kind} | {flag.mean():.0%} | {' | '.join(cells + scores)} |")
+    return "\n".join(lines)
+
+
+def pooled(found: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the structures of all sets together."""
+    return {key: np.concatenate([own[key] for own in found.values()]) for key in found["own"]}
+
+
+def figure(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """Draw errors against distance, and how many of the worst tenth are found by looking at a share of all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    image, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for (name, title), colour in zip(SETS.items(), ("C0", "C3", "C2"), strict=True):
+        own, ax = found[name], axes[0]
+        flag = own["outside"] != 0
+        for which, fill in ((~flag, "none"), (flag, colour)):
+            ax.scatter(own["distance"][which], 1e3 * own["force"][which], s=9, lw=0.6, edgecolors=colour,
+                       facecolors=fill, label=title if fill != "none" else None)  # fmt: skip
+    axes[0].axvline(1.0, color="k", lw=0.8, ls="--")
+    axes[0].set(xscale="log", yscale="log", xlabel="distance (limit 1); filled: flagged",
+                ylabel="mean force error of the structure, meV/Å")  # fmt: skip
+    axes[0].legend(fontsize=8)
+    own, share = pooled(found), np.linspace(0.0, 1.0, 101)
+    for ax, kind in zip(axes[1:], ("energy", "force"), strict=True):
+        bad = largest(own[kind], 0.1)
+        for score, label in ((own[f"{kind} spread"], f"{kind} spread"), (own["distance"], "distance")):
+            ax.plot(share, [largest(score, s)[bad].mean() for s in share], label=label)
+        flag = own["outside"] != 0
+        ax.plot(flag.mean(), flag[bad].mean(), "k*", ms=11, label="flag")
+        ax.plot(share, share, color="grey", lw=0.8, ls=":")
+        ax.set(xlabel="share of all looked at", ylabel="share of the worst 10 % found", title=f"{kind} error")
+        ax.legend(fontsize=8, loc="lower right")
+    image.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Run the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--work", type=Path, default=Path("unseen"))
     parser.add_argument("--minutes", type=float, default=9.0, help="wall time of training")
+    parser.add_argument("--figure", type=Path, default=None, help="where to draw the figure")
     options = parser.parse_args()
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -103,6 +234,9 @@ def main() -> None:
         make_data(options.data, work)
     if not (work / "run" / "gfm" / "manifest.json").exists():
         train(work, options.minutes)
+    found = judge(work)
+    print(report(found))
+    figure(found, options.figure or work / "unseen.png")
 
 
 if __name__ == "__main__":
