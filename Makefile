@@ -13,7 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One version for everybody, so that every machine tests the same build.
 TORCH := 2.13.0
-EXTRAS := mpi,data,demo,train,pyg,export,dev
+EXTRAS := mpi,data,demo,train,pyg,export,uncertainty,torchsim,dev
 STAMP := $(VENV)/installed
 NATIVE := $(wildcard atomsieve/native/*.cpp atomsieve/native/*.h)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
