@@ -1,6 +1,6 @@
 """Give an ensemble to any program that speaks the i-PI protocol: python examples/socket_client.py --ensemble gfm/.
 
-The other program is the server: i-PI itself, LAMMPS with `fix client/md`'s counterpart, or ASE (socket_server.py).
+The other program is the server: i-PI itself, or ASE (socket_server.py).
 Positions and cells come over the socket; energy, forces and virial go back. The species must be told beforehand, since
 the protocol does not send them: --species takes any file that ASE reads, with the atoms in the server's order.
 """

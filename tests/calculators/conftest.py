@@ -57,4 +57,4 @@ def copper_gfm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = importlib.util.spec_from_file_location("train_emt_copper", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.train_copper(tmp_path_factory.mktemp("copper"))
+    return module.train_copper(tmp_path_factory.mktemp("copper"), members=2, steps=500)
