@@ -145,8 +145,10 @@ def _condition(batch: StructureBatch, exact: Values, single: Values) -> NDArray[
     """Return [S]: `MARGIN` times the largest error of the ensemble in FP32, in units of FP32's tolerances.
 
     Errors are those of members over sqrt(K): what to expect of their mean, where the mean's own may be small by chance.
+    Members that share an encoder share its errors too: then they are taken as they are.
     """
-    tolerance, root = TOLERANCES["fp32"], np.sqrt(len(exact["energy_members"]))
+    tolerance = TOLERANCES["fp32"]
+    root = np.sqrt(len(exact.get("forces_members", exact["energy_members"])))
     off = np.abs(single["energy_members"] - exact["energy_members"]).max(0) / root
     worst = off / np.maximum(batch.counts, 1) / tolerance.energy
     if "forces_members" in exact:
@@ -177,7 +179,9 @@ def _eager(ensemble: Ensemble, precision: str, part: Part, everything: bool) -> 
         found = {"energy": energies.mean(0), "energy_std": _spread(out.energy.numpy()), "energy_members": energies}
         if out.forces is not None:
             forces = out.forces.numpy()
-            found |= {"forces": forces.mean(0), "forces_std": _spread(forces), "forces_members": forces}
+            found |= {"forces": forces.mean(0), "forces_members": forces}  # [1,N,3] of a shallow ensemble
+            if not model.shallow:
+                found["forces_std"] = _spread(forces)
         if out.virial is not None:
             found["virial"] = out.virial.mean(0).numpy()
         return found

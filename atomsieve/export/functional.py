@@ -76,7 +76,9 @@ class Functional(nn.Module):
         self.conservative = config.forces == "conservative"
         self.paired = not needs_reverse(ensemble)
         self.inputs: tuple[Slot, ...] = inputs(charge_spin=config.charge_spin, truncated=not self.paired)
-        self.outputs: tuple[Slot, ...] = outputs(kind, conservative=self.conservative, members=members)
+        self.outputs: tuple[Slot, ...] = outputs(
+            kind, conservative=self.conservative, members=members, shallow=ensemble.shallow
+        )
         scales = torch.tensor([h.scale for h in ensemble.heads], dtype=torch.float64)
         self.register_buffer("scales", scales.to(self.dtype))
         self.register_buffer("references", ensemble.references.clone())
@@ -100,15 +102,19 @@ class Functional(nn.Module):
             atom_energy, direct = self.model.readout.select(s, v, head.index_select(0, structure), self.scales)
             if differentiate:
                 direct = None
-                gradients = torch.autograd.grad(atom_energy.sum(), leaves)
+                whole = atom_energy.mean(0) if self.model.shallow else atom_energy
+                gradients = torch.autograd.grad(whole.sum(), leaves)
         found = self._energies(atom_energy.detach(), numbers, structure, head, given["cell"])
         if self.kind != ENERGY:
             virial = None
             if differentiate:
                 direct, virial = self._forces(gradients, geometry, graph, vec, given)
             assert direct is not None
-            found["forces"], found["forces_std"] = self._mean_and_spread(direct)
-            found["forces_members"] = direct
+            if self.model.shallow:
+                found["forces"] = direct.mean(0)
+            else:
+                found["forces"], found["forces_std"] = self._mean_and_spread(direct)
+                found["forces_members"] = direct
             if virial is not None:
                 found["virial"] = virial
         return tuple(found[slot.name] for slot in self.outputs)
@@ -132,7 +138,7 @@ class Functional(nn.Module):
         self, vec: Tensor, numbers: Tensor, structure: Tensor, neighbors: Tensor, reverse: Tensor | None, leaves: bool
     ) -> tuple[Geometry, TableGraph, tuple[Tensor, ...]]:
         atoms, places, _ = vec.shape
-        members = self.model.members
+        members = self.model.encoders
         differentiable = leaves and not self.paired
         geometry = Geometry.build(vec.view(-1, 3), self.model.config, members, differentiable=differentiable)
         if not self.paired:
@@ -153,7 +159,7 @@ class Functional(nn.Module):
         if self.model.condition is None:
             return None
         state = torch.stack([given["charge"], given["spin"] - 1], dim=1).to(self.dtype)
-        return self.model.condition(state.expand(self.model.members, -1, -1)).index_select(1, given["structure"])
+        return self.model.condition(state.expand(self.model.encoders, -1, -1)).index_select(1, given["structure"])
 
     def _energies(
         self, atom_energy: Tensor, numbers: Tensor, structure: Tensor, head: Tensor, cell: Tensor
@@ -174,9 +180,9 @@ class Functional(nn.Module):
         vec: Tensor,
         given: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return forces [K,N,3] and the members' mean virial [S,3,3]."""
+        """Return forces [K,N,3] ([1,N,3] of a shallow ensemble) and the members' mean virial [S,3,3]."""
         atoms, places, _ = vec.shape
-        members = self.model.members
+        members = self.model.encoders
         if self.paired:
             by_distance, by_unit = gradients
             unit = graph.paired.unit.detach()  # type: ignore[union-attr]

@@ -78,8 +78,16 @@ def inputs(*, charge_spin: bool, truncated: bool) -> tuple[Slot, ...]:
     return (*_INPUTS, *state, *((_REVERSE,) if truncated else ()))
 
 
-def outputs(kind: str, *, conservative: bool, members: bool) -> tuple[Slot, ...]:
-    """Return the outputs of an artefact, in order; `members` adds the forces of each member."""
+def outputs(kind: str, *, conservative: bool, members: bool, shallow: bool = False) -> tuple[Slot, ...]:
+    """Return the outputs of an artefact, in order; `members` adds the forces of each member.
+
+    A shallow ensemble gives forces of the mean alone: without those of members, and without their spread.
+    """
+    if shallow and members:
+        raise UsageError(
+            "an export of a shallow ensemble gives the forces of the mean alone; leave --members out, or use the "
+            "native backend"
+        )
     f8 = np.dtype("float64")
     energies = (
         Slot("energy", ("S",), f8, "eV", "total energy: mean of the members, element references of the head included"),
@@ -92,6 +100,8 @@ def outputs(kind: str, *, conservative: bool, members: bool) -> tuple[Slot, ...]
         Slot("forces", ("N", 3), None, "eV/Angstrom", "mean of the members"),
         Slot("forces_std", ("N", 3), None, "eV/Angstrom", "unbiased standard deviation over members, per component"),
     )
+    if shallow:
+        forces = forces[:1]
     virial = Slot("virial", ("S", 3, 3), f8, "eV", "derivative of the energy by strain; stress is virial / volume")
     every = Slot("forces_members", ("K", "N", 3), None, "eV/Angstrom", "forces of each member")
     return (*energies, *forces, *((virial,) if conservative else ()), *((every,) if members else ()))

@@ -71,7 +71,8 @@ def entry_of(ensemble: Ensemble, spec: Spec, place: Path, ensemble_id: str, writ
     """Return what the manifest will say of the artefact whose files lie in `place`, but for errors and speed."""
     config = ensemble.config
     taken = inputs(charge_spin=config.charge_spin, truncated=needs_reverse(ensemble))
-    given = outputs(spec.kind, conservative=config.forces == "conservative", members=spec.members)
+    given = outputs(spec.kind, conservative=config.forces == "conservative", members=spec.members,
+                    shallow=ensemble.shallow)  # fmt: skip
     return ExportEntry(
         format=spec.format,
         precision=spec.precision,

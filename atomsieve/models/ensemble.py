@@ -95,9 +95,11 @@ class Readout(nn.Module):
 
         head : [N] int64; scales : [H] eV.
         """
-        members, atoms, width = s.shape
-        heads = scales.shape[0]
+        members, heads = self.hidden_weight.shape[:2]
+        atoms, width = s.shape[1:]
         weight = self.hidden_weight.transpose(1, 2).reshape(members, width, -1)
+        if s.shape[0] < members:  # features that all members share
+            s = s.expand(members, -1, -1)
         hidden = torch.baddbmm(self.hidden_bias.reshape(members, 1, -1), s, weight)
         hidden = torch.nn.functional.silu(hidden).view(members, atoms, heads, self.hidden_weight.shape[3])
         energy = (hidden * self.out_weight.reshape(members, 1, heads, -1)).sum(3) + self.out_bias.view(

@@ -164,14 +164,16 @@ class ExportedBackend:
                 f"{entry.key} gives no {lacking[0]}; allowed: {', '.join(entry.outputs)}. Export without "
                 "--energy-only, or use --backend native"
             )
-        if "energies" in want or (forces and "members" in want):
-            what = "energies of atoms" if "energies" in want else "forces of members"
+        spread = forces and "force_spread" in want and "forces_std" not in entry.outputs
+        if "energies" in want or (forces and "members" in want) or spread:
+            what = "energies of atoms" if "energies" in want else "spread of forces" if spread else "forces of members"
             raise UsageError(f"{entry.key} gives no {what}; use --backend native")
         light = self.energy_only is not None and not (forces or stress)
         found = (self.energy_only if light else self.artefact)(batch, graph, head)  # type: ignore[misc]
         out: dict[str, Any] = {n: found[n] for n in ("energy_members", "energy", "energy_std")}
         if forces:
-            out |= {n: np.asarray(found[n], np.float64) for n in ("forces", "forces_std")}
+            given = [n for n in ("forces", "forces_std") if n in entry.outputs]
+            out |= {n: np.asarray(found[n], np.float64) for n in given}
         features = None
         if "features" in want:  # an artefact holds none: the first member's encoder gives them, energies alone
             features = self.encoder(batch, graph, head, {"energy", "features"}).features
@@ -232,7 +234,8 @@ def atoms_at_once(manifest: Manifest, entry: ExportEntry, device: torch.device) 
     config = manifest.config
     places = config.max_neighbors or 1.5 * config.typical_neighbors
     size = 8 if entry.precision == "fp64" else 4
-    bytes_per_atom = ARRAYS[entry.format] * len(manifest.members) * places * config.hidden * size
+    encoders = 1 if manifest.kind == "shallow" else len(manifest.members)
+    bytes_per_atom = ARRAYS[entry.format] * encoders * places * config.hidden * size
     return int(np.clip(MEMORY[device.type] / bytes_per_atom, 100, MAX_ATOMS[device.type]))
 
 

@@ -57,7 +57,7 @@ def eager_outputs(ensemble: Ensemble, batch: StructureBatch, head: Heads = 1) ->
         "energy_std": energy.std(0, ddof=1) if many else np.full(len(batch), np.nan),
         "energy_members": energy + reference,
         "forces": forces.mean(0),
-        "forces_std": forces.std(0, ddof=1) if many else np.full(forces.shape[1:], np.nan),
+        "forces_std": forces.std(0, ddof=1) if many and len(forces) > 1 else np.full(forces.shape[1:], np.nan),
         "forces_members": forces,
     }
     return found if out.virial is None else {**found, "virial": out.virial.detach().numpy().mean(0)}
