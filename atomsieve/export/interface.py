@@ -96,7 +96,7 @@ def outputs(kind: str, *, conservative: bool, members: bool, shallow: bool = Fal
     )
     if kind == ENERGY:
         return energies
-    forces = (
+    forces: tuple[Slot, ...] = (
         Slot("forces", ("N", 3), None, "eV/Angstrom", "mean of the members"),
         Slot("forces_std", ("N", 3), None, "eV/Angstrom", "unbiased standard deviation over members, per component"),
     )
