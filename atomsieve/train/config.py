@@ -142,7 +142,7 @@ class LossSection(_Section):
         "members' mean and variance), crps (score of the members as a sample), none; null: nll if shallow",
     )
     likelihood_from: float = Field(
-        0.5, ge=0, lt=1, description="part of the run after which the likelihood takes the place of the plain loss"
+        0.75, ge=0, lt=1, description="part of the run after which the likelihood takes the place of the plain loss"
     )
     force_decoders: int = Field(
         4,
@@ -151,7 +151,7 @@ class LossSection(_Section):
         "0: the likelihood is of energies alone, and the spread of forces is taught nothing",
     )
     variance_floor: float = Field(
-        1e-3, gt=0, description="nll: added to the variance of scaled errors, so that no error counts without limit"
+        1e-4, gt=0, description="nll: added to the variance of scaled errors, so that no error counts without limit"
     )
 
     @property

@@ -121,12 +121,12 @@ def test_before_the_likelihood_members_are_right_about_energies_and_their_mean_a
 def test_afterwards_both_are_scored_and_forces_of_the_mean_alone_are_not():
     batch, rules = tiny_batch(), LossSection(likelihood="crps")
     energy, forces = normal(5, 3), normal(3, 4, 3, seed=1)
-    parts = batch_loss(output(batch, energy, forces), batch, rules.at(0.7))
+    parts = batch_loss(output(batch, energy, forces), batch, rules.at(0.9))
     scaled = energy / (batch.n_atoms * batch.energy_size)
     assert float(parts.energy) == pytest.approx(float(fair_crps(scaled)[:2].sum() / 2))
     scores = fair_energy_score(forces / batch.force_size.view(1, -1, 1))
     assert float(parts.force) == pytest.approx(float(scores[[0, 1, 3]].sum() / 3))
-    of_mean = batch_loss(output(batch, energy, forces[:1]), batch, rules.at(0.7))
+    of_mean = batch_loss(output(batch, energy, forces[:1]), batch, rules.at(0.9))
     plain = batch_loss(output(batch, energy, forces[:1]), batch, rules.at(0.0))
     assert float(of_mean.force) == float(plain.force) > 0
 
