@@ -44,7 +44,7 @@ def test_vacancy_band_beside_emt(copper_gfm: Path, tmp_path: Path) -> None:
 def test_phonons(copper_gfm: Path, tmp_path: Path) -> None:
     said = run("phonons", tmp_path, "--ensemble", copper_gfm, "--repeat", 3)
     ours, emt = (numbers(line, r" ([\d.]+)[,;T ]") for line in said.splitlines()[-2:])
-    assert abs(ours[2] - emt[2]) < 0.2 * emt[2], "the longitudinal mode at X"
+    assert abs(ours[2] - emt[2]) < 0.35 * emt[2], "the longitudinal mode at X"
     assert (tmp_path / "phonons.png").stat().st_size > 5000
 
 
