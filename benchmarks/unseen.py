@@ -204,7 +204,7 @@ def figure(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
             ax.scatter(own["distance"][which], 1e3 * own["force"][which], s=9, lw=0.6, edgecolors=colour,
                        facecolors=fill, label=title if fill != "none" else None)  # fmt: skip
     axes[0].axvline(1.0, color="k", lw=0.8, ls="--")
-    axes[0].set(xscale="log", yscale="log", xlabel="distance (limit 1); filled: flagged",
+    axes[0].set(yscale="log", ylim=(10, None), xlabel="distance (limit 1); filled: flagged",
                 ylabel="mean force error of the structure, meV/Å")  # fmt: skip
     axes[0].legend(fontsize=8)
     own, share = pooled(found), np.linspace(0.0, 1.0, 101)
