@@ -23,7 +23,6 @@ from atomsieve.calculators.explain import explain
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.graphs import SkinList
 from atomsieve.predict import Prediction, Predictor, Status
-from atomsieve.predict.prediction import PROPERTIES
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.ase_door import charge_and_spin
 
@@ -224,20 +223,20 @@ class GFMCalculator(Calculator):
         self.results.update(_results(prediction, self.implemented_properties))
 
     def _request(self, wanted: frozenset[str]) -> frozenset[str]:
-        """Return what to ask the predictor for; all that costs nothing is asked for too."""
-        outputs = self.predictor.outputs
-        forces = not wanted.isdisjoint(OF_FORCES)
-        want = {"energy"}
-        if "forces" in outputs and (forces or "stress" in wanted):
-            want.add("forces")
+        """Return what to ask the predictor for; what costs nothing more is asked for too."""
+        outputs, many = self.predictor.outputs, self.predictor.members > 1
+        want = {"energy"} | ({"energies"} & outputs)
+        if "stress" in wanted or not wanted.isdisjoint(OF_FORCES):
+            want |= {"forces"} & outputs
         if "stress" in wanted:
             want.add("stress")
-        if self.predictor.members > 1:
+        if many:
             want.add("spread")
-            want.update({"force_spread"}.intersection(PROPERTIES) if forces and wanted != {"forces"} else ())
-        if "energies" in outputs:
-            want.add("energies")
-        if self.predictor.members > 1 and ("forces_members" in outputs or "forces" not in want):
+        costly = self.predictor.kind == "shallow" and "forces" in want  # each member's forces take a pass of their own
+        if many and costly and not wanted.isdisjoint(("forces_std", "sigma_forces")):
+            want.add("force_spread")
+        possible = "forces_members" in outputs or "forces" not in want
+        if many and possible and (not costly or "forces_ensemble" in wanted):
             want.add("members")
         return frozenset(want)
 

@@ -134,8 +134,9 @@ class _Run:
         self.predictor, self.fmax, self.guard, self.head, self.build = predictor, fmax, guard, head, build
         self.cell = cell
         self.want = {"energy", "forces"} | ({"stress"} if cell else set())
-        if guard is not None and {limit.needs for limit in guard.limits}:
-            self.want |= {"spread"}
+        watched = set() if guard is None else {limit.needs for limit in guard.limits}
+        self.want |= {"spread"} if watched else set()
+        self.want |= {"force_spread"} if watched & {"forces_std", "sigma_forces"} else set()
         many, atoms = len(batch), batch.n_atoms
         self.result = RelaxResult(
             batch.replace(positions=positions, cell=np.array(batch.cell), energy=None, forces=None, stress=None,

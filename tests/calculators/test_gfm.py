@@ -20,11 +20,11 @@ from ase.calculators.calculator import (
 )
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 
-from atomsieve.calculators import GFMCalculator
-from atomsieve.models import Ensemble
+from atomsieve.calculators import GFMCalculator, Guard, Stop, relax
+from atomsieve.models import Ensemble, save_gfm
 from atomsieve.predict import Predictor
 from atomsieve.structures import StructureBatch
-from tests.helpers import tiny_gfm
+from tests.helpers import tiny_ensemble, tiny_gfm
 
 ALL = {
     "energy", "free_energy", "energies", "forces", "stress", "in_domain", "energy_std", "energy_ensemble",
@@ -164,6 +164,33 @@ def test_only_what_is_asked_is_computed(make, copper: Atoms, passes: list) -> No
     assert passes[-1] == (True, False), "stress is no longer asked for"
     copper.get_forces(), copper.get_forces()
     assert len(passes) == 5
+
+
+def test_a_shallow_ensemble_gives_forces_of_members_only_when_asked(copper: Atoms, tmp_path: Path, monkeypatch) -> None:
+    plain = tiny_ensemble(4)
+    ensemble = Ensemble(plain.config, plain.heads, plain.seeds, "shallow")
+    folder = save_gfm(tmp_path / "gfm", ensemble, default_head="metal")
+    asked: list[bool] = []
+    forward = Ensemble.forward
+
+    def noted(self, *args, **kwargs):
+        asked.append(kwargs.get("force_members") is not None)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(Ensemble, "forward", noted)
+    copper.calc = GFMCalculator(folder)
+    assert set(copper.calc.implemented_properties) == ALL
+    forces = copper.get_forces()
+    copper.get_potential_energy()
+    assert asked == [False]
+    spread = copper.calc.get_property("forces_std", copper)
+    members = copper.calc.get_property("forces_ensemble", copper)
+    assert asked == [False, True, True] or asked == [False, True]
+    assert np.allclose(members.mean(0), forces) and np.allclose(members.std(0, ddof=1), spread)
+    assert copper.calc.get_property("energy_ensemble", copper).shape == (4,)
+    guard = Guard(copper.calc.predictor, max_force_std=float(spread.max()) / 100, in_domain=False)
+    result = relax(copper.calc.predictor, StructureBatch.from_ase(copper), fmax=1e-9, steps=2, guard=guard)
+    assert result.reason[0] == Stop.GUARD and result.steps[0] == 0
 
 
 def test_atoms_are_never_changed(make, copper: Atoms) -> None:
