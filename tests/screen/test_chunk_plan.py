@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atomsieve.screen.plan import ALIGN, Chunks, chunk_size, pack
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 700))
 def test_chunks_cover_every_position_once(n, size):
     chunks = Chunks(n, size)
@@ -30,6 +31,7 @@ def test_chunk_size_follows_the_input(n, atoms, size):
     assert chunk_size(n, atoms) == size
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60), st.floats(0, 900)), max_size=80), st.integers(1, 90), st.integers(1, 999))
 def test_batches_are_a_partition_within_both_budgets(structures, max_atoms, max_edges):
     counts = np.array([s[0] for s in structures], np.int64)
