@@ -152,7 +152,7 @@ class SkinList:
             wide = build_graph(batch, cutoff + self.skin, device=where, dtype=torch.float64)
         except DataError:  # too dense with the skin, perhaps not without it
             return build_graph(batch, cutoff, device=where, dtype=dtype)
-        held = _hold(batch, cutoff, wide)
+        held = _hold(batch, cutoff, wide, where)
         self._held.appendleft(held)
         return held.graph(batch, dtype)
 
@@ -161,14 +161,14 @@ class SkinList:
         self._held.clear()
 
 
-def _hold(batch: StructureBatch, cutoff: float, wide: Graph) -> _Held:
-    """Keep copies of what a list was made for."""
+def _hold(batch: StructureBatch, cutoff: float, wide: Graph, device: torch.device) -> _Held:
+    """Keep copies of what a list was made for; the device as asked for, as tensors on "cuda" say "cuda:0"."""
     neighbors = wide.neighbors
     shift = neighbors.shift.double()
     home = wide.structure.index_select(0, neighbors.receiver)
     return _Held(
         cutoff,
-        wide.vec.device,
+        device,
         np.array(batch.ptr),
         np.array(batch.numbers),
         np.array(batch.positions, np.float64),

@@ -160,3 +160,19 @@ def test_refusals() -> None:
     same(good, skin)
     with pytest.raises(DataError, match="not finite"):
         skin(broken, CUTOFF)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu:0", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_a_device_goes_by_the_name_it_is_asked_by(device: str) -> None:
+    """Tensors on `cpu:0` say `cpu`, those on `cuda` say `cuda:0`; a list is reused all the same."""
+    skin = SkinList(1.0)
+    batch = StructureBatch.from_ase(structures("crystal"))
+    for _ in range(3):
+        graph = skin(batch, CUTOFF, device=device)
+        assert graph.vec.device.type == torch.device(device).type
+    assert skin.builds == 1
+    skin(batch, CUTOFF, device="cpu")
+    assert skin.builds == 2, "a list is held for one device"
