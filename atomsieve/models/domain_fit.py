@@ -102,12 +102,14 @@ def encode(encoder: Ensemble, batch: StructureBatch, graph: Graph) -> NDArray[np
     return found
 
 
-def _batches(rows: NDArray[np.int64], fetch: Fetch, cutoff: float, size: int = 100) -> Iterator[tuple]:
+def _batches(
+    rows: NDArray[np.int64], fetch: Fetch, cutoff: float, max_neighbors: int | None = None, size: int = 100
+) -> Iterator[tuple]:
     """Yield batches of structures with atoms, and their graphs."""
     for start in range(0, len(rows), size):
         batch = fetch(rows[start : start + size])
         if batch.n_atoms:
-            yield batch, build_graph(batch, cutoff)
+            yield batch, build_graph(batch, cutoff, max_neighbors=max_neighbors)
 
 
 def fit_head(
@@ -132,7 +134,7 @@ def fit_head(
     rows = rng.permutation(rows)[:MOST_PAIRED]
     trained_on_held = held is None or len(held) < FEWEST_HELD
     if held is None or trained_on_held:
-        few, held = _hold_back(rows[: MOST_FITTED + MOST_FITTED // 10], fetch)
+        few, held = _hold_back(rows[: MOST_FITTED + MOST_FITTED // 10], fetch, rng)
         rows = np.concatenate([few, rows[MOST_FITTED + MOST_FITTED // 10 :]])
     seen, elements = _seen(rows, fetch, cutoff)
     numbers, features, _, used = _features(encoder, rows[:MOST_FITTED], fetch)
@@ -210,17 +212,28 @@ def _with_pair_rules(domain: HeadDomain, held: NDArray[np.int64], fetch: Fetch, 
     return replace(domain, closer=float(np.clip(part - 1e-6, LEAST_CLOSER, CLOSER)))
 
 
-def _hold_back(rows: NDArray[np.int64], fetch: Fetch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide shuffled rows into nine tenths and one tenth, by composition where there are at least ten."""
+def _hold_back(
+    rows: NDArray[np.int64], fetch: Fetch, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide rows into nine tenths and at most one tenth, by composition where there are at least ten.
+
+    A composition that by itself is more than a tenth is divided by structure.
+    """
     batch = fetch(rows)
     content = np.zeros((len(rows), 256), np.int64)
     np.add.at(content, (batch.structure_of_atom, batch.numbers), 1)
     content //= np.maximum(np.gcd.reduce(content, axis=1), 1)[:, None]
-    _, group = np.unique(content, axis=0, return_inverse=True)
-    if group.max() < 10:
-        group = np.arange(len(rows))
-    order = np.unique(group, return_index=True)[1].argsort()  # groups as they first occur
-    chosen = np.isin(group, np.unique(group)[order][: max(1, len(order) // 10)])
+    _, group, sizes = np.unique(content, axis=0, return_inverse=True, return_counts=True)
+    most = len(rows) // 10
+    apart = (sizes > most)[group] | (len(sizes) < 10)
+    group = np.where(apart, len(sizes) + np.arange(len(rows)), group)
+    names, sizes = np.unique(group, return_counts=True)
+    taken, room = [], most
+    for k in rng.permutation(len(names)).tolist():
+        if sizes[k] <= room:
+            taken.append(k)
+            room -= sizes[k]
+    chosen = np.isin(group, names[taken])
     return rows[~chosen], rows[chosen]
 
 
@@ -230,7 +243,8 @@ def _features(
     """Return numbers [N], features [N,F] and ptr [S+1] of the first rows that together stay below `MOST_ATOMS`."""
     numbers, features, counts = [np.zeros(0, np.uint8)], [np.zeros((0, encoder.config.hidden), np.float32)], []
     total = 0
-    for batch, graph in _batches(rows, fetch, encoder.config.cutoff):
+    config = encoder.config
+    for batch, graph in _batches(rows, fetch, config.cutoff, config.max_neighbors):
         numbers.append(batch.numbers)
         features.append(encode(encoder, batch, graph))
         counts.append(batch.counts)

@@ -11,7 +11,17 @@ from atomsieve.errors import DataError
 from atomsieve.graphs import build_graph
 from atomsieve.models import load_gfm, record_files
 from atomsieve.models.domain import DOMAIN, POWER, SUMS, domain_bytes, pair_limits, pooled, read_domain, relatives
-from atomsieve.models.domain_fit import encode, find_pairs, fit_head, join_pairs, k_means, usual_contact
+from atomsieve.models.domain_fit import (
+    _features,
+    _hold_back,
+    encode,
+    find_pairs,
+    fit_head,
+    join_pairs,
+    k_means,
+    usual_contact,
+)
+from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
 
 CUTOFF = 5.0
@@ -120,6 +130,41 @@ def test_without_calibration_structures_a_tenth_is_kept(encoder, batch):
     assert found.held + found.fitted == 120
     assert as_dict(found) == as_dict(find_pairs(build_graph(batch, CUTOFF)))  # the pairs of all count in the end
     assert fit_head(encoder, batch.take, np.arange(9)) is None
+
+
+def made_of(formulas):
+    """Return structures of the given atomic numbers, spread out."""
+    numbers = np.concatenate(formulas).astype(np.uint8)
+    ptr = np.concatenate([[0], np.cumsum([len(f) for f in formulas])]).astype(np.int64)
+    n = len(formulas)
+    return StructureBatch(
+        ptr, numbers, np.zeros((len(numbers), 3)), np.zeros((n, 3, 3)), np.zeros((n, 3), bool), np.arange(n)
+    )
+
+
+def test_a_tenth_at_most_is_kept_where_most_are_of_one_composition():
+    batch = made_of([[29, 29]] * 270 + [[29, 29, k] for k in range(30, 60)])
+    rows = np.random.default_rng(1).permutation(300)
+    fitted, held = _hold_back(rows, batch.take, np.random.default_rng(0))
+    assert sorted([*fitted, *held]) == list(range(300))
+    assert len(held) == 30
+    assert 10 < (held < 270).sum() < 30  # the composition of many is in both parts
+
+
+def test_compositions_are_kept_whole():
+    batch = made_of([[29] * (k % 20 + 1) + [8] for k in range(400)] + [[29, 29, 8, 8]] * 20)
+    fitted, held = _hold_back(np.arange(420), batch.take, np.random.default_rng(0))
+    assert 20 <= len(held) <= 42
+    formula = np.where(np.arange(420) < 400, np.arange(420) % 20, 0)  # Cu2O2 is CuO
+    assert not set(formula[fitted]) & set(formula[held])
+
+
+def test_features_are_of_the_graph_that_was_trained_on(batch):
+    encoder = tiny_ensemble(1, max_neighbors=5).eval()
+    found = _features(encoder, np.arange(6), batch.take)[1]
+    few = batch.slice(0, 6)
+    assert np.array_equal(found, encode(encoder, few, build_graph(few, CUTOFF, max_neighbors=5)))
+    assert not np.allclose(found, encode(encoder, few, build_graph(few, CUTOFF)))
 
 
 def test_the_fit_is_deterministic(domain, encoder, batch):
