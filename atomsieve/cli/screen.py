@@ -154,7 +154,9 @@ def top(
     order = "largest" if descending else "smallest"
     note = "" if opened.complete else " (the run is not complete)"
     title = f"{len(rows)} rows with the {order} {by}{note}"
-    _wide(console()).print(top_table(rows, opened.labels, opened.formulas(rows), title))
+    _wide(console()).print(top_table(rows, opened.labels, opened.formulas(rows), title, by))
+    if where is not None and len(rows) < k and (without := opened.without_result(where)):
+        console().print(f"{without:,} more rows fulfil --where but have no result; `screen export` writes them too")
 
 
 @app.command("pick")
@@ -190,10 +192,11 @@ def pick(
 ) -> None:  # fmt: skip
     """Pick uncertain and different structures to label next, and write them for a first-principles code."""
     from atomsieve.screen.pick import pick as choose
-    from atomsieve.screen.pick import write_picked
+    from atomsieve.screen.pick import targets, write_picked
     from atomsieve.screen.query import Results
 
     opened = Results(results)
+    targets(out, overwrite)
     picked = choose(
         opened, n, by=by, where=where, per_formula=per_formula, head=head, candidates=candidates, ensemble=ensemble
     )

@@ -50,8 +50,7 @@ def export(
     kind = path.suffix.lstrip(".").lower()
     if kind not in WRITERS:
         raise unknown("format", kind, WRITERS)
-    if path.exists() and not overwrite:
-        raise AtomSieveError(f"{path} is already there; choose another name or give --overwrite")
+    check_target(path, overwrite)
     if not results.complete:
         raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
     if top is not None:
@@ -67,6 +66,14 @@ def export(
     finally:
         draft.unlink(missing_ok=True)
     return n
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse a file that is there already, unless asked to replace it, and one in a folder that is not."""
+    if path.exists() and not overwrite:
+        raise AtomSieveError(f"{path} is already there; choose another name or give --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise AtomSieveError(f"there is no folder {path.parent} to write {path.name} to; make it first")
 
 
 def _chosen(results: Results, where: str | None) -> Iterator[NDArray[Any]]:
@@ -171,7 +178,8 @@ def _write_extxyz(results: Results, path: Path, chosen: Rows) -> int:
                 for name in COLUMNS:
                     if name not in ("energy", "natoms"):
                         coded = name in ("head", "status", "outside")
-                        atoms.info[name] = results.labels.text(name, row[name]) if coded else row[name].item()
+                        # A key without a value would swallow the next one when the file is read.
+                        atoms.info[name] = results.labels.text(name, row[name]) or "none" if coded else row[name].item()
             write_extxyz(file, images)
             n += len(rows)
     return n

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.screen.columns import ROW
+from atomsieve.screen.export import check_target
 from atomsieve.screen.query import Results
 from atomsieve.screen.runner import OK
 from atomsieve.screen.table import formula, pieces
@@ -257,13 +258,7 @@ def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite
     """
     from ase.io.extxyz import write_extxyz
 
-    path = Path(out)
-    if path.suffix.lower() not in (".extxyz", ".xyz"):
-        raise unknown("format", path.suffix.lstrip("."), ("extxyz", "xyz"))
-    table = path.with_suffix(".csv")
-    for target in (path, table):
-        if target.exists() and not overwrite:
-            raise AtomSieveError(f"{target} is already there; choose another name or give --overwrite")
+    path, table = targets(out, overwrite)
     lines = list(_lines(picked, results))
     images = picked.structures.to_ase()
     for atoms, line in zip(images, lines, strict=True):
@@ -283,6 +278,16 @@ def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite
         for draft in drafts:
             draft.unlink(missing_ok=True)
     return path, table
+
+
+def targets(out: str | Path, overwrite: bool) -> tuple[Path, Path]:
+    """Return the files that picking writes, after checking that it may."""
+    path = Path(out)
+    if path.suffix.lower() not in (".extxyz", ".xyz"):
+        raise unknown("format", path.suffix.lstrip("."), ("extxyz", "xyz"))
+    for target in (path, path.with_suffix(".csv")):
+        check_target(target, overwrite)
+    return path, path.with_suffix(".csv")
 
 
 def _lines(picked: Picked, results: Results) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from atomsieve.screen.columns import ROW, describe, rankable
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.store import HEADER, Folder, part_of
 from atomsieve.screen.table import Labels, formulas
-from atomsieve.screen.topk import TopK, Where, row_filter
+from atomsieve.screen.topk import OK, TopK, Where, row_filter
 from atomsieve.structures import open_structures
 from atomsieve.structures.lock import holder
 
@@ -122,6 +122,12 @@ class Results:
         for rows in self.iter_rows():
             best.add(np.asarray(rows))
         return best.rows()
+
+    def without_result(self, where: str) -> int:
+        """Return how many rows fulfil `where` and have no result, so that none of them can be among the best."""
+        keep = self.filter(where)
+        assert keep is not None
+        return sum(int((keep(np.asarray(rows)) & (rows["status"] != OK)).sum()) for rows in self.iter_rows())
 
     def formulas(self, rows: NDArray[Any]) -> dict[int, str]:
         """Return the formula of each structure of `rows` by position; empty if the input is no longer there."""

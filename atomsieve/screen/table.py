@@ -98,8 +98,13 @@ def csv_of_top(rows: NDArray[Any], labels: Labels, names: Mapping[int, str]) -> 
     return text.getvalue()
 
 
-def top_table(rows: NDArray[Any], labels: Labels, names: Mapping[int, str] | None = None, title: str = "") -> Table:
-    """Return the rows as a terminal table, best first, without columns that say nothing here; `names` are formulas."""
+def top_table(
+    rows: NDArray[Any], labels: Labels, names: Mapping[int, str] | None = None, title: str = "", by: str = ""
+) -> Table:
+    """Return the rows as a terminal table, best first, without columns that say nothing here.
+
+    names : formulas by position. by : the column that was ranked by, shown in any case.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -117,7 +122,7 @@ def top_table(rows: NDArray[Any], labels: Labels, names: Mapping[int, str] | Non
         "outside": bool(rows["outside"].any()),
         "in_domain": True,
     }
-    columns = [name for name, wanted in shown.items() if wanted]
+    columns = [name for name in COLUMNS if shown.get(name) or name == by]
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     out.add_column("rank", justify="right")
     if names:
@@ -125,7 +130,7 @@ def top_table(rows: NDArray[Any], labels: Labels, names: Mapping[int, str] | Non
     for name in columns:
         title = name.replace("_", "_\n")
         unit = COLUMNS[name].unit.replace("Angstrom", "Å")
-        out.add_column(f"{title}\n{unit}", justify="right", overflow="fold")
+        out.add_column(f"{title}\n{unit}", justify="right", overflow="fold", no_wrap=name == "outside")
     for rank, row in enumerate(rows, start=1):
         formula = [names.get(int(row["position"]), "")] if names else []
         out.add_row(str(rank), *formula, *(_cell(name, row[name], labels) for name in columns))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.errors import UsageError, unknown
 from atomsieve.screen.columns import COLUMNS, ROW, reasons_text
 
 OK = 0
@@ -31,6 +32,11 @@ def row_filter(
     compiled = compile_where(text, [*COLUMNS, *bits])
     status_names = np.array([statuses.get(code, str(code)) for code in range(256)])
     names = {"head": np.array(heads), "status": status_names}
+    for name, allowed in (("head", heads), ("status", list(statuses.values()))):
+        for value in sorted(compiled.texts(name) - set(allowed)):
+            raise unknown(f"{name} in the row filter", value, allowed)
+    for value in sorted(compiled.texts("outside")):
+        _check_reasons(value, reasons or {})
 
     def values(name: str, rows: NDArray[Any]) -> NDArray[Any]:
         if name in bits:
@@ -45,6 +51,18 @@ def row_filter(
         return compiled({n: values(n, rows) for n in needed})
 
     return where
+
+
+def _check_reasons(value: str, reasons: Mapping[int, str]) -> None:
+    """Refuse a text that `outside` never is: unknown names, or names in another order than theirs."""
+    order = [name for _, name in sorted(reasons.items())]
+    given = value.split("+") if value else []
+    for name in given:
+        if name not in order:
+            raise unknown("reason in the row filter", name, order)
+    proper = "+".join(name for name in order if name in given)
+    if proper != value:
+        raise UsageError(f"outside is never {value!r} in the row filter; write {proper!r}, or the flags in lower case")
 
 
 class TopK:

@@ -94,6 +94,17 @@ class Where:
         length = len(next(iter(rows.values()))) if rows else _any_length(columns)
         return np.broadcast_to(mask, (length,)).copy()
 
+    def texts(self, name: str) -> set[str]:
+        """Return the texts that a column is compared with, so that names that do not exist can be refused."""
+        found: set[str] = set()
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+                if any(isinstance(side, ast.Name) and side.id == name for side in sides):
+                    inside = (leaf for side in sides for leaf in ast.walk(side))
+                    found |= {n.value for n in inside if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        return found
+
 
 def compile_where(text: str, columns: Iterable[str]) -> Where:
     """Check a row filter against the columns that exist and return it ready to evaluate.

@@ -166,6 +166,8 @@ def test_the_best_structures_come_best_first(full, tmp_path):
     for atoms, row in zip(images, best, strict=True):
         assert atoms.get_potential_energy() == pytest.approx(row["energy"], rel=1e-12)
         assert np.linalg.norm(atoms.get_forces(), axis=1).max() == pytest.approx(row["max_force"], rel=1e-5)
+        assert atoms.info["head"] == results.labels.heads[row["head"]]
+        assert atoms.info["outside"] == (results.labels.text("outside", row["outside"]) or "none")
         own = batch.slice(int(row["position"]), int(row["position"]) + 1)
         np.testing.assert_allclose(atoms.positions, own.positions, atol=1e-7)
 
@@ -178,6 +180,8 @@ def test_exports_are_refused_with_a_reason(full, tmp_path):
     export(results, tmp_path / "x.csv")
     with pytest.raises(AtomSieveError, match="already there"):
         export(results, tmp_path / "x.csv")
+    with pytest.raises(AtomSieveError, match="there is no folder .*nowhere to write x.csv"):
+        export(results, tmp_path / "nowhere" / "x.csv")
     export(results, tmp_path / "x.csv", overwrite=True)
     write_structures(tmp_path / "candidates.bp", batch.take([1, 2, 3]), [], overwrite=True)
     with pytest.raises(DataError, match="no longer what was screened"):

@@ -73,6 +73,21 @@ def test_a_filter_by_reason(rows):
     assert np.array_equal(none(rows), rows["outside"] == 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("outside == 'FOO'", "unknown reason in the row filter 'FOO'"),
+        ("outside == 'SHORT_CONTACT+UNSEEN_PAIR'", r"write 'UNSEEN_PAIR\+SHORT_CONTACT'"),
+        ("outside in ['UNSEEN_PAIR', 'unseen_element']", "did you mean|allowed"),
+        ("head == 'pbee'", "did you mean 'pbe'"),
+        ("status != 'ok'", "unknown status in the row filter 'ok'"),
+    ],
+)
+def test_names_that_can_never_be_there_are_refused(text, said):
+    with pytest.raises(UsageError, match=said):
+        row_filter(text, ["pbe"], STATUSES, REASONS)
+
+
 def test_no_rows_asked_for(rows):
     best = TopK(0, "energy")
     best.add(rows)
