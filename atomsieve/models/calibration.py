@@ -71,7 +71,8 @@ class PropertyCalibration(_Strict):
     n : errors that it was fitted on; structures : that they come from.
     scale : sigma = scale x spread. floor : smaller spreads count as this one: they are rounding, as where symmetry
         makes a force zero. isotonic : in place of the scale, or None where n is too small.
-    conformal : quantiles over all structures; groups : over those of a group (`atomsieve.models.groups`).
+    groups : quantiles by group (`atomsieve.models.groups`), each over the structures of no finer group among them.
+    conformal : quantiles for structures of none of the groups.
     size_edges : structures with at least so many atoms are of the second, of the third class of size.
     coverage : share of errors within the 90 % interval: of the raw spread and of the scale taken as a Gaussian's, and
         of the conformal one, each structure judged by what was fitted on others.
@@ -93,7 +94,7 @@ class PropertyCalibration(_Strict):
         return raised * self.scale if self.isotonic is None else self.isotonic(raised)
 
     def quantile(self, level: float, group: str | None = None) -> float:
-        """Return half the width of an interval in units of sigma: of the group if it has one, else of all.
+        """Return half the width of an interval in units of sigma: of a group, or of structures of no group.
 
         Inf if the level needs more structures than there were; the Gaussian value where no quantiles were fitted.
         """

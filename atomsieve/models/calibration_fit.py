@@ -9,9 +9,10 @@ conformal : the ceil((n + 1) level)-th smallest of n scores |e| / sigma bounds t
     Learning in a Random World, 2005; J. Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018; Y. Romano, E. Patterson and
     E. Candes, NeurIPS 2019). Scores are cross-fitted (V. Vovk, Ann. Math. Artif. Intell. 74, 9, 2015): the map that
     gives the sigma of a structure is fitted to the other folds, so no structure counts twice.
-groups : the same within groups of structures (Mondrian conformal prediction, Vovk et al. 2005, section 4.5), so that
-    the probability holds in each of them. A structure's group is the finest that holds enough: elements and size,
-    elements, size, or all.
+groups : the same within groups of structures (Mondrian conformal prediction, Vovk et al. 2005, section 4.5). The
+    groups part the structures: elements and size where a group holds enough, of those left over elements, then size,
+    then all that are left. Each quantile is fitted on exactly the structures that it applies to, so that the
+    probability holds in each group. Only the last ones may be few: see `_left_over`.
 
 Nothing depends on the order of the structures: folds are dealt out by rank.
 """
@@ -33,7 +34,7 @@ from atomsieve.models.calibration import (
     Quantiles,
     Residuals,
 )
-from atomsieve.models.groups import applicable, candidates, size_edges
+from atomsieve.models.groups import candidates, size_edges
 
 FEWEST = 10
 """Structures below which a property of a head stays uncalibrated."""
@@ -125,14 +126,18 @@ class _Sample:
 def calibrate_property(
     error: NDArray[np.float64], spread: NDArray[np.float64], structure: NDArray[np.int64], residuals: Residuals
 ) -> PropertyCalibration | None:
-    """Fit one property; None with fewer than FEWEST structures, or where all errors or all spreads are zero.
+    """Fit one property; None with fewer than FEWEST structures, or where all spreads or all errors are zero.
+
+    Errors that are zero outside of a single fold count as zero: they leave the others no scale.
 
     error, spread, structure : [M]; what is not finite is left out.
     """
     sample = _Sample(error, spread, structure, residuals)
-    if sample.structures < FEWEST or not sample.floor > 0 or not np.abs(sample.error).max() > 0:
+    if sample.structures < FEWEST or not sample.floor > 0:
         return None
     fold = sample.folds()
+    if not all(0 < fit_scale(sample.error[fold != k], sample.spread[fold != k]) < math.inf for k in range(FOLDS)):
+        return None
     scores = np.empty(len(sample.error))
     for k in range(FOLDS):
         own = fold == k
@@ -142,14 +147,13 @@ def calibrate_property(
     edges = size_edges(sample.natoms)
     names = candidates(sample.elements, sample.natoms, edges)
     everything = np.ones(len(scores), bool)
-    large = [str(n) for n in np.unique(names) if (names == n).any(1).sum() >= FEWEST_GROUP]
-    known = _groups(scores, everything, sample, names, large)
+    category = _categories(names)[sample.structure]
     return _map(sample, everything).model_copy(
         update={
-            "conformal": quantiles(scores),
+            "conformal": _left_over(scores, sample.structure, category),
             "size_edges": edges,
-            "groups": known,
-            "coverage": _coverage(sample, scores, fold, names, large),
+            "groups": _groups(scores, category),
+            "coverage": _coverage(sample, scores, fold, category),
         }
     )
 
@@ -166,27 +170,49 @@ def _map(sample: _Sample, use: NDArray[np.bool_]) -> PropertyCalibration:
     )
 
 
-def _groups(
-    scores: NDArray[np.float64],
-    use: NDArray[np.bool_],
-    sample: _Sample,
-    names: NDArray[np.str_],
-    large: list[str],
-) -> dict[str, Group]:
-    """Return the quantiles of the groups named in `large`, from the scores `use` [M]."""
-    out = {}
-    for name in large:
-        own = scores[use & (names == name).any(1)[sample.structure]]
-        out[name] = Group(n=len(own), conformal=quantiles(own))
+def _categories(names: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Return the name [S] of the one group that applies to each structure, "" where that is all structures.
+
+    A group is used if at least FEWEST_GROUP structures are in it that are in no finer group that is used.
+
+    names : [S,3], `candidates`.
+    """
+    out = np.zeros(len(names), names.dtype)
+    for column in names.T:
+        free = out == ""
+        found, number = np.unique(column[free], return_counts=True)
+        own = free & np.isin(column, found[number >= FEWEST_GROUP])
+        out[own] = column[own]
     return out
 
 
+def _groups(scores: NDArray[np.float64], category: NDArray[np.str_]) -> dict[str, Group]:
+    """Return the quantiles of each group, from the scores [M] of its category [M]."""
+    out = {}
+    for name in np.unique(category[category != ""]):
+        own = scores[category == name]
+        out[str(name)] = Group(n=len(own), conformal=quantiles(own))
+    return out
+
+
+def _left_over(
+    scores: NDArray[np.float64], structure: NDArray[np.int64], category: NDArray[np.str_]
+) -> Quantiles:
+    """Return the quantiles for structures of no group, whose category [M] is "".
+
+    They are those of their own scores [M]. Where these come from fewer than FEWEST_GROUP structures [M], the quantiles
+    of all scores are the least that is taken; a level that needs more scores than there are takes the largest one.
+    """
+    own = scores[category == ""]
+    found = quantiles(own)
+    if len(np.unique(structure[category == ""])) >= FEWEST_GROUP:
+        return found
+    largest = float(own.max(initial=0.0))
+    return {level: max(value, found.get(level, largest)) for level, value in quantiles(scores).items()}
+
+
 def _coverage(
-    sample: _Sample,
-    scores: NDArray[np.float64],
-    fold: NDArray[np.int64],
-    names: NDArray[np.str_],
-    large: list[str],
+    sample: _Sample, scores: NDArray[np.float64], fold: NDArray[np.int64], category: NDArray[np.str_]
 ) -> dict[str, float]:
     """Return the shares of errors within 90 % intervals: raw, by the scale, and conformal, fold by fold."""
     error, spread = np.abs(sample.error), sample.spread
@@ -197,16 +223,11 @@ def _coverage(
         if not own.any():
             continue
         within["scale"][own] = error[own] <= GAUSSIAN[0.9] * fit_scale(error[rest], spread[rest]) * spread[own]
-        known = _groups(scores, rest, sample, names, large)
-        mine = sample.structure[own]
-        structures, back = np.unique(mine, return_inverse=True)
-        column = applicable(names[structures], known)
-        marginal = quantiles(scores[rest]).get("0.9", math.inf)
-        limit = [
-            known[names[s, c]].conformal.get("0.9", math.inf) if c < names.shape[1] else marginal
-            for s, c in zip(structures, column, strict=True)
-        ]
-        within["conformal"][own] = scores[own] <= np.array(limit)[back]
+        known = {name: group.conformal for name, group in _groups(scores[rest], category[rest]).items()}
+        known[""] = _left_over(scores[rest], sample.structure[rest], category[rest])
+        mine, back = np.unique(category[own], return_inverse=True)
+        limit = np.array([known[str(name)].get("0.9", math.inf) for name in mine])
+        within["conformal"][own] = scores[own] <= limit[back]
     return {name: float(hit.mean()) for name, hit in within.items()}
 
 

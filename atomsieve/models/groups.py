@@ -43,9 +43,17 @@ def _has(batch: StructureBatch, elements: Collection[int], *, every: bool = Fals
 
 
 def size_edges(natoms: NDArray[np.int64]) -> list[int]:
-    """Return the tertiles of the numbers of atoms [S]: where the second and the third class of size begin."""
-    ordered = np.sort(natoms)
-    return [int(ordered[len(ordered) // 3]), int(ordered[2 * len(ordered) // 3])] if len(ordered) else []
+    """Return where the second and the third class of size begin: the tertiles of the numbers of atoms [S].
+
+    Structures of one size are in one class; the edges are the sizes that divide the structures nearest to thirds.
+    """
+    if not len(natoms):
+        return []
+    sizes, number = np.unique(natoms, return_counts=True)
+    below = np.cumsum(number) - number  # structures smaller than each size
+    if len(sizes) > 1:
+        sizes, below = sizes[1:], below[1:]
+    return [int(sizes[np.abs(below - part * len(natoms) // 3).argmin()]) for part in (1, 2)]
 
 
 def candidates(elements: NDArray[np.int64], natoms: NDArray[np.int64], edges: Sequence[int]) -> NDArray[np.str_]:

@@ -14,7 +14,7 @@ class HeadUncertainty:
     """Turns the spread of one head into standard errors and intervals; NaN where the head is not calibrated.
 
     The interval of a structure has the half width sigma x quantile, with the quantile of the finest group that the
-    structure is in and that was calibrated: elements and size, elements, size, or all structures.
+    structure is in and that was calibrated: elements and size, elements, size, or what is left.
 
     Attributes
     ----------

@@ -98,7 +98,7 @@ def test_groups_whose_errors_differ_are_covered_each():
     rng = np.random.default_rng(3)
     train, test = (sample(n, s, elements=rng.integers(0, 2, n)) for n, s in ((3000, 1), (20_000, 2)))
     fit = energies(train)
-    assert {"oxide", "metallic", "oxide/small", "small"} <= set(fit.groups)
+    assert set(fit.groups) == {f"{e}/{n}" for e in ("oxide", "metallic") for n in ("small", "medium", "large")}
     alone = fit.model_copy(update={"groups": {}})
     for group in (0, 1):
         own = test.elements == group
@@ -106,16 +106,62 @@ def test_groups_whose_errors_differ_are_covered_each():
         assert abs(coverage(alone, test, chosen=own) - 0.9) > 0.05
 
 
+def two_sizes(kind: str, n: int, seed: int) -> Residuals:
+    """Oxides of 5 atoms and others of 50, whose errors are three times as large; metals besides, as `kind` says."""
+    rng = np.random.default_rng(seed)
+    share = {"oxides": [0.85, 0.15, 0, 0], "few": [0.55, 0.05, 0, 0.4], "rest": [0.5, 0.06, 0.2, 0.24],
+             "many": [0.3, 0.2, 0.3, 0.2]}[kind]  # fmt: skip
+    which = rng.choice(4, n, p=share)
+    large = which % 2 == 1
+    return Residuals(
+        energy_error=rng.normal(size=n) * np.where(large, 3.0, 1.0) * np.where(which == 3, 0.2, 1.0),
+        energy_spread=rng.uniform(0.9, 1.1, n), natoms=np.where(large, 50, 5), elements=(which < 2).astype(np.int64),
+        force_error=np.zeros((0, 3)), force_spread=np.zeros(0), structure=np.zeros(0, np.int64),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["oxides", "few", "rest", "many"])
+def test_every_category_is_covered_by_itself_on_fresh_structures(kind):
+    """A category is what takes one quantile; those of no finer group are not covered by what that group gave."""
+    fresh, shares = two_sizes(kind, 20_000, 99), {}
+    for seed in range(8):
+        fit = energies(two_sizes(kind, 1000, seed))
+        names = candidates(fresh.elements, fresh.natoms, fit.size_edges)
+        column = applicable(names, fit.groups)
+        category = np.array(["" if c == 3 else str(row[c]) for row, c in zip(names, column, strict=True)])
+        for name in np.unique(category):
+            shares.setdefault(name, []).append(coverage(fit, fresh, chosen=category == name))
+        shares.setdefault("large oxides", []).append(
+            coverage(fit, fresh, chosen=(fresh.elements == 1) & (fresh.natoms == 50))
+        )
+    assert {name for name, found in shares.items() if np.mean(found) < 0.88} == set()
+
+
 def test_a_group_needs_enough_structures_and_the_finest_that_has_them_applies():
     elements = np.zeros(600, np.int64)
     elements[: FEWEST_GROUP - 1] = 1
     fit = energies(sample(600, elements=elements))
-    assert "metallic" in fit.groups
-    assert not {"oxide", "oxide/small"} & set(fit.groups)
+    assert set(fit.groups) == {"metallic/small", "metallic/medium", "metallic/large"}
     names = candidates(np.array([0, 1]), np.array([2, 2]), fit.size_edges)
     assert names[0].tolist() == ["metallic/small", "metallic", "small"]
-    assert applicable(names, fit.groups).tolist() == [0, 2]
+    assert applicable(names, fit.groups).tolist() == [0, 3]
+    assert applicable(names, ["metallic", "small"]).tolist() == [1, 2]
     assert applicable(names, []).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("left", [0, 5, 60])
+def test_the_few_that_are_left_take_the_larger_quantile(left):
+    elements = np.zeros(1000, np.int64)
+    elements[:left] = 1
+    one, other = (sample(1000, elements=e) for e in (elements, np.zeros(1000, np.int64)))
+    fit, alike = energies(one), energies(other)
+    assert sum(group.n for group in fit.groups.values()) == 1000 - left
+    if left == 0:
+        assert fit == alike  # as of all structures
+    else:
+        assert fit.quantile(0.9) > 1.5 * alike.quantile(0.9)
+    narrow = Residuals(**{**vars(one), "energy_error": np.where(elements == 1, 0.0, one.energy_error)})
+    assert energies(narrow).quantile(0.9) > 0.9 * alike.quantile(0.9)
 
 
 def test_structures_fall_into_the_documented_groups():
@@ -134,6 +180,10 @@ def test_tertiles_of_size_hold_a_third_each():
     natoms = np.random.default_rng(0).permutation(np.arange(1, 301))
     classes = np.searchsorted(size_edges(natoms), natoms, side="right")
     assert np.bincount(classes).tolist() == [100, 100, 100]
+    for mostly in (5, 50):  # one size that most have is a class of its own
+        natoms = np.array([5, 50] * 10 + [mostly] * 80)
+        assert len(np.unique(np.searchsorted(size_edges(natoms), natoms, side="right"))) == 2
+    assert size_edges(np.full(7, 3)) == [3, 3] and size_edges(np.zeros(0, np.int64)) == []
 
 
 def test_quantiles_are_those_of_the_finite_sample():
@@ -176,6 +226,13 @@ def test_few_or_unusable_structures_stay_uncalibrated():
     still = sample(FEWEST)
     still.energy_spread[:] = 0.0
     assert calibrate_head(still).energy_per_atom is None
+    for right in (20, 19):  # without its own fold a single error leaves no scale
+        exact = sample(20)
+        exact.energy_error[:right] = 0.0
+        assert calibrate_head(exact).energy_per_atom is None
+    exact = sample(200)
+    exact.energy_error[30:] = 0.0
+    assert calibrate_head(exact).calibrated == {"energy"}
 
 
 def test_spreads_that_are_rounding_do_not_spoil_the_scale():
