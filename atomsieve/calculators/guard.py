@@ -54,8 +54,9 @@ class Guard:
     max_energy_std : eV per atom; max_force_std : eV/Angstrom, on any atom (root mean square of the three components).
     in_domain : pass the limit, too, when the structure is unlike what the head was trained on.
     action : warn, stop, write, or several of them. write : appends the frame to `file`, as extxyz with the reasons.
-    every : between two frames written there are at least so many checks.
-    head : for a `Predictor`, if not its own.
+    every : a check that writes frames is followed by a check that writes some no sooner than so many checks later;
+        a structure that is stopped is always written.
+    head : for a `Predictor`, if not its own. For atoms it is the head of their calculator, also after a change of it.
 
     Attributes
     ----------
@@ -113,7 +114,6 @@ class Guard:
             predictor, head = source.predictor, source.head
         else:
             predictor, head = source, source.head if head is None else head
-        self.head = head
         found = predictor.describe()["calibrated"]
         if head not in found:
             raise unknown("head", str(head), found)
@@ -128,6 +128,7 @@ class Guard:
                 )
             if kind == "forces" and "forces" not in predictor.outputs:
                 raise UsageError(f"{limit.name} cannot be limited: backend {predictor.backend} gives no forces")
+        self.head = head
 
     # -- judging ---------------------------------------------------------------------------------------------------
 
@@ -136,12 +137,21 @@ class Guard:
         """Properties that are looked at."""
         return {limit.needs for limit in self.limits} | ({"in_domain"} if self.in_domain else set())
 
-    def judge(self, values: dict[str, Any], ptr: NDArray[np.int64], outside: NDArray[np.uint8]) -> list[list[str]]:
+    def judge(
+        self,
+        values: dict[str, Any],
+        ptr: NDArray[np.int64],
+        outside: NDArray[np.uint8],
+        good: NDArray[np.bool_] | bool = True,
+    ) -> list[list[str]]:
         """Return for each structure the reasons against it, none if it is within the limits.
 
-        values : by name of property, [S], or [N] or [N,3] for those of atoms. ptr : [S+1]. outside : [S].
+        What is not a number is not within a limit. Structures that are not `good` have no result and get no reasons.
+
+        values : by name of property, [S], or [N] or [N,3] for those of atoms. ptr : [S+1]. outside, good : [S].
         """
         counts = np.diff(ptr)
+        filled = counts > 0
         reasons: list[list[str]] = [[] for _ in counts]
         for limit in self.limits:
             array = np.asarray(values[limit.needs], np.float64)
@@ -149,11 +159,13 @@ class Guard:
                 measured = array / np.maximum(counts, 1)
             else:
                 per_atom = np.sqrt((array**2).mean(1)) if array.ndim == 2 else array
-                measured = np.maximum.reduceat(per_atom, ptr[:-1])
-            for s in np.flatnonzero(measured > limit.limit):
-                reasons[s].append(f"{limit.name} {measured[s]:.3g} above {limit.limit:g} {limit.unit}")
+                measured = np.zeros(len(counts))
+                measured[filled] = np.maximum.reduceat(per_atom, ptr[:-1][filled])
+            for s in np.flatnonzero(~(measured <= limit.limit) & good):
+                compared = "is not a number, limit" if np.isnan(measured[s]) else f"{measured[s]:.3g} above"
+                reasons[s].append(f"{limit.name} {compared} {limit.limit:g} {limit.unit}")
         if self.in_domain:
-            for s in np.flatnonzero(outside):
+            for s in np.flatnonzero((outside > 0) & good):
                 flags = Outside(int(outside[s]))
                 names = [str(flag.name).lower().replace("_", " ") for flag in Outside if flag in flags]
                 reasons[s].append(f"outside of the domain: {', '.join(names)}")
@@ -166,7 +178,9 @@ class Guard:
         said = f"{where}: {'; '.join(reasons)}"
         if "warn" in self.actions:
             warnings.warn(said, GuardWarning, stacklevel=3)
-        if "write" in self.actions and self.checks - self._last_written >= self.every:
+        last = self._last_written
+        due = "stop" in self.actions or self.checks == last or self.checks - last >= self.every
+        if "write" in self.actions and due:
             self._write(frame(), reasons)
             self._last_written = self.checks
         return "stop" in self.actions
@@ -189,10 +203,14 @@ class Guard:
         ------
         GuardStop
             if a limit is passed and the action is stop.
+        UsageError
+            if the calculator was changed to a head that does not give what is limited.
         """
         if self.atoms is None:
             raise UsageError("this guard was made for a Predictor; make one for the atoms: Guard(atoms, ...)")
         atoms, calc = self.atoms, self.atoms.calc
+        if getattr(calc, "head", None) != self.head:
+            self._check_calibrated(calc, None)
         self.checks += 1
         calc.get_property("energy" if not self._forces() else "forces", atoms)
         values = {limit.needs: calc.get_property(limit.needs, atoms) for limit in self.limits}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +172,40 @@ def test_construction_errors(make, calibrated: Predictor, predictor: Predictor, 
         Guard(single, max_force_std=1.0)
     with pytest.raises(UsageError, match="made for a Predictor"):
         Guard(predictor)()
+
+
+def limit_of(calibrated: Predictor, **limits: float) -> Guard:
+    return Guard(calibrated, in_domain=False, **limits)
+
+
+def test_what_is_not_a_number_is_not_within_a_limit(calibrated: Predictor) -> None:
+    guard = limit_of(calibrated, max_sigma_force=1.0, max_energy_std=1.0)
+    ptr, outside = np.array([0, 2, 3, 4]), np.zeros(3, np.uint8)
+    values = {"sigma_forces": np.array([0.5, np.nan, 0.5, np.nan]), "energy_std": np.array([0.1, np.nan, np.nan])}
+    found = guard.judge(values, ptr, outside, np.array([True, True, False]))
+    assert found == [["sigma_force is not a number, limit 1 eV/A"], ["energy_std per atom is not a number, limit 1 eV"],
+                     []]  # fmt: skip
+
+
+def test_structures_without_atoms_are_judged_apart(calibrated: Predictor) -> None:
+    """Empty ones at the start, in the middle and at the end leave the maxima of their neighbours alone."""
+    guard = limit_of(calibrated, max_sigma_force=1.0)
+    for counts in ([0, 2, 0, 0, 1, 3, 0], [2, 1], [0], []):
+        ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        sigma = np.random.default_rng(3).uniform(0, 2, ptr[-1])
+        found = guard.judge({"sigma_forces": sigma}, ptr, np.zeros(len(counts), np.uint8))
+        assert [bool(r) for r in found] == [bool((sigma[a:b] > 1).any()) for a, b in pairwise(ptr)]
+
+
+def test_another_head_of_the_calculator_is_noticed(calibrated: Predictor, tmp_path: Path) -> None:
+    atoms = Atoms("O2", [[0, 0, 0], [0, 0, 1.3]])  # an element of both heads
+    atoms.calc = GFMCalculator(calibrated)
+    raw = Guard(atoms, max_force_std=1e-9, in_domain=False, action="write", file=tmp_path / "f.extxyz")
+    sigma = Guard(atoms, max_sigma_force=1e3, in_domain=False)
+    raw(), sigma()
+    atoms.calc.set(head="organic")
+    raw()
+    assert [f.info["predicted_head"] for f in read(raw.file, ":")] == ["metal", "organic"]
+    for _ in range(2):
+        with pytest.raises(UsageError, match="head 'organic' is not calibrated for forces"):
+            sigma()
