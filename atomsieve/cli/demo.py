@@ -25,7 +25,6 @@ from atomsieve.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, AtomSieveError,
 if TYPE_CHECKING:
     from rich.console import Console
 
-
 MEMBERS = 4
 """Networks in the demo's ensemble."""
 

@@ -375,8 +375,7 @@ def _finish(
             parity_plot(config.output / "parity.png", evaluations[last], sources, title)
         examples = material.store.fetch(_examples(prepared))
         save_gfm(
-            gfm, ensemble.cpu(), default_head=config.default_head, examples=examples,
-            overwrite=True,
+            gfm, ensemble.cpu(), default_head=config.default_head, examples=examples, overwrite=True,
             training={"config": config.model_dump(mode="json"), "metrics": metrics, "data_sha256": digests},
         )  # fmt: skip
         if console is not None:
