@@ -49,7 +49,7 @@ class Stop(IntEnum):
             Stop.STEPS: "the number of steps was used up",
             Stop.GUARD: "the guard found a limit passed",
             Stop.FAILED: "the structure has no result; `status` says why",
-            Stop.NOT_PERIODIC: "its cell cannot be relaxed: it is not periodic along all three vectors",
+            Stop.NOT_PERIODIC: "as it was given: it is not periodic along all three vectors, so its cell cannot relax",
         }[self]
 
 
@@ -59,7 +59,8 @@ class RelaxResult:
 
     Attributes
     ----------
-    batch : the structures as they are now; one that failed on the way is as it was when it last had a result.
+    batch : the structures as they are now; one that failed on the way is as it was when it last had a result. One with
+        NOT_PERIODIC is as it was given, with the energy and forces there.
     energy : [S] eV. forces : [N,3] eV/Angstrom. stress : [S,3,3] eV/Angstrom^3, with cell=True. NaN where there
         never was a result.
     max_force : [S] eV/Angstrom, what is compared with fmax.
@@ -92,14 +93,14 @@ def relax(
 
     fmax : eV/Angstrom; done when no force is longer and, with `cell`, no row of the virial per atom (as in ASE).
     steps : at most so many for each structure.
-    guard : looked at in every step; a structure that it stops stays where it is.
+    guard : looked at in every step; a structure that it stops stays where it is. Its head must be the one used.
     head : of the predictor; skin : Angstrom, see `atomsieve.graphs.SkinList`.
 
     Raises
     ------
     UsageError
-        for an unknown head, values out of range, or if the ensemble gives no forces or stress. A bad structure raises
-        nothing: it gets a status.
+        for an unknown head, values out of range, a guard for another head, or if the ensemble gives no forces or
+        stress. A bad structure raises nothing: it gets a status.
     """
     if not fmax > 0 or steps < 0:
         raise UsageError(f"fmax must be above 0 and steps 0 or more, got fmax={fmax}, steps={steps}")
@@ -130,6 +131,11 @@ class _Run:
         build: SkinList,
     ) -> None:
         batch.validate()
+        used = predictor.head if head is None else head
+        if guard is not None and guard.head != used:
+            raise UsageError(
+                f"the guard watches head {guard.head!r}, but the relaxation uses {used!r}; give both the same head="
+            )
         positions = np.array(batch.positions, np.float64)
         self.predictor, self.fmax, self.guard, self.head, self.build = predictor, fmax, guard, head, build
         self.cell = cell
@@ -155,7 +161,22 @@ class _Run:
         self.dt, self.alpha, self.downhill = np.full(many, DT), np.full(many, A_START), np.zeros(many, np.int64)
         self.forces, self.cell_forces = np.zeros((atoms, 3)), np.zeros((many, 3, 3))
         if cell:
-            self._leave(np.asarray(~batch.pbc.all(1)), Stop.NOT_PERIODIC)
+            self._set_apart(np.asarray(~batch.pbc.all(1)))
+
+    def _set_apart(self, loose: NDArray[np.bool_]) -> None:
+        """Evaluate, once, the structures whose cells cannot be relaxed, and let them go; all are active."""
+        if not loose.any():
+            return
+        result, index = self.result, np.flatnonzero(loose)
+        found = self.predictor(self.own.take(index), {"energy", "forces"}, head=self.head, build=self.build)
+        result.status[index] = found.status
+        result.energy[index] = found.energy
+        result.forces[loose[self.home]] = found.forces
+        good = index[found.status == Status.OK]
+        result.max_force[good] = self._largest(np.linalg.norm(result.forces, axis=1))[good]
+        reason = np.full(len(loose), Stop.FAILED)
+        reason[good] = Stop.NOT_PERIODIC
+        self._leave(loose, reason)
 
     # -- one evaluation --------------------------------------------------------------------------------------------
 
@@ -209,7 +230,7 @@ class _Run:
         mean = np.exp(0.5 * (value[:, :, None] + value[:, None, :]))
         ratio = mean * np.where(np.abs(half) < 1e-6, 1 + half**2 / 6, np.sinh(half) / np.where(half == 0, 1, half))
         turned = vector.swapaxes(1, 2) @ slope @ vector * ratio
-        self.cell_forces = -(vector @ turned @ vector.swapaxes(1, 2)) / self.own.counts[:, None, None]
+        self.cell_forces = -(vector @ turned @ vector.swapaxes(1, 2)) / np.maximum(self.own.counts, 1)[:, None, None]
         self.forces = np.einsum("ni,nij->nj", self.forces, strain[self.home])
 
     def _guarded(self, found: Prediction, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -218,9 +239,9 @@ class _Run:
         assert guard is not None
         guard.checks += 1
         values = {limit.needs: np.asarray(getattr(found, limit.needs)) for limit in guard.limits}
-        reasons = guard.judge(values, self.own.ptr, found.outside)
+        reasons = guard.judge(values, self.own.ptr, found.outside, good)
         stopped = np.zeros(len(good), bool)
-        for s in np.flatnonzero([bool(r) for r in reasons] & good):
+        for s in np.flatnonzero([bool(r) for r in reasons]):
             where = f"structure {self.own.id[s]}, step {self.result.steps[self.active[s]]}"
             stopped[s] = guard.act(reasons[s], partial(self._frame, int(s)), where)
         return stopped

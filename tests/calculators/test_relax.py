@@ -9,6 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.filters import FrechetCellFilter
+from ase.io import read
 from ase.optimize import BFGS, FIRE
 
 from atomsieve.calculators import GFMCalculator, Guard, Stop, relax
@@ -149,12 +150,51 @@ def test_the_guard_takes_single_structures_out(predictor: Predictor, tmp_path: P
     assert (free.reason != Stop.GUARD).all()
 
 
+def test_structures_without_a_cell_keep_their_place_and_get_their_energy(predictor: Predictor) -> None:
+    """With `cell=True` a molecule is evaluated once, as it is; a broken one fails as any other does."""
+    molecule, broken = Atoms("Cu2", [[0, 0, 0], [2.4, 0, 0]]), Atoms("Cu2", [[0, 0, 0], [np.nan, 0, 0]])
+    result = relax(predictor, batch_of([rattled(0), molecule, broken, Atoms(), rattled(1)]), steps=2, cell=True)
+    assert result.reason[1:4].tolist() == [Stop.NOT_PERIODIC, Stop.FAILED, Stop.FAILED]
+    assert result.status.tolist() == [Status.OK, Status.OK, Status.NAN_INPUT, Status.EMPTY, Status.OK]
+    assert (np.isfinite(result.energy) == (result.status == Status.OK)).all() and not result.converged[1:4].any()
+    calc = GFMCalculator(predictor)
+    own = slice(*result.batch.ptr[1:3])
+    assert result.energy[1] == pytest.approx(calc.get_property("energy", molecule))
+    assert np.allclose(result.forces[own], calc.get_property("forces", molecule))
+    assert result.max_force[1] == pytest.approx(np.linalg.norm(result.forces[own], axis=1).max())
+    assert np.array_equal(result.batch.positions[own], molecule.positions) and np.isnan(result.stress[1]).all()
+    assert (result.steps == [2, 0, 0, 0, 2]).all()
+
+
+def test_every_structure_that_the_guard_stops_is_written(predictor: Predictor, tmp_path: Path) -> None:
+    """Several in one check, one after another, with empty structures between them."""
+    images = [rattled(0), Atoms(), rattled(1), rattled(2), Atoms(pbc=True), rattled(3), Atoms()]
+    file = tmp_path / "w.extxyz"
+    guard = Guard(predictor, max_force_std=1e-9, in_domain=False, action=("stop", "write"), file=file, every=5)
+    result = relax(predictor, batch_of(images), fmax=1e-9, steps=3, guard=guard, cell=True)
+    stopped = result.reason == Stop.GUARD
+    assert stopped.tolist() == [True, False, True, True, False, True, False]
+    frames = read(file, ":")
+    assert len(frames) == stopped.sum() == guard.written
+    assert [len(f) for f in frames] == [len(images[s]) for s in np.flatnonzero(stopped)]
+
+
+def test_frames_of_one_check_are_written_together(predictor: Predictor, tmp_path: Path) -> None:
+    file = tmp_path / "w.extxyz"
+    guard = Guard(predictor, max_force_std=1e-9, in_domain=False, action="write", file=file, every=2)
+    relax(predictor, batch_of([rattled(0), rattled(1)]), fmax=1e-9, steps=3, guard=guard)
+    assert guard.checks == 4 and guard.passed == 8 and len(read(file, ":")) == 4, "of checks 1 and 3"
+
+
 def test_refusals(predictor: Predictor, tmp_path: Path) -> None:
     batch = batch_of([rattled(0)])
     with pytest.raises(UsageError, match="fmax=0"):
         relax(predictor, batch, fmax=0)
     with pytest.raises(UsageError, match="unknown head"):
         relax(predictor, batch, head="nothing")
+    guard = Guard(predictor, head="organic", max_force_std=1.0)
+    with pytest.raises(UsageError, match="guard watches head 'organic', but the relaxation uses 'metal'"):
+        relax(predictor, batch, guard=guard)
     direct = Predictor.load(tiny_gfm(tmp_path / "direct", forces="direct"))
     with pytest.raises(UsageError, match="needs stress, which this ensemble"):
         relax(direct, batch, cell=True)
