@@ -31,7 +31,8 @@ class TorchSimModel(ModelInterface):
 
     Gives `energy [S]` eV, `forces [N,3]` eV/Angstrom, `stress [S,3,3]` eV/Angstrom^3 (where periodic), and with several
     members `energy_std [S]` and `forces_std [N,3]`; with a calibrated head `sigma_energy [S]`, `sigma_forces [N]`; and
-    `in_domain [S]` (bool). No gradient runs through them.
+    `in_domain [S]` (bool). No gradient runs through them. A shallow ensemble gives no `forces_std` and `sigma_forces`
+    here, as each member's forces would take a backward pass of their own.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ class TorchSimModel(ModelInterface):
     Raises
     ------
     UsageError
-        for an unknown head. In a call: DataError naming the first system that has no result, and why.
+        for an unknown head, an ensemble without forces, or one that needs charge and spin. In a call: DataError naming
+        the first system that has no result, and why.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class TorchSimModel(ModelInterface):
         outputs = self.predictor.outputs
         if "forces" not in outputs:
             raise UsageError(f"torch-sim needs forces, which backend {self.predictor.backend} does not give")
+        if self.predictor._config.charge_spin:
+            raise UsageError("the ensemble needs charge and spin, which torch-sim models do not get; use GFMCalculator")
         self._device = self.predictor.device
         self._dtype = torch.float64 if self.predictor.precision == "fp64" else torch.float32
         self._compute_forces = True
@@ -107,7 +111,7 @@ class TorchSimModel(ModelInterface):
             raise DataError(f"system {s} of {len(batch)} has no result: it {status.meaning}; take it out of the state")
         out = {name: getattr(found, name) for name in NAMES}
         if self.predictor.members > 1:
-            out |= {"energy_std": found.energy_std, "forces_std": found.forces_std}
+            out |= {"energy_std": found.energy_std, "forces_std": found.forces_std}  # what is None is left out below
             calibrated = {"sigma_energy": "energy", "sigma_forces": "forces"}
             out |= {name: getattr(found, name) for name, kind in calibrated.items() if kind in found.calibrated}
         tensors = {n: torch.from_numpy(a).to(self._device, self._dtype) for n, a in out.items() if a is not None}

@@ -17,7 +17,7 @@ from atomsieve.errors import DataError, UsageError  # noqa: E402
 from atomsieve.models import Ensemble, HeadSpec, ModelConfig, save_gfm  # noqa: E402
 from atomsieve.predict import Predictor  # noqa: E402
 from atomsieve.structures import StructureBatch  # noqa: E402
-from tests.helpers import tiny_gfm  # noqa: E402
+from tests.helpers import tiny_ensemble, tiny_gfm  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -84,12 +84,25 @@ def test_switches_and_molecules(predictor: Predictor) -> None:
     assert not {"forces", "stress", "forces_std"} & set(model(state))
 
 
+def test_a_shallow_ensemble_gives_what_is_said(tmp_path) -> None:
+    plain = tiny_ensemble()
+    shallow = Ensemble(plain.config, plain.heads, plain.seeds, "shallow")
+    folder = save_gfm(tmp_path / "gfm", shallow, default_head="metal")
+    model = TorchSimModel(folder, "metal", device="cpu")
+    out = model(ts.io.atoms_to_state([bulk("Cu", a=3.7)], CPU, torch.float64))
+    assert {"energy", "forces", "stress", "energy_std"} <= set(out)
+    assert not {"forces_std", "sigma_forces"} & set(out)
+
+
 def test_errors(predictor: Predictor, tmp_path) -> None:
     with pytest.raises(UsageError, match="unknown head 'iron'"):
         TorchSimModel(predictor, "iron")
     state = ts.io.atoms_to_state([bulk("Cu"), bulk("Xe", "fcc", a=6.0)], CPU, torch.float64)
     with pytest.raises(DataError, match="system 1 of 2 has no result: it holds an element"):
         TorchSimModel(predictor, "metal")(state)
+    charged = tiny_gfm(tmp_path / "charged", charge_spin=True)
+    with pytest.raises(UsageError, match="needs charge and spin, which torch-sim models do not get"):
+        TorchSimModel(charged, "metal", device="cpu")
     direct = TorchSimModel(tiny_gfm(tmp_path / "direct", forces="direct"), "metal", device="cpu")
     assert not direct.compute_stress
     with pytest.raises(NotImplementedError, match="gives no stress"):
