@@ -84,9 +84,15 @@ class PropertyCalibration(_Strict):
     floor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     isotonic: Isotonic | None = None
     conformal: Quantiles = {}
-    size_edges: list[int] = []
+    size_edges: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 53)]], Field(max_length=2)] = []
     groups: dict[str, Group] = {}
     coverage: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> PropertyCalibration:
+        if self.size_edges != sorted(self.size_edges):
+            raise ValueError("size_edges must not fall")
+        return self
 
     def sigma(self, spread: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the standard error for spreads of any shape (NaN stays NaN)."""
@@ -167,7 +173,7 @@ def parse_calibration(content: bytes | dict[str, Any], where: str = "calibration
     if isinstance(content, bytes):
         try:
             raw = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not JSON ({error}); calibrate the ensemble again") from error
     else:
         raw = content
@@ -184,7 +190,7 @@ def parse_calibration(content: bytes | dict[str, Any], where: str = "calibration
         return Calibration.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
+        place = " ".join(".".join(str(p) for p in first["loc"]).split())  # one line, whatever a head is called
         raise DataError(f"{where}: {place}: {first['msg']}; calibrate the ensemble again") from error
 
 
@@ -199,7 +205,7 @@ def _old_heads(heads: Any, where: str) -> dict[str, Any]:
             }
             for name, entry in heads.items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where} is damaged ({error!r}); calibrate the ensemble again") from error
 
 

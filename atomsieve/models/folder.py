@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +39,7 @@ FITTED = (CALIBRATION, DOMAIN)
 """Files that are fitted to an ensemble afterwards: weights and exports do not depend on them."""
 LOCK = ".manifest.lock"
 _LARGEST_MANIFEST = 256 << 20
+_LARGEST_CALIBRATION = 64 << 20
 _PATIENCE = 20.0  # seconds to wait for another process that changes the manifest
 
 
@@ -176,7 +177,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DataError(f"{path} has {path.stat().st_size} bytes, more than any manifest; it is not an ensemble's")
     try:
         raw = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}); the folder is damaged, copy it again") from error
     if not isinstance(raw, dict) or raw.get("schema_name") != SCHEMA:
         raise DataError(f"{path} is not an ensemble's manifest (schema_name must be {SCHEMA!r})")
@@ -214,6 +215,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
         if sha256_of(path) != expected.get("sha256"):
             raise DataError(f"{folder}: {name} was changed (its SHA-256 differs from the manifest's); copy it again")
+    for name in FITTED:
+        if name not in manifest.files and (folder / name).exists():
+            raise DataError(f"{folder}: {name} is not listed in {MANIFEST}; remove it, or copy the folder again")
 
 
 def _checked_manifest(place: Path) -> Manifest:
@@ -249,7 +253,11 @@ def read_calibration(folder: str | Path) -> Calibration:
     path = Path(folder) / CALIBRATION
     if (Path(folder) / MANIFEST).is_file():
         _settle(path, _raw(Path(folder)).get("files", {}).get(CALIBRATION, {}))
-    return parse_calibration(path.read_bytes(), str(path)) if path.is_file() else Calibration()
+    if not path.is_file():
+        return Calibration()
+    if (size := path.stat().st_size) > _LARGEST_CALIBRATION:
+        raise DataError(f"{path} has {size} bytes, more than any calibration; calibrate the ensemble again")
+    return parse_calibration(path.read_bytes(), str(path))
 
 
 def ensemble_id(folder: str | Path) -> str:
@@ -301,30 +309,34 @@ def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]
         return _new_card(place)
 
 
-def record_files(folder: str | Path, contents: Mapping[str, bytes]) -> Manifest:
+def record_files(folder: str | Path, contents: Mapping[str, bytes | Callable[[], bytes]]) -> Manifest:
     """Put files that are fitted afterwards (names of `FITTED`) into the folder, durably, and return the manifest.
 
     The new manifest is what makes them valid: each file waits beside its place until then, and whoever reads the
     folder in between, or after this process was killed, moves it there. The identity of the ensemble changes; that of
-    its weights does not.
+    its weights does not. What gives bytes is called while no other process can change the file that it builds on.
     """
     place = Path(folder)
     for name in contents:
         if name not in FITTED:
             raise UsageError(f"{name!r} cannot be put into an ensemble afterwards; allowed: {', '.join(FITTED)}")
     with _changing(place) as raw:
+        made = {name: content if isinstance(content, bytes) else content() for name, content in contents.items()}
         before = ensemble_id(place)
         if any(entry.get("ensemble_id") == before for entry in raw.get("exports", {}).values()):
             raw["formerly"] = sorted({before, *raw.get("formerly", ())})
-        for name, content in contents.items():
-            waiting = _waiting(place / name)
+        for name, content in made.items():
+            digest = hashlib.sha256(content).hexdigest()
+            waiting = _waiting(place / name, digest)
             waiting.write_bytes(content)
             sync_file(waiting)
-            raw["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            raw["files"][name] = {"size": len(content), "sha256": digest}
         sync_folder(place)
         replace_text(place / MANIFEST, json.dumps(raw, indent=1))
         for name in contents:
             _settle(place / name, raw["files"][name])
+            for left in place.glob(f".{name}.*.next"):  # of a process that was killed before its manifest
+                left.unlink(missing_ok=True)
         sync_folder(place)
         return _new_card(place)
 
@@ -348,15 +360,19 @@ def _changing(place: Path) -> Iterator[dict[str, Any]]:
         yield _raw(place)
 
 
-def _waiting(path: Path) -> Path:
-    return path.with_name(f".{path.name}.next")
+def _waiting(path: Path, digest: str) -> Path:
+    """Return where a file waits: of its content, so that it never changes once a manifest means it."""
+    return path.with_name(f".{path.name}.{digest[:16]}.next")
 
 
 def _settle(path: Path, expected: Mapping[str, Any]) -> None:
     """Move a file to its place that waits for it, if it is the one that the manifest means."""
-    waiting = _waiting(path)
+    digest = str(expected.get("sha256"))
+    if not digest.isalnum():  # it becomes part of a path
+        return
+    waiting = _waiting(path, digest)
     try:
-        if waiting.is_file() and sha256_of(waiting) == expected.get("sha256"):
+        if waiting.is_file() and sha256_of(waiting) == digest:
             os.replace(waiting, path)
     except FileNotFoundError:  # another process moved it
         return

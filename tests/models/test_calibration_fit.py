@@ -279,6 +279,10 @@ def test_a_calibration_file_round_trips_and_names_what_is_wrong():
         (lambda r: r.update(more=1), "more: Extra inputs"),
         (lambda r: r["heads"]["metal"]["energy_per_atom"].update(scale=-1.0), r"metal\.energy_per_atom\.scale"),
         (lambda r: r["heads"]["metal"]["energy_per_atom"]["isotonic"]["sigma"].pop(), "spreads but"),
+        (lambda r: r["heads"]["metal"]["energy_per_atom"].update(size_edges=[1, 2, 3, 4]), "size_edges: List should"),
+        (lambda r: r["heads"]["metal"]["energy_per_atom"].update(size_edges=[2, 1]), "size_edges must not fall"),
+        (lambda r: r["heads"]["metal"]["energy_per_atom"].update(size_edges=[-1, 1]), r"size_edges\.0"),
+        (lambda r: r["heads"].update({"a\nb": 1}), r"heads\.a b"),
     ]
     for change, message in changes:
         bad = json.loads(json.dumps(raw))
@@ -286,7 +290,11 @@ def test_a_calibration_file_round_trips_and_names_what_is_wrong():
         with pytest.raises(DataError, match=message) as caught:
             parse_calibration(bad, "calibration.json")
         assert "\n" not in str(caught.value) and "calibrate the ensemble again" in str(caught.value)
-    for damaged in (b"{", b"[]", b'{"heads": {"metal": {"energy_per_atom": {"scale": "x"}}}}'):
+    entry = b'{"heads": {"metal": {"energy_per_atom": %s}}}'
+    for damaged in (
+        b"{", b"[]", b"[" * 200_000, entry % b'{"scale": "x"}', entry % b'{"scale": 1, "n": 1e999}',
+        entry % b'{"scale": 1%s, "n": 1}' % (b"0" * 400),
+    ):  # fmt: skip
         with pytest.raises(DataError, match="calibrate the ensemble again"):
             parse_calibration(damaged)
 

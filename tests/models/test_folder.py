@@ -1,5 +1,6 @@
 """The gfm/ folder: what is written is what is read, and nothing damaged or foreign is believed."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -163,6 +164,58 @@ def test_a_reader_at_any_moment_of_a_recording_sees_one_state(own_copy, monkeypa
 
     monkeypatch.setattr(module, "_check_files", slow)
     assert load_gfm(own_copy)[1].files["calibration.json"]["size"] == 13
+
+
+def test_what_builds_on_the_file_that_is_there_is_made_while_no_other_can_change_it(own_copy):
+    seen = []
+
+    def build():
+        seen.append((own_copy / ".manifest.lock").exists())
+        return json.dumps({"heads": {}, "before": (own_copy / "calibration.json").read_text()}).encode()
+
+    record_files(own_copy, {"calibration.json": build})
+    assert seen == [True] and json.loads((own_copy / "calibration.json").read_bytes())["before"] == "{}"
+    load_gfm(own_copy)
+
+
+def test_a_file_that_waits_is_never_that_of_another_recording(own_copy, monkeypatch):
+    """A second recording may write what waits between the check of the first one's file and its move."""
+    from atomsieve.models import folder as module
+
+    first, second = b'{"heads": {}}', b'{"heads":  {}}'
+    check = module.sha256_of
+
+    def interrupted(path):
+        found = check(path)
+        if path.name.endswith(".next"):
+            module._waiting(own_copy / "calibration.json", hashlib.sha256(second).hexdigest()).write_bytes(second)
+        return found
+
+    monkeypatch.setattr(module, "sha256_of", interrupted)
+    record_files(own_copy, {"calibration.json": first})
+    assert (own_copy / "calibration.json").read_bytes() == first
+    assert not list(own_copy.glob(".*.next"))
+    load_gfm(own_copy)
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "domain.safetensors"])
+def test_a_fitted_file_that_is_not_listed_is_refused(own_copy, name):
+    (own_copy / name).write_bytes(b"{}")
+    edit(own_copy, lambda m: m["files"].pop(name, None))
+    with pytest.raises(DataError, match=rf"{name} is not listed") as caught:
+        load_gfm(own_copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_a_stranger_are_refused_in_one_line(own_copy, monkeypatch):
+    edit(own_copy, lambda m: m["files"]["calibration.json"].update(sha256="../../x"))
+    assert read_calibration(own_copy) == Calibration()
+    monkeypatch.setattr("atomsieve.models.folder._LARGEST_CALIBRATION", 1)
+    with pytest.raises(DataError, match="2 bytes, more than any calibration"):
+        read_calibration(own_copy)
+    (own_copy / "manifest.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(DataError, match="is not JSON"):
+        read_manifest(own_copy)
 
 
 def test_one_byte_changed_anywhere_is_noticed(own_copy):
