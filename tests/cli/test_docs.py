@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from atomsieve import errors
 from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.cli.main import VERBS
+from atomsieve.models.domain import _ARRAYS, _NUMBERS
 from atomsieve.predict.status import Status
 from atomsieve.screen.columns import COLUMNS
 from atomsieve.structures.fields import FIELDS
@@ -38,6 +40,15 @@ def test_every_column_and_status_is_documented_as_it_is():
         assert f"| `{c.name}` | `{c.dtype}` | {c.unit} | {c.doc} |" in text
     for status in Status:
         assert f"| {status.value} | {status.name} |" in text
+
+
+def test_every_array_of_a_domain_is_documented_as_it_is():
+    table = rows("docs/formats.md")
+    for name, (kind, axes) in _ARRAYS.items():
+        if name != "structures":  # a key of calibration.json too
+            assert table[name][2] == np.dtype(kind).name, name
+            assert table[name][1].count(",") == axes - 1, name
+    assert re.findall(r"`(\w+)`", table["numbers"][4]) == list(_NUMBERS)
 
 
 def test_exit_codes_are_documented():
