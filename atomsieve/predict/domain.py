@@ -15,7 +15,6 @@ from atomsieve.models.domain import SIZE, HeadDomain, pair_limits
 from atomsieve.predict.outside import Outside
 from atomsieve.structures import StructureBatch
 
-__all__ = ["DomainTest", "Outside"]
 
 class DomainTest:
     """Judges structures for the heads of an ensemble.

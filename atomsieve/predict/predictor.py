@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from atomsieve.errors import DataError, unknown
 from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.models.calibration import Calibration
-from atomsieve.models.domain import read_domain
+from atomsieve.models.domain import HeadDomain, read_domain
 from atomsieve.predict.backends import choose_device, make_backend
-from atomsieve.predict.domain import DomainTest, Outside
+from atomsieve.predict.domain import DomainTest
+from atomsieve.predict.outside import Outside
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.results import Results
 from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
@@ -44,6 +45,7 @@ class Predictor:
         folder: str | Path,
         identity: str,
         calibration: Calibration,
+        domains: Mapping[str, HeadDomain],
         head: str | None,
         precision: str,
         device: str,
@@ -61,7 +63,7 @@ class Predictor:
         self._config = manifest.config
         self._specs = manifest.heads
         self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in self.heads}
-        self._domain = DomainTest(manifest, read_domain(folder, self.heads, manifest.config.hidden))
+        self._domain = DomainTest(manifest, domains)
         self._run = make_backend(backend, folder, ensemble, manifest, precision, self.device)
         self.precision, self.backend, self.why = precision, self._run.name, self._run.why
         self._seen = np.zeros((len(self.heads), 256), bool)
@@ -112,14 +114,17 @@ class Predictor:
         """
         ensemble, manifest = load_gfm(folder)
         identity = ""
-        while identity != ensemble_id(folder):  # once more, if it was calibrated anew meanwhile
+        names = [h.name for h in manifest.heads]
+        while identity != ensemble_id(folder):  # once more, if it was calibrated or its domain fitted anew meanwhile
             identity, calibration = ensemble_id(folder), read_calibration(folder)
+            domains = read_domain(folder, names, manifest.config.hidden)
         return Predictor(
             ensemble,
             manifest,
             folder=folder,
             identity=identity,
             calibration=calibration,
+            domains=domains,
             head=head,
             precision=precision,
             device=device,

@@ -7,10 +7,11 @@ import pytest
 from ase import Atoms
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.models import load_gfm, record_files
-from atomsieve.models.domain import DOMAIN, domain_bytes
+from atomsieve.models import ensemble_id, load_gfm, record_files
+from atomsieve.models.domain import DOMAIN, domain_bytes, read_domain
 from atomsieve.models.domain_fit import fit_head
 from atomsieve.predict import Outside, Predictor, Status
+from atomsieve.predict import predictor as module
 from atomsieve.predict.domain_fit import fit_domain, fit_folder
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.writer import StructureWriter
@@ -195,3 +196,23 @@ def test_a_file_of_other_sources_is_refused(folder, files):
             fit_domain(ensemble, reader)
         with pytest.raises(UsageError, match="did you mean 'metal'"):
             fit_domain(ensemble, reader, heads=["mettal"])
+
+
+def test_a_fit_made_while_the_folder_is_opened_comes_with_its_identity(folder, tmp_path, monkeypatch):
+    copy = tmp_path / "gfm"
+    shutil.copytree(folder, copy)
+    heads = ["organic", "metal"]
+    ensemble, _ = load_gfm(copy)
+    other = fit_head(ensemble.take([0]), oxides_without_peroxide(40, seed=9).take, np.arange(40))
+    old = ensemble_id(copy)
+
+    def late(*arguments):
+        monkeypatch.setattr(module, "read_domain", read_domain)
+        record_files(copy, {DOMAIN: domain_bytes({"metal": other}, heads)})
+        return read_domain(*arguments)
+
+    monkeypatch.setattr(module, "read_domain", late)
+    found = Predictor.load(copy)
+    assert found.ensemble_id == ensemble_id(copy) != old
+    batch = oxides_without_peroxide(5, seed=4)
+    assert np.array_equal(found(batch, {"energy"}).distance, Predictor.load(copy)(batch, {"energy"}).distance)
