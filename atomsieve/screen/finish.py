@@ -35,7 +35,7 @@ class ScreenResult:
     labels : names of heads and statuses.
     structures : structures screened.
     status : rows per status name.
-    top : the best rows, best first (dtype `atomsieve.screen.columns.ROW`); on rank 0 only.
+    top : the best rows, best first (dtype `atomsieve.screen.columns.ROW`); other ranks than 0 may have none.
     formulas : chemical formula by position, of the best rows.
     rank : of this process; rank 0 has the table of best rows and speaks.
     seconds : wall time of this run, loading included.
@@ -104,7 +104,7 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int) ->
     """Show the best rows, the counts by status where any failed, and where everything lies."""
     if len(result.top):
         title = f"best {min(shown, len(result.top))} of {len(result.top):,} rows in top.csv, by {by}"
-        console.print(top_table(result.top[:shown], result.labels, result.formulas, title))
+        console.print(top_table(result.top[:shown], result.labels, result.formulas, title, by))
     else:
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
     if result.exit_code:

@@ -30,6 +30,11 @@ class PredictorLike(Protocol):
     cutoff: float
     precision: str
     device: Any
+    backend: str
+
+    @property
+    def kind(self) -> str:
+        """Of the ensemble: "deep" or "shallow"."""
 
     def __call__(self, batch: StructureBatch, want: set[str], head: str | None = None) -> Any:
         """Return flat arrays in input order (see `atomsieve.predict.Prediction`)."""
@@ -95,30 +100,43 @@ class Runner:
         self, chunk: StructureBatch, index: NDArray[np.int64], rows: NDArray[Any], forces: NDArray[np.float32] | None
     ) -> None:
         """Fill in the rows of the structures `index`; where memory does not suffice, halve the batch and try again."""
-        batch = chunk.take(index)
-        # forces of one atom after another, as they lie in the chunk
-        atoms = ragged_index(chunk.ptr[:-1][index], batch.counts) if forces is not None else None
         want = {"energy", "forces", "spread"} | ({"force_spread"} if self.force_spread == "all" else set())
-        try:
+
+        def compute(some: NDArray[np.int64]) -> None:
+            batch = chunk.take(some)
+            # forces of one atom after another, as they lie in the chunk
+            atoms = ragged_index(chunk.ptr[:-1][some], batch.counts) if forces is not None else None
             for h, head in enumerate(self.heads):
                 prediction = self.predictor(batch, want, head=head)
-                rows[index, h] = fill(rows[index, h], batch, prediction)
+                rows[some, h] = fill(rows[some, h], batch, prediction)
                 if forces is not None:
                     values = np.asarray(prediction.forces, "<f4").copy()
-                    values[np.repeat(rows["status"][index, h] != OK, batch.counts)] = np.nan
+                    values[np.repeat(rows["status"][some, h] != OK, batch.counts)] = np.nan
                     forces[atoms, h] = values
-            return
-        except Exception as error:  # every kind: which class says "out of memory" depends on the backend
-            if not is_out_of_memory(error):
-                raise
-            log.warning("out of memory with %d structures, %d atoms in a batch", len(batch), batch.n_atoms)
-        # outside the handler, so that the traceback no longer holds the tensors
-        release_memory()
-        if len(index) == 1:
-            rows[index] = failed(rows[index], OUT_OF_MEMORY)
-            return
-        for half in np.array_split(index, 2):
-            self._batch(chunk, half, rows, forces)
+
+        for large in halved(compute, index, chunk.counts):
+            rows[large] = failed(rows[large], OUT_OF_MEMORY)
+
+
+def halved(
+    compute: Callable[[NDArray[np.int64]], None], index: NDArray[np.int64], counts: NDArray[np.int64]
+) -> list[int]:
+    """Call `compute(index)`, where memory does not suffice with halves; return what does not fit even alone.
+
+    index : structures, of which each has `counts[structure]` atoms.
+    """
+    try:
+        compute(index)
+        return []
+    except Exception as error:  # every kind: which class says "out of memory" depends on the backend
+        if not is_out_of_memory(error):
+            raise
+        log.warning("out of memory with %d structures, %d atoms in a batch", len(index), counts[index].sum())
+    # outside the handler, so that the traceback no longer holds the tensors
+    release_memory()
+    if len(index) == 1:
+        return index.tolist()
+    return [k for half in np.array_split(index, 2) for k in halved(compute, half, counts)]
 
 
 def fill(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[Any]:

@@ -6,6 +6,7 @@ finished; in `rows.npy` the columns of it are NaN, and `run.json` says so under 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 from atomsieve.errors import UsageError
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.plan import pack
-from atomsieve.screen.runner import OK, PredictorLike, fill
+from atomsieve.screen.runner import OK, PredictorLike, fill, halved
 from atomsieve.screen.table import pieces
 from atomsieve.structures import StructureBatch
 
 if TYPE_CHECKING:
     from atomsieve.screen.prepare import Job
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("max_force_std", "sigma_force")
 """Columns of a row that need the spread of forces."""
@@ -37,9 +40,9 @@ def settle(options: ScreenOptions, predictor: PredictorLike) -> str:
     UsageError
         if it is asked for and the backend gives none, or rows are to be ranked or filtered by what they will not have.
     """
-    if getattr(predictor, "kind", "deep") == "deep":
+    if predictor.kind == "deep":
         return "all"
-    native = getattr(predictor, "backend", "native") == "native"
+    native = predictor.backend == "native"
     wanted = options.force_spread
     if wanted == "auto":
         wanted = "top" if native else "none"
@@ -72,12 +75,20 @@ def with_spread(job: Job, rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _fill(job: Job, batch: StructureBatch, rows: NDArray[Any], here: NDArray[np.int64], head: str) -> None:
+    """Fill in the rows `here`, of the structures of `batch`; NaN where memory does not suffice."""
     from atomsieve.graphs.estimate import edge_budget_estimate
 
     runner, want = job.runner, {"energy", "forces", "spread", "force_spread"}
     edges = edge_budget_estimate(batch, runner.predictor.cutoff)
-    for group in pack(edges, batch.counts, runner.max_atoms, runner.max_edges):
-        part = batch.take(group)
-        found = fill(rows[here[group]], part, runner.predictor(part, want, head=head))
+
+    def compute(some: NDArray[np.int64]) -> None:
+        part = batch.take(some)
+        found = fill(rows[here[some]], part, runner.predictor(part, want, head=head))
         for name in COLUMNS:
-            rows[name][here[group]] = found[name]
+            rows[name][here[some]] = found[name]
+
+    for group in pack(edges, batch.counts, runner.max_atoms, runner.max_edges):
+        for large in halved(compute, group, batch.counts):
+            log.warning("structure %d: too little memory for its spread of forces", rows["position"][here[large]])
+            for name in COLUMNS:
+                rows[name][here[large]] = np.nan

@@ -50,6 +50,8 @@ class FakePredictor:
         self.cutoff = 5.0
         self.precision = "fp32"
         self.device = "cpu"
+        self.kind = "deep"
+        self.backend = "native"
         self.calls = 0
         self.largest = 0
 

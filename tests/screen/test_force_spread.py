@@ -2,9 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from screen_fakes import FakePredictor, MemoryReader
+from screen_fakes import candidates as spring_candidates
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.models import Ensemble, save_gfm
@@ -86,6 +90,45 @@ def test_rows_with_and_without_it_are_not_mixed(candidates, gfm, tmp_path):
 def test_what_rows_do_not_have_cannot_choose_them(candidates, gfm, tmp_path, choice):
     with pytest.raises(UsageError, match=r"a shallow ensemble gives .* use --force-spread all"):
         screened(candidates, gfm, tmp_path / "out", **choice)
+
+
+class Short(FakePredictor):
+    """A shallow ensemble with memory for the spread of forces of `room` atoms."""
+
+    room, tries = 8, 0
+
+    def __init__(self, error):
+        super().__init__()
+        self.kind = "shallow"
+        self.error = error
+
+    def __call__(self, batch, want, head=None):
+        found = super().__call__(batch, want, head)
+        if "force_spread" not in want:
+            return replace(found, forces_std=None, sigma_forces=None)
+        if batch.n_atoms > self.room:
+            self.tries += 1
+            raise self.error
+        return found
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_with_too_little_memory_for_it_batches_are_halved_and_what_does_not_fit_has_none(tmp_path, caplog, error):
+    batch, short = spring_candidates(60, bad=False), Short(error)
+    result = run_screen(
+        "springs", "gfm", ScreenOptions(top=30, chunk_size=16), out=tmp_path / "out", predictor=short,
+        reader=MemoryReader(batch),
+    )  # fmt: skip
+    large = result.top["natoms"] > short.room
+    assert 3 < large.sum() < 27 and short.tries > large.sum()
+    for name in OF_SPREAD:
+        assert np.array_equal(np.isnan(result.top[name]), large)
+    assert (result.top["status"] == 0).all() and np.isfinite(result.top["energy"]).all()
+    assert caplog.text.count("too little memory for its spread of forces") == large.sum()
+    exact = FakePredictor()(batch, set())
+    for row in result.top[~large]:
+        own = exact.forces_std[batch.ptr[row["position"]] : batch.ptr[row["position"] + 1]]
+        assert row["max_force_std"] == pytest.approx(np.linalg.norm(own, axis=1).max(), rel=1e-6)
 
 
 def test_an_unknown_choice_is_named():
