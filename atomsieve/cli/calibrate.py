@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from atomsieve.cli.common import IN_OUT, MODEL, DeviceOption, PrecisionOption, QuietOption, console
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from atomsieve.cli.common import (
+    IN_OUT,
+    MODEL,
+    DeviceOption,
+    PrecisionOption,
+    QuietOption,
+    Steps,
+    console,
+    show_table,
+)
+from atomsieve.errors import UsageError
 
 FolderArgument = Annotated[Path, typer.Argument(help="The ensemble folder (gfm/).", show_default=False)]
 DataOption = Annotated[
@@ -56,13 +62,21 @@ def app(
 ) -> None:
     """Fit the uncertainty of an ensemble to labelled structures, and write it into the folder.
 
-    Training does the same with the part of its data kept for calibration. Heads without data in the file stay as they
-    are. The table shows the share of errors within the 90 % interval, each structure judged by what the others gave:
-    of the raw spread, of the spread times the factor (both taken as a Gaussian's), and of the interval that is used.
+    Training does the same with the part of its data kept for calibration. Heads and properties without enough data in
+    the file stay as they are. The table shows the share of errors within the 90 % interval, each structure judged by
+    what the others gave: of the raw spread, of the spread times the factor (both taken as a Gaussian's), and of the
+    interval that is used.
     """
-    from atomsieve.predict.calibrate import HEADINGS, calibrate_gfm, calibration_rows
+    from atomsieve.models import read_calibration
+    from atomsieve.predict.calibrate import HEADINGS, calibrate_gfm, calibration_rows, check_data
 
+    if domain_data is not None and head is not None:
+        raise UsageError(
+            "--head cannot go with --domain-data, whose sources name the heads; calibrate first with --head, then call "
+            "again with --domain-data and without --head"
+        )
     if domain_data is not None:
+        check_data(folder, data, allow_training_data=allow_training_data)
         from atomsieve.predict.domain_fit import fit_folder
 
         with Steps(quiet, "fitting domains") as step:
@@ -76,43 +90,11 @@ def app(
     screen = console()
     rows = calibration_rows({name: fit for name, (fit, _) in found.items()})
     show_table(screen, "Share of errors within the 90 % interval, cross-fitted", HEADINGS, rows)
+    now = read_calibration(folder)
     for name, (fit, usable) in found.items():
-        if "energy" not in fit.calibrated:
+        kept = sorted(now.head(name).calibrated - fit.calibrated)
+        for what in kept:
+            screen.print(f"{name}: {what}: too few labels, kept the earlier calibration", highlight=False)
+        if "energy" not in fit.calibrated and "energy" not in kept:
             screen.print(f"{name}: energies stay uncalibrated: {usable} usable structures", highlight=False)
     screen.print(f"wrote {folder}/calibration.json", highlight=False, soft_wrap=True)
-
-
-def show_table(screen: Console, title: str, headings: tuple[str, ...], rows: list[list[str]]) -> None:
-    """Print a table: the first two columns are names, the others numbers."""
-    from rich.table import Table
-
-    table: Table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for k, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if k < 2 else "right", no_wrap=k < 2)
-    for row in rows:
-        table.add_row(*row)
-    if not screen.is_terminal:  # the width of a file or pipe means nothing
-        screen.width = max(screen.width, 160)
-    screen.print(table)
-
-
-class Steps:
-    """A bar on stderr, moved by calls `step(done, total)`; nothing with `quiet`."""
-
-    def __init__(self, quiet: bool, what: str) -> None:
-        from rich.progress import Progress
-
-        self._bar = Progress(console=console(stderr=True), transient=True, disable=quiet)
-        self._what = what
-
-    def __enter__(self) -> Steps:
-        self._bar.start()
-        self._task = self._bar.add_task(self._what, total=None)
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()

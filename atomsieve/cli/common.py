@@ -120,3 +120,39 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, quiet=quiet)
+
+
+def show_table(screen: Console, title: str, headings: tuple[str, ...], rows: list[list[str]]) -> None:
+    """Print a table: the first two columns are names, the others numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for k, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if k < 2 else "right", no_wrap=k < 2)
+    for row in rows:
+        table.add_row(*row)
+    if not screen.is_terminal:  # the width of a file or pipe means nothing
+        screen.width = max(screen.width, 160)
+    screen.print(table)
+
+
+class Steps:
+    """A bar on stderr, moved by calls `step(done, total)`; nothing with `quiet`."""
+
+    def __init__(self, quiet: bool, what: str) -> None:
+        from rich.progress import Progress
+
+        self._bar = Progress(console=console(stderr=True), transient=True, disable=quiet)
+        self._what = what
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        self._task = self._bar.add_task(self._what, total=None)
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from atomsieve.cli.calibrate import FolderArgument, SourceHeadOption, Steps, show_table
-from atomsieve.cli.common import IN_OUT, DeviceOption, OverwriteOption, PrecisionOption, QuietOption, console
+from atomsieve.cli.calibrate import FolderArgument, SourceHeadOption
+from atomsieve.cli.common import (
+    IN_OUT,
+    DeviceOption,
+    OverwriteOption,
+    PrecisionOption,
+    QuietOption,
+    Steps,
+    console,
+    show_table,
+)
 
 
 def app(

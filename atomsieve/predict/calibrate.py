@@ -13,7 +13,7 @@ from atomsieve.models.calibration import Calibration, DataIdentity, HeadCalibrat
 from atomsieve.models.calibration_fit import FEWEST, calibrate_head
 from atomsieve.models.folder import CALIBRATION
 from atomsieve.predict.predictor import Predictor
-from atomsieve.predict.residuals import collect, trained_on
+from atomsieve.predict.residuals import collect, source_heads, trained_on
 
 
 def make_calibration(
@@ -22,17 +22,29 @@ def make_calibration(
     data: Sequence[DataIdentity],
     before: Calibration | None = None,
 ) -> Calibration:
-    """Fit the heads in `residuals`; the other ones keep what they have `before`."""
-    fitted = {name: calibrate_head(found) for name, found in residuals.items()}
-    kept = {} if before is None else {k: v for k, v in before.heads.items() if k not in fitted}
-    older = before.data if before is not None and kept else []
+    """Fit the heads in `residuals`; other heads, and properties that cannot be fitted, keep what they have `before`."""
+    return merge(predictor, {name: calibrate_head(found) for name, found in residuals.items()}, data, before)
+
+
+def merge(
+    predictor: Predictor,
+    fitted: Mapping[str, HeadCalibration],
+    data: Sequence[DataIdentity],
+    before: Calibration | None = None,
+) -> Calibration:
+    """Return what was `fitted`, completed by what was there `before` for other heads and properties."""
+    older = Calibration() if before is None else before
+    heads = dict(older.heads)
+    for name, fit in fitted.items():
+        heads[name] = older.head(name).model_copy(update={k: v for k, v in fit if v is not None})
     known = {d.sha256 for d in data}
+    keeps = any(heads[name] != fitted.get(name) for name in older.heads)
     return Calibration(
         atomsieve=__version__,
         members=predictor.members,
         ensemble_kind=predictor.kind,
-        data=[*(d for d in older if d.sha256 not in known), *data],
-        heads={**kept, **{name: fit for name, fit in fitted.items() if fit.calibrated}},
+        data=[*(d for d in older.data if keeps and d.sha256 not in known), *data],
+        heads={name: fit for name, fit in heads.items() if fit.calibrated},
     )
 
 
@@ -53,6 +65,8 @@ def calibrate_gfm(
 ) -> dict[str, tuple[HeadCalibration, int]]:
     """Calibrate a gfm/ folder on a file of labelled structures; return per head the fit and the structures it had.
 
+    A head that is not in the file, and a property that the file holds too little of, keep their earlier calibration.
+
     head : the head for all structures of the file; None takes the head of their source's name.
     allow_training_data : do not refuse a file that the members were trained on.
 
@@ -65,6 +79,25 @@ def calibrate_gfm(
     """
     from atomsieve.structures.reader import open_structures
 
+    check_data(folder, data, head=head, allow_training_data=allow_training_data)
+    with open_structures(data) as reader:
+        predictor = Predictor.load(folder, head=head, precision=precision, device=device)
+        rows = collect(predictor, reader, head, progress)
+        identity = DataIdentity(name=Path(data).name, sha256=reader.identity(), structures=len(reader))
+    residuals = {name: found.residuals() for name, found in rows.items()}
+    if not any(usable(found) for found in residuals.values()):
+        raise DataError(f"{data} holds no structure with a label and a result; calibration needs at least {FEWEST}")
+    fitted = {name: calibrate_head(found) for name, found in residuals.items()}
+    record_files(folder, {CALIBRATION: lambda: merge(predictor, fitted, [identity], read_calibration(folder)).dumps()})
+    return {name: (fitted[name], usable(found)) for name, found in residuals.items()}
+
+
+def check_data(
+    folder: str | Path, data: str | Path, *, head: str | None = None, allow_training_data: bool = False
+) -> None:
+    """Refuse with a UsageError what `calibrate_gfm` cannot be fitted to, before anything is computed or written."""
+    from atomsieve.structures.reader import open_structures
+
     manifest = read_manifest(folder)
     with open_structures(data) as reader:
         if trained_on(manifest, reader) and not allow_training_data:
@@ -72,17 +105,9 @@ def calibrate_gfm(
                 f"{data} was trained on: errors on it are too small to calibrate with; give structures that were kept "
                 "from training, or --allow-training-data"
             )
-        predictor = Predictor.load(folder, head=head, precision=precision, device=device)
-        if predictor.members < 2:
+        if len(manifest.members) < 2:
             raise UsageError(f"{folder} has one member, and so no spread to calibrate; train several members")
-        rows = collect(predictor, reader, head, progress)
-        identity = DataIdentity(name=Path(data).name, sha256=reader.identity(), structures=len(reader))
-    residuals = {name: found.residuals() for name, found in rows.items()}
-    if not any(usable(found) for found in residuals.values()):
-        raise DataError(f"{data} holds no structure with a label and a result; calibration needs at least {FEWEST}")
-    calibration = make_calibration(predictor, residuals, [identity], read_calibration(folder))
-    record_calibration(folder, calibration)
-    return {name: (calibration.head(name), usable(found)) for name, found in residuals.items()}
+        source_heads(reader, [h.name for h in manifest.heads], head)
 
 
 def usable(residuals: Residuals) -> int:

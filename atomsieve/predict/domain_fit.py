@@ -78,8 +78,9 @@ def fit_folder(
     with ExitStack() as stack:
         readers = [None if path is None else stack.enter_context(open_structures(path)) for path in (trained, held)]
         found = fit_domain(ensemble, readers[0], readers[1], heads, progress)
-    every = read_domain(folder, names, manifest.config.hidden) | found
-    record_files(folder, {DOMAIN: domain_bytes(every, names)})
+    record_files(
+        folder, {DOMAIN: lambda: domain_bytes(read_domain(folder, names, manifest.config.hidden) | found, names)}
+    )
     return found
 
 

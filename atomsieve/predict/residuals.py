@@ -148,11 +148,7 @@ def collect(
 
     head : the head for every structure, whatever its source. progress : called with structures done and in all.
     """
-    names = match_heads(reader, predictor.heads, head)
-    source = _sources(reader)
-    orphans = int((~np.isin(source, list(names))).sum())
-    if orphans:
-        raise UsageError(f"{reader.path}: {orphans} structures are of no source; say with --head which head is theirs")
+    source, names = source_heads(reader, predictor.heads, head)
     every = {
         name: atoms_apart(int(reader.counts()[np.isin(source, [k for k, n in names.items() if n == name])].sum()))
         for name in set(names.values())
@@ -169,12 +165,21 @@ def collect(
     return {name: join_rows(parts[name]) for name in predictor.heads if name in parts}
 
 
-def _sources(reader: StructureReader) -> NDArray[np.int64]:
-    """Return the source [S] of each structure, -1 where it has none."""
+def source_heads(
+    reader: StructureReader, heads: list[str], head: str | None
+) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Return the source [S] of each structure and the head of each source (`match_heads`).
+
+    Structures that say no source are of the only one, or of none (-1), which is an error if no head was named.
+    """
+    names = match_heads(reader, heads, head)
     found = reader.read_arrays(0, len(reader), ["head"]).get("head")
-    if found is None or not reader.sources:
-        return np.full(len(reader), min(len(reader.sources), 1) - 1, np.int64)
-    return np.where(found < 0, 0 if len(reader.sources) == 1 else -1, found).astype(np.int64)
+    source = np.full(len(reader), -1, np.int64) if found is None or not reader.sources else found.astype(np.int64)
+    source = np.where(source < 0, 0 if len(reader.sources) == 1 else -1, source)
+    orphans = int((~np.isin(source, list(names))).sum())
+    if orphans:
+        raise UsageError(f"{reader.path}: {orphans} structures are of no source; say with --head which head is theirs")
+    return source, names
 
 
 def _by_head(source: NDArray[np.int64], names: dict[int, str]) -> Iterator[tuple[str, NDArray[np.int64]]]:

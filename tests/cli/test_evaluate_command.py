@@ -13,6 +13,7 @@ from atomsieve.cli.main import run
 from atomsieve.models import read_calibration
 from atomsieve.predict import evaluation
 from atomsieve.predict.evaluation import Errors, coverage, scores
+from atomsieve.structures.reader import open_structures
 from tests.helpers import tiny_gfm
 from tests.labelled import labelled_file, noisy_labels
 
@@ -62,6 +63,32 @@ def test_calibrate_then_evaluate(gfm, files, tmp_path, capsys):
     )  # fmt: skip
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
     assert "Uncalibrated" not in page and "very structures" not in page
+
+
+def test_what_is_kept_of_an_earlier_calibration_is_said(gfm, plain, files, tmp_path, capsys):
+    few = labelled_file(tmp_path / "few.bp", noisy_labels(plain, 5, 4))
+    assert run("atomsieve", ["calibrate", str(gfm), "--data", str(few), "-q"]) == 0
+    assert "metal: energies stay uncalibrated: 5 usable" in capsys.readouterr().out
+    assert run("atomsieve", ["calibrate", str(gfm), "--data", str(files[0]), "-q"]) == 0
+    assert "kept the earlier" not in capsys.readouterr().out
+    before = read_calibration(gfm).heads
+    assert run("atomsieve", ["calibrate", str(gfm), "--data", str(few), "-q"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"metal: {what}: too few labels, kept the earlier calibration" in said for what in ("energy", "forces"))
+    assert read_calibration(gfm).heads == before
+
+
+def test_nothing_is_written_where_the_data_are_refused(gfm, files, capsys):
+    call = ["calibrate", str(gfm), "--data", str(files[0]), "--domain-data", str(files[1]), "-q"]
+    assert run("atomsieve", [*call, "--head", "metal"]) == 2
+    assert "--head cannot go with --domain-data" in capsys.readouterr().err
+    manifest = json.loads((gfm / "manifest.json").read_text())
+    with open_structures(files[0]) as reader:
+        manifest["training"] = {"config": {"data": [{"path": "x"}]}, "data_sha256": [reader.identity()]}
+    (gfm / "manifest.json").write_text(json.dumps(manifest))
+    assert run("atomsieve", call) == 2
+    assert "was trained on" in capsys.readouterr().err
+    assert not (gfm / "domain.safetensors").exists()
 
 
 def test_an_uncalibrated_head_says_so_everywhere(gfm, files, tmp_path, capsys):

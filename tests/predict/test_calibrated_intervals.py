@@ -122,6 +122,65 @@ def test_the_other_heads_keep_their_calibration(gfm, plain, tmp_path):
     assert [d.name for d in read_calibration(own).data] == ["kept.bp", "few.bp"]
 
 
+def test_what_a_file_cannot_fit_keeps_its_calibration(gfm, plain, tmp_path):
+    own = shutil.copytree(gfm, tmp_path / "gfm")
+    before = read_calibration(own).head("metal")
+    fresh = noisy_labels(plain, 60, 8)
+    few = labelled_file(tmp_path / "few.bp", fresh.take(np.arange(5)))
+    assert calibrate_gfm(own, few, device="cpu")["metal"][0].calibrated == frozenset()
+    assert read_calibration(own).head("metal") == before
+    energies = labelled_file(tmp_path / "energies.bp", fresh.replace(has_forces=np.zeros(60, bool)))
+    fit, usable = calibrate_gfm(own, energies, device="cpu")["metal"]
+    now = read_calibration(own)
+    assert (fit.calibrated, usable) == ({"energy"}, 60)
+    assert now.head("metal").energy_per_atom == fit.energy_per_atom != before.energy_per_atom
+    assert now.head("metal").force_component == before.force_component
+    assert "kept.bp" in [d.name for d in now.data]  # the forces are still of it
+
+
+def test_of_two_calibrations_at_once_none_is_lost(plain, held_out, tmp_path, monkeypatch):
+    """Another process calibrates another head while this one predicts."""
+    from atomsieve.predict import calibrate as module
+
+    own, other = shutil.copytree(plain, tmp_path / "gfm"), HeadCalibration(energy_per_atom={"n": 20, "scale": 7.0})
+    collected = module.collect
+
+    def meanwhile(*args):
+        module.record_calibration(own, module.Calibration(heads={"organic": other}))
+        return collected(*args)
+
+    monkeypatch.setattr(module, "collect", meanwhile)
+    read = []
+    monkeypatch.setattr(module, "read_calibration", lambda f: read.append(f.joinpath(".manifest.lock").exists())
+                        or read_calibration(f))  # fmt: skip
+    calibrate_gfm(own, held_out, device="cpu")
+    assert read == [True] and read_calibration(own).heads.keys() == {"organic", "metal"}
+
+
+def test_structures_that_name_none_of_several_sources_are_refused():
+    from types import SimpleNamespace as Name
+
+    class Reader:
+        path, sources, column = "x.bp", [Name(name="organic"), Name(name="metal")], {}
+
+        def __len__(self):
+            return 3
+
+        def read_arrays(self, *_):
+            return self.column
+
+    reader, heads = Reader(), ["organic", "metal"]
+    with pytest.raises(UsageError, match=r"3 structures are of no source.*--head"):
+        residuals.source_heads(reader, heads, None)
+    source, names = residuals.source_heads(reader, heads, "metal")
+    assert {names[k] for k in source} == {"metal"}
+    reader.column = {"head": np.array([1, 0, 1])}
+    assert residuals.source_heads(reader, heads, None)[0].tolist() == [1, 0, 1]
+    reader.column, reader.sources = {}, reader.sources[1:]
+    source, names = residuals.source_heads(reader, heads, None)
+    assert [names[k] for k in source] == ["metal"] * 3
+
+
 def test_data_are_refused_in_one_line(gfm, plain, held_out, tmp_path):
     stranger = labelled_file(tmp_path / "metals.bp", noisy_labels(plain, 12, 4), source="metals")
     with pytest.raises(UsageError, match=r"'metals' is no head.*did you mean 'metal'.*allowed: organic, metal.*--head"):
