@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from atomsieve.errors import AtomSieveError
 
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=24)
+"""How long a rank waits for another: what one does alone (writing, fitting) may take longer than the library's minutes.
+
+A rank that dies is noticed by its launcher, which ends the others.
+"""
 WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -65,6 +73,30 @@ class Team:
             data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         torch.distributed.broadcast(data, 0)
         return json.loads(bytes(data.cpu().numpy()))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order, on every rank (any object that pickles)."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """Run `work` on every rank and return all values; where it fails on any, all ranks raise, none waits."""
+        value: T | None = None
+        error: Exception | None = None
+        try:
+            value = work()
+        except Exception as caught:  # every kind: the other ranks are waiting to be told
+            error = caught
+        said = self.gather((value, None if error is None else f"{type(error).__name__}: {error}"))
+        if error is not None:
+            raise error
+        for rank, (_, line) in enumerate(said):
+            if line is not None:
+                raise AtomSieveError(f"rank {rank} failed: {line}")
+        return [own for own, _ in said]  # type: ignore[misc]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -162,7 +194,7 @@ def join(device: str = "auto") -> Team:
     where = choose_device(device, local)
     if size > 1 and not torch.distributed.is_initialized():
         backend = "nccl" if where.type == "cuda" else "gloo"
-        options: dict[str, Any] = {"rank": rank, "world_size": size}
+        options: dict[str, Any] = {"rank": rank, "world_size": size, "timeout": PATIENCE}
         if launcher == "mpi":
             options["init_method"] = f"tcp://{host}:{port}"
         torch.distributed.init_process_group(backend, **options)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.models.domain import DOMAIN, domain_bytes
+from atomsieve.models.domain import DOMAIN, HeadDomain, domain_bytes
 from atomsieve.models.domain_fit import fit_head
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.folder import record_files
@@ -26,22 +26,30 @@ def fit_domain(
     team: Team,
     progress: AbstractContextManager[Any],
 ) -> None:
-    """Fit the domain of every head of a written gfm/ folder and put it there; the first rank does it.
+    """Fit the domain of every head of a written gfm/ folder and put it there; the ranks share the heads.
 
     part : [S] of the catalogue; what was kept for calibration sets the limits. `progress` gives `step(done, total)`.
     """
-    if team.chief:
-        encoder = ensemble.take([0]).float().cpu().eval()
-        catalog, found = store.catalog, {}
+    catalog = store.catalog
+
+    def fit() -> dict[str, HeadDomain]:
+        encoder, found = ensemble.take([0]).float().cpu().eval(), {}
+        own_heads = range(team.rank, len(catalog.sources), team.size)
         with progress as step:
-            for k, name in enumerate(catalog.sources):
+            for done, k in enumerate(own_heads):
                 own = catalog.head == k
                 rows, held = (np.flatnonzero(own & (part == which)) for which in (TRAIN, CALIBRATION))
                 domain = fit_head(encoder, store.fetch, rows, held)
                 if domain is not None:
-                    found[name] = domain
+                    found[catalog.sources[k]] = domain
                 if step is not None:
-                    step(k + 1, len(catalog.sources))
-        if found:
+                    step(done + 1, len(own_heads))
+        return found
+
+    found = {name: domain for fits in team.together(fit) for name, domain in fits.items()}
+
+    def write() -> None:
+        if found and team.chief:
             record_files(gfm, {DOMAIN: domain_bytes(found, [h.name for h in ensemble.heads])})
-    team.barrier()
+
+    team.together(write)

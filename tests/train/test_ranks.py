@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from atomsieve.errors import AtomSieveError
+from atomsieve.models.domain import DOMAIN
 from atomsieve.models.folder import load_gfm
 from atomsieve.train import distributed
 from atomsieve.train.config import dump_config
@@ -67,6 +68,7 @@ def test_a_run_on_two_ranks_is_whole(small, tmp_path, mode):
     launch("mpirun", "-m", "atomsieve", "train", tmp_path / "c.yaml")
     ensemble, manifest = load_gfm(config.output / "gfm")
     assert len(manifest.members) == 2
+    assert DOMAIN in manifest.files
     assert (config.output / "metrics.md").is_file()
     if mode == "together":
         alone = small("alone", precision="fp64", ensemble={"members": 2}, budget={"steps": 6})
