@@ -72,8 +72,8 @@ def app(
 
     if domain_data is not None and head is not None:
         raise UsageError(
-            "--head cannot go with --domain-data, whose sources name the heads; calibrate first with --head, then call "
-            "again with --domain-data and without --head"
+            "--head cannot go with --domain-data, whose sources name the heads; leave out one of them, or convert both "
+            "files with sources that are called like their heads"
         )
     if domain_data is not None:
         check_data(folder, data, allow_training_data=allow_training_data)
