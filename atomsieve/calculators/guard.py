@@ -98,6 +98,8 @@ class Guard:
         self.in_domain, self.file, self.every = in_domain, Path(file), every
         if not self.limits and not in_domain:
             raise UsageError("a guard that watches nothing: give max_sigma_energy, max_sigma_force, or in_domain=True")
+        if "write" in self.actions:
+            _check_file(self.file)
         self.atoms = getattr(source, "atoms", source) if not isinstance(source, GFMCalculator | Predictor) else None
         self._check_calibrated(source, head)
         self.checks = self.passed = self.written = 0
@@ -246,9 +248,17 @@ class Guard:
         return True
 
 
+def _check_file(path: Path) -> None:
+    """Refuse a file that could not be written when the first frame comes."""
+    if path.suffix.lower() not in (".extxyz", ".xyz"):
+        raise UsageError(f"a guard writes extxyz, got file {str(path)!r}; let its name end in .extxyz")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent} to write {path.name} to; make it first")
+
+
 def _number(name: str, value: float | None) -> float:
     if value is None:
         return float("inf")
-    if not value > 0:
-        raise UsageError(f"{name} must be above 0, got {value}")
+    if isinstance(value, str) or not 0 < value < float("inf"):
+        raise UsageError(f"{name} must be a number above 0, got {value!r}; leave it out for no limit")
     return float(value)

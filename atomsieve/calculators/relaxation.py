@@ -20,7 +20,7 @@ from atomsieve.errors import UsageError
 from atomsieve.graphs import SkinList
 from atomsieve.predict import Prediction, Predictor, Status
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.batch import ragged_index
+from atomsieve.structures.batch import check_batch, ragged_index
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -102,14 +102,17 @@ def relax(
         for an unknown head, values out of range, a guard for another head, or if the ensemble gives no forces or
         stress. A bad structure raises nothing: it gets a status.
     """
-    if not fmax > 0 or steps < 0:
-        raise UsageError(f"fmax must be above 0 and steps 0 or more, got fmax={fmax}, steps={steps}")
+    if not isinstance(predictor, Predictor):
+        raise UsageError(f"relax wants a loaded predictor, Predictor.load('gfm/'), got {type(predictor).__name__}")
+    check_batch(batch)
+    if not fmax > 0 or steps < 0 or steps != int(steps):
+        raise UsageError(f"fmax must be above 0 and steps a whole number, 0 or more, got fmax={fmax}, steps={steps}")
     for name in ("forces", "stress") if cell else ("forces",):
         if name not in predictor.outputs:
             raise UsageError(f"relaxation needs {name}, which this ensemble with backend {predictor.backend} lacks")
     run = _Run(predictor, batch, fmax, cell, guard, head, SkinList(skin, predictor.device))
     run.evaluate()
-    for _ in range(steps):
+    for _ in range(int(steps)):
         if not len(run.active):
             break
         run.step()

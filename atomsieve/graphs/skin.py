@@ -120,7 +120,7 @@ class SkinList:
     def __init__(self, skin: float | None = None, device: torch.device | str = "cpu") -> None:
         if skin is None:
             skin = 0.0 if choose_implementation("auto", torch.device(device)) == "native" else USUAL
-        if not 0 <= skin < float("inf"):
+        if isinstance(skin, str) or not 0 <= skin < float("inf"):
             raise UsageError(f"skin must be a number of Angstrom, 0 or more, got {skin}; 0 turns it off, 1 is usual")
         self.skin = float(skin)
         self.calls = self.builds = 0

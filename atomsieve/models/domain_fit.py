@@ -215,7 +215,7 @@ def _with_pair_rules(domain: HeadDomain, held: NDArray[np.int64], fetch: Fetch, 
 def _hold_back(
     rows: NDArray[np.int64], fetch: Fetch, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide rows into nine tenths and at most one tenth, by composition where there are at least ten.
+    """Divide shuffled rows into nine tenths and at most one tenth, by composition where there are at least ten.
 
     A composition that by itself is more than a tenth is divided by structure.
     """
@@ -228,6 +228,8 @@ def _hold_back(
     apart = (sizes > most)[group] | (len(sizes) < 10)
     group = np.where(apart, len(sizes) + np.arange(len(rows)), group)
     names, sizes = np.unique(group, return_counts=True)
+    if len(names) == len(rows):  # single structures, shuffled already
+        return rows[most:], rows[:most]
     taken, room = [], most
     for k in rng.permutation(len(names)).tolist():
         if sizes[k] <= room:

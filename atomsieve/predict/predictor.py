@@ -22,6 +22,7 @@ from atomsieve.predict.results import Results
 from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
 from atomsieve.predict.uncertainty import HeadUncertainty
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.batch import check_batch
 
 Builder = Callable[..., Graph]
 
@@ -181,6 +182,7 @@ class Predictor:
         name = self.head if head is None else head
         if name not in self._index:
             raise unknown("head", name, self.heads)
+        check_batch(batch)
         batch.validate()
         asked = set(want)
         if "spread" in asked and self.kind == "deep":  # whose members all have forces anyway

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import DataError
+from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.fields import FIELDS, LABELS
 
 if TYPE_CHECKING:
@@ -192,3 +192,12 @@ class StructureBatch:
         from atomsieve.structures.ase_door import batch_to_ase
 
         return batch_to_ase(self)
+
+
+def check_batch(given: object) -> None:
+    """Refuse anything but a `StructureBatch`, and say how to make one."""
+    if not isinstance(given, StructureBatch):
+        raise UsageError(
+            f"structures are given as a StructureBatch, got {type(given).__name__}; make one with "
+            "StructureBatch.from_ase(atoms_list)"
+        )

@@ -202,3 +202,13 @@ def test_refusals(predictor: Predictor, tmp_path: Path) -> None:
 
 def test_all_reasons_have_a_meaning() -> None:
     assert all(stop.meaning for stop in Stop)
+
+
+def test_what_is_no_predictor_or_no_batch_is_refused_in_one_line(predictor):
+    batch = StructureBatch.from_ase([bulk("Cu")])
+    with pytest.raises(UsageError, match="wants a loaded predictor"):
+        relax("gfm", batch)
+    with pytest.raises(UsageError, match=r"StructureBatch\.from_ase"):
+        relax(predictor, [bulk("Cu")])
+    with pytest.raises(UsageError, match="whole number"):
+        relax(predictor, batch, steps=1.5)

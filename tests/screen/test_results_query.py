@@ -180,7 +180,7 @@ def test_exports_are_refused_with_a_reason(full, tmp_path):
     export(results, tmp_path / "x.csv")
     with pytest.raises(AtomSieveError, match="already there"):
         export(results, tmp_path / "x.csv")
-    with pytest.raises(AtomSieveError, match="there is no folder .*nowhere to write x.csv"):
+    with pytest.raises(AtomSieveError, match=r"there is no folder .*nowhere to write x\.csv"):
         export(results, tmp_path / "nowhere" / "x.csv")
     export(results, tmp_path / "x.csv", overwrite=True)
     write_structures(tmp_path / "candidates.bp", batch.take([1, 2, 3]), [], overwrite=True)
