@@ -73,6 +73,8 @@ def test_water_with_guard(shared_data: Path, tmp_path: Path) -> None:
     model = ModelConfig(hidden=16, layers=1, head_hidden=8, cutoff=3.5)
     gfm = save_gfm(tmp_path / "gfm", Ensemble(model, [head], [1, 2]))
     words = ["--ensemble", gfm, "--data", shared_data, "--steps", 20, "--max-sigma-force", 1e-6]
-    said = run("water_nvt", tmp_path, *words)
+    assert "the guard ended the run after 0.0 fs: force_std" in run("water_nvt", tmp_path, *words)
+    (tmp_path / "water_guard.extxyz").unlink()
+    said = run("water_nvt", tmp_path, *words, "--go-on")
     assert "not calibrated" in said and "guard: 2 checks, 2 limits passed, 1 frames written" in said
     assert (tmp_path / "water_guard.extxyz").read_text().startswith("192\n")
