@@ -14,6 +14,7 @@ from atomsieve.graphs import Graph, build_graph
 from atomsieve.models.domain import BOND, SIZE, SUMS, HeadDomain, pair_limits, pooled
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.split import formula_groups
 
 AXES = 16
 LANDMARKS = 1024
@@ -219,11 +220,8 @@ def _hold_back(
 
     A composition that by itself is more than a tenth is divided by structure.
     """
-    batch = fetch(rows)
-    content = np.zeros((len(rows), 256), np.int64)
-    np.add.at(content, (batch.structure_of_atom, batch.numbers), 1)
-    content //= np.maximum(np.gcd.reduce(content, axis=1), 1)[:, None]
-    _, group, sizes = np.unique(content, axis=0, return_inverse=True, return_counts=True)
+    group = formula_groups(fetch(rows))
+    sizes = np.bincount(group)
     most = len(rows) // 10
     apart = (sizes > most)[group] | (len(sizes) < 10)
     group = np.where(apart, len(sizes) + np.arange(len(rows)), group)

@@ -25,6 +25,7 @@ from atomsieve.screen.query import Results
 from atomsieve.screen.runner import OK
 from atomsieve.screen.table import formula, pieces
 from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.structures.split import formula_groups
 
 if TYPE_CHECKING:
     from atomsieve.models import Ensemble
@@ -98,7 +99,7 @@ def pick(
         raise UsageError(f"--n {n} is more than the {good:,} rows that can be picked ({asked}); {remedy}")
     member, level = _member(results, head, ensemble)
     structures, features = _described(results, rows, member)
-    chosen = farthest_points(features, score, _formula_groups(structures), n, per_formula)
+    chosen = farthest_points(features, score, formula_groups(structures), n, per_formula)
     return Picked(
         rows=rows[chosen], structures=structures.take(chosen), score=score[chosen], by=measure, head=head,
         level_of_theory=level, good=good, candidates=len(rows),
@@ -178,14 +179,6 @@ def farthest_points(
             free[group == group[best]] = False
         nearest = np.minimum(nearest, np.linalg.norm(features - features[best], axis=1))
     return np.array(chosen, np.int64)
-
-
-def _formula_groups(batch: StructureBatch) -> NDArray[np.int64]:
-    """Return a number for the reduced formula of each structure, [S]."""
-    content = np.zeros((len(batch), 256), np.int64)
-    np.add.at(content, (batch.structure_of_atom, batch.numbers), 1)
-    content //= np.maximum(np.gcd.reduce(content, axis=1), 1)[:, None]
-    return np.asarray(np.unique(content, axis=0, return_inverse=True)[1]).reshape(-1).astype(np.int64)
 
 
 # -- structures and their features ---------------------------------------------------------------------------------

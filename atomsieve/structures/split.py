@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.item import Item
 
 WAYS = ("structure", "formula", "group")
@@ -77,6 +78,20 @@ class Split:
         if value is None:
             raise DataError(f"{item.where} has no {key!r} to split by; its keys: {', '.join(sorted(item.info)[:12])}")
         return str(value).encode()
+
+
+def reduced_compositions(content: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Divide the atoms of each element [S,Z] by their greatest common divisor in each structure."""
+    divisor = np.maximum(np.gcd.reduce(content.astype(np.int64), axis=1), 1)
+    return content // divisor[:, None].astype(content.dtype)
+
+
+def formula_groups(batch: StructureBatch) -> NDArray[np.int64]:
+    """Return a number for the reduced formula of each structure, [S]; the numbers are 0, 1, ... without gaps."""
+    content = np.zeros((len(batch), 256), np.int64)
+    np.add.at(content, (batch.structure_of_atom, batch.numbers), 1)
+    groups = np.unique(reduced_compositions(content), axis=0, return_inverse=True)[1]
+    return np.asarray(groups, np.int64).reshape(-1)
 
 
 def reduced_formula(numbers: NDArray[np.integer]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.structures.split import reduced_compositions
 from atomsieve.train.catalog import USES, Catalog
 from atomsieve.train.config import DataItem, SplitSection
 
@@ -22,9 +23,7 @@ def uniform(key: str) -> float:
 
 def reduced_formulas(composition: NDArray[np.integer]) -> tuple[list[str], NDArray[np.int64]]:
     """Return the distinct reduced formulas of compositions [S,119] and the one of each structure, [S]."""
-    divisor = np.maximum(np.gcd.reduce(composition.astype(np.int64), axis=1), 1)
-    reduced = composition // divisor[:, None].astype(composition.dtype)
-    rows, inverse = np.unique(reduced, axis=0, return_inverse=True)
+    rows, inverse = np.unique(reduced_compositions(composition), axis=0, return_inverse=True)
     names = ["-".join(f"{z}:{row[z]}" for z in np.flatnonzero(row)) for row in rows]
     return names, inverse.reshape(-1).astype(np.int64)
 

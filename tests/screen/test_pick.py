@@ -210,6 +210,6 @@ def test_the_command(screened, tmp_path):
 
 
 def test_empty_batches_have_no_formula():
-    from atomsieve.screen.pick import _formula_groups
+    from atomsieve.structures.split import formula_groups
 
-    assert len(_formula_groups(StructureBatch.empty())) == 0
+    assert len(formula_groups(StructureBatch.empty())) == 0
