@@ -17,9 +17,7 @@ import typer
 from atomsieve.cli import main
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 
-HEAVY = (
-    "torch", "adios2", "ase", "numpy", "scipy", "sklearn", "mpi4py", "pymatgen", "pydantic", "matplotlib", "tritonclient"
-)  # fmt: skip
+HEAVY = ("torch", "adios2", "ase", "numpy", "scipy", "sklearn", "mpi4py", "pymatgen", "pydantic", "tritonclient")
 
 
 def command(*args: str, **options) -> subprocess.CompletedProcess[str]:
