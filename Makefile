@@ -13,7 +13,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One version for everybody, so that every machine tests the same build.
 TORCH := 2.13.0
-EXTRAS := mpi,data,demo,train,pyg,export,uncertainty,torchsim,dev
+# Brings a real tritonserver; used for its binary alone (its own dependencies would pull numpy below 2).
+TRITON := nvidia-pytriton==0.7.0
+EXTRAS := mpi,data,demo,train,pyg,export,uncertainty,serve,torchsim,dev
 STAMP := $(VENV)/installed
 NATIVE := $(wildcard atomsieve/native/*.cpp atomsieve/native/*.h)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -34,6 +36,8 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py Makefile $(NATIVE)
 		echo "note: no C++ compiler found: going on with slower torch code (on Debian: apt-get install g++ python3-dev)"; fi
 	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)'
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --no-deps '$(TRITON)' || \
+		echo "note: no $(TRITON) for this platform: tests of the server are skipped"
 	@$(BIN)/python -c 'from atomsieve.native import kernels; print("compiled kernels:", "yes" if kernels() else "no, slower torch code is used")'
 	@touch $@
 

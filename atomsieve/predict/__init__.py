@@ -1,8 +1,25 @@
-"""Predictor: the one way to get numbers out of a gfm/ folder."""
+"""Predictor: the one way to get numbers out of a gfm/ folder.
 
-from atomsieve.predict.outside import Outside
-from atomsieve.predict.prediction import Prediction
-from atomsieve.predict.predictor import Predictor
-from atomsieve.predict.status import Status
+Names are imported on first use: what only packs structures, or asks a server for numbers, needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atomsieve.predict.outside import Outside
+    from atomsieve.predict.prediction import Prediction
+    from atomsieve.predict.predictor import Predictor
+    from atomsieve.predict.status import Status
+
+_HOMES = {"Outside": "outside", "Prediction": "prediction", "Predictor": "predictor", "Status": "status"}
 
 __all__ = ["Outside", "Prediction", "Predictor", "Status"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.predict.packing import PACKING_RULE
 from atomsieve.screen import columns
-from atomsieve.screen.plan import PACKING_RULE, Chunks
+from atomsieve.screen.plan import Chunks
 from atomsieve.screen.runner import Runner
 from atomsieve.screen.store import Folder, write_whole
 

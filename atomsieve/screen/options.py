@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atomsieve.errors import UsageError, unknown
+from atomsieve.predict.packing import BUDGETS
 from atomsieve.screen.columns import rankable
 
 PRECISIONS = ("fp64", "fp32", "bf16")
 BACKENDS = ("native", "onnx", "torchscript", "pt2", "auto")
-BUDGETS = {"cpu": (4096, 250_000), "cuda": (100_000, 5_000_000)}
-"""Default budget of a batch per kind of device: atoms, estimated directed edges."""
 ALL_HEADS = "all"
 FORCE_SPREAD = ("auto", "all", "top", "none")
 

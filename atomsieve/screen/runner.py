@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,12 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.predict.packing import halved, pack
 from atomsieve.screen.columns import MEASURED, blank_rows
-from atomsieve.screen.plan import pack
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
-
-log = logging.getLogger(__name__)
 
 OK, TOO_LARGE, NAN_OUTPUT, OUT_OF_MEMORY = 0, 4, 8, 9  # of atomsieve.predict.status.Status, checked by a test
 
@@ -118,27 +114,6 @@ class Runner:
             rows[large] = failed(rows[large], OUT_OF_MEMORY)
 
 
-def halved(
-    compute: Callable[[NDArray[np.int64]], None], index: NDArray[np.int64], counts: NDArray[np.int64]
-) -> list[int]:
-    """Call `compute(index)`, where memory does not suffice with halves; return what does not fit even alone.
-
-    index : structures, of which each has `counts[structure]` atoms.
-    """
-    try:
-        compute(index)
-        return []
-    except Exception as error:  # every kind: which class says "out of memory" depends on the backend
-        if not is_out_of_memory(error):
-            raise
-        log.warning("out of memory with %d structures, %d atoms in a batch", len(index), counts[index].sum())
-    # outside the handler, so that the traceback no longer holds the tensors
-    release_memory()
-    if len(index) == 1:
-        return index.tolist()
-    return [k for half in np.array_split(index, 2) for k in halved(compute, half, counts)]
-
-
 def fill(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[Any]:
     """Return `rows` [S] with a prediction entered; rows with a bad status have NaN in every measured column."""
     rows = rows.copy()
@@ -185,20 +160,3 @@ def largest(values: NDArray[Any], batch: StructureBatch) -> NDArray[np.float64]:
     if filled.any():
         out[filled] = np.maximum.reduceat(values, batch.ptr[:-1][filled])
     return out
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that memory, of the host or of the GPU, did not suffice."""
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch on the CPU
-
-
-def release_memory() -> None:
-    """Give cached GPU memory back before a smaller try."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
+from atomsieve.predict.packing import halved, pack
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.plan import pack
-from atomsieve.screen.runner import OK, PredictorLike, fill, halved
+from atomsieve.screen.runner import OK, PredictorLike, fill
 from atomsieve.screen.table import pieces
 from atomsieve.structures import StructureBatch
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atomsieve.screen.plan import ALIGN, Chunks, chunk_size, pack
+from atomsieve.predict.packing import pack
+from atomsieve.screen.plan import ALIGN, Chunks, chunk_size
 
 
 @settings(deadline=None)

@@ -1,0 +1,84 @@
+"""Batches within a budget of atoms and edges, and what happens where memory does not suffice for one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+BUDGETS = {"cpu": (4096, 250_000), "cuda": (100_000, 5_000_000)}
+"""Default budget of a batch per kind of device: atoms, estimated directed edges."""
+PACKING_RULE = "sorted by estimated edges, atoms, position; filled to max_atoms and max_edges"
+
+
+def pack(
+    edges: NDArray[np.float64], counts: NDArray[np.int64], max_atoms: int, max_edges: int
+) -> list[NDArray[np.int64]]:
+    """Group structures of `counts` atoms and about `edges` edges [S] into batches within both budgets.
+
+    A structure above a budget is a batch by itself.
+
+    Returns
+    -------
+    list of int64 arrays: the structures of each batch. Structures of like size come together, which keeps the padding
+    of neighbour tables low. Every structure is in exactly one batch.
+    """
+    order = np.lexsort((np.arange(len(counts)), counts, edges)).astype(np.int64)
+    atom_ends = np.cumsum(counts[order])
+    edge_ends = np.cumsum(edges[order])
+    batches = []
+    start = 0
+    while start < len(order):
+        atoms_before = atom_ends[start - 1] if start else 0
+        edges_before = edge_ends[start - 1] if start else 0.0
+        stop = min(
+            int(np.searchsorted(atom_ends, atoms_before + max_atoms, side="right")),
+            int(np.searchsorted(edge_ends, edges_before + max_edges, side="right")),
+        )
+        stop = max(stop, start + 1)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def halved(
+    compute: Callable[[NDArray[np.int64]], None], index: NDArray[np.int64], counts: NDArray[np.int64]
+) -> list[int]:
+    """Call `compute(index)`, where memory does not suffice with halves; return what does not fit even alone.
+
+    index : structures, of which each has `counts[structure]` atoms.
+    """
+    try:
+        compute(index)
+        return []
+    except Exception as error:  # every kind: which class says "out of memory" depends on the backend
+        if not is_out_of_memory(error):
+            raise
+        log.warning("out of memory with %d structures, %d atoms in a batch", len(index), counts[index].sum())
+    # outside the handler, so that the traceback no longer holds the tensors
+    release_memory()
+    if len(index) == 1:
+        return index.tolist()
+    return [k for half in np.array_split(index, 2) for k in halved(compute, half, counts)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that memory, of the host or of the GPU, did not suffice."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch on the CPU
+
+
+def release_memory() -> None:
+    """Give cached GPU memory back before a smaller try."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,88 @@
+"""config.pbtxt of a served model, derived from the tables of the wire and written with Triton's own schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atomsieve.errors import require
+from atomsieve.serve.wire import INPUTS, OUTPUTS, Tensor
+
+MODEL_PY = '''"""Served by AtomSieve: everything is in the package, which must be installed where the server runs."""
+
+from atomsieve.serve.triton_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+LARGEST_BATCH = 64
+"""Requests that may be gathered; how much is computed at once is decided by atoms and edges."""
+QUEUE = 1024
+"""Requests that may wait; a further one is refused as UNAVAILABLE, and the client tries again."""
+
+
+def message(fields: Mapping[str, Any]) -> str:
+    """Return plain data as a model configuration in text form.
+
+    Raises
+    ------
+    AtomSieveError
+        if tritonclient, which brings Triton's schema, is missing; google.protobuf's ParseError for what is no
+        configuration.
+    """
+    schema = require("tritonclient.grpc.model_config_pb2", "serve", "writing a model repository")
+    from google.protobuf import json_format, text_format
+
+    return str(text_format.MessageToString(json_format.ParseDict(dict(fields), schema.ModelConfig())))
+
+
+def model_config(
+    name: str,
+    outputs: Sequence[str],
+    members: int,
+    *,
+    device: str,
+    instances: int,
+    gpus: Sequence[int] = (),
+    queue_delay: int = 0,
+    parameters: Mapping[str, Any],
+) -> str:
+    """Return config.pbtxt of a model that takes raw structures.
+
+    outputs : names of what it gives, of `atomsieve.serve.wire.OUTPUTS`. members : K. device : cpu, cuda or cuda:N.
+    instances : copies on the CPU or on each GPU. gpus : with cuda, those to use; none means all.
+    queue_delay : microseconds that a request waits for others while the model is idle. parameters : shown to clients.
+    """
+    kind: dict[str, Any] = {"kind": "KIND_GPU" if device == "cuda" else "KIND_CPU", "count": instances}
+    if device == "cuda" and gpus:
+        kind["gpus"] = list(gpus)
+    return message(
+        {
+            "name": name,
+            "backend": "python",
+            "max_batch_size": LARGEST_BATCH,
+            "version_policy": {"latest": {"num_versions": 1}},
+            "input": [_tensor(t) | {"allow_ragged_batch": True, "optional": t.optional} for t in INPUTS.values()],
+            "output": [_tensor(OUTPUTS[n], members) for n in outputs],
+            "instance_group": [kind],
+            "dynamic_batching": {
+                "max_queue_delay_microseconds": queue_delay,
+                "priority_levels": 2,  # 1 for probes of health, which must not wait behind a screening
+                "default_priority_level": 2,
+                "default_queue_policy": {"max_queue_size": QUEUE, "allow_timeout_override": True},
+            },
+            "parameters": {
+                "FORCE_CPU_ONLY_INPUT_TENSORS": {"string_value": "yes"},
+                **{key: {"string_value": _text(value)} for key, value in parameters.items()},
+            },
+        }
+    )
+
+
+def _tensor(tensor: Tensor, members: int = -1) -> dict[str, Any]:
+    dims = [members if n == -1 and k == 1 and "members" in tensor.name else n for k, n in enumerate(tensor.dims)]
+    return {"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": dims}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

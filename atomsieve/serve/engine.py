@@ -1,0 +1,216 @@
+"""From requests to answers: checks, gathering, batches within a memory budget, one Predictor. Knows nothing of Triton.
+
+Requests that came together are evaluated together. A bad one gets an error of its own and disturbs no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError
+from atomsieve.graphs import edge_budget_estimate
+from atomsieve.predict import Predictor, Status
+from atomsieve.predict.packing import BUDGETS, halved, pack
+from atomsieve.serve.request import Refused, Request, read_request
+from atomsieve.serve.settings import Settings
+from atomsieve.serve.wire import OUTPUTS, prediction_arrays, wanted
+from atomsieve.structures import StructureBatch
+from atomsieve.structures.batch import ragged_index
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Work:
+    """What a call of the engine did, for metrics and the log.
+
+    Attributes
+    ----------
+    requests, structures, atoms : computed. evaluations : calls of the predictor. seconds : of the whole call.
+    status : structures by the name of their status. errors : refused or failed requests by kind.
+    """
+
+    requests: int = 0
+    structures: int = 0
+    atoms: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    status: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+class Engine:
+    """Answers requests with one predictor.
+
+    Attributes
+    ----------
+    predictor, settings : as given. work : what the latest call did.
+    """
+
+    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+        self.predictor, self.settings = predictor, settings
+        atoms, edges = BUDGETS["cuda" if str(predictor.device).startswith("cuda") else "cpu"]
+        self._budget = (settings.max_atoms or atoms, settings.max_edges or edges)
+        self.work = Work()
+
+    def __call__(self, requests: Sequence[Request | Refused]) -> list[Arrays | Refused]:
+        """Return the arrays [S,...] or [N,...] that each request asked for, or why there are none."""
+        began, self.work = time.perf_counter(), Work()
+        answers: list[Arrays | Refused | None] = [r if isinstance(r, Refused) else None for r in requests]
+        for together in _groups(requests):
+            group = [request for k in together if isinstance(request := requests[k], Request)]
+            for k, answer in zip(together, self._answer(group), strict=True):
+                answers[k] = answer
+        found = [answer for answer in answers if answer is not None]
+        assert len(found) == len(requests)
+        self.work.errors.update(a.kind for a in found if isinstance(a, Refused))
+        self.work.seconds = time.perf_counter() - began
+        return found
+
+    def answer_one(self, arrays: Mapping[str, NDArray[Any]], head: str, outputs: Collection[str]) -> Arrays:
+        """Return the answer to one request for one head.
+
+        Raises
+        ------
+        AtomSieveError
+            if it is refused.
+        """
+        [answer] = self([self.read(arrays, {"head": head}, outputs)])
+        if isinstance(answer, Refused):
+            raise AtomSieveError(answer.message)
+        return answer
+
+    def read(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], outputs: Collection[str]
+    ) -> Request | Refused:
+        """Check a request; see `read_request`."""
+        predictor = self.predictor
+        return read_request(
+            arrays, parameters, outputs, heads=predictor.heads, default_head=predictor.head,
+            ensemble_id=predictor.ensemble_id, limits=self.settings.limits,
+        )  # fmt: skip
+
+    def _answer(self, group: Sequence[Request]) -> Sequence[Arrays | Refused]:
+        """Evaluate requests together; if that fails, each by itself, so that only the culprit gets the error."""
+        try:
+            return self._evaluate(group)
+        except Exception as error:  # whatever it is, it must not end the other requests
+            if len(group) > 1:
+                return [answer for request in group for answer in self._answer([request])]
+            if isinstance(error, AtomSieveError):
+                return [Refused("unsupported", str(error))]
+            reference = secrets.token_hex(6)
+            log.exception("request failed, reference %s", reference)
+            message = f"internal error, reference {reference}: the server's log holds the details under it"
+            return [Refused("internal", message)]
+
+    def _evaluate(self, group: Sequence[Request]) -> list[Arrays]:
+        batch = StructureBatch.concatenate([request.batch for request in group])
+        heads = np.concatenate([request.heads for request in group])
+        arrays = self._predict(batch, heads, group[0].outputs)
+        work = self.work
+        work.requests += len(group)
+        work.structures += len(batch)
+        work.atoms += batch.n_atoms
+        codes, counts = np.unique(arrays["status"], return_counts=True)
+        work.status.update({Status(code).name: int(n) for code, n in zip(codes.tolist(), counts, strict=True)})
+        ends = np.cumsum([len(request.batch) for request in group])
+        answers = []
+        for stop, request in zip(ends.tolist(), group, strict=True):
+            start = stop - len(request.batch)
+            atoms = slice(int(batch.ptr[start]), int(batch.ptr[stop]))
+            answers.append(
+                {
+                    name: arrays[name][atoms if OUTPUTS[name].axis == "atom" else slice(start, stop)]
+                    for name in request.outputs
+                }
+            )
+        return answers
+
+    def _predict(self, batch: StructureBatch, heads: NDArray[np.int32], outputs: frozenset[str]) -> Arrays:
+        """Return all arrays of a batch, evaluated head by head in pieces within the budget."""
+        limits, want = self.settings.limits, wanted(outputs)
+        found: Arrays = {"head": heads, "status": np.zeros(len(batch), np.uint8)}
+        edges = edge_budget_estimate(batch, self.predictor.cutoff)
+        large = (batch.counts > limits.structure_atoms) | (edges > limits.structure_edges)
+        found["status"][large] = Status.TOO_LARGE
+        for head in np.unique(heads).tolist():
+            own = np.flatnonzero((heads == head) & ~large)
+            for piece in pack(edges[own], batch.counts[own], *self._budget):
+                self._piece(batch, own[piece], self.predictor.heads[head], want, found)
+        for name in outputs - found.keys():  # nothing was evaluated: all too large, or no structures
+            found[name] = self._blank(name, batch)
+        return found
+
+    def _piece(
+        self, batch: StructureBatch, index: NDArray[np.int64], head: str, want: frozenset[str], found: Arrays
+    ) -> None:
+        """Evaluate the structures `index` and put the results in their places."""
+
+        def compute(some: NDArray[np.int64]) -> None:
+            self.work.evaluations += 1
+            part = batch.take(some)
+            atoms = ragged_index(batch.ptr[:-1][some], part.counts)
+            for name, values in prediction_arrays(self.predictor(part, want, head=head)).items():
+                if name not in found:
+                    found[name] = self._blank(name, batch, values.shape[1:])
+                found[name][atoms if OUTPUTS[name].axis == "atom" else some] = values
+
+        for large in halved(compute, index, batch.counts):
+            found["status"][large] = Status.OUT_OF_MEMORY
+
+    def _blank(self, name: str, batch: StructureBatch, trailing: tuple[int, ...] | None = None) -> NDArray[Any]:
+        """Return an output without results: NaN, or 0 where it is a flag."""
+        tensor = OUTPUTS[name]
+        if trailing is None:
+            trailing = tuple(self.predictor.members if n == -1 else n for n in tensor.trailing)
+        first = batch.n_atoms if tensor.axis == "atom" else len(batch)
+        fill = np.nan if tensor.dtype.kind == "f" else 0
+        return np.full((first, *trailing), fill, tensor.dtype)
+
+
+def _groups(requests: Sequence[Request | Refused]) -> list[list[int]]:
+    """Return which requests are evaluated together: those that ask for the same, unless one wants to be alone."""
+    groups: dict[Any, list[int]] = {}
+    for k, request in enumerate(requests):
+        if isinstance(request, Request):
+            groups.setdefault(k if request.alone else request.outputs, []).append(k)
+    return list(groups.values())
+
+
+def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> Mapping[str, Any]:
+    """Return the description of a served model, as plain data.
+
+    outputs : names of the outputs that it gives.
+    """
+    import atomsieve
+    from atomsieve.serve.wire import WIRE
+
+    return {
+        "wire": WIRE,
+        "atomsieve": atomsieve.__version__,
+        **predictor.describe(),
+        "default_head": predictor.head,
+        "outputs": sorted(predictor.outputs),
+        "gives": list(outputs),
+        "elements": {head: predictor.elements(head) for head in predictor.heads},
+        "references": {
+            head: {str(z): float(predictor.references(head)[z]) for z in predictor.elements(head)}
+            for head in predictor.heads
+        },
+        "artefact": predictor.artefact,
+        "threads": settings.threads,
+        "budget": {"atoms": settings.max_atoms, "edges": settings.max_edges},
+        "limits": settings.limits.model_dump(),
+    }

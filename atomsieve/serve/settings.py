@@ -1,0 +1,76 @@
+"""What a served model may do and how: a strict JSON file beside the model, written by `atomsieve serve repository`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atomsieve.errors import AtomSieveError
+
+FILE = "settings.json"
+GFM = "gfm"
+"""Name of the ensemble folder inside the version folder of a served model."""
+
+
+class Limits(BaseModel):
+    """What one request may ask for; more is refused with an error of the 400 class.
+
+    Attributes
+    ----------
+    structures, atoms : in one request. bytes : of its tensors.
+    structure_atoms : a structure above it gets the status TOO_LARGE, as one above `structure_edges` (estimated) does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    structures: int = Field(default=65_536, ge=1)
+    atoms: int = Field(default=200_000, ge=1)
+    bytes: int = Field(default=64 * 2**20, ge=1024)
+    structure_atoms: int = Field(default=20_000, ge=1)
+    structure_edges: int = Field(default=5_000_000, ge=1)
+
+
+class Settings(BaseModel):
+    """How a model is served.
+
+    Attributes
+    ----------
+    precision, backend, head : as of `Predictor.load`; head is the default one of requests, None for the folder's own.
+    device : cpu, cuda (each instance on the GPU that the server gives it), or cuda:N.
+    threads : CPU threads of an instance; None takes an equal share of the cores of the machine.
+    max_atoms, max_edges : budget of one evaluation (edges are estimated); None takes the device's default.
+    limits : of a request.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    precision: Literal["fp64", "fp32", "bf16"] = "fp32"
+    backend: Literal["native", "onnx", "torchscript", "pt2", "auto"] = "native"
+    head: str | None = None
+    device: str = "cpu"
+    threads: int | None = Field(default=None, ge=1)
+    max_atoms: int | None = Field(default=None, ge=1)
+    max_edges: int | None = Field(default=None, ge=1)
+    limits: Limits = Limits()
+
+    @staticmethod
+    def read(folder: Path) -> Settings:
+        """Read the settings of the version folder of a served model.
+
+        Raises
+        ------
+        AtomSieveError
+            if the file is missing or not valid.
+        """
+        path = folder / FILE
+        try:
+            return Settings.model_validate_json(path.read_text())
+        except OSError as error:
+            raise AtomSieveError(f"{path}: {error.strerror}; write it with atomsieve serve repository") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "file"
+            raise AtomSieveError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error

@@ -1,0 +1,249 @@
+"""One endpoint, reached over gRPC or HTTP: arrays out, arrays in, and every way to fail as one of a few kinds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError, UsageError, require
+from atomsieve.serve.wire import INPUTS
+
+GRPC_PREFIX = "triton-grpc-protocol-"
+TOKEN_KEY, ADMIN_KEY = "atomsieve-token", "atomsieve-admin"
+"""Headers that carry a secret: as they are over HTTP, behind `GRPC_PREFIX` over gRPC."""
+PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+URL = re.compile(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?/?")
+
+
+class EndpointError(AtomSieveError):
+    """A request got no answer."""
+
+
+class Unavailable(EndpointError):  # noqa: N818 - what the protocol calls it
+    """Nobody answers there, or the server is full or starting: the same request may succeed later or elsewhere."""
+
+
+class Broken(EndpointError):  # noqa: N818
+    """The server failed inside: its model may have died. The same request may succeed later or elsewhere."""
+
+
+class DeadlineExceeded(EndpointError):  # noqa: N818
+    """There was no answer in time."""
+
+
+class Denied(EndpointError):  # noqa: N818
+    """The token or certificate is missing or wrong."""
+
+
+class Rejected(EndpointError):  # noqa: N818
+    """The request is wrong, and would be anywhere: the server says why."""
+
+
+@dataclass(frozen=True)
+class Url:
+    """Where an endpoint is. scheme : grpc, grpcs (TLS), http or https."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def target(self) -> str:
+        """Host and port."""
+        return f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.target}"
+
+
+def parse_url(text: str, scheme: str = "grpc") -> Url:
+    """Read `grpc://host:port`; without a scheme, `scheme` is meant, without a port the usual one.
+
+    Raises
+    ------
+    UsageError
+        for anything else.
+    """
+    match = URL.fullmatch(text.strip())
+    found = (match["scheme"] or scheme) if match else ""
+    port = int(match["port"] or PORTS.get(found, 0)) if match else 0
+    if match is None or found not in PORTS or not 0 < port < 65536:
+        raise UsageError(f"{text!r} is no endpoint; give grpc://host:8001 (or grpcs, http, https)")
+    return Url(found, match["host"], port)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a client shows and trusts. ca, cert, key : PEM files. token, admin : secrets."""
+
+    token: str | None = field(default=None, repr=False)
+    admin: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+class Transport:
+    """A connection to one endpoint; threads may share it over gRPC.
+
+    Parameters
+    ----------
+    url, credentials : where, and what to show. connections : requests that may run at once over HTTP.
+    seconds : how long a connection over HTTP may take, or be silent; over gRPC, every request has its own deadline.
+    """
+
+    def __init__(
+        self, url: Url, credentials: Credentials | None = None, *, connections: int = 4, seconds: float = 60.0
+    ) -> None:
+        self.url, self.credentials = url, credentials or Credentials()
+        c = self.credentials
+        self._headers: dict[str, str] = {}
+        for key, secret in ((TOKEN_KEY, c.token), (ADMIN_KEY, c.admin)):
+            if secret is not None:
+                self._headers[(GRPC_PREFIX if self.grpc else "") + key] = secret
+        purpose = "asking a server"
+        if self.grpc:
+            self._module = require("tritonclient.grpc", "serve", purpose)
+            self._client = self._module.InferenceServerClient(
+                url.target, ssl=url.scheme == "grpcs",
+                root_certificates=_name(c.ca), private_key=_name(c.key), certificate_chain=_name(c.cert),
+            )  # fmt: skip
+        else:
+            self._module = require("tritonclient.http", "serve", purpose)
+            tls: dict[str, Any] = {}
+            if url.scheme == "https":
+                files = {"ca_certs": c.ca, "certfile": c.cert, "keyfile": c.key}
+                tls = {"ssl": True, "ssl_options": {k: str(v) for k, v in files.items() if v is not None}}
+            self._client = self._module.InferenceServerClient(
+                url.target, concurrency=connections, connection_timeout=seconds, network_timeout=seconds, **tls
+            )
+
+    @property
+    def grpc(self) -> bool:
+        """Whether it speaks gRPC, rather than HTTP."""
+        return self.url.scheme.startswith("grpc")
+
+    def infer(
+        self,
+        model: str,
+        arrays: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        seconds: float = 60.0,
+        priority: int = 0,
+        version: str = "",
+    ) -> dict[str, NDArray[Any]]:
+        """Send tensors [1,...] and return the outputs without their leading axis.
+
+        seconds : for the answer. priority : 1 passes all that waits.
+
+        Raises
+        ------
+        EndpointError
+            of the kind that says whether trying again makes sense.
+        """
+        module = self._module
+        inputs = []
+        for name, values in arrays.items():
+            tensor = module.InferInput(name, list(values.shape), INPUTS[name].datatype)
+            tensor.set_data_from_numpy(np.ascontiguousarray(values))
+            inputs.append(tensor)
+        asked = [module.InferRequestedOutput(name) for name in outputs]
+        limit = {"client_timeout": seconds} if self.grpc else {}
+        found = self._call(
+            self._client.infer, model, inputs, outputs=asked, model_version=version, priority=priority,
+            timeout=int(seconds * 1e6), parameters=dict(parameters or {}), **limit,
+        )  # fmt: skip
+        return {name: self._array(found, name) for name in outputs}
+
+    def _array(self, found: Any, name: str) -> NDArray[Any]:
+        values = found.as_numpy(name)
+        if values is None or values.ndim == 0 or len(values) != 1:
+            raise Broken(f"{self.url}: the answer lacks {name}")
+        kept: NDArray[Any] = values[0]
+        return kept
+
+    def load(self, model: str, seconds: float = 120.0) -> None:
+        """Load a model, or load it again; needs the admin's secret."""
+        limit = {"client_timeout": seconds} if self.grpc else {}
+        self._call(self._client.load_model, model, **limit)
+
+    def metadata(self, seconds: float = 10.0) -> dict[str, Any]:
+        """Return what the server says of itself."""
+        more = {"as_json": True, "client_timeout": seconds} if self.grpc else {}
+        found: dict[str, Any] = self._call(self._client.get_server_metadata, **more)
+        return found
+
+    def models(self, seconds: float = 10.0) -> list[str]:
+        """Return the names of the models in the repository; needs the admin's secret."""
+        more = {"as_json": True, "client_timeout": seconds} if self.grpc else {}
+        found = self._call(self._client.get_model_repository_index, **more)
+        return sorted(m["name"] for m in (found.get("models", []) if self.grpc else found))
+
+    def is_ready(self, model: str, seconds: float = 10.0) -> bool:
+        """Say whether the server calls a model ready, which it also does of one whose process has died."""
+        more = {"client_timeout": seconds} if self.grpc else {}
+        return bool(self._call(self._client.is_model_ready, model, **more))
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._client.close()
+
+    def __enter__(self) -> Transport:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _call(self, function: Any, *args: Any, **more: Any) -> Any:
+        try:
+            return function(*args, headers=self._headers, **more)
+        except self._exceptions() as error:
+            raise self._kind(error) from error
+
+    def _exceptions(self) -> tuple[type[BaseException], ...]:
+        from tritonclient.utils import InferenceServerException
+
+        known: list[type[BaseException]] = [InferenceServerException, OSError]
+        if not self.grpc:
+            from geventhttpclient.response import HTTPConnectionClosed, HTTPProtocolViolationError
+
+            known += [HTTPConnectionClosed, HTTPProtocolViolationError]
+        return tuple(known)
+
+    def _kind(self, error: BaseException) -> EndpointError:
+        """Return the error as one of the kinds that tell whether trying again makes sense."""
+        status = getattr(error, "status", lambda: None)()
+        if status is None:  # the socket's own
+            late = isinstance(error, TimeoutError)
+            what = "no answer in time" if late else f"cannot be reached ({error or type(error).__name__})"
+            return (DeadlineExceeded if late else Unavailable)(f"{self.url}: {what}")
+        code = str(status).removeprefix("StatusCode.")
+        text = _first_line(getattr(error, "message", lambda: "")() or "")
+        return KINDS.get(code, Broken)(f"{self.url}: {text or code}")
+
+
+KINDS: dict[str, type[EndpointError]] = {
+    "UNAVAILABLE": Unavailable, "RESOURCE_EXHAUSTED": Unavailable, "503": Unavailable, "429": Unavailable,
+    "502": Unavailable, "504": DeadlineExceeded, "DEADLINE_EXCEEDED": DeadlineExceeded, "499": DeadlineExceeded,
+    "INVALID_ARGUMENT": Rejected, "UNIMPLEMENTED": Rejected, "NOT_FOUND": Rejected, "OUT_OF_RANGE": Rejected,
+    "FAILED_PRECONDITION": Rejected, "ALREADY_EXISTS": Rejected, "400": Rejected, "404": Rejected, "413": Rejected,
+    "501": Rejected, "PERMISSION_DENIED": Denied, "UNAUTHENTICATED": Denied, "401": Denied, "403": Denied,
+}  # fmt: skip
+"""Kind of failure by status of gRPC or HTTP; anything else is `Broken`."""
+
+
+def _name(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _first_line(text: str) -> str:
+    """Return a message without what the server puts around it."""
+    return re.sub(r"^\[request id: [^\]]*\] ", "", text.strip().splitlines()[0] if text.strip() else "")[:500]

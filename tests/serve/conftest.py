@@ -1,0 +1,40 @@
+"""One real server for the tests that leave it as it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from atomsieve.predict import Predictor
+from atomsieve.serve.repository import Served, write_model
+from atomsieve.serve.settings import Settings
+from tests.helpers import tiny_gfm
+from tests.serve.triton import RunningServer, installation
+
+
+@pytest.fixture(scope="session")
+def served_gfm(tmp_path_factory):
+    """An untrained ensemble folder with two heads, `organic` and `metal`."""
+    return tiny_gfm(tmp_path_factory.mktemp("served") / "gfm")
+
+
+@pytest.fixture(scope="session")
+def repository(served_gfm, tmp_path_factory):
+    """A model repository that serves it as `gfm`, in fp64 on one thread."""
+    target = tmp_path_factory.mktemp("repository")
+    write_model(target, Served("gfm", served_gfm, Settings(precision="fp64", threads=1)))
+    return target
+
+
+@pytest.fixture(scope="session")
+def server(repository):
+    """A server of the repository, shared: tests must not stop it or kill its parts."""
+    installation()
+    running = RunningServer(repository)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def local(served_gfm):
+    """The predictor that the server must agree with."""
+    return Predictor.load(served_gfm, precision="fp64")

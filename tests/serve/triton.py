@@ -1,0 +1,94 @@
+"""A real tritonserver for tests, on free ports of this machine."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from atomsieve.errors import AtomSieveError
+from atomsieve.serve.server import (
+    ServerOptions,
+    TritonProcess,
+    assemble_backends,
+    command,
+    environment,
+    find_server,
+    free_ports,
+)
+from atomsieve.serve.transport import Credentials, EndpointError, Transport, parse_url
+
+
+def installation():
+    """Return the tritonserver of this machine, or skip the test."""
+    try:
+        return find_server()
+    except AtomSieveError as error:
+        pytest.skip(str(error))
+
+
+class RunningServer:
+    """A started server; `lines` is what it has written so far."""
+
+    def __init__(self, repository: Path, models: tuple[str, ...] = ("gfm",), **options: Any) -> None:
+        server = installation()
+        grpc, http, metrics = free_ports(3)
+        plain = ServerOptions(
+            repository, models, grpc=grpc, http=http, metrics=metrics, admin=secrets.token_hex(16), exit_seconds=10
+        )
+        self.options = replace(plain, **options)
+        self.lines: list[str] = []
+        self._scratch = TemporaryDirectory()
+        self._line = command(server, self.options, assemble_backends(server, Path(self._scratch.name)))
+        self._env = environment(server, threads=1)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again on the same ports; return when all models answer."""
+        self.process = TritonProcess(self._line, self._env, self.lines.append)
+        deadline = time.monotonic() + 60
+        with self.transport(admin=True) as transport:
+            while True:
+                assert self.process.exit_code is None, self.log()
+                try:
+                    for model in self.options.models:
+                        assert transport.is_ready(model)
+                    return
+                except (EndpointError, AssertionError):
+                    assert time.monotonic() < deadline, self.log()
+                    time.sleep(0.1)
+
+    @property
+    def grpc(self) -> str:
+        return f"grpc{'s' if self.options.tls_cert else ''}://127.0.0.1:{self.options.grpc}"
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.options.http}"
+
+    def transport(self, *, http: bool = False, admin: bool = False) -> Transport:
+        secret = self.options.admin if admin else None
+        credentials = Credentials(token=self.options.token, admin=secret, ca=self.options.tls_cert)
+        return Transport(parse_url(self.http if http else self.grpc), credentials)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the log lines of the served models with this event."""
+        found = [json.loads(line) for line in self.lines if line.startswith("{")]
+        return [line for line in found if line["event"] == name]
+
+    def log(self) -> str:
+        return "\n".join(self.lines[-40:])
+
+    def stop(self) -> int:
+        code = self.process.stop(15)
+        return code
+
+    def close(self) -> None:
+        self.process.kill()
+        self._scratch.cleanup()
