@@ -55,6 +55,13 @@ class Tensor:
         return TRITON_TYPES[self.dtype.name]
 
     @property
+    def symbol(self) -> str:
+        """The shape as documented, e.g. `[N,3]`; K members, F features."""
+        first = {"structure": "S", "atom": "N", "bytes": "bytes"}[self.axis]
+        own = "F" if self.name == "features" else "K"
+        return "[" + ",".join([first, *(own if n == -1 else str(n) for n in self.trailing)]) + "]"
+
+    @property
     def dims(self) -> list[int]:
         """Shape without the leading axis of length 1."""
         return [-1, *self.trailing]

@@ -14,6 +14,7 @@ from atomsieve.cli.main import VERBS
 from atomsieve.models.domain import _ARRAYS, _NUMBERS
 from atomsieve.predict.status import Status
 from atomsieve.screen.columns import COLUMNS
+from atomsieve.serve.wire import INPUTS, OUTPUTS
 from atomsieve.structures.fields import FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,16 @@ def test_every_array_of_a_domain_is_documented_as_it_is():
             assert table[name][2] == np.dtype(kind).name, name
             assert table[name][1].count(",") == axes - 1, name
     assert re.findall(r"`(\w+)`", table["numbers"][4]) == list(_NUMBERS)
+
+
+def test_every_tensor_of_a_request_is_documented_as_it_is():
+    text = (ROOT / "docs/formats.md").read_text()
+    for tensor in INPUTS.values():
+        optional = " (optional)" if tensor.optional else ""
+        row = f"| `{tensor.name}` | `{tensor.symbol}` | {tensor.datatype} | {tensor.unit} | {tensor.doc}{optional} |"
+        assert row in text
+    for tensor in OUTPUTS.values():
+        assert f"| `{tensor.name}` | `{tensor.symbol}` | {tensor.datatype} | {tensor.unit} | {tensor.doc} |" in text
 
 
 def test_exit_codes_are_documented():
