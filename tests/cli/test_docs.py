@@ -18,7 +18,7 @@ from atomsieve.serve.wire import INPUTS, OUTPUTS
 from atomsieve.structures.fields import FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/cli.md", "docs/formats.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/cli.md", "docs/formats.md", "docs/protocol.md"]
 
 
 def rows(page: str) -> dict[str, list[str]]:
@@ -53,7 +53,7 @@ def test_every_array_of_a_domain_is_documented_as_it_is():
 
 
 def test_every_tensor_of_a_request_is_documented_as_it_is():
-    text = (ROOT / "docs/formats.md").read_text()
+    text = (ROOT / "docs/protocol.md").read_text()
     for tensor in INPUTS.values():
         optional = " (optional)" if tensor.optional else ""
         row = f"| `{tensor.name}` | `{tensor.symbol}` | {tensor.datatype} | {tensor.unit} | {tensor.doc}{optional} |"
