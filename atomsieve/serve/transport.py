@@ -17,6 +17,7 @@ from atomsieve.serve.wire import INPUTS
 GRPC_PREFIX = "triton-grpc-protocol-"
 TOKEN_KEY, ADMIN_KEY = "atomsieve-token", "atomsieve-admin"
 """Headers that carry a secret: as they are over HTTP, behind `GRPC_PREFIX` over gRPC."""
+PURPOSE = "asking a server"
 PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 URL = re.compile(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?/?")
 
@@ -54,6 +55,11 @@ class Url:
     port: int
 
     @property
+    def grpc(self) -> bool:
+        """Whether gRPC is spoken there, rather than HTTP."""
+        return self.scheme.startswith("grpc")
+
+    @property
     def target(self) -> str:
         """Host and port."""
         return f"{self.host}:{self.port}"
@@ -88,6 +94,12 @@ class Credentials:
     cert: Path | None = None
     key: Path | None = None
 
+    def headers(self, url: Url) -> dict[str, str]:
+        """Return the headers that carry the secrets."""
+        prefix = GRPC_PREFIX if url.grpc else ""
+        secrets = {TOKEN_KEY: self.token, ADMIN_KEY: self.admin}
+        return {prefix + key: secret for key, secret in secrets.items() if secret is not None}
+
 
 class Transport:
     """A connection to one endpoint; threads may share it over gRPC.
@@ -103,19 +115,12 @@ class Transport:
     ) -> None:
         self.url, self.credentials = url, credentials or Credentials()
         c = self.credentials
-        self._headers: dict[str, str] = {}
-        for key, secret in ((TOKEN_KEY, c.token), (ADMIN_KEY, c.admin)):
-            if secret is not None:
-                self._headers[(GRPC_PREFIX if self.grpc else "") + key] = secret
-        purpose = "asking a server"
+        self._headers = c.headers(url)
         if self.grpc:
-            self._module = require("tritonclient.grpc", "serve", purpose)
-            self._client = self._module.InferenceServerClient(
-                url.target, ssl=url.scheme == "grpcs",
-                root_certificates=_name(c.ca), private_key=_name(c.key), certificate_chain=_name(c.cert),
-            )  # fmt: skip
+            self._module = require("tritonclient.grpc", "serve", PURPOSE)
+            self._client = self._module.InferenceServerClient(url.target, **grpc_options(url, c))
         else:
-            self._module = require("tritonclient.http", "serve", purpose)
+            self._module = require("tritonclient.http", "serve", PURPOSE)
             tls: dict[str, Any] = {}
             if url.scheme == "https":
                 files = {"ca_certs": c.ca, "certfile": c.cert, "keyfile": c.key}
@@ -127,7 +132,7 @@ class Transport:
     @property
     def grpc(self) -> bool:
         """Whether it speaks gRPC, rather than HTTP."""
-        return self.url.scheme.startswith("grpc")
+        return self.url.grpc
 
     def infer(
         self,
@@ -149,26 +154,10 @@ class Transport:
         EndpointError
             of the kind that says whether trying again makes sense.
         """
-        module = self._module
-        inputs = []
-        for name, values in arrays.items():
-            tensor = module.InferInput(name, list(values.shape), INPUTS[name].datatype)
-            tensor.set_data_from_numpy(np.ascontiguousarray(values))
-            inputs.append(tensor)
-        asked = [module.InferRequestedOutput(name) for name in outputs]
+        asked = request_options(self._module, arrays, outputs, parameters, seconds)
         limit = {"client_timeout": seconds} if self.grpc else {}
-        found = self._call(
-            self._client.infer, model, inputs, outputs=asked, model_version=version, priority=priority,
-            timeout=int(seconds * 1e6), parameters=dict(parameters or {}), **limit,
-        )  # fmt: skip
-        return {name: self._array(found, name) for name in outputs}
-
-    def _array(self, found: Any, name: str) -> NDArray[Any]:
-        values = found.as_numpy(name)
-        if values is None or values.ndim == 0 or len(values) != 1:
-            raise Broken(f"{self.url}: the answer lacks {name}")
-        kept: NDArray[Any] = values[0]
-        return kept
+        found = self._call(self._client.infer, model, **asked, model_version=version, priority=priority, **limit)
+        return answer_arrays(self.url, found, outputs)
 
     def load(self, model: str, seconds: float = 120.0) -> None:
         """Load a model, or load it again; needs the admin's secret."""
@@ -206,7 +195,7 @@ class Transport:
         try:
             return function(*args, headers=self._headers, **more)
         except self._exceptions() as error:
-            raise self._kind(error) from error
+            raise kind_of(self.url, error) from error
 
     def _exceptions(self) -> tuple[type[BaseException], ...]:
         from tritonclient.utils import InferenceServerException
@@ -218,16 +207,71 @@ class Transport:
             known += [HTTPConnectionClosed, HTTPProtocolViolationError]
         return tuple(known)
 
-    def _kind(self, error: BaseException) -> EndpointError:
-        """Return the error as one of the kinds that tell whether trying again makes sense."""
-        status = getattr(error, "status", lambda: None)()
-        if status is None:  # the socket's own
-            late = isinstance(error, TimeoutError)
-            what = "no answer in time" if late else f"cannot be reached ({error or type(error).__name__})"
-            return (DeadlineExceeded if late else Unavailable)(f"{self.url}: {what}")
-        code = str(status).removeprefix("StatusCode.")
-        text = _first_line(getattr(error, "message", lambda: "")() or "")
-        return KINDS.get(code, Broken)(f"{self.url}: {text or code}")
+
+def grpc_options(url: Url, credentials: Credentials) -> dict[str, Any]:
+    """Return the arguments of a gRPC client.
+
+    A connection of its own, and short pauses between attempts to connect: gRPC's own pauses grow to minutes, in which
+    a server that is back would still be called away.
+    """
+    c = credentials
+    channel = {
+        "max_send_message_length": -1, "max_receive_message_length": -1, "use_local_subchannel_pool": 1,
+        "initial_reconnect_backoff_ms": 100, "min_reconnect_backoff_ms": 1000, "max_reconnect_backoff_ms": 1000,
+    }  # fmt: skip
+    return {
+        "ssl": url.scheme == "grpcs",
+        "root_certificates": _name(c.ca), "private_key": _name(c.key), "certificate_chain": _name(c.cert),
+        "channel_args": [(f"grpc.{key}", value) for key, value in channel.items()],
+    }  # fmt: skip
+
+
+def request_options(
+    module: Any,
+    arrays: Mapping[str, NDArray[Any]],
+    outputs: Sequence[str],
+    parameters: Mapping[str, Any] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return what a client of `module` (of tritonclient) is told to send; arrays are tensors [1,...]."""
+    inputs = []
+    for name, values in arrays.items():
+        tensor = module.InferInput(name, list(values.shape), INPUTS[name].datatype)
+        tensor.set_data_from_numpy(np.ascontiguousarray(values))
+        inputs.append(tensor)
+    return {
+        "inputs": inputs,
+        "outputs": [module.InferRequestedOutput(name) for name in outputs],
+        "timeout": int(seconds * 1e6),
+        "parameters": dict(parameters or {}),
+    }
+
+
+def answer_arrays(url: Url, found: Any, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return the outputs of an answer without their leading axis.
+
+    Raises
+    ------
+    Broken
+        if one is missing.
+    """
+    arrays = {name: found.as_numpy(name) for name in outputs}
+    for name, values in arrays.items():
+        if values is None or values.ndim == 0 or len(values) != 1:
+            raise Broken(f"{url}: the answer lacks {name}")
+    return {name: values[0] for name, values in arrays.items()}
+
+
+def kind_of(url: Url, error: BaseException) -> EndpointError:
+    """Return the error of a client as one of the kinds that tell whether trying again makes sense."""
+    status = getattr(error, "status", lambda: None)()
+    if status is None:  # the socket's own
+        late = isinstance(error, TimeoutError)
+        what = "no answer in time" if late else f"cannot be reached ({error or type(error).__name__})"
+        return (DeadlineExceeded if late else Unavailable)(f"{url}: {what}")
+    code = str(status).removeprefix("StatusCode.")
+    text = _first_line(getattr(error, "message", lambda: "")() or "")
+    return KINDS.get(code, Broken)(f"{url}: {text or code}")
 
 
 KINDS: dict[str, type[EndpointError]] = {
