@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "atomsieve.cli.evaluate",
         "Errors and uncertainties of an ensemble on labelled structures: numbers, plots, a page.",
     ),
+    "serve": ("atomsieve.cli.serve", "Serve an ensemble with a Triton Inference Server; check an endpoint."),
     "screen": ("atomsieve.cli.screen", "Screen candidates with an ensemble; also the command `screen`."),
 }
 """Each verb: the module whose `app` it is (a Typer or a function), and its line in the help."""

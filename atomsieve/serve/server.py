@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atomsieve.errors import AtomSieveError
+from atomsieve.serve import keeper
 from atomsieve.serve.transport import ADMIN_KEY, TOKEN_KEY
 
 WHEEL = "nvidia-pytriton==0.7.0"
@@ -26,6 +27,7 @@ NVIDIA_IMAGE = Path("/opt/tritonserver")
 OPEN_TO_TOKEN = ("inference", "metadata", "model-config", "statistics")
 CLOSED = ("model-repository", "shared-memory", "trace", "logging")
 """What only the supervisor may use: loading of models, memory of other processes, files of logs and traces."""
+KEEPER = Path(__file__).with_name("keeper.py")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class ServerOptions:
     Attributes
     ----------
     repository : the model repository; models : those to load.
-    address : where it listens. grpc, http, metrics : ports, 0 for none at all (metrics, http).
+    address : where it listens; http_address : where HTTP does, None for the same.
+    grpc, http, metrics : ports, 0 for none at all (metrics, http).
+    http_private : HTTP is for the supervisor alone: every request over it needs the admin's secret.
     admin : secret that guards what only the supervisor may do. token : secret that every request must carry, or None.
     tls_cert, tls_key, tls_client_ca : PEM files for TLS on gRPC; with a client CA, clients must show a certificate.
     exit_seconds : how long running requests may take after SIGTERM.
@@ -59,6 +63,8 @@ class ServerOptions:
     repository: Path
     models: tuple[str, ...]
     address: str = "127.0.0.1"
+    http_address: str | None = None
+    http_private: bool = False
     grpc: int = 8001
     http: int = 8000
     metrics: int = 8002
@@ -140,7 +146,8 @@ def command(server: Installation, options: ServerOptions, backends: Path) -> lis
         "--allow-sagemaker=false",
         "--allow-vertex-ai=false",
     ]
-    line += [f"--http-address={o.address}", f"--http-port={o.http}"] if o.http else ["--allow-http=false"]
+    http = o.http_address or o.address
+    line += [f"--http-address={http}", f"--http-port={o.http}"] if o.http else ["--allow-http=false"]
     line += (
         [f"--metrics-address={o.address}", f"--metrics-port={o.metrics}"] if o.metrics else ["--allow-metrics=false"]
     )
@@ -149,8 +156,10 @@ def command(server: Installation, options: ServerOptions, backends: Path) -> lis
     for secret, key, protocols in ((o.token, TOKEN_KEY, OPEN_TO_TOKEN), (o.admin, ADMIN_KEY, CLOSED)):
         if secret:
             line.append(f"--grpc-restricted-protocol={','.join(protocols)}:{key}={secret}")
-            if o.http:
+            if o.http and not o.http_private:
                 line.append(f"--http-restricted-api={','.join(protocols)}:{key}={secret}")
+    if o.http and o.http_private:
+        line.append(f"--http-restricted-api={','.join(('health', *OPEN_TO_TOKEN, *CLOSED))}:{ADMIN_KEY}={o.admin}")
     if o.tls_cert is not None:
         line += ["--grpc-use-ssl=true", f"--grpc-server-cert={o.tls_cert}", f"--grpc-server-key={o.tls_key}"]
         if o.tls_client_ca is not None:
@@ -190,7 +199,7 @@ def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
 
 
 class TritonProcess:
-    """A running tritonserver in a process group of its own.
+    """A running tritonserver in a process group of its own; it ends if this process is killed.
 
     Parameters
     ----------
@@ -205,6 +214,15 @@ class TritonProcess:
         )  # fmt: skip
         self._reader = threading.Thread(target=self._pump, args=(sink,), daemon=True)
         self._reader.start()
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(KEEPER), str(self.pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        self._regions: set[str] = set()
+
+    def note_memory(self) -> None:
+        """Note which shared memory its models use, to remove what is left of it in the end."""
+        self._regions |= keeper.regions(keeper.members(self.pid))
 
     def _pump(self, sink: Callable[[str], None]) -> None:
         assert self._process.stdout is not None
@@ -235,9 +253,17 @@ class TritonProcess:
 
     def kill(self) -> None:
         """End it and its stubs at once."""
+        self.note_memory()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        deadline = time.monotonic() + 5
+        while keeper.members(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        keeper.remove(self._regions)
+        if self._keeper.stdin is not None and not self._keeper.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
+                self._keeper.communicate(b"done")
         self._reader.join(5)
 
     def stop(self, seconds: float) -> int:

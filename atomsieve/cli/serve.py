@@ -1,0 +1,207 @@
+"""`atomsieve serve repository`, `atomsieve serve start` and `atomsieve serve check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atomsieve.cli import serve_options as o
+from atomsieve.cli.common import IN_OUT, console
+
+if TYPE_CHECKING:
+    from atomsieve.serve.start import Listening
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True,
+    help="Serve an ensemble with a Triton Inference Server: `atomsieve serve start gfm/`.",
+)  # fmt: skip
+
+BACKENDS = {"python": "native", "onnx": "onnx", "libtorch": "torchscript", "pt2": "pt2"}
+"""Backend of the predictor by what it is called here."""
+
+
+@app.command("repository")
+def repository(
+    folders: o.Folders,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The model repository; a new model or version is added to it.",
+                           rich_help_panel=IN_OUT)
+    ] = Path("model_repository"),
+    version: o.Version = 1, overwrite: o.Overwrite = False,
+    precision: o.Precision = "fp32", backend: o.Backend = "python", head: o.Head = None, device: o.Device = "cpu",
+    instances: o.Instances = 1, gpus: o.Gpus = "", threads: o.Threads = None, queue_delay: o.QueueDelay = 0,
+    max_request_atoms: o.RequestAtoms = 200_000, max_request_structures: o.RequestStructures = 65_536,
+    max_request_bytes: o.RequestBytes = 64 * 2**20, max_structure_atoms: o.StructureAtoms = 20_000,
+) -> None:  # fmt: skip
+    """Write a model repository for a Triton Inference Server; it is complete, ensembles included."""
+    settings = _settings(precision, backend, head, device, threads, max_request_atoms, max_request_structures,
+                         max_request_bytes, max_structure_atoms)  # fmt: skip
+    names = _build(out, folders, settings, version, instances, gpus, queue_delay, overwrite)
+    shown = console()
+    for name in names:
+        shown.print(f"wrote {out / name / str(version)}", highlight=False, soft_wrap=True, markup=False)
+    shown.print(f"next: atomsieve serve start --repository {out}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command("start")
+def start(
+    folders: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ensemble folders (gfm/), each as PATH or NAME=PATH.", metavar="[FOLDER...]",
+                       show_default=False),
+    ] = None,
+    repository: o.Given = None,
+    precision: o.Precision = "fp32", backend: o.Backend = "python", head: o.Head = None, device: o.Device = "cpu",
+    instances: o.Instances = 1, gpus: o.Gpus = "", threads: o.Threads = None, queue_delay: o.QueueDelay = 0,
+    max_request_atoms: o.RequestAtoms = 200_000, max_request_structures: o.RequestStructures = 65_536,
+    max_request_bytes: o.RequestBytes = 64 * 2**20, max_structure_atoms: o.StructureAtoms = 20_000,
+    listen: o.Listen = "127.0.0.1", grpc_port: o.GrpcPort = 8001, http_port: o.HttpPort = None,
+    metrics_port: o.MetricsPort = 8002,
+    token_file: o.TokenFile = None, insecure: o.Insecure = False,
+    tls_cert: o.TlsCert = None, tls_key: o.TlsKey = None, tls_client_ca: o.TlsClientCa = None,
+    check_seconds: o.CheckSeconds = 10.0, answer_seconds: o.AnswerSeconds = 30.0, drain_seconds: o.DrainSeconds = 30,
+    max_restarts: o.MaxRestarts = 5, log: o.LogForm = None, log_file: o.LogFile = None,
+    tritonserver: o.Program = None, container: o.Container = None, image: o.Image = None, show: o.Show = False,
+) -> int:  # fmt: skip
+    """Start a Triton server, check it by true inference, and watch over it until it is asked to end.
+
+    It answers on 127.0.0.1 alone unless --listen says otherwise. SIGTERM or Ctrl-C lets running requests finish.
+    """
+    from tempfile import TemporaryDirectory
+
+    from atomsieve.errors import UsageError
+    from atomsieve.serve.start import Listening
+
+    if bool(folders) == (repository is not None):
+        raise UsageError("name either ensemble folders to serve, or a model repository with --repository")
+    listening = Listening(listen, grpc_port, http_port, metrics_port, token_file, insecure, tls_cert, tls_key,
+                          tls_client_ca)  # fmt: skip
+    watch: dict[str, Any] = {"check_seconds": check_seconds, "answer_seconds": answer_seconds,
+                             "max_restarts": max_restarts, "drain_seconds": drain_seconds}  # fmt: skip
+    with TemporaryDirectory(prefix="atomsieve-serve-") as scratch:
+        place = repository if repository is not None else Path(scratch) / "models"
+        if folders:
+            settings = _settings(precision, backend, head, device, threads, max_request_atoms, max_request_structures,
+                                 max_request_bytes, max_structure_atoms)  # fmt: skip
+            place.mkdir()
+            _build(place, folders, settings, 1, instances, gpus, queue_delay, False)
+        if container is not None or show:
+            return _contained(container or "docker", image, show, place, listening, watch, device != "cpu")
+        return _run(place, listening, watch, tritonserver, threads, log, log_file)
+
+
+@app.command("check")
+def check(
+    url: Annotated[str, typer.Argument(help="grpc://HOST:PORT, or grpcs, http, https.", show_default=False)],
+    model: o.Model = "gfm", ensemble: o.Ensemble = None, token_file: o.TokenFile = None, tls_ca: o.TlsClientCa = None,
+    tls_cert: o.TlsCert = None, tls_key: o.TlsKey = None, seconds: o.Timeout = 60.0, quiet: o.Quiet = False,
+) -> None:  # fmt: skip
+    """Send the test vector of the ensemble to a server and compare what comes back: more than readiness."""
+    from atomsieve.serve.check import check_endpoint
+    from atomsieve.serve.exposure import read_token
+    from atomsieve.serve.transport import Credentials
+
+    token = None if token_file is None else read_token(token_file)
+    shown = Credentials(token=token, ca=tls_ca, cert=tls_cert, key=tls_key)
+    found = check_endpoint(url, model=model, credentials=shown, ensemble=ensemble, seconds=seconds)
+    if not quiet:
+        screen = console()
+        for key, value in found.items():
+            screen.print(f"{key}: {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _settings(precision: str, backend: str, head: str | None, device: str, threads: int | None, atoms: int,
+              structures: int, size: int, structure_atoms: int) -> Any:  # fmt: skip
+    import re
+
+    from atomsieve.errors import UsageError, unknown
+    from atomsieve.serve.settings import Limits, Settings
+
+    for what, name, allowed in (("precision", precision, ("fp64", "fp32", "bf16")), ("backend", backend, BACKENDS)):
+        if name not in allowed:
+            raise unknown(what, name, allowed)
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise UsageError(f"unknown device {device!r}; allowed: cpu, cuda, cuda:N")
+    limits = Limits(structures=structures, atoms=atoms, bytes=size, structure_atoms=structure_atoms)
+    return Settings.model_validate(
+        {"precision": precision, "backend": BACKENDS[backend], "head": head, "device": device, "threads": threads,
+         "limits": limits}
+    )  # fmt: skip
+
+
+def _build(out: Path, folders: list[str], settings: Any, version: int, instances: int, gpus: str, queue_delay: int,
+           overwrite: bool) -> list[str]:  # fmt: skip
+    """Write the models into a repository; return their names."""
+    from atomsieve.errors import UsageError
+    from atomsieve.serve.repository import Served, named, write_model
+
+    numbers = [word for word in gpus.replace(",", " ").split() if word]
+    if not all(word.isdigit() for word in numbers):
+        raise UsageError(f"--gpus takes numbers, e.g. 0,1, got {gpus!r}")
+    if numbers and settings.device != "cuda":
+        raise UsageError("--gpus goes with --device cuda")
+    chosen = named(folders)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, path in chosen:
+        write_model(out, Served(name, path, settings), version=version, instances=instances,
+                    gpus=[int(word) for word in numbers], queue_delay=queue_delay, overwrite=overwrite)  # fmt: skip
+    return [name for name, _ in chosen]
+
+
+def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path | None, threads: int | None,
+         form: str | None, log_file: Path | None) -> int:  # fmt: skip
+    """Serve a repository in the foreground."""
+    import sys
+
+    from atomsieve.serve.exposure import require_free
+    from atomsieve.serve.logs import Log
+    from atomsieve.serve.server import find_server
+    from atomsieve.serve.start import models_of, next_line, open_ports, server_options, urls
+    from atomsieve.serve.supervisor import Supervisor
+
+    models = models_of(place)
+    options, warnings = server_options(place, models, listening, watch["drain_seconds"])
+    for address, ports in open_ports(options).items():
+        require_free(address, ports)
+    server = find_server(program)
+    form = form or ("text" if sys.stderr.isatty() else "json")
+    log = Log(sys.stderr, form, log_file, (options.admin, options.token))
+    for text in warnings:
+        log.event("exposed", "warning", text=text)
+
+    def ready() -> None:
+        for kind, url in urls(options).items():
+            print(f"{kind}: {url}")
+        print(f"try: {next_line(options, listening, models[0])}", flush=True)
+
+    try:
+        return Supervisor(
+            server, options, log, check_seconds=watch["check_seconds"], answer_seconds=watch["answer_seconds"],
+            max_restarts=watch["max_restarts"], threads=threads, on_ready=ready,
+        ).run()  # fmt: skip
+    finally:
+        log.close()
+
+
+def _contained(engine: str, image: str | None, show: bool, place: Path, listening: Listening, watch: dict[str, Any],
+               gpus: bool) -> int:  # fmt: skip
+    """Serve a repository in a container, or print how."""
+    import shlex
+    import subprocess
+
+    from atomsieve.serve.container import container_command, find_engine
+    from atomsieve.serve.start import models_of, server_options
+
+    options, warnings = server_options(place, models_of(place), listening, watch["drain_seconds"])
+    more = [word for key, value in watch.items() for word in (f"--{key.replace('_', '-')}", f"{value:g}")]
+    line = container_command(engine, image, options, listening, more, gpus=gpus)
+    errors = console(stderr=True)
+    for text in warnings:
+        errors.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
+    if show:
+        print(shlex.join(line))
+        return 0
+    line[0] = str(find_engine(engine))
+    return subprocess.call(line)

@@ -1,0 +1,210 @@
+"""Options of `atomsieve serve`: one spelling, one help text and one panel for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomsieve.cli.common import IN_OUT, MODEL, WORK
+
+LIMITS, WHO, WHERE, WATCH = "What a request may hold", "Who may use it", "Where it listens", "How it is watched"
+
+Folders = Annotated[
+    list[str],
+    typer.Argument(
+        help="Ensemble folders (gfm/), each as PATH or NAME=PATH; one without a name is `gfm`.",
+        metavar="FOLDER...",
+        show_default=False,
+    ),
+]
+Precision = Annotated[str, typer.Option("--precision", help="fp64, fp32 or bf16.", rich_help_panel=MODEL)]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend", help="python, or where `atomsieve export` made one: onnx, libtorch or pt2.", rich_help_panel=MODEL
+    ),
+]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        help="Head of requests that name none. [default: the ensemble's own]",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", help="cpu, cuda (each copy on a GPU of its own), or cuda:N.", rich_help_panel=WORK)
+]
+Instances = Annotated[
+    int, typer.Option("--instances", help="Copies on the CPU, or on each GPU.", rich_help_panel=WORK, min=1)
+]
+Gpus = Annotated[
+    str,
+    typer.Option(
+        "--gpus", help="With cuda: the GPUs to use, e.g. 0,1. [default: all]", rich_help_panel=WORK, show_default=False
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        help="CPU threads of a copy. [default: a share of all cores]",
+        rich_help_panel=WORK,
+        min=1,
+        show_default=False,
+    ),
+]
+QueueDelay = Annotated[
+    int,
+    typer.Option(
+        "--queue-delay",
+        help="Microseconds that a request waits for others to be computed with.",
+        rich_help_panel=WORK,
+        min=0,
+    ),
+]
+RequestAtoms = Annotated[
+    int, typer.Option("--max-request-atoms", help="Atoms of a request.", rich_help_panel=LIMITS, min=1)
+]
+RequestStructures = Annotated[
+    int, typer.Option("--max-request-structures", help="Structures of a request.", rich_help_panel=LIMITS, min=1)
+]
+RequestBytes = Annotated[
+    int, typer.Option("--max-request-bytes", help="Bytes of a request's tensors.", rich_help_panel=LIMITS, min=1024)
+]
+StructureAtoms = Annotated[
+    int,
+    typer.Option(
+        "--max-structure-atoms", help="Atoms of a structure; one above has no result.", rich_help_panel=LIMITS, min=1
+    ),
+]
+Version = Annotated[
+    int, typer.Option("--version", help="Version of the models.", rich_help_panel=IN_OUT, min=1, max=2**31)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a version that is there.", rich_help_panel=IN_OUT)
+]
+Given = Annotated[
+    Path | None,
+    typer.Option(
+        "--repository",
+        help="Serve this model repository instead of folders.",
+        rich_help_panel=IN_OUT,
+        show_default=False,
+    ),
+]
+Listen = Annotated[
+    str,
+    typer.Option(
+        "--listen",
+        help="Address of this machine; another than 127.0.0.1 lets other machines in.",
+        rich_help_panel=WHERE,
+    ),
+]
+GrpcPort = Annotated[int, typer.Option("--grpc-port", help="Port for gRPC.", rich_help_panel=WHERE, min=1, max=65535)]
+HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        "--http-port",
+        help="Port for HTTP, 0 for none. [default: 8000, none with TLS]",
+        rich_help_panel=WHERE,
+        min=0,
+        max=65535,
+        show_default=False,
+    ),
+]
+MetricsPort = Annotated[
+    int,
+    typer.Option(
+        "--metrics-port", help="Port for Prometheus metrics, 0 for none.", rich_help_panel=WHERE, min=0, max=65535
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        help="File with a secret that every request must carry.",
+        rich_help_panel=WHO,
+        show_default=False,
+    ),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Let everybody who reaches the address use the server.", rich_help_panel=WHO)
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert", help="PEM file: the server's certificate (gRPC).", rich_help_panel=WHO, show_default=False
+    ),
+]
+TlsKey = Annotated[
+    Path | None, typer.Option("--tls-key", help="PEM file: its key.", rich_help_panel=WHO, show_default=False)
+]
+TlsClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-client-ca",
+        help="PEM file: clients need a certificate signed by it.",
+        rich_help_panel=WHO,
+        show_default=False,
+    ),
+]
+CheckSeconds = Annotated[
+    float, typer.Option("--check-seconds", help="Between checks by true inference.", rich_help_panel=WATCH, min=0.1)
+]
+AnswerSeconds = Annotated[
+    float, typer.Option("--answer-seconds", help="That a check waits for its answer.", rich_help_panel=WATCH, min=0.1)
+]
+DrainSeconds = Annotated[
+    int, typer.Option("--drain-seconds", help="For running requests after SIGTERM.", rich_help_panel=WATCH, min=1)
+]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", help="Of a failing server in a row.", rich_help_panel=WATCH, min=0)
+]
+LogForm = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        help="json or text. [default: text in a terminal, else json]",
+        rich_help_panel=WATCH,
+        show_default=False,
+    ),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option("--log-file", help="A file that gets JSON records too.", rich_help_panel=WATCH, show_default=False),
+]
+Program = Annotated[
+    Path | None,
+    typer.Option(
+        "--tritonserver",
+        help="The server's program. [default: what is found]",
+        rich_help_panel=WORK,
+        show_default=False,
+    ),
+]
+Container = Annotated[
+    str | None,
+    typer.Option(
+        "--container", help="docker or apptainer: run in a container.", rich_help_panel=WORK, show_default=False
+    ),
+]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        "--image", help="Its image. [default: atomsieve:cpu or atomsieve.sif]", rich_help_panel=WORK, show_default=False
+    ),
+]
+Show = Annotated[bool, typer.Option("--print", help="Show the container's command line and end.", rich_help_panel=WORK)]
+Model = Annotated[str, typer.Option("--model", help="Name of the served model.", rich_help_panel=MODEL)]
+Ensemble = Annotated[
+    Path | None,
+    typer.Option(
+        "--ensemble", help="The ensemble folder that it must serve.", rich_help_panel=MODEL, show_default=False
+    ),
+]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds for each answer.", rich_help_panel=WORK, min=0.1)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing if all is well.", rich_help_panel=WORK)]

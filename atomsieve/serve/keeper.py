@@ -1,0 +1,93 @@
+"""Ends a server whose supervisor was killed: a tiny process that waits at a pipe, which the kernel closes.
+
+Run as a script, `keeper.py PID`, with the pipe as its standard input. It imports nothing of this package, so that it
+costs little. When the pipe ends without the word `done`, it ends the process group PID, stubs of models included, and
+removes the shared memory that they leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+
+SHM = "/dev/shm/"  # noqa: S108 - where the kernel puts shared memory
+REGION = "triton_python_backend_shm_region_"
+
+
+def members(group: int) -> list[int]:
+    """Return the processes of a group."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                fields = _stat(int(name))
+                if int(fields[2]) == group and fields[0] not in "ZX":
+                    found.append(int(name))
+    return found
+
+
+def regions(pids: list[int]) -> set[str]:
+    """Return the regions of shared memory, by path, that a server's processes have mapped."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
+            found |= {line.split()[5] for line in maps if SHM + REGION in line}
+    return found
+
+
+def remove(paths: set[str]) -> None:
+    """Remove regions that nothing alive has mapped."""
+    if not paths:
+        return
+    used = regions([int(name) for name in os.listdir("/proc") if name.isdigit()])
+    for path in paths - used:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def end(group: int, patience: float = 10.0) -> None:
+    """Ask the leader of a group to end, kill what is left of the group, and remove its shared memory."""
+    paths = regions(members(group))
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(group, signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while group in members(group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    paths |= regions(members(group))
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    while members(group) and time.monotonic() < deadline + patience:
+        time.sleep(0.05)
+    remove(paths)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def main() -> None:
+    """Wait for the pipe to end."""
+    group = int(sys.argv[1])
+    try:
+        born = _stat(group)[19]
+    except OSError:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.stdin.read().strip() == "done":
+        return
+    try:
+        same = _stat(group)[19] == born
+    except OSError:  # the leader is gone; what it started may not be
+        same = bool(members(group))
+    if same:
+        end(group)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""From the options of `atomsieve serve start` to a supervised server, or to the command line of a container."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atomsieve.errors import UsageError
+from atomsieve.serve.exposure import check_exposure, read_token
+from atomsieve.serve.server import ServerOptions, free_ports
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens and whom it lets in, as the command line gives it.
+
+    Attributes
+    ----------
+    address : one of this machine. grpc, http, metrics : ports; http None for the usual one unless there is TLS;
+        0 for none of http and metrics.
+    token_file, tls_cert, tls_key, tls_client_ca : files. insecure : everybody may use it.
+    """
+
+    address: str = "127.0.0.1"
+    grpc: int = 8001
+    http: int | None = None
+    metrics: int = 8002
+    token_file: Path | None = None
+    insecure: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+
+
+def server_options(
+    repository: Path, models: Sequence[str], listening: Listening, drain_seconds: int = 30
+) -> tuple[ServerOptions, list[str]]:
+    """Return how the server is started, a new secret of the supervisor included, and warnings about who gets in.
+
+    Raises
+    ------
+    UsageError
+        if strangers could use the server and nobody said so, or an option does not fit.
+    """
+    w = listening
+    if w.grpc == 0:
+        raise UsageError("--grpc-port must be 1 to 65535; gRPC is always on")
+    tls = w.tls_cert is not None
+    private = tls and not w.http
+    options = ServerOptions(
+        repository,
+        tuple(models),
+        address=w.address,
+        grpc=w.grpc,
+        http=free_ports(1)[0] if private else 8000 if w.http is None else w.http,
+        http_address="127.0.0.1" if tls else None,
+        http_private=private,
+        metrics=w.metrics,
+        admin=secrets.token_hex(24),
+        token=None if w.token_file is None else read_token(w.token_file),
+        tls_cert=w.tls_cert,
+        tls_key=w.tls_key,
+        tls_client_ca=w.tls_client_ca,
+        exit_seconds=drain_seconds,
+        gpu=_has_gpu(),
+    )
+    return options, check_exposure(options, w.insecure)
+
+
+def models_of(repository: Path) -> list[str]:
+    """Return the names of the models in a repository.
+
+    Raises
+    ------
+    UsageError
+        if there is none.
+    """
+    found = sorted(p.parent.name for p in repository.glob("*/config.pbtxt")) if repository.is_dir() else []
+    if not found:
+        raise UsageError(
+            f"{repository} is no model repository; make one with: atomsieve serve repository gfm/ --out {repository}"
+        )
+    return found
+
+
+def urls(options: ServerOptions) -> dict[str, str]:
+    """Return the addresses of a server for people, by protocol."""
+    o = options
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(o.address, o.address)  # noqa: S104
+    found = {"gRPC": f"grpc{'s' if o.tls_cert else ''}://{host}:{o.grpc}"}
+    if o.http and not o.http_private:
+        found["HTTP"] = f"http://{o.http_address or host}:{o.http}"
+    if o.metrics:
+        found["metrics"] = f"http://{host}:{o.metrics}/metrics"
+    return found
+
+
+def next_line(options: ServerOptions, listening: Listening, model: str) -> str:
+    """Return the command that asks the server for its test vector."""
+    words = ["atomsieve serve check", urls(options)["gRPC"]]
+    if model != "gfm":
+        words.append(f"--model {model}")
+    if listening.token_file is not None:
+        words.append(f"--token-file {listening.token_file}")
+    if options.tls_cert is not None:
+        words.append("--tls-ca CA.pem")
+    if options.tls_client_ca is not None:
+        words.append("--tls-cert CLIENT.pem --tls-key CLIENT.key")
+    return " ".join(words)
+
+
+def open_ports(options: ServerOptions) -> dict[str, dict[str, int]]:
+    """Return the ports that must be free, by address and option."""
+    o = options
+    found = {o.address: {"--grpc-port": o.grpc, "--metrics-port": o.metrics}}
+    found.setdefault(o.http_address or o.address, {})["--http-port"] = o.http
+    return found
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists()
