@@ -17,8 +17,6 @@ __all__ = ["TritonPythonModel"]
 '''
 LARGEST_BATCH = 64
 """Requests that may be gathered; how much is computed at once is decided by atoms and edges."""
-QUEUE = 1024
-"""Requests that may wait; a further one is refused as UNAVAILABLE, and the client tries again."""
 
 
 def message(fields: Mapping[str, Any]) -> str:
@@ -65,12 +63,9 @@ def model_config(
             "input": [_tensor(t) | {"allow_ragged_batch": True, "optional": t.optional} for t in INPUTS.values()],
             "output": [_tensor(OUTPUTS[n], members) for n in outputs],
             "instance_group": [kind],
-            "dynamic_batching": {
-                "max_queue_delay_microseconds": queue_delay,
-                "priority_levels": 2,  # 1 for probes of health, which must not wait behind a screening
-                "default_priority_level": 2,
-                "default_queue_policy": {"max_queue_size": QUEUE, "allow_timeout_override": True},
-            },
+            # Neither priorities nor a queue policy: with either, servers of this age do not fetch requests ahead, and
+            # lose wake-ups: a request that comes while the instance still hands out an answer waits for 500 ms.
+            "dynamic_batching": {"max_queue_delay_microseconds": queue_delay},
             "parameters": {
                 "FORCE_CPU_ONLY_INPUT_TENSORS": {"string_value": "yes"},
                 **{key: {"string_value": _text(value)} for key, value in parameters.items()},
