@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# serve.sh [OPTION...]: what an image does by default: serve a model repository to whoever shows the token.
+#
+# ATOMSIEVE_REPOSITORY  the folder that `atomsieve serve repository` wrote (/models)
+# ATOMSIEVE_TOKEN_FILE  the file with the token (/run/secrets/atomsieve-token), which must be there
+# Options are those of `atomsieve serve start`, e.g. --tls-cert and --tls-key.
+set -euo pipefail
+exec atomsieve serve start --repository "${ATOMSIEVE_REPOSITORY:-/models}" --listen 0.0.0.0 \
+    --token-file "${ATOMSIEVE_TOKEN_FILE:-/run/secrets/atomsieve-token}" "$@"
