@@ -1,0 +1,101 @@
+"""Is an endpoint sound? Tested by a true inference of structures whose result is known, not by what it says."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atomsieve.errors import AtomSieveError, unknown
+from atomsieve.serve.pool import description_of, different
+from atomsieve.serve.remote import EMPTY
+from atomsieve.serve.transport import Credentials, EndpointError, Transport, parse_url
+from atomsieve.serve.vector import compare
+
+
+def check_endpoint(
+    url: str,
+    *,
+    model: str = "gfm",
+    credentials: Credentials | None = None,
+    ensemble: Path | None = None,
+    heads: Sequence[str] | None = None,
+    seconds: float = 60,
+) -> dict[str, Any]:
+    """Send the test vector of every head to an endpoint, compare what comes back, and return the facts.
+
+    The server's own test vector is taken, or that of the folder `ensemble`, which must be what is served. The request
+    passes those that wait. heads : to test, None for all. seconds : for each of the answers.
+
+    Returns
+    -------
+    dict with url, server (name and version), model, atomsieve, ensemble_id, heads, precision, backend, device,
+    threads, worst_error (the largest error relative to the one that is allowed) and milliseconds (of one head's test
+    vector, on average).
+
+    Raises
+    ------
+    EndpointError
+        if there is no answer; AtomSieveError if it is wrong, or another ensemble is served.
+    """
+    where = parse_url(url)
+    with Transport(where, credentials, connections=1, seconds=seconds) as transport:
+        ask = transport.infer
+        found = ask(model, EMPTY, ["description", "test_vector"], seconds=seconds, priority=1)
+        description = description_of(found["description"], where)
+        if (refused := different(where, description, {}, None)) is not None:
+            raise AtomSieveError(refused)
+        vector: Mapping[str, Any] = json.loads(bytes(found["test_vector"]))
+        if ensemble is not None:
+            vector = _local_vector(ensemble, description, where.target)
+        for head in heads or ():
+            if head not in vector["heads"]:
+                raise unknown("head", head, vector["heads"])
+        spent: list[float] = []
+
+        def answer(arrays: dict[str, Any], head: str, names: list[str]) -> Mapping[str, Any]:
+            began = time.perf_counter()
+            parameters = {"head": head, "ensemble_id": description["ensemble_id"]}
+            answered = ask(model, arrays, names, parameters, seconds=seconds, priority=1)
+            spent.append(time.perf_counter() - began)
+            return answered
+
+        try:
+            worst = compare(vector, answer, description["precision"], description["gives"], heads)
+        except EndpointError:
+            raise
+        except AtomSieveError as error:
+            raise AtomSieveError(f"{where}: {error}; do not use this server") from error
+        server = _server(transport)
+    facts = ("atomsieve", "ensemble_id", "precision", "backend", "device", "threads")
+    return {
+        "url": str(where),
+        "server": server,
+        "model": model,
+        **{name: description.get(name) for name in facts},
+        "heads": list(heads or vector["heads"]),
+        "worst_error": worst,
+        "milliseconds": round(1000 * sum(spent) / len(spent), 3),
+    }
+
+
+def _server(transport: Transport) -> str:
+    """Return name and version of the server; a proxy may keep them to itself."""
+    try:
+        found = transport.metadata()
+    except EndpointError:
+        return "unknown"
+    return f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()
+
+
+def _local_vector(folder: Path, description: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Return the test vector of an ensemble folder, which must be what is served."""
+    from atomsieve.models import ensemble_id
+    from atomsieve.serve.vector import stored_vector
+
+    own, served = ensemble_id(folder), description["ensemble_id"]
+    if own != served:
+        raise AtomSieveError(f"{target} serves ensemble {served[:12]}, {folder} is {own[:12]}; name the folder served")
+    return stored_vector(folder)
