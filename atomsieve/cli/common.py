@@ -16,10 +16,13 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from atomsieve.serve.transport import Credentials
+
 IN_OUT = "Input and output"
 MODEL = "Model"
 WORK = "How the work is done"
 CHOICE = "What is chosen"
+SERVER = "Server"
 
 StructuresArgument = Annotated[
     Path,
@@ -96,7 +99,50 @@ WhereOption = Annotated[
     ),
 ]
 
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File with the token of the server.", rich_help_panel=SERVER, show_default=False),
+]
+
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", help="PEM file: whom to trust, with grpcs:// and https://. [default: gRPC's own roots]",
+                 rich_help_panel=SERVER, show_default=False),
+]  # fmt: skip
+
+TlsCertOption = Annotated[
+    Path | None,
+    typer.Option("--tls-cert", help="PEM file: this client's certificate.", rich_help_panel=SERVER, show_default=False),
+]
+
+TlsKeyOption = Annotated[
+    Path | None, typer.Option("--tls-key", help="PEM file: its key.", rich_help_panel=SERVER, show_default=False)
+]
+
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.", rich_help_panel=WORK)]
+
+
+def credentials(
+    token_file: Path | None, tls_ca: Path | None = None, tls_cert: Path | None = None, tls_key: Path | None = None
+) -> Credentials:
+    """Return what a client shows to a server and whom it trusts.
+
+    Raises
+    ------
+    UsageError
+        if a file is missing, or a certificate comes without its key.
+    """
+    from atomsieve.errors import UsageError
+    from atomsieve.serve.exposure import read_token
+    from atomsieve.serve.transport import Credentials
+
+    for option, path in (("--tls-ca", tls_ca), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{option} {path}: there is no such file")
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    token = None if token_file is None else read_token(token_file)
+    return Credentials(token=token, ca=tls_ca, cert=tls_cert, key=tls_key)
 
 
 class RunFirst(TyperGroup):

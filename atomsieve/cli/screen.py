@@ -10,10 +10,11 @@ import typer
 from atomsieve.cli.common import (
     CHOICE,
     IN_OUT,
+    MODEL,
+    SERVER,
     WORK,
     BackendOption,
     DeviceOption,
-    EnsembleOption,
     HeadOption,
     LimitOption,
     OutOption,
@@ -21,12 +22,19 @@ from atomsieve.cli.common import (
     PrecisionOption,
     QuietOption,
     StructuresArgument,
+    TlsCaOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TokenFileOption,
     WhereOption,
     console,
+    credentials,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from atomsieve.screen.served import Served
 
 app = typer.Typer(
     help="Screen candidates with an ensemble, alone or under mpirun; then ask how far it is, for the best rows, or for "
@@ -53,7 +61,30 @@ def _wide(screen: Console) -> Console:
 @app.command("run")
 def run(
     candidates: StructuresArgument,
-    ensemble: EnsembleOption,
+    ctx: typer.Context,
+    ensemble: Annotated[
+        Path | None,
+        typer.Option("--ensemble", "-e", help="The ensemble folder (gfm/); not needed with --endpoint.",
+                     rich_help_panel=MODEL, show_default=False),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="Servers that compute instead, e.g. grpc://h1:8001,h2:8001.",
+                     rich_help_panel=SERVER, show_default=False),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Name of the ensemble there.", rich_help_panel=SERVER)
+    ] = "gfm",
+    token_file: TokenFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    deadline: Annotated[
+        float, typer.Option("--deadline", help="Seconds for one answer.", rich_help_panel=SERVER)
+    ] = 60.0,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Seconds to wait for servers that are gone.", rich_help_panel=SERVER)
+    ] = 300.0,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     head: HeadOption = None,
@@ -97,7 +128,8 @@ def run(
 ) -> int:  # fmt: skip
     """Screen every candidate, or continue a run that was broken off: then give the same command again.
 
-    `mpirun -n 4 screen run ...` shares the work among four processes; the results are the same bytes.
+    `mpirun -n 4 screen run ...` shares the work among four processes; the results are the same bytes. With --endpoint
+    servers compute, and this process reads, sends and writes.
     """
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
@@ -108,13 +140,32 @@ def run(
         max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads,
     )  # fmt: skip
     result = run_screen(
-        candidates, ensemble, options, out=out, overwrite=overwrite, console=console(stderr=True, quiet=quiet)
-    )
+        candidates, ensemble, options, served=_served(ctx), out=out, overwrite=overwrite,
+        console=console(stderr=True, quiet=quiet),
+    )  # fmt: skip
     if result.rank == 0:
         from atomsieve.screen.finish import print_result
 
         print_result(_wide(console(quiet=quiet)), result, by=by, shown=SHOWN)
     return result.exit_code
+
+
+def _served(ctx: typer.Context) -> Served | None:
+    """Return the servers that `screen run` names; refuse options that do not go with them, or only with them."""
+    from atomsieve.errors import UsageError
+    from atomsieve.screen.served import OF_SERVERS, Served, refused
+
+    given = ctx.params
+    explicit = {name for name in given if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    of_clients = ("model", "token_file", "tls_ca", "tls_cert", "tls_key", "deadline", "patience")
+    if given["endpoint"] is None:
+        for name in explicit.intersection(of_clients):
+            raise UsageError(f"--{name.replace('_', '-')} goes with --endpoint; name a server, or leave it out")
+        return None
+    for name in explicit.intersection(OF_SERVERS):
+        raise refused(name, given[name])
+    shown = credentials(given["token_file"], given["tls_ca"], given["tls_cert"], given["tls_key"])
+    return Served(given["endpoint"], given["model"], shown, given["deadline"], given["patience"])
 
 
 @app.command("status")

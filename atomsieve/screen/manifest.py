@@ -26,7 +26,7 @@ def build(
     chunks: Chunks,
     statuses: Mapping[int, tuple[str, str]],
     reasons: Mapping[int, tuple[str, str]],
-    ensemble: str | Path = "",
+    ensemble: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return the manifest of a run, as plain data."""
     predictor = runner.predictor
@@ -54,6 +54,7 @@ def build(
             "max_edges": runner.max_edges,
             "cutoff": predictor.cutoff,
             "threads": runner.threads,
+            **_server(predictor),
         },
         "columns": columns.describe(),
         "heads": runner.heads,
@@ -61,8 +62,15 @@ def build(
         "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in reasons.items()},
         "uncalibrated": uncalibrated(runner),
         "input_path": str(source),
-        "ensemble_path": str(Path(ensemble).absolute()),
+        "ensemble_path": None if ensemble is None else str(Path(ensemble).absolute()),
+        **({"endpoints": predictor.endpoints} if hasattr(predictor, "endpoints") else {}),
     }
+
+
+def _server(predictor: Any) -> dict[str, Any]:
+    """Return what of a server decides the last bits: its threads, and how it cuts a request."""
+    server = getattr(predictor, "server", None)
+    return {} if server is None else {"server": dict(server)}
 
 
 def uncalibrated(runner: Runner) -> list[str]:

@@ -71,7 +71,7 @@ class ScreenOptions:
             if value is not None and value < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
 
-    def budget(self, device_kind: str) -> tuple[int, int]:
-        """Return the budget of one batch, atoms and edges, on `cpu` or `cuda`."""
-        atoms, edges = BUDGETS.get(device_kind, BUDGETS["cpu"])
+    def budget(self, device_kind: str, usual: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return the budget of one batch, atoms and edges, on `cpu` or `cuda`, or where another one is usual."""
+        atoms, edges = usual or BUDGETS.get(device_kind, BUDGETS["cpu"])
         return self.max_atoms or atoms, self.max_edges or edges

@@ -189,7 +189,13 @@ def _member(results: Results, head: str, folder: str | Path | None) -> tuple[Ens
     from atomsieve.models import ensemble_id, load_gfm
 
     screened = results.manifest["ensemble"]["id"]
-    path = Path(folder or results.manifest.get("ensemble_path", ""))
+    known = folder or results.manifest.get("ensemble_path")
+    if known is None:
+        raise AtomSieveError(
+            f"{', '.join(results.manifest.get('endpoints', []))} screened, and structures are picked with the ensemble "
+            "itself; name its folder with --ensemble"
+        )
+    path = Path(known)
     if not (path / "manifest.json").is_file():
         raise AtomSieveError(f"the ensemble that screened is not at {path}; say where it is with --ensemble")
     found = ensemble_id(path)

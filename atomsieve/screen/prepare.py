@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import AtomSieveError, DataError, unknown
+from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.screen import ledger, manifest
 from atomsieve.screen.columns import ROW
 from atomsieve.screen.manifest import recorded_backend
@@ -21,6 +21,7 @@ from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.plan import Chunks, chunk_size
 from atomsieve.screen.progress import Clock, EventLog
 from atomsieve.screen.runner import PredictorLike, Runner
+from atomsieve.screen.served import Served, connect
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.spread import settle
 from atomsieve.screen.store import Folder, ResultFile, disk_errors, forces_file, part_of, row_file
@@ -82,9 +83,10 @@ def default_out(candidates: Path) -> Path:
 
 def prepare(
     source: Path,
-    ensemble: str | Path,
+    ensemble: str | Path | None,
     options: ScreenOptions,
     *,
+    served: Served | None,
     out: str | Path | None,
     overwrite: bool,
     console: Console | None,
@@ -99,9 +101,12 @@ def prepare(
         if reader is None:
             reader = stack.enter_context(team.together(lambda: _open(source)))
         folder = Folder(Path(out) if out is not None else default_out(source))
-        if predictor is None:
-            backend, why = team.first(lambda: _backend(folder, ensemble, options, overwrite))
-            predictor = team.together(lambda: _load(ensemble, options, backend, team.local_rank))
+        if predictor is None and served is not None:
+            predictor = team.together(lambda: connect(served, ensemble, options, stack))
+        elif predictor is None:
+            gfm = team.together(lambda: _given(ensemble))
+            backend, why = team.first(lambda: _backend(folder, gfm, options, overwrite))
+            predictor = team.together(lambda: _load(gfm, options, backend, team.local_rank))
             if lead and console is not None and options.backend != "native":
                 console.print(f"backend: {backend} ({why})", highlight=False, soft_wrap=True)
         model = predictor
@@ -111,12 +116,16 @@ def prepare(
     where = team.together(lambda: row_filter(options.where, heads, names, flags))
     chunks = team.together(lambda: _chunks(reader, options, source))
     if lead and console is not None:
+        if served is not None:
+            console.print(f"computed by {served.endpoints}: {model.precision}, backend {model.backend}, "
+                          f"{model.device}", highlight=False, soft_wrap=True)  # fmt: skip
         given = "" if options.head else " (the ensemble's default)"
         console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
     device = manifest.device_kind(model)
-    max_atoms, max_edges = options.budget(device)
+    server = getattr(model, "server", None)
+    max_atoms, max_edges = options.budget(device, getattr(model, "budget", None))
     spread = team.together(lambda: settle(options, model))
-    threads = options.threads if device == "cpu" else None
+    threads = options.threads if device == "cpu" and server is None else None
     runner = Runner(model, heads, options.forces, max_atoms, max_edges, threads, options.max_structure_atoms, spread)
     if lead and console is not None and threads is not None:
         _advise(console, team.size * threads)
@@ -156,6 +165,12 @@ def _reasons() -> dict[int, tuple[str, str]]:
     from atomsieve.predict.outside import Outside
 
     return {int(reason): (reason.name or "", reason.meaning) for reason in Outside}
+
+
+def _given(ensemble: str | Path | None) -> str | Path:
+    if ensemble is None:
+        raise UsageError("no ensemble given; name its folder with --ensemble, or a server with --endpoint")
+    return ensemble
 
 
 def _open(source: Path) -> Any:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atomsieve.errors import Interrupted
 from atomsieve.screen.finish import ScreenResult, finish
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.prepare import Job, durable_chunks, prepare
 from atomsieve.screen.progress import EventLog, ProgressView
-from atomsieve.screen.runner import OK, PredictorLike
+from atomsieve.screen.runner import OK, Begun, PredictorLike
+from atomsieve.screen.served import Served
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import ResultWriter
 from atomsieve.screen.team import Team, connect, guarded
@@ -32,9 +36,10 @@ class _Stop(Exception):  # noqa: N818 - a request, not an error
 
 def run_screen(
     candidates: str | Path,
-    ensemble: str | Path,
+    ensemble: str | Path | None,
     options: ScreenOptions | None = None,
     *,
+    served: Served | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
@@ -49,9 +54,11 @@ def run_screen(
     candidates
         input, of any kind that `open_structures` reads.
     ensemble
-        the `gfm/` folder.
+        the `gfm/` folder; with `served` it may be None, or what the servers must hold.
     options
         what to compute and how; the defaults suit a first run.
+    served
+        endpoints that compute instead of this process.
     out
         results folder; None takes `<candidates>.results` beside the input.
     overwrite
@@ -74,8 +81,8 @@ def run_screen(
     team = team or connect()
     with guarded(team), StopRequest() as stop, ExitStack() as stack:
         job = prepare(
-            Path(candidates), ensemble, options or ScreenOptions(), out=out, overwrite=overwrite, console=console,
-            predictor=predictor, reader=reader, team=team, stack=stack,
+            Path(candidates), ensemble, options or ScreenOptions(), served=served, out=out, overwrite=overwrite,
+            console=console, predictor=predictor, reader=reader, team=team, stack=stack,
         )  # fmt: skip
         team.record = lambda text: EventLog(job.folder.log)("failed", rank=team.rank, error=text)
         done = durable_chunks(job, stop)
@@ -105,17 +112,12 @@ def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
 
     with view, writer:
         try:
-            for chunk in team.claims(todo):
-                begun = time.perf_counter()
-                first, end = job.chunks.span(chunk)
-                with clock("read"):
-                    batch = job.reader.read(first, end, CONDITIONS)
-                with clock("predict"):
-                    rows, forces = job.runner(batch, first, between_batches)
+            for chunk, rows, forces, seconds in _computed(job, todo, between_batches):
                 with clock("reduce"):
                     job.take(rows)
                 with clock("write"):
-                    writer.put(chunk, rows, forces, time.perf_counter() - begun)
+                    writer.put(chunk, rows, forces, seconds)
+                first, end = job.chunks.span(chunk)
                 team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
         except _Stop:
             team.stop()
@@ -124,6 +126,33 @@ def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
         with clock("wait"):
             _leave_if_stopped(job, stop, remaining=structures)
         view.update(*team.totals(), last=True)
+
+
+def _computed(
+    job: Job, todo: list[int], between: Callable[[], None]
+) -> Iterator[tuple[int, NDArray[Any], NDArray[np.float32] | None, float]]:
+    """Yield chunks that fall to this rank: number, rows, forces, seconds. Servers get the next while one is awaited."""
+    begun: deque[tuple[int, float, Begun]] = deque()
+    claims = job.team.claims(todo)
+    try:
+        while True:
+            while len(begun) <= job.runner.elsewhere and (chunk := next(claims, None)) is not None:
+                since = time.perf_counter()
+                first, end = job.chunks.span(chunk)
+                with job.clock("read"):
+                    batch = job.reader.read(first, end, CONDITIONS)
+                with job.clock("predict"):
+                    begun.append((chunk, since, job.runner.begin(batch, first)))
+            if not begun:
+                return
+            chunk, since, work = begun[0]
+            with job.clock("predict"):
+                rows, forces = job.runner.finish(work, between)
+            begun.popleft()
+            yield chunk, rows, forces, time.perf_counter() - since
+    finally:
+        for *_, work in begun:
+            work.cancel()
 
 
 def _structures(job: Job, chunks: list[int]) -> int:

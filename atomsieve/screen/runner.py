@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,9 @@ from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
 OK, TOO_LARGE, NAN_OUTPUT, OUT_OF_MEMORY = 0, 4, 8, 9  # of atomsieve.predict.status.Status, checked by a test
+
+MOMENT = 0.1
+"""Seconds after which a wait for a server looks whether the run is to stop."""
 
 
 class PredictorLike(Protocol):
@@ -40,16 +44,36 @@ class PredictorLike(Protocol):
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A chunk that is being computed.
+
+    batch : its structures. groups : those of each batch. rows : [S,H], of H heads. forces : [N,H,3], if they are kept.
+    sent : where servers compute, the requests on their way: group, index of the head, its batch and its answer.
+    """
+
+    batch: StructureBatch
+    groups: list[NDArray[np.int64]]
+    rows: NDArray[Any]
+    forces: NDArray[np.float32] | None
+    sent: deque[tuple[NDArray[np.int64], int, StructureBatch, Any]] = field(default_factory=deque)
+
+    def cancel(self) -> None:
+        """Take back what was not sent yet."""
+        for *_, answer in self.sent:
+            answer.cancel()
+
+
+@dataclass(frozen=True)
 class Runner:
     """Computes chunks.
 
     Attributes
     ----------
-    predictor : gives the numbers.
+    predictor : gives the numbers. One with `submit` computes elsewhere: then all batches of a chunk are sent at once.
     heads : the heads to run, H of them; a structure has one row per head.
     forces : keep forces.
     max_atoms, max_edges : budget of a batch.
-    threads : CPU threads, None where the work is done elsewhere.
+    threads : CPU threads, None where they do not matter.
     max_structure_atoms : structures above it are TOO_LARGE.
     force_spread : rows that get the spread of forces: "all", or "top" or "none" (then no row here).
     """
@@ -63,14 +87,27 @@ class Runner:
     max_structure_atoms: int
     force_spread: str = "all"
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether chunks are computed elsewhere, so that the next can be on its way while one is waited for."""
+        return hasattr(self.predictor, "submit")
+
+    @property
+    def _want(self) -> set[str]:
+        return {"energy", "forces", "spread"} | ({"force_spread"} if self.force_spread == "all" else set())
+
     def __call__(
         self, batch: StructureBatch, first: int, between: Callable[[], None] = lambda: None
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Return the rows [S*H] of a chunk whose first structure has input position `first`, and its forces.
 
         Forces are [N,3] float32, or [N,H,3] for several heads, NaN for structures without result. `between` is called
-        before each batch; it may raise to drop the chunk.
+        before each batch, and every moment while a server is waited for; it may raise to drop the chunk.
         """
+        return self.finish(self.begin(batch, first), between)
+
+    def begin(self, batch: StructureBatch, first: int) -> Begun:
+        """Cut a chunk into batches, and send them where they are computed elsewhere."""
         from atomsieve.graphs.estimate import edge_budget_estimate
 
         n_heads, counts = len(self.heads), batch.counts
@@ -85,33 +122,66 @@ class Runner:
         rows["status"][too_large] = TOO_LARGE
         fits = np.flatnonzero(~too_large)
         edges = edge_budget_estimate(batch, self.predictor.cutoff)
-        for group in pack(edges[fits], counts[fits], self.max_atoms, self.max_edges):
-            between()
-            self._batch(batch, fits[group], rows, forces)
-        if forces is not None and n_heads == 1:
-            forces = forces[:, 0]
-        return rows.reshape(-1), forces
+        groups = [fits[group] for group in pack(edges[fits], counts[fits], self.max_atoms, self.max_edges)]
+        begun = Begun(batch, groups, rows, forces)
+        if self.elsewhere:
+            self._send(begun)
+        return begun
 
-    def _batch(
-        self, chunk: StructureBatch, index: NDArray[np.int64], rows: NDArray[Any], forces: NDArray[np.float32] | None
-    ) -> None:
+    def finish(
+        self, begun: Begun, between: Callable[[], None] = lambda: None
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Return the rows and forces of a chunk, as a call does."""
+        if self.elsewhere:
+            self._collect(begun, between)
+        else:
+            for group in begun.groups:
+                between()
+                self._batch(begun, group)
+        forces = begun.forces
+        if forces is not None and len(self.heads) == 1:
+            forces = forces[:, 0]
+        return begun.rows.reshape(-1), forces
+
+    def _send(self, begun: Begun) -> None:
+        predictor: Any = self.predictor
+        for group in begun.groups:
+            batch = begun.batch.take(group)
+            for h, head in enumerate(self.heads):
+                begun.sent.append((group, h, batch, predictor.submit(batch, self._want, head=head)))
+
+    def _collect(self, begun: Begun, between: Callable[[], None]) -> None:
+        while begun.sent:
+            between()
+            group, h, batch, answer = begun.sent[0]
+            try:
+                prediction = answer.result(MOMENT)
+            except TimeoutError:
+                continue
+            begun.sent.popleft()
+            self._enter(begun, group, h, batch, prediction)
+
+    def _batch(self, begun: Begun, index: NDArray[np.int64]) -> None:
         """Fill in the rows of the structures `index`; where memory does not suffice, halve the batch and try again."""
-        want = {"energy", "forces", "spread"} | ({"force_spread"} if self.force_spread == "all" else set())
 
         def compute(some: NDArray[np.int64]) -> None:
-            batch = chunk.take(some)
-            # forces of one atom after another, as they lie in the chunk
-            atoms = ragged_index(chunk.ptr[:-1][some], batch.counts) if forces is not None else None
+            batch = begun.batch.take(some)
             for h, head in enumerate(self.heads):
-                prediction = self.predictor(batch, want, head=head)
-                rows[some, h] = fill(rows[some, h], batch, prediction)
-                if forces is not None:
-                    values = np.asarray(prediction.forces, "<f4").copy()
-                    values[np.repeat(rows["status"][some, h] != OK, batch.counts)] = np.nan
-                    forces[atoms, h] = values
+                self._enter(begun, some, h, batch, self.predictor(batch, self._want, head=head))
 
-        for large in halved(compute, index, chunk.counts):
-            rows[large] = failed(rows[large], OUT_OF_MEMORY)
+        for large in halved(compute, index, begun.batch.counts):
+            begun.rows[large] = failed(begun.rows[large], OUT_OF_MEMORY)
+
+    @staticmethod
+    def _enter(begun: Begun, some: NDArray[np.int64], h: int, batch: StructureBatch, prediction: Any) -> None:
+        """Take over what head `h` says of the structures `some`, which are those of `batch`."""
+        rows = begun.rows
+        rows[some, h] = fill(rows[some, h], batch, prediction)
+        if begun.forces is not None:
+            atoms = ragged_index(begun.batch.ptr[:-1][some], batch.counts)  # one after another, as in the chunk
+            values = np.asarray(prediction.forces, "<f4").copy()
+            values[np.repeat(rows["status"][some, h] != OK, batch.counts)] = np.nan
+            begun.forces[atoms, h] = values
 
 
 def fill(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[Any]:

@@ -34,6 +34,7 @@ class Described:
         of the predictor that is served; `device` is a string.
     head : used when a call names none. alone : every request is computed apart from those of others, so that its last
         bits do not depend on them.
+    budget : atoms and estimated edges that the server computes at once.
     server : what decides the last bits of an answer: threads, budget and limits of the server.
     """
 
@@ -54,7 +55,8 @@ class Described:
         self.server = {name: d[name] for name in ("threads", "budget", "limits")}
         self.alone = alone
         budget = BUDGETS["cuda" if self.device.startswith("cuda") else "cpu"]
-        self._budget = tuple(d["budget"][n] or usual for n, usual in zip(("atoms", "edges"), budget, strict=True))
+        atoms, edges = d["budget"]["atoms"], d["budget"]["edges"]
+        self.budget: tuple[int, int] = (atoms or budget[0], edges or budget[1])
 
     def describe(self) -> dict[str, Any]:
         """Return what this predictor is, as plain data."""
@@ -102,8 +104,8 @@ class Described:
         volume = size * (4 + members)  # of the answer too, features left out
         edges = edge_budget_estimate(batch, self.cutoff)
         costs = {
-            "atoms": (counts, min(self._budget[0], limits["atoms"])),
-            "edges": (edges, self._budget[1]),
+            "atoms": (counts, min(self.budget[0], limits["atoms"])),
+            "edges": (edges, self.budget[1]),
             "structures": (np.ones(len(batch)), limits["structures"]),
             "bytes": (size, limits["bytes"]),
             "message": (volume, LARGEST_MESSAGE),

@@ -83,7 +83,7 @@ def test_an_empty_batch_has_empty_arrays(remotes, local, way):
 @pytest.mark.parametrize("way", ["grpc", "http"])
 def test_a_batch_that_is_cut_comes_back_in_order(remotes, local, way, monkeypatch):
     remote, batch = remotes[way], copper_oxides(40, seed=3)
-    monkeypatch.setattr(remote, "_budget", (17, 1e9))
+    monkeypatch.setattr(remote, "budget", (17, 10**9))
     job = remote._job(batch, {"energy"}, None, None)
     assert len(job.pieces) > 5
     assert all(batch.counts[piece].sum() <= 17 for piece in job.pieces)

@@ -1,0 +1,80 @@
+"""A screening that servers compute: which they are, and that they are what is asked for."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atomsieve.errors import UsageError
+from atomsieve.screen.options import ALL_HEADS, ScreenOptions
+
+if TYPE_CHECKING:
+    from atomsieve.serve.remote import RemotePredictor
+    from atomsieve.serve.transport import Credentials
+
+OF_SERVERS = {"precision": "fp32", "backend": "native", "device": "auto", "threads": 1}
+"""Options that belong to whoever starts the servers, and their defaults."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where an ensemble is served.
+
+    Attributes
+    ----------
+    endpoints : `grpc://h1:8001,h2:8001`. model : its name there. credentials : token and TLS files.
+    deadline : seconds for one answer. patience : seconds that a request waits for a server that is gone.
+    """
+
+    endpoints: str
+    model: str = "gfm"
+    credentials: Credentials | None = None
+    deadline: float = 60.0
+    patience: float = 300.0
+
+
+def connect(served: Served, ensemble: str | Path | None, options: ScreenOptions, stack: ExitStack) -> RemotePredictor:
+    """Connect to the servers until `stack` is left; requests of a screening are computed apart from all others.
+
+    Raises
+    ------
+    UsageError
+        for an option that belongs to the servers, or if they do not serve the ensemble of the given folder.
+    """
+    from atomsieve.serve.remote import RemotePredictor
+
+    for name, usual in OF_SERVERS.items():
+        if getattr(options, name) != usual:
+            raise refused(name, getattr(options, name))
+    head = None if options.head in (None, ALL_HEADS) else options.head
+    predictor = stack.enter_context(
+        RemotePredictor.connect(
+            served.endpoints,
+            served.model,
+            head,
+            credentials=served.credentials,
+            deadline=served.deadline,
+            patience=served.patience,
+            alone=True,
+        )
+    )
+    if ensemble is not None:
+        from atomsieve.models import ensemble_id
+
+        own = ensemble_id(ensemble)
+        if own != predictor.ensemble_id:
+            raise UsageError(
+                f"{served.endpoints} serves ensemble {predictor.ensemble_id[:12]}, but {ensemble} is {own[:12]}; leave "
+                "--ensemble out to screen with what is served"
+            )
+    return predictor
+
+
+def refused(option: str, value: object) -> UsageError:
+    """Return the error for an option that makes no sense with an endpoint."""
+    return UsageError(
+        f"--{option} {value} with --endpoint: the server was started with its own {option}; leave it out, or give "
+        "it to `atomsieve serve`"
+    )
