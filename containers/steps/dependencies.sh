@@ -18,7 +18,7 @@ if [[ -n ${ATOMSIEVE_REUSE:-} ]]; then
     mkdir -p "$prefix/reused"
     for entry in "$ATOMSIEVE_REUSE"/*; do
         case ${entry##*/} in
-            atomsieve* | __editable__* | *.pth | pip | pip-* | __pycache__) ;; # the package itself must be its wheel
+            atomsieve* | __editable__* | *.pth | __pycache__) ;; # the package itself must be its wheel
             *) ln -sfn "$entry" "$prefix/reused/" ;;
         esac
     done

@@ -8,4 +8,4 @@ folder=${2:?usage: package.sh PREFIX FOLDER}
 wheels=("$folder"/atomsieve-*.whl)
 [[ ${#wheels[@]} == 1 && -f ${wheels[0]} ]] || die "$folder must hold one wheel of atomsieve, it holds: ${wheels[*]}"
 say "${wheels[0]##*/}"
-pip_of "$prefix" install --no-deps "${wheels[0]}"
+pip_of "$prefix" install --quiet --no-deps "${wheels[0]}"

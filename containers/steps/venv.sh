@@ -9,9 +9,9 @@ python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     die "$python is $("$python" --version 2>&1); at least Python 3.11 is needed: name one with PYTHON=/path/to/python"
 say "environment in $prefix"
-"$python" -m venv "$prefix"
 if [[ -n ${ATOMSIEVE_REUSE:-} ]]; then
-    pip_of "$prefix" uninstall --quiet --yes setuptools # the one that venv brings would hide the one that is reused
+    "$python" -m venv --without-pip "$prefix" # the tools are among the packages that dependencies.sh reuses
 else
+    "$python" -m venv "$prefix"
     pip_of "$prefix" install --quiet setuptools wheel
 fi
