@@ -89,7 +89,7 @@ def start(
             _build(place, folders, settings, 1, instances, gpus, queue_delay, False)
         if container is not None or show:
             return _contained(container or "docker", image, show, place, listening, watch, device != "cpu")
-        return _run(place, listening, watch, tritonserver, threads, log, log_file)
+        return _run(place, listening, watch, tritonserver, threads, log, log_file, Path(scratch))
 
 
 @app.command("check")
@@ -151,7 +151,7 @@ def _build(out: Path, folders: list[str], settings: Any, version: int, instances
 
 
 def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path | None, threads: int | None,
-         form: str | None, log_file: Path | None) -> int:  # fmt: skip
+         form: str | None, log_file: Path | None, scratch: Path) -> int:  # fmt: skip
     """Serve a repository in the foreground."""
     import sys
 
@@ -179,7 +179,7 @@ def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path
     try:
         return Supervisor(
             server, options, log, check_seconds=watch["check_seconds"], answer_seconds=watch["answer_seconds"],
-            max_restarts=watch["max_restarts"], threads=threads, on_ready=ready,
+            max_restarts=watch["max_restarts"], threads=threads, on_ready=ready, scratch=[scratch],
         ).run()  # fmt: skip
     finally:
         log.close()

@@ -9,8 +9,8 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.graphs import edge_budget_estimate
 from atomsieve.predict import Predictor, Status
 from atomsieve.predict.packing import BUDGETS, halved, pack
+from atomsieve.serve.crowding import crowded_edges
 from atomsieve.serve.request import Refused, Request, read_request
 from atomsieve.serve.settings import Settings
 from atomsieve.serve.wire import OUTPUTS, prediction_arrays, wanted
@@ -56,10 +57,11 @@ class Engine:
     Attributes
     ----------
     predictor, settings : as given. work : what the latest call did.
+    progress : is called after each evaluation.
     """
 
-    def __init__(self, predictor: Predictor, settings: Settings) -> None:
-        self.predictor, self.settings = predictor, settings
+    def __init__(self, predictor: Predictor, settings: Settings, progress: Callable[[], None] = lambda: None) -> None:
+        self.predictor, self.settings, self.progress = predictor, settings, progress
         atoms, edges = BUDGETS["cuda" if str(predictor.device).startswith("cuda") else "cpu"]
         self._budget = (settings.max_atoms or atoms, settings.max_edges or edges)
         self.work = Work()
@@ -95,11 +97,21 @@ class Engine:
         self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], outputs: Collection[str]
     ) -> Request | Refused:
         """Check a request; see `read_request`."""
-        predictor = self.predictor
-        return read_request(
+        predictor, limits = self.predictor, self.settings.limits
+        request = read_request(
             arrays, parameters, outputs, heads=predictor.heads, default_head=predictor.head,
-            ensemble_id=predictor.ensemble_id, limits=self.settings.limits,
+            ensemble_id=predictor.ensemble_id, limits=limits,
         )  # fmt: skip
+        if isinstance(request, Refused):
+            return request
+        batch = request.batch
+        edges = np.maximum(edge_budget_estimate(batch, predictor.cutoff), crowded_edges(batch, predictor.cutoff))
+        large = (batch.counts > limits.structure_atoms) | ~(edges <= limits.structure_edges)
+        total = float(edges[~large].sum())
+        if total > limits.edges:
+            return Refused("too_large", f"the structures have about {total:.3g} pairs of neighbours, allowed are "
+                           f"{limits.edges} in a request; send fewer at once")  # fmt: skip
+        return replace(request, edges=np.where(large, np.inf, edges))
 
     def _answer(self, group: Sequence[Request]) -> Sequence[Arrays | Refused]:
         """Evaluate requests together; if that fails, each by itself, so that only the culprit gets the error."""
@@ -110,15 +122,12 @@ class Engine:
                 return [answer for request in group for answer in self._answer([request])]
             if isinstance(error, AtomSieveError):
                 return [Refused("unsupported", str(error))]
-            reference = secrets.token_hex(6)
-            log.exception("request failed, reference %s", reference)
-            message = f"internal error, reference {reference}: the server's log holds the details under it"
-            return [Refused("internal", message)]
+            return [internal_error()]
 
     def _evaluate(self, group: Sequence[Request]) -> list[Arrays]:
         batch = StructureBatch.concatenate([request.batch for request in group])
-        heads = np.concatenate([request.heads for request in group])
-        arrays = self._predict(batch, heads, group[0].outputs)
+        heads, edges = (np.concatenate([getattr(r, name) for r in group]) for name in ("heads", "edges"))
+        arrays = self._predict(batch, heads, edges, group[0].outputs)
         work = self.work
         work.requests += len(group)
         work.structures += len(batch)
@@ -138,12 +147,16 @@ class Engine:
             )
         return answers
 
-    def _predict(self, batch: StructureBatch, heads: NDArray[np.int32], outputs: frozenset[str]) -> Arrays:
-        """Return all arrays of a batch, evaluated head by head in pieces within the budget."""
-        limits, want = self.settings.limits, wanted(outputs)
+    def _predict(
+        self, batch: StructureBatch, heads: NDArray[np.int32], edges: NDArray[np.float64], outputs: frozenset[str]
+    ) -> Arrays:
+        """Return all arrays of a batch, evaluated head by head in pieces within the budget.
+
+        edges : [S], estimated; inf for a structure above a limit.
+        """
+        want = wanted(outputs)
         found: Arrays = {"head": heads, "status": np.zeros(len(batch), np.uint8)}
-        edges = edge_budget_estimate(batch, self.predictor.cutoff)
-        large = (batch.counts > limits.structure_atoms) | (edges > limits.structure_edges)
+        large = np.isinf(edges)
         found["status"][large] = Status.TOO_LARGE
         for head in np.unique(heads).tolist():
             own = np.flatnonzero((heads == head) & ~large)
@@ -166,6 +179,7 @@ class Engine:
                 if name not in found:
                     found[name] = self._blank(name, batch, values.shape[1:])
                 found[name][atoms if OUTPUTS[name].axis == "atom" else some] = values
+            self.progress()
 
         for large in halved(compute, index, batch.counts):
             found["status"][large] = Status.OUT_OF_MEMORY
@@ -178,6 +192,13 @@ class Engine:
         first = batch.n_atoms if tensor.axis == "atom" else len(batch)
         fill = np.nan if tensor.dtype.kind == "f" else 0
         return np.full((first, *trailing), fill, tensor.dtype)
+
+
+def internal_error() -> Refused:
+    """Log the exception that is being handled under a reference; return what a client may know of it."""
+    reference = secrets.token_hex(6)
+    log.exception("request failed, reference %s", reference)
+    return Refused("internal", f"internal error, reference {reference}: the server's log holds the details under it")
 
 
 def _groups(requests: Sequence[Request | Refused]) -> list[list[int]]:

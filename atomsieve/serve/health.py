@@ -95,7 +95,7 @@ class Health(threading.Thread):
     ----------
     ready : is set when every model has answered its whole test vector.
     verdict : why the server must be started again, None if it need not.
-    passed : checks of all models without a fault.
+    passed : checks of all models without a fault. reloads : models that were loaded anew.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Health(threading.Thread):
         self._ended = threading.Event()
         self.ready = threading.Event()
         self.verdict: str | None = None
-        self.passed = 0
+        self.passed = self.reloads = 0
 
     def life(self) -> None:
         """Note that a model has shown a sign of life: one at work on a long request is not hung."""
@@ -165,9 +165,6 @@ class Health(threading.Thread):
             self._silent[name] = 0 if alive else self._silent.get(name, 0) + 1
             self._log.event("no_answer", "warning", model=name, text=str(error), in_a_row=self._silent[name])
             if self._silent[name] >= PATIENCE:
-                self._silent[name] = 0
-                if late:
-                    self._kill_stubs(name)
                 self._reload(probe, str(error))
         except AtomSieveError as error:
             if not self._ended.is_set():
@@ -181,22 +178,27 @@ class Health(threading.Thread):
     def _reload(self, probe: Probe, why: str) -> None:
         """Load a model anew and ask it; if that fails, the server must be started again."""
         began = time.monotonic()
+        self._silent[probe.model] = 0
         self._log.event("reloading", "warning", model=probe.model, text=why)
+        self._kill_stubs(probe.model)
         try:
             with self._connect(LOADING) as transport:
+                # a server does not load what it has and whose files are as they were
+                transport.unload(probe.model, seconds=LOADING)
                 transport.load(probe.model, seconds=LOADING)
             probe.ask(self._transport, self._seconds, whole=True)
         except AtomSieveError as error:
             if not self._ended.is_set():
                 self.verdict = f"{probe.model} fails after it was loaded anew ({error})"
             return
+        self.reloads += 1
         self._log.event("reloaded", model=probe.model, seconds=round(time.monotonic() - began, 2))
 
     def _kill_stubs(self, model: str) -> None:
-        """End the processes of a model that no longer answer: loading anew would wait for them."""
+        """End what is left of the processes of a model: loading it anew would wait for one that hangs."""
         for pid in keeper.members(self._pid):
             with contextlib.suppress(OSError, IndexError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
                 if words[0].endswith(STUB) and Path(words[1]).parent.parent.name == model:
-                    self._log.event("killed", "warning", model=model, pid=pid, text="a process that did not answer")
+                    self._log.event("killed", "warning", model=model, pid=pid, text="before it is loaded anew")
                     os.kill(pid, signal.SIGKILL)

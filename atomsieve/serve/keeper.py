@@ -1,14 +1,15 @@
 """Ends a server whose supervisor was killed: a tiny process that waits at a pipe, which the kernel closes.
 
-Run as a script, `keeper.py PID`, with the pipe as its standard input. It imports nothing of this package, so that it
-costs little. When the pipe ends without the word `done`, it ends the process group PID, stubs of models included, and
-removes the shared memory that they leave.
+Run as a script, `keeper.py PID [FOLDER...]`, with the pipe as its standard input. It imports nothing of this package,
+so that it costs little. When the pipe ends without the word `done`, it ends the process group PID, stubs of models
+included, and removes the shared memory that they leave, and the scratch folders.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -87,6 +88,8 @@ def main() -> None:
         same = bool(members(group))
     if same:
         end(group)
+    for folder in sys.argv[2:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

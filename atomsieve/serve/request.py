@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Request:
 
     batch : its structures. heads : [S] index of the head of each. outputs : what it asks for of structures;
     about : what it asks for of the model. alone : it is evaluated apart from others, so that its last bits do not
-    depend on them.
+    depend on them. edges : [S], estimated.
     """
 
     batch: StructureBatch
@@ -53,6 +53,7 @@ class Request:
     outputs: frozenset[str]
     about: frozenset[str]
     alone: bool
+    edges: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def read_request(

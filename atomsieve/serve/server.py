@@ -205,9 +205,12 @@ class TritonProcess:
     ----------
     line, env : from `command` and `environment`.
     sink : is called with each line that it writes.
+    scratch : folders that are removed if this process is killed.
     """
 
-    def __init__(self, line: Sequence[str], env: dict[str, str], sink: Callable[[str], None]) -> None:
+    def __init__(
+        self, line: Sequence[str], env: dict[str, str], sink: Callable[[str], None], scratch: Sequence[Path] = ()
+    ) -> None:
         self._process = subprocess.Popen(
             list(line), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True, text=True, errors="replace",
@@ -215,8 +218,8 @@ class TritonProcess:
         self._reader = threading.Thread(target=self._pump, args=(sink,), daemon=True)
         self._reader.start()
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(KEEPER), str(self.pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            [sys.executable, "-I", "-S", str(KEEPER), str(self.pid), *map(str, scratch)], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self._regions: set[str] = set()
 

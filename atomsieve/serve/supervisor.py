@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -42,7 +42,8 @@ class Supervisor:
     log : where events and all that the server writes go.
     check_seconds : between checks of health. answer_seconds : that a check waits.
     max_restarts : in a row. on_ready : called when all models have answered their test vectors, at every start.
-    backoff : seconds before the first restart; doubled each time.
+    backoff : seconds before the first restart; doubled each time. scratch : folders to be removed if this process is
+    killed.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Supervisor:
         threads: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
         backoff: float = 1.0,
+        scratch: Sequence[Path] = (),
     ) -> None:
         self._server, self._options, self._log = server, options, log
         self._check, self._answer, self._most, self._backoff = check_seconds, answer_seconds, max_restarts, backoff
-        self._threads, self._on_ready = threads, on_ready
+        self._threads, self._on_ready, self._scratch = threads, on_ready, tuple(scratch)
         self._probes = probes(options.repository, options.models)
         self._asked = 0
         self._wake = threading.Event()
@@ -80,7 +82,7 @@ class Supervisor:
             line = command(self._server, self._options, assemble_backends(self._server, Path(scratch)))
             env = environment(self._server, self._threads)
             while True:
-                process = TritonProcess(line, env, self._line)
+                process = TritonProcess(line, env, self._line, (*self._scratch, Path(scratch)))
                 began = time.monotonic()
                 try:
                     reason = self._watch(process)
@@ -110,7 +112,7 @@ class Supervisor:
         """Watch a server until it fails, and say why; None if it shall end."""
         self._health, self._last = None, []
         self._log.event("starting", pid=process.pid, models=",".join(self._options.models))
-        concealed = said = False
+        concealed, said, reloads = False, False, -1
         while not self._wait(0.1):
             if process.exit_code is not None:
                 return self._obituary(process.exit_code)
@@ -126,9 +128,11 @@ class Supervisor:
                 return self._health.verdict
             elif self._health.ready.is_set() and not said:
                 said = True
-                process.note_memory()
                 self._log.event("ready", models=",".join(self._options.models))
                 self._on_ready()
+            elif self._health.reloads != reloads:  # a model that was loaded anew has new memory
+                reloads = self._health.reloads
+                process.note_memory()
         return None
 
     def _begin(self, process: TritonProcess) -> Health:

@@ -164,6 +164,11 @@ class Transport:
         limit = {"client_timeout": seconds} if self.grpc else {}
         self._call(self._client.load_model, model, **limit)
 
+    def unload(self, model: str, seconds: float = 120.0) -> None:
+        """Take a model out of service; needs the admin's secret."""
+        limit = {"client_timeout": seconds} if self.grpc else {}
+        self._call(self._client.unload_model, model, **limit)
+
     def metadata(self, seconds: float = 10.0) -> dict[str, Any]:
         """Return what the server says of itself."""
         more = {"as_json": True, "client_timeout": seconds} if self.grpc else {}
@@ -271,8 +276,13 @@ def kind_of(url: Url, error: BaseException) -> EndpointError:
         return (DeadlineExceeded if late else Unavailable)(f"{url}: {what}")
     code = str(status).removeprefix("StatusCode.")
     text = _first_line(getattr(error, "message", lambda: "")() or "")
+    if NOT_THERE_NOW in text:
+        return Unavailable(f"{url}: {text}")
     return KINDS.get(code, Broken)(f"{url}: {text or code}")
 
+
+NOT_THERE_NOW = "has no available versions"
+"""What a server says of a model that it knows while the model is loaded anew, or the server ends."""
 
 KINDS: dict[str, type[EndpointError]] = {
     "UNAVAILABLE": Unavailable, "RESOURCE_EXHAUSTED": Unavailable, "503": Unavailable, "429": Unavailable,

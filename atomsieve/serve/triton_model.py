@@ -7,15 +7,18 @@ Tensors therefore pass by DLPack both ways, and a probe at start compares what c
 from __future__ import annotations
 
 import json
+import logging
+import math
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.serve.engine import Arrays, Engine, Work, about
+from atomsieve.serve.engine import Arrays, Engine, Work, about, internal_error
 from atomsieve.serve.request import Refused, Request
 from atomsieve.serve.settings import GFM, Settings
 from atomsieve.serve.vector import compare, stored_vector
@@ -24,11 +27,30 @@ from atomsieve.serve.wire import given
 CODES = {"internal": "INTERNAL", "unsupported": "UNSUPPORTED", "cancelled": "CANCELLED"}
 """Error codes of Triton by kind of refusal; every other kind is INVALID_ARG, which is of the 400 class."""
 
+SIGN_OF_LIFE = 0.5
+"""Seconds of work between lines that say so."""
+BUCKETS = {
+    "requests": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf),
+    "structures": (0.0, *(4.0**k for k in range(9)), math.inf),
+}
+"""Upper ends of the buckets of batch sizes."""
+
 
 def log(event: str, **facts: Any) -> None:
     """Write one JSON line; the server's supervisor passes it on."""
     line = {"time": round(time.time(), 3), "event": event, **facts}
     print(json.dumps(line, default=str), file=sys.stderr, flush=True)
+
+
+class JsonLines(logging.Handler):
+    """Writes what the package logs, tracebacks included, as JSON lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        facts = {"level": record.levelname.lower(), "text": record.getMessage(), "where": record.name}
+        if record.exc_info is not None:
+            facts["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        log("log", **facts)
 
 
 class TritonPythonModel:
@@ -39,12 +61,14 @@ class TritonPythonModel:
         import triton_python_backend_utils as pb
 
         self._pb = pb
+        logging.basicConfig(handlers=[JsonLines()], level=logging.WARNING)
         began = time.perf_counter()
         folder = Path(args["model_repository"]) / args["model_version"]
         self.name = args["model_name"]
         self.settings = Settings.read(folder)
         predictor = load(folder, self.settings, args["model_instance_kind"], args["model_instance_device_id"])
-        self.engine = Engine(predictor, self.settings)
+        self._said = time.monotonic()
+        self.engine = Engine(predictor, self.settings, self._progress)
         self.given = given(predictor.outputs, predictor.kind)
         vector = stored_vector(folder / GFM)
         worst = compare(vector, self.engine.answer_one, predictor.precision, self.given)
@@ -60,14 +84,26 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests of a dynamic batch; each has its own answer or its own error."""
-        read = [self._read(request) for request in requests]
-        answers = self.engine(read)
-        work = self.engine.work
-        self._metrics.add(work)
-        log("batch", model=self.name, requests=len(requests), structures=work.structures, atoms=work.atoms,
-            evaluations=work.evaluations, seconds=round(work.seconds, 6), status=dict(work.status),
-            errors=dict(work.errors))  # fmt: skip
-        return [self._response(r, a) for r, a in zip(read, answers, strict=True)]
+        self._said = time.monotonic()
+        try:
+            read = [self._read(request) for request in requests]
+            answers = self.engine(read)
+            work = self.engine.work
+            self._metrics.add(work, len(requests))
+            log("batch", model=self.name, requests=len(requests), structures=work.structures, atoms=work.atoms,
+                evaluations=work.evaluations, seconds=round(work.seconds, 6), status=dict(work.status),
+                errors=dict(work.errors))  # fmt: skip
+            return [self._response(r, a) for r, a in zip(read, answers, strict=True)]
+        except Exception:  # what leaves this method goes to every client of the batch, traceback and all
+            refused = self._internal()
+            return [self._response(refused, refused) for _ in requests]
+
+    def _progress(self) -> None:
+        """Say now and then that a long call is at work: the supervisor takes silence for a model that hangs."""
+        now = time.monotonic()
+        if now - self._said > SIGN_OF_LIFE:
+            self._said = now
+            log("working", model=self.name, structures=self.engine.work.structures)
 
     def finalize(self) -> None:
         """Say that the instance ends."""
@@ -90,13 +126,22 @@ class TritonPythonModel:
 
     def _response(self, request: Request | Refused, answer: Arrays | Refused) -> Any:
         pb = self._pb
-        if isinstance(answer, Refused) or isinstance(request, Refused):
-            refused = answer if isinstance(answer, Refused) else request
-            assert isinstance(refused, Refused)
-            code = getattr(pb.TritonError, CODES.get(refused.kind, "INVALID_ARG"))
-            return pb.InferenceResponse(error=pb.TritonError(refused.message, code))
-        arrays = {**answer, **{name: self._about[name] for name in request.about}}
-        return pb.InferenceResponse([pb.Tensor.from_dlpack(n, _packed(a)) for n, a in arrays.items()])
+        if isinstance(request, Request) and not isinstance(answer, Refused):
+            arrays = {**answer, **{name: self._about[name] for name in request.about}}
+            try:
+                return pb.InferenceResponse([pb.Tensor.from_dlpack(n, _packed(a)) for n, a in arrays.items()])
+            except Exception:  # e.g. no shared memory for so large an answer: the others may fit
+                answer = self._internal()
+        refused = answer if isinstance(answer, Refused) else request
+        assert isinstance(refused, Refused)
+        code = getattr(pb.TritonError, CODES.get(refused.kind, "INVALID_ARG"))
+        return pb.InferenceResponse(error=pb.TritonError(refused.message, code))
+
+    def _internal(self) -> Refused:
+        """Log the current exception; return what a client may know of it."""
+        refused = internal_error()
+        self._metrics.count_error(refused.kind)
+        return refused
 
 
 class Metrics:
@@ -105,8 +150,9 @@ class Metrics:
     def __init__(self, pb: Any, model: str) -> None:
         self._model = model
         self._known: dict[tuple[str, str], Any] = {}
+        counter = pb.MetricFamily.COUNTER
         self._families = {
-            name: pb.MetricFamily(name=f"atomsieve_{name}_total", description=text, kind=pb.MetricFamily.COUNTER)
+            name: pb.MetricFamily(name=f"atomsieve_{name}_total", description=text, kind=counter)
             for name, text in {
                 "requests": "Requests that were answered",
                 "structures": "Structures by status",
@@ -117,9 +163,27 @@ class Metrics:
                 "errors": "Requests that got an error, by kind",
             }.items()
         }
+        # older servers have no histograms; these series are what one would consist of, and read the same
+        self._families |= {
+            f"batch_{what}_bucket": pb.MetricFamily(
+                name=f"atomsieve_batch_{what}_bucket", description=f"Batches of at most `le` {what}", kind=counter
+            )
+            for what in BUCKETS
+        }
+        for what, ends in BUCKETS.items():
+            for end in ends:  # all of them are there from the start, as a histogram's are
+                self._metric(f"batch_{what}_bucket", "le", f"{end:g}")
 
-    def add(self, work: Work) -> None:
-        """Count what a call of the engine did."""
+    def count_error(self, kind: str) -> None:
+        """Count a request that got an error outside the engine."""
+        self._metric("errors", "kind", kind).increment(1.0)
+
+    def add(self, work: Work, requests: int) -> None:
+        """Count what a call of the engine with so many requests did."""
+        for what, size in (("requests", requests), ("structures", work.structures)):
+            for end in BUCKETS[what]:
+                if size <= end:
+                    self._metric(f"batch_{what}_bucket", "le", f"{end:g}").increment(1.0)
         one = {"requests": work.requests, "atoms": work.atoms, "evaluations": work.evaluations, "batches": 1,
                "compute_seconds": work.seconds}  # fmt: skip
         for name, value in one.items():

@@ -1,0 +1,208 @@
+"""A watched server comes back by itself, ends gently, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atomsieve.serve import keeper
+from atomsieve.serve.repository import Served, write_model
+from atomsieve.serve.settings import Settings
+from atomsieve.serve.transport import EndpointError, Unavailable
+from atomsieve.serve.wire import request_arrays
+from tests.helpers import copper_oxides
+from tests.serve.supervised import Supervised
+
+QUICK = ("--check-seconds", "0.3", "--answer-seconds", "1", "--threads", "1", "--precision", "fp64")
+
+
+HANGS = """
+
+class Hangs(TritonPythonModel):
+    def execute(self, requests):
+        import time
+        from pathlib import Path
+
+        while Path({hangs!r}).exists():
+            time.sleep(30)
+        return super().execute(requests)
+
+
+TritonPythonModel = Hangs
+"""
+
+
+def energies(supervised, batch):
+    with supervised.transport() as transport:
+        return transport.infer("gfm", request_arrays(batch), ["energy"], {"head": "metal"})["energy"]
+
+
+@pytest.fixture
+def supervised(request, tmp_path):
+    started = []
+
+    def start(*options, **more):
+        started.append(Supervised(tmp_path / str(len(started)), *map(str, options), **more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def test_killed_and_hung_parts_come_back_until_restarts_run_out(supervised, served_gfm, local, tmp_path):
+    hangs = tmp_path / "hangs"
+    (tmp_path / "models").mkdir()
+    write_model(tmp_path / "models", Served("gfm", served_gfm, Settings(precision="fp64", threads=1)))
+    code = tmp_path / "models/gfm/1/model.py"
+    code.write_text(code.read_text() + HANGS.format(hangs=str(hangs)))
+    running = supervised("--repository", tmp_path / "models", *QUICK, "--max-restarts", 1)
+    batch = copper_oxides(3)
+    truth = local(batch, {"energy"}, head="metal").energy
+    running.until("ready")
+    np.testing.assert_allclose(energies(running, batch), truth, rtol=1e-9)
+    memory = keeper.regions(keeper.members(running.server()))
+    assert memory
+
+    [stub] = running.stubs()
+    os.kill(stub, signal.SIGKILL)
+    assert "not healthy" in running.until("failed")["text"]
+    running.until("reloaded")
+    np.testing.assert_allclose(energies(running, batch), truth, rtol=1e-9)
+
+    hangs.touch()
+    running.until("no_answer", 3)
+    hangs.unlink()
+    running.until("killed")
+    running.until("reloaded", 2)
+    np.testing.assert_allclose(energies(running, batch), truth, rtol=1e-9)
+    assert len(running.records("ready")) == 1  # the server itself was not started again
+
+    memory |= keeper.regions(keeper.members(running.server()))
+    dead = running.server()
+    os.kill(dead, signal.SIGKILL)
+    assert "SIGKILL" in running.until("restarting")["text"]
+    running.until("ready", 2)
+    assert running.server() != dead and not keeper.members(dead)
+    np.testing.assert_allclose(energies(running, batch), truth, rtol=1e-9)
+    assert not [path for path in memory if Path(path).exists()]
+
+    memory = keeper.regions(keeper.members(running.server()))
+    os.kill(running.server(), signal.SIGKILL)
+    assert running.process.wait(30) == 1
+    assert "the server failed 2 times in a row, --max-restarts is 1: it was killed by SIGKILL" in running.said()
+    assert not [path for path in memory if Path(path).exists()]
+    assert not list(running.temporary.iterdir())
+
+
+def test_an_end_that_is_asked_for_lets_running_requests_finish(supervised, served_gfm, local):
+    running = supervised(served_gfm, *QUICK, "--max-request-bytes", 2**28)
+    long, found = copper_oxides(6000), {}
+    running.until("ready")
+
+    def ask(protocol):
+        try:
+            with running.transport() as transport:
+                found[protocol] = transport.infer("gfm", request_arrays(long), ["energy"], {"head": "metal"})["energy"]
+        except EndpointError as error:
+            found[protocol] = error
+
+    asking = threading.Thread(target=ask, args=("grpc",))
+    asking.start()
+    running.until("working")
+    with running.transport() as transport:
+        running.process.send_signal(signal.SIGTERM)
+        running.until("draining")
+        refused = None
+        while refused is None:  # it takes the server a moment to hear of it
+            try:
+                transport.infer("gfm", request_arrays(long.slice(0, 1)), ["energy"], {"head": "metal"})
+            except EndpointError as error:
+                refused = error
+    assert isinstance(refused, Unavailable)
+    asking.join()
+    np.testing.assert_allclose(found["grpc"], local(long, {"energy"}, head="metal").energy, rtol=1e-9)
+    assert running.process.wait(60) == 0
+    assert not keeper.members(running.server())
+    assert running.records("stopped")[0]["exit_code"] == 0
+
+
+def test_a_second_signal_ends_at_once_and_a_server_that_cannot_start_says_why(supervised, tmp_path):
+    program = tmp_path / "home" / "bin" / "tritonserver"
+    program.parent.mkdir(parents=True)
+    (tmp_path / "home/backends").mkdir()
+    program.write_text("#!/bin/sh\necho 'error: creating server: no such thing'\nexit 3\n")
+    program.chmod(0o755)
+    models = tmp_path / "models/gfm"
+    models.mkdir(parents=True)
+    (models / "config.pbtxt").touch()
+    running = supervised("--repository", models.parent, "--tritonserver", program)
+    assert running.process.wait(30) == 1
+    assert "the server does not start: it ended with exit code 3: error: creating server" in running.said()
+
+    program.write_text("#!/bin/sh\ntrap '' TERM\necho here\nwhile true; do sleep 0.1; done\n")
+    stubborn = supervised("--repository", models.parent, "--tritonserver", program)
+    stubborn.until("output")
+    stubborn.process.send_signal(signal.SIGTERM)
+    stubborn.until("draining")
+    stubborn.process.send_signal(signal.SIGINT)
+    assert stubborn.process.wait(10) == 1
+    assert "second signal" in stubborn.records("stopped")[0]["text"]
+    assert not keeper.members(stubborn.server())
+
+
+def test_nothing_outlives_a_supervisor_that_was_killed(tmp_path):
+    region = Path(keeper.SHM) / f"{keeper.REGION}test-{os.getpid()}"
+    child = tmp_path / "server.py"
+    child.write_text(
+        textwrap.dedent(f"""
+        import mmap, os, signal, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with open({str(region)!r}, "w+b") as file:
+            file.truncate(4096)
+            kept = mmap.mmap(file.fileno(), 4096)
+        os.fork()
+        print("up", flush=True)
+        time.sleep(600)
+    """)
+    )
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        textwrap.dedent(f"""
+        import os, sys, time
+        from pathlib import Path
+        from atomsieve.serve.server import TritonProcess
+        process = TritonProcess([sys.executable, {str(child)!r}], dict(os.environ), lambda line: None,
+                                [Path({str(tmp_path / "scratch")!r})])
+        print(process.pid, flush=True)
+        time.sleep(600)
+    """)
+    )
+    (tmp_path / "scratch").mkdir()
+    supervisor = subprocess.Popen([sys.executable, str(parent)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert supervisor.stdout is not None
+        group = int(supervisor.stdout.readline())
+        eventually(lambda: len(keeper.members(group)) == 2 and region.exists())
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    eventually(lambda: not keeper.members(group), 30)
+    eventually(lambda: not region.exists())
+    eventually(lambda: not (tmp_path / "scratch").exists())
+
+
+def eventually(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
