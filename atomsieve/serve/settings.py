@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from atomsieve.errors import AtomSieveError
 
 FILE = "settings.json"
+GRAPH_FILE = "graph.json"
+"""The same of a model that takes graphs, or stands before or behind one."""
 GFM = "gfm"
 """Name of the ensemble folder inside the version folder of a served model."""
 
@@ -19,7 +21,7 @@ class Limits(BaseModel):
 
     Attributes
     ----------
-    structures, atoms : in one request. bytes : of its tensors.
+    structures, atoms, edges (estimated) : in one request. bytes : of its tensors.
     structure_atoms : a structure above it gets the status TOO_LARGE, as one above `structure_edges` (estimated) does.
     """
 
@@ -27,6 +29,7 @@ class Limits(BaseModel):
 
     structures: int = Field(default=65_536, ge=1)
     atoms: int = Field(default=200_000, ge=1)
+    edges: int = Field(default=50_000_000, ge=1)
     bytes: int = Field(default=64 * 2**20, ge=1024)
     structure_atoms: int = Field(default=20_000, ge=1)
     structure_edges: int = Field(default=5_000_000, ge=1)
@@ -57,7 +60,7 @@ class Settings(BaseModel):
     limits: Limits = Limits()
 
     @staticmethod
-    def read(folder: Path) -> Settings:
+    def read(folder: Path, file: str = FILE) -> Settings:
         """Read the settings of the version folder of a served model.
 
         Raises
@@ -65,7 +68,7 @@ class Settings(BaseModel):
         AtomSieveError
             if the file is missing or not valid.
         """
-        path = folder / FILE
+        path = folder / file
         try:
             return Settings.model_validate_json(path.read_text())
         except OSError as error:
