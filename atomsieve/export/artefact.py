@@ -69,9 +69,8 @@ class Artefact:
 
     @property
     def digest(self) -> str:
-        """SHA-256 that names the artefact: of the digests of its files, by name."""
-        files = "".join(f"{name} {of['sha256']}\n" for name, of in sorted(self.entry.files.items()))
-        return hashlib.sha256(files.encode()).hexdigest()
+        """SHA-256 that names the artefact."""
+        return digest_of(self.entry)
 
     def arrays(self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
         """Return the inputs of a batch, in order; `head` is an index, for all structures or for each [S]."""
@@ -106,6 +105,12 @@ class Artefact:
         if "reverse" not in checked:
             check_symmetric(checked["neighbors"], checked["shifts"])
         return self._session({name: _own(array) for name, array in checked.items()})
+
+
+def digest_of(entry: ExportEntry) -> str:
+    """Return the SHA-256 that names an artefact: of the digests of its files, by name."""
+    files = "".join(f"{name} {of['sha256']}\n" for name, of in sorted(entry.files.items()))
+    return hashlib.sha256(files.encode()).hexdigest()
 
 
 def _own(array: NDArray[Any]) -> NDArray[Any]:

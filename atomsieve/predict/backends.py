@@ -216,7 +216,7 @@ def make_backend(
         name, why = fastest(folder, manifest, precision, device)
     if name == "native":
         return NativeBackend(ensemble, precision, device, why)
-    entry = _entry(folder, manifest, name, precision, device)
+    entry = export_entry(folder, manifest, name, precision, device)
     light = manifest.exports.get(export_key(name, precision, "energy", entry.device))
     if light is entry:
         light = None
@@ -232,15 +232,19 @@ def make_backend(
 def atoms_at_once(manifest: Manifest, entry: ExportEntry, device: torch.device) -> int:
     """Return how many atoms an artefact evaluates at once: runtimes that fuse nothing hold every array of edges."""
     config = manifest.config
-    places = config.max_neighbors or 1.5 * config.typical_neighbors
+    places = places_per_atom(manifest)
     size = 8 if entry.precision == "fp64" else 4
     encoders = 1 if manifest.kind == "shallow" else len(manifest.members)
     bytes_per_atom = ARRAYS[entry.format] * encoders * places * config.hidden * size
     return int(np.clip(MEMORY[device.type] / bytes_per_atom, 100, MAX_ATOMS[device.type]))
 
 
+def places_per_atom(manifest: Manifest) -> float:
+    """Return how wide a neighbour table is expected to be."""
+    return manifest.config.max_neighbors or 1.5 * manifest.config.typical_neighbors
+
+
 def _find(manifest: Manifest, name: str, precision: str, device: torch.device) -> ExportEntry | None:
-    """Return the artefact for a format, precision and device; one with forces before one without."""
     for kind in ("forces", "energy"):
         for made_for in dict.fromkeys((device.type, "cpu")):
             entry = manifest.exports.get(export_key(name, precision, kind, made_for))
@@ -249,7 +253,16 @@ def _find(manifest: Manifest, name: str, precision: str, device: torch.device) -
     return None
 
 
-def _entry(folder: str | Path, manifest: Manifest, name: str, precision: str, device: torch.device) -> ExportEntry:
+def export_entry(
+    folder: str | Path, manifest: Manifest, name: str, precision: str, device: torch.device
+) -> ExportEntry:
+    """Return the artefact for a format, precision and device; one with forces before one without.
+
+    Raises
+    ------
+    AtomSieveError
+        if there is none, with the command that makes it.
+    """
     entry = _find(manifest, name, precision, device)
     if entry is None:
         there = ", ".join(manifest.exports) or "none"

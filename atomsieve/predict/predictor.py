@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.models.calibration import Calibration
 from atomsieve.models.domain import HeadDomain, read_domain
-from atomsieve.predict.backends import choose_device, make_backend
+from atomsieve.predict.backends import Backend, choose_device, make_backend
 from atomsieve.predict.domain import DomainTest
 from atomsieve.predict.outside import Outside
 from atomsieve.predict.prediction import PROPERTIES, Prediction
@@ -77,6 +78,11 @@ class Predictor:
         return self._run.digest
 
     @property
+    def run(self) -> Backend:
+        """The backend that evaluates graphs."""
+        return self._run
+
+    @property
     def outputs(self) -> frozenset[str]:
         """What the backend gives beside the energy: of "forces", "stress", "energies" and "forces_members"."""
         return self._run.outputs
@@ -131,6 +137,17 @@ class Predictor:
             device=device,
             backend=backend,
         )
+
+    def uncertainty(self, head: str) -> HeadUncertainty:
+        """Return what the calibration of a head makes of the spread."""
+        return self._uncertainty[head]
+
+    def with_backend(self, run: Backend) -> Predictor:
+        """Return this predictor with another way to evaluate graphs; all checks stay as they are."""
+        other = copy.copy(self)
+        other._run = run
+        other.precision, other.backend, other.why = run.precision, run.name, run.why
+        return other
 
     def describe(self) -> dict[str, Any]:
         """Return what this predictor is, as plain data for logs and manifests."""

@@ -15,6 +15,8 @@ from atomsieve.serve.triton_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
+ALL_VERSIONS: dict[str, Any] = {"all": {}}
+"""A client that names no version gets the newest; one that names an older version still finds it."""
 LARGEST_BATCH = 64
 """Requests that may be gathered; how much is computed at once is decided by atoms and edges."""
 
@@ -51,27 +53,33 @@ def model_config(
     instances : copies on the CPU or on each GPU. gpus : with cuda, those to use; none means all.
     queue_delay : microseconds that a request waits for others while the model is idle. parameters : shown to clients.
     """
-    kind: dict[str, Any] = {"kind": "KIND_GPU" if device == "cuda" else "KIND_CPU", "count": instances}
-    if device == "cuda" and gpus:
-        kind["gpus"] = list(gpus)
     return message(
         {
             "name": name,
             "backend": "python",
             "max_batch_size": LARGEST_BATCH,
-            "version_policy": {"latest": {"num_versions": 1}},
+            "version_policy": ALL_VERSIONS,
             "input": [_tensor(t) | {"allow_ragged_batch": True, "optional": t.optional} for t in INPUTS.values()],
             "output": [_tensor(OUTPUTS[n], members) for n in outputs],
-            "instance_group": [kind],
+            "instance_group": [instance_group(device, instances, gpus)],
             # Neither priorities nor a queue policy: with either, servers of this age do not fetch requests ahead, and
             # lose wake-ups: a request that comes while the instance still hands out an answer waits for 500 ms.
             "dynamic_batching": {"max_queue_delay_microseconds": queue_delay},
-            "parameters": {
-                "FORCE_CPU_ONLY_INPUT_TENSORS": {"string_value": "yes"},
-                **{key: {"string_value": _text(value)} for key, value in parameters.items()},
-            },
+            "parameters": texts({"FORCE_CPU_ONLY_INPUT_TENSORS": "yes"} | dict(parameters)),
         }
     )
+
+
+def instance_group(device: str, instances: int, gpus: Sequence[int]) -> dict[str, Any]:
+    """Return where copies of a model run: `instances` on the CPU, or on each GPU (of those given, if any)."""
+    if device != "cuda":
+        return {"kind": "KIND_CPU", "count": instances}
+    return {"kind": "KIND_GPU", "count": instances, **({"gpus": list(gpus)} if gpus else {})}
+
+
+def texts(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as Triton keeps them: texts, whatever is none as JSON."""
+    return {key: {"string_value": _text(value)} for key, value in parameters.items()}
 
 
 def _tensor(tensor: Tensor, members: int = -1) -> dict[str, Any]:
