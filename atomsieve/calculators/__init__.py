@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from atomsieve.calculators.gfm import GFMCalculator
     from atomsieve.calculators.guard import Guard, GuardStop, GuardWarning
     from atomsieve.calculators.relaxation import RelaxResult, Stop, relax
+    from atomsieve.calculators.remote import RemoteCalculator
 
 _HOMES = {
     "GFMCalculator": "gfm",
@@ -19,11 +20,12 @@ _HOMES = {
     "GuardStop": "guard",
     "GuardWarning": "guard",
     "RelaxResult": "relaxation",
+    "RemoteCalculator": "remote",
     "Stop": "relaxation",
     "relax": "relaxation",
 }
 
-__all__ = ["GFMCalculator", "Guard", "GuardStop", "GuardWarning", "RelaxResult", "Stop", "relax"]
+__all__ = ["GFMCalculator", "Guard", "GuardStop", "GuardWarning", "RelaxResult", "RemoteCalculator", "Stop", "relax"]
 
 
 def __getattr__(name: str) -> Any:

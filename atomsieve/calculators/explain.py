@@ -7,13 +7,13 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, CalculatorError, InputError
 from ase.data import chemical_symbols
 
-from atomsieve.predict import Predictor, Status
+from atomsieve.predict import AnyPredictor, Status
 
 SHOWN = 12
 """Elements of a head that a message names."""
 
 
-def explain(status: Status, atoms: Atoms, predictor: Predictor, head: str) -> CalculatorError:
+def explain(status: Status, atoms: Atoms, predictor: AnyPredictor, head: str) -> CalculatorError:
     """Return the exception for atoms that got a status; what the user can put right is an `InputError`."""
     if status == Status.UNSEEN_ELEMENT:
         return InputError(_unseen(atoms, predictor, head))
@@ -44,7 +44,7 @@ def explain(status: Status, atoms: Atoms, predictor: Predictor, head: str) -> Ca
     return CalculationFailed(f"{what}; {remedies.get(status, 'check the structure')}")
 
 
-def _unseen(atoms: Atoms, predictor: Predictor, head: str) -> str:
+def _unseen(atoms: Atoms, predictor: AnyPredictor, head: str) -> str:
     known = predictor.elements(head)
     lacking = sorted(set(atoms.numbers.tolist()) - set(known))
     able = [h for h in predictor.heads if not set(atoms.numbers.tolist()) - set(predictor.elements(h))]

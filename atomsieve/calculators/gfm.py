@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
@@ -20,9 +20,9 @@ from ase.calculators.calculator import (
 from numpy.typing import NDArray
 
 from atomsieve.calculators.explain import explain
+from atomsieve.calculators.lists import skin_list
 from atomsieve.errors import AtomSieveError, DataError, unknown
-from atomsieve.graphs import SkinList
-from atomsieve.predict import Prediction, Predictor, Status
+from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.ase_door import charge_and_spin
 
@@ -51,7 +51,8 @@ class GFMCalculator(Calculator):
 
     Parameters
     ----------
-    gfm : the folder, or a loaded `Predictor` (then precision, device and backend are its own).
+    gfm : the folder, or a loaded `Predictor` or connected `RemotePredictor` (then precision, device and backend are its
+        own).
     head : the level of theory to use; None takes the folder's default.
     precision : fp64 (the default here; MD conserves energy best), fp32 or bf16. device : auto, cpu, cuda, cuda:N.
     backend : native, or an export: onnx, torchscript, pt2, auto.
@@ -67,10 +68,11 @@ class GFMCalculator(Calculator):
     nolabel = True
     ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - ASE's own declaration
     default_parameters = SETTINGS
+    settings: ClassVar[dict[str, Any]] = SETTINGS
 
     def __init__(
         self,
-        gfm: str | Path | Predictor | None = None,
+        gfm: str | Path | AnyPredictor | None = None,
         head: str | None = None,
         precision: str | None = None,
         device: str | None = None,
@@ -82,24 +84,34 @@ class GFMCalculator(Calculator):
             raise CalculatorSetupError("no ensemble given; name its folder: GFMCalculator('gfm/')")
         own = {"precision": precision, "device": device, "backend": backend}
         try:
-            self.predictor = _open(gfm, head, own)
-            self._skin = SkinList(skin, self.predictor.device)
-            self._head = self.predictor.head if head is None else head
-            if self._head not in self.predictor.heads:
-                raise unknown("head", self._head, self.predictor.heads)
+            self._take(_open(gfm, head, own), head, skin)
         except (AtomSieveError, OSError) as error:
             raise CalculatorSetupError(str(error)) from error
-        self._given = gfm
+        self._given: Any = gfm
+        self._begin(
+            {
+                "gfm": str(gfm) if isinstance(gfm, str | Path) else self.predictor.ensemble_id[:12],
+                "head": self._head,
+                "precision": self.predictor.precision,
+                "device": str(self.predictor.device),
+                "backend": self.predictor.backend,
+                "skin": self._skin.skin,
+            },
+            kwargs,
+        )
+
+    def _take(self, predictor: AnyPredictor, head: str | None, skin: float | None) -> None:
+        """Compute with a predictor."""
+        self.predictor = predictor
+        self._skin = skin_list(predictor, skin)
+        self._head = predictor.head if head is None else head
+        if self._head not in predictor.heads:
+            raise unknown("head", self._head, predictor.heads)
+
+    def _begin(self, shown: dict[str, Any], kwargs: dict[str, Any]) -> None:
+        """Begin as a calculator of ASE with the parameters `shown`, which are fixed but for the head."""
         self.outside = 0
         self._asked: set[str] = set()
-        shown = {
-            "gfm": str(gfm) if isinstance(gfm, str | Path) else self.predictor.ensemble_id[:12],
-            "head": self._head,
-            "precision": self.predictor.precision,
-            "device": str(self.predictor.device),
-            "backend": self.predictor.backend,
-            "skin": self._skin.skin,
-        }
         self._fixed = True
         super().__init__(**{"atoms": None, **kwargs, **shown})
         self._fixed = False
@@ -122,14 +134,15 @@ class GFMCalculator(Calculator):
             for an unknown parameter or head, or a parameter that cannot be changed.
         """
         for name in () if getattr(self, "_fixed", True) else kwargs:
-            if name not in SETTINGS:
-                raise CalculatorSetupError(str(unknown("parameter", name, SETTINGS)))
+            if name not in self.settings:
+                raise CalculatorSetupError(str(unknown("parameter", name, self.settings)))
             if name != "head":
-                raise CalculatorSetupError(f"{name} cannot be changed later; make a new GFMCalculator with {name}=...")
+                kind = type(self).__name__
+                raise CalculatorSetupError(f"{name} cannot be changed later; make a new {kind} with {name}=...")
             if kwargs["head"] not in self.predictor.heads:
                 raise CalculatorSetupError(str(unknown("head", str(kwargs["head"]), self.predictor.heads)))
-        if "parameters" not in kwargs and (extra := sorted(set(kwargs) - set(SETTINGS))):
-            raise CalculatorSetupError(str(unknown("parameter", extra[0], SETTINGS)))
+        if "parameters" not in kwargs and (extra := sorted(set(kwargs) - set(self.settings))):
+            raise CalculatorSetupError(str(unknown("parameter", extra[0], self.settings)))
         changed: dict[str, Any] = super().set(**kwargs)
         if "head" in changed and not self._fixed:
             self._head = kwargs["head"]
@@ -262,14 +275,14 @@ class GFMCalculator(Calculator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the way to the ensemble where it came from a folder, otherwise the predictor itself."""
-        if isinstance(self._given, Predictor):
+        if isinstance(self._given, AnyPredictor):
             return _reopen, (self._given, self._head, {}, self._skin.skin, None)
         own = {name: self.parameters[name] for name in ("precision", "device", "backend")}
         return _reopen, (str(self._given), self._head, own, self._skin.skin, self.predictor.ensemble_id)
 
 
 def _reopen(
-    gfm: str | Predictor, head: str, own: dict[str, str], skin: float, identity: str | None
+    gfm: str | AnyPredictor, head: str, own: dict[str, str], skin: float, identity: str | None
 ) -> GFMCalculator:
     calc = GFMCalculator(gfm, head, skin=skin, **own)
     if identity is not None and calc.predictor.ensemble_id != identity:
@@ -280,9 +293,11 @@ def _reopen(
     return calc
 
 
-def _open(gfm: str | Path | Predictor, head: str | None, own: dict[str, str | None]) -> Predictor:
+def _open(gfm: str | Path | AnyPredictor, head: str | None, own: dict[str, str | None]) -> AnyPredictor:
     """Return the predictor of a folder, or the given one where nothing else is asked of it."""
-    if not isinstance(gfm, Predictor):
+    if not isinstance(gfm, AnyPredictor):
+        from atomsieve.predict import Predictor
+
         return Predictor.load(gfm, head=head, **{n: str(SETTINGS[n] if v is None else v) for n, v in own.items()})
     for name, value in own.items():
         if value is not None and value not in ("auto", str(getattr(gfm, name))):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from atomsieve.calculators.gfm import GFMCalculator
 from atomsieve.errors import AtomSieveError, UsageError, unknown
-from atomsieve.predict import Outside, Predictor
+from atomsieve.predict import AnyPredictor, Outside
 
 ACTIONS = ("warn", "stop", "write")
 
@@ -49,7 +49,7 @@ class Guard:
     Parameters
     ----------
     source : the atoms of a run whose calculator is a `GFMCalculator` (or the filter around them); for batched
-        relaxation the `Predictor`.
+        relaxation the `Predictor`, or `RemotePredictor`.
     max_sigma_energy : eV per atom; max_sigma_force : eV/Angstrom, of a component of the force on any atom.
     max_energy_std : eV per atom; max_force_std : eV/Angstrom, on any atom (root mean square of the three components).
     in_domain : pass the limit, too, when the structure is unlike what the head was trained on.
@@ -70,7 +70,7 @@ class Guard:
 
     def __init__(
         self,
-        source: Atoms | GFMCalculator | Predictor,
+        source: Atoms | GFMCalculator | AnyPredictor,
         *,
         max_sigma_energy: float | None = None,
         max_sigma_force: float | None = None,
@@ -100,7 +100,7 @@ class Guard:
             raise UsageError("a guard that watches nothing: give max_sigma_energy, max_sigma_force, or in_domain=True")
         if "write" in self.actions:
             _check_file(self.file)
-        self.atoms = getattr(source, "atoms", source) if not isinstance(source, GFMCalculator | Predictor) else None
+        self.atoms = None if isinstance(source, GFMCalculator | AnyPredictor) else getattr(source, "atoms", source)
         self._check_calibrated(source, head)
         self.checks = self.passed = self.written = 0
         self.reasons: list[str] = []

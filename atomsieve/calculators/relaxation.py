@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.calculators.lists import skin_list
 from atomsieve.errors import UsageError
-from atomsieve.graphs import SkinList
-from atomsieve.predict import Prediction, Predictor, Status
+from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import check_batch, ragged_index
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from atomsieve.calculators.guard import Guard
+    from atomsieve.calculators.lists import NoList
+    from atomsieve.graphs import SkinList
 
 Array = NDArray[np.float64]
 DT, DT_MAX, MAX_STEP, N_MIN, F_INC, F_DEC, A_START, F_A = 0.1, 1.0, 0.2, 5, 1.1, 0.5, 0.1, 0.99
@@ -79,7 +81,7 @@ class RelaxResult:
 
 
 def relax(
-    predictor: Predictor,
+    predictor: AnyPredictor,
     batch: StructureBatch,
     fmax: float = 0.05,
     steps: int = 500,
@@ -102,7 +104,7 @@ def relax(
         for an unknown head, values out of range, a guard for another head, or if the ensemble gives no forces or
         stress. A bad structure raises nothing: it gets a status.
     """
-    if not isinstance(predictor, Predictor):
+    if not isinstance(predictor, AnyPredictor):
         raise UsageError(f"relax wants a loaded predictor, Predictor.load('gfm/'), got {type(predictor).__name__}")
     check_batch(batch)
     if not fmax > 0 or steps < 0 or steps != int(steps):
@@ -110,7 +112,7 @@ def relax(
     for name in ("forces", "stress") if cell else ("forces",):
         if name not in predictor.outputs:
             raise UsageError(f"relaxation needs {name}, which this ensemble with backend {predictor.backend} lacks")
-    run = _Run(predictor, batch, fmax, cell, guard, head, SkinList(skin, predictor.device))
+    run = _Run(predictor, batch, fmax, cell, guard, head, skin_list(predictor, skin))
     run.evaluate()
     for _ in range(int(steps)):
         if not len(run.active):
@@ -125,13 +127,13 @@ class _Run:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: AnyPredictor,
         batch: StructureBatch,
         fmax: float,
         cell: bool,
         guard: Guard | None,
         head: str | None,
-        build: SkinList,
+        build: SkinList | NoList,
     ) -> None:
         batch.validate()
         used = predictor.head if head is None else head

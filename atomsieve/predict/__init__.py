@@ -9,14 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atomsieve.predict.interface import AnyPredictor
     from atomsieve.predict.outside import Outside
     from atomsieve.predict.prediction import Prediction
     from atomsieve.predict.predictor import Predictor
     from atomsieve.predict.status import Status
 
-_HOMES = {"Outside": "outside", "Prediction": "prediction", "Predictor": "predictor", "Status": "status"}
+_HOMES = {
+    "AnyPredictor": "interface",
+    "Outside": "outside",
+    "Prediction": "prediction",
+    "Predictor": "predictor",
+    "Status": "status",
+}
 
-__all__ = ["Outside", "Prediction", "Predictor", "Status"]
+__all__ = ["AnyPredictor", "Outside", "Prediction", "Predictor", "Status"]
 
 
 def __getattr__(name: str) -> Any:

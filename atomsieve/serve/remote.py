@@ -300,7 +300,7 @@ class RemotePredictor(Described):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reconnect, (self._given, self.head, self.ensemble_id)
+        return reconnect, (self._given, self.head, self.ensemble_id)
 
 
 class _Tensors:
@@ -367,7 +367,8 @@ def _ask_all(
     return answers
 
 
-def _reconnect(given: dict[str, Any], head: str, identity: str) -> RemotePredictor:
+def reconnect(given: dict[str, Any], head: str, identity: str) -> RemotePredictor:
+    """Connect as `given` to `RemotePredictor.connect` before, and only to the ensemble `identity`."""
     predictor = RemotePredictor.connect(**given, head=head)
     if predictor.ensemble_id != identity:
         with suppress(Exception):
