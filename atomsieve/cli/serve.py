@@ -32,16 +32,17 @@ def repository(
     version: o.Version = 1, overwrite: o.Overwrite = False,
     precision: o.Precision = "fp32", backend: o.Backend = "python", head: o.Head = None, device: o.Device = "cpu",
     instances: o.Instances = 1, gpus: o.Gpus = "", threads: o.Threads = None, queue_delay: o.QueueDelay = 0,
+    graph_backend: o.GraphBackend = "auto",
     max_request_atoms: o.RequestAtoms = 200_000, max_request_structures: o.RequestStructures = 65_536,
     max_request_bytes: o.RequestBytes = 64 * 2**20, max_structure_atoms: o.StructureAtoms = 20_000,
 ) -> None:  # fmt: skip
     """Write a model repository for a Triton Inference Server; it is complete, ensembles included."""
     settings = _settings(precision, backend, head, device, threads, max_request_atoms, max_request_structures,
                          max_request_bytes, max_structure_atoms)  # fmt: skip
-    names = _build(out, folders, settings, version, instances, gpus, queue_delay, overwrite)
+    written = _build(out, folders, settings, version, instances, gpus, queue_delay, overwrite, graph_backend)
     shown = console()
-    for name in names:
-        shown.print(f"wrote {out / name / str(version)}", highlight=False, soft_wrap=True, markup=False)
+    for place in written:
+        shown.print(f"wrote {place}", highlight=False, soft_wrap=True, markup=False)
     shown.print(f"next: atomsieve serve start --repository {out}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -132,22 +133,26 @@ def _settings(precision: str, backend: str, head: str | None, device: str, threa
 
 
 def _build(out: Path, folders: list[str], settings: Any, version: int, instances: int, gpus: str, queue_delay: int,
-           overwrite: bool) -> list[str]:  # fmt: skip
-    """Write the models into a repository; return their names."""
-    from atomsieve.errors import UsageError
-    from atomsieve.serve.repository import Served, named, write_model
+           overwrite: bool, graph_backend: str = "none") -> list[Path]:  # fmt: skip
+    """Write the models into a repository; return their version folders."""
+    from atomsieve.errors import AtomSieveError, UsageError
+    from atomsieve.serve.repository import Served, named, write_repository
+    from atomsieve.serve.server import find_server
 
     numbers = [word for word in gpus.replace(",", " ").split() if word]
     if not all(word.isdigit() for word in numbers):
         raise UsageError(f"--gpus takes numbers, e.g. 0,1, got {gpus!r}")
     if numbers and settings.device != "cuda":
         raise UsageError("--gpus goes with --device cuda")
-    chosen = named(folders)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, path in chosen:
-        write_model(out, Served(name, path, settings), version=version, instances=instances,
-                    gpus=[int(word) for word in numbers], queue_delay=queue_delay, overwrite=overwrite)  # fmt: skip
-    return [name for name, _ in chosen]
+    try:
+        server = find_server() if graph_backend == "auto" else None
+    except AtomSieveError:  # none here; the repository is for another machine
+        server = None
+    return write_repository(
+        out, [Served(name, path, settings) for name, path in named(folders)], version=version, instances=instances,
+        gpus=[int(word) for word in numbers], queue_delay=queue_delay, overwrite=overwrite,
+        graph_backend=graph_backend, server=server,
+    )  # fmt: skip
 
 
 def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path | None, threads: int | None,

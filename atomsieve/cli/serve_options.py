@@ -57,6 +57,16 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+GraphBackend = Annotated[
+    str,
+    typer.Option(
+        "--graph-backend",
+        help="With --backend onnx or libtorch, what runs the models for ready graphs: triton (its own backend), python "
+        "(which checks graphs), auto (the first if a tritonserver here has it), none (no such models).",
+        rich_help_panel=WORK,
+        metavar="auto|triton|python|none",
+    ),
+]
 QueueDelay = Annotated[
     int,
     typer.Option(
