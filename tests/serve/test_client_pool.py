@@ -1,0 +1,157 @@
+"""The rules of several endpoints, without any server: who gets a request, when it is tried again, who is left out."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from atomsieve.errors import UsageError
+from atomsieve.serve.pool import MOST_BROKEN, Policy, Pool, Tries, different, parse_urls
+from atomsieve.serve.transport import Broken, DeadlineExceeded, Denied, Rejected, Unavailable
+from atomsieve.serve.wire import WIRE
+
+SAID = {
+    "wire": WIRE, "ensemble_id": "a" * 64, "precision": "fp32", "backend": "native", "artefact": None, "device": "cpu",
+    "default_head": "x", "threads": 2, "budget": {"atoms": None, "edges": None}, "limits": {"atoms": 100},
+}  # fmt: skip
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def pool(clock):
+    made = Pool(parse_urls("grpc://h1:8001,h2:8001,http://h3"), Policy(patience=10, in_flight=2), clock)
+    made.admit([SAID, SAID, SAID])
+    return made
+
+
+def test_schemes_hold_for_those_that_follow():
+    found = [str(u) for u in parse_urls("grpcs://h1:1,h2:2,http://h3,h4, grpc://h5")]
+    assert found == ["grpcs://h1:1", "grpcs://h2:2", "http://h3:8000", "http://h4:8000", "grpc://h5:8001"]
+
+
+def test_requests_go_where_the_fewest_are(pool):
+    taken = [pool.take(Tries()) for _ in range(6)]
+    assert {e.in_flight for e in pool.endpoints} == {2} and {id(e) for e in taken[:3]} == {
+        id(e) for e in pool.endpoints
+    }
+    assert pool.take(Tries()) is None
+    pool.answered(pool.endpoints[1])
+    assert pool.take(Tries()) is pool.endpoints[1]
+
+
+def test_one_outage_is_one_however_many_requests_it_fails(pool):
+    first, second, _ = pool.endpoints
+    sent = [(pool.take(Tries()), Tries()) for _ in range(6)]
+    mine = [tries for endpoint, tries in sent if endpoint is first]
+    assert pool.failed(first, 0, Unavailable("gone"), mine[0]) is True
+    assert pool.failed(first, 0, Unavailable("gone"), mine[1]) is False
+    assert not first.up and first.in_flight == 0 and first.failures == 1
+    assert pool.take(Tries()) is None, "the others are full"
+    pool.answered(second)
+    assert pool.take(Tries()) is second
+    assert pool.probed(first, Unavailable("still gone")) is False and pool.probed(first, SAID) is True
+    assert first.up and pool.take(Tries()) is first
+    assert pool.failed(first, 0, Unavailable("late news"), Tries()) is False and first.up, "of the earlier outage"
+
+
+def test_pauses_grow_and_vary(pool):
+    endpoint, policy = pool.endpoints[0], pool.policy
+    for failures, usual in ((1, 0.1), (2, 0.2), (4, 0.8), (40, policy.longest)):
+        endpoint.failures = failures
+        found = {pool.pause(endpoint) for _ in range(20)}
+        assert len(found) > 10 and usual / 2 <= min(found) and max(found) <= usual * 1.5
+
+
+@pytest.mark.parametrize("kind", [Unavailable, Broken, DeadlineExceeded])
+def test_patience_ends_with_the_latest_error(pool, clock, kind):
+    tries = Tries()
+    for endpoint in pool.endpoints:
+        assert pool.take(tries) is not None
+        pool.failed(endpoint, 0, kind(f"{endpoint.url}: no"), tries)
+        pool.check(tries, kind("no"))
+    clock.now = 9.0
+    assert pool.take(tries) is None
+    clock.now = 10.5
+    with pytest.raises(kind, match=r"no; given up after 10 s of patience and 3 tries"):
+        pool.take(tries)
+    with pytest.raises(kind, match="very late"):
+        pool.check(tries, kind("very late"))
+
+
+def test_a_request_that_breaks_servers_is_not_sent_for_ever(pool):
+    tries, endpoint = Tries(), pool.endpoints[0]
+    for k in range(MOST_BROKEN):
+        endpoint.up, endpoint.in_flight = True, 1
+        pool.failed(endpoint, endpoint.outages, Broken("died"), tries)
+        if k < MOST_BROKEN - 1:
+            pool.check(tries, Broken("died"))
+    with pytest.raises(Broken, match="taken to be the cause"):
+        pool.check(tries, Broken("died"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ensemble_id": "b" * 64}, "ensemble_id bbbbbbbbbbbb, not aaaaaaaaaaaa"),
+        ({"precision": "fp64", "threads": 8}, "precision fp64, not fp32; threads 8, not 2"),
+        ({"backend": "onnx"}, "backend onnx, not native"),
+        ({"device": "cuda:0"}, "device cuda:0, not cpu"),
+        ({"wire": WIRE + 1}, "speaks version"),
+    ],
+)
+def test_servers_that_are_not_alike_are_refused_by_name(change, said):
+    pool = Pool(parse_urls("h1,h2"), Policy())
+    with pytest.raises(UsageError, match=f"grpc://h2:8001.*{said}"):
+        pool.admit([SAID, SAID | change])
+
+
+def test_the_number_of_a_gpu_does_not_matter():
+    url = parse_urls("h1")[0]
+    assert different(url, SAID | {"device": "cuda:1"}, SAID | {"device": "cuda:0"}, url) is None
+
+
+def test_who_does_not_answer_is_left_out_and_taken_in_later(caplog):
+    pool = Pool(parse_urls("h1,h2"), Policy())
+    with caplog.at_level(logging.WARNING, "atomsieve"):
+        pool.admit([Unavailable("h1: nobody"), SAID])
+    assert "left out for now: h1: nobody" in caplog.text
+    assert [e.up for e in pool.endpoints] == [False, True]
+    assert pool.probed(pool.endpoints[0], SAID) and pool.endpoints[0].up
+
+
+@pytest.mark.parametrize("error", [Denied("token"), Rejected("no such model")])
+def test_what_no_waiting_mends_is_an_error_at_once(error):
+    pool = Pool(parse_urls("h1,h2"), Policy())
+    with pytest.raises(type(error)):
+        pool.admit([SAID, error])
+
+
+def test_nobody_left_is_an_error_at_once(pool, caplog):
+    for endpoint in [pool.take(Tries()) for _ in pool.endpoints]:
+        pool.failed(endpoint, 0, Unavailable("gone"), Tries())
+    with caplog.at_level(logging.WARNING, "atomsieve"):
+        assert pool.probed(pool.endpoints[0], SAID | {"ensemble_id": "b" * 64})
+    assert "served in another way than before: ensemble_id bbbbbbbbbbbb" in caplog.text
+    assert pool.take(Tries()) is None, "two may come back"
+    pool.probed(pool.endpoints[1], Denied("wrong token"))
+    pool.probed(pool.endpoints[2], SAID | {"precision": "bf16"})
+    with pytest.raises(Unavailable, match=r"no endpoint is left: .*wrong token.*bf16"):
+        pool.take(Tries())
+
+
+def test_strange_policies_are_refused():
+    for wrong in ({"deadline": 0}, {"deadline": float("nan")}, {"patience": -1}, {"in_flight": 0}, {"longest": -1}):
+        with pytest.raises(UsageError, match=next(iter(wrong)).replace("_", "-")):
+            Policy(**wrong)
