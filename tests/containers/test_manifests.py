@@ -197,7 +197,7 @@ def expressions() -> dict[str, str]:
     found = {}
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:
-            found[f"panel {panel['title']} {target['refId']}"] = target["expr"]
+            found[f"panel {panel['id']} {panel['title']} {target['refId']}"] = target["expr"]
     for variable in dashboard()["templating"]["list"]:
         found[f"variable {variable['name']}"] = variable["query"]["query"]
     for group in load(FOLDER / "prometheus/alerts.yml")["groups"]:
