@@ -136,6 +136,7 @@ def command(server: Installation, options: ServerOptions, backends: Path) -> lis
         f"--model-repository={o.repository}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
+        "--disable-auto-complete-config",  # for which every Python model would be started twice
         *(f"--load-model={name}" for name in o.models),
         "--exit-on-error=true",
         f"--exit-timeout-secs={o.exit_seconds}",
