@@ -38,6 +38,9 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py Makefile $(NATIVE)
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m pip install --quiet --no-deps '$(TRITON)' || \
 		echo "note: no $(TRITON) for this platform: tests of the server are skipped"
+	@command -v nginx >/dev/null || { mkdir -p $(VENV)/nginx && cd $(VENV)/nginx && \
+		{ apt-get download nginx && dpkg -x nginx_*.deb . && usr/sbin/nginx -v; } >/dev/null 2>&1; } || \
+		echo "note: no nginx found or fetched: the test of HTTPS through a proxy is skipped"
 	@$(BIN)/python -c 'from atomsieve.native import kernels; print("compiled kernels:", "yes" if kernels() else "no, slower torch code is used")'
 	@touch $@
 

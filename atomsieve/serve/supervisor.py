@@ -114,8 +114,9 @@ class Supervisor:
         self._log.event("starting", pid=process.pid, models=",".join(self._options.models))
         concealed, said, reloads = False, False, -1
         while not self._wait(0.1):
-            if process.exit_code is not None:
-                return self._obituary(process.exit_code)
+            if (code := process.exit_code) is not None:
+                process.kill()  # which also waits for its last words
+                return self._obituary(code)
             if not concealed and self._last:  # it has read its command line
                 concealed = True
                 if not conceal(process.pid, [self._options.admin, self._options.token or ""]):
