@@ -305,9 +305,14 @@ def served_ensemble(folder: Path, settings: Settings) -> Predictor:
     return Predictor.load(folder, head=settings.head, precision="fp32", device=settings.device)
 
 
+LACKING = ("features", "head")
+"""What no pipeline gives: no artefact has features; and in an ensemble of Triton's, what a tensor is called that comes
+in cannot be the name of one that goes out."""
+
+
 def finished(predictor: Predictor) -> list[str]:
-    """Return the names of what a pipeline gives: all that its artefact allows, but for features.
+    """Return the names of what a pipeline gives: all else that its artefact allows.
 
     predictor : with the outputs of the artefact.
     """
-    return [name for name in given(predictor.outputs, predictor.kind) if name != "features"]
+    return [name for name in given(predictor.outputs, predictor.kind) if name not in LACKING]

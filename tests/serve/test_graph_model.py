@@ -1,0 +1,292 @@
+"""Exported artefacts on a real server, alone and inside a pipeline, answer as they do in this process."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from atomsieve.graphs import build_graph
+from atomsieve.models import read_manifest
+from atomsieve.predict import Predictor, Status
+from atomsieve.serve import graph_repository as graphs
+from atomsieve.serve.check import check_endpoint
+from atomsieve.serve.repository import Served, read_config, write_repository
+from atomsieve.serve.settings import Settings
+from atomsieve.serve.transport import Rejected
+from atomsieve.serve.wire import OUTPUTS, outputs_for, request_arrays
+from atomsieve.structures import StructureBatch
+from tests.helpers import copper_oxides, tiny_gfm
+from tests.serve.exported import add_export
+from tests.serve.triton import RunningServer, installation
+
+KINDS = ("onnx", "torchscript")
+WANT = {"energy", "forces", "stress", "spread", "members"}
+
+
+def settings(kind):
+    return Settings(precision="fp64", backend=kind, threads=1)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small ensemble with an artefact of each kind."""
+    pytest.importorskip("onnxruntime")
+    gfm = tiny_gfm(tmp_path_factory.mktemp("exported") / "gfm", members=2, hidden=8, layers=1, head_hidden=8)
+    for kind in KINDS:
+        add_export(gfm, kind)
+    return gfm
+
+
+@pytest.fixture(scope="module")
+def running(exported, tmp_path_factory):
+    """A server with the pipeline of the ONNX artefact, and the TorchScript artefact alone."""
+    installation()
+    place = tmp_path_factory.mktemp("models")
+    both = [Served(kind, exported, settings(kind)) for kind in KINDS]
+    write_repository(place, both, graph_backend="python")
+    server = RunningServer(place, ("onnx_pipeline", "torchscript_graph"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def predictors(exported):
+    return {kind: Predictor.load(exported, precision="fp64", backend=kind) for kind in KINDS}
+
+
+def tables(predictor, batch, head=1):
+    graph = build_graph(batch, predictor.cutoff)
+    return predictor.run.artefact.arrays(batch, graph, head)
+
+
+def ask(server, model, arrays, outputs):
+    """Ask with nothing but tritonclient, as any program would."""
+    import tritonclient.grpc as client
+    from tritonclient.utils import np_to_triton_dtype
+
+    inputs = []
+    for name, values in arrays.items():
+        inputs.append(client.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
+        inputs[-1].set_data_from_numpy(values)
+    with client.InferenceServerClient(server.grpc.removeprefix("grpc://")) as one:
+        found = one.infer(model, inputs, outputs=[client.InferRequestedOutput(name) for name in outputs])
+    return {name: found.as_numpy(name) for name in outputs}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_artefact_on_the_server_is_the_artefact_here(running, predictors, kind):
+    arrays = tables(predictors[kind], copper_oxides(4))
+    here = predictors[kind].run.artefact.evaluate(arrays)
+    there = ask(running, f"{kind}_graph", arrays, list(here))
+    for name, values in here.items():
+        assert there[name].dtype == values.dtype
+        np.testing.assert_allclose(there[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def changed(arrays, name, **values):
+    found = arrays[name].copy()
+    for where, value in values.values():
+        found[where] = value
+    return arrays | {name: found}
+
+
+BAD = {
+    "index beyond the atoms": lambda a: changed(a, "neighbors", x=((0, 0), 10**6)),
+    "negative index": lambda a: changed(a, "neighbors", x=((0, 0), -2)),
+    "position that is no number": lambda a: changed(a, "positions", x=((0, 0), np.nan)),
+    "infinite cell": lambda a: changed(a, "cell", x=((0, 0, 0), np.inf)),
+    "shapes that do not fit": lambda a: a | {"positions": a["positions"][:-1]},
+    "head that is not there": lambda a: changed(a, "head", x=((0,), 9)),
+    "half an edge": lambda a: changed(a, "shifts", x=((0, 0), [7, 0, 0])),
+    "neighbour in another structure": lambda a: changed(a, "neighbors", x=((0, 0), len(a["numbers"]) - 1)),
+    "too many atoms": lambda a: {
+        **a, "numbers": np.full(10**5, 29, np.uint8), "positions": np.zeros((10**5, 3)),
+        "structure": np.zeros(10**5, np.int64), "neighbors": np.full((10**5, 1), -1),
+        "shifts": np.zeros((10**5, 1, 3), np.int32),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_graphs_are_refused_and_the_server_stays(running, predictors, kind):
+    from tritonclient.utils import InferenceServerException
+
+    good = tables(predictors[kind], copper_oxides(4))
+    for what, spoil in BAD.items():
+        with pytest.raises(InferenceServerException) as caught:
+            ask(running, f"{kind}_graph", spoil(good), ["energy"])
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT", what
+        assert "Traceback" not in caught.value.message()
+    here = predictors[kind].run.artefact.evaluate(good)["energy"]
+    np.testing.assert_allclose(ask(running, f"{kind}_graph", good, ["energy"])["energy"], here, rtol=1e-9)
+
+
+def mixed():
+    """Good structures between ones that have a status, and an element that only one head knows."""
+    from ase import Atoms
+
+    good = copper_oxides(4).to_ase()
+    bad = [
+        Atoms(),
+        Atoms("CuCu", positions=[[0, 0, 0], [0, 0, 0.01]]),
+        Atoms("U"),
+        Atoms("Cu", positions=[[np.nan, 0, 0]]),
+        Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.2]]),
+    ]
+    return StructureBatch.from_ase([good[0], bad[0], bad[1], good[1], bad[2], bad[3], good[2], bad[4], good[3]])
+
+
+@pytest.mark.parametrize("http", [False, True], ids=["grpc", "http"])
+def test_pipeline_answers_as_the_predictor(running, predictors, http):
+    local, batch = predictors["onnx"], mixed()
+    names = [n for n in outputs_for(WANT, local.kind) if n != "forces_members"]
+    heads = np.array([1, 1, 1, 1, 1, 1, -1, 0, 1], np.int32)
+    with running.transport(http=http) as transport:
+        found = transport.infer("onnx_pipeline", request_arrays(batch, heads), names, {"head": "metal"})
+    for head in (0, 1):
+        own = np.flatnonzero(np.where(heads == -1, 1, heads) == head)
+        truth = local(batch.take(own), WANT - {"members"}, head=local.heads[head]).arrays()
+        atoms = np.concatenate([np.arange(batch.ptr[k], batch.ptr[k + 1]) for k in own])
+        for name, values in truth.items():
+            there = found[name][atoms if OUTPUTS[name].axis == "atom" else own]
+            np.testing.assert_allclose(there, values, rtol=1e-9, atol=1e-9, err_msg=name)
+    assert {Status.OK, Status.EMPTY, Status.OVERLAPPING_ATOMS, Status.UNSEEN_ELEMENT, Status.NAN_INPUT} <= {
+        *found["status"].tolist()
+    }
+    np.testing.assert_allclose(found["energy_members"].mean(1), found["energy"], rtol=1e-12)
+
+
+def test_pipeline_is_checked_and_used_as_any_model(running, predictors, exported):
+    found = check_endpoint(running.grpc, model="onnx_pipeline", credentials=None, ensemble=exported)
+    assert found["model"] == "onnx_pipeline"
+    with running.transport() as transport:
+        none = request_arrays(copper_oxides(1).slice(0, 0))
+        about = json.loads(bytes(transport.infer("onnx_pipeline", none, ["description"])["description"]))
+        alone = transport.infer("onnx_pipeline", request_arrays(mixed().take([1, 2])), ["energy", "status"])
+    assert about["ensemble_id"] == predictors["onnx"].ensemble_id
+    assert (about["backend"], about["precision"]) == ("onnx", "fp64")
+    assert "features" not in about["gives"] and about["budget"]["atoms"] > 0
+    assert np.isnan(alone["energy"]).all() and alone["status"].all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parameters", "said"),
+    [
+        (lambda a: a | {"n_atoms": a["n_atoms"] + 1}, {}, "n_atoms"),
+        (lambda a: a, {"head": "metall"}, "did you mean 'metal'"),
+        (lambda a: a, {"ensemble_id": "0" * 64}, "connect anew"),
+        (lambda a: {k: v for k, v in a.items() if k != "pbc"}, {}, "without pbc"),
+    ],
+)
+def test_pipeline_refuses_a_wrong_request(running, spoil, parameters, said):
+    with running.transport() as transport, pytest.raises(Rejected, match=said):
+        transport.infer("onnx_pipeline", spoil(request_arrays(copper_oxides(2))), ["energy"], parameters)
+
+
+# -- without a server ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_configuration_for_tritons_own_backend_fits_the_artefact(exported, predictors, kind, tmp_path):
+    write_repository(tmp_path, [Served("gfm", exported, settings(kind))], graph_backend="triton")
+    config = read_config(tmp_path / "gfm_graph" / "config.pbtxt")
+    assert (config.backend, config.max_batch_size) == (graphs.BACKENDS[kind][0], 0)
+    file = tmp_path / "gfm_graph" / "1" / config.default_model_filename
+    entry = read_manifest(exported).exports[f"{kind}-fp64"]
+    (listed,) = entry.files.values()
+    from atomsieve.structures.manifest import sha256_of
+
+    assert sha256_of(file) == listed["sha256"]
+    types = {"TYPE_FP64": "double", "TYPE_FP32": "float", "TYPE_INT64": "int64", "TYPE_INT32": "int32",
+             "TYPE_UINT8": "uint8"}  # fmt: skip
+    schema = config.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
+    first = {}
+    for tensor in config.input:
+        warm = config.model_warmup[0].inputs[tensor.name]
+        dtype = types[schema[tensor.data_type].name].replace("double", "float64").replace("float64", "f8")
+        dtype = {"float": "f4"}.get(dtype, dtype)
+        raw = (tmp_path / "gfm_graph" / "warmup" / warm.input_data_file).read_bytes()
+        first[tensor.name] = np.frombuffer(raw, dtype).reshape(list(warm.dims)).copy()
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(file))
+        for ours, theirs in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
+            assert [t.name for t in ours] == [t.name for t in theirs]
+            for one, other in zip(ours, theirs, strict=True):
+                assert f"tensor({types[schema[one.data_type].name]})" == other.type
+                assert list(one.dims) == [n if isinstance(n, int) else -1 for n in other.shape]
+        found = dict(zip([o.name for o in session.get_outputs()], session.run(None, first), strict=True))
+    else:
+        import torch
+
+        with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+            model = torch.jit.load(str(file))
+        arguments = [a.name for a in model.forward.schema.arguments[1:]]
+        names = [t.name for t in config.input]
+        assert len(names) == len(arguments)
+        # Triton goes by the order where names are neither those of arguments nor end in __ and a number
+        assert not {*names} & {*arguments} and not any("__" in t.name for t in (*config.input, *config.output))
+        assert names == entry.inputs and [t.name for t in config.output] == entry.outputs
+        out = model(*(torch.from_numpy(first[name]) for name in names))
+        found = {t.name: values.numpy() for t, values in zip(config.output, out, strict=True)}
+        for tensor in config.output:
+            assert str(found[tensor.name].dtype).replace("64", "") == types[schema[tensor.data_type].name].replace(
+                "double", "float"
+            )
+    for tensor in config.output:
+        assert [-1 if want == -1 else n for want, n in zip(tensor.dims, found[tensor.name].shape, strict=True)] == [
+            *tensor.dims
+        ]
+    stored = read_manifest(exported).test_vector["heads"]["metal"]
+    np.testing.assert_allclose(found["energy"], np.mean(stored["energy_members"], axis=0), rtol=1e-9)
+
+
+def test_which_backend_follows_from_the_server(tmp_path):
+    from atomsieve.serve.server import Installation
+
+    (tmp_path / "onnxruntime").mkdir()
+    server = Installation(tmp_path / "tritonserver", tmp_path)
+    assert graphs.native("auto", "onnx", server)
+    assert not graphs.native("auto", "torchscript", server)
+    assert not graphs.native("auto", "onnx", None)
+    assert graphs.native("triton", "torchscript", None)
+    assert not graphs.native("python", "onnx", server)
+
+
+def test_halves_of_the_pipeline_check_what_they_are_given(exported, predictors):
+    from atomsieve.export.artefact import digest_of
+    from atomsieve.serve.pipeline import Finisher, Preparer, served_ensemble
+    from atomsieve.serve.request import Refused
+
+    manifest, chosen = read_manifest(exported), settings("onnx")
+    entry = manifest.exports["onnx-fp64"]
+    prepare = Preparer(served_ensemble(exported, chosen), manifest, entry, chosen)
+    finish = Finisher(served_ensemble(exported, chosen), entry, digest_of(entry), chosen)
+    batch = mixed()
+    raw = request_arrays(batch)
+    made = prepare(raw, {"head": "metal"})
+    passed = {name: values for name, values in made.items() if name.startswith("prepared_")}
+    network = predictors["onnx"].run.artefact.evaluate({n: a for n, a in made.items() if n not in passed})
+
+    def answer(network=network, passed=passed):
+        return finish.answer(raw, {"head": "metal"}, {"energy", "status", "forces"}, network, passed)[1]
+
+    truth = predictors["onnx"](batch, head="metal")
+    np.testing.assert_allclose(answer()["energy"], truth.energy, rtol=1e-9)
+    for spoilt in (
+        {"passed": passed | {"prepared_index": passed["prepared_index"] + 100}},
+        {"passed": passed | {"prepared_index": passed["prepared_index"] * 0}},
+        {"passed": passed | {"prepared_status": passed["prepared_status"][:-1]}},
+        {"passed": passed | {"prepared_status": passed["prepared_status"] * 0 + 200}},
+        {"network": network | {"forces": network["forces"][:-1]}},
+        {"network": network | {"energy_members": network["energy_members"].T}},
+    ):
+        refused = answer(**spoilt)
+        assert isinstance(refused, Refused) and refused.kind == "invalid", spoilt.keys()
+    small = chosen.model_copy(update={"max_atoms": 5})
+    refused = Preparer(served_ensemble(exported, small), manifest, entry, small)(raw, {})
+    assert isinstance(refused, Refused) and refused.kind == "too_large" and "fewer structures" in refused.message
+    np.testing.assert_allclose(answer()["forces"], truth.forces, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,287 @@
+"""Model repositories: whole or not there, several models and versions, configurations that Triton reads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.models import ensemble_id, read_manifest
+from atomsieve.serve import repository as module
+from atomsieve.serve.repository import Served, named, read_config, write_model, write_repository
+from atomsieve.serve.settings import Settings
+from atomsieve.serve.transport import EndpointError
+from atomsieve.serve.wire import INPUTS, OUTPUTS, given, request_arrays
+from tests.helpers import copper_oxides, tiny_gfm
+from tests.serve.exported import add_export
+from tests.serve.triton import RunningServer, installation
+
+FP64 = Settings(precision="fp64", threads=1)
+SMALL = {"members": 2, "hidden": 8, "layers": 1, "head_hidden": 8}
+
+
+@pytest.fixture(scope="module")
+def gfm(tmp_path_factory):
+    return tiny_gfm(tmp_path_factory.mktemp("ensemble") / "gfm", **SMALL)
+
+
+@pytest.fixture
+def own(gfm, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(gfm, tmp_path / "own" / "gfm")
+
+
+def entries(folder):
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_models():
+    assert named(["some/where"])[0][0] == "gfm"
+    assert [n for n, _ in named(["a/oxides", "b=c/d"])] == ["oxides", "b"]
+    for bad in ("1st=x", "=x", "a.b=x", "../up=x", "a b=x", f"{'n' * 65}=x"):
+        with pytest.raises(UsageError, match="cannot name a model"):
+            named([bad, "y"])
+    with pytest.raises(UsageError, match="two models are named 'gfm'"):
+        named(["a/gfm", "b/gfm"])
+
+
+def test_a_derived_name_that_is_taken(gfm, tmp_path, monkeypatch):
+    onnx = Settings(backend="onnx")
+    with pytest.raises(UsageError, match="would be named 'a_graph'"):
+        write_repository(tmp_path / "r", [Served("a", gfm, onnx), Served("a_graph", gfm, FP64)], graph_backend="python")
+    with pytest.raises(UsageError, match=r"graph backend 'pyton' \(did you mean 'python'\?\)"):
+        write_repository(tmp_path / "r", [Served("a", gfm, onnx)], graph_backend="pyton")
+    assert entries(tmp_path / "r") == []
+
+
+# -- what is there already -----------------------------------------------------------------------------------------
+
+
+def test_foreign_folders_are_left_alone(gfm, tmp_path):
+    (tmp_path / "gfm").mkdir()
+    (tmp_path / "gfm" / "thesis.tex").write_text("years of work")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.pbtxt").write_text('name: "other"\nbackend: "python"\n')
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.pbtxt").write_text("no configuration {")
+    for name in ("gfm", "other", "odd"):
+        before = entries(tmp_path / name)
+        for overwrite in (False, True):
+            with pytest.raises(AtomSieveError, match="not written by this program"):
+                write_model(tmp_path, Served(name, gfm, FP64), overwrite=overwrite)
+        assert entries(tmp_path / name) == before
+    with pytest.raises(AtomSieveError, match="is an ensemble folder"):
+        write_model(gfm, Served("gfm", gfm, FP64))
+    with pytest.raises(AtomSieveError, match="is a file"):
+        write_model(tmp_path / "gfm" / "thesis.tex", Served("gfm", gfm, FP64))
+    with pytest.raises(UsageError, match="1 or above, got 0"):
+        write_model(tmp_path, Served("new", gfm, FP64), version=0)
+    assert entries(tmp_path) == ["gfm", "odd", "other"]
+
+
+def test_a_version_is_replaced_only_when_asked(gfm, tmp_path):
+    first = write_model(tmp_path, Served("gfm", gfm, FP64))
+    with pytest.raises(AtomSieveError, match=re.escape(f"{first} is there already; choose another --version")):
+        write_model(tmp_path, Served("gfm", gfm, Settings()))
+    assert Settings.read(first) == FP64
+    assert write_model(tmp_path, Served("gfm", gfm, Settings()), overwrite=True) == first
+    assert Settings.read(first) == Settings()
+    assert entries(tmp_path) == ["gfm"]
+    assert entries(tmp_path / "gfm") == ["1", "config.pbtxt", "labels.txt"]
+
+
+# -- configurations ------------------------------------------------------------------------------------------------
+
+
+def test_configuration_read_back_by_tritons_schema(gfm, tmp_path):
+    write_model(tmp_path, Served("gfm", gfm, FP64), instances=3, queue_delay=250)
+    config = read_config(tmp_path / "gfm" / "config.pbtxt")
+    assert (config.name, config.backend) == ("gfm", "python")
+    assert [t.name for t in config.input] == list(INPUTS)
+    assert [t.name for t in config.output] == given({"forces", "stress", "energies", "forces_members"}, "deep")
+    types = config.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
+    for tensor in config.input:
+        one = INPUTS[tensor.name]
+        assert types[tensor.data_type].name == f"TYPE_{one.datatype}"
+        assert list(tensor.dims) == one.dims
+        assert tensor.allow_ragged_batch and tensor.optional == one.optional
+    members = {t.name: list(t.dims) for t in config.output if "members" in t.name}
+    assert members == {"energy_members": [-1, 2], "forces_members": [-1, 2, 3]}
+    assert config.version_policy.WhichOneof("policy_choice") == "all"
+    [group] = config.instance_group
+    assert (group.count, group.kind) == (3, group.KIND_CPU)
+    batching = config.dynamic_batching
+    assert batching.max_queue_delay_microseconds == 250
+    # with any of these, servers of this age make requests wait for 500 ms now and then
+    assert not batching.priority_levels and not batching.HasField("default_queue_policy")
+    said = {key: value.string_value for key, value in config.parameters.items()}
+    manifest = read_manifest(gfm)
+    assert said["ensemble_id"] == ensemble_id(gfm)
+    assert json.loads(said["heads"]) == ["organic", "metal"]
+    assert json.loads(said["levels_of_theory"]) == {h.name: h.level_of_theory for h in manifest.heads}
+    assert json.loads(said["elements"])["metal"] == [8, 29]
+    assert said["model_card"] == (gfm / "README.md").read_text()
+    assert (tmp_path / "gfm" / "labels.txt").read_text() == "organic\nmetal\n"
+
+
+def test_an_instance_for_each_gpu(gfm, tmp_path):
+    cuda = FP64.model_copy(update={"device": "cuda"})
+    write_model(tmp_path, Served("some", gfm, cuda), instances=2, gpus=[0, 3])
+    write_model(tmp_path, Served("every", gfm, cuda))
+    [some] = read_config(tmp_path / "some" / "config.pbtxt").instance_group
+    [every] = read_config(tmp_path / "every" / "config.pbtxt").instance_group
+    assert (some.kind, some.count, list(some.gpus)) == (some.KIND_GPU, 2, [0, 3])
+    assert (every.kind, every.count, list(every.gpus)) == (every.KIND_GPU, 1, [])
+
+
+def test_versions_share_a_configuration_that_fits_both(gfm, tmp_path):
+    three = tiny_gfm(tmp_path / "three", **(SMALL | {"members": 3}))
+    direct = tiny_gfm(tmp_path / "direct", **SMALL, forces="direct")
+    place = tmp_path / "r"
+    write_model(place, Served("gfm", gfm, FP64))
+    with pytest.raises(AtomSieveError, match="version 1 of gfm differs in its output 'stress'"):
+        write_model(place, Served("gfm", direct, FP64), version=2)
+    assert entries(place / "gfm") == ["1", "config.pbtxt", "labels.txt"]
+    write_model(place, Served("gfm", three, FP64), version=2)
+    config = read_config(place / "gfm" / "config.pbtxt")
+    dims = {t.name: list(t.dims) for t in config.output if "members" in t.name}
+    assert dims == {"energy_members": [-1, -1], "forces_members": [-1, -1, 3]}
+    assert config.parameters["ensemble_id"].string_value == ensemble_id(three)
+    assert [ensemble_id(place / "gfm" / n / "gfm") for n in "12"] == [ensemble_id(gfm), ensemble_id(three)]
+
+
+# -- sources that are not as they should be --------------------------------------------------------------------------
+
+
+def test_a_damaged_ensemble_is_not_served(own, tmp_path):
+    [weights, *_] = sorted(own.glob("members/*/weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=re.escape(str(weights.name))):
+        write_model(tmp_path / "r", Served("gfm", own, FP64))
+    assert entries(tmp_path / "r") == []
+
+
+def test_a_backend_without_its_artefact(gfm, tmp_path):
+    for backend in ("onnx", "torchscript", "pt2"):
+        said = f"atomsieve export {gfm} --format {backend} --precision fp64"
+        with pytest.raises(AtomSieveError, match=re.escape(said)):
+            write_model(tmp_path / "r", Served("gfm", gfm, FP64.model_copy(update={"backend": backend})))
+    with pytest.raises(UsageError, match="did you mean 'metal'"):
+        write_model(tmp_path / "r", Served("gfm", gfm, FP64.model_copy(update={"head": "metall"})))
+    assert entries(tmp_path / "r") == []
+
+
+def test_code_of_strangers_is_not_served(own, tmp_path, monkeypatch):
+    place = add_export(own, "torchscript")
+    chosen = FP64.model_copy(update={"backend": "torchscript"})
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "nothing trusted"))
+    with pytest.raises(AtomSieveError, match="atomsieve export trust"):
+        write_repository(tmp_path / "r", [Served("gfm", own, chosen)], graph_backend="triton")
+    assert entries(tmp_path / "r") == []
+    monkeypatch.undo()
+    path = next(place.iterdir())
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(DataError, match="damaged or was changed"):
+        write_repository(tmp_path / "r", [Served("gfm", own, chosen)], graph_backend="triton")
+    with pytest.raises(AtomSieveError, match="an export in it is damaged"):  # and native does not take it along
+        write_model(tmp_path / "r", Served("gfm", own, FP64))
+    assert entries(tmp_path / "r") == []
+
+
+def test_a_source_that_changes_while_it_is_copied(own, tmp_path, monkeypatch):
+    place = tmp_path / "r"
+    write_model(place, Served("gfm", own, FP64))
+
+    def slow(source, target, **more):
+        found = shutil.copytree(source, target, **more)
+        manifest = json.loads((target / "manifest.json").read_text())
+        manifest["training"]["note"] = "calibrated anew meanwhile"
+        (target / "manifest.json").write_text(json.dumps(manifest))
+        return found
+
+    def vanishing(source, target, **more):
+        next(own.glob("members/*/model.yaml")).unlink()
+        return shutil.copytree(source, target, **more)
+
+    for changing in (slow, vanishing):
+        monkeypatch.setattr(module, "shutil", SimpleNamespace(copytree=changing, Error=shutil.Error))
+        for version in (1, 2):
+            with pytest.raises((AtomSieveError, DataError)):
+                write_model(place, Served("gfm", own, FP64), version=version, overwrite=True)
+        monkeypatch.undo()
+        assert entries(place) == ["gfm"]
+        assert entries(place / "gfm") == ["1", "config.pbtxt", "labels.txt"]
+        assert Settings.read(place / "gfm" / "1") == FP64
+
+
+# -- a real server -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(gfm, tmp_path_factory):
+    """A server of one ensemble under its name; tests add to its repository."""
+    installation()
+    place = tmp_path_factory.mktemp("served")
+    write_model(place, Served("gfm", gfm, FP64))
+    running = RunningServer(place)
+    yield running
+    running.close()
+
+
+def energies(server, model="gfm", version=""):
+    batch = copper_oxides(3)
+    with server.transport() as transport:
+        found = transport.infer(model, request_arrays(batch), ["energy", "energy_members"], version=version)
+    return found["energy"], found["energy_members"].shape[1]
+
+
+def test_versions_and_several_ensembles_on_one_server(served, gfm, tmp_path):
+    from atomsieve.predict import Predictor
+
+    place, batch = served.options.repository, copper_oxides(3)
+    new = tiny_gfm(tmp_path / "new", **(SMALL | {"members": 3}))
+    write_model(place, Served("gfm", new, FP64), version=2)
+    write_model(place, Served("second", gfm, FP64))
+    with served.transport(admin=True) as transport:
+        assert transport.models() == ["gfm", "second"]
+        with pytest.raises(EndpointError):  # explicit control: nothing is served that nobody asked for
+            energies(served, "second")
+        transport.load("gfm")
+        transport.load("second")
+    old, latest = (Predictor.load(path, precision="fp64")(batch).energy for path in (gfm, new))
+    for model, version, truth, members in (
+        ("gfm", "1", old, 2),
+        ("gfm", "2", latest, 3),
+        ("gfm", "", latest, 3),
+        ("second", "", old, 2),
+    ):
+        found, shape = energies(served, model, version)
+        np.testing.assert_allclose(found, truth, rtol=1e-9)
+        assert shape == members
+    assert np.abs(old - latest).max() > 1e-3
+
+
+def test_a_model_that_computes_something_else_is_refused_by_the_server(served, gfm, tmp_path):
+    """Its files agree with its manifest, but what comes out is not the manifest's test vector."""
+    place = served.options.repository
+    write_model(place, Served("wrong", gfm, FP64))
+    path = place / "wrong" / "1" / "gfm" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for member in manifest["test_vector"]["heads"]["organic"]["energy_members"]:
+        member[0] += 0.01
+    path.write_text(json.dumps(manifest))
+    with served.transport(admin=True) as transport:
+        with pytest.raises(EndpointError, match="load failed"):
+            transport.load("wrong")
+        with pytest.raises(EndpointError):
+            transport.infer("wrong", request_arrays(copper_oxides(1)), ["energy"])
+    assert any("energy per atom of the test vector is off by" in line for line in served.lines)
+    assert OUTPUTS["energy"].datatype == "FP64" and np.isfinite(energies(served)[0]).all()
