@@ -22,6 +22,7 @@ from atomsieve.screen.served import Served
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import ResultWriter
 from atomsieve.screen.team import Team, connect, guarded
+from atomsieve.serve.transport import EndpointError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,6 +122,10 @@ def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
                 team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
         except _Stop:
             team.stop()
+        except EndpointError as error:
+            writer.commit()
+            raise type(error)(f"{error}; what was computed is safe in {job.folder.path}, run the same command again to "
+                              "continue") from error  # fmt: skip
         with clock("write"):
             writer.commit()
         with clock("wait"):

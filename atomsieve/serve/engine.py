@@ -215,9 +215,12 @@ def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> M
 
     outputs : names of the outputs that it gives.
     """
+    import torch
+
     import atomsieve
     from atomsieve.serve.wire import WIRE
 
+    on_cpu = str(predictor.device) == "cpu"
     return {
         "wire": WIRE,
         "atomsieve": atomsieve.__version__,
@@ -231,7 +234,7 @@ def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> M
             for head in predictor.heads
         },
         "artefact": predictor.artefact,
-        "threads": settings.threads,
+        "threads": torch.get_num_threads() if on_cpu else None,
         "budget": {"atoms": settings.max_atoms, "edges": settings.max_edges},
         "limits": settings.limits.model_dump(),
     }

@@ -209,8 +209,8 @@ class Pool:
         if now - tries.since > self.policy.patience:
             latest = error or next(e.error for e in self.endpoints if e.error is not None)
             raise type(latest)(
-                f"{latest}; given up after {self.policy.patience:g} s of patience and {tries.number} tries; see to the "
-                "server, or be more patient"
+                f"{latest}; given up after a patience of {self.policy.patience:g} s and {_tries(tries.number)}; see to "
+                "the server, or raise the patience"
             )
 
     # -- those that are out ----------------------------------------------------------------------------------------
@@ -259,6 +259,10 @@ def different(url: Url, found: Mapping[str, Any], known: Mapping[str, Any], othe
 def _comparable(name: str, description: Mapping[str, Any]) -> Any:
     value = description.get(name)
     return str(value).partition(":")[0] if name == "device" else value  # which GPU it is does not matter
+
+
+def _tries(number: int) -> str:
+    return f"{number} {'try' if number == 1 else 'tries'}"
 
 
 def _short(value: Any) -> str:

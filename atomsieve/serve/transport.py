@@ -21,6 +21,9 @@ PURPOSE = "asking a server"
 PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 URL = re.compile(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?/?")
 
+RESTRICTED = re.compile(r"This (protocol|API) is restricted")
+"""What the server says where a secret is missing or wrong."""
+
 
 class EndpointError(AtomSieveError):
     """A request got no answer."""
@@ -276,8 +279,12 @@ def kind_of(url: Url, error: BaseException) -> EndpointError:
         return (DeadlineExceeded if late else Unavailable)(f"{url}: {what}")
     code = str(status).removeprefix("StatusCode.")
     text = _first_line(getattr(error, "message", lambda: "")() or "")
+    if RESTRICTED.match(text):  # which gRPC calls UNAVAILABLE
+        return Denied(f"{url}: the token is missing or wrong ({text[:1].lower()}{text[1:]})")
     if NOT_THERE_NOW in text:
         return Unavailable(f"{url}: {text}")
+    if text.startswith("failed to connect"):
+        text = f"cannot be reached ({text.rpartition(': ')[2]})"
     return KINDS.get(code, Broken)(f"{url}: {text or code}")
 
 

@@ -84,7 +84,7 @@ def test_patience_ends_with_the_latest_error(pool, clock, kind):
     clock.now = 9.0
     assert pool.take(tries) is None
     clock.now = 10.5
-    with pytest.raises(kind, match=r"no; given up after 10 s of patience and 3 tries"):
+    with pytest.raises(kind, match=r"no; given up after a patience of 10 s and 3 tries"):
         pool.take(tries)
     with pytest.raises(kind, match="very late"):
         pool.check(tries, kind("very late"))

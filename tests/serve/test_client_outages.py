@@ -1,0 +1,245 @@
+"""Servers die, come back, hang, change or ask for another token while clients use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from atomsieve.errors import UsageError
+from atomsieve.predict import Predictor
+from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.run import run_screen
+from atomsieve.screen.served import Served as Endpoints
+from atomsieve.serve.remote import RemotePredictor
+from atomsieve.serve.repository import Served, write_model
+from atomsieve.serve.settings import Settings
+from atomsieve.serve.transport import Credentials, Denied, Unavailable
+from atomsieve.structures import StructureBatch, write_structures
+from tests.helpers import copper_oxides, tiny_gfm
+from tests.serve.triton import RunningServer, installation
+
+TOKEN = "0123456789abcdef-the-token-of-these-tests"
+SHOWN = Credentials(token=TOKEN)
+HANG = 100  # seconds after which a test that hangs is ended
+
+
+@pytest.fixture(scope="module")
+def first(repository):
+    """A server of its own for these tests, with a token."""
+    installation()
+    running = RunningServer(repository, token=TOKEN)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory):
+    """12,000 structures in a file, enough for a server to die in the middle."""
+    some = copper_oxides(120)
+    batch = StructureBatch.concatenate([some] * 100)
+    path = tmp_path_factory.mktemp("many") / "many.bp"
+    write_structures(path, batch.replace(id=np.arange(len(batch))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def token_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("token") / "token"
+    path.touch(0o600)
+    path.write_text(TOKEN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(first, candidates, tmp_path_factory):
+    """Results of a screening that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    served = Endpoints(first.grpc, credentials=SHOWN)
+    run_screen(candidates, None, ScreenOptions(chunk_size=256, forces=True), served=served, out=out)
+    return artefacts(out)
+
+
+def artefacts(out):
+    return {name: (out / name).read_bytes() for name in ("rows.npy", "forces.npy", "top.csv", "run.json")}
+
+
+def screening(server, candidates, token_file, out, *more):
+    line = [sys.executable, "-m", "atomsieve", "screen", "run", candidates, "--endpoint", server.grpc, "--out", out,
+            "--chunk-size", 256, "--forces", "--token-file", token_file, *more]  # fmt: skip
+    return subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def computing(server, batches=8):
+    """Return when the server has computed some more batches."""
+    seen, end = len(server.events("batch")), time.monotonic() + HANG
+    while len(server.events("batch")) < seen + batches:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# -- while a screening runs ----------------------------------------------------------------------------------------
+
+
+def test_the_rows_are_those_of_the_local_run(undisturbed, candidates, served_gfm, tmp_path):
+    options = ScreenOptions(chunk_size=256, forces=True, precision="fp64", device="cpu", limit=600)
+    run_screen(candidates, served_gfm, options, out=tmp_path / "local")
+    (tmp_path / "remote.npy").write_bytes(undisturbed["rows.npy"])
+    there, here = np.load(tmp_path / "remote.npy")[:600], np.load(tmp_path / "local" / "rows.npy")
+    for name in here.dtype.names:
+        if here.dtype[name].kind == "f":
+            np.testing.assert_allclose(there[name], here[name], rtol=1e-6, atol=1e-8, err_msg=name)
+        else:
+            np.testing.assert_array_equal(there[name], here[name], err_msg=name)
+    batches = json.loads(undisturbed["run.json"])["batches"]
+    assert batches["server"]["threads"] == 1 and batches["threads"] is None
+
+
+def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(first, candidates, token_file, undisturbed, tmp_path):
+    run = screening(first, candidates, token_file, tmp_path / "out")
+    try:
+        for _ in range(2):
+            computing(first)
+            first.process.kill()
+            assert run.poll() is None, "it was over before the server was killed"
+            first.start()
+        out, errors = run.communicate(timeout=HANG)
+    finally:
+        run.kill()
+    assert run.returncode == 0, errors
+    assert artefacts(tmp_path / "out") == undisturbed
+    assert "12,000 structures screened, 12,000 of them now" in out
+
+
+def test_patience_runs_out_and_the_run_is_continued(first, candidates, token_file, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    run = screening(first, candidates, token_file, out, "--patience", 0.5)
+    try:
+        computing(first, 20)
+        first.process.kill()
+        _, errors = run.communicate(timeout=HANG)
+    finally:
+        run.kill()
+        first.start()
+    assert (
+        run.returncode == 1
+        and "run the same command again to continue" in errors
+        and "given up after a patience of 0.5 s" in errors
+        and "Traceback" not in errors
+    )
+    assert errors.count("error:") == 1 and first.grpc in errors
+    again = screening(first, candidates, token_file, out)
+    _, errors = again.communicate(timeout=HANG)
+    assert again.returncode == 0, errors
+    assert artefacts(out) == undisturbed
+
+
+def test_ctrl_c_ends_a_run_whose_server_hangs(first, candidates, token_file, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    run = screening(first, candidates, token_file, out)
+    try:
+        computing(first)
+        os.killpg(first.process.pid, signal.SIGSTOP)
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=HANG)
+    finally:
+        os.killpg(first.process.pid, signal.SIGCONT)
+        run.kill()
+    assert run.returncode == 75 and "run the same command again" in errors, errors
+
+
+def test_options_of_the_server_and_other_ensembles_are_refused(first, candidates, token_file, tmp_path):
+    for option in (("--precision", "fp32"), ("--threads", 2), ("--backend", "native"), ("--device", "cpu")):
+        run = screening(first, candidates, token_file, tmp_path / "out", *option)
+        _, errors = run.communicate(timeout=HANG)
+        assert run.returncode == 2 and f"{option[0]} {option[1]} with --endpoint" in errors
+    other = tiny_gfm(tmp_path / "other", members=2)
+    served = Endpoints(first.grpc, credentials=SHOWN)
+    with pytest.raises(UsageError, match=r"serves ensemble \w{12}, but .*other is \w{12}"):
+        run_screen(candidates, other, ScreenOptions(), served=served, out=tmp_path / "out")
+    with pytest.raises(UsageError, match="no ensemble given"):
+        run_screen(candidates, None, ScreenOptions(), out=tmp_path / "out")
+
+
+# -- tokens, and several endpoints ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["grpc", "http"])
+def test_a_wrong_token_is_denied_at_once(first, way):
+    for credentials in (None, Credentials(token="wrong-token-0123456789abcdef")):
+        with pytest.raises(Denied, match=f"{way}://"):
+            RemotePredictor.connect(getattr(first, way), credentials=credentials)
+    with RemotePredictor.connect(getattr(first, way), credentials=SHOWN) as remote:
+        assert remote.heads == ["organic", "metal"]
+
+
+def test_of_two_endpoints_one_dies_hangs_and_comes_back_as_another(first, repository, local, tmp_path, caplog):
+    second = RunningServer(repository, token=TOKEN)
+    other = None
+    try:
+        remote = RemotePredictor.connect(f"{first.http},{second.grpc}", credentials=SHOWN, deadline=5, patience=60)
+        batches = [copper_oxides(1 + k % 3, seed=k) for k in range(60)]
+        dies = threading.Timer(0.2, second.process.kill)
+        dies.start()
+        answers = [remote.submit(batch) for batch in batches]
+        for batch, answer in zip(batches, answers, strict=True):
+            np.testing.assert_allclose(answer.result().energy, local(batch).energy, rtol=1e-9)
+        dies.join()
+        for batch in batches[:10]:
+            np.testing.assert_allclose(remote(batch).energy, local(batch).energy, rtol=1e-9)
+        assert [e.up for e in remote._crew.pool.endpoints] == [True, False]
+        assert remote._crew.pool.endpoints[1].in_flight == 0
+
+        changed = write_other(tmp_path)
+        ports = {name: getattr(second.options, name) for name in ("grpc", "http", "metrics")}
+        other = RunningServer(changed, token=TOKEN, **ports)
+        end = time.monotonic() + HANG
+        while remote._crew.pool.endpoints[1].refused is None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert "is served in another way than before: ensemble_id" in remote._crew.pool.endpoints[1].refused
+        np.testing.assert_allclose(remote(batches[0]).energy, local(batches[0]).energy, rtol=1e-9)
+        with pytest.raises(
+            UsageError, match=rf"{other.grpc} is not served as {first.grpc} is: ensemble_id \w{{12}}, not"
+        ):
+            RemotePredictor.connect(f"{first.grpc},{other.grpc}", credentials=SHOWN)
+
+        one = RemotePredictor.connect(other.grpc, credentials=SHOWN, deadline=0.5, patience=60)
+        truth = Predictor.load(tmp_path / "gfm", precision="fp64")
+        os.killpg(other.process.pid, signal.SIGSTOP)
+        late = one.submit(batches[1])
+        with pytest.raises(TimeoutError):
+            late.result(1.5)
+        os.killpg(other.process.pid, signal.SIGCONT)
+        np.testing.assert_allclose(late.result(HANG).energy, truth(batches[1]).energy, rtol=1e-9)
+        one.close()
+        remote.close()
+    finally:
+        second.close()
+        if other is not None:
+            other.close()
+
+
+def write_other(tmp_path):
+    target = tmp_path / "repository"
+    gfm = tiny_gfm(tmp_path / "gfm", members=2)
+    write_model(target, Served("gfm", gfm, Settings(precision="fp64", threads=1)))
+    return target
+
+
+def test_one_that_is_not_there_at_first_is_left_out_with_a_warning(first, caplog):
+    from atomsieve.serve.server import free_ports
+
+    gone = f"grpc://127.0.0.1:{free_ports(1)[0]}"
+    with RemotePredictor.connect(f"{first.grpc},{gone}", credentials=SHOWN, deadline=2) as remote:
+        assert f"left out for now: {gone}" in caplog.text
+        assert len(remote(copper_oxides(3)).energy) == 3
+    with pytest.raises(Unavailable, match="no endpoint answers"):
+        RemotePredictor.connect(gone, credentials=SHOWN, deadline=2)
