@@ -23,8 +23,9 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +34,9 @@ from backends import ATOMS, ensemble_of
 from ensemble import crystals
 
 from atomsieve.cli.launch import ALLOCATOR
+from atomsieve.graphs import edge_budget_estimate
 from atomsieve.predict import Prediction, Predictor
+from atomsieve.predict.packing import BUDGETS, pack
 from atomsieve.serve.repository import Served, write_model
 from atomsieve.serve.server import (
     ServerOptions,
@@ -52,6 +55,7 @@ from atomsieve.structures import StructureBatch
 WANT = ("energy", "forces", "spread")
 CLIENTS = {1: (1, 4, 32), 8: (1, 4, 32), 256: (1, 4), 2048: (1,)}
 """Clients by size of request; with more, requests only wait for each other."""
+LOCAL = "in process"
 DISTINCT = 4
 """Batches of a size that take turns."""
 
@@ -66,35 +70,34 @@ class Point:
     rates: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     together: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
 
 def timed(call: Callable[[int], object], clients: int, seconds: float) -> tuple[float, list[float]]:
     """Call from as many threads, each again and again for so long; return calls per second, and seconds of each."""
-    times: list[float] = []
     begin = threading.Barrier(clients + 1)
 
-    def client(number: int) -> None:
-        call(number)
-        begin.wait()
-        own, k = [], number
-        while not own or time.perf_counter() < deadline:
+    def client(number: int) -> list[float]:
+        try:
+            call(number)
+            begin.wait()
+        except BaseException:
+            begin.abort()
+            raise
+        own: list[float] = []
+        end = time.perf_counter() + seconds
+        while not own or time.perf_counter() < end:
             began = time.perf_counter()
-            call(k)
+            call(number + len(own))
             own.append(time.perf_counter() - began)
-            k += 1
-        times.extend(own)
+        return own
 
-    deadline = float("inf")
-    threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
-    for thread in threads:
-        thread.start()
-    began = time.perf_counter()
-    deadline = began + seconds + 3600
-    begin.wait()
-    began = time.perf_counter()
-    deadline = began + seconds
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        waiting = [pool.submit(client, n) for n in range(clients)]
+        with suppress(threading.BrokenBarrierError):  # the client that broke it says why
+            begin.wait()
+        began = time.perf_counter()
+        times = [one for future in waiting for one in future.result()]
     return len(times) / (time.perf_counter() - began), times
 
 
@@ -138,15 +141,25 @@ def counted(options: ServerOptions) -> tuple[float, float]:
 
 def memory(pid: int) -> dict[str, float]:
     """Return the memory, now and at its peak, of the server and of its Python processes, MiB."""
-    rows = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True).stdout.split("\n")
-    family = {"tritonserver": pid}
-    family |= {f"stub {r.split()[0]}": int(r.split()[0]) for r in rows[1:] if r.split()[1:2] == [str(pid)]}
     found = {}
-    for name, one in family.items():
+    for name, one in family(pid).items():
         for line in Path(f"/proc/{one}/status").read_text().splitlines():
             if line.startswith(("VmRSS", "VmHWM")):
                 found[f"{name} {line[2:5]}"] = int(line.split()[1]) / 1024
     return found
+
+
+def family(pid: int) -> dict[str, int]:
+    """Return the process ids of a server and its Python processes, by name."""
+    rows = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True).stdout.split("\n")
+    stubs = [int(r.split()[0]) for r in rows[1:] if r.split()[1:2] == [str(pid)]]
+    return {"tritonserver": pid} | {f"stub {k}": stub for k, stub in enumerate(stubs)}
+
+
+def processor(pids: Iterable[int]) -> float:
+    """Return the CPU seconds that this process and others have used."""
+    ticks = [sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) for pid in pids]
+    return time.process_time() + sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 class Bench:
@@ -163,13 +176,36 @@ class Bench:
             some = [crystals(size, ATOMS, seed) for seed in range(DISTINCT)]
             self._batches[size] = [b.replace(numbers=rng.choice(elements, b.n_atoms)) for b in some]
 
-    def local(self, size: int, seconds: float) -> tuple[float, list[float]]:
-        """Time the predictor of this process."""
-        some = self._batches[size]
-        return timed(lambda k: self.predictor(some[k % DISTINCT], WANT), 1, seconds)
+    def measure(self, point: Point, seconds: float, pids: list[int]) -> None:
+        """Measure one kind of request once."""
+        before, used = counted(self.options), processor(pids)
+        timer = self.local if point.protocol == LOCAL else self.remote
+        rate, times = timer(point, seconds)
+        after = counted(self.options)
+        warm = point.clients  # calls that are not timed
+        point.cpu.append((processor(pids) - used) / (len(times) + warm) / point.size)
+        point.rates.append(rate)
+        point.latencies += times
+        if point.protocol != LOCAL:
+            point.together.append((after[0] - before[0]) / max(after[1] - before[1], 1))
 
-    def remote(self, point: Point, seconds: float) -> tuple[float, list[float], float]:
-        """Time the endpoint; the last number is how many requests it computed together."""
+    def local(self, point: Point, seconds: float) -> tuple[float, list[float]]:
+        """Time the predictor of this process, on pieces as the server and `screen run` cut them.
+
+        One call on all of a large batch is slower.
+        """
+        some, budget = self._batches[point.size], BUDGETS["cpu"]
+
+        def call(k: int) -> None:
+            batch = some[k % DISTINCT]
+            pieces = pack(edge_budget_estimate(batch, self.predictor.cutoff), batch.counts, *budget)
+            for piece in pieces:
+                self.predictor(batch if len(pieces) == 1 else batch.take(piece), WANT)
+
+        return timed(call, 1, seconds)
+
+    def remote(self, point: Point, seconds: float) -> tuple[float, list[float]]:
+        """Time the endpoint."""
         some, url = self._batches[point.size], parse_url(self._urls[point.protocol])
         shared = point.protocol == "grpc"  # a connection over HTTP belongs to one thread
         own = threading.local()
@@ -185,12 +221,11 @@ class Bench:
             found = transport.infer("gfm", request_arrays(some[k % DISTINCT]), self._outputs, seconds=600)
             return prediction_of(found, self.predictor.head, frozenset())
 
-        before = counted(self.options)
-        rate, times = timed(call, point.clients, seconds)
-        after = counted(self.options)
-        for transport in opened:
-            transport.close()
-        return rate, times, (after[0] - before[0]) / max(after[1] - before[1], 1)
+        try:
+            return timed(call, point.clients, seconds)
+        finally:
+            for transport in opened:
+                transport.close()
 
     def agree(self) -> float:
         """Return the largest difference of an energy between here and there, eV per atom."""
@@ -226,20 +261,14 @@ def run(arguments: argparse.Namespace, gfm: Path, work: Path) -> None:
     if arguments.clients:
         clients = dict.fromkeys(sizes, tuple(int(n) for n in arguments.clients.split(",")))
     points = [Point(n, p, c) for n in sizes for p in arguments.protocols.split(",") for c in clients[n]]
-    local = {n: Point(n, "in process", 1) for n in sizes}
+    local = {n: Point(n, LOCAL, 1) for n in sizes}
     with served(work / "repository", arguments.threads) as (process, options):
-        bench = Bench(predictor, options, sizes)
+        bench, pids = Bench(predictor, options, sizes), list(family(process.pid).values())
         print(f"largest difference of an energy here and there: {bench.agree():.1e} eV/atom", flush=True)
         for _ in range(arguments.rounds):
             for size in sizes:
-                rate, times = bench.local(size, arguments.seconds)
-                local[size].rates.append(rate)
-                local[size].latencies += times
-                for point in (p for p in points if p.size == size):
-                    rate, times, together = bench.remote(point, arguments.seconds)
-                    point.rates.append(rate)
-                    point.latencies += times
-                    point.together.append(together)
+                for point in (local[size], *(p for p in points if p.size == size)):
+                    bench.measure(point, arguments.seconds, pids)
         used = memory(process.pid)
     table(points, local)
     print("\n" + json.dumps({name: round(value) for name, value in used.items()}) + " MiB")
@@ -249,8 +278,8 @@ def run(arguments: argparse.Namespace, gfm: Path, work: Path) -> None:
 def table(points: list[Point], local: dict[int, Point]) -> None:
     """Print the medians in markdown."""
     print("\n| structures | route | clients | requests/s | structures/s | against in process | p50 ms | p99 ms | "
-          "together |")  # fmt: skip
-    print("| --- " * 9 + "|")
+          "CPU ms/structure | together |")  # fmt: skip
+    print("| --- " * 10 + "|")
     for size, base in local.items():
         for point in (base, *(p for p in points if p.size == size)):
             rate = statistics.median(point.rates)
@@ -260,7 +289,7 @@ def table(points: list[Point], local: dict[int, Point]) -> None:
             print(
                 f"| {size} | {point.protocol} | {point.clients} | {rate:.4g} | {rate * size:.4g} | "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {p50:.3g} | {p99:.3g} | "
-                f"{together} |"
+                f"{statistics.median(point.cpu) * 1e3:.2f} | {together} |"
             )
 
 
