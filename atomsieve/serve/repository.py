@@ -93,6 +93,12 @@ def write_repository(
         raise unknown("graph backend", graph_backend, GRAPH_BACKENDS)
     every: list[str] = []
     for served in models:
+        backend = served.settings.backend
+        if graph_backend in ("triton", "python") and backend not in graphs.BACKENDS:
+            raise UsageError(
+                f"the backend {backend!r} has no models for graphs; leave --graph-backend out, or use --backend onnx "
+                "or libtorch"
+            )
         wanted = graph_backend != "none" and served.settings.backend in graphs.BACKENDS
         every += [served.name, *(graphs.names(served.name) if wanted else ())]
     twice = sorted({name for name in every if every.count(name) > 1})

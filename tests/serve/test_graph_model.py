@@ -244,6 +244,24 @@ def test_configuration_for_tritons_own_backend_fits_the_artefact(exported, predi
     np.testing.assert_allclose(found["energy"], np.mean(stored["energy_members"], axis=0), rtol=1e-9)
 
 
+def test_a_second_version_of_a_pipeline_never_mixes_with_the_first(exported, tmp_path):
+    from atomsieve.errors import AtomSieveError
+
+    for version in (1, 2):
+        one = [Served("gfm", exported, settings("onnx"))]
+        found = write_repository(tmp_path, one, graph_backend="python", version=version)
+        assert [p.parent.name for p in found] == ["gfm", *graphs.names("gfm")]
+        steps = read_config(tmp_path / "gfm_pipeline" / "config.pbtxt").ensemble_scheduling.step
+        assert {step.model_version for step in steps} == {version}
+    for name in ("gfm", "gfm_graph", "gfm_prepare", "gfm_finish"):
+        assert {"1", "2"} <= {p.name for p in (tmp_path / name).iterdir()}
+        assert read_config(tmp_path / name / "config.pbtxt").version_policy.WhichOneof("policy_choice") == "all"
+    (tmp_path / "gfm_finish" / "config.pbtxt").write_text('name: "gfm_finish"\n')
+    with pytest.raises(AtomSieveError, match="gfm_finish is there already and was not written by this program"):
+        write_repository(tmp_path, one, graph_backend="python", version=3)
+    assert not (tmp_path / "gfm" / "3").exists()
+
+
 def test_which_backend_follows_from_the_server(tmp_path):
     from atomsieve.serve.server import Installation
 

@@ -59,6 +59,10 @@ def test_a_derived_name_that_is_taken(gfm, tmp_path, monkeypatch):
         write_repository(tmp_path / "r", [Served("a", gfm, onnx), Served("a_graph", gfm, FP64)], graph_backend="python")
     with pytest.raises(UsageError, match=r"graph backend 'pyton' \(did you mean 'python'\?\)"):
         write_repository(tmp_path / "r", [Served("a", gfm, onnx)], graph_backend="pyton")
+    for backend in ("native", "pt2"):
+        one = [Served("a", gfm, Settings(backend=backend))]
+        with pytest.raises(UsageError, match=f"'{backend}' has no models for graphs"):
+            write_repository(tmp_path / "r", one, graph_backend="python")
     assert entries(tmp_path / "r") == []
 
 
