@@ -172,7 +172,7 @@ class Metrics:
         }
         for what, ends in BUCKETS.items():
             for end in ends:  # all of them are there from the start, as a histogram's are
-                self._metric(f"batch_{what}_bucket", "le", f"{end:g}")
+                self._metric(f"batch_{what}_bucket", "le", bound(end))
 
     def count_error(self, kind: str) -> None:
         """Count a request that got an error outside the engine."""
@@ -183,7 +183,7 @@ class Metrics:
         for what, size in (("requests", requests), ("structures", work.structures)):
             for end in BUCKETS[what]:
                 if size <= end:
-                    self._metric(f"batch_{what}_bucket", "le", f"{end:g}").increment(1.0)
+                    self._metric(f"batch_{what}_bucket", "le", bound(end)).increment(1.0)
         one = {"requests": work.requests, "atoms": work.atoms, "evaluations": work.evaluations, "batches": 1,
                "compute_seconds": work.seconds}  # fmt: skip
         for name, value in one.items():
@@ -198,6 +198,11 @@ class Metrics:
             labels = {"model": self._model} | ({label: value} if label else {})
             self._known[name, value] = self._families[name].Metric(labels=labels)
         return self._known[name, value]
+
+
+def bound(end: float) -> str:
+    """Return the upper end of a bucket as Prometheus writes it."""
+    return "+Inf" if math.isinf(end) else f"{end:g}"
 
 
 def load(folder: Path, settings: Settings, kind: str, gpu: str) -> Any:

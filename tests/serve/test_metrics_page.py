@@ -1,0 +1,107 @@
+"""The metrics page tells what was computed, and its numbers add up."""
+
+from __future__ import annotations
+
+import re
+import threading
+import urllib.request
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from atomsieve.serve.transport import Rejected
+from atomsieve.serve.wire import request_arrays
+from tests.helpers import copper_oxides
+
+
+def page(server):
+    """Return the samples of the metrics page of model gfm: name -> label value -> number."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.options.metrics}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    parser = pytest.importorskip("prometheus_client.parser")
+    assert len(list(parser.text_string_to_metric_families(text))) > 10  # Prometheus can read it
+    found = defaultdict(dict)
+    for name, labels, value in re.findall(r"^(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+        known = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if known.get("model") == "gfm":
+            label = next((v for k, v in known.items() if k in ("status", "kind", "le", "reason")), "")
+            found[name][label] = float(value)
+    return found
+
+
+def grown(after, before, name, label=""):
+    return after[name].get(label, 0.0) - before[name].get(label, 0.0)
+
+
+def test_what_was_computed_is_counted(server):
+    before = page(server)
+    batch = copper_oxides(10)
+    numbers = batch.numbers.copy()
+    numbers[: batch.counts[0]] = 1  # the head `metal` never saw hydrogen
+    arrays = request_arrays(batch.replace(numbers=numbers))
+    wrong = {**arrays, "n_atoms": arrays["n_atoms"] + 1}
+    with server.transport() as transport:
+        for _ in range(3):
+            transport.infer("gfm", arrays, ["energy"], {"head": "metal"})
+        for parameters, tensors in (({"head": "metal"}, wrong), ({"head": "mettle"}, arrays),
+                                    ({"ensemble_id": "0" * 64}, arrays)):  # fmt: skip
+            with pytest.raises(Rejected):
+                transport.infer("gfm", tensors, ["energy"], parameters)
+    after = page(server)
+
+    def more(name, label=""):
+        return grown(after, before, f"atomsieve_{name}", label)
+
+    assert more("requests_total") == 3
+    assert more("structures_total", "OK") == 27 and more("structures_total", "UNSEEN_ELEMENT") == 3
+    assert more("atoms_total") == 3 * batch.n_atoms
+    assert more("evaluations_total") == 3 and more("batches_total") == 6
+    assert more("errors_total", "invalid") == 2 and more("errors_total", "other_ensemble") == 1
+    assert more("compute_seconds_total") > 0
+    assert more("batch_structures_bucket", "16") - more("batch_structures_bucket", "4") == 3
+    assert more("batch_structures_bucket", "0") == 3 and more("batch_requests_bucket", "1") == 6
+    assert more("batch_requests_bucket", "+Inf") == more("batch_structures_bucket", "+Inf") == more("batches_total")
+    # the server itself calls every request that a model has refused a success too: `atomsieve_errors_total` knows better
+    assert grown(after, before, "nv_inference_request_success") == 6
+    assert grown(after, before, "nv_inference_queue_duration_us") >= 0 and "nv_inference_exec_count" in after
+
+
+def test_requests_that_come_together_are_computed_together(server, local):
+    """Behind a long request, many wait; they are computed in fewer batches than they are."""
+    long, small, found = copper_oxides(800, seed=7), copper_oxides(2, seed=8), {}
+    truth = local(small, {"energy"}, head="metal").energy
+    before = page(server)
+
+    def ask(k, batch):
+        with server.transport() as transport:
+            found[k] = transport.infer("gfm", request_arrays(batch), ["energy"], {"head": "metal"})["energy"]
+
+    threads = [threading.Thread(target=ask, args=(k, small if k else long)) for k in range(33)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(1, 33):
+        np.testing.assert_allclose(found[k], truth, rtol=1e-9)
+    after = page(server)
+    assert grown(after, before, "nv_inference_request_success") == 33
+    batches = grown(after, before, "nv_inference_exec_count")
+    assert batches == grown(after, before, "atomsieve_batches_total") < 33
+    assert grown(after, before, "atomsieve_evaluations_total") < 33
+    assert grown(after, before, "atomsieve_structures_total", "OK") == 800 + 64
+    assert grown(after, before, "nv_inference_queue_duration_us") > 0
+    small_ones = grown(after, before, "atomsieve_batch_requests_bucket", "1")
+    assert small_ones < batches  # at least one batch held several
+
+
+def test_records_of_batches_agree_with_the_page(server):
+    logged = server.events("batch")
+    counted = page(server)
+    assert sum(b["atoms"] for b in logged) == counted["atomsieve_atoms_total"][""]
+    assert len(logged) == counted["atomsieve_batches_total"][""]
+    by_status = defaultdict(float)
+    for record in logged:
+        for status, many in record["status"].items():
+            by_status[status] += many
+    assert by_status == counted["atomsieve_structures_total"]

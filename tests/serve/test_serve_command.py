@@ -1,0 +1,152 @@
+"""`atomsieve serve`: repositories, what is refused, the command lines of containers, the log's two forms."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import socket
+
+import pytest
+
+from atomsieve.cli.main import run
+from atomsieve.serve.logs import Log
+from atomsieve.serve.server import free_ports
+from atomsieve.serve.settings import Settings
+from tests.helpers import tiny_gfm
+
+
+def said(capsys, *args):
+    code = run("atomsieve", ["serve", *map(str, args)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_repository_of_several_ensembles_and_versions(tmp_path, served_gfm, capsys):
+    other, out = tiny_gfm(tmp_path / "other", members=2), tmp_path / "models"
+    code, text, _ = said(capsys, "repository", f"a={served_gfm}", f"b={other}", "--out", out, "--precision", "fp64",
+                         "--max-request-atoms", 77, "--threads", 1, "--head", "organic")  # fmt: skip
+    assert code == 0 and f"wrote {out / 'a/1'}" in text and f"serve start --repository {out}" in text
+    settings = Settings.read(out / "b/1")
+    assert (settings.limits.atoms, settings.precision, settings.threads, settings.head) == (77, "fp64", 1, "organic")
+    code, _, error = said(capsys, "repository", f"a={served_gfm}", "--out", out)
+    assert code == 1 and "is there already" in error and "--overwrite" in error
+    assert said(capsys, "repository", f"a={served_gfm}", "--out", out, "--version", 2)[0] == 0
+    assert (out / "a/2/model.py").is_file()
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (["--precision", "fp8"], "unknown precision 'fp8'"),
+    (["--backend", "pythn"], "unknown backend 'pythn' (did you mean 'python'?)"),
+    (["--device", "tpu"], "unknown device 'tpu'"),
+    (["--gpus", "0,1"], "--gpus goes with --device cuda"),
+    (["--device", "cuda", "--gpus", "one"], "--gpus takes numbers"),
+    (["--head", "wood"], "unknown head 'wood'"),
+    (["--version", "0"], "--version"),
+    (["--max-request-bytes", "5"], "--max-request-bytes"),
+])  # fmt: skip
+def test_wrong_options_are_one_line(tmp_path, served_gfm, capsys, options, says):
+    code, _, error = said(capsys, "repository", served_gfm, "--out", tmp_path / "models", *options)
+    assert code == 2 and says in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 65, "1x"])
+def test_a_name_is_a_name(tmp_path, served_gfm, capsys, name):
+    code, _, error = said(capsys, "repository", f"{name}={served_gfm}", "--out", tmp_path / "models")
+    assert code == 2 and "cannot name a model" in error and not list(tmp_path.glob("models/*"))
+
+
+def test_what_cannot_start_says_why(tmp_path, served_gfm, capsys):
+    models = tmp_path / "models"
+    assert said(capsys, "repository", served_gfm, "--out", models, "--threads", 1)[0] == 0
+    given = ["start", "--repository", models]
+    assert "name either" in said(capsys, "start")[2]
+    assert "name either" in said(capsys, *given, served_gfm)[2]
+    code, _, error = said(capsys, *given, "--listen", "0.0.0.0")
+    assert code == 2 and "--token-file FILE" in error and "--insecure" in error
+    assert "is no model repository" in said(capsys, "start", "--repository", tmp_path)[2]
+    assert "not a program" in said(capsys, *given, *ports(), "--tritonserver", models)[2]
+    assert "--grpc-port and --http-port are both 9" in said(capsys, *given, "--grpc-port", 9, "--http-port", 9)[2]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, error = said(capsys, *given, *ports(), "--grpc-port", port)
+        assert code == 1 and f"port {port} (Address already in use); choose another: --grpc-port" in error
+
+
+def ports():
+    grpc, http, metrics = free_ports(3)
+    return "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics
+
+
+def test_command_lines_of_containers(tmp_path, served_gfm, capsys, monkeypatch):
+    models, token = tmp_path / "models", tmp_path / "token"
+    token.write_text("a-token-that-is-long-enough")
+    token.chmod(0o600)
+    said(capsys, "repository", served_gfm, "--out", models, "--threads", 1)
+    given = ["start", "--repository", models, "--container"]
+    _, out, _ = said(capsys, *given, "docker", "--image", "mine:1", "--print", "--token-file", token)
+    line = shlex.split(out)
+    assert line[:3] == ["docker", "run", "--rm"] and "--privileged" not in line and "--read-only" in line
+    published = [line[k + 1] for k, word in enumerate(line) if word == "--publish"]
+    assert published == ["127.0.0.1:8001:8001", "127.0.0.1:8000:8000", "127.0.0.1:8002:8002"]
+    mounts = [line[k + 1] for k, word in enumerate(line) if word == "--mount"]
+    assert mounts[0] == f"type=bind,source={models},target=/models,readonly" and all("readonly" in m for m in mounts)
+    inside = line[line.index("mine:1") + 1 :]
+    assert inside[:5] == ["atomsieve", "serve", "start", "--repository", "/models"]
+    assert "/run/secrets/atomsieve-token" in inside and "--insecure" not in inside
+    assert "a-token" not in out
+    assert "0:0" not in line
+
+    code, _, error = said(capsys, *given, "docker", "--print", "--listen", "10.0.0.1")
+    assert code == 2 and "--token-file" in error
+    _, out, _ = said(capsys, *given, "docker", "--print", "--listen", "10.0.0.1", "--insecure", "--http-port", 0)
+    assert "10.0.0.1:8001:8001" in out and ":8000" not in out
+
+    _, out, _ = said(capsys, *given, "apptainer", "--print")
+    line = shlex.split(out)
+    assert line[:3] == ["apptainer", "exec", "--containall"] and f"{models}:/models:ro" in line
+    assert "--listen" not in line  # the network is the machine's own, where only this machine may ask
+    assert said(capsys, *given, "podman", "--print")[0] == 2
+
+    engine = tmp_path / "bin/docker"
+    engine.parent.mkdir()
+    engine.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/called\nexit 7\n')
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", str(engine.parent))
+    assert said(capsys, *given, "docker")[0] == 7
+    assert "target=/models,readonly" in (tmp_path / "called").read_text()
+    assert "apptainer is not on the PATH" in said(capsys, *given, "apptainer")[2]
+
+
+def test_both_forms_of_the_log(tmp_path):
+    lines = [
+        '2026-01-02T03:04:05Z I 31961 model_lifecycle.cc:839] "successfully loaded \'gfm\'"',
+        "I0102 03:04:05.123456 12 grpc_server.cc:2463] Started GRPCInferenceService at 127.0.0.1:8001",
+        '2026-01-02T03:04:05Z E 31961 server.cc:241] "CudaDriverHelper has not been initialized."',
+        "2026-01-02T03:04:05Z E 1 model.cc:9] it is hunter2-hunter2 that is wrong",
+        "+-----+", "| table |", "",
+        '{"time": 1795283156.916, "event": "batch", "model": "gfm", "requests": 2}',
+        '{"not": "ours"}', "{broken", "Signal (15) received.",
+    ]  # fmt: skip
+    stream, text = io.StringIO(), io.StringIO()
+    log = Log(stream, "json", tmp_path / "log.json", ["hunter2-hunter2"])
+    for_people = Log(text, "text", secrets=["hunter2-hunter2"])
+    for line in lines:
+        log.server_line(line)
+        for_people.server_line(line)
+    log.event("ready", text="two\nlines")
+    log.close()
+    records = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [json.loads(line) for line in (tmp_path / "log.json").read_text().splitlines()] == records
+    assert all(set(r) >= {"time", "level", "event"} for r in records)
+    assert records[0]["text"] == "successfully loaded 'gfm'" and records[1]["text"].startswith("Started GRPC")
+    assert [r["level"] for r in records[:4]] == ["info", "info", "info", "error"]
+    assert records[3]["text"] == "it is *** that is wrong"
+    assert records[4] == {"time": "2026-11-21T17:45:56.916Z", "level": "info", "event": "batch", "model": "gfm",
+                          "requests": 2}  # fmt: skip
+    assert [r["event"] for r in records[5:]] == ["output", "output", "output", "ready"]
+    assert "hunter2" not in stream.getvalue()
+    assert [line.split()[1:3] for line in text.getvalue().splitlines()] == [["ERROR", "server"]]
+    assert "hunter2" not in text.getvalue()
