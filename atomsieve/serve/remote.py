@@ -126,6 +126,8 @@ class Crew:
                     self.model, arrays, job.outputs, job.parameters, seconds=policy.deadline
                 )
             except TEMPORARY as error:
+                if endpoint.url in own:  # a connection that failed may still be sent an answer that is late
+                    own.pop(endpoint.url).close()
                 self._check_open()
                 with self._changed:
                     if self.pool.failed(endpoint, outages, error, tries):

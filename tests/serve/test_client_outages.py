@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tests.serve.triton import RunningServer, installation
 
 TOKEN = "0123456789abcdef-the-token-of-these-tests"
 SHOWN = Credentials(token=TOKEN)
+MPIRUN = Path(sys.executable).parent / "mpirun"
 HANG = 100  # seconds after which a test that hangs is ended
 
 
@@ -42,9 +44,9 @@ def first(repository):
 
 @pytest.fixture(scope="module")
 def candidates(tmp_path_factory):
-    """12,000 structures in a file, enough for a server to die in the middle."""
+    """9,600 structures in a file, enough for a server to die in the middle."""
     some = copper_oxides(120)
-    batch = StructureBatch.concatenate([some] * 100)
+    batch = StructureBatch.concatenate([some] * 80)
     path = tmp_path_factory.mktemp("many") / "many.bp"
     write_structures(path, batch.replace(id=np.arange(len(batch))))
     return path
@@ -71,9 +73,9 @@ def artefacts(out):
     return {name: (out / name).read_bytes() for name in ("rows.npy", "forces.npy", "top.csv", "run.json")}
 
 
-def screening(server, candidates, token_file, out, *more):
-    line = [sys.executable, "-m", "atomsieve", "screen", "run", candidates, "--endpoint", server.grpc, "--out", out,
-            "--chunk-size", 256, "--forces", "--token-file", token_file, *more]  # fmt: skip
+def screening(server, candidates, token_file, out, *more, before=()):
+    line = [*before, sys.executable, "-m", "atomsieve", "screen", "run", candidates, "--endpoint", server.grpc,
+            "--out", out, "--chunk-size", 256, "--forces", "--token-file", token_file, *more]  # fmt: skip
     return subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -105,24 +107,23 @@ def test_the_rows_are_those_of_the_local_run(undisturbed, candidates, served_gfm
 def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(first, candidates, token_file, undisturbed, tmp_path):
     run = screening(first, candidates, token_file, tmp_path / "out")
     try:
-        for _ in range(2):
-            computing(first)
-            first.process.kill()
-            assert run.poll() is None, "it was over before the server was killed"
-            first.start()
+        computing(first)
+        first.process.kill()
+        assert run.poll() is None, "it was over before the server was killed"
+        first.start()
         out, errors = run.communicate(timeout=HANG)
     finally:
         run.kill()
     assert run.returncode == 0, errors
     assert artefacts(tmp_path / "out") == undisturbed
-    assert "12,000 structures screened, 12,000 of them now" in out
+    assert "9,600 structures screened, 9,600 of them now" in out
 
 
 def test_patience_runs_out_and_the_run_is_continued(first, candidates, token_file, undisturbed, tmp_path):
     out = tmp_path / "out"
     run = screening(first, candidates, token_file, out, "--patience", 0.5)
     try:
-        computing(first, 20)
+        computing(first, 12)
         first.process.kill()
         _, errors = run.communicate(timeout=HANG)
     finally:
@@ -139,6 +140,15 @@ def test_patience_runs_out_and_the_run_is_continued(first, candidates, token_fil
     _, errors = again.communicate(timeout=HANG)
     assert again.returncode == 0, errors
     assert artefacts(out) == undisturbed
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not MPIRUN.exists(), reason=f"no {MPIRUN}: pip install mpich")
+def test_ranks_share_the_servers(first, candidates, token_file, undisturbed, tmp_path):
+    run = screening(first, candidates, token_file, tmp_path / "out", before=(MPIRUN, "-n", 2))
+    _, errors = run.communicate(timeout=HANG)
+    assert run.returncode == 0, errors
+    assert artefacts(tmp_path / "out") == undisturbed
 
 
 def test_ctrl_c_ends_a_run_whose_server_hangs(first, candidates, token_file, undisturbed, tmp_path):
@@ -210,6 +220,12 @@ def test_of_two_endpoints_one_dies_hangs_and_comes_back_as_another(first, reposi
             UsageError, match=rf"{other.grpc} is not served as {first.grpc} is: ensemble_id \w{{12}}, not"
         ):
             RemotePredictor.connect(f"{first.grpc},{other.grpc}", credentials=SHOWN)
+
+        first.process.kill()  # the only one that was left, asked by HTTP
+        waiting = [remote.submit(batch) for batch in batches[:8]]
+        first.start()
+        for batch, answer in zip(batches, waiting, strict=False):
+            np.testing.assert_allclose(answer.result(HANG).energy, local(batch).energy, rtol=1e-9)
 
         one = RemotePredictor.connect(other.grpc, credentials=SHOWN, deadline=0.5, patience=60)
         truth = Predictor.load(tmp_path / "gfm", precision="fp64")
