@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atomsieve.cli import serve_options as o
-from atomsieve.cli.common import IN_OUT, console
+from atomsieve.cli.common import (
+    IN_OUT,
+    TlsCaOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TokenFileOption,
+    console,
+    credentials,
+)
 
 if TYPE_CHECKING:
     from atomsieve.serve.start import Listening
@@ -77,6 +85,9 @@ def start(
 
     if bool(folders) == (repository is not None):
         raise UsageError("name either ensemble folders to serve, or a model repository with --repository")
+    if show and folders:
+        raise UsageError("--print shows a command for a repository that stays: make one with serve repository, "
+                         "and name it with --repository")  # fmt: skip
     listening = Listening(listen, grpc_port, http_port, metrics_port, token_file, insecure, tls_cert, tls_key,
                           tls_client_ca)  # fmt: skip
     watch: dict[str, Any] = {"check_seconds": check_seconds, "answer_seconds": answer_seconds,
@@ -96,21 +107,20 @@ def start(
 @app.command("check")
 def check(
     url: Annotated[str, typer.Argument(help="grpc://HOST:PORT, or grpcs, http, https.", show_default=False)],
-    model: o.Model = "gfm", ensemble: o.Ensemble = None, token_file: o.TokenFile = None, tls_ca: o.TlsClientCa = None,
-    tls_cert: o.TlsCert = None, tls_key: o.TlsKey = None, seconds: o.Timeout = 60.0, quiet: o.Quiet = False,
+    model: o.Model = "gfm", ensemble: o.Ensemble = None, heads: o.Heads = None,
+    token_file: TokenFileOption = None, tls_ca: TlsCaOption = None, tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None, seconds: o.Timeout = 60.0, quiet: o.Quiet = False,
 ) -> None:  # fmt: skip
     """Send the test vector of the ensemble to a server and compare what comes back: more than readiness."""
     from atomsieve.serve.check import check_endpoint
-    from atomsieve.serve.exposure import read_token
-    from atomsieve.serve.transport import Credentials
 
-    token = None if token_file is None else read_token(token_file)
-    shown = Credentials(token=token, ca=tls_ca, cert=tls_cert, key=tls_key)
-    found = check_endpoint(url, model=model, credentials=shown, ensemble=ensemble, seconds=seconds)
+    shown = credentials(token_file, tls_ca, tls_cert, tls_key)
+    found = check_endpoint(url, model=model, credentials=shown, ensemble=ensemble, heads=heads, seconds=seconds)
     if not quiet:
         screen = console()
         for key, value in found.items():
-            screen.print(f"{key}: {value}", highlight=False, soft_wrap=True, markup=False)
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            screen.print(f"{key}: {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _settings(precision: str, backend: str, head: str | None, device: str, threads: int | None, atoms: int,
@@ -194,9 +204,8 @@ def _contained(engine: str, image: str | None, show: bool, place: Path, listenin
                gpus: bool) -> int:  # fmt: skip
     """Serve a repository in a container, or print how."""
     import shlex
-    import subprocess
 
-    from atomsieve.serve.container import container_command, find_engine
+    from atomsieve.serve.container import container_command, find_engine, run_in_foreground
     from atomsieve.serve.start import models_of, server_options
 
     options, warnings = server_options(place, models_of(place), listening, watch["drain_seconds"])
@@ -209,4 +218,4 @@ def _contained(engine: str, image: str | None, show: bool, place: Path, listenin
         print(shlex.join(line))
         return 0
     line[0] = str(find_engine(engine))
-    return subprocess.call(line)
+    return run_in_foreground(line)

@@ -218,3 +218,9 @@ Ensemble = Annotated[
 ]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds for each answer.", rich_help_panel=WORK, min=0.1)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing if all is well.", rich_help_panel=WORK)]
+Heads = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--head", help="Head to test; may be repeated. [default: all]", rich_help_panel=MODEL, show_default=False
+    ),
+]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 from atomsieve.errors import AtomSieveError, unknown
@@ -72,6 +74,20 @@ def container_command(
     # inside, it listens to the container's own network; who gets there is decided by the address published above
     open_to_all = ["--insecure"] if w.token_file is None and w.tls_client_ca is None else []
     return [*line, image or IMAGES[engine], *inside, "--listen", "0.0.0.0", *open_to_all]  # noqa: S104
+
+
+def run_in_foreground(line: list[str]) -> int:
+    """Run a command, pass signals on to it, and return its exit code."""
+    process = subprocess.Popen(line, start_new_session=True)
+    before = {
+        number: signal.signal(number, lambda number, frame: process.send_signal(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def find_engine(name: str) -> Path:

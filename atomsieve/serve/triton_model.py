@@ -122,7 +122,10 @@ class TritonPythonModel:
         names = set(request.requested_output_names())
         if names == {*self.given, *self._about}:  # nothing was named: all that speaks of structures
             names -= self._about.keys()
-        return self.engine.read(arrays, parameters, names)
+        try:
+            return self.engine.read(arrays, parameters, names)
+        except Exception:  # none is expected; if there is one after all, it is this request's alone
+            return internal_error()
 
     def _response(self, request: Request | Refused, answer: Arrays | Refused) -> Any:
         pb = self._pb

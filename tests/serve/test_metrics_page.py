@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import urllib.request
 from collections import defaultdict
 
@@ -15,8 +16,21 @@ from atomsieve.serve.wire import request_arrays
 from tests.helpers import copper_oxides
 
 
-def page(server):
-    """Return the samples of the metrics page of model gfm: name -> label value -> number."""
+def page(server, before=None, requests=0):
+    """Return the samples of the metrics page of model gfm: name -> label value -> number.
+
+    The server counts a request a moment after it has answered it: wait until `requests` more than `before` are there.
+    """
+    deadline = time.monotonic() + 20
+    while True:
+        found = samples(server)
+        if before is None or grown(found, before, "nv_inference_request_success") >= requests:
+            return found
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def samples(server):
     with urllib.request.urlopen(f"http://127.0.0.1:{server.options.metrics}/metrics", timeout=20) as answer:
         text = answer.read().decode()
     parser = pytest.importorskip("prometheus_client.parser")
@@ -48,7 +62,7 @@ def test_what_was_computed_is_counted(server):
                                     ({"ensemble_id": "0" * 64}, arrays)):  # fmt: skip
             with pytest.raises(Rejected):
                 transport.infer("gfm", tensors, ["energy"], parameters)
-    after = page(server)
+    after = page(server, before, requests=6)
 
     def more(name, label=""):
         return grown(after, before, f"atomsieve_{name}", label)
@@ -62,7 +76,7 @@ def test_what_was_computed_is_counted(server):
     assert more("batch_structures_bucket", "16") - more("batch_structures_bucket", "4") == 3
     assert more("batch_structures_bucket", "0") == 3 and more("batch_requests_bucket", "1") == 6
     assert more("batch_requests_bucket", "+Inf") == more("batch_structures_bucket", "+Inf") == more("batches_total")
-    # the server itself calls every request that a model has refused a success too: `atomsieve_errors_total` knows better
+    # the server calls a request that a model has refused a success too: `atomsieve_errors_total` knows better
     assert grown(after, before, "nv_inference_request_success") == 6
     assert grown(after, before, "nv_inference_queue_duration_us") >= 0 and "nv_inference_exec_count" in after
 
@@ -84,7 +98,7 @@ def test_requests_that_come_together_are_computed_together(server, local):
         thread.join()
     for k in range(1, 33):
         np.testing.assert_allclose(found[k], truth, rtol=1e-9)
-    after = page(server)
+    after = page(server, before, requests=33)
     assert grown(after, before, "nv_inference_request_success") == 33
     batches = grown(after, before, "nv_inference_exec_count")
     assert batches == grown(after, before, "atomsieve_batches_total") < 33

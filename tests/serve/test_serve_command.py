@@ -109,6 +109,7 @@ def test_command_lines_of_containers(tmp_path, served_gfm, capsys, monkeypatch):
     assert line[:3] == ["apptainer", "exec", "--containall"] and f"{models}:/models:ro" in line
     assert "--listen" not in line  # the network is the machine's own, where only this machine may ask
     assert said(capsys, *given, "podman", "--print")[0] == 2
+    assert "--repository" in said(capsys, "start", served_gfm, "--container", "docker", "--print")[2]
 
     engine = tmp_path / "bin/docker"
     engine.parent.mkdir()
