@@ -216,13 +216,13 @@ class TritonProcess:
             list(line), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True, text=True, errors="replace",
         )  # fmt: skip
+        self._regions: set[str] = set()
         self._reader = threading.Thread(target=self._pump, args=(sink,), daemon=True)
         self._reader.start()
         self._keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", str(KEEPER), str(self.pid), *map(str, scratch)], stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        self._regions: set[str] = set()
 
     def note_memory(self) -> None:
         """Note which shared memory its models use, to remove what is left of it in the end."""
@@ -231,6 +231,8 @@ class TritonProcess:
     def _pump(self, sink: Callable[[str], None]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            if "successfully loaded" in line:  # while it is there: who dies at once cannot be asked any more
+                self.note_memory()
             sink(line.rstrip("\n"))
 
     @property

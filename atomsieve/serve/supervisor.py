@@ -82,6 +82,7 @@ class Supervisor:
             line = command(self._server, self._options, assemble_backends(self._server, Path(scratch)))
             env = environment(self._server, self._threads)
             while True:
+                self._health, self._last = None, []
                 process = TritonProcess(line, env, self._line, (*self._scratch, Path(scratch)))
                 began = time.monotonic()
                 try:
@@ -110,7 +111,6 @@ class Supervisor:
 
     def _watch(self, process: TritonProcess) -> str | None:
         """Watch a server until it fails, and say why; None if it shall end."""
-        self._health, self._last = None, []
         self._log.event("starting", pid=process.pid, models=",".join(self._options.models))
         concealed, said, reloads = False, False, -1
         while not self._wait(0.1):

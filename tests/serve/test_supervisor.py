@@ -9,6 +9,8 @@ import sys
 import textwrap
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 from atomsieve.serve import keeper
 from atomsieve.serve.repository import Served, write_model
 from atomsieve.serve.settings import Settings
-from atomsieve.serve.transport import EndpointError, Unavailable
+from atomsieve.serve.transport import Credentials, EndpointError, Unavailable
 from atomsieve.serve.wire import request_arrays
 from tests.helpers import copper_oxides
 from tests.serve.supervised import Supervised
@@ -104,10 +106,25 @@ def test_killed_and_hung_parts_come_back_until_restarts_run_out(supervised, serv
     assert not list(running.temporary.iterdir())
 
 
-def test_an_end_that_is_asked_for_lets_running_requests_finish(supervised, served_gfm, local):
-    running = supervised(served_gfm, *QUICK, "--max-request-bytes", 2**28)
+def test_an_end_that_is_asked_for_lets_running_requests_finish(supervised, served_gfm, local, tmp_path):
+    """With TLS, too: then the supervisor asks over plain HTTP of this machine, which is closed to everybody else."""
+    authority = pytest.importorskip("trustme").CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    tls = ("--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem")
+    trust = Credentials(ca=tmp_path / "ca.pem")
+    running = supervised(served_gfm, *QUICK, *tls, "--answer-seconds", 30, scheme="grpcs", credentials=trust)
     long, found = copper_oxides(6000), {}
     running.until("ready")
+    assert "http://127.0.0.1" not in running.said().replace(f"http://127.0.0.1:{running.metrics}", "")
+    words = Path(f"/proc/{running.server()}/cmdline").read_text().split("\0")
+    [private] = [int(w.partition("=")[2]) for w in words if w.startswith("--http-port=")]
+    for path in ("/v2/health/ready", "/v2/models/gfm", "/v2/repository/index", "/v2"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{private}{path}", timeout=20)
+        assert refused.value.code in (403, 405), path
 
     def ask(protocol):
         try:
@@ -122,13 +139,13 @@ def test_an_end_that_is_asked_for_lets_running_requests_finish(supervised, serve
     with running.transport() as transport:
         running.process.send_signal(signal.SIGTERM)
         running.until("draining")
-        refused = None
-        while refused is None:  # it takes the server a moment to hear of it
+        error = None
+        while error is None:  # it takes the server a moment to hear of it
             try:
                 transport.infer("gfm", request_arrays(long.slice(0, 1)), ["energy"], {"head": "metal"})
-            except EndpointError as error:
-                refused = error
-    assert isinstance(refused, Unavailable)
+            except EndpointError as refusal:
+                error = refusal
+    assert isinstance(error, Unavailable)
     asking.join()
     np.testing.assert_allclose(found["grpc"], local(long, {"energy"}, head="metal").energy, rtol=1e-9)
     assert running.process.wait(60) == 0
@@ -166,11 +183,11 @@ def test_nothing_outlives_a_supervisor_that_was_killed(tmp_path):
     child.write_text(
         textwrap.dedent(f"""
         import mmap, os, signal, sys, time
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with open({str(region)!r}, "w+b") as file:
             file.truncate(4096)
             kept = mmap.mmap(file.fileno(), 4096)
-        os.fork()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print("up", flush=True)
         time.sleep(600)
     """)
