@@ -32,7 +32,7 @@ from atomsieve.serve.repository import (
     placed,
     scratch,
 )
-from atomsieve.serve.settings import GFM, GRAPH_FILE
+from atomsieve.serve.settings import GFM, GRAPH_FILE, beside
 from atomsieve.serve.wire import INPUTS, OUTPUTS, TRITON_TYPES, Tensor
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "torchscript": ("pytorch", "model.pt")}
 """By backend of the predictor: Triton's own backend for the format, and what it calls the file. `pt2` has none."""
-PARTS = ("graph", "prepare", "finish", "pipeline")
 USED = ("energy", "energy_std", "energy_members", "forces", "forces_std", "virial")
 """Outputs of an artefact that the second half of the pipeline takes."""
 WARMUP = "warmup"
@@ -54,11 +53,6 @@ from atomsieve.serve.graph_model import {name} as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
-
-
-def names(model: str) -> list[str]:
-    """Return the names of the models that stand beside one."""
-    return [f"{model}_{part}" for part in PARTS]
 
 
 def native(graph_backend: str, backend: str, server: Installation | None) -> bool:
@@ -94,7 +88,7 @@ def write(
     """
     from atomsieve.predict.backends import choose_device, export_entry
 
-    for name in names(served.name):
+    for name in beside(served.name):
         check_room(repository, name, version, overwrite=overwrite)
     settings, manifest = served.settings, read_manifest(gfm)
     device = choose_device(settings.device if settings.device != "cuda" else "auto")

@@ -12,14 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.serve import keeper
 from atomsieve.serve.logs import Log
-from atomsieve.serve.settings import FILE, GFM, Settings
+from atomsieve.serve.settings import FILE, GFM, Settings, beside
 from atomsieve.serve.transport import DeadlineExceeded, Transport, Unavailable
 from atomsieve.serve.vector import compare, stored_vector
 
@@ -35,12 +35,14 @@ class Probe:
     """What a model is asked, and what it must answer.
 
     model : its name. precision : that it computes in. vector : the test vector; small : one structure of one head.
+    parts : models that it consists of, and that are loaded anew with it.
     """
 
     model: str
     precision: str
     vector: Mapping[str, Any]
     small: Mapping[str, Any]
+    parts: tuple[str, ...] = ()
 
     def ask(self, transport: Transport, seconds: float, *, whole: bool = False) -> float:
         """Ask and compare; return the largest error relative to what is allowed.
@@ -58,7 +60,7 @@ class Probe:
 
 
 def probes(repository: Path, models: Sequence[str]) -> list[Probe]:
-    """Return the probes of the models of a repository that hold an ensemble."""
+    """Return the probes of the models of a repository that answer requests for an ensemble."""
     found = []
     for model in models:
         versions = [p for p in (repository / model).iterdir() if p.name.isdigit() and (p / FILE).is_file()]
@@ -66,6 +68,9 @@ def probes(repository: Path, models: Sequence[str]) -> list[Probe]:
             newest = max(versions, key=lambda p: int(p.name))
             vector = stored_vector(newest / GFM)
             found.append(Probe(model, Settings.read(newest).precision, vector, first_structure(vector)))
+            *parts, pipeline = beside(model)
+            if pipeline in models:
+                found.append(replace(found[-1], model=pipeline, parts=tuple(parts)))
     return found
 
 
@@ -180,12 +185,16 @@ class Health(threading.Thread):
         began = time.monotonic()
         self._silent[probe.model] = 0
         self._log.event("reloading", "warning", model=probe.model, text=why)
-        self._kill_stubs(probe.model)
+        every = (probe.model, *probe.parts)
+        for model in every:
+            self._kill_stubs(model)
         try:
             with self._connect(LOADING) as transport:
                 # a server does not load what it has and whose files are as they were
-                transport.unload(probe.model, seconds=LOADING)
-                transport.load(probe.model, seconds=LOADING)
+                for model in every:
+                    transport.unload(model, seconds=LOADING)
+                for model in reversed(every):
+                    transport.load(model, seconds=LOADING)
             probe.ask(self._transport, self._seconds, whole=True)
         except AtomSieveError as error:
             if not self._ended.is_set():

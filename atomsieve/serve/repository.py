@@ -17,7 +17,7 @@ from atomsieve.models import ensemble_id, load_gfm
 from atomsieve.models.exports import check_export
 from atomsieve.models.folder import MANIFEST
 from atomsieve.serve.config import MODEL_PY, model_config
-from atomsieve.serve.settings import FILE, GFM, Settings
+from atomsieve.serve.settings import FILE, GFM, Settings, beside
 from atomsieve.serve.wire import given
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def write_repository(
                 "or libtorch"
             )
         wanted = graph_backend != "none" and served.settings.backend in graphs.BACKENDS
-        every += [served.name, *(graphs.names(served.name) if wanted else ())]
+        every += [served.name, *(beside(served.name) if wanted else ())]
     twice = sorted({name for name in every if every.count(name) > 1})
     if twice:
         raise UsageError(f"two models would be named {twice[0]!r}; give the ensembles other names: NAME=PATH")

@@ -15,6 +15,14 @@ GRAPH_FILE = "graph.json"
 GFM = "gfm"
 """Name of the ensemble folder inside the version folder of a served model."""
 
+PARTS = ("graph", "prepare", "finish", "pipeline")
+"""Models that may stand beside one that takes raw structures; the last consists of the others."""
+
+
+def beside(model: str) -> list[str]:
+    """Return the names of the models for graphs that stand beside one."""
+    return [f"{model}_{part}" for part in PARTS]
+
 
 class Limits(BaseModel):
     """What one request may ask for; more is refused with an error of the 400 class.

@@ -12,8 +12,9 @@ from atomsieve.models import read_manifest
 from atomsieve.predict import Predictor, Status
 from atomsieve.serve import graph_repository as graphs
 from atomsieve.serve.check import check_endpoint
+from atomsieve.serve.health import probes
 from atomsieve.serve.repository import Served, read_config, write_repository
-from atomsieve.serve.settings import Settings
+from atomsieve.serve.settings import Settings, beside
 from atomsieve.serve.transport import Rejected
 from atomsieve.serve.wire import OUTPUTS, outputs_for, request_arrays
 from atomsieve.structures import StructureBatch
@@ -250,12 +251,15 @@ def test_a_second_version_of_a_pipeline_never_mixes_with_the_first(exported, tmp
     for version in (1, 2):
         one = [Served("gfm", exported, settings("onnx"))]
         found = write_repository(tmp_path, one, graph_backend="python", version=version)
-        assert [p.parent.name for p in found] == ["gfm", *graphs.names("gfm")]
+        assert [p.parent.name for p in found] == ["gfm", *beside("gfm")]
         steps = read_config(tmp_path / "gfm_pipeline" / "config.pbtxt").ensemble_scheduling.step
         assert {step.model_version for step in steps} == {version}
     for name in ("gfm", "gfm_graph", "gfm_prepare", "gfm_finish"):
         assert {"1", "2"} <= {p.name for p in (tmp_path / name).iterdir()}
         assert read_config(tmp_path / name / "config.pbtxt").version_policy.WhichOneof("policy_choice") == "all"
+    [raw, pipeline] = probes(tmp_path, ["gfm", *beside("gfm")])
+    assert (raw.model, raw.parts) == ("gfm", ())
+    assert (pipeline.model, pipeline.parts) == ("gfm_pipeline", ("gfm_graph", "gfm_prepare", "gfm_finish"))
     (tmp_path / "gfm_finish" / "config.pbtxt").write_text('name: "gfm_finish"\n')
     with pytest.raises(AtomSieveError, match="gfm_finish is there already and was not written by this program"):
         write_repository(tmp_path, one, graph_backend="python", version=3)
