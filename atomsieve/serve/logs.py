@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from atomsieve.errors import unknown
+from atomsieve.errors import UsageError, unknown
 
 FORMS = ("json", "text")
 LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error", "F": "error"}
@@ -37,7 +37,10 @@ class Log:
         if form not in FORMS:
             raise unknown("form of the log", form, FORMS)
         self._stream, self._form = stream, form
-        self._file = None if file is None else file.open("a", encoding="utf-8")
+        try:
+            self._file = None if file is None else file.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"the log file {file} cannot be written ({error.strerror}); give another") from error
         self._secrets = [s for s in secrets if s]
         self._lock = threading.Lock()
 

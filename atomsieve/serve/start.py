@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def server_options(
     options = ServerOptions(
         repository,
         tuple(models),
-        address=w.address,
+        address=_numeric(w.address),
         grpc=w.grpc,
         http=free_ports(1)[0] if private else 8000 if w.http is None else w.http,
         http_address="127.0.0.1" if tls else None,
@@ -117,6 +118,17 @@ def open_ports(options: ServerOptions) -> dict[str, dict[str, int]]:
     found = {o.address: {"--grpc-port": o.grpc, "--metrics-port": o.metrics}}
     found.setdefault(o.http_address or o.address, {})["--http-port"] = o.http
     return found
+
+
+def _numeric(address: str) -> str:
+    """Return an address as the server wants it: in numbers."""
+    if ":" in address:
+        return f"[{address.strip('[]')}]"
+    try:
+        return socket.gethostbyname(address)
+    except OSError as error:
+        raise UsageError(f"--listen {address!r} is no address ({error.strerror}); give one of this machine, e.g. "
+                         "127.0.0.1, or 0.0.0.0 for all") from error  # fmt: skip
 
 
 def _has_gpu() -> bool:

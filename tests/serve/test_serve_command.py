@@ -64,6 +64,10 @@ def test_what_cannot_start_says_why(tmp_path, served_gfm, capsys):
     assert "name either" in said(capsys, *given, served_gfm)[2]
     code, _, error = said(capsys, *given, "--listen", "0.0.0.0")
     assert code == 2 and "--token-file FILE" in error and "--insecure" in error
+    assert (
+        "--listen 'no.such.host.invalid' is no address" in said(capsys, *given, "--listen", "no.such.host.invalid")[2]
+    )
+    assert "cannot be written" in said(capsys, *given, *ports(), "--log-file", tmp_path / "no/log")[2]
     assert "is no model repository" in said(capsys, "start", "--repository", tmp_path)[2]
     assert "not a program" in said(capsys, *given, *ports(), "--tritonserver", models)[2]
     assert "--grpc-port and --http-port are both 9" in said(capsys, *given, "--grpc-port", 9, "--http-port", 9)[2]
