@@ -14,6 +14,7 @@ from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict.packing import BUDGETS
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.status import Status
+from atomsieve.serve.crowding import crowded_edges
 from atomsieve.serve.wire import OUTPUTS, outputs_for, prediction_of, request_arrays
 from atomsieve.structures.batch import StructureBatch, check_batch, ragged_index
 
@@ -97,15 +98,15 @@ class Described:
         limits, counts = self.server["limits"], batch.counts
         most = min(limits["structure_atoms"], limits["atoms"], counts.max(initial=0) if largest is None else largest)
         size = BYTES[0] + BYTES[1] * counts
-        fits = np.flatnonzero((counts <= most) & (size <= limits["bytes"]))
+        edges = np.maximum(edge_budget_estimate(batch, self.cutoff), crowded_edges(batch, self.cutoff))
+        fits = np.flatnonzero((counts <= most) & (size <= limits["bytes"]) & (edges <= limits["structure_edges"]))
         asked = outputs_for(want, self.kind)
         given = self._description["gives"]
         members = self.members if "members" in want else 1
         volume = size * (4 + members)  # of the answer too, features left out
-        edges = edge_budget_estimate(batch, self.cutoff)
         costs = {
             "atoms": (counts, min(self.budget[0], limits["atoms"])),
-            "edges": (edges, self.budget[1]),
+            "edges": (edges, min(self.budget[1], limits["edges"])),
             "structures": (np.ones(len(batch)), limits["structures"]),
             "bytes": (size, limits["bytes"]),
             "message": (volume, LARGEST_MESSAGE),

@@ -92,7 +92,8 @@ def test_a_batch_that_is_cut_comes_back_in_order(remotes, local, way, monkeypatc
 
 def test_cuts_keep_to_every_limit_of_the_server(remotes, local, monkeypatch):
     remote, batch = remotes["grpc"], copper_oxides(20, seed=1)
-    limits = {"structures": 3, "atoms": 16, "bytes": 95 * 2 + 25 * 16, "structure_atoms": 7, "structure_edges": 10**6}
+    limits = {"structures": 3, "atoms": 16, "bytes": 95 * 2 + 25 * 16, "structure_atoms": 7, "structure_edges": 10**6,
+              "edges": 10**7}  # fmt: skip
     monkeypatch.setitem(remote.server, "limits", limits)
     job = remote._job(batch, {"energy"}, None, None)
     large = batch.counts > 7
@@ -104,6 +105,21 @@ def test_cuts_keep_to_every_limit_of_the_server(remotes, local, monkeypatch):
     assert set(found.status[large]) == {Status.TOO_LARGE}
     same(found, truth)
     same(remote(batch, max_structure_atoms=1), local(batch, max_structure_atoms=1))
+
+
+@pytest.mark.parametrize("way", ["grpc", "http"])
+def test_heaps_of_atoms_are_cut_so_that_the_server_takes_them(remotes, local, way):
+    from ase import Atoms
+
+    rng = np.random.default_rng(0)
+    heaps = [Atoms("Cu400", rng.normal(scale=2.0, size=(400, 3))) for _ in range(500)]
+    remote, batch = remotes[way], StructureBatch.from_ase([*heaps, Atoms("Cu4000", rng.random((4000, 3)))])
+    job = remote._job(batch, {"energy"}, None, None)
+    assert len(job.pieces) > 100 and 500 not in np.concatenate(job.pieces), "too crowded for the server"
+    few = batch.slice(496, 501)
+    found = remote(few, {"energy"}, head="metal")
+    assert found.status[-1] == Status.TOO_LARGE
+    np.testing.assert_allclose(found.energy[:-1], local(few.slice(0, 4), {"energy"}, head="metal").energy, rtol=1e-9)
 
 
 def test_it_is_described_as_the_local_one(remotes, local):
