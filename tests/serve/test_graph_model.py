@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from tests.helpers import copper_oxides, tiny_gfm
 from tests.serve.exported import add_export
 from tests.serve.triton import RunningServer, installation
 
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("onnx", "torchscript")
 WANT = {"energy", "forces", "stress", "spread", "members"}
 
@@ -184,6 +187,24 @@ def test_pipeline_is_checked_and_used_as_any_model(running, predictors, exported
 def test_pipeline_refuses_a_wrong_request(running, spoil, parameters, said):
     with running.transport() as transport, pytest.raises(Rejected, match=said):
         transport.infer("onnx_pipeline", spoil(request_arrays(copper_oxides(2))), ["energy"], parameters)
+
+
+def test_example_of_the_documentation(running, predictors, capsys):
+    from ase import Atoms
+
+    text = (ROOT / "docs" / "graph_models.md").read_text()
+    code = textwrap.dedent(text[text.index("    import json") : text.index("\n`metal` stands for")])
+    code = code.replace("127.0.0.1:8001", running.grpc.removeprefix("grpc://")).replace(
+        "gfm_graph", "torchscript_graph"
+    )
+    names = {}
+    exec(code, names)
+    truth = predictors["torchscript"](
+        StructureBatch.from_ase(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])), head="metal"
+    )
+    np.testing.assert_allclose(names["found"].as_numpy("energy"), truth.energy, rtol=1e-9)
+    np.testing.assert_allclose(names["found"].as_numpy("forces"), truth.forces, rtol=1e-9, atol=1e-9)
+    assert str(names["found"].as_numpy("energy")) in capsys.readouterr().out
 
 
 # -- without a server ----------------------------------------------------------------------------------------------
