@@ -67,7 +67,7 @@ class RemoteCalculator(GFMCalculator):
                     endpoint, model, head, credentials=credentials, deadline=deadline, patience=patience, alone=alone
                 )
             self._take(endpoint, head, None)
-        except AtomSieveError as error:
+        except (AtomSieveError, OSError) as error:  # OSError of a file for TLS
             raise CalculatorSetupError(str(error)) from error
         self._given = endpoint
         shown = {"endpoint": ",".join(endpoint.endpoints), "model": endpoint.model, "head": self._head}
