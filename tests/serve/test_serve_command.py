@@ -125,6 +125,21 @@ def test_command_lines_of_containers(tmp_path, served_gfm, capsys, monkeypatch):
     assert "apptainer is not on the PATH" in said(capsys, *given, "apptainer")[2]
 
 
+def test_check_tells_sound_endpoints_from_others(tmp_path, server, served_gfm, capsys):
+    code, out, _ = said(capsys, "check", server.grpc, "--ensemble", served_gfm, "--head", "organic")
+    assert code == 0 and f"url: {server.grpc}" in out and "worst_error: " in out
+    assert said(capsys, "check", server.http, "--quiet") == (0, "", "")
+    other = tiny_gfm(tmp_path / "other", members=2)
+    code, _, error = said(capsys, "check", server.grpc, "--ensemble", other)
+    assert code == 1 and len(error.strip().splitlines()) == 1
+    code, _, error = said(capsys, "check", server.grpc, "--head", "organik")
+    assert code == 2 and "did you mean 'organic'" in error
+    [nobody] = free_ports(1)
+    code, _, error = said(capsys, "check", f"grpc://127.0.0.1:{nobody}", "--timeout", 5)
+    assert code == 1 and f"127.0.0.1:{nobody}" in error
+    assert said(capsys, "check", "ftp://here")[0] == 2
+
+
 def test_both_forms_of_the_log(tmp_path):
     lines = [
         '2026-01-02T03:04:05Z I 31961 model_lifecycle.cc:839] "successfully loaded \'gfm\'"',

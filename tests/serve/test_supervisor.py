@@ -116,7 +116,7 @@ def test_an_end_that_is_asked_for_lets_running_requests_finish(supervised, serve
     tls = ("--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem")
     trust = Credentials(ca=tmp_path / "ca.pem")
     running = supervised(served_gfm, *QUICK, *tls, "--answer-seconds", 30, scheme="grpcs", credentials=trust)
-    long, found = copper_oxides(6000), {}
+    long, found = copper_oxides(3000), {}
     running.until("ready")
     assert "http://127.0.0.1" not in running.said().replace(f"http://127.0.0.1:{running.metrics}", "")
     words = Path(f"/proc/{running.server()}/cmdline").read_text().split("\0")
