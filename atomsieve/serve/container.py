@@ -62,7 +62,7 @@ def container_command(
             line += ["--bind", f"{path}:{target}:ro"]
         listen = ["--listen", w.address] if not is_loopback(w.address) else []
         return [*line, image or IMAGES[engine], *inside, *listen, *(["--insecure"] if w.insecure else [])]
-    line = ["docker", "run", "--rm", "--init", "--shm-size", "1g", "--read-only", "--tmpfs", "/tmp",  # noqa: S108
+    line = ["docker", "run", "--rm", "--init", "--shm-size", "1g", "--read-only", "--tmpfs", "/tmp:exec",  # noqa: S108 - the stub of a model lies there
             "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # fmt: skip
     if os.getuid() != 0:  # the token file belongs to this user; the image's own user is not root either
         line += ["--user", f"{os.getuid()}:{os.getgid()}"]
