@@ -265,10 +265,11 @@ def run(arguments: argparse.Namespace, gfm: Path, work: Path) -> None:
     with served(work / "repository", arguments.threads) as (process, options):
         bench, pids = Bench(predictor, options, sizes), list(family(process.pid).values())
         print(f"largest difference of an energy here and there: {bench.agree():.1e} eV/atom", flush=True)
-        for _ in range(arguments.rounds):
-            for size in sizes:
-                for point in (local[size], *(p for p in points if p.size == size)):
-                    bench.measure(point, arguments.seconds, pids)
+        with suppress(KeyboardInterrupt):  # what there is by then is printed
+            for _ in range(arguments.rounds):
+                for size in sizes:
+                    for point in (local[size], *(p for p in points if p.size == size)):
+                        bench.measure(point, arguments.seconds, pids)
         used = memory(process.pid)
     table(points, local)
     print("\n" + json.dumps({name: round(value) for name, value in used.items()}) + " MiB")
@@ -281,9 +282,9 @@ def table(points: list[Point], local: dict[int, Point]) -> None:
           "CPU ms/structure | together |")  # fmt: skip
     print("| --- " * 10 + "|")
     for size, base in local.items():
-        for point in (base, *(p for p in points if p.size == size)):
+        for point in (p for p in (base, *points) if p.size == size and p.rates):
             rate = statistics.median(point.rates)
-            ratios = [a / b for a, b in zip(point.rates, base.rates, strict=True)]
+            ratios = [a / b for a, b in zip(point.rates, base.rates, strict=False) if b]
             p50, p99 = np.percentile(np.array(point.latencies) * 1e3, [50, 99])
             together = f"{statistics.median(point.together):.1f}" if point.together else ""
             print(

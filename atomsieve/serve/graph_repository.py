@@ -133,9 +133,8 @@ def _graph_files(
     """Lay out the artefact, checked, and a first request."""
     place = check_export(gfm, entry)
     if native:
-        model, called = next(n for n in entry.files if n.startswith("model.")), BACKENDS[entry.format][1]
-        for name in entry.files:
-            _shared(str(place / name), str(folder / (called if name == model else name)))
+        for name in entry.files:  # weights may lie in a file of their own, by whose name the model finds them
+            _shared(str(place / name), str(folder / {"model.ts": "model.pt"}.get(name, name)))
     else:
         own = folder / GFM
         (own / FOLDER).mkdir(parents=True)
