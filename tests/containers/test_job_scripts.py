@@ -124,8 +124,8 @@ def test_a_pbs_job_is_submitted_again_only_when_it_was_interrupted(site, code, e
     if again:
         variables = dict(pair.split("=", 1) for pair in calls[2].split()[2].split(","))
         assert variables == {
-            "CANDIDATES": "c.bp", "ENSEMBLE": "gfm", "RESULTS": "results", "IMAGE": "", "MPI_ROOT": "", "MPI_LIBRARY": "",
-            "LIMIT": "14100", "RESUBMITTED": "1",
+            "CANDIDATES": "c.bp", "ENSEMBLE": "gfm", "RESULTS": "results", "IMAGE": "", "MPI_ROOT": "",
+            "MPI_LIBRARY": "", "LIMIT": "14100", "RESUBMITTED": "1",
         }  # fmt: skip
         _, second = site(PBS / "screen.pbs", **variables, CODE_SCREEN="75")
         assert "RESUBMITTED=2" in second[2]
