@@ -18,7 +18,7 @@ from atomsieve.serve.wire import INPUTS, OUTPUTS
 from atomsieve.structures.fields import FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/cli.md", "docs/formats.md", "docs/protocol.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 
 
 def rows(page: str) -> dict[str, list[str]]:
