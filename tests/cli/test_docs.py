@@ -18,7 +18,8 @@ from atomsieve.serve.wire import INPUTS, OUTPUTS
 from atomsieve.structures.fields import FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+DOCS = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 
 
 def rows(page: str) -> dict[str, list[str]]:
