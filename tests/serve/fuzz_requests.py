@@ -45,7 +45,7 @@ class Judge:
         """Return the kind of refusal, or "answered"."""
         request = self.engine.read(arrays, parameters, outputs)
         self._calls += 1
-        strange, *rest = self.engine([request, self._good] if self._calls % 5 == 0 else [request])
+        strange, *rest = self.engine([request, self._good] if self._calls % 10 == 0 else [request])
         for good in rest:
             for name, values in self._truth.items():
                 np.testing.assert_allclose(good[name], values, rtol=1e-8, atol=1e-8, err_msg=name)
@@ -72,10 +72,11 @@ def request_of(source: Any) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
     structures = source.ConsumeIntInRange(0, 4)
     counts = [source.ConsumeIntInRange(0, 5) for _ in range(structures)]
     sizes = {"structure": structures, "atom": sum(counts)}
+    periodic = source.ConsumeBool()
     arrays = {}
     for name, tensor in INPUTS.items():
-        how = source.ConsumeIntInRange(0, 15)
-        if how == 0 or (tensor.optional and how < 8):
+        how = source.ConsumeIntInRange(0, 60)
+        if how == 0 or (tensor.optional and how > 3 and not (periodic if name in ("cell", "pbc") else how > 40)):
             continue
         shape = [1, sizes[tensor.axis], *tensor.trailing]
         if how == 1:
@@ -89,8 +90,8 @@ def request_of(source: Any) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
     outputs = {name for name in ASKED if source.ConsumeBool()}
     parameters: dict[str, Any] = {}
     if source.ConsumeBool():
-        parameters["head"] = source.PickValueInList(["metal", "organic", "", "none", 3, None, [1]])
-    if source.ConsumeIntInRange(0, 5) == 0:
+        parameters["head"] = source.PickValueInList([*["metal", "organic"] * 6, "", "none", 3, None, [1]])
+    if source.ConsumeIntInRange(0, 9) == 0:
         parameters["alone"] = source.PickValueInList([True, False, 1, "yes"])
     if source.ConsumeIntInRange(0, 20) == 0:
         parameters[source.ConsumeUnicodeNoSurrogates(8)] = source.ConsumeInt(8)
@@ -98,16 +99,21 @@ def request_of(source: Any) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
 
 
 def _values(source: Any, name: str, shape: tuple[int, ...], dtype: np.dtype, counts: list[int]) -> Any:
-    if name == "n_atoms" and shape == (1, len(counts)) and source.ConsumeIntInRange(0, 7):
+    usual = source.ConsumeIntInRange(0, 15) > 0
+    if name == "n_atoms" and shape == (1, len(counts)) and usual:
         return np.array([counts], dtype)
     if dtype.kind == "f":
-        picks = [source.PickValueInList(list(NUMBERS)) + 3.0 * source.ConsumeProbability() for _ in range(5)]
+        numbers = list(NUMBERS[:6]) if usual else list(NUMBERS)
+        picks = [source.PickValueInList(numbers) + 3.0 * source.ConsumeProbability() for _ in range(5)]
         steps = 2.7 * np.arange(int(np.prod(shape))).reshape(shape)
         values = np.resize(np.array(picks), shape) + (steps if source.ConsumeIntInRange(0, 3) else 0)
         if name == "cell" and shape[-2:] == (3, 3) and source.ConsumeIntInRange(0, 3):
             values = values * np.eye(3)
         return values.astype(dtype)
-    picks = [source.PickValueInList(list(COUNTS) if dtype.itemsize > 1 else [0, 1, 2, 8, 29, 255]) for _ in range(5)]
+    allowed = list(COUNTS) if dtype.itemsize > 1 else [0, 1, 2, 8, 29, 255]
+    if usual and name in ("pbc", "head", "numbers"):
+        allowed = {"pbc": [0, 1], "head": [-1, 0, 1], "numbers": [29, 29, 8, 1]}[name]
+    picks = [source.PickValueInList(allowed) for _ in range(5)]
     with np.errstate(all="ignore"):
         return np.resize(np.array(picks, np.int64), shape).astype(dtype)
 

@@ -24,6 +24,7 @@ from tests.serve.fuzz_requests import ASKED, COUNTS, DTYPES, NUMBERS, Judge, eng
 
 FEW = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 GOOD = copper_oxides(2)
+RUNS = 1500
 
 
 def elements(name, dtype):
@@ -75,25 +76,25 @@ def judge(local):
 def test_requests_in_this_process(judge):
     seen = Counter()
 
-    @settings(FEW, max_examples=250)
+    @settings(FEW, max_examples=150)
     @given(requests())
     def run(request):
         with np.errstate(all="ignore"):
             seen[judge(*request)] += 1
 
     run()
-    assert seen["invalid"] > 20 and seen["answered"] > 20, seen  # both sides of the checks were reached
+    assert seen["invalid"] > 10 and seen["answered"] > 10, seen  # both sides of the checks were reached
 
 
 def test_bytes_to_requests_guided_by_coverage(tmp_path):
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed; pip install 'atomsieve[dev]'")
-    line = [sys.executable, "-m", "tests.serve.fuzz_requests", str(tmp_path), "-runs=2000", "-seed=7", "-max_len=600",
-            "-rss_limit_mb=0", f"-artifact_prefix={tmp_path}/"]  # fmt: skip
+    line = [sys.executable, "-m", "tests.serve.fuzz_requests", str(tmp_path), f"-runs={RUNS}", "-seed=7",
+            "-max_len=600", "-len_control=0", "-rss_limit_mb=0", f"-artifact_prefix={tmp_path}/"]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Done 2000 runs" in done.stderr
+    assert f"Done {RUNS} runs" in done.stderr
 
 
 # -- the real server ---------------------------------------------------------------------------------------------------
