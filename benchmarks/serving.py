@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -314,6 +315,8 @@ def main() -> None:
     wanted = ALLOCATOR | {"OMP_NUM_THREADS": str(arguments.threads)}
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)  # noqa: S606
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background, too: what there is by then is printed
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="atomsieve-serving-") as name:
         gfm = arguments.gfm or ensemble_of(arguments, Path(name) / "gfm")
         made = "" if arguments.gfm else f", untrained: {arguments.members} members, hidden {arguments.hidden}"
