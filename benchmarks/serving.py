@@ -125,7 +125,7 @@ def served(repository: Path, threads: int) -> Iterator[tuple[TritonProcess, Serv
                     time.sleep(0.1)
             yield process, options
         finally:
-            process.stop(10)
+            process.stop(options.exit_seconds + 10)  # killed, it would leave shared memory behind
 
 
 def counted(options: ServerOptions) -> tuple[float, float]:
