@@ -56,7 +56,7 @@ def test_names_of_models():
 def test_a_derived_name_that_is_taken(gfm, tmp_path, monkeypatch):
     onnx = Settings(backend="onnx")
     with pytest.raises(UsageError, match="would be named 'a_graph'"):
-        write_repository(tmp_path / "r", [Served("a", gfm, onnx), Served("a_graph", gfm, FP64)], graph_backend="python")
+        write_repository(tmp_path / "r", [Served("a", gfm, onnx), Served("a_graph", gfm, FP64)], graph_backend="auto")
     with pytest.raises(UsageError, match=r"graph backend 'pyton' \(did you mean 'python'\?\)"):
         write_repository(tmp_path / "r", [Served("a", gfm, onnx)], graph_backend="pyton")
     for backend in ("native", "pt2"):
