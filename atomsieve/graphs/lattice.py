@@ -128,6 +128,29 @@ def _reduce(basis: NDArray[np.float64], to_cell: NDArray[np.int64], rank: NDArra
     to_cell[:] = np.take_along_axis(to_cell, order[:, :, None], 1)
 
 
+def reduced_cells(cell: NDArray[np.floating], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the periodic vectors of cells `[S,3,3]`, those of skewed cells about as short as their lattice allows.
+
+    They come last; rows of directions without periodicity, by `pbc [S,3]`, come first and are zero. Nonsense stays so.
+    """
+    basis = np.where(pbc[:, :, None], cell, 0.0).astype(np.float64, copy=False)
+    if not pbc.all():
+        basis = np.take_along_axis(basis, np.argsort(pbc, axis=1, kind="stable")[:, :, None], 1)
+    with np.errstate(all="ignore"):  # the squared volume of unit vectors, from the cosines between them
+        a, b, c = basis.transpose(1, 2, 0)
+        aa, bb, cc, ab, ac, bc = ((u * v).sum(0) for u, v in ((a, a), (b, b), (c, c), (a, b), (a, c), (b, c)))
+        pairs = (np.divide(uv**2, uu * vv, out=np.zeros_like(uv), where=uu * vv > 0)
+                 for uv, uu, vv in ((ab, aa, bb), (ac, aa, cc), (bc, bb, cc)))  # fmt: skip
+        every = aa * bb * cc
+        volume2 = 1 - sum(pairs) + 2 * np.divide(ab * ac * bc, every, out=np.zeros_like(every), where=every > 0)
+        skewed = np.flatnonzero((volume2 < REDUCE_ABOVE**-2) & (np.abs(basis) < 1e100).all((1, 2)))
+        if len(skewed):
+            part, to_cell = basis[skewed], np.zeros((len(skewed), 3, 3), np.int64)
+            _reduce(part, to_cell, pbc.sum(1)[skewed])
+            basis[skewed] = part
+    return basis
+
+
 def _first(bad: Any, code: int, batch: StructureBatch, cutoff: float) -> None:
     """Raise the fault of the first structure marked in `bad [S]`."""
     if bad.any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.graphs.lattice import reduced_cells
 from atomsieve.structures.batch import StructureBatch
 
 PER_PAIR = 22.0
@@ -17,13 +18,16 @@ def crowded_edges(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
     Atoms are counted in bins whose diagonal is the cutoff, so that all atoms of a bin are neighbours. An estimate from
     the mean density (`edge_budget_estimate`) is exact enough for matter, but knows nothing of atoms that somebody put
     on one heap, or of a cell far thinner than the cutoff: the larger of the two is safe to plan memory by.
+    How thin a cell is shows in the shortest vectors of its lattice, not in those by which it was given.
     """
     side = cutoff / np.sqrt(3.0)
     home = batch.structure_of_atom
+    rows = reduced_cells(batch.cell, batch.pbc.astype(bool))
     with np.errstate(all="ignore"):
-        bins = np.floor(_wrapped(batch) / side)
-        lengths = np.linalg.norm(batch.cell, axis=2)
-        images = np.where(batch.pbc, np.maximum(side / lengths, 1.0), 1.0).prod(1)
+        bins = np.floor(_wrapped(batch, rows) / side)
+        lengths = np.linalg.norm(rows, axis=2)
+        periodic = np.arange(3) >= 3 - batch.pbc.sum(1)[:, None]
+        images = np.where(periodic, np.maximum(side / lengths, 1.0), 1.0).prod(1)
     images = np.where(np.isfinite(images), np.minimum(images, 1e12), 1.0)
     order = np.lexsort((bins[:, 2], bins[:, 1], bins[:, 0], home))
     sorted_bins, sorted_home = bins[order], home[order]
@@ -38,11 +42,10 @@ def crowded_edges(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
     return np.where(batch.pbc.any(1), found, np.minimum(found, counts * np.maximum(counts - 1.0, 0.0)))
 
 
-def _wrapped(batch: StructureBatch) -> NDArray[np.float64]:
-    """Return positions [N,3], moved into the cell along periodic directions; nonsense stays nonsense."""
+def _wrapped(batch: StructureBatch, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return positions [N,3], moved into the cell along periodic vectors `rows` [S,3,3]; nonsense stays nonsense."""
     positions = batch.positions.astype(np.float64, copy=True)
     for chosen, invert in ((batch.pbc.all(1), np.linalg.inv), (batch.pbc.any(1) & ~batch.pbc.all(1), np.linalg.pinv)):
-        rows = np.where(batch.pbc[:, :, None], batch.cell, 0.0)
         sound = chosen & np.isfinite(rows).all((1, 2))
         if invert is np.linalg.inv:
             sound &= np.abs(np.linalg.det(rows)) > 1e-12

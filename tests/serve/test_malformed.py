@@ -201,6 +201,8 @@ def test_crowded_structures_are_bounded_before_memory_is(local):
     assert ask(heap[:5000] + rng.integers(-9, 9, (5000, 3)) * 200.0, np.eye(3) * 200, (1, 1, 1)) == [4]
     assert ask(rng.uniform(0, 3, (20, 3)), np.diag([0.01, 50, 50]), (1, 0, 0), 1000) == "too_large"
     assert ask(np.zeros((1, 3)), np.eye(3) * 1e-3, (1, 1, 1)) == [4]
+    stack = np.arange(3000)[:, None] * [0, 0, 0.7]
+    assert ask(stack, np.array([[10, 0, 0], [10, 0.002, 0], [0, 0, 1]]), (1, 1, 0)) == [4]
     assert engine.work.evaluations == 0
     for size in (1e-300, 1e-3, 1e300, np.nan, np.inf):
         for pbc in ((1, 1, 1), (1, 0, 0)):
@@ -221,6 +223,10 @@ def test_the_estimate_of_crowded_structures_is_no_less_than_a_tenth_of_the_truth
         (3.0, np.diag([0.5, 40, 40]), (1, 0, 0)),
         (4.0, np.diag([1.5, 1.5, 40]), (1, 1, 0)),
         (2.0, np.zeros((3, 3)), (0, 0, 0)),
+        (80.0, np.array([[10, 0, 0], [10, 0.02, 0], [0, 0, 1]]), (1, 1, 0)),
+        (80.0, np.array([[0, 0.5, 9], [3, 3, 3], [0, 1, 18.5]]), (1, 0, 1)),
+        (9.0, np.array([[9, 0, 0], [45, 9, 0], [-54, -9.0, 0.05]]), (1, 1, 1)),
+        (9.0, np.array([[90, 1, 0], [900, 10, 0.1], [0, 9, 9]]), (1, 1, 1)),
     ):
         batch = StructureBatch(
             ptr=np.array([0, 120]), numbers=np.full(120, 29, np.uint8), positions=rng.uniform(0, box, (120, 3)),
