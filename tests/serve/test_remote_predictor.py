@@ -161,6 +161,13 @@ def test_a_pickle_refuses_another_ensemble(remotes):
         rebuild(given, head, "0" * 64)
 
 
+@pytest.mark.parametrize("way", ["grpc", "http"])
+def test_a_server_of_another_ensemble_rejects_the_request(remotes, way, monkeypatch):
+    monkeypatch.setattr(remotes[way], "ensemble_id", "0" * 64)
+    with pytest.raises(Rejected, match=r"holds ensemble \w{12}, the request is for 000000000000; connect anew"):
+        remotes[way](copper_oxides(1))
+
+
 def test_another_process_is_told_to_connect_itself(remotes, monkeypatch):
     monkeypatch.setattr(remotes["grpc"]._crew, "process", 1)
     with pytest.raises(UsageError, match="connect in each process"):
