@@ -47,16 +47,13 @@ class AsyncTransport:
         parameters: Mapping[str, Any] | None = None,
         *,
         seconds: float = 60.0,
-        priority: int = 0,
     ) -> Arrays:
         """Send tensors and return outputs, as `atomsieve.serve.transport.Transport.infer` does."""
         from tritonclient.utils import InferenceServerException
 
         asked = request_options(self._module, arrays, outputs, parameters, seconds)
         try:
-            found = await self._client.infer(
-                model, **asked, priority=priority, client_timeout=seconds, headers=self._headers
-            )
+            found = await self._client.infer(model, **asked, client_timeout=seconds, headers=self._headers)
         except InferenceServerException as error:
             raise kind_of(self.url, error) from error
         return answer_arrays(self.url, found, outputs)
@@ -191,7 +188,7 @@ class AsyncRemotePredictor(Described):
 async def _ask(transport: AsyncTransport, model: str, seconds: float) -> Mapping[str, Any] | EndpointError:
     """Return the description that an endpoint gives of a model, or why it gives none."""
     try:
-        found = await transport.infer(model, EMPTY, ["description"], seconds=seconds, priority=1)
+        found = await transport.infer(model, EMPTY, ["description"], seconds=seconds)
         return description_of(found["description"], transport.url)
     except EndpointError as error:
         return error

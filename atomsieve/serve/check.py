@@ -26,8 +26,8 @@ def check_endpoint(
 ) -> dict[str, Any]:
     """Send the test vector of every head to an endpoint, compare what comes back, and return the facts.
 
-    The server's own test vector is taken, or that of the folder `ensemble`, which must be what is served. The request
-    passes those that wait. heads : to test, None for all. seconds : for each of the answers.
+    The server's own test vector is taken, or that of the folder `ensemble`, which must be what is served.
+    heads : to test, None for all. seconds : for each of the answers.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def check_endpoint(
     where = parse_url(url)
     with Transport(where, credentials, connections=1, seconds=seconds) as transport:
         ask = transport.infer
-        found = ask(model, EMPTY, ["description", "test_vector"], seconds=seconds, priority=1)
+        found = ask(model, EMPTY, ["description", "test_vector"], seconds=seconds)
         description = description_of(found["description"], where)
         if (refused := different(where, description, {}, None)) is not None:
             raise AtomSieveError(refused)
@@ -58,7 +58,7 @@ def check_endpoint(
         def answer(arrays: dict[str, Any], head: str, names: list[str]) -> Mapping[str, Any]:
             began = time.perf_counter()
             parameters = {"head": head, "ensemble_id": description["ensemble_id"]}
-            answered = ask(model, arrays, names, parameters, seconds=seconds, priority=1)
+            answered = ask(model, arrays, names, parameters, seconds=seconds)
             spent.append(time.perf_counter() - began)
             return answered
 

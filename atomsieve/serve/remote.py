@@ -29,7 +29,7 @@ EMPTY: Arrays = {
 
 
 def ask(url: Url, model: str, credentials: Credentials | None, seconds: float) -> Mapping[str, Any]:
-    """Return the description that an endpoint gives of a model, by a true inference that passes all that waits.
+    """Return the description that an endpoint gives of a model, by a true inference.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def ask(url: Url, model: str, credentials: Credentials | None, seconds: float) -
         if there is none.
     """
     with Transport(url, credentials, connections=1, seconds=seconds) as transport:
-        found = transport.infer(model, EMPTY, ["description"], seconds=seconds, priority=1)
+        found = transport.infer(model, EMPTY, ["description"], seconds=seconds)
     return description_of(found["description"], url)
 
 
