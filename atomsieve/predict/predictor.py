@@ -87,6 +87,11 @@ class Predictor:
         """What the backend gives beside the energy: of "forces", "stress", "energies" and "forces_members"."""
         return self._run.outputs
 
+    @property
+    def features(self) -> int:
+        """Number of features F that the encoder gives each atom."""
+        return self._config.hidden
+
     def references(self, head: str) -> NDArray[np.float64]:
         """Return the energy [256] eV of one atom of each element, by atomic number; NaN where the head has none."""
         table = np.full(256, np.nan)

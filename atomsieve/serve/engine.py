@@ -6,10 +6,11 @@ Requests that came together are evaluated together. A bad one gets an error of i
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +31,9 @@ from atomsieve.structures.batch import ragged_index
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[Any]]
+
+ANSWER_BYTES = 64 * 2**20
+"""Answers that are computed together hold no more than this, or as much as a request may."""
 
 
 @dataclass
@@ -70,7 +74,7 @@ class Engine:
         """Return the arrays [S,...] or [N,...] that each request asked for, or why there are none."""
         began, self.work = time.perf_counter(), Work()
         answers: list[Arrays | Refused | None] = [r if isinstance(r, Refused) else None for r in requests]
-        for together in _groups(requests):
+        for together in self._groups(requests):
             group = [request for k in together if isinstance(request := requests[k], Request)]
             for k, answer in zip(together, self._answer(group), strict=True):
                 answers[k] = answer
@@ -112,6 +116,39 @@ class Engine:
             return Refused("too_large", f"the structures have about {total:.3g} pairs of neighbours, allowed are "
                            f"{limits.edges} in a request; send fewer at once")  # fmt: skip
         return replace(request, edges=np.where(large, np.inf, edges))
+
+    def _groups(self, requests: Sequence[Request | Refused]) -> Iterator[list[int]]:
+        """Yield which requests are evaluated together: those that ask for the same, unless one wants to be alone.
+
+        What is put on one pile stays within what a single request may ask for, so that memory is bounded by that.
+        """
+        groups: dict[Any, list[int]] = {}
+        for k, request in enumerate(requests):
+            if isinstance(request, Request):
+                groups.setdefault(k if request.alone else request.outputs, []).append(k)
+        limits = self.settings.limits
+        allowed = (limits.structures, limits.atoms, max(limits.bytes, ANSWER_BYTES))
+        for group in groups.values():
+            start, filled = 0, (0, 0, 0)
+            for place, k in enumerate(group if len(group) > 1 else ()):
+                request = requests[k]
+                assert isinstance(request, Request)
+                size = self._size(request)
+                filled = (filled[0] + size[0], filled[1] + size[1], filled[2] + size[2])
+                if place > start and any(f > most for f, most in zip(filled, allowed, strict=True)):
+                    yield group[start:place]
+                    start, filled = place, size
+            yield group[start:]
+
+    def _size(self, request: Request) -> tuple[int, int, int]:
+        """Return structures, atoms, and bytes of the answer of a request."""
+        structures, atoms = len(request.batch), request.batch.n_atoms
+        each = {"atom": atoms, "structure": structures}
+        found = sum(
+            each[OUTPUTS[name].axis] * math.prod(self._trailing(name)) * OUTPUTS[name].dtype.itemsize
+            for name in request.outputs
+        )
+        return structures, atoms, found
 
     def _answer(self, group: Sequence[Request]) -> Sequence[Arrays | Refused]:
         """Evaluate requests together; if that fails, each by itself, so that only the culprit gets the error."""
@@ -177,21 +214,27 @@ class Engine:
             atoms = ragged_index(batch.ptr[:-1][some], part.counts)
             for name, values in prediction_arrays(self.predictor(part, want, head=head)).items():
                 if name not in found:
-                    found[name] = self._blank(name, batch, values.shape[1:])
+                    found[name] = self._blank(name, batch)
                 found[name][atoms if OUTPUTS[name].axis == "atom" else some] = values
             self.progress()
 
         for large in halved(compute, index, batch.counts):
             found["status"][large] = Status.OUT_OF_MEMORY
 
-    def _blank(self, name: str, batch: StructureBatch, trailing: tuple[int, ...] | None = None) -> NDArray[Any]:
+    def _blank(self, name: str, batch: StructureBatch) -> NDArray[Any]:
         """Return an output without results: NaN, or 0 where it is a flag."""
         tensor = OUTPUTS[name]
-        if trailing is None:
-            trailing = tuple(self.predictor.members if n == -1 else n for n in tensor.trailing)
         first = batch.n_atoms if tensor.axis == "atom" else len(batch)
         fill = np.nan if tensor.dtype.kind == "f" else 0
-        return np.full((first, *trailing), fill, tensor.dtype)
+        return np.full((first, *self._trailing(name)), fill, tensor.dtype)
+
+    def _trailing(self, name: str) -> tuple[int, ...]:
+        """Return the lengths of the axes of an output behind the first."""
+        trailing = OUTPUTS[name].trailing
+        if -1 not in trailing:
+            return trailing
+        own = self.predictor.features if name == "features" else self.predictor.members
+        return tuple(own if n == -1 else n for n in trailing)
 
 
 def internal_error() -> Refused:
@@ -199,15 +242,6 @@ def internal_error() -> Refused:
     reference = secrets.token_hex(6)
     log.exception("request failed, reference %s", reference)
     return Refused("internal", f"internal error, reference {reference}: the server's log holds the details under it")
-
-
-def _groups(requests: Sequence[Request | Refused]) -> list[list[int]]:
-    """Return which requests are evaluated together: those that ask for the same, unless one wants to be alone."""
-    groups: dict[Any, list[int]] = {}
-    for k, request in enumerate(requests):
-        if isinstance(request, Request):
-            groups.setdefault(k if request.alone else request.outputs, []).append(k)
-    return list(groups.values())
 
 
 def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> Mapping[str, Any]:

@@ -284,6 +284,40 @@ def test_what_goes_wrong_inside_is_a_reference_that_the_log_holds(local, caplog)
     assert good["status"].tolist() == [0] and engine.work.errors == {"internal": 1}
 
 
+def test_what_is_gathered_stays_within_the_limits_of_one_request(local, monkeypatch):
+    """Sizes of what is put on one pile are those that a request may have, and answers fit into so much memory."""
+    from itertools import pairwise
+
+    from atomsieve.serve import engine as module
+    from atomsieve.serve.engine import Engine
+    from atomsieve.serve.settings import Limits, Settings
+
+    seen = []
+    evaluate = Engine._evaluate
+    monkeypatch.setattr(Engine, "_evaluate", lambda self, group: seen.append(len(group)) or evaluate(self, group))
+
+    def ask(limits, names=("status", "energy")):
+        seen.clear()
+        engine = Engine(local, Settings(precision="fp64", limits=limits))
+        read = [engine.read(request_arrays(copper_oxides(n)), {"head": "metal"}, names) for n in (1, 3, 2, 4, 1)]
+        answers = engine(read)
+        assert [len(a["status"]) for a in answers] == [1, 3, 2, 4, 1]
+        return seen, np.concatenate([a["energy"] for a in answers])
+
+    groups, together = ask(Limits())
+    assert groups == [5]
+    atoms = [copper_oxides(n).n_atoms for n in (1, 3, 2, 4, 1)]
+    for limits in (Limits(structures=4), Limits(atoms=sum(atoms[:2]))):
+        groups, apart = ask(limits)
+        assert groups[0] == 2 and 3 <= len(groups) < 5 and sum(groups) == 5
+        np.testing.assert_allclose(apart, together, rtol=1e-12)
+    monkeypatch.setattr(module, "ANSWER_BYTES", 1000)
+    groups, _ = ask(Limits(bytes=2000), ("status", "energy", "features"))
+    bounds = np.cumsum([0, *groups])
+    held = [sum(a * 4 * local.features for a in atoms[i:j]) for i, j in pairwise(bounds)]
+    assert 2 <= len(groups) < 5 and all(h <= 2000 or n == 1 for h, n in zip(held, groups, strict=True))
+
+
 def test_nothing_but_empty_structures_and_nothing_at_all(server):
     empty = {"n_atoms": np.zeros((1, 3), np.int64), "numbers": np.zeros((1, 0), np.uint8),
              "positions": np.zeros((1, 0, 3))}  # fmt: skip
@@ -296,4 +330,5 @@ def test_nothing_but_empty_structures_and_nothing_at_all(server):
             assert np.isnan(found["energy"]).all() and found["in_domain"].tolist() == [0, 0, 0]
             found = transport.infer("gfm", nothing, names)
             assert found["status"].shape == (0,) and found["energy_members"].shape[0] == 0
+            assert found["features"].shape == transport.infer("gfm", GOOD, ["features"])["features"][:0].shape
             assert transport.infer("gfm", GOOD, []) == {}
