@@ -70,7 +70,8 @@ def start(
     metrics_port: o.MetricsPort = 8002,
     token_file: o.TokenFile = None, insecure: o.Insecure = False,
     tls_cert: o.TlsCert = None, tls_key: o.TlsKey = None, tls_client_ca: o.TlsClientCa = None,
-    check_seconds: o.CheckSeconds = 10.0, answer_seconds: o.AnswerSeconds = 30.0, drain_seconds: o.DrainSeconds = 30,
+    check_seconds: o.CheckSeconds = 10.0, answer_seconds: o.AnswerSeconds = 30.0,
+    start_seconds: o.StartSeconds = 600.0, drain_seconds: o.DrainSeconds = 30,
     max_restarts: o.MaxRestarts = 5, log: o.LogForm = None, log_file: o.LogFile = None,
     tritonserver: o.Program = None, container: o.Container = None, image: o.Image = None, show: o.Show = False,
 ) -> int:  # fmt: skip
@@ -91,7 +92,7 @@ def start(
     listening = Listening(listen, grpc_port, http_port, metrics_port, token_file, insecure, tls_cert, tls_key,
                           tls_client_ca)  # fmt: skip
     watch: dict[str, Any] = {"check_seconds": check_seconds, "answer_seconds": answer_seconds,
-                             "max_restarts": max_restarts, "drain_seconds": drain_seconds}  # fmt: skip
+                             "start_seconds": start_seconds, "max_restarts": max_restarts, "drain_seconds": drain_seconds}  # fmt: skip
     with TemporaryDirectory(prefix="atomsieve-serve-") as scratch:
         place = repository if repository is not None else Path(scratch) / "models"
         if folders:
@@ -194,7 +195,7 @@ def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path
     try:
         return Supervisor(
             server, options, log, check_seconds=watch["check_seconds"], answer_seconds=watch["answer_seconds"],
-            max_restarts=watch["max_restarts"], threads=threads, on_ready=ready, scratch=[scratch],
+            start_seconds=watch["start_seconds"], max_restarts=watch["max_restarts"], threads=threads, on_ready=ready, scratch=[scratch],
         ).run()  # fmt: skip
     finally:
         log.close()

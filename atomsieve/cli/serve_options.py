@@ -168,6 +168,9 @@ CheckSeconds = Annotated[
 AnswerSeconds = Annotated[
     float, typer.Option("--answer-seconds", help="That a check waits for its answer.", rich_help_panel=WATCH, min=0.1)
 ]
+StartSeconds = Annotated[
+    float, typer.Option("--start-seconds", help="Until all models of a server answer.", rich_help_panel=WATCH, min=1)
+]
 DrainSeconds = Annotated[
     int, typer.Option("--drain-seconds", help="For running requests after SIGTERM.", rich_help_panel=WATCH, min=1)
 ]

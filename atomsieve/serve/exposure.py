@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -66,6 +68,11 @@ def check_exposure(options: ServerOptions, insecure: bool) -> list[str]:
     for path in (o.tls_cert, o.tls_key, o.tls_client_ca):
         if path is not None and not os.access(path, os.R_OK):
             raise UsageError(f"{path} cannot be read; give a PEM file")
+    if o.tls_client_ca is not None and o.token is None and o.http and not o.http_private and not insecure:
+        raise UsageError(
+            f"HTTP on port {o.http} asks for no certificate, so --tls-client-ca guards gRPC alone; leave --http-port "
+            "out, or say who may use it with --token-file FILE, or that everybody may with --insecure"
+        )
     if is_loopback(o.address):
         return []
     if o.token is None and o.tls_client_ca is None and not insecure:
@@ -78,6 +85,10 @@ def check_exposure(options: ServerOptions, insecure: bool) -> list[str]:
         found.append(f"everybody who reaches {o.address} may use this server (--insecure)")
     elif o.token is not None and o.tls_cert is None:
         found.append("the token goes over the network unencrypted: give --tls-cert and --tls-key, or use a proxy")
+    found.append(
+        "a request is received whole before its token or size is looked at; where strangers may connect, let a proxy "
+        "limit bodies and connections"
+    )
     if o.metrics:
         found.append(f"the metrics page on {o.address}:{o.metrics} asks for no token; --metrics-port 0 turns it off")
     return found
@@ -106,6 +117,39 @@ def conceal(pid: int, secrets: Iterable[str]) -> bool:
     except (OSError, ValueError, IndexError):
         return False
     return not any(secret in shown for secret in wanted)
+
+
+def belongs(host: str, port: int, group: Iterable[int]) -> bool:
+    """Say whether who connects to a TCP port of this machine is answered by a process of a group, and nobody else.
+
+    While a server is not there, any user of the machine may listen on its port; no secret must be sent there.
+    """
+    sockets, answers = set(), _words(host)
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()  # see proc(5): local address, ..., state 0A: listens, ..., inode
+                at, _, number = fields[1].rpartition(":")
+                if fields[3] == "0A" and int(number, 16) == port and at in answers:
+                    sockets.add(f"socket:[{fields[9]}]")
+    held = set()
+    for pid in group:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    held.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return bool(sockets) and sockets <= held
+
+
+def _words(host: str) -> set[str]:
+    """Return how the kernel's tables write an address, and those that stand for every address."""
+    import socket
+
+    every = {"0" * 8, "0" * 32}
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.strip("[]"))
+    words = "".join(f"{int.from_bytes(packed[k : k + 4], sys.byteorder):08X}" for k in range(0, len(packed), 4))
+    mapped = f"{int.from_bytes(bytes.fromhex('0000FFFF'), sys.byteorder):08X}"
+    return every | {words} | ({"0" * 16 + mapped + words} if len(words) == 8 else set())
 
 
 def require_free(address: str, ports: dict[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -20,6 +21,8 @@ HARMLESS = ("CudaDriverHelper has not been initialized", "Unable to allocate pin
 """What the server says at its start where there is no GPU; not a fault."""
 QUIET = ("batch", "server", "output", "working")
 """Events that the text for people leaves out, unless they are warnings or errors."""
+OWN = ("self", "event", "level", "when", "time")
+"""Names that a record's facts cannot have."""
 
 
 class Log:
@@ -43,20 +46,28 @@ class Log:
             raise UsageError(f"the log file {file} cannot be written ({error.strerror}); give another") from error
         self._secrets = [s for s in secrets if s]
         self._lock = threading.Lock()
+        self._failed: set[str] = set()
+
+    def hide(self, secret: str) -> None:
+        """Show stars in place of a word from now on."""
+        self._secrets = [*self._secrets, secret]
 
     def event(self, event: str, level: str = "info", *, when: float | None = None, **facts: Any) -> None:
-        """Write that something happened. when : seconds since 1970, None for now."""
-        moment = datetime.fromtimestamp(time.time() if when is None else when, UTC)
-        stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        """Write that something happened. when : seconds since 1970, None for now.
+
+        A file or stream that cannot be written, e.g. since the disk is full or nobody reads, is reported once to the
+        other, and tried again with the next record: a server must not stand still for its log.
+        """
+        stamp = _stamp(when)
         record = {"time": stamp, "level": level, "event": event, **facts}
         line = self._hidden(json.dumps(record, default=str))
         with self._lock:
             if self._file is not None:
-                print(line, file=self._file, flush=True)
+                self._write(line, self._file, "the log file")
             if self._form == "json":
-                print(line, file=self._stream, flush=True)
+                self._write(line, self._stream, "the log stream")
             elif event not in QUIET or level in ("warning", "error"):
-                print(self._hidden(_sentence(stamp, level, event, facts)), file=self._stream, flush=True)
+                self._write(self._hidden(_sentence(stamp, level, event, facts)), self._stream, "the log stream")
 
     def server_line(self, line: str) -> None:
         """Write a line that the server or one of its models printed, as a record."""
@@ -66,10 +77,12 @@ class Log:
             try:
                 record = json.loads(line)
                 event, when = str(record.pop("event")), float(record.pop("time"))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self.event("output", text=line[:2000])
                 return
-            self.event(event, str(record.pop("level", "info")), when=when, **record)
+            level = str(record.pop("level", "info"))
+            # whoever prints into a model chooses these names: they must not be taken for those of this method
+            self.event(event, level, when=when, **{f"{k}_" if k in OWN else k: v for k, v in record.items()})
             return
         match = SERVER_LINE.fullmatch(line)
         if match is None:
@@ -88,7 +101,22 @@ class Log:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written before cannot be now
+                self._file.close()
+
+    def _write(self, line: str, target: IO[str], name: str) -> None:
+        try:
+            print(line, file=target, flush=True)
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            if name in self._failed:
+                return
+            self._failed.add(name)
+            text = f"{name} cannot be written ({getattr(error, 'strerror', None) or error}); records are lost"
+            record = {"time": _stamp(None), "level": "error", "event": "log_lost", "text": text}
+            for other in (self._file, self._stream):
+                if other is not None and other is not target:
+                    with contextlib.suppress(OSError, ValueError):
+                        print(json.dumps(record), file=other, flush=True)
 
     def _hidden(self, line: str) -> str:
         for secret in self._secrets:
@@ -96,7 +124,34 @@ class Log:
         return line
 
 
+def model_of(line: str) -> str | None:
+    """Return the name of the model that wrote a line of JSON; None if it is none, or does not say."""
+    if not line.startswith("{"):
+        return None
+    try:
+        found = json.loads(line).get("model")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _stamp(when: float | None) -> str:
+    """Return a moment in seconds since 1970 as text; now, if it is None or no moment at all."""
+    try:
+        moment = datetime.fromtimestamp(time.time() if when is None else when, UTC)
+    except (OverflowError, ValueError, OSError):
+        moment = datetime.fromtimestamp(time.time(), UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _sentence(stamp: str, level: str, event: str, facts: dict[str, Any]) -> str:
-    shown = "  ".join(f"{key}={value}" for key, value in facts.items() if key not in ("text", "where"))
+    shown = "  ".join(f"{key}={value}" for key, value in facts.items() if key not in ("text", "where", "traceback"))
     mark = "" if level == "info" else f"{level.upper()} "
-    return "  ".join(filter(None, (f"{stamp[11:19]} {mark}{event}", facts.get("text", ""), shown)))
+    first = "  ".join(filter(None, (f"{stamp[11:19]} {mark}{event}", str(facts.get("text", "")), shown)))
+    more = str(facts.get("traceback", "")).splitlines()
+    return "\n".join([_printable(first), *(f"    {_printable(line)}" for line in more)])
+
+
+def _printable(text: str) -> str:
+    """Return text whose control characters are escaped: a client's words must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

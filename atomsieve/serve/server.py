@@ -207,6 +207,10 @@ class TritonProcess:
     line, env : from `command` and `environment`.
     sink : is called with each line that it writes.
     scratch : folders that are removed if this process is killed.
+
+    Attributes
+    ----------
+    lost : lines at which the sink failed.
     """
 
     def __init__(
@@ -217,12 +221,19 @@ class TritonProcess:
             start_new_session=True, text=True, errors="replace",
         )  # fmt: skip
         self._regions: set[str] = set()
+        self._gone = False
+        self.lost = 0
         self._reader = threading.Thread(target=self._pump, args=(sink,), daemon=True)
-        self._reader.start()
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(KEEPER), str(self.pid), *map(str, scratch)], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        try:
+            self._reader.start()
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(KEEPER), str(self.pid), *map(str, scratch)], stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        except BaseException:  # a server that nobody watches must not stay
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            raise
 
     def note_memory(self) -> None:
         """Note which shared memory its models use, to remove what is left of it in the end."""
@@ -231,9 +242,12 @@ class TritonProcess:
     def _pump(self, sink: Callable[[str], None]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if "successfully loaded" in line:  # while it is there: who dies at once cannot be asked any more
-                self.note_memory()
-            sink(line.rstrip("\n"))
+            try:
+                if "successfully loaded" in line:  # while it is there: who dies at once cannot be asked any more
+                    self.note_memory()
+                sink(line.rstrip("\n"))
+            except Exception:  # reading goes on: a full pipe would block every model at its next line
+                self.lost += 1
 
     @property
     def pid(self) -> int:
@@ -259,9 +273,12 @@ class TritonProcess:
 
     def kill(self) -> None:
         """End it and its stubs at once."""
+        if self._gone:
+            return
         self.note_memory()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        if self.exit_code is None or keeper.members(self.pid):  # else the number may be another's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         deadline = time.monotonic() + 5
         while keeper.members(self.pid) and time.monotonic() < deadline:
@@ -271,6 +288,7 @@ class TritonProcess:
             with contextlib.suppress(BrokenPipeError):
                 self._keeper.communicate(b"done")
         self._reader.join(5)
+        self._gone = True
 
     def stop(self, seconds: float) -> int:
         """Terminate, wait, and kill what is still there; return the exit code."""

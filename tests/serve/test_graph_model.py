@@ -278,8 +278,8 @@ def test_a_second_version_of_a_pipeline_never_mixes_with_the_first(exported, tmp
     for name in ("gfm", "gfm_graph", "gfm_prepare", "gfm_finish"):
         assert {"1", "2"} <= {p.name for p in (tmp_path / name).iterdir()}
         assert read_config(tmp_path / name / "config.pbtxt").version_policy.WhichOneof("policy_choice") == "all"
-    [raw, pipeline] = probes(tmp_path, ["gfm", *beside("gfm")])
-    assert (raw.model, raw.parts) == ("gfm", ())
+    *raw, pipeline = probes(tmp_path, ["gfm", *beside("gfm")])
+    assert [(p.model, p.version, p.parts) for p in raw] == [("gfm", "1", ()), ("gfm", "2", ())]
     assert (pipeline.model, pipeline.parts) == ("gfm_pipeline", ("gfm_graph", "gfm_prepare", "gfm_finish"))
     (tmp_path / "gfm_finish" / "config.pbtxt").write_text('name: "gfm_finish"\n')
     with pytest.raises(AtomSieveError, match="gfm_finish is there already and was not written by this program"):
