@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,11 @@ from atomsieve.structures.batch import StructureBatch
 PARAMETERS = ("head", "alone", "ensemble_id")
 """Parameters of a request: the head of all its structures; compute it apart from other requests; the ensemble that it
 must be answered by."""
+
+PARAMETER_BYTES = 16_384
+"""Length of all parameters of a request, as JSON; three names and an identity are far shorter."""
+SHOWN = 64
+"""Characters of a name of the client's own that an error repeats."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,22 @@ class Request:
     about: frozenset[str]
     alone: bool
     edges: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
+def read_parameters(text: str | None) -> dict[str, Any]:
+    """Return the parameters of a request, which come as a JSON object.
+
+    Raises
+    ------
+    RequestError
+        if they are too long to be looked at; ValueError if they are none.
+    """
+    if text is not None and len(text) > PARAMETER_BYTES:
+        raise RequestError(
+            f"the parameters have {len(text)} characters, allowed are {PARAMETER_BYTES}; those that are known are "
+            f"{', '.join(PARAMETERS)}"
+        )
+    return dict(json.loads(text or "{}"))
 
 
 def read_request(
@@ -122,7 +144,7 @@ def _parameters(
     given = {name: value for name, value in parameters.items() if name in PARAMETERS}
     wrong = [name for name in parameters if name not in PARAMETERS and not name.startswith(("triton_", "sequence_"))]
     if wrong:
-        raise RequestError(str(unknown("parameter", wrong[0], PARAMETERS)))
+        raise RequestError(str(unknown("parameter", wrong[0][:SHOWN], PARAMETERS)))
     asked = given.get("ensemble_id")
     if asked is not None and asked != ensemble_id:
         raise RequestError(
@@ -131,17 +153,17 @@ def _parameters(
         )
     head = given.get("head", default_head)
     if not isinstance(head, str) or head not in heads:
-        raise RequestError(str(unknown("head", str(head)[:64], heads)))
+        raise RequestError(str(unknown("head", str(head)[:SHOWN], heads)))
     alone = given.get("alone", False)
     if not isinstance(alone, bool):
-        raise RequestError(f"parameter alone must be true or false, got {str(alone)[:64]!r}")
+        raise RequestError(f"parameter alone must be true or false, got {str(alone)[:SHOWN]!r}")
     return list(heads).index(head), alone
 
 
 def _checked(name: str, values: NDArray[Any]) -> NDArray[Any]:
     """Return a copy of a tensor without its leading axis, of the registry's dtype and trailing shape."""
     if name not in INPUTS:
-        raise RequestError(str(unknown("input", name, INPUTS)))
+        raise RequestError(str(unknown("input", name[:SHOWN], INPUTS)))
     tensor = INPUTS[name]
     if values.dtype != tensor.dtype:
         raise RequestError(f"{name} must be {tensor.datatype}, got {values.dtype}")

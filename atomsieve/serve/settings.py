@@ -50,7 +50,8 @@ class Settings(BaseModel):
     ----------
     precision, backend, head : as of `Predictor.load`; head is the default one of requests, None for the folder's own.
     device : cpu, cuda (each instance on the GPU that the server gives it), or cuda:N.
-    threads : CPU threads of an instance; None takes an equal share of the cores of the machine.
+    threads : CPU threads of an instance; None takes OMP_NUM_THREADS where it is set, else an equal share of the cores
+        that the machine, or the quota of a container, gives the instances of the model.
     max_atoms, max_edges : budget of one evaluation (edges are estimated); None takes the device's default.
     limits : of a request.
     """

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.serve.engine import Arrays, Engine, Work, about, internal_error
-from atomsieve.serve.request import Refused, Request
+from atomsieve.serve.request import Refused, Request, RequestError, read_parameters
 from atomsieve.serve.settings import GFM, Settings
+from atomsieve.serve.threads import instances_of, threads_of
 from atomsieve.serve.vector import compare, stored_vector
 from atomsieve.serve.wire import given
 
@@ -66,7 +67,9 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self.name = args["model_name"]
         self.settings = Settings.read(folder)
-        predictor = load(folder, self.settings, args["model_instance_kind"], args["model_instance_device_id"])
+        predictor = load(
+            folder, self.settings, args["model_instance_kind"], args["model_instance_device_id"], instances_of(args)
+        )
         self._said = time.monotonic()
         self.engine = Engine(predictor, self.settings, self._progress)
         self.given = given(predictor.outputs, predictor.kind)
@@ -116,7 +119,9 @@ class TritonPythonModel:
             return Refused("cancelled", "the client gave the request up")
         try:
             arrays = {t.name(): np.from_dlpack(t) for t in request.inputs()}
-            parameters = json.loads(request.parameters() or "{}")
+            parameters = read_parameters(request.parameters())
+        except RequestError as error:
+            return Refused(error.kind, str(error))
         except Exception as error:  # a tensor that no library can read is the client's fault, not the batch's
             return Refused("invalid", f"the tensors cannot be read ({type(error).__name__}: {error})")
         names = set(request.requested_output_names())
@@ -208,17 +213,18 @@ def bound(end: float) -> str:
     return "+Inf" if math.isinf(end) else f"{end:g}"
 
 
-def load(folder: Path, settings: Settings, kind: str, gpu: str) -> Any:
-    """Return the predictor of a version folder, on the GPU that Triton gives the instance if it is one for GPUs."""
-    import os
+def load(folder: Path, settings: Settings, kind: str, gpu: str, instances: int = 1) -> Any:
+    """Return the predictor of a version folder, on the GPU that Triton gives the instance if it is one for GPUs.
 
+    instances : copies of the model, which share the cores.
+    """
     import torch
 
     from atomsieve.predict import Predictor
 
     device = f"cuda:{gpu}" if settings.device == "cuda" and kind == "GPU" else settings.device
     if not device.startswith("cuda"):
-        torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads_of(settings.threads, instances))
     return Predictor.load(
         folder / GFM, head=settings.head, precision=settings.precision, device=device, backend=settings.backend
     )

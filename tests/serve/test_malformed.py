@@ -47,6 +47,8 @@ MALFORMED = {
     "parameter": (GOOD, {"haed": "metal"}, ["unknown parameter 'haed'", "did you mean 'head'"]),
     "ensemble": (GOOD, {"ensemble_id": "0" * 64}, ["the request is for 000000000000", "connect anew"]),
     "long name": (GOOD, {"head": "x" * 5000}, ["unknown head 'xxx"]),
+    "long parameter": (GOOD, {"x" * 9000: True}, ["unknown parameter 'xxx", "allowed: alone, ensemble_id, head"]),
+    "long parameters": (GOOD, {"x" * 9000: "y" * 9000}, ["characters, allowed are 16384", "head"]),
     "no axes": (changed(n_atoms=np.zeros((0, 0), np.int64)), {}, ["n_atoms"]),
 }
 
