@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
 from atomsieve.cli.main import run
-from atomsieve.serve.logs import Log
-from atomsieve.serve.server import free_ports
+from atomsieve.serve.logs import Log, model_of
+from atomsieve.serve.server import TritonProcess, free_ports
 from atomsieve.serve.settings import Settings
 from tests.helpers import tiny_gfm
 
@@ -170,3 +173,56 @@ def test_both_forms_of_the_log(tmp_path):
     assert "hunter2" not in stream.getvalue()
     assert [line.split()[1:3] for line in text.getvalue().splitlines()] == [["ERROR", "server"]]
     assert "hunter2" not in text.getvalue()
+
+
+def test_no_line_of_a_model_stops_the_log():
+    stream, text = io.StringIO(), io.StringIO()
+    lines = [
+        json.dumps({"event": "x", "time": 1, "when": 3, "level": 5, "self": 1}), '{"event": "far", "time": 1e300}',
+        '{"event": "no", "time": NaN}', '{"a":' * 5000, json.dumps({"event": "bell", "time": 1, "level": "error",
+                                                                    "text": "a\x1b[31m\nb", "traceback": "1\n\t2"}),
+    ]  # fmt: skip
+    for log in (Log(stream), Log(text, "text")):
+        for line in lines:
+            log.server_line(line)
+            model_of(line)
+    records = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [r["event"] for r in records] == ["x", "far", "no", "output", "bell"]
+    assert records[0]["when_"] == 3 and records[0]["level"] == "5" and records[1]["time"].startswith("20")
+    shown = text.getvalue()
+    assert "\x1b" not in shown and shown.endswith("a\\x1b[31m\\nb\n    1\n    \\t2\n")
+    assert model_of('{"model": "gfm"}') == "gfm"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to write to")
+def test_a_log_that_cannot_be_written_is_reported_and_the_server_goes_on(tmp_path):
+    stream = io.StringIO()
+    log = Log(stream, file=Path("/dev/full"))
+    for k in range(3):
+        log.event("batch", k=k)
+    log.close()
+    records = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [r["event"] for r in records] == ["log_lost", "batch", "batch", "batch"]
+    assert "No space left" in records[0]["text"]
+    closed = io.StringIO()
+    closed.close()
+    log = Log(closed, file=tmp_path / "log")
+    log.event("batch")
+    log.close()
+    assert [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()] == ["batch", "log_lost"]
+
+
+def test_what_a_server_writes_is_read_whatever_becomes_of_it():
+    """More than a pipe holds: a reader that stopped would let the program wait for ever."""
+
+    def fails(line):
+        raise RuntimeError(line)
+
+    code = "for _ in range(3000): print('x' * 99)"
+    process = TritonProcess([sys.executable, "-c", code], dict(os.environ), fails)
+    try:
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.kill()
+    assert process.lost == 3000
