@@ -123,6 +123,8 @@ def served(repository: Path, threads: int) -> Iterator[tuple[TritonProcess, Serv
                     if process.exit_code is not None:
                         raise SystemExit("\n".join(lines[-20:]))
                     time.sleep(0.1)
+                else:
+                    raise SystemExit("the server is not ready after a minute:\n" + "\n".join(lines[-20:]))
             yield process, options
         finally:
             process.stop(options.exit_seconds + 10)  # killed, it would leave shared memory behind
