@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, require
 from atomsieve.predict.prediction import Prediction
+from atomsieve.serve.crew import EMPTY, Closed, Found
 from atomsieve.serve.described import Arrays, Described, Job
 from atomsieve.serve.pool import TEMPORARY, Endpoint, Policy, Pool, Tries, description_of, parse_urls
-from atomsieve.serve.remote import EMPTY
 from atomsieve.serve.transport import (
     PURPOSE,
+    Broken,
     Credentials,
+    DeadlineExceeded,
     EndpointError,
     Url,
     answer_arrays,
@@ -26,6 +28,8 @@ from atomsieve.serve.transport import (
 )
 from atomsieve.structures.batch import StructureBatch
 
+T = TypeVar("T")
+
 
 class AsyncTransport:
     """A connection to one endpoint over gRPC, for the tasks of one event loop."""
@@ -34,10 +38,12 @@ class AsyncTransport:
         if not url.grpc:
             raise UsageError(f"{url}: the client of asyncio speaks gRPC alone; give grpc:// or grpcs://")
         self.url, credentials = url, credentials or Credentials()
+        credentials.check_files()
         self._headers = credentials.headers(url)
         self._module = require("tritonclient.grpc", "serve", PURPOSE)
         client = require("tritonclient.grpc.aio", "serve", PURPOSE).InferenceServerClient
         self._client = client(url.target, **grpc_options(url, credentials))
+        self._users, self._retired = 0, False
 
     async def infer(
         self,
@@ -52,14 +58,25 @@ class AsyncTransport:
         from tritonclient.utils import InferenceServerException
 
         asked = request_options(self._module, arrays, outputs, parameters, seconds)
+        self._users += 1
         try:
             found = await self._client.infer(model, **asked, client_timeout=seconds, headers=self._headers)
         except InferenceServerException as error:
             raise kind_of(self.url, error) from error
+        finally:
+            self._users -= 1
+            if self._retired and not self._users:
+                await self.close()
         return answer_arrays(self.url, found, outputs)
 
+    async def retire(self) -> None:
+        """Give the connection up as soon as nobody waits for an answer over it."""
+        self._retired = True
+        if not self._users:
+            await self.close()
+
     async def close(self) -> None:
-        """Give the connection up."""
+        """Give the connection up; requests that are on their way are cancelled."""
         await self._client.close()
 
 
@@ -70,14 +87,19 @@ class AsyncRemotePredictor(Described):
     """
 
     def __init__(
-        self, pool: Pool, transports: Mapping[Url, AsyncTransport], model: str, head: str | None, *, alone: bool
+        self, pool: Pool, model: str, head: str | None, credentials: Credentials | None, *, alone: bool
     ) -> None:
         super().__init__(pool.description, head, alone=alone)
         self.model = model
-        self._pool, self._transports = pool, transports
+        self._pool, self._credentials = pool, credentials
+        self._transports: dict[Url, AsyncTransport] = {}
         self._changed = asyncio.Condition()
         self._room = asyncio.Semaphore(pool.policy.in_flight * len(pool.endpoints))
-        self._recovering = {asyncio.create_task(self._recover(e)) for e in pool.endpoints if not e.up}
+        self._closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        for endpoint in pool.endpoints:
+            if not endpoint.up:
+                self._start(self._recover(endpoint))
 
     @staticmethod
     async def connect(
@@ -94,14 +116,8 @@ class AsyncRemotePredictor(Described):
         """Connect to endpoints that serve the same ensemble alike; parameters and errors as of `RemotePredictor`."""
         policy = Policy(deadline=deadline, patience=patience, in_flight=in_flight)
         pool = Pool(parse_urls(endpoints), policy)
-        transports = {e.url: AsyncTransport(e.url, credentials) for e in pool.endpoints}
-        try:
-            seconds = min(policy.probe, deadline)
-            pool.admit(await asyncio.gather(*(_ask(t, model, seconds) for t in transports.values())))
-            return AsyncRemotePredictor(pool, transports, model, head, alone=alone)
-        except BaseException:
-            await asyncio.gather(*(t.close() for t in transports.values()))
-            raise
+        pool.admit(await _ask_all([e.url for e in pool.endpoints], model, credentials, policy))
+        return AsyncRemotePredictor(pool, model, head, credentials, alone=alone)
 
     async def __call__(
         self,
@@ -111,19 +127,36 @@ class AsyncRemotePredictor(Described):
         max_structure_atoms: int | None = None,
     ) -> Prediction:
         """Evaluate a batch for one head; see `RemotePredictor`. Cancelling the task takes its requests back."""
+        if self._closed:
+            raise Closed("this predictor is closed; connect again")
         job = self._job(batch, want, head, max_structure_atoms)
-        tasks = [asyncio.create_task(self._in_turn(job, piece)) for piece in job.pieces]
+        tasks = [self._start(self._in_turn(job, piece)) for piece in job.pieces]
         try:
             return job.prediction(await asyncio.gather(*tasks))
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._closed and not (caller and caller.cancelling()):
+                raise Closed from None
+            raise
         finally:
             for task in tasks:
                 task.cancel()
 
     async def close(self) -> None:
-        """Give the connections up."""
-        for task in self._recovering:
+        """Give everything up at once: calls that are on their way raise `atomsieve.serve.crew.Closed`."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*(t.close() for t in self._transports.values()))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        transports, self._transports = list(self._transports.values()), {}
+        await asyncio.gather(*(t.close() for t in transports))
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def __aenter__(self) -> AsyncRemotePredictor:
         return self
@@ -137,38 +170,45 @@ class AsyncRemotePredictor(Described):
 
     async def _carry(self, job: Job, piece: NDArray[Any]) -> Arrays:
         """Send one request until it is answered."""
-        tries, arrays = Tries(), None
+        tries, arrays, pool = Tries(), job.arrays(piece), self._pool
         while True:
             endpoint = await self._take(tries)
-            outages = endpoint.outages
-            arrays = job.arrays(piece) if arrays is None else arrays
+            outages, url = endpoint.outages, endpoint.url
             try:
-                answer = await self._transports[endpoint.url].infer(
-                    self.model, arrays, job.outputs, job.parameters, seconds=self._pool.policy.deadline
+                if url not in self._transports:
+                    self._transports[url] = AsyncTransport(url, self._credentials)
+                transport = self._transports[url]
+                answer = await transport.infer(
+                    self.model, arrays, job.outputs, job.parameters, seconds=pool.deadline(endpoint)
                 )
             except TEMPORARY as error:
-                if self._pool.failed(endpoint, outages, error, tries):
-                    task = asyncio.create_task(self._recover(endpoint))
-                    self._recovering.add(task)
-                    task.add_done_callback(self._recovering.discard)
+                if pool.failed(endpoint, outages, error, tries):
+                    self._start(self._recover(endpoint))
+                if self._transports.get(url) is transport and not isinstance(error, Broken):
+                    del self._transports[url]  # it may be dead without knowing
+                    await transport.retire()
                 await self._notify()
-                self._pool.check(tries, error)
-            except BaseException:
-                self._pool.answered(endpoint)
+                pool.check(tries, error)
+            except BaseException as error:
+                (pool.answered if isinstance(error, EndpointError) else pool.left)(endpoint, tries)
                 await self._notify()
                 raise
             else:
-                self._pool.answered(endpoint)
+                pool.answered(endpoint, tries)
                 await self._notify()
                 return answer
 
     async def _take(self, tries: Tries) -> Endpoint:
         """Wait for an endpoint that can take a request."""
-        async with self._changed:
-            while (endpoint := self._pool.take(tries)) is None:
-                with contextlib.suppress(TimeoutError):  # patience runs out without anything happening
-                    await asyncio.wait_for(self._changed.wait(), 0.5)
-        return endpoint
+        try:
+            async with self._changed:
+                while (endpoint := self._pool.take(tries)) is None:
+                    with contextlib.suppress(TimeoutError):  # patience runs out without anything happening
+                        await asyncio.wait_for(self._changed.wait(), 0.5)
+            return endpoint
+        except BaseException:
+            self._pool.forget(tries)
+            raise
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -176,19 +216,39 @@ class AsyncRemotePredictor(Described):
 
     async def _recover(self, endpoint: Endpoint) -> None:
         """Ask an endpoint that is out until it is back, and as it was."""
-        while True:
+        done = False
+        while not done:
             await asyncio.sleep(self._pool.pause(endpoint))
-            found = await _ask(self._transports[endpoint.url], self.model, self._pool.policy.probe)
+            try:
+                found = await _ask(endpoint.url, self.model, self._credentials, self._pool.probe(endpoint))
+            except Exception as error:  # without this task the endpoint would never be asked again
+                found = Broken(f"{endpoint.url}: cannot be asked ({type(error).__name__}: {error})")
             done = self._pool.probed(endpoint, found)
             await self._notify()
-            if done:
-                return
 
 
-async def _ask(transport: AsyncTransport, model: str, seconds: float) -> Mapping[str, Any] | EndpointError:
-    """Return the description that an endpoint gives of a model, or why it gives none."""
+async def _ask(url: Url, model: str, credentials: Credentials | None, seconds: float) -> Found:
+    """Return the description that an endpoint gives of a model, over a connection of its own, or why it gives none."""
+    transport = AsyncTransport(url, credentials)
     try:
         found = await transport.infer(model, EMPTY, ["description"], seconds=seconds)
-        return description_of(found["description"], transport.url)
+        return description_of(found["description"], url)
     except EndpointError as error:
         return error
+    finally:
+        await transport.close()
+
+
+async def _ask_all(urls: Sequence[Url], model: str, credentials: Credentials | None, policy: Policy) -> list[Found]:
+    """Ask all endpoints at once what they are, as `atomsieve.serve.crew.ask_all` does."""
+    tasks = [asyncio.create_task(_ask(url, model, credentials, policy.deadline)) for url in urls]
+    try:
+        done, late = await asyncio.wait(tasks, timeout=min(policy.probe, policy.deadline))
+        while late and all(isinstance(task.result(), EndpointError) for task in done):
+            more, late = await asyncio.wait(late, return_when="FIRST_COMPLETED")
+            done |= more
+        pairs = zip(tasks, urls, strict=True)
+        return [task.result() if task in done else DeadlineExceeded(f"{url}: no answer yet") for task, url in pairs]
+    finally:
+        for task in tasks:
+            task.cancel()

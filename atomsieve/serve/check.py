@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atomsieve.errors import AtomSieveError, unknown
+from atomsieve.errors import AtomSieveError, UsageError, unknown
+from atomsieve.serve.crew import EMPTY
 from atomsieve.serve.pool import description_of, different
-from atomsieve.serve.remote import EMPTY
-from atomsieve.serve.transport import Credentials, EndpointError, Transport, parse_url
+from atomsieve.serve.transport import Credentials, EndpointError, Transport, Url, parse_url
 from atomsieve.serve.vector import compare
 
 
@@ -47,9 +47,12 @@ def check_endpoint(
         description = description_of(found["description"], where)
         if (refused := different(where, description, {}, None)) is not None:
             raise AtomSieveError(refused)
-        vector: Mapping[str, Any] = json.loads(bytes(found["test_vector"]))
-        if ensemble is not None:
+        if ensemble is None:
+            vector = _vector(found["test_vector"], where)
+        else:
             vector = _local_vector(ensemble, description, where.target)
+        if heads is not None and not heads:
+            raise UsageError(f"no head to test; leave heads out to test all of {', '.join(vector['heads'])}")
         for head in heads or ():
             if head not in vector["heads"]:
                 raise unknown("head", head, vector["heads"])
@@ -79,6 +82,17 @@ def check_endpoint(
         "worst_error": worst,
         "milliseconds": round(1000 * sum(spent) / len(spent), 3),
     }
+
+
+def _vector(sent: Any, where: Url) -> Mapping[str, Any]:
+    """Return the test vector that an endpoint sent as bytes [B]."""
+    try:
+        found = json.loads(bytes(sent))
+    except ValueError as error:
+        raise AtomSieveError(f"{where}: its test vector is no JSON ({error}); do not use this server") from error
+    if not isinstance(found, dict) or not isinstance(found.get("heads"), dict) or not found["heads"]:
+        raise AtomSieveError(f"{where}: its test vector names no heads; do not use this server")
+    return found
 
 
 def _server(transport: Transport) -> str:

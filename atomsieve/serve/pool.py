@@ -21,10 +21,17 @@ log = logging.getLogger(__name__)
 
 TEMPORARY = (Unavailable, Broken, DeadlineExceeded)
 """Failures after which the same request may succeed, later or elsewhere."""
-ALIKE = ("ensemble_id", "precision", "backend", "artefact", "device", "default_head", "threads", "budget", "limits")
+ALIKE = (
+    "ensemble_id", "precision", "backend", "artefact", "device", "default_head", "threads", "budget", "limits",
+    "atomsieve",
+)  # fmt: skip
 """Of a description: what endpoints must agree in, as it decides what is answered, down to the last bits."""
-MOST_BROKEN = 6
-"""A request in which a server that was sound before failed so often is taken to be the cause."""
+SUSPECT, MOST_BROKEN = 2, 6
+"""How often a server that was sound before fails in a request until it is sent alone, and until it is given up."""
+MOST_EASED = 3
+"""How often the deadline of a busy endpoint is doubled."""
+STEADY = 16
+"""Answers in a row after which an endpoint that was busy gets one more request at once."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,9 @@ class Policy:
 
     Attributes
     ----------
-    deadline : for one answer. patience : for all tries of a request, from its first failure on.
-    probe : for the answer of an endpoint that is asked what it is.
+    deadline : for one answer; an endpoint that turns out to be sound, but busy, gets up to eight times as much.
+    patience : for all tries of a request, from its first failure, or the latest answer to any request, on.
+    probe : for the answer of an endpoint that is asked what it is; it doubles, up to the deadline.
     shortest, longest : pauses before an endpoint that failed is asked again; they double, and vary by half.
     in_flight : requests on their way to one endpoint at once.
     """
@@ -81,22 +89,31 @@ def parse_urls(text: str | Sequence[str]) -> list[Url]:
 class Endpoint:
     """What a client knows of one endpoint.
 
-    url : where. in_flight : requests on their way. up : it may be asked. outages : how often it was taken out.
-    failures : in a row. error : the latest. refused : why it is left out for good.
+    url : where. room : requests that may be on their way at once. in_flight : those that are. up : it may be asked.
+    outages : how often it was taken out. failures : in a row. error : the latest. refused : why it is left out for
+    good. late : it was taken out since an answer did not come in time. eased : how often its deadline was doubled.
+    steady : answers in a row. suspect : the tries of a request that it gets alone.
     """
 
     url: Url
+    room: int = 1
     in_flight: int = 0
     up: bool = False
     outages: int = 0
     failures: int = 0
     error: EndpointError | None = None
     refused: str | None = None
+    late: bool = False
+    eased: int = 0
+    steady: int = 0
+    suspect: Tries | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Tries:
-    """The tries of one request. since : of its first failure, or of its waiting for an endpoint."""
+    """The tries of one request. since : of its first failure, or of its waiting for an endpoint. broken : failures
+    of servers that were sound before.
+    """
 
     since: float | None = None
     number: int = 0
@@ -112,11 +129,12 @@ class Pool:
     """
 
     def __init__(self, urls: Sequence[Url], policy: Policy, clock: Callable[[], float] = time.monotonic) -> None:
-        self.endpoints = [Endpoint(url) for url in urls]
+        self.endpoints = [Endpoint(url, policy.in_flight) for url in urls]
         self.policy = policy
         self.description: Mapping[str, Any] = {}
         self._clock = clock
         self._turn = 0
+        self._heard = float("-inf")
 
     # -- at the start ----------------------------------------------------------------------------------------------
 
@@ -134,6 +152,10 @@ class Pool:
         answered = [e for e, a in zip(self.endpoints, found, strict=True) if not isinstance(a, EndpointError)]
         if not answered:
             said = "; ".join(map(str, found))
+            if any(isinstance(error, DeadlineExceeded) for error in found):
+                raise DeadlineExceeded(
+                    f"no endpoint answers: {said}; it is busy, or hangs: raise the deadline, or see to the server"
+                )
             raise Unavailable(f"no endpoint answers: {said}; check the addresses, and that the servers run")
         for endpoint, answer in zip(self.endpoints, found, strict=True):
             if isinstance(answer, EndpointError):
@@ -156,35 +178,61 @@ class Pool:
         AtomSieveError
             if none will come back, or patience has run out.
         """
-        able = [e for e in self.endpoints if e.up and e.in_flight < self.policy.in_flight]
+        alone = tries.broken >= SUSPECT
+        mine = [e for e in self.endpoints if e.up and e.suspect in (None, tries)]
+        able = [e for e in mine if e.in_flight < (1 if alone else e.room)]
         if not able:
+            if alone and mine and not any(e.suspect is tries for e in self.endpoints):
+                min(mine, key=lambda e: e.in_flight).suspect = tries  # which gets no others until this was there
             if not any(e.up for e in self.endpoints):
                 self._still_patient(tries)
             return None
         self._turn += 1
         n = len(self.endpoints)
         endpoint = min(able, key=lambda e: (e.in_flight, (self.endpoints.index(e) + self._turn) % n))
+        self.forget(tries)
+        endpoint.suspect = tries if alone else None
         endpoint.in_flight += 1
         tries.number += 1
         return endpoint
 
-    def answered(self, endpoint: Endpoint) -> None:
+    def deadline(self, endpoint: Endpoint) -> float:
+        """Return how long an endpoint may take for an answer; seconds."""
+        return self.policy.deadline * 2.0**endpoint.eased
+
+    def answered(self, endpoint: Endpoint, tries: Tries | None = None) -> None:
         """Note that a request was answered, or refused for what it is."""
-        endpoint.in_flight -= 1
+        self.left(endpoint, tries)
+        self._heard = self._clock()
         endpoint.failures = 0
+        endpoint.steady += 1
+        if endpoint.steady % STEADY == 0:
+            endpoint.room = min(endpoint.room + 1, self.policy.in_flight)
+
+    def left(self, endpoint: Endpoint, tries: Tries | None = None) -> None:
+        """Note that nobody waits for a request any longer."""
+        endpoint.in_flight -= 1
+        self.forget(tries)
+
+    def forget(self, tries: Tries | None) -> None:
+        """Keep no endpoint free for a request."""
+        for endpoint in self.endpoints:
+            if tries is not None and endpoint.suspect is tries:
+                endpoint.suspect = None
 
     def failed(self, endpoint: Endpoint, outages: int, error: EndpointError, tries: Tries) -> bool:
         """Note that a request failed; return whether its endpoint was taken out by this, and must be probed.
 
         outages : of the endpoint when the request was sent; one outage fails many requests, and is one.
         """
-        endpoint.in_flight -= 1
+        self.left(endpoint, tries)
         tries.broken += isinstance(error, Broken)
         if not endpoint.up or endpoint.outages != outages:
             return False
-        endpoint.up, endpoint.error = False, error
+        endpoint.up, endpoint.error, endpoint.late = False, error, isinstance(error, DeadlineExceeded)
         endpoint.outages += 1
         endpoint.failures += 1
+        endpoint.steady = 0
         log.info("taken out: %s", error)
         return True
 
@@ -206,7 +254,7 @@ class Pool:
             raise Unavailable(f"no endpoint is left: {'; '.join(refused)}")
         now = self._clock()
         tries.since = now if tries.since is None else tries.since
-        if now - tries.since > self.policy.patience:
+        if now - max(tries.since, self._heard) > self.policy.patience:
             latest = error or next(e.error for e in self.endpoints if e.error is not None)
             raise type(latest)(
                 f"{latest}; given up after a patience of {self.policy.patience:g} s and {_tries(tries.number)}; see to "
@@ -220,6 +268,11 @@ class Pool:
         usual = min(self.policy.longest, self.policy.shortest * 2.0 ** min(max(endpoint.failures - 1, 0), 30))
         return usual * (0.5 + random.random())  # noqa: S311 - so that clients do not come back all at once
 
+    def probe(self, endpoint: Endpoint) -> float:
+        """Return how long an endpoint that is out may take to say that it is back; seconds."""
+        usual = self.policy.probe
+        return min(usual * 2.0 ** min(max(endpoint.failures - 1, 0), 30), max(usual, self.deadline(endpoint)))
+
     def probed(self, endpoint: Endpoint, found: Mapping[str, Any] | EndpointError) -> bool:
         """Note what an endpoint that was out said of itself; return whether that ends the asking."""
         if isinstance(found, Denied):
@@ -231,6 +284,12 @@ class Pool:
         else:
             endpoint.refused = different(endpoint.url, found, self.description, None)
         endpoint.up = endpoint.refused is None
+        if endpoint.up and endpoint.late and endpoint.eased < MOST_EASED:  # sound, so it had too much to do
+            endpoint.eased += 1
+            endpoint.room = max(1, endpoint.room // 2)
+            self._heard = self._clock()
+            log.info("%s is busy: %d requests at once, %g s for an answer", endpoint.url, endpoint.room,
+                     self.deadline(endpoint))  # fmt: skip
         log.log(logging.INFO if endpoint.up else logging.WARNING, endpoint.refused or f"{endpoint.url} is back")
         return True
 

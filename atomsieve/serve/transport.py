@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,28 @@ class Credentials:
         secrets = {TOKEN_KEY: self.token, ADMIN_KEY: self.admin}
         return {prefix + key: secret for key, secret in secrets.items() if secret is not None}
 
+    def check_files(self) -> None:
+        """Read the PEM files once: what the clients say of a bad one does not name it.
+
+        Raises
+        ------
+        UsageError
+            if one cannot be read as what it should be.
+        """
+        context = ssl.create_default_context()
+        readers: list[tuple[str, Path | None, Callable[[Path], Any]]] = [
+            ("ca", self.ca, lambda path: context.load_verify_locations(path)),
+            ("key", self.key, lambda path: path.open().close()),
+            ("cert", self.cert, lambda path: context.load_cert_chain(path, self.key, password="")),
+        ]
+        for name, path, read in readers:
+            try:
+                if path is not None:
+                    read(Path(path))
+            except OSError as error:
+                said = error.strerror or error
+                raise UsageError(f"{path} cannot be used as TLS {name} ({said}); give a readable PEM file") from error
+
 
 class Transport:
     """A connection to one endpoint; threads may share it over gRPC.
@@ -110,14 +134,20 @@ class Transport:
     Parameters
     ----------
     url, credentials : where, and what to show. connections : requests that may run at once over HTTP.
-    seconds : how long a connection over HTTP may take, or be silent; over gRPC, every request has its own deadline.
+    seconds : how long connecting over HTTP may take, at most; every request has its own deadline.
+
+    Raises
+    ------
+    UsageError
+        if a file for TLS cannot be read.
     """
 
     def __init__(
-        self, url: Url, credentials: Credentials | None = None, *, connections: int = 4, seconds: float = 60.0
+        self, url: Url, credentials: Credentials | None = None, *, connections: int = 4, seconds: float = 10.0
     ) -> None:
         self.url, self.credentials = url, credentials or Credentials()
         c = self.credentials
+        c.check_files()
         self._headers = c.headers(url)
         if self.grpc:
             self._module = require("tritonclient.grpc", "serve", PURPOSE)
@@ -129,7 +159,7 @@ class Transport:
                 files = {"ca_certs": c.ca, "certfile": c.cert, "keyfile": c.key}
                 tls = {"ssl": True, "ssl_options": {k: str(v) for k, v in files.items() if v is not None}}
             self._client = self._module.InferenceServerClient(
-                url.target, concurrency=connections, connection_timeout=seconds, network_timeout=seconds, **tls
+                url.target, concurrency=connections, connection_timeout=seconds, network_timeout=None, **tls
             )
 
     @property
@@ -145,12 +175,11 @@ class Transport:
         parameters: Mapping[str, Any] | None = None,
         *,
         seconds: float = 60.0,
-        priority: int = 0,
         version: str = "",
     ) -> dict[str, NDArray[Any]]:
         """Send tensors [1,...] and return the outputs without their leading axis.
 
-        seconds : for the answer. priority : 1 passes all that waits.
+        seconds : for the whole answer.
 
         Raises
         ------
@@ -158,36 +187,32 @@ class Transport:
             of the kind that says whether trying again makes sense.
         """
         asked = request_options(self._module, arrays, outputs, parameters, seconds)
-        limit = {"client_timeout": seconds} if self.grpc else {}
-        found = self._call(self._client.infer, model, **asked, model_version=version, priority=priority, **limit)
+        found = self._call(self._client.infer, model, seconds=seconds, **asked, model_version=version)
         return answer_arrays(self.url, found, outputs)
 
     def load(self, model: str, seconds: float = 120.0) -> None:
         """Load a model, or load it again; needs the admin's secret."""
-        limit = {"client_timeout": seconds} if self.grpc else {}
-        self._call(self._client.load_model, model, **limit)
+        self._call(self._client.load_model, model, seconds=seconds)
 
     def unload(self, model: str, seconds: float = 120.0) -> None:
         """Take a model out of service; needs the admin's secret."""
-        limit = {"client_timeout": seconds} if self.grpc else {}
-        self._call(self._client.unload_model, model, **limit)
+        self._call(self._client.unload_model, model, seconds=seconds)
 
     def metadata(self, seconds: float = 10.0) -> dict[str, Any]:
         """Return what the server says of itself."""
-        more = {"as_json": True, "client_timeout": seconds} if self.grpc else {}
-        found: dict[str, Any] = self._call(self._client.get_server_metadata, **more)
+        more = {"as_json": True} if self.grpc else {}
+        found: dict[str, Any] = self._call(self._client.get_server_metadata, seconds=seconds, **more)
         return found
 
     def models(self, seconds: float = 10.0) -> list[str]:
         """Return the names of the models in the repository; needs the admin's secret."""
-        more = {"as_json": True, "client_timeout": seconds} if self.grpc else {}
-        found = self._call(self._client.get_model_repository_index, **more)
+        more = {"as_json": True} if self.grpc else {}
+        found = self._call(self._client.get_model_repository_index, seconds=seconds, **more)
         return sorted(m["name"] for m in (found.get("models", []) if self.grpc else found))
 
     def is_ready(self, model: str, seconds: float = 10.0) -> bool:
         """Say whether the server calls a model ready, which it also does of one whose process has died."""
-        more = {"client_timeout": seconds} if self.grpc else {}
-        return bool(self._call(self._client.is_model_ready, model, **more))
+        return bool(self._call(self._client.is_model_ready, model, seconds=seconds))
 
     def close(self) -> None:
         """Give the connection up."""
@@ -199,21 +224,45 @@ class Transport:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _call(self, function: Any, *args: Any, **more: Any) -> Any:
+    def _call(self, function: Any, *args: Any, seconds: float, **more: Any) -> Any:
+        if self.grpc:
+            from tritonclient.utils import InferenceServerException
+
+            try:
+                return function(*args, headers=self._headers, client_timeout=seconds, **more)
+            except (InferenceServerException, OSError) as error:
+                raise kind_of(self.url, error) from error
+            except ValueError as error:
+                if "closed channel" not in str(error):
+                    raise
+                raise Unavailable(f"{self.url}: the connection was closed") from error
         try:
-            return function(*args, headers=self._headers, **more)
-        except self._exceptions() as error:
+            return _within(seconds, lambda: function(*args, headers=self._headers, **more))
+        except Exception as error:  # what is no HTTP or no answer raises whatever the parsers stumble on
             raise kind_of(self.url, error) from error
 
-    def _exceptions(self) -> tuple[type[BaseException], ...]:
-        from tritonclient.utils import InferenceServerException
 
-        known: list[type[BaseException]] = [InferenceServerException, OSError]
-        if not self.grpc:
-            from geventhttpclient.response import HTTPConnectionClosed, HTTPProtocolViolationError
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """Return what `work` returns; it waits in sockets of gevent alone.
 
-            known += [HTTPConnectionClosed, HTTPProtocolViolationError]
-        return tuple(known)
+    The timeouts of sockets hold for each piece that they receive, so a server that drips would be waited for for ever.
+
+    Raises
+    ------
+    TimeoutError
+        if it takes longer.
+    """
+    import gevent
+
+    limit = gevent.Timeout.start_new(seconds)
+    try:
+        return work()
+    except gevent.Timeout as reached:
+        if reached is not limit:
+            raise
+        raise TimeoutError from None
+    finally:
+        limit.close()
 
 
 def grpc_options(url: Url, credentials: Credentials) -> dict[str, Any]:
@@ -261,9 +310,12 @@ def answer_arrays(url: Url, found: Any, outputs: Sequence[str]) -> dict[str, NDA
     Raises
     ------
     Broken
-        if one is missing.
+        if one is missing or makes no sense.
     """
-    arrays = {name: found.as_numpy(name) for name in outputs}
+    try:
+        arrays = {name: found.as_numpy(name) for name in outputs}
+    except Exception as error:  # of the library's parsers, which trust the answer
+        raise kind_of(url, error) from error
     for name, values in arrays.items():
         if values is None or values.ndim == 0 or len(values) != 1:
             raise Broken(f"{url}: the answer lacks {name}")
@@ -273,10 +325,15 @@ def answer_arrays(url: Url, found: Any, outputs: Sequence[str]) -> dict[str, NDA
 def kind_of(url: Url, error: BaseException) -> EndpointError:
     """Return the error of a client as one of the kinds that tell whether trying again makes sense."""
     status = getattr(error, "status", lambda: None)()
-    if status is None:  # the socket's own
-        late = isinstance(error, TimeoutError)
-        what = "no answer in time" if late else f"cannot be reached ({error or type(error).__name__})"
-        return (DeadlineExceeded if late else Unavailable)(f"{url}: {what}")
+    if status is None:  # the server said nothing, or nothing that makes sense
+        why = _first_line(str(error)) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            return DeadlineExceeded(f"{url}: no answer in time")
+        if isinstance(error, HTTPException):
+            return Unavailable(f"{url}: the connection was cut, or what answers there speaks no HTTP ({why})")
+        if isinstance(error, OSError):
+            return Unavailable(f"{url}: cannot be reached ({why})")
+        return Broken(f"{url}: its answer cannot be read ({type(error).__name__}: {why})")
     code = str(status).removeprefix("StatusCode.")
     text = _first_line(getattr(error, "message", lambda: "")() or "")
     if RESTRICTED.match(text):  # which gRPC calls UNAVAILABLE
