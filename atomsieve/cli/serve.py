@@ -56,6 +56,7 @@ def repository(
 
 @app.command("start")
 def start(
+    context: typer.Context,
     folders: Annotated[
         list[str] | None,
         typer.Argument(help="Ensemble folders (gfm/), each as PATH or NAME=PATH.", metavar="[FOLDER...]",
@@ -89,10 +90,14 @@ def start(
     if show and folders:
         raise UsageError("--print shows a command for a repository that stays: make one with serve repository, "
                          "and name it with --repository")  # fmt: skip
+    given = [p.opts[-1] for p in context.command.params if _was_given(context, p.name)]
+    contained = container is not None or show
+    _refuse_unused(given, repository is not None, contained)
     listening = Listening(listen, grpc_port, http_port, metrics_port, token_file, insecure, tls_cert, tls_key,
                           tls_client_ca)  # fmt: skip
     watch: dict[str, Any] = {"check_seconds": check_seconds, "answer_seconds": answer_seconds,
-                             "start_seconds": start_seconds, "max_restarts": max_restarts, "drain_seconds": drain_seconds}  # fmt: skip
+                             "start_seconds": start_seconds, "max_restarts": max_restarts,
+                             "drain_seconds": drain_seconds}  # fmt: skip
     with TemporaryDirectory(prefix="atomsieve-serve-") as scratch:
         place = repository if repository is not None else Path(scratch) / "models"
         if folders:
@@ -100,7 +105,7 @@ def start(
                                  max_request_bytes, max_structure_atoms)  # fmt: skip
             place.mkdir()
             _build(place, folders, settings, 1, instances, gpus, queue_delay, False)
-        if container is not None or show:
+        if contained:
             return _contained(container or "docker", image, show, place, listening, watch, device != "cpu")
         return _run(place, listening, watch, tritonserver, threads, log, log_file, Path(scratch))
 
@@ -122,6 +127,37 @@ def check(
         for key, value in found.items():
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             screen.print(f"{key}: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _was_given(context: typer.Context, name: str | None) -> bool:
+    source = context.get_parameter_source(name or "")
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_unused(given: list[str], repository: bool, contained: bool) -> None:
+    """Refuse options that would change nothing.
+
+    Raises
+    ------
+    UsageError
+        naming them.
+    """
+    from atomsieve.errors import UsageError
+
+    written = {"--precision", "--backend", "--head", "--instances", "--gpus", "--queue-delay", "--max-request-atoms",
+               "--max-request-structures", "--max-request-bytes", "--max-structure-atoms"}  # fmt: skip
+    here = {"--log", "--log-file", "--tritonserver"}
+    rules = [
+        (repository, written, "--repository", "they stand in the repository: give them to atomsieve serve repository"),
+        (repository and not contained, {"--device"}, "--repository", "the repository says where its models run"),
+        (repository and contained, {"--threads"}, "--container", "give it to atomsieve serve repository"),
+        (contained, here, "--container", "they are for a server outside"),
+        (not contained, {"--image"}, "no --container", "add --container docker or apptainer"),
+    ]
+    for holds, options, beside, why in rules:
+        unused = [name for name in given if name in options]
+        if holds and unused:
+            raise UsageError(f"{', '.join(unused)} would do nothing with {beside}; {why}")
 
 
 def _settings(precision: str, backend: str, head: str | None, device: str, threads: int | None, atoms: int,
@@ -195,7 +231,8 @@ def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path
     try:
         return Supervisor(
             server, options, log, check_seconds=watch["check_seconds"], answer_seconds=watch["answer_seconds"],
-            start_seconds=watch["start_seconds"], max_restarts=watch["max_restarts"], threads=threads, on_ready=ready, scratch=[scratch],
+            start_seconds=watch["start_seconds"], max_restarts=watch["max_restarts"], threads=threads,
+            on_ready=ready, scratch=[scratch],
         ).run()  # fmt: skip
     finally:
         log.close()
@@ -204,15 +241,19 @@ def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path
 def _contained(engine: str, image: str | None, show: bool, place: Path, listening: Listening, watch: dict[str, Any],
                gpus: bool) -> int:  # fmt: skip
     """Serve a repository in a container, or print how."""
+    import os
     import shlex
 
-    from atomsieve.serve.container import container_command, find_engine, run_in_foreground
+    from atomsieve.serve.container import USER, container_command, find_engine, run_in_foreground, unreadable
     from atomsieve.serve.start import models_of, server_options
 
     options, warnings = server_options(place, models_of(place), listening, watch["drain_seconds"])
     more = [word for key, value in watch.items() for word in (f"--{key.replace('_', '-')}", f"{value:g}")]
     line = container_command(engine, image, options, listening, more, gpus=gpus)
     errors = console(stderr=True)
+    if engine == "docker" and os.getuid() == 0 and (closed := unreadable(options, listening)):
+        warnings.append(f"the image's user {USER} cannot read {closed[0]}; give it to that user with chown, or run "
+                        "this command as the owner, not as root")  # fmt: skip
     for text in warnings:
         errors.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
     if show:

@@ -119,7 +119,7 @@ HttpPort = Annotated[
     int | None,
     typer.Option(
         "--http-port",
-        help="Port for HTTP, 0 for none. [default: 8000, none with TLS]",
+        help="Port for HTTP, 0 for none. [default: 8000; none with TLS, or where others are let in]",
         rich_help_panel=WHERE,
         min=0,
         max=65535,

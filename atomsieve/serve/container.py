@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import FrameType
 
 from atomsieve.errors import AtomSieveError, unknown
 from atomsieve.serve.exposure import is_loopback
@@ -14,6 +15,8 @@ from atomsieve.serve.server import ServerOptions
 from atomsieve.serve.start import Listening
 
 ENGINES = ("docker", "apptainer")
+USER = 10001
+"""The user of the images."""
 IMAGES = {"docker": "atomsieve:cpu", "apptainer": "atomsieve.sif"}
 """What the files in containers/ make."""
 MODELS, SECRETS = "/models", "/run/secrets"
@@ -62,12 +65,14 @@ def container_command(
             line += ["--bind", f"{path}:{target}:ro"]
         listen = ["--listen", w.address] if not is_loopback(w.address) else []
         return [*line, image or IMAGES[engine], *inside, *listen, *(["--insecure"] if w.insecure else [])]
-    line = ["docker", "run", "--rm", "--init", "--shm-size", "1g", "--read-only", "--tmpfs", "/tmp:exec",  # noqa: S108 - the stub of a model lies there
+    # docker would kill it 10 s after asking it to end
+    line = ["docker", "run", "--rm", "--init", "--stop-timeout", str(o.exit_seconds + 15), "--shm-size", "1g",
+            "--read-only", "--tmpfs", "/tmp:exec",  # noqa: S108 - the stub of a model lies there
             "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # fmt: skip
     if os.getuid() != 0:  # the token file belongs to this user; the image's own user is not root either
         line += ["--user", f"{os.getuid()}:{os.getgid()}"]
     for port in filter(None, (o.grpc, http, o.metrics)):
-        line += ["--publish", f"{w.address}:{port}:{port}"]
+        line += ["--publish", f"{o.address}:{port}:{port}"]
     for target, path in mounts.items():
         line += ["--mount", f"type=bind,source={path},target={target},readonly"]
     line += ["--gpus", "all"] if gpus else []
@@ -76,14 +81,37 @@ def container_command(
     return [*line, image or IMAGES[engine], *inside, "--listen", "0.0.0.0", *open_to_all]  # noqa: S104
 
 
+def unreadable(options: ServerOptions, listening: Listening, user: int = USER) -> list[Path]:
+    """Return what a container that runs as the image's own user could not read."""
+    found = []
+    w, repository = listening, options.repository
+    files = [w.token_file, w.tls_cert, w.tls_key, w.tls_client_ca, repository, *repository.rglob("*")]
+    for path in files:
+        if path is not None and path.exists():
+            state = path.stat()
+            needs = 0o5 if path.is_dir() else 0o4
+            mine = 6 if state.st_uid == user else 3 if state.st_gid == user else 0
+            if state.st_mode >> mine & needs != needs:
+                found.append(path)
+    return found
+
+
 def run_in_foreground(line: list[str]) -> int:
     """Run a command, pass signals on to it, and return its exit code."""
-    process = subprocess.Popen(line, start_new_session=True)
-    before = {
-        number: signal.signal(number, lambda number, frame: process.send_signal(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        process = subprocess.Popen(line, start_new_session=True)
+        for number in early:
+            process.send_signal(number)
         return process.wait()
     finally:
         for number, handler in before.items():

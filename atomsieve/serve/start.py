@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atomsieve.errors import UsageError
-from atomsieve.serve.exposure import check_exposure, read_token
+from atomsieve.serve.exposure import check_exposure, is_loopback, read_token
 from atomsieve.serve.server import ServerOptions, free_ports
 
 
@@ -19,8 +19,8 @@ class Listening:
 
     Attributes
     ----------
-    address : one of this machine. grpc, http, metrics : ports; http None for the usual one unless there is TLS;
-        0 for none of http and metrics.
+    address : one of this machine. grpc, http, metrics : ports; http None for the usual one, unless there is TLS or
+        other machines are let in; 0 for none of http and metrics.
     token_file, tls_cert, tls_key, tls_client_ca : files. insecure : everybody may use it.
     """
 
@@ -50,12 +50,13 @@ def server_options(
         raise UsageError("--grpc-port must be 1 to 65535; gRPC is always on")
     tls = w.tls_cert is not None
     private = tls and not w.http
+    usual = 8000 if is_loopback(w.address) else 0  # a body over HTTP is taken in whole before the token is looked at
     options = ServerOptions(
         repository,
         tuple(models),
         address=_numeric(w.address),
         grpc=w.grpc,
-        http=free_ports(1)[0] if private else 8000 if w.http is None else w.http,
+        http=free_ports(1)[0] if private else usual if w.http is None else w.http,
         http_address="127.0.0.1" if tls else None,
         http_private=private,
         metrics=w.metrics,

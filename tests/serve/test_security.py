@@ -6,18 +6,22 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import ssl
 import string
 import subprocess
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.serve.exposure import check_exposure, conceal, is_loopback, read_token
+from atomsieve.serve.exposure import belongs, check_exposure, conceal, is_loopback, read_token
 from atomsieve.serve.server import ServerOptions, free_ports
+from atomsieve.serve.start import Listening, server_options
 from atomsieve.serve.transport import Credentials, Denied, EndpointError, Transport, Unavailable, parse_url
 from atomsieve.serve.wire import request_arrays
 from tests.helpers import copper_oxides
@@ -39,7 +43,7 @@ def infer(url, credentials, **more):
 @pytest.mark.parametrize("over_http", [False, True], ids=["grpc", "http"])
 def test_a_stranger_cannot_control_the_server(server, over_http):
     with server.transport(http=over_http) as stranger:
-        client, call = stranger._client, stranger._call
+        client, call = stranger._client, partial(stranger._call, seconds=60)
         for forbidden in (
             lambda: call(client.load_model, "gfm"),
             lambda: call(client.unload_model, "gfm"),
@@ -193,7 +197,7 @@ def test_https_through_the_proxy_of_the_example(guarded, files, local, tmp_path)
             finally:
                 connection.close()
 
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             try:
                 assert ask("GET", "/v2/health/ready") == 200
@@ -219,7 +223,7 @@ def test_https_through_the_proxy_of_the_example(guarded, files, local, tmp_path)
         assert 429 in statuses and max(statuses) < 500
     finally:
         proxy.terminate()
-        proxy.communicate(timeout=10)
+        proxy.communicate(timeout=60)
 
 
 # -- what the command line refuses ------------------------------------------------------------------------------------
@@ -254,15 +258,47 @@ def test_other_machines_are_let_in_only_on_request(tmp_path):
         assert "everybody" in check_exposure(options, insecure=True)[0]
     with_token = ServerOptions(tmp_path, ("gfm",), address="0.0.0.0", token="t" * 20)
     assert "unencrypted" in check_exposure(with_token, insecure=False)[0]
+    assert any("received whole" in text for text in check_exposure(with_token, insecure=False))
+    pem = tmp_path / "any.pem"
+    pem.touch()
+    for address in ("127.0.0.1", "0.0.0.0"):  # plain HTTP would let in whom gRPC asks for a certificate
+        both = ServerOptions(tmp_path, ("gfm",), address=address, tls_cert=pem, tls_key=pem, tls_client_ca=pem)
+        with pytest.raises(UsageError, match="asks for no certificate, so --tls-client-ca guards gRPC alone"):
+            check_exposure(both, insecure=False)
+        for sound in (replace(both, token="t" * 20), replace(both, http=0), replace(both, http_private=True)):
+            assert not any("everybody" in text for text in check_exposure(sound, insecure=False))
+        check_exposure(both, insecure=True)
+    assert server_options(tmp_path, ["gfm"], Listening())[0].http == 8000
+    assert server_options(tmp_path, ["gfm"], Listening("0.0.0.0", insecure=True))[0].http == 0
+    assert server_options(tmp_path, ["gfm"], Listening("0.0.0.0", http=8000, insecure=True))[0].http == 8000
     with pytest.raises(UsageError, match="--tls-cert and --tls-key together"):
         check_exposure(ServerOptions(tmp_path, ("gfm",), tls_cert=tmp_path), insecure=False)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_a_port_is_known_to_be_the_servers(host):
+    """Before a secret is sent anywhere, the supervisor makes sure that nobody else listens there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    with socket.socket(family) as mine:
+        try:
+            mine.bind((host, 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        port = mine.getsockname()[1]
+        assert not belongs(reached, port, [os.getpid()])  # nobody listens
+        mine.listen()
+        assert belongs(reached, port, [os.getpid(), 1])
+        assert not belongs(reached, port, [os.getppid()]) and not belongs(reached, port, [])
+        if host == "127.0.0.1":
+            assert not belongs("127.0.0.2", port, [os.getpid()])
+
+
 def test_concealing_hides_the_secret_and_only_that():
-    process = subprocess.Popen(["sh", "-c", "sleep 30; true", "x", "key=s3cret-s3cret", "rest"])
+    process = subprocess.Popen(["sh", "-c", "sleep 300; true", "x", "key=s3cret-s3cret", "rest"])
     try:
         line = Path(f"/proc/{process.pid}/cmdline")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while b"key=s3cret-s3cret" not in line.read_bytes():  # the new program is not there at once
             assert time.monotonic() < deadline
         assert conceal(process.pid, ["s3cret-s3cret", ""])

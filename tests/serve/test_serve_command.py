@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shlex
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from atomsieve.cli.main import run
+from atomsieve.serve.container import unreadable
 from atomsieve.serve.logs import Log, model_of
 from atomsieve.serve.server import TritonProcess, free_ports
 from atomsieve.serve.settings import Settings
+from atomsieve.serve.start import Listening, server_options
 from tests.helpers import tiny_gfm
 
 
@@ -73,13 +76,30 @@ def test_what_cannot_start_says_why(tmp_path, served_gfm, capsys):
     assert "cannot be written" in said(capsys, *given, *ports(), "--log-file", tmp_path / "no/log")[2]
     assert "is no model repository" in said(capsys, "start", "--repository", tmp_path)[2]
     assert "not a program" in said(capsys, *given, *ports(), "--tritonserver", models)[2]
-    assert "--grpc-port and --http-port are both 9" in said(capsys, *given, "--grpc-port", 9, "--http-port", 9)[2]
+    same = [*ports(), "--http-port", 9, "--grpc-port", 9]
+    assert "--grpc-port and --http-port are both 9" in said(capsys, *given, *same)[2]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         code, _, error = said(capsys, *given, *ports(), "--grpc-port", port)
         assert code == 1 and f"port {port} (Address already in use); choose another: --grpc-port" in error
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path, served_gfm, capsys):
+    models = tmp_path / "models"
+    assert said(capsys, "repository", served_gfm, "--out", models, "--threads", 1)[0] == 0
+    given = ["start", "--repository", models]
+    for options, says in (
+        (["--precision", "fp64", "--instances", 2], "--precision, --instances would do nothing with --repository"),
+        (["--max-structure-atoms", 5], "--max-structure-atoms would do nothing with --repository"),
+        (["--device", "cuda"], "--device would do nothing with --repository"),
+        (["--image", "mine"], "--image would do nothing with no --container"),
+        (["--print", "--log-file", "log", "--tritonserver", "t"], "--log-file, --tritonserver would do nothing with"),
+        (["--container", "docker", "--threads", 2], "--threads would do nothing with --container"),
+    ):
+        code, _, error = said(capsys, *given, *options)
+        assert code == 2 and says in error and len(error.strip().splitlines()) == 1
 
 
 def ports():
@@ -105,11 +125,19 @@ def test_command_lines_of_containers(tmp_path, served_gfm, capsys, monkeypatch):
     assert "/run/secrets/atomsieve-token" in inside and "--insecure" not in inside
     assert "a-token" not in out
     assert "0:0" not in line
+    assert line[line.index("--tmpfs") + 1] == "/tmp:exec"  # where a program must run
+    assert int(line[line.index("--stop-timeout") + 1]) > 30  # the time to drain
+    inner = dict(itertools.pairwise(inside))
+    assert inner["--start-seconds"] == "600" and inner["--drain-seconds"] == "30"
 
     code, _, error = said(capsys, *given, "docker", "--print", "--listen", "10.0.0.1")
     assert code == 2 and "--token-file" in error
     _, out, _ = said(capsys, *given, "docker", "--print", "--listen", "10.0.0.1", "--insecure", "--http-port", 0)
     assert "10.0.0.1:8001:8001" in out and ":8000" not in out
+
+    for name, number in (("localhost", "127.0.0.1"), ("::1", "[::1]")):
+        assert f"--publish '{number}:8001:8001'".replace("'", "" if name == "localhost" else "'") in said(
+            capsys, *given, "docker", "--print", "--listen", name)[1]  # fmt: skip
 
     _, out, _ = said(capsys, *given, "apptainer", "--print")
     line = shlex.split(out)
@@ -226,3 +254,14 @@ def test_what_a_server_writes_is_read_whatever_becomes_of_it():
         process.kill()
         process.kill()
     assert process.lost == 3000
+
+
+def test_what_the_user_of_an_image_cannot_read(tmp_path):
+    (tmp_path / "models/gfm").mkdir(parents=True)
+    (tmp_path / "models/gfm/config.pbtxt").touch(0o644)
+    token = tmp_path / "token"
+    token.write_text("a-token-that-is-long-enough")
+    token.chmod(0o600)
+    options, _ = server_options(tmp_path / "models", ["gfm"], Listening(token_file=token))
+    assert unreadable(options, Listening(token_file=token), user=os.getuid() + 1) == [token]
+    assert unreadable(options, Listening(token_file=token), user=os.getuid()) == []
