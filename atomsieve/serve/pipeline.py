@@ -6,7 +6,7 @@ raw structures does; only the network itself runs elsewhere, between them. Knows
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.interface import Slot, inputs, outputs
 from atomsieve.graphs import Graph, build_graph
+from atomsieve.graphs.faults import MAX_NEIGHBORS_PER_ATOM
 from atomsieve.graphs.table import table_arrays
 from atomsieve.models import ExportEntry, Manifest
 from atomsieve.predict import Predictor, Status
@@ -84,10 +85,16 @@ class Capacity:
         """Return settings that tell clients how to cut their requests."""
         return settings.model_copy(update={"max_atoms": self.atoms, "max_edges": int(self.places / PADDING)})
 
+    @property
+    def bytes(self) -> int:
+        """What the tables of so many atoms and places take: places hold a neighbour, a shift, and a way back."""
+        return 128 * max(self.atoms, 1) + 28 * max(self.places, MAX_NEIGHBORS_PER_ATOM)
+
     def refusal(self, atoms: int, width: int) -> str | None:
-        """Say why a table is too large, or None."""
-        for what, size, most in (("atoms", atoms, self.atoms), ("places (N * W)", atoms * width, self.places)):
-            if size > most and atoms > 1:
+        """Say why a table is too large, or None; a single atom may have all neighbours that an atom may have."""
+        places = max(self.places, MAX_NEIGHBORS_PER_ATOM) if atoms <= 1 else self.places
+        for what, size, most in (("atoms", atoms, max(self.atoms, 1)), ("places (N * W)", atoms * width, places)):
+            if size > most:
                 return (
                     f"the graph has {size} {what}, allowed are {most} at once; send fewer structures, or use the model "
                     "for raw structures, which cuts its work by itself"
@@ -119,8 +126,18 @@ class Recorder:
 class Preparer:
     """Makes the inputs of an artefact out of requests."""
 
-    def __init__(self, predictor: Predictor, manifest: Manifest, entry: ExportEntry, settings: Settings) -> None:
-        """Take over a predictor of the ensemble itself, whose first encoder is used; the rest of it is left alone."""
+    def __init__(
+        self,
+        predictor: Predictor,
+        manifest: Manifest,
+        entry: ExportEntry,
+        settings: Settings,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take over a predictor of the ensemble itself, whose first encoder is used; the rest of it is left alone.
+
+        progress : as of `Engine`.
+        """
         native = predictor.run
         assert isinstance(native, NativeBackend)
         encoder = NativeBackend(native.model.take([0]), "fp32", predictor.device)
@@ -130,7 +147,7 @@ class Preparer:
         self._lone = [predictor.elements(name)[0] for name in predictor.heads]
         self.capacity = Capacity.of(manifest, entry, settings)
         whole = settings.model_copy(update={"max_atoms": WHOLE, "max_edges": WHOLE})
-        self.engine = Engine(predictor.with_backend(self._recorder), whole)
+        self.engine = Engine(predictor.with_backend(self._recorder), whole, progress)
 
     def __call__(self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> Arrays | Refused:
         """Return the artefact's inputs by name, and what is `PASSED`, or why the request is refused."""
@@ -203,16 +220,23 @@ class Finisher:
     Parameters
     ----------
     predictor : of the ensemble, for its checks and calibration. entry : the artefact.
-    digest : names the artefact. settings : of the served model.
+    digest : names the artefact. settings : of the served model. progress : as of `Engine`.
     """
 
-    def __init__(self, predictor: Predictor, entry: ExportEntry, digest: str, settings: Settings) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        entry: ExportEntry,
+        digest: str,
+        settings: Settings,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
         self.predictor, self._outputs = predictor.with_backend(Computed(entry, digest)), entry.outputs
         self._network: Arrays = {}
         self._passed: Arrays = {}
         self._atoms = np.zeros(0, np.int64)
         whole = settings.model_copy(update={"max_atoms": WHOLE, "max_edges": WHOLE})
-        self.engine = Engine(cast(Predictor, self), whole)
+        self.engine = Engine(cast(Predictor, self), whole, progress)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.predictor, name)

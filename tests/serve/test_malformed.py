@@ -84,7 +84,8 @@ def test_unknown_names_and_types_are_refused(server, http):
         for tensor, values in zip(right, GOOD.values(), strict=True):
             tensor.set_data_from_numpy(values)
         with pytest.raises(Rejected, match="UINT8"):
-            transport._call(transport._client.infer, "gfm", [t if t.name() != "numbers" else wrong for t in right])
+            transport._call(transport._client.infer, "gfm", [t if t.name() != "numbers" else wrong for t in right],
+                            seconds=10.0)  # fmt: skip
 
 
 def test_a_bad_request_does_not_fail_those_computed_with_it(server, local):
