@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import unknown
 from atomsieve.graphs.estimate import edge_budget_estimate
-from atomsieve.predict.packing import BUDGETS
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.status import Status
 from atomsieve.serve.crowding import crowded_edges
@@ -36,7 +35,7 @@ class Described:
     head : used when a call names none. alone : every request is computed apart from those of others, so that its last
         bits do not depend on them.
     budget : atoms and estimated edges that the server computes at once.
-    server : what decides the last bits of an answer: threads, budget and limits of the server.
+    server : what decides the last bits of an answer: version, threads, budget and limits of the server.
     """
 
     def __init__(self, description: Mapping[str, Any], head: str | None, *, alone: bool) -> None:
@@ -53,11 +52,9 @@ class Described:
         )
         self.artefact: str | None = d.get("artefact")
         self.outputs = frozenset(d["outputs"])
-        self.server = {name: d[name] for name in ("threads", "budget", "limits")}
+        self.server = {name: d[name] for name in ("atomsieve", "threads", "budget", "limits")}
         self.alone = alone
-        budget = BUDGETS["cuda" if self.device.startswith("cuda") else "cpu"]
-        atoms, edges = d["budget"]["atoms"], d["budget"]["edges"]
-        self.budget: tuple[int, int] = (atoms or budget[0], edges or budget[1])
+        self.budget: tuple[int, int] = (int(d["budget"]["atoms"]), int(d["budget"]["edges"]))
 
     def describe(self) -> dict[str, Any]:
         """Return what this predictor is, as plain data."""
@@ -98,7 +95,8 @@ class Described:
         limits, counts = self.server["limits"], batch.counts
         most = min(limits["structure_atoms"], limits["atoms"], counts.max(initial=0) if largest is None else largest)
         size = BYTES[0] + BYTES[1] * counts
-        edges = np.maximum(edge_budget_estimate(batch, self.cutoff), crowded_edges(batch, self.cutoff))
+        usual = edge_budget_estimate(batch, self.cutoff)
+        edges = np.maximum(usual, crowded_edges(batch, self.cutoff))  # which only the limits are compared with
         fits = np.flatnonzero((counts <= most) & (size <= limits["bytes"]) & (edges <= limits["structure_edges"]))
         asked = outputs_for(want, self.kind)
         given = self._description["gives"]
@@ -106,7 +104,8 @@ class Described:
         volume = size * (4 + members)  # of the answer too, features left out
         costs = {
             "atoms": (counts, min(self.budget[0], limits["atoms"])),
-            "edges": (edges, min(self.budget[1], limits["edges"])),
+            "edges": (usual, self.budget[1]),
+            "crowded": (edges, limits["edges"]),
             "structures": (np.ones(len(batch)), limits["structures"]),
             "bytes": (size, limits["bytes"]),
             "message": (volume, LARGEST_MESSAGE),

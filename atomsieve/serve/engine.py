@@ -66,8 +66,7 @@ class Engine:
 
     def __init__(self, predictor: Predictor, settings: Settings, progress: Callable[[], None] = lambda: None) -> None:
         self.predictor, self.settings, self.progress = predictor, settings, progress
-        atoms, edges = BUDGETS["cuda" if str(predictor.device).startswith("cuda") else "cpu"]
-        self._budget = (settings.max_atoms or atoms, settings.max_edges or edges)
+        self._budget = _budget(predictor, settings)
         self.work = Work()
 
     def __call__(self, requests: Sequence[Request | Refused]) -> list[Arrays | Refused]:
@@ -244,6 +243,12 @@ def internal_error() -> Refused:
     return Refused("internal", f"internal error, reference {reference}: the server's log holds the details under it")
 
 
+def _budget(predictor: Predictor, settings: Settings) -> tuple[int, int]:
+    """Return the atoms and estimated edges that are computed at once."""
+    atoms, edges = BUDGETS["cuda" if str(predictor.device).startswith("cuda") else "cpu"]
+    return settings.max_atoms or atoms, settings.max_edges or edges
+
+
 def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> Mapping[str, Any]:
     """Return the description of a served model, as plain data.
 
@@ -269,6 +274,6 @@ def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> M
         },
         "artefact": predictor.artefact,
         "threads": torch.get_num_threads() if on_cpu else None,
-        "budget": {"atoms": settings.max_atoms, "edges": settings.max_edges},
+        "budget": dict(zip(("atoms", "edges"), _budget(predictor, settings), strict=True)),
         "limits": settings.limits.model_dump(),
     }

@@ -7,13 +7,14 @@ import logging
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.serve.pool import MOST_BROKEN, Policy, Pool, Tries, different, parse_urls
+from atomsieve.serve.pool import MOST_BROKEN, MOST_EASED, STEADY, SUSPECT, Policy, Pool, Tries, different, parse_urls
 from atomsieve.serve.transport import Broken, DeadlineExceeded, Denied, Rejected, Unavailable
 from atomsieve.serve.wire import WIRE
 
 SAID = {
     "wire": WIRE, "ensemble_id": "a" * 64, "precision": "fp32", "backend": "native", "artefact": None, "device": "cpu",
     "default_head": "x", "threads": 2, "budget": {"atoms": None, "edges": None}, "limits": {"atoms": 100},
+    "atomsieve": "1.0",
 }  # fmt: skip
 
 
@@ -101,11 +102,76 @@ def test_a_request_that_breaks_servers_is_not_sent_for_ever(pool):
         pool.check(tries, Broken("died"))
 
 
+def test_a_sound_server_that_was_late_gets_less_and_longer(clock):
+    pool = Pool(parse_urls("h1"), Policy(deadline=5, patience=10, in_flight=4), clock)
+    pool.admit([SAID])
+    [endpoint], tries = pool.endpoints, Tries()
+
+    def late():
+        assert pool.take(tries) is endpoint
+        assert pool.failed(endpoint, endpoint.outages, DeadlineExceeded("late"), tries)
+        pool.check(tries, DeadlineExceeded("late"))
+
+    for k in range(MOST_EASED):
+        late()
+        clock.now += 9.0  # more than the patience in all
+        assert pool.probed(endpoint, SAID)
+        assert pool.deadline(endpoint) == 5 * 2 ** (k + 1) and endpoint.room == (2, 1, 1)[k]
+    late()
+    clock.now += 10.5  # no more than so often
+    assert pool.probed(endpoint, SAID) and pool.take(tries) is endpoint
+    pool.failed(endpoint, endpoint.outages, DeadlineExceeded("late"), tries)
+    with pytest.raises(DeadlineExceeded, match="given up after a patience of 10 s"):
+        pool.check(tries, DeadlineExceeded("late"))
+    pool.probed(endpoint, SAID)
+    for _ in range(5 * STEADY):
+        pool.answered(pool.take(Tries()))
+    assert endpoint.room == 4 and endpoint.in_flight == 0
+
+
+def test_answers_to_others_are_signs_of_life(pool, clock):
+    tries, endpoint = Tries(since=0.0), pool.endpoints[0]
+    endpoint.in_flight, clock.now = 1, 9.0
+    pool.answered(endpoint)
+    clock.now = 18.0
+    pool.check(tries, Unavailable("full"))
+    clock.now = 19.5
+    with pytest.raises(Unavailable, match="patience"):
+        pool.check(tries, Unavailable("full"))
+
+
+def test_a_suspect_is_sent_alone_so_that_nobody_else_is_blamed(clock):
+    pool = Pool(parse_urls("h1"), Policy(in_flight=3), clock)
+    pool.admit([SAID])
+    [endpoint], guilty, innocent = pool.endpoints, Tries(), Tries()
+    for _ in range(SUSPECT):
+        outages = endpoint.outages
+        for tries in (guilty, innocent):
+            assert pool.take(tries) is endpoint
+        for tries in (guilty, innocent):
+            pool.failed(endpoint, outages, Broken("died"), tries)
+        pool.probed(endpoint, SAID)
+    other = Tries()
+    assert pool.take(other) is endpoint
+    assert pool.take(guilty) is None and pool.take(Tries()) is None, "it is kept free for the suspect"
+    pool.answered(endpoint, other)
+    assert pool.take(innocent) is None and pool.take(guilty) is endpoint and pool.take(Tries()) is None
+    pool.failed(endpoint, endpoint.outages, Broken("died"), guilty)
+    pool.probed(endpoint, SAID)
+    assert pool.take(innocent) is endpoint and pool.take(Tries()) is None
+    pool.answered(endpoint, innocent)
+    assert (guilty.broken, innocent.broken) == (SUSPECT + 1, SUSPECT)
+    assert pool.take(Tries()) is endpoint and pool.take(guilty) is None
+    pool.forget(guilty)  # whose caller has left
+    assert pool.take(Tries()) is endpoint
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"ensemble_id": "b" * 64}, "ensemble_id bbbbbbbbbbbb, not aaaaaaaaaaaa"),
         ({"precision": "fp64", "threads": 8}, "precision fp64, not fp32; threads 8, not 2"),
+        ({"atomsieve": "1.1"}, "atomsieve 1.1, not 1.0"),
         ({"backend": "onnx"}, "backend onnx, not native"),
         ({"device": "cuda:0"}, "device cuda:0, not cpu"),
         ({"wire": WIRE + 1}, "speaks version"),
