@@ -42,16 +42,17 @@ class Supervised:
 
     def records(self, event: str | None = None) -> list[dict[str, Any]]:
         """Return the records of the log, those of one event if it is named."""
-        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
-        found = [json.loads(line) for line in lines]  # every line must be JSON
+        text = self.log_file.read_text() if self.log_file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # the last line may be on its way
+        found = [json.loads(line) for line in whole.splitlines()]  # every line must be JSON
         return [r for r in found if event in (None, r["event"])]
 
-    def until(self, event: str, count: int = 1, seconds: float = 60.0) -> dict[str, Any]:
+    def until(self, event: str, count: int = 1, seconds: float = 300.0) -> dict[str, Any]:
         """Wait until an event happened so often; return its record."""
         self.wait_for(lambda: len(self.records(event)) >= count, f"{count} x {event}", seconds)
         return self.records(event)[count - 1]
 
-    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             ended = self.process.poll() is not None and not condition()
@@ -74,6 +75,12 @@ class Supervised:
         return Transport(parse_url(self.url), self.credentials)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()  # the keeper ends the rest
-            self.process.wait()
+        """End it and all that it started."""
+        if self.process.poll() is not None:
+            return
+        servers = [int(record["pid"]) for record in self.records("starting")][-1:]
+        self.process.kill()  # the keeper ends the rest
+        self.process.wait()
+        deadline = time.monotonic() + 60
+        while any(map(keeper.members, servers)) and time.monotonic() < deadline:
+            time.sleep(0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from atomsieve.serve.settings import Limits, Settings
 from atomsieve.serve.transport import DeadlineExceeded, Rejected
 from atomsieve.serve.wire import request_arrays
 from tests.helpers import copper_oxides
+from tests.serve.triton import until_at_work
 
 GOOD = request_arrays(copper_oxides(2))
 OUT = ["status", "energy"]
@@ -90,7 +90,7 @@ def test_unknown_names_and_types_are_refused(server, http):
 
 def test_a_bad_request_does_not_fail_those_computed_with_it(server, local):
     """Many threads at once, behind a long request, so that good and bad ones come to the model together."""
-    long, good = copper_oxides(600, seed=3), copper_oxides(4, seed=4)
+    long, good = copper_oxides(6000, seed=3), copper_oxides(4, seed=4)
     truth = local(good, {"energy"}, head="metal").energy
     before, found = len(server.events("batch")), {}
 
@@ -102,7 +102,7 @@ def test_a_bad_request_does_not_fail_those_computed_with_it(server, local):
                 found[k] = error
 
     threads = [threading.Thread(target=ask, args=(-1, request_arrays(long)))]
-    threads[0].start()
+    until_at_work(server, threads[0])
     for k in range(24):
         threads.append(threading.Thread(target=ask, args=(k, changed(n_atoms=COUNTS + 1) if k % 3 == 0 else
                                                           request_arrays(good))))  # fmt: skip
@@ -125,21 +125,14 @@ def test_a_request_that_was_given_up_is_not_computed(server):
     before, batches, long = structures(), len(server.events("batch")), copper_oxides(9000, seed=5)
     short, answered = request_arrays(copper_oxides(13)), []
 
-    def at_work():
-        return sum('"event": "working"' in line for line in server.lines)
-
     def ask():
         with server.transport() as transport:
-            answered.append(transport.infer("gfm", request_arrays(long), OUT, {"head": "metal"}, seconds=100))
+            answered.append(transport.infer("gfm", request_arrays(long), OUT, {"head": "metal"}, seconds=600))
 
     busy = threading.Thread(target=ask)
     with server.transport() as transport:
         transport.infer("gfm", GOOD, OUT)  # connected
-        until = at_work() + 1
-        busy.start()
-        while at_work() < until:
-            assert busy.is_alive()
-            time.sleep(0.02)
+        until_at_work(server, busy)
         with pytest.raises(DeadlineExceeded):
             transport.infer("gfm", short, OUT, {"head": "metal"}, seconds=0.3)
         busy.join()

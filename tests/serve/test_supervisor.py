@@ -126,7 +126,7 @@ def test_an_end_that_is_asked_for_lets_running_requests_finish(supervised, serve
     tls = ("--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem")
     trust = Credentials(ca=tmp_path / "ca.pem")
     running = supervised(served_gfm, *QUICK, *tls, "--answer-seconds", 30, scheme="grpcs", credentials=trust)
-    long, found = copper_oxides(3000), {}
+    long, found = copper_oxides(6000), {}
     running.until("ready")
     assert "http://127.0.0.1" not in running.said().replace(f"http://127.0.0.1:{running.metrics}", "")
     words = Path(f"/proc/{running.server()}/cmdline").read_text().split("\0")
@@ -197,7 +197,7 @@ def test_each_copy_and_version_is_watched_and_an_end_after_a_death_is_an_end(sup
         served = Served(name, served_gfm, Settings(precision="fp64", threads=1))
         write_model(tmp_path / "models", served, version=version, instances=copies)
     running = supervised("--repository", tmp_path / "models", *QUICK, "--drain-seconds", 600)
-    running.until("ready", seconds=180)
+    running.until("ready")
     assert {r["model"] for r in running.records("checked")} == {"gfm version 1", "gfm version 2", "pair"}
     batch = copper_oxides(3)
     truth = local(batch, {"energy"}, head="metal").energy
@@ -207,7 +207,7 @@ def test_each_copy_and_version_is_watched_and_an_end_after_a_death_is_an_end(sup
     assert len(older) == 1 and len(pair) == 2
     os.kill(older[0], signal.SIGKILL)
     os.kill(pair[0], signal.SIGKILL)
-    running.until("reloaded", 2, seconds=180)
+    running.until("reloaded", 2)
     assert {r["text"] for r in running.records("failed")} >= {
         "1 of 2 processes of gfm have died", "1 of 2 processes of pair have died"
     }  # fmt: skip
