@@ -21,7 +21,7 @@ from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.plan import Chunks, chunk_size
 from atomsieve.screen.progress import Clock, EventLog
 from atomsieve.screen.runner import PredictorLike, Runner
-from atomsieve.screen.served import Served, connect
+from atomsieve.screen.served import Served, connect, same_for_all
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.spread import settle
 from atomsieve.screen.store import Folder, ResultFile, disk_errors, forces_file, part_of, row_file
@@ -102,7 +102,8 @@ def prepare(
             reader = stack.enter_context(team.together(lambda: _open(source)))
         folder = Folder(Path(out) if out is not None else default_out(source))
         if predictor is None and served is not None:
-            predictor = team.together(lambda: connect(served, ensemble, options, stack))
+            predictor = team.together(lambda: connect(served, ensemble, options, stack, team.size))
+            same_for_all(team, predictor)
         elif predictor is None:
             gfm = team.together(lambda: _given(ensemble))
             backend, why = team.first(lambda: _backend(folder, gfm, options, overwrite))

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from atomsieve.errors import UsageError
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
+from atomsieve.screen.runner import PredictorLike
+from atomsieve.screen.team import Team
+from atomsieve.serve.pool import differences
 
 if TYPE_CHECKING:
     from atomsieve.serve.remote import RemotePredictor
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 OF_SERVERS = {"precision": "fp32", "backend": "native", "device": "auto", "threads": 1}
 """Options that belong to whoever starts the servers, and their defaults."""
+IN_FLIGHT = 4
+"""Requests on their way to one endpoint at once, of all ranks together."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,12 @@ class Served:
     patience: float = 300.0
 
 
-def connect(served: Served, ensemble: str | Path | None, options: ScreenOptions, stack: ExitStack) -> RemotePredictor:
+def connect(
+    served: Served, ensemble: str | Path | None, options: ScreenOptions, stack: ExitStack, ranks: int = 1
+) -> RemotePredictor:
     """Connect to the servers until `stack` is left; requests of a screening are computed apart from all others.
+
+    ranks : processes that do the same.
 
     Raises
     ------
@@ -57,6 +66,7 @@ def connect(served: Served, ensemble: str | Path | None, options: ScreenOptions,
             credentials=served.credentials,
             deadline=served.deadline,
             patience=served.patience,
+            in_flight=max(1, IN_FLIGHT // ranks),
             alone=True,
         )
     )
@@ -70,6 +80,27 @@ def connect(served: Served, ensemble: str | Path | None, options: ScreenOptions,
                 "--ensemble out to screen with what is served"
             )
     return predictor
+
+
+def same_for_all(team: Team, predictor: PredictorLike) -> None:
+    """Compare what the ranks are connected to: each may have reached other endpoints of those named.
+
+    Raises
+    ------
+    UsageError
+        on all ranks, if two are not served alike.
+    """
+    described = team.gather(predictor.describe())
+
+    def compare() -> None:
+        for rank, other in enumerate(described):
+            if said := differences(other, described[0]):
+                raise UsageError(
+                    f"rank {rank} has reached other servers than rank 0, which do not serve alike: {said}; name only "
+                    "endpoints that serve alike"
+                )
+
+    team.together(compare)
 
 
 def refused(option: str, value: object) -> UsageError:

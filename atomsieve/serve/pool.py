@@ -303,15 +303,18 @@ def different(url: Url, found: Mapping[str, Any], known: Mapping[str, Any], othe
         return f"{url} speaks version {found.get('wire')} of the protocol, this client speaks {WIRE}"
     if not known:
         return None
-    said = [
+    said = differences(found, known)
+    if not said:
+        return None
+    return f"{url} {f'is not served as {other} is' if other else 'is served in another way than before'}: {said}"
+
+
+def differences(found: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """Return in what a description is not like another one that it must be like; empty if it is."""
+    return "; ".join(
         f"{name} {_short(found.get(name))}, not {_short(known.get(name))}"
         for name in ALIKE
         if _comparable(name, found) != _comparable(name, known)
-    ]
-    if not said:
-        return None
-    return f"{url} {f'is not served as {other} is' if other else 'is served in another way than before'}: " + "; ".join(
-        said
     )
 
 

@@ -90,6 +90,14 @@ def test_killed_again_and_again(whole, tmp_path):
     assert artefacts(tmp_path / "out") == expected
 
 
+def test_ranks_that_reach_different_servers_leave_together(whole, tmp_path):
+    source, _ = whole
+    said = run(2, source, tmp_path / "out", 2, served=["a" * 64, "b" * 64])
+    assert "error: rank 1 has reached other servers than rank 0" in said
+    assert said.count("error:") == 1 and "ensemble_id bbbbbbbbbbbb, not aaaaaaaaaaaa" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_exception_on_one_rank_ends_all_with_one_line(whole, tmp_path):
     source, _ = whole
     began = time.monotonic()

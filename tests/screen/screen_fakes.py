@@ -172,17 +172,26 @@ def main() -> None:
     from rich.console import Console
 
     from atomsieve.errors import AtomSieveError
+    from atomsieve.screen import prepare
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
+    from atomsieve.screen.served import Served
     from atomsieve.screen.team import connect
 
     source, out, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     team = connect()
     small = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 0.0, "top": 50}
     options = ScreenOptions(**{**small, **order.get("options", {})})
+    predictor: FaultyPredictor | None = FaultyPredictor(order, team.rank)
+    served = None
+    if "served" in order:  # what each rank finds at its endpoint
+        found = predictor
+        found.describe = lambda: {"ensemble_id": order["served"][team.rank]}
+        prepare.connect = lambda *given: found
+        predictor, served = None, Served("grpc://nowhere")
     try:
         result = run_screen(
-            source, "gfm", options, out=out, predictor=FaultyPredictor(order, team.rank),
+            source, "gfm", options, out=out, predictor=predictor, served=served,
             reader=MemoryReader(load(source)), team=team, console=Console(stderr=True),
         )  # fmt: skip
     except AtomSieveError as error:
