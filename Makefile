@@ -19,7 +19,7 @@ EXTRAS := mpi,data,demo,train,pyg,export,uncertainty,serve,torchsim,dev
 STAMP := $(VENV)/installed
 NATIVE := $(wildcard atomsieve/native/*.cpp atomsieve/native/*.h)
 # Tests of the server are skipped only where there cannot be one: a wheel that was installed must be found.
-PYTEST = OMP_NUM_THREADS=1 ATOMSIEVE_NEEDS_TRITON=$(if $(wildcard $(VENV)/triton),1) $(BIN)/python -m pytest
+PYTEST = OMP_NUM_THREADS=1 ATOMSIEVE_NEEDS_TRITON="$$(cat $(VENV)/triton 2>/dev/null || true)" $(BIN)/python -m pytest
 
 .PHONY: help venv lint types unit mpi e2e test demo bench clean
 
@@ -39,7 +39,7 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py Makefile $(NATIVE)
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
 	@rm -f $(VENV)/triton
 	@if [ -n "$(WITHOUT_TRITON)" ]; then echo "note: WITHOUT_TRITON is set: tests of the server are skipped"; \
-	elif $(BIN)/python -m pip install --quiet --no-deps '$(TRITON)'; then touch $(VENV)/triton; \
+	elif $(BIN)/python -m pip install --quiet --no-deps '$(TRITON)'; then echo 1 > $(VENV)/triton; \
 	elif [ "$$(uname -sm)" != "Linux x86_64" ]; then echo "note: no $(TRITON) for $$(uname -sm): tests of the server are skipped"; \
 	else echo "error: $(TRITON) was not installed; say WITHOUT_TRITON=1 to go on without tests of the server" >&2; exit 1; fi
 	@command -v nginx >/dev/null || { mkdir -p $(VENV)/nginx && cd $(VENV)/nginx && \
