@@ -235,7 +235,7 @@ class FinishModel(GraphServer):
         """Return the answer of the whole pipeline."""
         prefix = "network_"
         network = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-        passed = {p.name: arrays[p.name] for p in PASSED}
+        passed = {p.name: arrays[p.name] for p in PASSED if p.name in arrays}
         raw = {name: a for name, a in arrays.items() if name in INPUTS}
         request, found = self.finish.answer(raw, parameters, names, network, passed)
         if isinstance(found, Refused) or isinstance(request, Refused):

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "torchscript": ("pytorch", "model.pt")}
 """By backend of the predictor: Triton's own backend for the format, and what it calls the file. `pt2` has none."""
-USED = ("energy", "energy_std", "energy_members", "forces", "forces_std", "virial")
-"""Outputs of an artefact that the second half of the pipeline takes."""
 WARMUP = "warmup"
 """Folder that Triton reads the tensors of a first request from."""
 MODEL = '''"""Served by AtomSieve: everything is in the package, which must be installed where the server runs."""
@@ -177,7 +175,7 @@ def configurations(
     first : the tensors of a first request. group : instances. version : of the steps. native : see `write`.
     """
     from atomsieve.export.artefact import digest_of
-    from atomsieve.serve.pipeline import PASSED, finished, slots
+    from atomsieve.serve.pipeline import PASSED, USED, finished, slots
 
     taken, every = slots(entry, manifest)
     raw = [_wire(t) | {"optional": t.optional} for t in INPUTS.values()]

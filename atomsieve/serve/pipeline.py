@@ -32,10 +32,15 @@ from atomsieve.serve.wire import given
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
+USED = ("energy", "energy_std", "energy_members", "forces", "forces_std", "virial")
+"""Outputs of an artefact that the second half takes."""
 WHOLE = 2**62
 """A budget that nothing exceeds: a request is one graph."""
 PADDING = 2.0
 """Places of a neighbour table that are allowed for each edge that is expected."""
+
+ROUGHLY = 4.0
+"""How much more than a graph model takes may be expected of a request whose neighbours are not yet counted."""
 
 
 @dataclass(frozen=True)
@@ -155,22 +160,33 @@ class Preparer:
         request = self.engine.read(arrays, parameters, asked)
         if isinstance(request, Refused):
             return request
+        refusal = self._crowd(request)
+        if refusal is not None:
+            return Refused("too_large", refusal)
         self._recorder.seen = []
         [answer] = self.engine([request])
         if isinstance(answer, Refused):
             return answer
         seen, self._recorder.seen = self._recorder.seen, []
         batch, graph, heads, index = self._joined(request, seen)
-        tables = table_arrays(graph.neighbors, batch.n_atoms, reverse=self._slots[-1].name == "reverse")
-        refusal = self.capacity.refusal(batch.n_atoms, tables["neighbors"].shape[1])
-        if refusal is not None:
+        reverse = self._slots[-1].name == "reverse"
+        refusal = self.capacity.refusal(batch.n_atoms, _width(graph, batch.n_atoms, reverse))
+        if refusal is not None:  # before there is a table: one atom with many neighbours makes it wide for all
             return Refused("too_large", refusal)
+        tables = table_arrays(graph.neighbors, batch.n_atoms, reverse=reverse)
         own: dict[str, Any] = {
             "numbers": batch.numbers, "positions": batch.positions, "cell": batch.cell,
             "structure": batch.structure_of_atom, "head": heads, "charge": batch.charge, "spin": batch.spin, **tables,
         }  # fmt: skip
         found = {s.name: np.ascontiguousarray(own[s.name], s.dtype) for s in self._slots}
         return {**found, "prepared_index": index, **{f"prepared_{name}": answer[name] for name in asked}}
+
+    def _crowd(self, request: Request) -> str | None:
+        """Say why a request is far too large for one graph, or None, before its neighbours are listed."""
+        taken = np.isfinite(request.edges)
+        atoms, edges = int(request.batch.counts[taken].sum()), float(request.edges[taken].sum())
+        far = edges > ROUGHLY * self.capacity.places
+        return self.capacity.refusal(atoms, int(edges / max(atoms, 1)) if far else 1)
 
     def _joined(
         self, request: Request, seen: Sequence[tuple[StructureBatch, Graph]]
@@ -196,6 +212,14 @@ class Preparer:
             cell=np.zeros((1, 3, 3)), pbc=np.zeros((1, 3), bool), id=np.zeros(1, np.int64),
             charge=np.zeros(1, np.float32), spin=np.ones(1, np.float32),
         )  # fmt: skip
+
+
+def _width(graph: Graph, atoms: int, reverse: bool) -> int:
+    """Return the places for each atom of the wider of the tables of a graph."""
+    widest = int(torch.diff(graph.neighbors.row_ptr).max()) if atoms else 0
+    if reverse and len(graph.neighbors.sender):
+        widest = max(widest, int(torch.bincount(graph.neighbors.sender).max()))
+    return max(widest, 1)
 
 
 class Computed:
@@ -231,7 +255,8 @@ class Finisher:
         settings: Settings,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self.predictor, self._outputs = predictor.with_backend(Computed(entry, digest)), entry.outputs
+        self.predictor = predictor.with_backend(Computed(entry, digest))
+        self._needed = [name for name in USED if name in entry.outputs]
         self._network: Arrays = {}
         self._passed: Arrays = {}
         self._atoms = np.zeros(0, np.int64)
@@ -286,6 +311,7 @@ class Finisher:
         if isinstance(request, Refused):
             return request, request
         try:
+            _check(network, passed, self._needed)
             self._atoms = _fit(request.batch, network, passed, self.predictor.members)
         except AtomSieveError as error:
             refused = Refused("invalid", str(error))
@@ -294,6 +320,20 @@ class Finisher:
         [answer] = self.engine([request])
         self._network, self._passed = {}, {}
         return request, answer
+
+
+def _check(network: Arrays, passed: Arrays, needed: Collection[str]) -> None:
+    """Raise AtomSieveError unless all tensors are there and of their kind; `needed` are those of the network."""
+    lacking = [p.name for p in PASSED if p.name not in passed] + [f"network_{n}" for n in needed if n not in network]
+    if lacking:
+        raise AtomSieveError(f"inputs {', '.join(lacking)}: missing; the other half and the graph model give them")
+    for p in PASSED:
+        if passed[p.name].dtype != p.dtype or passed[p.name].ndim != 1:
+            found = passed[p.name]
+            raise AtomSieveError(f"{p.name} must be {p.dtype} with one axis, got {found.dtype} {list(found.shape)}")
+    for name, values in network.items():
+        if values.dtype not in (np.float64, np.float32):
+            raise AtomSieveError(f"network_{name} must be float64 or float32, got {values.dtype}")
 
 
 def _fit(batch: StructureBatch, network: Arrays, passed: Arrays, members: int) -> NDArray[np.int64]:

@@ -333,3 +333,30 @@ def test_halves_of_the_pipeline_check_what_they_are_given(exported, predictors):
     refused = Preparer(served_ensemble(exported, small), manifest, entry, small)(raw, {})
     assert isinstance(refused, Refused) and refused.kind == "too_large" and "fewer structures" in refused.message
     np.testing.assert_allclose(answer()["forces"], truth.forces, rtol=1e-9, atol=1e-9)
+
+
+def test_a_graph_model_takes_no_more_than_its_capacity(exported):
+    from atomsieve.serve.pipeline import Capacity, Preparer, served_ensemble
+    from atomsieve.serve.request import Refused
+
+    capacity = Capacity(4096, 500_000)
+    assert capacity.refusal(4096, 100) is None and "places" in capacity.refusal(4096, 130)
+    assert "atoms" in capacity.refusal(4097, 1)
+    assert Capacity(10, 100).refusal(1, 20_000) is None and Capacity(0, 0).refusal(1, 1) is None
+    assert "places" in capacity.refusal(1, 10**8) and "places" in Capacity(10, 100).refusal(1, 20_001)
+
+    manifest, chosen = read_manifest(exported), settings("onnx")
+    entry, batch = manifest.exports["onnx-fp64"], copper_oxides(4)
+    lone, crowd = np.arange(40)[:, None] * [9.0, 0, 0], np.random.default_rng(1).uniform(0, 2, (40, 3))
+    spread = {"n_atoms": np.array([[80]]), "numbers": np.full((1, 80), 29, np.uint8),
+              "positions": np.concatenate([lone + 30, crowd * 2])[None]}  # fmt: skip
+    for raw, small, lists in (
+        (request_arrays(batch), {"max_atoms": batch.n_atoms, "max_edges": 1}, False),
+        (request_arrays(batch), {"max_atoms": batch.n_atoms - 1}, False),
+        (spread, {"max_atoms": 80, "max_edges": 1000}, True),
+    ):
+        own = chosen.model_copy(update=small)
+        prepare = Preparer(served_ensemble(exported, own), manifest, entry, own)
+        refused = prepare(raw, {"head": "metal"})
+        assert isinstance(refused, Refused) and refused.kind == "too_large" and "fewer structures" in refused.message
+        assert bool(prepare.engine.work.evaluations) == lists
