@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import (
+    CalculationFailed,
     Calculator,
     CalculatorSetupError,
     InputError,
@@ -259,6 +260,8 @@ class GFMCalculator(Calculator):
             prediction = self.predictor(batch, want, head=self._head, build=self._skin)
         except DataError as error:
             raise InputError(str(error)) from error
+        except AtomSieveError as error:  # of a server that does not answer, or refuses
+            raise CalculationFailed(str(error)) from error
         status = Status(prediction.status[0])
         if status != Status.OK:
             raise explain(status, atoms, self.predictor, self._head)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, CalculatorSetupError, InputError
+from ase.calculators.calculator import CalculatorSetupError
 
 from atomsieve.calculators.gfm import GFMCalculator
-from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.predict import Prediction
+from atomsieve.errors import AtomSieveError
 
 if TYPE_CHECKING:
     from atomsieve.serve.remote import RemotePredictor
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
 
 SETTINGS = {"endpoint": None, "model": "gfm", "head": None}
 """Parameters and their defaults."""
+PATIENCE = 60.0
+"""Seconds that a calculation waits for a server that is gone."""
 
 
 class RemoteCalculator(GFMCalculator):
@@ -29,11 +29,12 @@ class RemoteCalculator(GFMCalculator):
 
     Parameters
     ----------
-    endpoint : `grpc://host:8001`, several by commas; grpcs, http and https too. Or a connected `RemotePredictor`.
-    model : name of the ensemble there.
+    endpoint : `grpc://host:8001`, several by commas; grpcs, http and https too. Or a connected `RemotePredictor`, which
+        has a model, credentials and times of its own.
+    model : name of the ensemble there; None means gfm.
     head : the level of theory to use; None takes the server's default.
     credentials : token and TLS files, `atomsieve.serve.transport.Credentials`. A pickle of the calculator holds them.
-    deadline : seconds for one answer. patience : seconds that a calculation waits for a server that is gone.
+    deadline : seconds for one answer (60). patience : seconds that a calculation waits for a server that is gone (60).
 
     Raises
     ------
@@ -48,26 +49,33 @@ class RemoteCalculator(GFMCalculator):
     def __init__(
         self,
         endpoint: str | RemotePredictor | None = None,
-        model: str = "gfm",
+        model: str | None = None,
         head: str | None = None,
         *,
         credentials: Credentials | None = None,
-        deadline: float = 60.0,
-        patience: float = 60.0,
-        alone: bool = False,
+        deadline: float | None = None,
+        patience: float | None = None,
+        alone: bool | None = None,
         **kwargs: Any,
     ) -> None:
         from atomsieve.serve.remote import RemotePredictor
 
         if endpoint is None:
             raise CalculatorSetupError("no endpoint given; name it: RemoteCalculator('grpc://127.0.0.1:8001')")
+        asked = {
+            "model": model, "credentials": credentials, "deadline": deadline, "patience": patience, "alone": alone,
+        }  # fmt: skip
+        own: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        self._opened = not isinstance(endpoint, RemotePredictor)
         try:
             if not isinstance(endpoint, RemotePredictor):
-                endpoint = RemotePredictor.connect(
-                    endpoint, model, head, credentials=credentials, deadline=deadline, patience=patience, alone=alone
+                endpoint = RemotePredictor.connect(endpoint, head=head, **{"patience": PATIENCE, **own})
+            elif own:
+                raise CalculatorSetupError(
+                    f"{', '.join(own)} with a predictor that is connected already; give it to RemotePredictor.connect"
                 )
             self._take(endpoint, head, None)
-        except (AtomSieveError, OSError) as error:  # OSError of a file for TLS
+        except AtomSieveError as error:
             raise CalculatorSetupError(str(error)) from error
         self._given = endpoint
         shown = {"endpoint": ",".join(endpoint.endpoints), "model": endpoint.model, "head": self._head}
@@ -77,17 +85,12 @@ class RemoteCalculator(GFMCalculator):
         return "remote gfm"
 
     def close(self) -> None:
-        """Give the connections up."""
-        self._given.close()
+        """Give the connections up that this calculator has opened, not those of a predictor that was given."""
+        if self._opened:
+            self._given.close()
 
     def _why_not(self, name: str) -> str:
         return super()._why_not(name).replace("use backend='native'", "serve it with --backend native")
-
-    def _predict(self, atoms: Atoms, want: frozenset[str]) -> Prediction:
-        try:
-            return super()._predict(atoms, want)
-        except AtomSieveError as error:  # of the server; what is wrong with the atoms is ASE's already
-            raise (InputError if isinstance(error, DataError) else CalculationFailed)(str(error)) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RemoteCalculator:
         """Return a calculator with a cache of its own that shares the connections."""
@@ -104,6 +107,8 @@ def _reopen(way: tuple[Any, ...], head: str) -> RemoteCalculator:
     from atomsieve.serve.remote import reconnect
 
     try:
-        return RemoteCalculator(reconnect(*way), head=head)
+        calc = RemoteCalculator(reconnect(*way), head=head)
     except AtomSieveError as error:
         raise CalculatorSetupError(str(error)) from error
+    calc._opened = True
+    return calc

@@ -24,6 +24,7 @@ from atomsieve.predict import AnyPredictor
 from atomsieve.serve.remote import RemotePredictor
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
+from tests.serve.spoiled import proxy
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +103,23 @@ def test_what_cannot_be_set_up(server):
         RemoteCalculator(server.grpc, model="gfmm")
     with pytest.raises(CalculatorSetupError, match="unknown parameter 'precision'"):
         RemoteCalculator(server.grpc, precision="fp64")
-    with pytest.raises(CalculatorSetupError, match="no neighbour lists"):
-        GFMCalculator(RemotePredictor.connect(server.grpc), skin=1.0)
+    with RemotePredictor.connect(server.grpc) as given:
+        with pytest.raises(CalculatorSetupError, match="no neighbour lists"):
+            GFMCalculator(given, skin=1.0)
+        with pytest.raises(CalculatorSetupError, match="deadline, alone with a predictor that is connected already"):
+            RemoteCalculator(given, deadline=1.0, alone=False)
+        RemoteCalculator(given, head="metal").close()
+        assert len(given(copper_oxides(1)).energy) == 1, "who was given it must not close it"
 
 
 def test_a_server_that_is_gone_is_a_failed_calculation(server):
-    calc = RemoteCalculator(server.http, patience=0.2)
-    calc._given._crew.pool.policy = type(calc._given._crew.pool.policy)(deadline=1e-3, patience=0.2)
-    calc._given._crew.pool.endpoints[0].url = type(calc._given._crew.pool.endpoints[0].url)("http", "127.0.0.1", 9)
-    with pytest.raises(CalculationFailed, match=r"cannot be reached.*patience"):
-        calc.get_property("energy", rattled())
+    with proxy(server.options.http) as between:
+        calc = RemoteCalculator(f"http://{between.address}", patience=0.2)
+        own = GFMCalculator(RemotePredictor.connect(f"http://{between.address}", patience=0.2))
+        assert calc.get_property("energy", rattled()) == own.get_property("energy", rattled())
+    for one in (calc, own):
+        with pytest.raises(CalculationFailed, match=r"cannot be reached.*patience"):
+            one.get_property("energy", rattled(4))
 
 
 def test_dynamics_and_optimization_follow_the_local_path(calc, cold):
