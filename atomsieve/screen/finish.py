@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
 from atomsieve.screen.manifest import uncalibrated
 from atomsieve.screen.prepare import Job
 from atomsieve.screen.progress import duration
+from atomsieve.screen.served import kept
 from atomsieve.screen.spread import with_spread
 from atomsieve.screen.store import write_whole
 from atomsieve.screen.table import Labels, csv_of_top, formulas, status_table, top_table
@@ -61,10 +63,11 @@ class ScreenResult:
         return EXIT_DONE if set(self.status) <= {"OK"} else EXIT_SOME_FAILED
 
 
-def finish(job: Job, computed: int, seconds: float) -> ScreenResult:
+def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] = lambda: None) -> ScreenResult:
     """Merge what the ranks saw; rank 0 puts the artefacts in place.
 
-    `computed` structures were computed in this run, within `seconds`.
+    `computed` structures were computed in this run, within `seconds`. `between` is called every moment while rank 0
+    computes what the best rows lack; it may raise to leave.
     """
     team, options = job.team, job.options
     counts: Counter[int] = sum(team.gather(job.status), Counter())
@@ -81,7 +84,7 @@ def finish(job: Job, computed: int, seconds: float) -> ScreenResult:
     names = team.together(lambda: formulas(top["position"], job.reader))
     if job.runner.force_spread == "top":
         with job.clock("spread"):
-            top = team.first(lambda: with_spread(job, top))
+            top = team.first(lambda: _spread(job, top, between))
     clocks = team.gather({stage: round(s, 3) for stage, s in job.clock.seconds.items()})
     result = ScreenResult(
         folder=job.folder.path,
@@ -98,6 +101,11 @@ def finish(job: Job, computed: int, seconds: float) -> ScreenResult:
     )
     team.first(lambda: _publish(job, result, clocks))
     return result
+
+
+def _spread(job: Job, top: NDArray[Any], between: Callable[[], None]) -> NDArray[Any]:
+    with kept(job.folder):
+        return with_spread(job, top, between)
 
 
 def print_result(console: Console, result: ScreenResult, by: str, shown: int) -> None:

@@ -18,7 +18,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.prepare import Job, durable_chunks, prepare
 from atomsieve.screen.progress import EventLog, ProgressView
 from atomsieve.screen.runner import OK, Begun, PredictorLike
-from atomsieve.screen.served import Served
+from atomsieve.screen.served import Served, kept
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import ResultWriter
 from atomsieve.screen.team import Team, connect, guarded
@@ -92,7 +92,13 @@ def run_screen(
         begun = time.perf_counter()
         if todo:
             _screen(job, todo, stop)
-        return finish(job, computed=_structures(job, todo), seconds=time.perf_counter() - begun)
+        computed = _structures(job, todo)
+
+        def between() -> None:
+            if stop.requested:
+                raise _interrupted(job, job.team.totals()[0])
+
+        return finish(job, computed, time.perf_counter() - begun, between)
 
 
 def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
@@ -111,7 +117,7 @@ def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
         if view.due:
             view.update(*team.totals())
 
-    with view, writer:
+    with kept(job.folder), view, writer:
         try:
             for chunk, rows, forces, seconds in _computed(job, todo, between_batches):
                 with clock("reduce"):
@@ -122,10 +128,9 @@ def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
                 team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
         except _Stop:
             team.stop()
-        except EndpointError as error:
+        except EndpointError:
             writer.commit()
-            raise type(error)(f"{error}; what was computed is safe in {job.folder.path}, run the same command again to "
-                              "continue") from error  # fmt: skip
+            raise
         with clock("write"):
             writer.commit()
         with clock("wait"):
@@ -174,9 +179,13 @@ def _leave_if_stopped(job: Job, stop: StopRequest, remaining: int) -> None:
         job.log("interrupted", done=done)
 
     def leave() -> None:
-        raise Interrupted(
-            f"{done:,} structures were screened now and are safe in {job.folder.path}; "
-            "run the same command again to continue"
-        )
+        raise _interrupted(job, done)
 
     job.team.together(leave)
+
+
+def _interrupted(job: Job, done: int) -> Interrupted:
+    return Interrupted(
+        f"{done:,} structures were screened now and are safe in {job.folder.path}; "
+        "run the same command again to continue"
+    )

@@ -150,6 +150,24 @@ class Runner:
             for h, head in enumerate(self.heads):
                 begun.sent.append((group, h, batch, predictor.submit(batch, self._want, head=head)))
 
+    def ask(self, batch: StructureBatch, want: set[str], head: str, between: Callable[[], None] = lambda: None) -> Any:
+        """Return the prediction for one batch; `between` as of a call."""
+        predictor: Any = self.predictor
+        if not self.elsewhere:
+            between()
+            return predictor(batch, want, head=head)
+        answer = predictor.submit(batch, want, head=head)
+        try:
+            while True:
+                between()
+                try:
+                    return answer.result(MOMENT)
+                except TimeoutError:
+                    continue
+        except BaseException:
+            answer.cancel()
+            raise
+
     def _collect(self, begun: Begun, between: Callable[[], None]) -> None:
         while begun.sent:
             between()

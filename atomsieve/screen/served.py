@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 from atomsieve.errors import UsageError
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.runner import PredictorLike
+from atomsieve.screen.store import Folder
 from atomsieve.screen.team import Team
 from atomsieve.serve.pool import differences
+from atomsieve.serve.transport import EndpointError
 
 if TYPE_CHECKING:
     from atomsieve.serve.remote import RemotePredictor
@@ -101,6 +104,17 @@ def same_for_all(team: Team, predictor: PredictorLike) -> None:
                 )
 
     team.together(compare)
+
+
+@contextmanager
+def kept(folder: Folder) -> Iterator[None]:
+    """Say in the error of a server what becomes of the run."""
+    try:
+        yield
+    except EndpointError as error:
+        raise type(error)(
+            f"{error}; what was computed is safe in {folder.path}, run the same command again to continue"
+        ) from error
 
 
 def refused(option: str, value: object) -> UsageError:

@@ -7,6 +7,7 @@ finished; in `rows.npy` the columns of it are NaN, and `run.json` says so under 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,8 +61,11 @@ def settle(options: ScreenOptions, predictor: PredictorLike) -> str:
     return wanted
 
 
-def with_spread(job: Job, rows: NDArray[Any]) -> NDArray[Any]:
-    """Return `rows` with the columns of the spread of forces filled in, whatever else they hold left as it is."""
+def with_spread(job: Job, rows: NDArray[Any], between: Callable[[], None] = lambda: None) -> NDArray[Any]:
+    """Return `rows` with the columns of the spread of forces filled in, whatever else they hold left as it is.
+
+    between : is called before each batch, and every moment while a server is waited for; it may raise.
+    """
     rows = rows.copy()
     able = np.flatnonzero(rows["status"] == OK)
     for head in np.unique(rows["head"][able]):
@@ -70,11 +74,18 @@ def with_spread(job: Job, rows: NDArray[Any]) -> NDArray[Any]:
         for start, stop in pieces(rows["position"][own]):
             here = own[(rows["position"][own] >= start) & (rows["position"][own] < stop)]
             batch = job.reader.read(start, stop, CONDITIONS).take(rows["position"][here] - start)
-            _fill(job, batch, rows, here, job.runner.heads[int(head)])
+            _fill(job, batch, rows, here, job.runner.heads[int(head)], between)
     return rows
 
 
-def _fill(job: Job, batch: StructureBatch, rows: NDArray[Any], here: NDArray[np.int64], head: str) -> None:
+def _fill(
+    job: Job,
+    batch: StructureBatch,
+    rows: NDArray[Any],
+    here: NDArray[np.int64],
+    head: str,
+    between: Callable[[], None],
+) -> None:
     """Fill in the rows `here`, of the structures of `batch`; NaN where memory does not suffice."""
     from atomsieve.graphs.estimate import edge_budget_estimate
 
@@ -83,7 +94,7 @@ def _fill(job: Job, batch: StructureBatch, rows: NDArray[Any], here: NDArray[np.
 
     def compute(some: NDArray[np.int64]) -> None:
         part = batch.take(some)
-        found = fill(rows[here[some]], part, runner.predictor(part, want, head=head))
+        found = fill(rows[here[some]], part, runner.ask(part, want, head, between))
         for name in COLUMNS:
             rows[name][here[some]] = found[name]
 
