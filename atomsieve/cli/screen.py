@@ -80,10 +80,12 @@ def run(
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
     deadline: Annotated[
-        float, typer.Option("--deadline", help="Seconds for one answer.", rich_help_panel=SERVER)
+        float,
+        typer.Option("--deadline", help="Seconds for one answer; up to 8 times as many of a busy server.",
+                     rich_help_panel=SERVER),
     ] = 60.0,
     patience: Annotated[
-        float, typer.Option("--patience", help="Seconds to wait for servers that are gone.", rich_help_panel=SERVER)
+        float, typer.Option("--patience", help="Seconds to go on without any answer.", rich_help_panel=SERVER)
     ] = 300.0,
     out: OutOption = None,
     overwrite: OverwriteOption = False,

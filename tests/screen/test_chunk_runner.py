@@ -22,6 +22,36 @@ def test_status_codes_are_those_of_the_predictor():
         assert getattr(module, name) == Status[name]
 
 
+class Silent(FakePredictor):
+    """A predictor elsewhere that answers nothing; `cancelled` is what was taken back."""
+
+    cancelled = 0
+
+    def submit(self, batch, want, head=None):
+        return self
+
+    def result(self, seconds):
+        raise TimeoutError
+
+    def cancel(self):
+        self.cancelled += 1
+
+
+def test_a_wait_for_a_server_can_be_left():
+    predictor, asked = Silent(), iter(range(3))
+
+    def between():
+        if next(asked) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(predictor).ask(candidates(1), {"energy"}, "pbe", between)
+    assert predictor.cancelled == 1
+    local = make()
+    found, truth = local.ask(candidates(3), {"energy"}, "pbe"), FakePredictor()(candidates(3), set())
+    np.testing.assert_array_equal(found.energy, truth.energy)
+
+
 def test_batches_change_nothing():
     batch = candidates(300)
     rows, forces = make(max_atoms=30)(batch, 5000)

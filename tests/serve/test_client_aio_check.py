@@ -13,7 +13,7 @@ from atomsieve.serve import check
 from atomsieve.serve.aio import AsyncRemotePredictor
 from atomsieve.serve.check import check_endpoint
 from atomsieve.serve.server import free_ports
-from atomsieve.serve.transport import DeadlineExceeded, Rejected, Unavailable
+from atomsieve.serve.transport import DeadlineExceeded, Rejected, Unavailable, parse_url
 from tests.helpers import copper_oxides, tiny_gfm
 
 ALL = {"energy", "forces", "stress", "spread", "members", "energies", "features"}
@@ -98,3 +98,11 @@ def test_another_ensemble_does_not_pass(server, tmp_path):
         check_endpoint(server.grpc, ensemble=tiny_gfm(tmp_path / "other", members=2))
     with pytest.raises(UsageError, match="did you mean 'metal'"):
         check_endpoint(server.grpc, heads=["meta"])
+    with pytest.raises(UsageError, match="leave heads out to test all of organic, metal"):
+        check_endpoint(server.grpc, heads=[])
+
+
+@pytest.mark.parametrize("sent", [b"{", b"[]", b"{}"])
+def test_a_test_vector_that_is_none_is_said_so(sent):
+    with pytest.raises(AtomSieveError, match=r"grpc://h:1: its test vector .*do not use this server"):
+        check._vector(np.frombuffer(sent, np.uint8), parse_url("grpc://h:1"))
