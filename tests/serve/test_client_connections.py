@@ -18,65 +18,9 @@ from atomsieve.serve.crew import Closed
 from atomsieve.serve.remote import RemotePredictor
 from atomsieve.serve.transport import Credentials, DeadlineExceeded, Transport, Unavailable, parse_url
 from tests.helpers import copper_oxides
+from tests.serve.spoiled import proxy
 
 LONG = 100  # seconds, for what comes at once unless something is wrong
-
-
-class Proxy:
-    """Passes bytes between clients and a port of this machine, until it is told to spoil something.
-
-    cut : given the bytes of the next answer, returns those that the client gets before the connection ends.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.port, self.cut, self.frozen = port, None, 0
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def freeze(self):
-        """Pass nothing on any longer over the connections that are there; new ones are sound."""
-        self.frozen = len(self._pairs)
-
-    def close(self):
-        for s in (self._listening, *(s for pair in self._pairs for s in pair)):
-            with suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-            s.close()
-
-    def _accept(self):
-        with suppress(OSError):
-            while True:
-                client = self._listening.accept()[0]
-                there = socket.create_connection(("127.0.0.1", self.port))
-                number = len(self._pairs)
-                self._pairs.append((client, there))
-                for source, target, answers in ((client, there, False), (there, client, True)):
-                    threading.Thread(target=self._pass, args=(source, target, number, answers), daemon=True).start()
-
-    def _pass(self, source, target, number, answers):
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                if number < self.frozen:
-                    continue
-                if answers and self.cut is not None:
-                    target.sendall(self.cut(data))
-                    self.cut = None
-                    break
-                target.sendall(data)
-            if number >= self.frozen:
-                for s in (source, target):
-                    s.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def proxy(port):
-    made = Proxy(port)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,21 @@ from atomsieve.screen.pick import pick
 from atomsieve.screen.query import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.served import Served as Endpoints
+from atomsieve.serve.aio import AsyncRemotePredictor
 from atomsieve.serve.remote import RemotePredictor
 from atomsieve.serve.repository import Served, write_model
 from atomsieve.serve.settings import Settings
 from atomsieve.serve.transport import Credentials, Denied, Unavailable
 from atomsieve.structures import StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
+from tests.serve.spoiled import proxy
 from tests.serve.triton import RunningServer, installation
 
 TOKEN = "0123456789abcdef-the-token-of-these-tests"
 SHOWN = Credentials(token=TOKEN)
 MPIRUN = Path(sys.executable).parent / "mpirun"
 HANG = 100  # seconds after which a test that hangs is ended
+SOME = 100_000  # bytes of answers, far from all of a screening
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +57,18 @@ def back(first):
 
 
 @pytest.fixture(scope="module")
+def second(repository):
+    """Another one."""
+    running = RunningServer(repository, token=TOKEN)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
 def candidates(tmp_path_factory):
-    """3,960 structures in a file, enough for a server to die in the middle."""
+    """2,040 structures in a file, enough for a server to die in the middle."""
     some = copper_oxides(120)
-    batch = StructureBatch.concatenate([some] * 33)
+    batch = StructureBatch.concatenate([some] * 17)
     path = tmp_path_factory.mktemp("many") / "many.bp"
     write_structures(path, batch.replace(id=np.arange(len(batch))))
     return path
@@ -85,11 +97,14 @@ def undisturbed(whole):
 
 
 def artefacts(out):
-    return {name: (out / name).read_bytes() for name in ("rows.npy", "forces.npy", "top.csv", "run.json")}
+    found = {name: (out / name).read_bytes() for name in ("rows.npy", "forces.npy", "top.csv")}
+    run = json.loads((out / "run.json").read_text())
+    del run["endpoints"]
+    return {**found, "run.json": run}
 
 
-def screening(server, candidates, token_file, out, *more, before=()):
-    line = [*before, sys.executable, "-m", "atomsieve", "screen", "run", candidates, "--endpoint", server.grpc,
+def screening(endpoint, candidates, token_file, out, *more, before=()):
+    line = [*before, sys.executable, "-m", "atomsieve", "screen", "run", candidates, "--endpoint", endpoint,
             "--out", out, "--chunk-size", 128, "--forces", "--token-file", token_file, *more]  # fmt: skip
     return subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -99,14 +114,6 @@ def model_process(server):
     line = ["ps", "--ppid", str(server.process.pid), "-o", "pid=,comm="]
     found = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
     return next(int(row.split()[0]) for row in found if "triton_python" in row)
-
-
-def computing(server, batches=8):
-    """Return when the server has computed some more batches."""
-    seen, end = len(server.events("batch")), time.monotonic() + HANG
-    while len(server.events("batch")) < seen + batches:
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 # -- while a screening runs ----------------------------------------------------------------------------------------
@@ -122,43 +129,51 @@ def test_the_rows_are_those_of_the_local_run(undisturbed, candidates, served_gfm
             np.testing.assert_allclose(there[name], here[name], rtol=1e-6, atol=1e-8, err_msg=name)
         else:
             np.testing.assert_array_equal(there[name], here[name], err_msg=name)
-    batches = json.loads(undisturbed["run.json"])["batches"]
+    batches = undisturbed["run.json"]["batches"]
     assert batches["server"]["threads"] == 1 and batches["threads"] is None
+    assert batches["server"]["atomsieve"] == version("atomsieve")
 
 
-def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(first, candidates, token_file, undisturbed, tmp_path):
-    run = screening(first, candidates, token_file, tmp_path / "out")
-    try:
-        computing(first)
-        first.process.kill()
-        assert run.poll() is None, "it was over before the server was killed"
-        first.start()
-        out, errors = run.communicate(timeout=HANG)
-    finally:
-        run.kill()
+@pytest.mark.parametrize("way", ["grpc", "http"])
+def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
+    first, candidates, token_file, undisturbed, tmp_path, request, way
+):
+    """By gRPC it is the only one; by HTTP there is another one, which goes on."""
+    with proxy(getattr(first.options, way)) as between:
+        between.hold = SOME  # so that the run cannot be over before the server is killed
+        endpoints = f"{way}://{between.address}"
+        if way == "http":
+            endpoints += f",{request.getfixturevalue('second').grpc}"
+        run = screening(endpoints, candidates, token_file, tmp_path / "out")
+        try:
+            assert between.held.wait(HANG)
+            first.process.kill()
+            between.hold = 1 << 60
+            first.start()
+            out, errors = run.communicate(timeout=HANG)
+        finally:
+            run.kill()
     assert run.returncode == 0, errors
     assert artefacts(tmp_path / "out") == undisturbed
-    assert "3,960 structures screened, 3,960 of them now" in out
+    assert "2,040 structures screened, 2,040 of them now" in out
 
 
 def test_patience_runs_out_and_the_run_is_continued(first, candidates, token_file, undisturbed, tmp_path):
     out = tmp_path / "out"
-    run = screening(first, candidates, token_file, out, "--patience", 0.5)
-    try:
-        computing(first, 12)
-        first.process.kill()
-        _, errors = run.communicate(timeout=HANG)
-    finally:
-        run.kill()
-        first.start()
-    assert (
-        run.returncode == 1
-        and "run the same command again to continue" in errors
-        and "given up after a patience of 0.5 s" in errors
-        and "Traceback" not in errors
-    )
-    assert errors.count("error:") == 1 and first.grpc in errors
-    again = screening(first, candidates, token_file, out)
+    with proxy(first.options.grpc) as between:
+        between.hold = SOME
+        run = screening(f"grpc://{between.address}", candidates, token_file, out, "--patience", 0.5)
+        try:
+            assert between.held.wait(HANG)
+            first.process.kill()
+            _, errors = run.communicate(timeout=HANG)
+        finally:
+            run.kill()
+            first.start()
+    assert run.returncode == 1, errors
+    assert "run the same command again to continue" in errors and "given up after a patience of 0.5 s" in errors
+    assert errors.count("error:") == 1 and between.address in errors and "Traceback" not in errors
+    again = screening(first.grpc, candidates, token_file, out)
     _, errors = again.communicate(timeout=HANG)
     assert again.returncode == 0, errors
     assert artefacts(out) == undisturbed
@@ -167,29 +182,28 @@ def test_patience_runs_out_and_the_run_is_continued(first, candidates, token_fil
 @pytest.mark.mpi
 @pytest.mark.skipif(not MPIRUN.exists(), reason=f"no {MPIRUN}: pip install mpich")
 def test_ranks_share_the_servers(first, candidates, token_file, undisturbed, tmp_path):
-    run = screening(first, candidates, token_file, tmp_path / "out", before=(MPIRUN, "-n", 2))
+    run = screening(first.grpc, candidates, token_file, tmp_path / "out", before=(MPIRUN, "-n", 2))
     _, errors = run.communicate(timeout=HANG)
     assert run.returncode == 0, errors
     assert artefacts(tmp_path / "out") == undisturbed
 
 
-def test_ctrl_c_ends_a_run_whose_server_hangs(first, candidates, token_file, undisturbed, tmp_path):
-    out, model = tmp_path / "out", model_process(first)
-    run = screening(first, candidates, token_file, out)
-    try:
-        computing(first)
-        os.kill(model, signal.SIGSTOP)
-        run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=HANG)
-    finally:
-        os.kill(model, signal.SIGCONT)
-        run.kill()
+def test_ctrl_c_ends_a_run_whose_server_hangs(first, candidates, token_file, tmp_path):
+    with proxy(first.options.grpc) as between:
+        between.hold = SOME
+        run = screening(f"grpc://{between.address}", candidates, token_file, tmp_path / "out")
+        try:
+            assert between.held.wait(HANG)
+            run.send_signal(signal.SIGINT)
+            _, errors = run.communicate(timeout=HANG)
+        finally:
+            run.kill()
     assert run.returncode == 75 and "run the same command again" in errors, errors
 
 
 def test_options_of_the_server_and_other_ensembles_are_refused(first, candidates, token_file, tmp_path):
     for option in (("--precision", "fp32"), ("--threads", 2), ("--backend", "native"), ("--device", "cpu")):
-        run = screening(first, candidates, token_file, tmp_path / "out", *option)
+        run = screening(first.grpc, candidates, token_file, tmp_path / "out", *option)
         _, errors = run.communicate(timeout=HANG)
         assert run.returncode == 2 and f"{option[0]} {option[1]} with --endpoint" in errors
     other = tiny_gfm(tmp_path / "other", members=2)
@@ -218,18 +232,44 @@ def test_a_wrong_token_is_denied_at_once(first, way):
         assert remote.heads == ["organic", "metal"]
 
 
-def test_of_two_endpoints_one_dies_hangs_and_comes_back_as_another(first, repository, local, tmp_path, caplog):
-    second = RunningServer(repository, token=TOKEN)
+def test_asyncio_outlives_a_server_that_dies_and_comes_back(first, second, local):
+    batches = [copper_oxides(1 + k % 3, seed=k) for k in range(24)]
+
+    async def all_of(remote):
+        for batch, answer in zip(batches, await asyncio.gather(*map(remote, batches)), strict=True):
+            np.testing.assert_allclose(answer.energy, local(batch).energy, rtol=1e-9)
+
+    async def main():
+        endpoints = f"{first.grpc},{second.grpc}"
+        async with await AsyncRemotePredictor.connect(endpoints, credentials=SHOWN, patience=HANG) as remote:
+            one, two = remote._pool.endpoints
+            calls = asyncio.create_task(all_of(remote))
+            while not one.in_flight:
+                await asyncio.sleep(0)
+            first.process.kill()
+            await calls
+            await all_of(remote)
+            assert (one.up, two.up) == (False, True)
+            await asyncio.to_thread(first.start)
+            async with asyncio.timeout(HANG):
+                while not one.up:
+                    await asyncio.sleep(0.05)
+            await all_of(remote)
+            assert (one.up, two.up, one.in_flight, two.in_flight) == (True, True, 0, 0)
+
+    asyncio.run(main())
+
+
+def test_of_two_endpoints_one_dies_hangs_and_comes_back_as_another(first, second, local, tmp_path):
     other = None
     try:
-        remote = RemotePredictor.connect(f"{first.http},{second.grpc}", credentials=SHOWN, deadline=5, patience=60)
+        remote = RemotePredictor.connect(f"{first.http},{second.grpc}", credentials=SHOWN, deadline=30, patience=60)
         batches = [copper_oxides(1 + k % 3, seed=k) for k in range(60)]
-        dies = threading.Timer(0.2, second.process.kill)
-        dies.start()
         answers = [remote.submit(batch) for batch in batches]
+        answers[4].result(HANG)
+        second.process.kill()
         for batch, answer in zip(batches, answers, strict=True):
-            np.testing.assert_allclose(answer.result().energy, local(batch).energy, rtol=1e-9)
-        dies.join()
+            np.testing.assert_allclose(answer.result(HANG).energy, local(batch).energy, rtol=1e-9)
         for batch in batches[:10]:
             np.testing.assert_allclose(remote(batch).energy, local(batch).energy, rtol=1e-9)
         assert [e.up for e in remote._crew.pool.endpoints] == [True, False]
@@ -255,18 +295,17 @@ def test_of_two_endpoints_one_dies_hangs_and_comes_back_as_another(first, reposi
         for batch, answer in zip(batches, waiting, strict=False):
             np.testing.assert_allclose(answer.result(HANG).energy, local(batch).energy, rtol=1e-9)
 
-        one = RemotePredictor.connect(other.grpc, credentials=SHOWN, deadline=0.5, patience=60)
+        one = RemotePredictor.connect(other.grpc, credentials=SHOWN, deadline=2, patience=HANG)
         truth = Predictor.load(tmp_path / "gfm", precision="fp64")
         os.killpg(other.process.pid, signal.SIGSTOP)
         late = one.submit(batches[1])
         with pytest.raises(TimeoutError):
-            late.result(1.5)
+            late.result(2.5)
         os.killpg(other.process.pid, signal.SIGCONT)
         np.testing.assert_allclose(late.result(HANG).energy, truth(batches[1]).energy, rtol=1e-9)
         one.close()
         remote.close()
     finally:
-        second.close()
         if other is not None:
             other.close()
 
