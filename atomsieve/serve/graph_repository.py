@@ -20,19 +20,15 @@ from atomsieve.export.interface import Slot
 from atomsieve.models import ExportEntry, Manifest, read_manifest
 from atomsieve.models.exports import FOLDER, check_export
 from atomsieve.models.folder import MANIFEST
-from atomsieve.serve.config import ALL_VERSIONS, instance_group, message, texts
+from atomsieve.serve.config import ALL_VERSIONS, message, texts
 from atomsieve.serve.repository import (
     CONFIG,
     Served,
     agreed,
-    check_room,
     facts,
-    opened,
     other_versions,
-    placed,
-    scratch,
 )
-from atomsieve.serve.settings import GFM, GRAPH_FILE, beside
+from atomsieve.serve.settings import GFM, GRAPH_FILE
 from atomsieve.serve.wire import INPUTS, OUTPUTS, TRITON_TYPES, Tensor
 
 if TYPE_CHECKING:
@@ -63,57 +59,51 @@ def native(graph_backend: str, backend: str, server: Installation | None) -> boo
     return graph_backend == "triton"
 
 
-def write(
+def made(
+    work: Path,
     repository: Path,
     served: Served,
+    predictor: Predictor,
     gfm: Path,
+    group: Mapping[str, Any],
     *,
+    version: int,
     native: bool,
-    version: int = 1,
-    instances: int = 1,
-    gpus: Sequence[int] = (),
-    overwrite: bool = False,
-) -> list[Path]:
-    """Write the four models beside one; return their version folders.
+) -> list[tuple[Path, str]]:
+    """Make the four models beside one in the scratch folder `work`; return folder, to be `placed`, and name of each.
 
-    gfm : the ensemble folder inside the repository, of which files are shared where the file system can.
-    native : Triton's own backend runs the artefact, rather than a Python model.
+    predictor : of the served model. gfm : its ensemble folder in `work`, of which files are shared where the file
+    system can. group : where copies run. native : Triton's own backend runs the artefact, not a Python model.
 
     Raises
     ------
     AtomSieveError
-        if the artefact is damaged, or a name is taken.
+        if the artefact is damaged, or another version of a model takes or gives something else.
     """
     from atomsieve.predict.backends import choose_device, export_entry
 
-    for name in beside(served.name):
-        check_room(repository, name, version, overwrite=overwrite)
     settings, manifest = served.settings, read_manifest(gfm)
     device = choose_device(settings.device if settings.device != "cuda" else "auto")
-    predictor = opened(Served(served.name, gfm, settings))
     entry = export_entry(gfm, manifest, settings.backend, settings.precision, device)
-    group = instance_group(settings.device, instances, gpus)
     first = first_request(gfm, manifest, entry, predictor, device)
     configs = configurations(served, predictor, manifest, entry, first, group, version, native)
     found = []
-    with scratch(repository) as work:
-        for part, config in configs.items():
-            name = f"{served.name}_{part}"
-            new, folder = work / part / "model", work / part / "model" / str(version)
-            folder.mkdir(parents=True)
-            if part == "graph":
-                _graph_files(new, folder, gfm, entry, first, native)
-            elif part != "pipeline":
-                shutil.copytree(gfm, folder / GFM, copy_function=_shared)
-            if part != "pipeline" and not (part == "graph" and native):
-                (folder / "model.py").write_text(MODEL.format(name=f"{part.capitalize()}Model"))
-                (folder / GRAPH_FILE).write_text(settings.model_dump_json(indent=1) + "\n")
-            others = other_versions(repository / name, version)
-            text = message(config)
-            alone = part == "pipeline"  # its steps name one version
-            (new / CONFIG).write_text(agreed(repository / name, text, others) if others and not alone else text)
-        for part in configs:
-            found.append(placed(work / part / "model", repository / f"{served.name}_{part}", version))
+    for part, config in configs.items():
+        name = f"{served.name}_{part}"
+        new, folder = work / name / "model", work / name / "model" / str(version)
+        folder.mkdir(parents=True)
+        if part == "graph":
+            _graph_files(new, folder, gfm, entry, first, native)
+        elif part != "pipeline":
+            shutil.copytree(gfm, folder / GFM, copy_function=_shared)
+        if part != "pipeline" and not (part == "graph" and native):
+            (folder / "model.py").write_text(MODEL.format(name=f"{part.capitalize()}Model"))
+            (folder / GRAPH_FILE).write_text(settings.model_dump_json(indent=1) + "\n")
+        others = other_versions(repository / name, version)
+        text = message(config)
+        alone = part == "pipeline"  # its steps name one version
+        (new / CONFIG).write_text(agreed(repository / name, text, others) if others and not alone else text)
+        found.append((new, name))
     return found
 
 

@@ -16,7 +16,7 @@ from atomsieve.errors import AtomSieveError, DataError, UsageError, require, unk
 from atomsieve.models import ensemble_id, load_gfm
 from atomsieve.models.exports import check_export
 from atomsieve.models.folder import MANIFEST
-from atomsieve.serve.config import MODEL_PY, model_config
+from atomsieve.serve.config import MODEL_PY, instance_group, model_config
 from atomsieve.serve.settings import FILE, GFM, Settings, beside
 from atomsieve.serve.wire import given
 
@@ -85,7 +85,7 @@ def write_repository(
     Raises
     ------
     AtomSieveError
-        before anything is written, where a name is taken or an ensemble cannot be loaded.
+        where a name is taken or an ensemble cannot be loaded; the repository is then as it was.
     """
     from atomsieve.serve import graph_repository as graphs
 
@@ -106,14 +106,18 @@ def write_repository(
         raise UsageError(f"two models would be named {twice[0]!r}; give the ensembles other names: NAME=PATH")
     for name in every:
         check_room(repository, name, version, overwrite=overwrite)
-    found = []
-    for served in models:
-        place: dict[str, Any] = {"version": version, "instances": instances, "gpus": gpus, "overwrite": overwrite}
-        found.append(write_model(repository, served, queue_delay=queue_delay, **place))
-        if graph_backend != "none" and served.settings.backend in graphs.BACKENDS:
-            native = graphs.native(graph_backend, served.settings.backend, server)
-            found += graphs.write(repository, served, found[-1] / GFM, native=native, **place)
-    return found
+    predictors = [opened(served) for served in models]
+    made: list[tuple[Path, str]] = []
+    with scratch(repository) as work:
+        for served, predictor in zip(models, predictors, strict=True):
+            group = instance_group(served.settings.device, instances, gpus)
+            new = _made(work, repository, served, predictor, version, instances, gpus, queue_delay)
+            made.append((new, served.name))
+            if graph_backend != "none" and served.settings.backend in graphs.BACKENDS:
+                native = graphs.native(graph_backend, served.settings.backend, server)
+                own = new / str(version) / GFM
+                made += graphs.made(work, repository, served, predictor, own, group, version=version, native=native)
+        return [placed(new, repository / name, version) for new, name in made]
 
 
 def write_model(
@@ -139,11 +143,26 @@ def write_model(
     """
     check_room(repository, served.name, version, overwrite=overwrite)
     predictor = opened(served)
+    with scratch(repository) as work:
+        new = _made(work, repository, served, predictor, version, instances, gpus, queue_delay)
+        return placed(new, repository / served.name, version)
+
+
+def _made(
+    work: Path,
+    repository: Path,
+    served: Served,
+    predictor: Predictor,
+    version: int,
+    instances: int,
+    gpus: Sequence[int],
+    queue_delay: int,
+) -> Path:
+    """Make a model in the scratch folder `work`; return its folder, to be `placed`."""
     others = other_versions(repository / served.name, version)
-    outputs = given(predictor.outputs, predictor.kind)
     text = model_config(
         served.name,
-        outputs,
+        given(predictor.outputs, predictor.kind),
         predictor.members,
         device=served.settings.device,
         instances=instances,
@@ -153,16 +172,15 @@ def write_model(
     )
     if others:
         text = agreed(repository / served.name, text, others)
-    with scratch(repository) as work:
-        new = work / "model"
-        folder = new / str(version)
-        folder.mkdir(parents=True)
-        copied(served.gfm, folder / GFM, predictor)
-        (folder / "model.py").write_text(MODEL_PY)
-        (folder / FILE).write_text(served.settings.model_dump_json(indent=1) + "\n")
-        (new / CONFIG).write_text(text)
-        (new / "labels.txt").write_text("".join(f"{head}\n" for head in predictor.heads))
-        return placed(new, repository / served.name, version)
+    new = work / served.name / "model"
+    folder = new / str(version)
+    folder.mkdir(parents=True)
+    copied(served.gfm, folder / GFM, predictor)
+    (folder / "model.py").write_text(MODEL_PY)
+    (folder / FILE).write_text(served.settings.model_dump_json(indent=1) + "\n")
+    (new / CONFIG).write_text(text)
+    (new / "labels.txt").write_text("".join(f"{head}\n" for head in predictor.heads))
+    return new
 
 
 def opened(served: Served) -> Predictor:
@@ -227,9 +245,14 @@ def copied(source: Path, target: Path, predictor: Predictor) -> None:
 @contextmanager
 def scratch(repository: Path) -> Iterator[Path]:
     """Make a folder beside the models, which a server does not look at, and remove it in the end."""
+    new = not repository.exists()
     repository.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=repository, prefix=".writing-") as name:
-        yield Path(name)
+    try:
+        with TemporaryDirectory(dir=repository, prefix=".writing-") as name:
+            yield Path(name)
+    finally:
+        if new and not any(repository.iterdir()):
+            repository.rmdir()
 
 
 def check_room(repository: Path, name: str, version: int, *, overwrite: bool) -> None:

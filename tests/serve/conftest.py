@@ -8,6 +8,7 @@ from atomsieve.predict import Predictor
 from atomsieve.serve.repository import Served, write_model
 from atomsieve.serve.settings import Settings
 from tests.helpers import tiny_gfm
+from tests.serve.exported import KINDS, add_export
 from tests.serve.triton import RunningServer, installation
 
 
@@ -15,6 +16,16 @@ from tests.serve.triton import RunningServer, installation
 def served_gfm(tmp_path_factory):
     """An untrained ensemble folder with two heads, `organic` and `metal`."""
     return tiny_gfm(tmp_path_factory.mktemp("served") / "gfm")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A smaller ensemble, with an artefact of each kind."""
+    pytest.importorskip("onnxruntime")
+    gfm = tiny_gfm(tmp_path_factory.mktemp("exported") / "gfm", members=2, hidden=8, layers=1, head_hidden=8)
+    for kind in KINDS:
+        add_export(gfm, kind)
+    return gfm
 
 
 @pytest.fixture(scope="session")

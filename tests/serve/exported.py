@@ -8,6 +8,8 @@ from atomsieve.export.spec import Spec, entry_of, format_module
 from atomsieve.export.trust import trust
 from atomsieve.models import load_gfm, record_exports, weights_id
 
+KINDS = ("onnx", "torchscript")
+
 
 def add_export(gfm: Path, kind: str, precision: str = "fp64") -> Path:
     """Add an artefact to an ensemble folder and return its folder."""

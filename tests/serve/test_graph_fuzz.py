@@ -21,8 +21,7 @@ from atomsieve.serve.pipeline import USED
 from atomsieve.serve.repository import Served, write_repository
 from atomsieve.serve.settings import Limits, Settings
 from atomsieve.serve.wire import OUTPUTS, request_arrays
-from tests.helpers import copper_oxides, tiny_gfm
-from tests.serve.exported import add_export
+from tests.helpers import copper_oxides
 from tests.serve.fake_backend import Asked, Family, backend
 from tests.serve.fuzz_requests import DTYPES
 
@@ -34,13 +33,11 @@ ODD = (0, 1, -1, -2, 2, 7, 29, 119, 255, 10**6, 2**31, 2**62, -(2**63), 2**63 - 
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
+def parts(exported, tmp_path_factory):
     """The three models of a pipeline, opened as the server does it, and a request that each answers."""
     place = tmp_path_factory.mktemp("parts")
-    gfm = tiny_gfm(place / "gfm", members=2, hidden=8, layers=1, head_hidden=8)
-    add_export(gfm, "torchscript")
     own = Settings(precision="fp64", backend="torchscript", threads=1, limits=LIMITS, max_atoms=200, max_edges=4000)
-    write_repository(place / "models", [Served("gfm", gfm, own)], graph_backend="python")
+    write_repository(place / "models", [Served("gfm", exported, own)], graph_backend="python")
     patch = pytest.MonkeyPatch()
     patch.setitem(sys.modules, "triton_python_backend_utils", backend())
     patch.setattr("atomsieve.serve.graph_model._probe_dlpack", lambda pb: None)
@@ -53,7 +50,7 @@ def parts(tmp_path_factory):
         })  # fmt: skip
     patch.undo()
     raw = request_arrays(copper_oxides(3))
-    entry = read_manifest(gfm).exports["torchscript-fp64"]
+    entry = read_manifest(exported).exports["torchscript-fp64"]
     every = [f"graph_{n}" for n in entry.inputs]
     passed = ["prepared_index", "prepared_status", "prepared_outside", "prepared_distance"]
     tables = ask(models["prepare"], raw, every + passed, {"head": "metal"}).tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -20,27 +21,16 @@ from atomsieve.serve.settings import Settings, beside
 from atomsieve.serve.transport import Rejected
 from atomsieve.serve.wire import OUTPUTS, outputs_for, request_arrays
 from atomsieve.structures import StructureBatch
-from tests.helpers import copper_oxides, tiny_gfm
-from tests.serve.exported import add_export
+from tests.helpers import copper_oxides
+from tests.serve.exported import KINDS
 from tests.serve.triton import RunningServer, installation
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("onnx", "torchscript")
 WANT = {"energy", "forces", "stress", "spread", "members"}
 
 
 def settings(kind):
     return Settings(precision="fp64", backend=kind, threads=1)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A small ensemble with an artefact of each kind."""
-    pytest.importorskip("onnxruntime")
-    gfm = tiny_gfm(tmp_path_factory.mktemp("exported") / "gfm", members=2, hidden=8, layers=1, head_hidden=8)
-    for kind in KINDS:
-        add_export(gfm, kind)
-    return gfm
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +275,32 @@ def test_a_second_version_of_a_pipeline_never_mixes_with_the_first(exported, tmp
     with pytest.raises(AtomSieveError, match="gfm_finish is there already and was not written by this program"):
         write_repository(tmp_path, one, graph_backend="python", version=3)
     assert not (tmp_path / "gfm" / "3").exists()
+
+
+@pytest.mark.parametrize("broken", ["head", "artefact", "other version"])
+def test_all_models_are_written_or_none(exported, tmp_path, broken):
+    """A fault of the second ensemble is found before anything of the first is in its place."""
+    from atomsieve.errors import AtomSieveError
+
+    place, other, chosen = tmp_path / "models", tmp_path / "other", settings("onnx")
+    shutil.copytree(exported, other)
+    if broken == "head":
+        chosen = chosen.model_copy(update={"head": "wood"})
+    elif broken == "artefact":
+        (path,) = (other / "exports" / "onnx-fp64").glob("*.onnx")
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        write_repository(place, [Served("b", exported, chosen)], graph_backend="python")
+        config = place / "b_finish" / "config.pbtxt"
+        config.write_text(config.read_text().replace('"network_virial"', '"network_of_old"'))
+    before = sorted(tmp_path.rglob("*"))
+    both = [Served("a", exported, settings("onnx")), Served("b", other, chosen)]
+    with pytest.raises(AtomSieveError, match={"other version": "differs in its input"}.get(broken)):
+        write_repository(place, both, graph_backend="python", version=2)
+    assert sorted(tmp_path.rglob("*")) == before
+    if broken == "head":
+        both[1] = Served("b", other, settings("onnx"))
+        assert len(write_repository(place, both, graph_backend="python", version=2)) == 10
 
 
 def test_which_backend_follows_from_the_server(tmp_path):
