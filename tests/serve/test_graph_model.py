@@ -19,7 +19,7 @@ from atomsieve.serve.health import probes
 from atomsieve.serve.repository import Served, read_config, write_repository
 from atomsieve.serve.settings import Settings, beside
 from atomsieve.serve.transport import Rejected
-from atomsieve.serve.wire import OUTPUTS, outputs_for, request_arrays
+from atomsieve.serve.wire import INPUTS, OUTPUTS, outputs_for, request_arrays
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
 from tests.serve.exported import KINDS
@@ -364,7 +364,7 @@ def test_a_graph_model_takes_no_more_than_its_capacity(exported):
     manifest, chosen = read_manifest(exported), settings("onnx")
     entry, batch = manifest.exports["onnx-fp64"], copper_oxides(4)
     lone, crowd = np.arange(40)[:, None] * [9.0, 0, 0], np.random.default_rng(1).uniform(0, 2, (40, 3))
-    spread = {"n_atoms": np.array([[80]]), "numbers": np.full((1, 80), 29, np.uint8),
+    spread = {"n_atoms": np.array([[80]]), "numbers": np.full((1, 80), 29, INPUTS["numbers"].dtype),
               "positions": np.concatenate([lone + 30, crowd * 2])[None]}  # fmt: skip
     for raw, small, lists in (
         (request_arrays(batch), {"max_atoms": batch.n_atoms, "max_edges": 1}, False),
