@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, UsageError, require
+from atomsieve.serve.hints import why_unreachable
 from atomsieve.serve.wire import INPUTS
 
 GRPC_PREFIX = "triton-grpc-protocol-"
@@ -84,7 +85,7 @@ def parse_url(text: str, scheme: str = "grpc") -> Url:
     match = URL.fullmatch(text.strip())
     found = (match["scheme"] or scheme) if match else ""
     port = int(match["port"] or PORTS.get(found, 0)) if match else 0
-    if match is None or found not in PORTS or not 0 < port < 65536:
+    if match is None or found not in PORTS or not 0 < port < 65536 or match["host"].isdigit():  # "h1:8001,8002"
         raise UsageError(f"{text!r} is no endpoint; give grpc://host:8001 (or grpcs, http, https)")
     return Url(found, match["host"], port)
 
@@ -332,6 +333,7 @@ def kind_of(url: Url, error: BaseException) -> EndpointError:
         if isinstance(error, HTTPException):
             return Unavailable(f"{url}: the connection was cut, or what answers there speaks no HTTP ({why})")
         if isinstance(error, OSError):
+            why = why_unreachable(url.scheme, why) if isinstance(error, ssl.SSLError) else why
             return Unavailable(f"{url}: cannot be reached ({why})")
         return Broken(f"{url}: its answer cannot be read ({type(error).__name__}: {why})")
     code = str(status).removeprefix("StatusCode.")
@@ -341,7 +343,7 @@ def kind_of(url: Url, error: BaseException) -> EndpointError:
     if NOT_THERE_NOW in text:
         return Unavailable(f"{url}: {text}")
     if text.startswith("failed to connect"):
-        text = f"cannot be reached ({text.rpartition(': ')[2]})"
+        text = f"cannot be reached ({why_unreachable(url.scheme, text)})"
     return KINDS.get(code, Broken)(f"{url}: {text or code}")
 
 
