@@ -35,6 +35,8 @@ AFTER_DRAIN = 5.0
 """Seconds after the time for running requests in which the server may put its models away."""
 GRACE = 3.0
 """Seconds for the last answers to leave, when a draining server has ended its models."""
+WAITED = re.compile(r"Timeout \d+: (Found [1-9].*?)\"?$")
+"""What a draining server says that it waits for."""
 STEP = 0.05
 """Seconds between looks at whether a signal came."""
 STARTING = 600.0
@@ -174,11 +176,11 @@ class Supervisor:
         self._log.event("draining", seconds=self._options.exit_seconds, text="running requests finish")
         process.note_memory()
         process.terminate()
-        # in vain, for a model whose process died before it was loaded anew
-        waits = self._health is not None and self._health.reloads > 0 and not self._inside()
+        # where nothing computes any more, it may wait in vain: for a model whose process had died and was loaded anew
+        in_vain = self._health is not None and self._health.reloads > 0 and not self._inside()
         idle: float | None = None
         while process.exit_code is None and self._asked < 2 and (now := time.monotonic()) - began < limit:
-            idle = (now if idle is None else idle) if waits and not stubs(process.pid) else None
+            idle = (now if idle is None else idle) if in_vain and not stubs(process.pid) else None
             if idle is not None and now - idle > GRACE:
                 break
             time.sleep(STEP)
@@ -193,8 +195,9 @@ class Supervisor:
             self._log.event("stopped", "error", seconds=seconds, text="killed: it did not end in time")
             return EXIT_ERROR
         if code:
-            self._log.event("stopped", "error", seconds=seconds, exit_code=code,
-                            text="not in order: requests may have been cut off")  # fmt: skip
+            waited = [found[1] for line in self._last if (found := WAITED.search(line))][-1:]
+            text = "; ".join(["requests may have been cut off", *waited])
+            self._log.event("stopped", "error", seconds=seconds, exit_code=code, text=text)
             return EXIT_ERROR
         self._log.event("stopped", seconds=seconds, exit_code=code)
         return EXIT_DONE
@@ -202,7 +205,7 @@ class Supervisor:
     def _inside(self) -> bool:
         """Say whether there are models that run inside the server, and not as processes of their own."""
         o = self._options
-        own = re.compile(r'^\s*(backend: "(?!python")|platform: "(?!ensemble"))', re.MULTILINE)
+        own = re.compile(r'^\s*(backend\s*:\s*"(?!python")|platform\s*:\s*"(?!ensemble"))', re.MULTILINE)
         return any(own.search((o.repository / name / "config.pbtxt").read_text()) for name in o.models)
 
     def _obituary(self, code: int) -> str:
