@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import UsageError
+from atomsieve.graphs import edge_budget_estimate
 from atomsieve.predict import Status
+from atomsieve.predict.packing import BUDGETS, pack
+from atomsieve.serve.crowding import crowded_edges
 from atomsieve.serve.remote import RemotePredictor
 from atomsieve.serve.transport import Rejected, Unavailable
 from atomsieve.structures import StructureBatch
@@ -115,7 +118,12 @@ def test_heaps_of_atoms_are_cut_so_that_the_server_takes_them(remotes, local, wa
     heaps = [Atoms("Cu400", rng.normal(scale=2.0, size=(400, 3))) for _ in range(500)]
     remote, batch = remotes[way], StructureBatch.from_ase([*heaps, Atoms("Cu4000", rng.random((4000, 3)))])
     job = remote._job(batch, {"energy"}, None, None)
-    assert len(job.pieces) > 100 and 500 not in np.concatenate(job.pieces), "too crowded for the server"
+    assert np.array_equal(np.concatenate(job.pieces), np.arange(500)), "the last is too crowded for the server"
+    usual, crowded = edge_budget_estimate(batch, remote.cutoff), crowded_edges(batch, remote.cutoff)
+    limit = remote.server["limits"]["edges"]
+    assert all(crowded[piece].sum() <= limit for piece in job.pieces) and crowded[:-1].max() > 2 * usual[:-1].max()
+    batches = pack(usual[:-1], batch.counts[:-1], *remote.budget)
+    assert len(job.pieces) == len(batches), "the estimate of crowds cuts nothing that is within the limits"
     few = batch.slice(496, 501)
     found = remote(few, {"energy"}, head="metal")
     assert found.status[-1] == Status.TOO_LARGE
@@ -132,6 +140,7 @@ def test_it_is_described_as_the_local_one(remotes, local):
         assert remote.elements(head) == local.elements(head)
         assert remote.calibrated(head) == local.calibrated(head)
         np.testing.assert_array_equal(remote.references(head), local.references(head))
+    assert remote.budget == BUDGETS["cpu"], "that the server uses, since none is configured"
     assert local.describe().items() <= remote.describe().items()
     assert remotes["grpc"].head == "metal"
 
