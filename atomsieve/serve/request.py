@@ -126,7 +126,7 @@ def _read(
             raise RequestError(f"{name} has {len(values)} entries, but must have as many as {what}")
     batch = StructureBatch(
         ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        numbers=flat["numbers"],
+        numbers=_within("numbers", flat["numbers"], 255).astype(np.uint8),
         positions=flat["positions"],
         id=np.arange(structures, dtype=np.int64),
         charge=_number("charge", flat),
@@ -200,9 +200,15 @@ def _cell(flat: Mapping[str, NDArray[Any]], structures: int) -> dict[str, NDArra
         raise RequestError(f"{there} is given without {lacking}; give both, or neither for structures without a cell")
     if "cell" not in flat:
         return {"cell": np.zeros((structures, 3, 3)), "pbc": np.zeros((structures, 3), bool)}
-    if flat["pbc"].size and flat["pbc"].max() > 1:
-        raise RequestError(f"pbc must be 0 or 1, got {int(flat['pbc'].max())}")
-    return {"cell": flat["cell"], "pbc": flat["pbc"].astype(bool)}
+    return {"cell": flat["cell"], "pbc": _within("pbc", flat["pbc"], 1).astype(bool)}
+
+
+def _within(name: str, values: NDArray[np.int32], most: int) -> NDArray[np.int32]:
+    """Return values that are 0 to `most`."""
+    if values.size and (values.min() < 0 or values.max() > most):
+        bad = int(values[(values < 0) | (values > most)].flat[0])
+        raise RequestError(f"{name} holds {bad}, allowed are 0 to {most}")
+    return values
 
 
 def _number(name: str, flat: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:

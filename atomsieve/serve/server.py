@@ -93,6 +93,9 @@ def find_server(program: Path | None = None) -> Installation:
         if not os.access(found, os.X_OK) or not found.is_file():
             raise AtomSieveError(f"{found} is not a program; name a tritonserver with --tritonserver")
         home = found.resolve().parent.parent
+        if not (home / "backends").is_dir():
+            raise AtomSieveError(f"{found} is no tritonserver (there is no folder {home / 'backends'}); name one with "
+                                 "--tritonserver")  # fmt: skip
         return Installation(found, home / "backends", (home / "lib",))
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
@@ -236,8 +239,11 @@ class TritonProcess:
             raise
 
     def note_memory(self) -> None:
-        """Note which shared memory its models use, to remove what is left of it in the end."""
+        """Note which shared memory its models use, to remove what is left of it in the end; close it to other users."""
         self._regions |= keeper.regions(keeper.members(self.pid))
+        for region in self._regions:  # tensors lie there, and the server lets everybody read them
+            with contextlib.suppress(OSError):
+                os.chmod(region, 0o600)
 
     def _pump(self, sink: Callable[[str], None]) -> None:
         assert self._process.stdout is not None

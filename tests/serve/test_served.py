@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import stat
+import urllib.error
+import urllib.request
+
 import numpy as np
 import pytest
 
+from atomsieve.serve import keeper
 from atomsieve.serve.vector import compare
 from atomsieve.serve.wire import outputs_for, prediction_of, request_arrays
+from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
 
 WANTS = (
@@ -30,8 +38,6 @@ def test_answers_are_those_of_the_predictor(server, local, http, want):
 
 
 def test_the_server_is_triton_and_holds_its_test_vector(server, local):
-    import json
-
     with server.transport() as transport:
         assert transport.metadata()["name"] == "triton"
         empty = request_arrays(copper_oxides(1).slice(0, 0))
@@ -44,3 +50,48 @@ def test_the_server_is_triton_and_holds_its_test_vector(server, local):
         assert compare(vector, answer, "fp64", description["gives"]) < 1
     assert description["ensemble_id"] == local.ensemble_id
     assert description["elements"]["metal"] == local.elements("metal")
+
+
+def plain(server, numbers):
+    """Ask for a water molecule as a program without any library does; return status and answer."""
+    body = {
+        "parameters": {"head": "organic"},
+        "inputs": [
+            {"name": "n_atoms", "shape": [1, 1], "datatype": "INT64", "data": [3]},
+            {"name": "numbers", "shape": [1, 3], "datatype": "INT32", "data": numbers},
+            {"name": "positions", "shape": [1, 3, 3], "datatype": "FP64",
+             "data": [0, 0, 0.119, 0, 0.763, -0.477, 0, -0.763, -0.477]},
+        ],
+        "outputs": [{"name": "status"}, {"name": "energy"}],
+    }  # fmt: skip
+    request = urllib.request.Request(f"{server.http}/v2/models/gfm/infer", json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return 200, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def test_plain_json_is_answered(server, local):
+    from ase import Atoms
+
+    code, answer = plain(server, [8, 1, 1])
+    water = Atoms("OH2", positions=[[0, 0, 0.119], [0, 0.763, -0.477], [0, -0.763, -0.477]])
+    truth = local(StructureBatch.from_ase([water]), {"energy"}, head="organic")
+    found = {output["name"]: output["data"] for output in answer["outputs"]}
+    assert code == 200 and found["status"] == [0]
+    np.testing.assert_allclose(found["energy"], truth.energy, rtol=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [[300, 1, 1], [-1, 1, 1]])
+def test_numbers_that_do_not_fit_a_byte_are_refused_not_cut(server, numbers):
+    code, answer = plain(server, numbers)
+    assert code == 400
+    assert answer["error"] == f"numbers holds {numbers[0]}, allowed are 0 to 255"
+
+
+def test_other_users_cannot_read_the_tensors(server):
+    regions = keeper.regions(keeper.members(server.process.pid))
+    assert regions
+    for region in regions:
+        assert stat.S_IMODE(os.stat(region).st_mode) == 0o600
