@@ -93,7 +93,7 @@ def deployed(plain, tmp_path_factory):
         process = subprocess.Popen([str(word) for word in line], cwd="/", env=env, stdout=file, stderr=file)
     found = Deployed(plain, token_file, grpc, metrics, process, log)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while "ready" not in found.events():
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
@@ -102,7 +102,7 @@ def deployed(plain, tmp_path_factory):
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            code = process.wait(60)
+            code = process.wait(240)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
