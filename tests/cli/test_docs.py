@@ -12,6 +12,7 @@ from atomsieve import errors
 from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.cli.main import VERBS
 from atomsieve.models.domain import _ARRAYS, _NUMBERS
+from atomsieve.predict.outside import Outside
 from atomsieve.predict.status import Status
 from atomsieve.screen.columns import COLUMNS
 from atomsieve.serve.wire import INPUTS, OUTPUTS
@@ -61,6 +62,12 @@ def test_every_tensor_of_a_request_is_documented_as_it_is():
         assert row in text
     for tensor in OUTPUTS.values():
         assert f"| `{tensor.name}` | `{tensor.symbol}` | {tensor.datatype} | {tensor.unit} | {tensor.doc} |" in text
+
+
+def test_every_status_and_reason_of_an_answer_is_documented_as_it_is():
+    text = (ROOT / "docs/protocol.md").read_text()
+    for code in (*Status, *Outside):
+        assert f"| {code.value} | {code.name} | {code.meaning} |" in text
 
 
 def test_exit_codes_are_documented():

@@ -121,7 +121,7 @@ def test_a_bad_request_does_not_fail_those_computed_with_it(server, local):
 
 
 def test_a_request_that_was_given_up_is_not_computed(server):
-    long, short, answered = copper_oxides(9000, seed=5), request_arrays(copper_oxides(13)), []
+    long, short, answered = copper_oxides(3000, seed=5), request_arrays(copper_oxides(13)), []
 
     def ask():
         with server.transport() as transport:
