@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -12,16 +13,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from atomsieve.serve import keeper
-from atomsieve.serve.health import stubs
+from atomsieve.serve.health import PATIENCE, Health, stubs
+from atomsieve.serve.logs import Log
 from atomsieve.serve.repository import Served, write_model
 from atomsieve.serve.settings import Settings
-from atomsieve.serve.transport import Credentials, EndpointError, Unavailable
+from atomsieve.serve.transport import Credentials, DeadlineExceeded, EndpointError, Unavailable
 from atomsieve.serve.wire import request_arrays
 from tests.helpers import copper_oxides
 from tests.serve.supervised import Supervised
@@ -191,6 +194,38 @@ def test_a_second_signal_ends_at_once_and_a_server_that_cannot_start_says_why(su
     stuck = supervised("--repository", models.parent, "--tritonserver", program, "--start-seconds", 1)
     assert stuck.process.wait(120) == 1
     assert "did not all answer within 1 s; say more with --start-seconds" in stuck.said()
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A probe of a model that gives no answer, while another model (`busy`) says that it is at work."""
+
+    model: str
+    busy: str
+    health: list[Health]
+    parts: tuple[str, ...] = ()
+
+    @property
+    def name(self):
+        return self.model
+
+    def ask(self, transport, seconds, *, whole=False):
+        self.health[0].life(self.busy)
+        raise DeadlineExceeded("no answer")
+
+
+@pytest.mark.parametrize(("busy", "parts", "reloaded"), [("b", (), True), ("a", (), False), ("b", ("b",), False)])
+def test_a_sign_of_life_is_that_of_one_model(monkeypatch, busy, parts, reloaded):
+    """Work of another model is no excuse for silence; that of a part of a pipeline is."""
+    found = []
+    probe = Silent("a", busy, found, parts)
+    health = Health(lambda seconds: None, [probe], Log(io.StringIO()), os.getpid(), every=1, seconds=1)
+    found.append(health)
+    anew = []
+    monkeypatch.setattr(health, "_reload", lambda probe, why: anew.append(probe.model))
+    for _ in range(PATIENCE):
+        assert not health._check(probe)
+    assert anew == (["a"] if reloaded else [])
 
 
 def test_each_copy_and_version_is_watched_and_an_end_after_a_death_is_an_end(supervised, served_gfm, local, tmp_path):
