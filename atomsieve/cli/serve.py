@@ -19,6 +19,9 @@ from atomsieve.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from atomsieve.serve.server import ServerOptions
     from atomsieve.serve.start import Listening
 
 app = typer.Typer(
@@ -47,7 +50,9 @@ def repository(
     """Write a model repository for a Triton Inference Server; it is complete, ensembles included."""
     settings = _settings(precision, backend, head, device, threads, max_request_atoms, max_request_structures,
                          max_request_bytes, max_structure_atoms)  # fmt: skip
-    written = _build(out, folders, settings, version, instances, gpus, queue_delay, overwrite, graph_backend)
+    numbers = _checked(folders, settings, gpus)
+    console(stderr=True).print(f"writing {out} ...", highlight=False, soft_wrap=True, markup=False)
+    written = _build(out, folders, settings, version, instances, numbers, queue_delay, overwrite, graph_backend)
     shown = console()
     for place in written:
         shown.print(f"wrote {place}", highlight=False, soft_wrap=True, markup=False)
@@ -65,6 +70,7 @@ def start(
     repository: o.Given = None,
     precision: o.Precision = "fp32", backend: o.Backend = "python", head: o.Head = None, device: o.Device = "cpu",
     instances: o.Instances = 1, gpus: o.Gpus = "", threads: o.Threads = None, queue_delay: o.QueueDelay = 0,
+    graph_backend: o.GraphBackend = "none",
     max_request_atoms: o.RequestAtoms = 200_000, max_request_structures: o.RequestStructures = 65_536,
     max_request_bytes: o.RequestBytes = 64 * 2**20, max_structure_atoms: o.StructureAtoms = 20_000,
     listen: o.Listen = "127.0.0.1", grpc_port: o.GrpcPort = 8001, http_port: o.HttpPort = None,
@@ -83,7 +89,8 @@ def start(
     from tempfile import TemporaryDirectory
 
     from atomsieve.errors import UsageError
-    from atomsieve.serve.start import Listening
+    from atomsieve.serve.repository import named
+    from atomsieve.serve.start import Listening, models_of, server_options
 
     if bool(folders) == (repository is not None):
         raise UsageError("name either ensemble folders to serve, or a model repository with --repository")
@@ -98,16 +105,26 @@ def start(
     watch: dict[str, Any] = {"check_seconds": check_seconds, "answer_seconds": answer_seconds,
                              "start_seconds": start_seconds, "max_restarts": max_restarts,
                              "drain_seconds": drain_seconds}  # fmt: skip
+    # what is cheap to check comes first: writing a repository takes seconds
+    settings = _settings(precision, backend, head, device, threads, max_request_atoms, max_request_structures,
+                         max_request_bytes, max_structure_atoms)  # fmt: skip
     with TemporaryDirectory(prefix="atomsieve-serve-") as scratch:
         place = repository if repository is not None else Path(scratch) / "models"
-        if folders:
-            settings = _settings(precision, backend, head, device, threads, max_request_atoms, max_request_structures,
-                                 max_request_bytes, max_structure_atoms)  # fmt: skip
-            place.mkdir()
-            _build(place, folders, settings, 1, instances, gpus, queue_delay, False)
+        models = models_of(place) if repository is not None else [name for name, _ in named(folders or [])]
+        options, warnings = server_options(place, models, listening, drain_seconds)
+
+        def build() -> None:
+            if folders:
+                place.mkdir()
+                numbers = _checked(folders, settings, gpus)
+                _build(place, folders, settings, 1, instances, numbers, queue_delay, False, graph_backend)
+
         if contained:
-            return _contained(container or "docker", image, show, place, listening, watch, device != "cpu")
-        return _run(place, listening, watch, tritonserver, threads, log, log_file, Path(scratch))
+            build()
+            return _contained(container or "docker", image, show, options, warnings, listening, watch,
+                              settings.device != "cpu")  # fmt: skip
+        return _run(options, warnings, listening, watch, tritonserver, threads, log, log_file, Path(scratch),
+                    settings.device, build if folders else None)  # fmt: skip
 
 
 @app.command("check")
@@ -144,8 +161,9 @@ def _refuse_unused(given: list[str], repository: bool, contained: bool) -> None:
     """
     from atomsieve.errors import UsageError
 
-    written = {"--precision", "--backend", "--head", "--instances", "--gpus", "--queue-delay", "--max-request-atoms",
-               "--max-request-structures", "--max-request-bytes", "--max-structure-atoms"}  # fmt: skip
+    written = {"--precision", "--backend", "--head", "--instances", "--gpus", "--queue-delay", "--graph-backend",
+               "--max-request-atoms", "--max-request-structures", "--max-request-bytes",
+               "--max-structure-atoms"}  # fmt: skip
     here = {"--log", "--log-file", "--tritonserver"}
     rules = [
         (repository, written, "--repository", "they stand in the repository: give them to atomsieve serve repository"),
@@ -170,8 +188,12 @@ def _settings(precision: str, backend: str, head: str | None, device: str, threa
     for what, name, allowed in (("precision", precision, ("fp64", "fp32", "bf16")), ("backend", backend, BACKENDS)):
         if name not in allowed:
             raise unknown(what, name, allowed)
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
-        raise UsageError(f"unknown device {device!r}; allowed: cpu, cuda, cuda:N")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise UsageError(f"unknown device {device!r}; allowed: auto, cpu, cuda, cuda:N")
+    if device == "auto":
+        from atomsieve.predict.backends import choose_device
+
+        device = choose_device(device).type
     limits = Limits(structures=structures, atoms=atoms, bytes=size, structure_atoms=structure_atoms)
     return Settings.model_validate(
         {"precision": precision, "backend": BACKENDS[backend], "head": head, "device": device, "threads": threads,
@@ -179,56 +201,74 @@ def _settings(precision: str, backend: str, head: str | None, device: str, threa
     )  # fmt: skip
 
 
-def _build(out: Path, folders: list[str], settings: Any, version: int, instances: int, gpus: str, queue_delay: int,
-           overwrite: bool, graph_backend: str = "none") -> list[Path]:  # fmt: skip
-    """Write the models into a repository; return their version folders."""
-    from atomsieve.errors import AtomSieveError, UsageError
-    from atomsieve.serve.repository import Served, named, write_repository
-    from atomsieve.serve.server import find_server
+def _checked(folders: list[str], settings: Any, gpus: str) -> list[int]:
+    """Return the numbers of the GPUs; look at them and at the head before anything is loaded."""
+    from atomsieve.errors import UsageError, unknown
+    from atomsieve.models import read_manifest
+    from atomsieve.serve.repository import named
 
     numbers = [word for word in gpus.replace(",", " ").split() if word]
     if not all(word.isdigit() for word in numbers):
         raise UsageError(f"--gpus takes numbers, e.g. 0,1, got {gpus!r}")
     if numbers and settings.device != "cuda":
         raise UsageError("--gpus goes with --device cuda")
+    for _, path in named(folders):
+        heads = [head.name for head in read_manifest(path).heads]
+        if settings.head is not None and settings.head not in heads:
+            raise unknown("head", settings.head, heads)
+    return [int(word) for word in numbers]
+
+
+def _build(out: Path, folders: list[str], settings: Any, version: int, instances: int, gpus: list[int],
+           queue_delay: int, overwrite: bool, graph_backend: str) -> list[Path]:  # fmt: skip
+    """Write the models into a repository; return their version folders."""
+    from atomsieve.errors import AtomSieveError
+    from atomsieve.serve.repository import Served, named, write_repository
+    from atomsieve.serve.server import find_server
+
     try:
         server = find_server() if graph_backend == "auto" else None
     except AtomSieveError:  # none here; the repository is for another machine
         server = None
     return write_repository(
         out, [Served(name, path, settings) for name, path in named(folders)], version=version, instances=instances,
-        gpus=[int(word) for word in numbers], queue_delay=queue_delay, overwrite=overwrite,
+        gpus=gpus, queue_delay=queue_delay, overwrite=overwrite,
         graph_backend=graph_backend, server=server,
     )  # fmt: skip
 
 
-def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path | None, threads: int | None,
-         form: str | None, log_file: Path | None, scratch: Path) -> int:  # fmt: skip
-    """Serve a repository in the foreground."""
+def _run(options: ServerOptions, warnings: list[str], listening: Listening, watch: dict[str, Any],
+         program: Path | None, threads: int | None, form: str | None, log_file: Path | None, scratch: Path,
+         device: str, build: Callable[[], None] | None) -> int:  # fmt: skip
+    """Serve a repository in the foreground. build : makes it first. device : that its models are made for."""
     import sys
+    from dataclasses import replace
 
     from atomsieve.serve.exposure import require_free
     from atomsieve.serve.logs import Log
     from atomsieve.serve.server import find_server
-    from atomsieve.serve.start import models_of, next_line, open_ports, server_options, urls
+    from atomsieve.serve.start import models_of, next_line, open_ports, require_gpu, urls
     from atomsieve.serve.supervisor import Supervisor
 
-    models = models_of(place)
-    options, warnings = server_options(place, models, listening, watch["drain_seconds"])
     for address, ports in open_ports(options).items():
         require_free(address, ports)
     server = find_server(program)
     form = form or ("text" if sys.stderr.isatty() else "json")
     log = Log(sys.stderr, form, log_file, (options.admin, options.token))
-    for text in warnings:
-        log.event("exposed", "warning", text=text)
 
     def ready() -> None:
         for kind, url in urls(options).items():
             print(f"{kind}: {url}")
-        print(f"try: {next_line(options, listening, models[0])}", flush=True)
+        print(f"try: {next_line(options, listening, options.models[0])}", flush=True)
 
     try:
+        for text in warnings:
+            log.event("exposed", "warning", text=text)
+        require_gpu(options.repository, device)
+        if build is not None:
+            log.event("writing", text="a model repository of its own, removed at the end")
+            build()
+            options = replace(options, models=tuple(models_of(options.repository)))
         return Supervisor(
             server, options, log, check_seconds=watch["check_seconds"], answer_seconds=watch["answer_seconds"],
             start_seconds=watch["start_seconds"], max_restarts=watch["max_restarts"], threads=threads,
@@ -238,16 +278,14 @@ def _run(place: Path, listening: Listening, watch: dict[str, Any], program: Path
         log.close()
 
 
-def _contained(engine: str, image: str | None, show: bool, place: Path, listening: Listening, watch: dict[str, Any],
-               gpus: bool) -> int:  # fmt: skip
+def _contained(engine: str, image: str | None, show: bool, options: ServerOptions, warnings: list[str],
+               listening: Listening, watch: dict[str, Any], gpus: bool) -> int:  # fmt: skip
     """Serve a repository in a container, or print how."""
     import os
     import shlex
 
     from atomsieve.serve.container import USER, container_command, find_engine, run_in_foreground, unreadable
-    from atomsieve.serve.start import models_of, server_options
 
-    options, warnings = server_options(place, models_of(place), listening, watch["drain_seconds"])
     more = [word for key, value in watch.items() for word in (f"--{key.replace('_', '-')}", f"{value:g}")]
     line = container_command(engine, image, options, listening, more, gpus=gpus)
     errors = console(stderr=True)

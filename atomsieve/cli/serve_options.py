@@ -36,7 +36,12 @@ Head = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda (each copy on a GPU of its own), or cuda:N.", rich_help_panel=WORK)
+    str,
+    typer.Option(
+        "--device",
+        help="cpu, cuda (each copy on a GPU of its own), cuda:N, or auto (cuda if there is a GPU).",
+        rich_help_panel=WORK,
+    ),
 ]
 Instances = Annotated[
     int, typer.Option("--instances", help="Copies on the CPU, or on each GPU.", rich_help_panel=WORK, min=1)

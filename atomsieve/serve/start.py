@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atomsieve.errors import UsageError
+from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.serve.exposure import check_exposure, is_loopback, read_token
 from atomsieve.serve.server import ServerOptions, free_ports
+from atomsieve.serve.transport import Credentials
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def server_options(
         exit_seconds=drain_seconds,
         gpu=_has_gpu(),
     )
-    return options, check_exposure(options, w.insecure)
+    warnings = check_exposure(options, w.insecure)
+    Credentials(ca=w.tls_client_ca, cert=w.tls_cert, key=w.tls_key).check_files()  # of which the server says little
+    return options, warnings
 
 
 def models_of(repository: Path) -> list[str]:
@@ -85,6 +88,27 @@ def models_of(repository: Path) -> list[str]:
             f"{repository} is no model repository; make one with: atomsieve serve repository gfm/ --out {repository}"
         )
     return found
+
+
+def require_gpu(repository: Path, device: str) -> None:
+    """Check that there is a GPU if models need one: those of a repository, or those to be made for `device`.
+
+    Raises
+    ------
+    AtomSieveError
+        if there is none; the server itself would say so in its own words, after a while.
+    """
+    from atomsieve.serve.settings import FILE, Settings
+
+    found = [Settings.read(path.parent).device for path in repository.glob(f"*/*/{FILE}")]
+    if not any(name.startswith("cuda") for name in (device, *found)):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        remedy = "write it anew without --device" if found else "leave out --device, or say --device auto"
+        what = f"{repository} is for --device cuda" if found else f"--device {device}"
+        raise AtomSieveError(f"{what}, but there is no GPU here; {remedy}")
 
 
 def urls(options: ServerOptions) -> dict[str, str]:

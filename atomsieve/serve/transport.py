@@ -125,6 +125,9 @@ class Credentials:
                 if path is not None:
                     read(Path(path))
             except OSError as error:
+                if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+                    raise UsageError(f"{self.key} is not the key of the certificate {path}; give the one that belongs "
+                                     "to it") from error  # fmt: skip
                 said = error.strerror or error
                 raise UsageError(f"{path} cannot be used as TLS {name} ({said}); give a readable PEM file") from error
 

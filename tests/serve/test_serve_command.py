@@ -20,6 +20,7 @@ from atomsieve.serve.server import TritonProcess, free_ports
 from atomsieve.serve.settings import Settings
 from atomsieve.serve.start import Listening, server_options
 from tests.helpers import tiny_gfm
+from tests.serve.triton import installation
 
 
 def said(capsys, *args):
@@ -100,6 +101,44 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, served_gfm, capsys)
     ):
         code, _, error = said(capsys, *given, *options)
         assert code == 2 and says in error and len(error.strip().splitlines()) == 1
+
+
+def test_what_is_cheap_is_checked_before_anything_is_written(tmp_path, served_gfm, capsys, monkeypatch):
+    installation()
+    monkeypatch.setattr("atomsieve.serve.repository.write_repository", None)
+    authority = pytest.importorskip("trustme").CA()
+    for name in ("one", "two"):
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    (tmp_path / "junk.pem").write_text("junk")
+    one = ["--tls-cert", tmp_path / "one.pem", "--tls-key"]
+    for options, says in (
+        ([*one, tmp_path / "two.key"], f"{tmp_path / 'two.key'} is not the key of the certificate"),
+        ([*one, tmp_path / "junk.pem"], "junk.pem"),
+        ([*one, tmp_path / "one.key", "--tls-client-ca", tmp_path / "junk.pem"], "junk.pem cannot be used as TLS ca"),
+        (["--listen", "0.0.0.0"], "--token-file FILE"),
+        (["--head", "wood"], "unknown head 'wood'"),
+        (["--log-file", tmp_path / "no/log"], "cannot be written"),
+        (["--tritonserver", tmp_path], "not a program"),
+        (["--tritonserver", "/bin/false"], "/bin/false is no tritonserver"),
+        (["--graph-backend", "triton", "--repository", tmp_path], "name either"),
+    ):
+        code, _, error = said(capsys, "start", served_gfm, *ports(), "--log", "text", *options)
+        assert code in (1, 2) and says in error.splitlines()[-1], error
+
+
+def test_a_gpu_that_is_not_here(tmp_path, served_gfm, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    models = tmp_path / "models"
+    code, _, error = said(capsys, "start", served_gfm, *ports(), "--device", "cuda")
+    assert code == 1 and "--device cuda, but there is no GPU here; leave out --device" in error
+    assert said(capsys, "repository", served_gfm, "--out", models, "--device", "cuda")[0] == 0  # for another machine
+    code, _, error = said(capsys, "start", "--repository", models, *ports())
+    assert code == 1 and f"{models} is for --device cuda, but there is no GPU here" in error
+    models = tmp_path / "auto"
+    assert said(capsys, "repository", served_gfm, "--out", models, "--device", "auto")[0] == 0
+    assert Settings.read(models / "gfm/1").device == "cpu"
 
 
 def ports():
