@@ -18,6 +18,7 @@ from atomsieve.models.exports import check_export
 from atomsieve.models.folder import MANIFEST
 from atomsieve.serve.config import MODEL_PY, instance_group, model_config
 from atomsieve.serve.settings import FILE, GFM, Settings, beside
+from atomsieve.serve.vector import compare, stored_vector
 from atomsieve.serve.wire import given
 
 if TYPE_CHECKING:
@@ -184,12 +185,19 @@ def _made(
 
 
 def opened(served: Served) -> Predictor:
-    """Return the predictor of a model, opened as the server will do it."""
+    """Return the predictor of a model, opened and compared with its test vector as the server will do it."""
     from atomsieve.predict import Predictor
+    from atomsieve.serve.engine import Engine
 
     s = served.settings
     device = s.device if s.device != "cuda" else "auto"  # which need not be on the machine that writes the repository
-    return Predictor.load(served.gfm, head=s.head, precision=s.precision, device=device, backend=s.backend)
+    predictor = Predictor.load(served.gfm, head=s.head, precision=s.precision, device=device, backend=s.backend)
+    gives = given(predictor.outputs, predictor.kind)
+    try:
+        compare(stored_vector(served.gfm), Engine(predictor, s).answer_one, predictor.precision, gives)
+    except AtomSieveError as error:
+        raise DataError(f"{served.gfm} does not give its own test vector ({error}); make the folder anew") from error
+    return predictor
 
 
 def facts(predictor: Predictor) -> dict[str, Any]:

@@ -273,6 +273,18 @@ def test_versions_and_several_ensembles_on_one_server(served, gfm, tmp_path):
     assert np.abs(old - latest).max() > 1e-3
 
 
+def test_an_ensemble_whose_manifest_was_edited_is_refused(gfm, tmp_path):
+    """The manifest has no checksum of its own; what comes out tells."""
+    edited = tmp_path / "edited"
+    shutil.copytree(gfm, edited)
+    manifest = (edited / "manifest.json").read_text()
+    cutoff = json.loads(manifest)["cutoff"]
+    (edited / "manifest.json").write_text(manifest.replace(f'"cutoff": {cutoff}', f'"cutoff": {cutoff - 1}'))
+    with pytest.raises(DataError, match=r"does not give its own test vector .*off by"):
+        write_model(tmp_path / "models", Served("gfm", edited, FP64))
+    assert not (tmp_path / "models" / "gfm").exists()
+
+
 def test_a_model_that_computes_something_else_is_refused_by_the_server(served, gfm, tmp_path):
     """Its files agree with its manifest, but what comes out is not the manifest's test vector."""
     place = served.options.repository
