@@ -36,7 +36,7 @@ TOKEN = "0123456789abcdef-the-token-of-these-tests"
 SHOWN = Credentials(token=TOKEN)
 MPIRUN = Path(sys.executable).parent / "mpirun"
 HANG = 100  # seconds after which a test that hangs is ended
-SOME = 100_000  # bytes of answers, far from all of a screening
+SOME = 60_000  # bytes of answers, far from all of a screening
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def second(repository):
 
 @pytest.fixture(scope="module")
 def candidates(tmp_path_factory):
-    """2,040 structures in a file, enough for a server to die in the middle."""
+    """1,080 structures in a file, enough for a server to die in the middle."""
     some = copper_oxides(120)
-    batch = StructureBatch.concatenate([some] * 17)
+    batch = StructureBatch.concatenate([some] * 9)
     path = tmp_path_factory.mktemp("many") / "many.bp"
     write_structures(path, batch.replace(id=np.arange(len(batch))))
     return path
@@ -87,7 +87,7 @@ def whole(first, candidates, tmp_path_factory):
     """Results folder of a screening that nothing happened to."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     served = Endpoints(first.grpc, credentials=SHOWN)
-    run_screen(candidates, None, ScreenOptions(chunk_size=128, forces=True), served=served, out=out)
+    run_screen(candidates, None, ScreenOptions(chunk_size=64, forces=True), served=served, out=out)
     return out
 
 
@@ -105,7 +105,7 @@ def artefacts(out):
 
 def screening(endpoint, candidates, token_file, out, *more, before=()):
     line = [*before, sys.executable, "-m", "atomsieve", "screen", "run", candidates, "--endpoint", endpoint,
-            "--out", out, "--chunk-size", 128, "--forces", "--token-file", token_file, *more]  # fmt: skip
+            "--out", out, "--chunk-size", 64, "--forces", "--token-file", token_file, *more]  # fmt: skip
     return subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -120,7 +120,7 @@ def model_process(server):
 
 
 def test_the_rows_are_those_of_the_local_run(undisturbed, candidates, served_gfm, tmp_path):
-    options = ScreenOptions(chunk_size=128, forces=True, precision="fp64", device="cpu", limit=600)
+    options = ScreenOptions(chunk_size=64, forces=True, precision="fp64", device="cpu", limit=600)
     run_screen(candidates, served_gfm, options, out=tmp_path / "local")
     (tmp_path / "remote.npy").write_bytes(undisturbed["rows.npy"])
     there, here = np.load(tmp_path / "remote.npy")[:600], np.load(tmp_path / "local" / "rows.npy")
@@ -155,7 +155,7 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
             run.kill()
     assert run.returncode == 0, errors
     assert artefacts(tmp_path / "out") == undisturbed
-    assert "2,040 structures screened, 2,040 of them now" in out
+    assert "1,080 structures screened, 1,080 of them now" in out
 
 
 def test_patience_runs_out_and_the_run_is_continued(first, candidates, token_file, undisturbed, tmp_path):
