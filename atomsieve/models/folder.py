@@ -282,8 +282,9 @@ def same_weights(folder: str | Path, identity: str) -> bool:
 
 
 def _raw(place: Path) -> dict[str, Any]:
-    raw: dict[str, Any] = json.loads((place / MANIFEST).read_bytes())
-    return raw
+    if not (place / MANIFEST).is_file():
+        read_manifest(place)  # says so
+    return dict(json.loads((place / MANIFEST).read_bytes()))
 
 
 def _digest(raw: dict[str, Any], without: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from atomsieve.errors import AtomSieveError, UsageError, unknown
 from atomsieve.serve.crew import EMPTY
 from atomsieve.serve.pool import description_of, different
 from atomsieve.serve.transport import Credentials, EndpointError, Transport, Url, parse_url
-from atomsieve.serve.vector import compare
+from atomsieve.serve.vector import compare, rounded
 
 
 def check_endpoint(
@@ -32,8 +32,8 @@ def check_endpoint(
     Returns
     -------
     dict with url, server (name and version), model, atomsieve, ensemble_id, heads, precision, backend, device,
-    threads, worst_error (the largest error relative to the one that is allowed) and milliseconds (of one head's test
-    vector, on average).
+    threads, error_of_allowed (the largest error relative to the one that is allowed; three digits) and milliseconds (of
+    one head's test vector, on average).
 
     Raises
     ------
@@ -79,7 +79,7 @@ def check_endpoint(
         "model": model,
         **{name: description.get(name) for name in facts},
         "heads": list(heads or vector["heads"]),
-        "worst_error": worst,
+        "error_of_allowed": rounded(worst),
         "milliseconds": round(1000 * sum(spent) / len(spent), 3),
     }
 

@@ -23,7 +23,7 @@ from atomsieve.serve import keeper
 from atomsieve.serve.logs import Log
 from atomsieve.serve.settings import FILE, GFM, Settings, beside
 from atomsieve.serve.transport import DeadlineExceeded, Transport, Unavailable
-from atomsieve.serve.vector import compare, stored_vector
+from atomsieve.serve.vector import compare, rounded, stored_vector
 
 PATIENCE = 3
 """Probes in a row without an answer in time (or refused as unavailable) after which a model is loaded anew."""
@@ -186,7 +186,7 @@ class Health(threading.Thread):
                     if not self._ended.is_set():
                         self.verdict = f"{probe.name} does not answer as it must ({fault})"
                     return False
-                self._log.event("checked", model=probe.name, error_of_allowed=round(error, 6))
+                self._log.event("checked", model=probe.name, error_of_allowed=rounded(error))
         self._stubs = Counter(stubs(self._pid).values())
         self.ready.set()
         return True

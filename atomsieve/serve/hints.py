@@ -1,4 +1,4 @@
-"""Why an endpoint cannot be reached, and what to do: libraries of TLS and gRPC say it in their own words, or `OK`."""
+"""Why an endpoint does not answer, and what to do: libraries of TLS and gRPC say it in their own words, or `OK`."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ def why_unreachable(scheme: str, said: str) -> str:
     if "andshake failed" in said:
         return f"TLS failed: {said.removesuffix(': OK').rpartition('OPENSSL_internal:')[2]}"
     return said.rpartition(": ")[2]
+
+
+def advised(text: str) -> str:
+    """Return what a server says of a model that is not there, or not of the kind that is asked, with what to do."""
+    if "unknown model" in text:
+        return f"{text}; name one that is served with --model (a single ensemble is served as gfm)"
+    if "unexpected inference output 'description'" in text:
+        return (
+            f"{text}; it takes ready graphs, or is none of ours, and cannot be asked or checked so: name the model "
+            "that takes structures with --model, usually gfm"
+        )
+    return text

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, UsageError, require
-from atomsieve.serve.hints import why_unreachable
+from atomsieve.serve.hints import advised, why_unreachable
 from atomsieve.serve.wire import INPUTS
 
 GRPC_PREFIX = "triton-grpc-protocol-"
@@ -129,7 +129,8 @@ class Credentials:
                     raise UsageError(f"{self.key} is not the key of the certificate {path}; give the one that belongs "
                                      "to it") from error  # fmt: skip
                 said = error.strerror or error
-                raise UsageError(f"{path} cannot be used as TLS {name} ({said}); give a readable PEM file") from error
+                both = f"{path} with the key {self.key}" if name == "cert" and self.key else path
+                raise UsageError(f"{both} cannot be used as TLS {name} ({said}); give a readable PEM file") from error
 
 
 class Transport:
@@ -347,7 +348,7 @@ def kind_of(url: Url, error: BaseException) -> EndpointError:
         return Unavailable(f"{url}: {text}")
     if text.startswith("failed to connect"):
         text = f"cannot be reached ({why_unreachable(url.scheme, text)})"
-    return KINDS.get(code, Broken)(f"{url}: {text or code}")
+    return KINDS.get(code, Broken)(f"{url}: {advised(text) or code}")
 
 
 NOT_THERE_NOW = "has no available versions"

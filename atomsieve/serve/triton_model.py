@@ -22,7 +22,7 @@ from atomsieve.serve.engine import Arrays, Engine, Work, about, internal_error
 from atomsieve.serve.request import Refused, Request, RequestError, read_parameters
 from atomsieve.serve.settings import GFM, Settings
 from atomsieve.serve.threads import instances_of, threads_of
-from atomsieve.serve.vector import compare, stored_vector
+from atomsieve.serve.vector import compare, rounded, stored_vector
 from atomsieve.serve.wire import given
 
 CODES = {"internal": "INTERNAL", "unsupported": "UNSUPPORTED", "cancelled": "CANCELLED"}
@@ -83,7 +83,7 @@ class TritonPythonModel:
         self._metrics = Metrics(pb, self.name)
         log("loaded", model=self.name, instance=args["model_instance_name"], ensemble_id=predictor.ensemble_id,
             backend=predictor.backend, precision=predictor.precision, device=str(predictor.device),
-            worst_error=worst, seconds=round(time.perf_counter() - began, 3))  # fmt: skip
+            error_of_allowed=rounded(worst), seconds=round(time.perf_counter() - began, 3))  # fmt: skip
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests of a dynamic batch; each has its own answer or its own error."""

@@ -48,6 +48,11 @@ def structures_of(stored: Mapping[str, Any], charged: bool) -> StructureBatch:
     )
 
 
+def rounded(error: float) -> float:
+    """Return an error relative to what is allowed with three digits: as logs and checks show it."""
+    return float(f"{error:.3g}")
+
+
 def compare(
     vector: Mapping[str, Any],
     answer: Answer,

@@ -72,7 +72,7 @@ def test_a_sound_endpoint_passes(server, served_gfm, local, http):
     facts = check_endpoint(server.http if http else server.grpc, ensemble=served_gfm)
     assert facts["server"].startswith("triton 2.") and facts["ensemble_id"] == local.ensemble_id
     assert facts["heads"] == local.heads and facts["precision"] == "fp64"
-    assert 0 <= facts["worst_error"] < 1 and facts["milliseconds"] > 0
+    assert 0 <= facts["error_of_allowed"] < 1 and facts["milliseconds"] > 0
     assert json.loads(json.dumps(facts)) == facts
 
 

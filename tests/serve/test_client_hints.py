@@ -76,3 +76,11 @@ def test_what_is_right_gets_through(places):
 def test_a_port_is_no_host(text):
     with pytest.raises(UsageError, match=r"'\d+' is no endpoint; give grpc://host:8001"):
         parse_urls(text)
+
+
+def test_a_model_for_graphs_and_one_that_is_not_there():
+    from atomsieve.serve.hints import advised
+
+    assert "takes ready graphs" in advised("unexpected inference output 'description' for model 'gfm_graph'")
+    assert "--model" in advised("Request for unknown model: 'x' is not found")
+    assert advised("any other") == "any other"

@@ -116,7 +116,8 @@ def test_what_is_cheap_is_checked_before_anything_is_written(tmp_path, served_gf
     for options, says in (
         ([*one, tmp_path / "two.key"], f"{tmp_path / 'two.key'} is not the key of the certificate"),
         ([*one, tmp_path / "junk.pem"], "junk.pem"),
-        ([*one, tmp_path / "one.key", "--tls-client-ca", tmp_path / "junk.pem"], "junk.pem cannot be used as TLS ca"),
+        ([*one, tmp_path / "one.key", "--http-port", 0, "--tls-client-ca", tmp_path / "junk.pem"],
+         "junk.pem cannot be used as TLS ca"),
         (["--listen", "0.0.0.0"], "--token-file FILE"),
         (["--head", "wood"], "unknown head 'wood'"),
         (["--log-file", tmp_path / "no/log"], "cannot be written"),
@@ -197,7 +198,12 @@ def test_command_lines_of_containers(tmp_path, served_gfm, capsys, monkeypatch):
 
 def test_check_tells_sound_endpoints_from_others(tmp_path, server, served_gfm, capsys):
     code, out, _ = said(capsys, "check", server.grpc, "--ensemble", served_gfm, "--head", "organic")
-    assert code == 0 and f"url: {server.grpc}" in out and "worst_error: " in out
+    assert code == 0 and f"url: {server.grpc}" in out and "error_of_allowed: " in out and "\nsound: " in out
+    code, _, error = said(capsys, "check", server.grpc, "--ensemble", tmp_path / "nothing")
+    assert code == 1 and f"no ensemble at {tmp_path / 'nothing'}" in error
+    for url in (server.grpc, server.http):
+        code, _, error = said(capsys, "check", url, "--model", "gmf")
+        assert code == 1 and "unknown model: 'gmf'" in error and "--model (a single ensemble is served as gfm)" in error
     assert said(capsys, "check", server.http, "--quiet") == (0, "", "")
     other = tiny_gfm(tmp_path / "other", members=2)
     code, _, error = said(capsys, "check", server.grpc, "--ensemble", other)
