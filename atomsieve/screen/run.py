@@ -18,7 +18,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.prepare import Job, durable_chunks, prepare
 from atomsieve.screen.progress import EventLog, ProgressView
 from atomsieve.screen.runner import OK, Begun, PredictorLike
-from atomsieve.screen.served import Served, kept
+from atomsieve.screen.served import Served, Watch, kept
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import ResultWriter
 from atomsieve.screen.team import Team, connect, guarded
@@ -108,7 +108,10 @@ def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
     view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures, job.log)
     writer = ResultWriter(job.folder, job.rows, job.forces, team.rank, job.options.commit_seconds)
 
+    watch = Watch(job.runner.predictor, job.console, job.log)
+
     def between_batches() -> None:
+        watch()
         if stop.requested:
             raise _Stop
         team.poke()
@@ -135,6 +138,7 @@ def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
             writer.commit()
         with clock("wait"):
             _leave_if_stopped(job, stop, remaining=structures)
+        watch()
         view.update(*team.totals(), last=True)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atomsieve.errors import UsageError
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
+from atomsieve.screen.progress import EventLog, duration
 from atomsieve.screen.runner import PredictorLike
 from atomsieve.screen.store import Folder
 from atomsieve.screen.team import Team
@@ -17,6 +18,8 @@ from atomsieve.serve.pool import differences
 from atomsieve.serve.transport import EndpointError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from atomsieve.serve.remote import RemotePredictor
     from atomsieve.serve.transport import Credentials
 
@@ -104,6 +107,37 @@ def same_for_all(team: Team, predictor: PredictorLike) -> None:
                 )
 
     team.together(compare)
+
+
+class Watch:
+    """Says once which server is lost, and once that it is back; nothing where none computes.
+
+    predictor : that of rank 0. console, log : as of a job.
+    """
+
+    def __init__(self, predictor: PredictorLike, console: Console | None, log: EventLog | None) -> None:
+        self._predictor: Any = predictor if log is not None and hasattr(predictor, "missing") else None
+        self._console, self._log = console, log
+        self._known: dict[str, str] = {}
+
+    def __call__(self) -> None:
+        """Look for changes."""
+        if self._predictor is None:
+            return
+        missing = self._predictor.missing
+        for url in missing.keys() - self._known.keys():
+            others = len(self._predictor.endpoints) - len(missing)
+            then = f"{others} more at work" if others else f"waiting up to {duration(self._predictor.patience)}"
+            self._say("server_lost", url, f"warning: {missing[url]}; {then}", error=missing[url])
+        for url in self._known.keys() - missing.keys():
+            self._say("server_back", url, f"{url} is back")
+        self._known = missing
+
+    def _say(self, event: str, url: str, text: str, **facts: str) -> None:
+        if self._log is not None:
+            self._log(event, endpoint=url, **facts)
+        if self._console is not None:
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

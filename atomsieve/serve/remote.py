@@ -79,6 +79,16 @@ class RemotePredictor(Described):
         return list(self._given["endpoints"])
 
     @property
+    def patience(self) -> float:
+        """How long a request goes on without any answer; seconds."""
+        return float(self._given["patience"])
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The endpoints that are out, by URL, and why."""
+        return {str(e.url): e.refused or str(e.error) for e in self._crew.pool.endpoints if not e.up}
+
+    @property
     def in_flight(self) -> int:
         """Requests that are on their way at once, to all endpoints together."""
         return int(self._given["in_flight"]) * len(self._given["endpoints"])

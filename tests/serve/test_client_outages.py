@@ -155,6 +155,13 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
             run.kill()
     assert run.returncode == 0, errors
     assert artefacts(tmp_path / "out") == undisturbed
+    events = [json.loads(line) for line in (tmp_path / "out" / "run.log.jsonl").read_text().splitlines()]
+    lost = [event for event in events if event["event"] == "server_lost"]
+    assert between.address in lost[0]["endpoint"] and f"warning: {way}://{between.address}" in errors
+    assert ("; waiting up to 5 min" if way == "grpc" else "; 1 more at work") in errors
+    assert errors.count("warning: ") == len(lost)
+    if way == "grpc":  # else the run may be over before it is back
+        assert [event["event"] for event in events].count("server_back") == len(lost)
     assert "1,080 structures screened, 1,080 of them now" in out
 
 
