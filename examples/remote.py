@@ -1,4 +1,7 @@
-"""An ensemble on a server: `python examples/remote.py grpc://127.0.0.1:8001`, after `atomsieve serve start gfm/`."""
+"""An ensemble on a server: `python examples/remote.py grpc://127.0.0.1:8001`, after `atomsieve serve start gfm/`.
+
+The structures are copper, which the head must know.
+"""
 
 import sys
 
@@ -11,6 +14,8 @@ from atomsieve.calculators import RemoteCalculator
 from atomsieve.serve.remote import RemotePredictor
 from atomsieve.structures import StructureBatch
 
+if len(sys.argv) < 2:
+    sys.exit("usage: python examples/remote.py grpc://HOST:PORT [HEAD]   (a head that knows copper)")
 endpoint = sys.argv[1]
 head = sys.argv[2] if len(sys.argv) > 2 else None
 

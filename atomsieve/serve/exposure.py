@@ -85,6 +85,8 @@ def check_exposure(options: ServerOptions, insecure: bool) -> list[str]:
         found.append(f"everybody who reaches {o.address} may use this server (--insecure)")
     elif o.token is not None and o.tls_cert is None:
         found.append("the token goes over the network unencrypted: give --tls-cert and --tls-key, or use a proxy")
+    if o.address == "0.0.0.0":  # noqa: S104
+        found.append("gRPC takes 0.0.0.0 for every IPv6 address (::) too; name one address of this machine to avoid it")
     found.append(
         "a request is received whole before its token or size is looked at; where strangers may connect, let a proxy "
         "limit bodies and connections"

@@ -25,4 +25,6 @@ def test_the_example_says_what_the_local_ensemble_says(server, local):
     assert len(rows) == 6
     np.testing.assert_allclose([float(e) for _, e, _ in rows], truth.energy / 4, atol=1e-4)
     np.testing.assert_allclose([float(s) for _, _, s in rows], truth.energy_std / 4, atol=1e-4)
+    bare = subprocess.run(line[:2], capture_output=True, text=True, timeout=100)
+    assert bare.returncode == 1 and bare.stderr.startswith("usage: ") and "copper" in bare.stderr
     assert "refused: unknown head 'no such head'" in done.stdout and "10 steps of BFGS" in done.stdout

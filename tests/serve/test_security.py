@@ -258,6 +258,9 @@ def test_other_machines_are_let_in_only_on_request(tmp_path):
         assert "everybody" in check_exposure(options, insecure=True)[0]
     with_token = ServerOptions(tmp_path, ("gfm",), address="0.0.0.0", token="t" * 20)
     assert "unencrypted" in check_exposure(with_token, insecure=False)[0]
+    assert any("every IPv6 address" in text for text in check_exposure(with_token, insecure=False))
+    elsewhere = replace(with_token, address="10.1.2.3")
+    assert not any("IPv6" in text for text in check_exposure(elsewhere, insecure=False))
     assert any("received whole" in text for text in check_exposure(with_token, insecure=False))
     pem = tmp_path / "any.pem"
     pem.touch()
