@@ -89,7 +89,6 @@ def start(
     from tempfile import TemporaryDirectory
 
     from atomsieve.errors import UsageError
-    from atomsieve.serve.repository import named
     from atomsieve.serve.start import Listening, models_of, server_options
 
     if bool(folders) == (repository is not None):
@@ -110,7 +109,7 @@ def start(
                          max_request_bytes, max_structure_atoms)  # fmt: skip
     with TemporaryDirectory(prefix="atomsieve-serve-") as scratch:
         place = repository if repository is not None else Path(scratch) / "models"
-        models = models_of(place) if repository is not None else [name for name, _ in named(folders or [])]
+        models = models_of(place) if repository is not None else []  # known when they are written
         options, warnings = server_options(place, models, listening, drain_seconds)
 
         def build() -> None:
