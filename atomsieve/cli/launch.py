@@ -84,6 +84,15 @@ def users_environment(environ: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in ours}
 
 
+def without_own_threads(environ: dict[str, str]) -> dict[str, str]:
+    """Return the environment without a number of threads that the launcher set.
+
+    That is for programs which share the cores out among processes of their own.
+    """
+    ours = _set_by_ancestor(environ)
+    return {name: value for name, value in environ.items() if name != "OMP_NUM_THREADS" or name not in ours}
+
+
 def relaunch() -> None:
     """Start this interpreter again with what it lacks; return where nothing is lacking or this is the second start."""
     environ = dict(os.environ)

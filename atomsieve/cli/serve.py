@@ -241,9 +241,11 @@ def _run(options: ServerOptions, warnings: list[str], listening: Listening, watc
          program: Path | None, threads: int | None, form: str | None, log_file: Path | None, scratch: Path,
          device: str, build: Callable[[], None] | None) -> int:  # fmt: skip
     """Serve a repository in the foreground. build : makes it first. device : that its models are made for."""
+    import os
     import sys
     from dataclasses import replace
 
+    from atomsieve.cli.launch import without_own_threads
     from atomsieve.serve.exposure import require_free
     from atomsieve.serve.logs import Log
     from atomsieve.serve.server import find_server
@@ -272,7 +274,7 @@ def _run(options: ServerOptions, warnings: list[str], listening: Listening, watc
         return Supervisor(
             server, options, log, check_seconds=watch["check_seconds"], answer_seconds=watch["answer_seconds"],
             start_seconds=watch["start_seconds"], max_restarts=watch["max_restarts"], threads=threads,
-            on_ready=ready, scratch=[scratch],
+            on_ready=ready, scratch=[scratch], environ=without_own_threads(dict(os.environ)),
         ).run()  # fmt: skip
     finally:
         log.close()

@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,12 +171,14 @@ def command(server: Installation, options: ServerOptions, backends: Path) -> lis
     return line
 
 
-def environment(server: Installation, threads: int | None = None) -> dict[str, str]:
+def environment(
+    server: Installation, threads: int | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the environment of the server: its libraries, and this Python for its stubs.
 
     The allocator's settings are those of this process: the `atomsieve` command sets them at its start.
     """
-    found = dict(os.environ)
+    found = dict(os.environ if environ is None else environ)
     if threads is not None:
         found["OMP_NUM_THREADS"] = str(threads)
     libraries = [

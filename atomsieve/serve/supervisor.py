@@ -7,7 +7,7 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +55,7 @@ class Supervisor:
         answer.
     max_restarts : in a row. on_ready : called when all models have answered their test vectors, at every start.
     backoff : seconds before the first restart; doubled each time. scratch : folders to be removed if this process is
-    killed.
+    killed. threads : of each model. environ : of the server, None for that of this process.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Supervisor:
         start_seconds: float = STARTING,
         max_restarts: int = 5,
         threads: int | None = None,
+        environ: Mapping[str, str] | None = None,
         on_ready: Callable[[], None] = lambda: None,
         backoff: float = 1.0,
         scratch: Sequence[Path] = (),
@@ -76,6 +77,7 @@ class Supervisor:
         self._server, self._options, self._log = server, options, log
         self._check, self._answer, self._most, self._backoff = check_seconds, answer_seconds, max_restarts, backoff
         self._start = start_seconds
+        self._environ = environ
         self._threads, self._on_ready, self._scratch = threads, on_ready, tuple(scratch)
         self._probes = probes(options.repository, options.models)
         self._asked = 0
@@ -93,7 +95,7 @@ class Supervisor:
         restarts = 0
         with self._signals(), TemporaryDirectory(prefix="atomsieve-backends-") as scratch:
             backends = assemble_backends(self._server, Path(scratch))
-            env = environment(self._server, self._threads)
+            env = environment(self._server, self._threads, self._environ)
             while True:
                 self._health, self._last = None, []
                 self._options = replace(self._options, admin=secrets.token_hex(24))

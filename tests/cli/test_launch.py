@@ -119,3 +119,10 @@ def test_ranks_stay_one_job_after_the_second_start(program):
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     assert all(int(r["OMP_NUM_THREADS"]) == share for r in ranks)
     assert all(r[launch.MARK].startswith(f"{r['pid']}:") for r in ranks)
+
+
+def test_programs_that_share_the_cores_out_get_no_threads_of_the_launchers():
+    ours = {launch.MARK: "1:MALLOC_MMAP_MAX_,OMP_NUM_THREADS", "OMP_NUM_THREADS": "8", "MALLOC_MMAP_MAX_": "0"}
+    assert launch.without_own_threads(ours) == {name: ours[name] for name in (launch.MARK, "MALLOC_MMAP_MAX_")}
+    users = {**ours, launch.MARK: "1:MALLOC_MMAP_MAX_"}
+    assert launch.without_own_threads(users) == users
