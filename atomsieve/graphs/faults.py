@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import numpy as np
+
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.structures.batch import StructureBatch
 
@@ -16,11 +18,22 @@ MAX_EDGES = 2**29
 SHORTEST_VECTOR = 1e-4
 """A periodic cell vector shorter than this (Angstrom) makes the cell singular."""
 
+LONGEST_VECTOR = 1e8
+"""A periodic cell vector longer than this (Angstrom) is absurd: in double precision, images lose their places."""
+
 LARGEST_DEFECT = 1e8
 """A periodic cell is singular if the product of its lengths exceeds its volume by this factor."""
 
 BAD_POSITIONS, BAD_CELL, TOO_DENSE, TOO_MANY_EDGES, TOO_FAR, NO_MEMORY = 1, 2, 3, 4, 5, 6
 """The fault codes of `native/lattice.h`."""
+
+
+def refuse_long_vectors(batch: StructureBatch, cutoff: float) -> None:
+    """Raise the error for the first structure with a periodic cell vector beyond `LONGEST_VECTOR`, if there is one."""
+    with np.errstate(over="ignore"):
+        long = (batch.pbc & ~(np.abs(batch.cell).max(2) <= LONGEST_VECTOR)).any(1)
+    if long.any():
+        raise_fault(BAD_CELL, int(np.flatnonzero(long)[0]), batch, cutoff)
 
 
 def raise_fault(code: int, structure: int, batch: StructureBatch, cutoff: float) -> NoReturn:
@@ -29,8 +42,9 @@ def raise_fault(code: int, structure: int, batch: StructureBatch, cutoff: float)
     many = f"a batch of {batch.n_structures} structures; use smaller batches"
     reasons = {
         BAD_POSITIONS: f"{where}: positions are not finite; remove it before building a neighbour list",
-        BAD_CELL: f"{where}: a periodic cell vector is not finite or shorter than {SHORTEST_VECTOR} Angstrom, or the "
-        "periodic vectors are linearly dependent; give a valid cell or switch pbc off",
+        BAD_CELL: f"{where}: a periodic cell vector is not finite, shorter than {SHORTEST_VECTOR} or longer than "
+        f"{LONGEST_VECTOR:g} Angstrom, or the periodic vectors are linearly dependent; give a valid cell or switch pbc "
+        "off",
         TOO_DENSE: f"{where}: an atom has more than {MAX_NEIGHBORS_PER_ATOM} neighbours within {cutoff} Angstrom; "
         "check the units of its cell and positions",
         TOO_MANY_EDGES: f"more than {MAX_EDGES} edges in {many}",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atomsieve.errors import UsageError, unknown
 from atomsieve.graphs import native
+from atomsieve.graphs.faults import refuse_long_vectors
 from atomsieve.graphs.graph import Graph, NeighborList
 from atomsieve.structures.batch import StructureBatch
 
@@ -64,6 +65,7 @@ def _find(
     if max_neighbors is not None and max_neighbors < 1:
         raise UsageError(f"max_neighbors must be at least 1, or None for all, got {max_neighbors}")
     chosen = choose_implementation(implementation, device)
+    refuse_long_vectors(batch, cutoff)
     if chosen == "native":
         direct = None if vec_dtype is None else torch.float32 if vec_dtype == torch.float32 else torch.float64
         edges = _Edges(*native.native_edges(batch, cutoff, max_neighbors, direct, torch.get_num_threads()))
@@ -159,6 +161,7 @@ def count_edges(batch: StructureBatch, cutoff: float, implementation: str = "aut
     if choose_implementation(implementation, torch.device("cpu")) == "native":
         if not 0 < cutoff < float("inf"):
             raise UsageError(f"cutoff must be a positive number of Angstrom, got {cutoff}")
+        refuse_long_vectors(batch, cutoff)
         return native.native_count(batch, cutoff, torch.get_num_threads())
     row_ptr = neighbor_list(batch, cutoff, implementation=implementation).row_ptr.numpy()
     return np.diff(row_ptr[batch.ptr])

@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.graphs.faults import LARGEST_DEFECT, SHORTEST_VECTOR
+from atomsieve.graphs.faults import LARGEST_DEFECT, LONGEST_VECTOR, SHORTEST_VECTOR
 from atomsieve.structures import StructureBatch
 
 SHORTEST_DISTANCE = 0.1
@@ -62,15 +62,15 @@ def any_atom(batch: StructureBatch, flag: NDArray[np.bool_]) -> NDArray[np.bool_
 
 
 def bad_cells(batch: StructureBatch) -> NDArray[np.bool_]:
-    """Return [S]: periodic structures whose periodic vectors are too short or linearly dependent."""
+    """Return [S]: periodic structures whose periodic vectors are too short, absurdly long, or linearly dependent."""
     lengths = np.linalg.norm(batch.cell, axis=2)
-    short = (batch.pbc & ~(lengths >= SHORTEST_VECTOR)).any(1)
+    absurd = (batch.pbc & ~((lengths >= SHORTEST_VECTOR) & (lengths <= LONGEST_VECTOR))).any(1)
     pair = batch.pbc[:, :, None] & batch.pbc[:, None, :]
     safe = np.where(lengths > 0, lengths, 1.0)
     unit = batch.cell / safe[:, :, None]
     gram = np.where(pair, unit @ unit.transpose(0, 2, 1), np.eye(3))
     volume = np.sqrt(np.maximum(np.linalg.det(gram), 0.0))
-    return short | (batch.pbc.any(1) & ~(volume * LARGEST_DEFECT > 1.0))
+    return absurd | (batch.pbc.any(1) & ~(volume * LARGEST_DEFECT > 1.0))
 
 
 def check_inputs(

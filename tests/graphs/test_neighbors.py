@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from neighbor_checks import IMPLEMENTATIONS, agree, lengths, near_cutoff, rows
 
+from atomsieve.errors import DataError
 from atomsieve.graphs import build_graph, count_edges, neighbor_list
 from atomsieve.graphs import native as native_module
 from atomsieve.structures.batch import StructureBatch
@@ -216,3 +217,20 @@ def test_float32_positions_and_views(implementation, everything):
 
 def test_native_is_compiled_here():
     assert native_module.library() is not None, "no C++ neighbour list: the other tests would prove less"
+
+
+@pytest.mark.parametrize("implementation", ["native", "torch", "brute"])
+def test_absurdly_long_cell_vectors_are_refused_before_anything_is_listed(implementation):
+    """One atom in a cell whose second vector leaves the others by 1e10 Angstrom once took all memory."""
+    if implementation == "native" and native_module.library() is None:
+        pytest.skip("no compiled kernels")
+    cells = [[[0, 1.85, 1.85], [1.85, 0, long], [1.85, 1.85, 0]] for long in (1e7, 1e10)]
+    batch = StructureBatch(
+        ptr=np.array([0, 1, 2]), numbers=np.full(2, 29, np.uint8), positions=np.zeros((2, 3)), cell=np.array(cells),
+        pbc=np.ones((2, 3), bool), id=np.arange(2),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"structure 1 .*longer than 1e\+08 Angstrom"):
+        neighbor_list(batch, 5.0, implementation=implementation)
+    free = batch.replace(pbc=np.array([[1, 1, 1], [1, 0, 1]], bool))
+    found = neighbor_list(free, 5.0, implementation=implementation)
+    assert np.bincount(found.receiver.numpy()).tolist() == [12, 12]
