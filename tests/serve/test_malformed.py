@@ -92,7 +92,7 @@ def test_unknown_names_and_types_are_refused(server, http):
 
 def test_a_bad_request_does_not_fail_those_computed_with_it(server, local):
     """Many threads at once, behind a long request, so that good and bad ones come to the model together."""
-    long, good = copper_oxides(6000, seed=3), copper_oxides(4, seed=4)
+    long, good = copper_oxides(200, seed=3).take(np.arange(20_000) % 200), copper_oxides(4, seed=4)
     truth = local(good, {"energy"}, head="metal").energy
     before, found = len(server.events("batch")), {}
 
