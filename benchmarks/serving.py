@@ -95,10 +95,14 @@ def timed(call: Callable[[int], object], clients: int, seconds: float) -> tuple[
 
     with ThreadPoolExecutor(clients) as pool:
         waiting = [pool.submit(client, n) for n in range(clients)]
-        with suppress(threading.BrokenBarrierError):  # the client that broke it says why
-            begin.wait()
-        began = time.perf_counter()
-        times = [one for future in waiting for one in future.result()]
+        try:
+            with suppress(threading.BrokenBarrierError):  # the client that broke it says why
+                begin.wait()
+            began = time.perf_counter()
+            times = [one for future in waiting for one in future.result()]
+        except BaseException:  # asked to end: who still waits for the others would wait for ever
+            begin.abort()
+            raise
     return len(times) / (time.perf_counter() - began), times
 
 
