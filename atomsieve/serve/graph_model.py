@@ -28,7 +28,6 @@ from atomsieve.serve.request import Refused, Request, RequestError, read_paramet
 from atomsieve.serve.settings import GFM, GRAPH_FILE, Settings
 from atomsieve.serve.threads import instances_of, threads_of
 from atomsieve.serve.triton_model import (
-    CODES,
     SIGN_OF_LIFE,
     JsonLines,
     Metrics,
@@ -36,6 +35,7 @@ from atomsieve.serve.triton_model import (
     _packed,
     _probe_dlpack,
     log,
+    refusal_response,
 )
 from atomsieve.serve.vector import compare, stored_vector
 from atomsieve.serve.wire import INPUTS
@@ -102,7 +102,7 @@ class GraphServer:
             except Exception:  # e.g. no shared memory for so large an answer: the others may fit
                 found = internal_error()
         if isinstance(found, Refused):
-            response = self._refusal(found)
+            response = refusal_response(self._pb, found)
             self.work = Work(errors=Counter([found.kind]))
         self.work.seconds = time.perf_counter() - began
         self._metrics.add(self.work, 1)
@@ -113,11 +113,6 @@ class GraphServer:
     def _response(self, found: Arrays, names: set[str]) -> Any:
         pb = self._pb
         return pb.InferenceResponse([pb.Tensor.from_dlpack(n, tensor(a)) for n, a in found.items() if n in names])
-
-    def _refusal(self, refused: Refused) -> Any:
-        pb = self._pb
-        code = getattr(pb.TritonError, CODES.get(refused.kind, "INVALID_ARG"))
-        return pb.InferenceResponse(error=pb.TritonError(refused.message, code))
 
     def _progress(self) -> None:
         """Say that a long call is at work; the supervisor takes silence for a model that hangs."""

@@ -43,6 +43,12 @@ def log(event: str, **facts: Any) -> None:
     print(json.dumps(line, default=str), file=sys.stderr, flush=True)
 
 
+def refusal_response(pb: Any, refused: Refused) -> Any:
+    """Return the response of the Python backend `pb` that says why a request has no answer."""
+    code = getattr(pb.TritonError, CODES.get(refused.kind, "INVALID_ARG"))
+    return pb.InferenceResponse(error=pb.TritonError(refused.message, code))
+
+
 class JsonLines(logging.Handler):
     """Writes what the package logs, tracebacks included, as JSON lines."""
 
@@ -142,8 +148,7 @@ class TritonPythonModel:
                 answer = self._internal()
         refused = answer if isinstance(answer, Refused) else request
         assert isinstance(refused, Refused)
-        code = getattr(pb.TritonError, CODES.get(refused.kind, "INVALID_ARG"))
-        return pb.InferenceResponse(error=pb.TritonError(refused.message, code))
+        return refusal_response(pb, refused)
 
     def _internal(self) -> Refused:
         """Log the current exception; return what a client may know of it."""
