@@ -119,6 +119,11 @@ TlsKeyOption = Annotated[
     Path | None, typer.Option("--tls-key", help="PEM file: its key.", rich_help_panel=SERVER, show_default=False)
 ]
 
+ResultsArgument = Annotated[Path, typer.Argument(help="The results folder of a run.", show_default=False)]
+ByOption = Annotated[str, typer.Option("--by", help="Column that ranks the rows.", rich_help_panel=CHOICE)]
+DescendingOption = Annotated[
+    bool, typer.Option("--descending/--ascending", help="Largest or smallest first.", rich_help_panel=CHOICE)
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.", rich_help_panel=WORK)]
 
 
@@ -202,3 +207,10 @@ class Steps:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+
+
+def wide(screen: Console) -> Console:
+    """Have room for a table where the output is a file or a pipe, whose width means nothing."""
+    if not screen.is_terminal:
+        screen.width = max(screen.width, 120)
+    return screen

@@ -29,6 +29,7 @@ class Status(IntEnum):
     OUT_OF_MEMORY = 9
     CHARGE_NOT_MODELLED = 10
     BAD_GEOMETRY = 11
+    POISONED = 12
 
     @property
     def meaning(self) -> str:
@@ -49,6 +50,7 @@ _MEANINGS = {
     Status.OUT_OF_MEMORY: "does not fit into memory alone",
     Status.CHARGE_NOT_MODELLED: "has a charge or a spin multiplicity above 1 that the model does not take into account",
     Status.BAD_GEOMETRY: "has no neighbour list: absurdly dense, or atoms absurdly far apart",
+    Status.POISONED: "was not computed: its chunk ended its process again and again",
 }
 
 

@@ -50,7 +50,8 @@ COLUMNS: dict[str, Column] = {
         Column("distance", "<f4", "", "distance in feature space from the training data; the limit is 1"),
         Column("natoms", "<i4", "", "number of atoms"),
         Column("outside", "<u4", "", "bits of the reasons against it: `reasons` of run.json; text shows their names"),
-        Column("head", "<i2", "", "index into `heads` of run.json; text and filters show its name"),
+        Column("head", "u1", "", "index into `heads` of run.json; text and filters show its name"),
+        Column("precision", "u1", "", "index into `precisions` of run.json; text and filters show its name"),
         Column("status", "u1", "", "0 is OK, else the reason why there are no numbers; names: `statuses` of run.json"),
         Column("in_domain", "?", "", "every element was seen by the head and the structure is like its training data"),
     )
@@ -85,7 +86,7 @@ def column(name: str) -> Column:
 def rankable(name: str) -> Column:
     """Return the column to rank by; flags and codes are refused."""
     found = column(name)
-    if found.name in ("status", "outside", "in_domain", "head"):
+    if found.name in ("status", "outside", "in_domain", "head", "precision"):
         raise UsageError(f"rows cannot be ranked by {name!r}, a code; rank by one of {', '.join(MEASURED)} or natoms")
     return found
 

@@ -98,7 +98,8 @@ def _write_csv(results: Results, path: Path, chosen: Rows) -> int:
 
 def _write_npz(results: Results, path: Path, chosen: Rows) -> int:
     rows = np.concatenate([np.asarray(r) for r in chosen])
-    names = {"heads": np.array(results.labels.heads), "status_codes": np.array(list(results.labels.statuses)),
+    names = {"heads": np.array(results.labels.heads), "precisions": np.array(results.labels.precisions),
+             "status_codes": np.array(list(results.labels.statuses)),
              "status_names": np.array(list(results.labels.statuses.values()))}  # fmt: skip
     arrays: dict[str, Any] = {name: rows[name] for name in COLUMNS}
     np.savez(path, **{**arrays, **names})
@@ -108,7 +109,7 @@ def _write_npz(results: Results, path: Path, chosen: Rows) -> int:
 def _write_parquet(results: Results, path: Path, chosen: Rows) -> int:
     pa = require("pyarrow", "data", "writing Parquet")
     parquet = require("pyarrow.parquet", "data", "writing Parquet")
-    names = {"head": pa.array(results.labels.heads),
+    names = {"head": pa.array(results.labels.heads), "precision": pa.array(results.labels.precisions),
              "status": pa.array([results.labels.status(code) for code in range(256)])}  # fmt: skip
 
     def column(name: str, rows: NDArray[Any]) -> Any:
@@ -177,7 +178,7 @@ def _write_extxyz(results: Results, path: Path, chosen: Rows) -> int:
             for row, atoms in zip(rows, images, strict=True):
                 for name in COLUMNS:
                     if name not in ("energy", "natoms"):
-                        coded = name in ("head", "status", "outside")
+                        coded = name in ("head", "precision", "status", "outside")
                         # A key without a value would swallow the next one when the file is read.
                         atoms.info[name] = results.labels.text(name, row[name]) or "none" if coded else row[name].item()
             write_extxyz(file, images)

@@ -14,7 +14,7 @@ from atomsieve.screen.plan import Chunks
 from atomsieve.screen.runner import Runner
 from atomsieve.screen.store import Folder, write_whole
 
-FORMAT = 1
+FORMAT = 2
 COMPARED = ("format", "input", "ensemble", "options", "chunks", "batches")
 """Sections that decide the bytes, beside names and dtypes of the columns; the others inform people and may change."""
 
@@ -58,6 +58,7 @@ def build(
         },
         "columns": columns.describe(),
         "heads": runner.heads,
+        "precisions": [predictor.precision],
         "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
         "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in reasons.items()},
         "uncalibrated": uncalibrated(runner),

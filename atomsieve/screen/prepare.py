@@ -32,6 +32,8 @@ from atomsieve.structures.lock import PathLock
 if TYPE_CHECKING:
     from rich.console import Console
 
+MOST_HEADS = 255
+"""The column `head` is one byte."""
 Known = dict[int, list[ledger.Entry]]
 
 
@@ -114,7 +116,7 @@ def prepare(
         statuses, reasons = _statuses(), _reasons()
     heads = team.together(lambda: _heads(model, options.head))
     names, flags = ({code: name for code, (name, _) in known.items()} for known in (statuses, reasons))
-    where = team.together(lambda: row_filter(options.where, heads, names, flags))
+    where = team.together(lambda: row_filter(options.where, heads, names, flags, [model.precision]))
     chunks = team.together(lambda: _chunks(reader, options, source))
     if lead and console is not None:
         if served is not None:
@@ -219,6 +221,8 @@ def _device(wanted: str, local_rank: int) -> str:
 
 def _heads(model: PredictorLike, wanted: str | None) -> list[str]:
     if wanted == ALL_HEADS:
+        if len(model.heads) > MOST_HEADS:
+            raise UsageError(f"head all: {len(model.heads)} heads, a run takes {MOST_HEADS}; screen by one head")
         return list(model.heads)
     head = wanted or model.default_head
     if head not in model.heads:

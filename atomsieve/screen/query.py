@@ -113,7 +113,8 @@ class Results:
 
     def filter(self, text: str | None) -> Where | None:
         """Compile a row filter for these results."""
-        return row_filter(text, self.labels.heads, self.labels.statuses, self.labels.reasons)
+        known = self.labels
+        return row_filter(text, known.heads, known.statuses, known.reasons, known.precisions)
 
     def top(self, k: int, by: str, *, descending: bool = False, where: str | None = None) -> NDArray[Any]:
         """Return the exact best `k` rows among those that are OK and fulfil `where`, best first."""

@@ -21,9 +21,10 @@ PIECE = 20_000
 
 @dataclass(frozen=True)
 class Labels:
-    """Names behind the codes of the columns `head`, `status` and `outside`."""
+    """Names behind the codes of the columns `head`, `precision`, `status` and `outside`."""
 
     heads: list[str]
+    precisions: list[str]
     statuses: dict[int, str]
     meanings: dict[str, str]
     reasons: dict[int, str]
@@ -34,6 +35,7 @@ class Labels:
         statuses = manifest["statuses"]
         return Labels(
             heads=list(manifest["heads"]),
+            precisions=list(manifest["precisions"]),
             statuses={int(code): status["name"] for code, status in statuses.items()},
             meanings={status["name"]: status["meaning"] for status in statuses.values()},
             reasons={int(bit): reason["name"] for bit, reason in manifest.get("reasons", {}).items()},
@@ -47,6 +49,8 @@ class Labels:
         """Return one value of a row as text."""
         if name == "head":
             return self.heads[int(value)]
+        if name == "precision":
+            return self.precisions[int(value)]
         if name == "outside":
             return reasons_text(value, self.reasons)
         return self.status(value) if name == "status" else format_value(name, value)
@@ -113,6 +117,7 @@ def top_table(
         "id": not np.array_equal(rows["id"], rows["position"]),
         "natoms": True,
         "head": len(labels.heads) > 1,
+        "precision": len(labels.precisions) > 1,
         "energy_per_atom": True,
         "energy_std": True,
         "sigma_energy": bool(np.isfinite(rows["sigma_energy"]).any()),

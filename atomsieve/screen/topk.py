@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,13 @@ Where = Callable[[NDArray[Any]], NDArray[np.bool_]]
 
 
 def row_filter(
-    text: str | None, heads: list[str], statuses: Mapping[int, str], reasons: Mapping[int, str] | None = None
+    text: str | None,
+    heads: list[str],
+    statuses: Mapping[int, str],
+    reasons: Mapping[int, str] | None = None,
+    precisions: Sequence[str] = (),
 ) -> Where | None:
-    """Compile `--where` over the columns; `head`, `status` and `outside` are compared by name.
+    """Compile `--where` over the columns; `head`, `precision`, `status` and `outside` are compared by name.
 
     E.g. `status == "TOO_LARGE"`. Each reason is also a flag of its own, in lower case: `not unseen_pair`.
     """
@@ -31,8 +35,8 @@ def row_filter(
     bits = {name.lower(): bit for bit, name in (reasons or {}).items()}
     compiled = compile_where(text, [*COLUMNS, *bits])
     status_names = np.array([statuses.get(code, str(code)) for code in range(256)])
-    names = {"head": np.array(heads), "status": status_names}
-    for name, allowed in (("head", heads), ("status", list(statuses.values()))):
+    names = {"head": np.array(heads), "precision": np.array(precisions), "status": status_names}
+    for name, allowed in (("head", heads), ("precision", precisions), ("status", list(statuses.values()))):
         for value in sorted(compiled.texts(name) - set(allowed)):
             raise unknown(f"{name} in the row filter", value, allowed)
     for value in sorted(compiled.texts("outside")):

@@ -1,0 +1,138 @@
+"""Questions to the results of a screening: how far it is, the best rows, structures to label, other formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomsieve.cli.common import (
+    CHOICE,
+    IN_OUT,
+    WORK,
+    ByOption,
+    DescendingOption,
+    HeadOption,
+    OverwriteOption,
+    ResultsArgument,
+    WhereOption,
+    console,
+    wide,
+)
+
+SHOWN = 20  # rows that `screen top` shows unless asked otherwise
+
+
+def status(
+    results: ResultsArgument,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every byte with its checksum.", rich_help_panel=WORK)
+    ] = False,
+) -> None:
+    """Say how far a run is, how fast, and what became of its structures; also while it runs."""
+    from atomsieve.screen.query import Results, said
+    from atomsieve.screen.table import status_table
+
+    opened = Results(results)
+    found = opened.status(verify=verify)
+    screen = console()
+    for line in said(found):
+        screen.print(line, highlight=False, soft_wrap=True)
+    if found.status:
+        screen.print(status_table(found.status, opened.labels))
+
+
+def top(
+    results: ResultsArgument,
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many rows.", rich_help_panel=CHOICE)] = SHOWN,
+    by: ByOption = "energy_per_atom",
+    descending: DescendingOption = False,
+    where: WhereOption = None,
+) -> None:
+    """Show the best rows, exactly, over all rows; of a run at work, over those that are durable."""
+    from atomsieve.screen.query import Results
+    from atomsieve.screen.table import top_table
+
+    opened = Results(results)
+    rows = opened.top(k, by, descending=descending, where=where)
+    order = "largest" if descending else "smallest"
+    note = "" if opened.complete else " (the run is not complete)"
+    title = f"{len(rows)} rows with the {order} {by}{note}"
+    wide(console()).print(top_table(rows, opened.labels, opened.formulas(rows), title, by))
+    if where is not None and len(rows) < k and (without := opened.without_result(where)):
+        console().print(f"{without:,} more rows fulfil --where but have no result; `screen export` writes them too")
+
+
+def pick(
+    results: ResultsArgument,
+    n: Annotated[int, typer.Option("--n", "-n", help="How many structures.", rich_help_panel=CHOICE)] = 100,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write (.extxyz); a .csv comes beside.", rich_help_panel=IN_OUT)
+    ] = Path("picked.extxyz"),
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="sigma_energy, energy_std (both per atom), sigma_force, max_force_std or distance. "
+                     "[default: sigma_energy, or energy_std without calibration]", rich_help_panel=CHOICE,
+                     show_default=False),
+    ] = None,
+    where: WhereOption = None,
+    per_formula: Annotated[
+        int | None,
+        typer.Option("--per-formula", help="At most so many of one reduced formula.", rich_help_panel=CHOICE,
+                     show_default=False),
+    ] = None,
+    head: HeadOption = None,
+    candidates: Annotated[
+        int, typer.Option("--candidates", help="Compare this many times n rows, the most uncertain.",
+                          rich_help_panel=CHOICE)
+    ] = 20,
+    ensemble: Annotated[
+        Path | None,
+        typer.Option("--ensemble", "-e", help="Folder of the ensemble that screened, if it was moved.",
+                     rich_help_panel=IN_OUT, show_default=False),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:  # fmt: skip
+    """Pick uncertain and different structures to label next, and write them for a first-principles code."""
+    from atomsieve.screen.pick import pick as choose
+    from atomsieve.screen.pick import targets, write_picked
+    from atomsieve.screen.query import Results
+
+    opened = Results(results)
+    targets(out, overwrite)
+    picked = choose(
+        opened, n, by=by, where=where, per_formula=per_formula, head=head, candidates=candidates, ensemble=ensemble
+    )
+    path, table = write_picked(picked, opened, out, overwrite=overwrite)
+    screen = console()
+    screen.print(
+        f"{len(picked.rows):,} of {picked.good:,} rows picked by {picked.by}, head {picked.head}, among the "
+        f"{picked.candidates:,} most uncertain: {path}, {table}", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if len(picked.rows) < n:
+        screen.print(
+            f"fewer than --n {n}: the candidates hold no more with --per-formula {per_formula}; raise it, or "
+            f"--candidates (now {candidates})", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def export(
+    results: ResultsArgument,
+    out: Annotated[
+        Path, typer.Argument(help="File to write: .csv, .parquet, .npz, .extxyz or .bp.", show_default=False)
+    ],
+    where: WhereOption = None,
+    k: Annotated[
+        int | None, typer.Option("--top", "-k", min=1, help="Only the best rows, best first.", rich_help_panel=CHOICE)
+    ] = None,
+    by: ByOption = "energy_per_atom",
+    descending: DescendingOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write rows as a table (csv, parquet, npz), or their structures with the results as labels (extxyz, bp)."""
+    from atomsieve.screen.export import export as write
+    from atomsieve.screen.query import Results
+
+    n = write(Results(results), out, where=where, top=k, by=by, descending=descending, overwrite=overwrite)
+    console().print(f"{n:,} rows written to {out}", highlight=False, soft_wrap=True)
