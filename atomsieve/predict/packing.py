@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,25 +47,72 @@ def pack(
     return batches
 
 
+STILL_FITS = 0.6
+"""Of a batch that did not fit: what is tried for the rest of a run. The halves of that batch are just below it."""
+
+
+@dataclass
+class Limit:
+    """The budget of a run's batches, and how much of it memory was found to allow.
+
+    A batch above that part is halved before it is tried, just as it would be after it had failed: so its results are
+    the bytes that the failure itself would have given.
+
+    Attributes
+    ----------
+    max_atoms, max_edges : budget of a batch.
+    part : of it, what is still tried; 1 until memory did not suffice. failures : how often it did not.
+    """
+
+    max_atoms: int
+    max_edges: int
+    part: float = 1.0
+    failures: int = 0
+
+    def allows(self, atoms: float, edges: float) -> bool:
+        """Tell whether a batch may still be tried in one piece."""
+        return self.failures == 0 or self._load(atoms, edges) <= self.part
+
+    def lower(self, atoms: float, edges: float) -> None:
+        """Take note that a batch did not fit."""
+        self.failures += 1
+        part = STILL_FITS * self._load(atoms, edges)
+        if part < self.part:
+            self.part = part
+            log.warning("batches are held to %.0f %% of the budget from now on", 100 * part)
+
+    def _load(self, atoms: float, edges: float) -> float:
+        return float(max(atoms / self.max_atoms, edges / self.max_edges))
+
+
 def halved(
-    compute: Callable[[NDArray[np.int64]], None], index: NDArray[np.int64], counts: NDArray[np.int64]
+    compute: Callable[[NDArray[np.int64]], None],
+    index: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    edges: NDArray[np.float64] | None = None,
+    limit: Limit | None = None,
 ) -> list[int]:
     """Call `compute(index)`, where memory does not suffice with halves; return what does not fit even alone.
 
-    index : structures, of which each has `counts[structure]` atoms.
+    index : structures, of which each has `counts[structure]` atoms and about `edges[structure]` edges.
+    limit : what is known of memory so far; it learns from every failure, for all batches that come later.
     """
-    try:
-        compute(index)
-        return []
-    except Exception as error:  # every kind: which class says "out of memory" depends on the backend
-        if not is_out_of_memory(error):
-            raise
-        log.warning("out of memory with %d structures, %d atoms in a batch", len(index), counts[index].sum())
-    # outside the handler, so that the traceback no longer holds the tensors
-    release_memory()
-    if len(index) == 1:
-        return index.tolist()
-    return [k for half in np.array_split(index, 2) for k in halved(compute, half, counts)]
+    atoms, pairs = float(counts[index].sum()), 0.0 if edges is None else float(edges[index].sum())
+    if limit is None or len(index) < 2 or limit.allows(atoms, pairs):
+        try:
+            compute(index)
+            return []
+        except Exception as error:  # every kind: which class says "out of memory" depends on the backend
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out of memory with %d structures, %d atoms in a batch", len(index), atoms)
+        # outside the handler, so that the traceback no longer holds the tensors
+        release_memory()
+        if limit is not None:
+            limit.lower(atoms, pairs)
+        if len(index) == 1:
+            return index.tolist()
+    return [k for half in np.array_split(index, 2) for k in halved(compute, half, counts, edges, limit)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,67 @@
+"""How much memory is free, on the host (within the limits of its control groups) and on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: Any) -> float:
+    """Return the bytes that this process may still take on a device (`cpu`, `cuda:0`)."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(free + cached)
+    import psutil
+
+    return float(min(psutil.virtual_memory().available, group_free()))
+
+
+def group_free(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
+    """Return what the control groups of this process leave to it, in bytes; infinity without a limit.
+
+    A limit may be set at every level from the process's own group up to the root; files that the system can drop are
+    not counted as taken. Versions 1 and 2 of control groups are read.
+    """
+    free = float("inf")
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return free
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            names = ("memory.max", "memory.current", "inactive_file")
+            root = groups
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            root = groups / "memory"
+        else:
+            continue
+        level = root / path.strip("/")
+        for folder in (level, *level.parents):
+            free = min(free, _left(folder, *names))
+            if folder == root:
+                break
+    return free
+
+
+def _left(folder: Path, limit: str, current: str, droppable: str) -> float:
+    try:
+        text = (folder / limit).read_text().strip()
+        if text == "max":
+            return float("inf")
+        taken = float((folder / current).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0.0, float(text) - taken + float(stat.get(droppable, 0)))
+    except (OSError, ValueError):
+        return float("inf")
+
+
+def readable(size: float) -> str:
+    """Write a number of bytes for people: `812 MiB`, `3.4 GiB`."""
+    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
