@@ -33,6 +33,7 @@ from atomsieve.cli.common import (
     credentials,
     wide,
 )
+from atomsieve.cli.restarts import GraceOption, LauncherOption, MaxRestartsOption, supervised
 
 if TYPE_CHECKING:
     from atomsieve.screen.served import Served
@@ -107,6 +108,9 @@ def run(
     threads: Annotated[
         int, typer.Option(help="CPU threads of each process; more processes are faster.", rich_help_panel=WORK, min=1)
     ] = 1,
+    max_restarts: MaxRestartsOption = 0,
+    launcher: LauncherOption = None,
+    grace: GraceOption = 60.0,
     quiet: QuietOption = False,
 ) -> int:  # fmt: skip
     """Screen every candidate, or continue a run that was broken off: then give the same command again.
@@ -114,13 +118,15 @@ def run(
     `mpirun -n 4 screen run ...` shares the work among four processes; the results are the same bytes. With --endpoint
     servers compute, and this process reads, sends and writes.
     """
+    if (code := supervised(ctx)) is not None:
+        return code
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
     options = ScreenOptions(
         head=head, precision=precision, backend=backend, device=device, top=top, by=by, descending=descending,
         where=where, forces=forces, force_spread=force_spread, limit=limit, chunk_size=chunk_size,
-        max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads,
+        max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads, grace=grace,
     )  # fmt: skip
     result = run_screen(
         candidates, ensemble, options, served=_served(ctx), out=out, overwrite=overwrite,

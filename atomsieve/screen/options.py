@@ -36,6 +36,7 @@ class ScreenOptions:
         continued with the same number; more processes are faster than more threads.
     max_structure_atoms : a structure above it gets the status TOO_LARGE.
     commit_seconds : results are made durable at least this often.
+    grace : seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch.
     """
 
     head: str | None = None
@@ -55,6 +56,7 @@ class ScreenOptions:
     threads: int = 1
     max_structure_atoms: int = 20_000
     commit_seconds: float = 2.0
+    grace: float = 60.0
 
     def __post_init__(self) -> None:
         rankable(self.by)
@@ -66,6 +68,8 @@ class ScreenOptions:
             raise unknown("force-spread", self.force_spread, FORCE_SPREAD)
         if self.top < 0:
             raise UsageError(f"top must be at least 0, got {self.top}")
+        if not self.grace >= 0:
+            raise UsageError(f"grace must be at least 0 seconds, got {self.grace}")
         for name in ("limit", "chunk_size", "max_atoms", "max_edges", "threads", "max_structure_atoms"):
             value = getattr(self, name)
             if value is not None and value < 1:

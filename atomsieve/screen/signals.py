@@ -1,26 +1,51 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next batch, not as an exception in the middle of a write."""
+"""Ctrl-C and SIGTERM as a request to stop at a good moment, not as an exception in the middle of a write."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
 from typing import Any
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
+TWICE = 1.0
+"""Seconds within which two Ctrl-C count as one: under a launcher one can come from the terminal and forwarded."""
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class StopRequest:
-    """Context manager; `requested` turns true at the first signal; a Ctrl-C a second later ends the process as usual.
+    """Context manager that notes signals.
 
-    (One Ctrl-C under a launcher can arrive twice: from the terminal and forwarded.)
+    Ctrl-C asks to leave after the batch at hand, and a second one a second later ends the process as usual. SIGTERM, as
+    at the end of wall time, asks to finish the chunk at hand: to begin no other one, and to leave after the batch at
+    hand only once `grace` seconds have passed.
+
+    Attributes
+    ----------
+    grace : seconds between SIGTERM and the moment to leave with a chunk unfinished.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._since = 0.0
+    def __init__(self, grace: float = 0.0) -> None:
+        self.grace = grace
+        self._interrupted: float | None = None
+        self._terminated: float | None = None
         self._before: dict[int, Any] = {}
+
+    @property
+    def closing(self) -> bool:
+        """True once a signal came: no further chunk is begun."""
+        return self._interrupted is not None or self._terminated is not None
+
+    @property
+    def requested(self) -> bool:
+        """True once it is time to leave after the batch at hand."""
+        if self._interrupted is not None:
+            return True
+        return self._terminated is not None and time.monotonic() - self._terminated >= self.grace
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -29,11 +54,26 @@ class StopRequest:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self.requested:
-            self.requested, self._since = True, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since > 1.0:
+        now = time.monotonic()
+        if number == signal.SIGTERM:
+            self._terminated = now if self._terminated is None else self._terminated
+        elif self._interrupted is None:
+            self._interrupted = now
+        elif now - self._interrupted > TWICE:
             raise KeyboardInterrupt
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def follow(parent: int, number: int) -> None:
+    """Have the kernel send this process `number` when `parent` ends, so that it does not go on alone (Linux only).
+
+    parent : process id of the process that started this one.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(SET_DEATH_SIGNAL, int(number))
+    if os.getppid() != parent:  # it ended before it could be followed
+        os.kill(os.getpid(), number)
