@@ -85,7 +85,7 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
     if job.runner.force_spread == "top":
         with job.clock("spread"):
             top = team.first(lambda: _spread(job, top, between))
-    clocks = team.gather({stage: round(s, 3) for stage, s in job.clock.seconds.items()})
+    clocks = per_stage(team.collect(dict(job.clock.seconds)) or [])
     result = ScreenResult(
         folder=job.folder.path,
         labels=labels,
@@ -132,7 +132,14 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int) ->
     )  # fmt: skip
 
 
-def _publish(job: Job, result: ScreenResult, clocks: list[dict[str, float]]) -> None:
+def per_stage(clocks: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the mean and the largest time of each stage over the ranks, s."""
+    names = list(dict.fromkeys(name for clock in clocks for name in clock))
+    spent = {name: [clock.get(name, 0.0) for clock in clocks] for name in names}
+    return {name: {"mean": round(sum(s) / len(s), 3), "max": round(max(s), 3)} for name, s in spent.items()}
+
+
+def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]) -> None:
     """Name the files as complete; write the table of best rows and the summary."""
     for file in job.files:
         file.complete()

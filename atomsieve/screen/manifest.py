@@ -47,7 +47,7 @@ def build(
             "max_structure_atoms": runner.max_structure_atoms,
             **({} if runner.force_spread == "all" else {"force_spread": runner.force_spread}),
         },
-        "chunks": {"size": chunks.size, "count": chunks.count},
+        "chunks": chunks.describe(),
         "batches": {
             "rule": PACKING_RULE,
             "max_atoms": runner.max_atoms,

@@ -75,7 +75,8 @@ class Job:
     def take(self, rows: NDArray[Any]) -> None:
         """Count the rows of a chunk, and let them compete for the table of best rows."""
         self.top.add(rows)
-        self.status.update(rows["status"].tolist())
+        codes, counts = np.unique(rows["status"], return_counts=True)
+        self.status.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
 
 
 def default_out(candidates: Path) -> Path:
@@ -234,14 +235,15 @@ def _chunks(reader: Any, options: ScreenOptions, source: Path) -> Chunks:
     n = min(len(reader), options.limit or len(reader))
     if n == 0:
         raise DataError(f"{source} holds no structures")
-    return Chunks(n, options.chunk_size or chunk_size(n, reader.n_atoms / len(reader)))
+    if options.chunk_size is not None:
+        return Chunks(n, options.chunk_size)
+    return Chunks(n, chunk_size(n, reader.n_atoms / len(reader)), taper=True)
 
 
 def _atom_bounds(reader: Any, chunks: Chunks) -> NDArray[np.int64]:
     """Return the atoms before each chunk [C+1]: where its forces lie."""
     counts = np.asarray(reader.counts()[: chunks.n], np.int64)
-    starts = np.arange(chunks.count, dtype=np.int64) * chunks.size
-    return np.concatenate([[0], np.cumsum(np.add.reduceat(counts, starts))])
+    return np.concatenate([[0], np.cumsum(np.add.reduceat(counts, chunks.starts()[:-1]))])
 
 
 def _occupy(

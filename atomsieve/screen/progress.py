@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,10 +62,18 @@ class ProgressView:
     console : where to show it; None shows nothing (all ranks but the first).
     total, done : structures to screen, and how many earlier runs have done.
     log : gets a `progress` event every ten seconds; None on all ranks but the first.
+    vitals : what else goes into that event.
     """
 
-    def __init__(self, console: Console | None, total: int, done: int, log: EventLog | None) -> None:
-        self._console, self._total, self._before, self._log = console, total, done, log
+    def __init__(
+        self,
+        console: Console | None,
+        total: int,
+        done: int,
+        log: EventLog | None,
+        vitals: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self._console, self._total, self._before, self._log, self._vitals = console, total, done, log, vitals
         self._start = self._shown = self._logged = time.monotonic()
         self._bar: Progress | None = None
 
@@ -97,7 +105,7 @@ class ProgressView:
             self._shown = now
         if self._log is not None and (now - self._logged > LOG_SECONDS or last):
             self._log("progress", done=self._before + done, total=self._total, failed=failed, left=left,
-                      per_second=round(rate, 1))  # fmt: skip
+                      per_second=round(rate, 1), **self._vitals())  # fmt: skip
             self._logged = now
 
     def _said(self, done: int, failed: int, rate: float) -> str:

@@ -78,8 +78,7 @@ class Results:
         self.labels = Labels.of(self.manifest)
         if manifest.record(self.manifest) != manifest.record({"columns": describe()}):
             raise DataError(f"{self.folder.run}: columns of another version of atomsieve; screen again (--overwrite)")
-        size = int(self.manifest["chunks"]["size"])
-        self.chunks = Chunks(int(self.manifest["options"]["screened"]), size)
+        self.chunks = Chunks.of(self.manifest)
         self.ledger = ledger.read(self.folder.ledger)
         self.complete = self.folder.rows.exists()
         self._path = self.folder.rows if self.complete else part_of(self.folder.rows)

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atomsieve.errors import Interrupted
 from atomsieve.screen.finish import ScreenResult, finish
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.prepare import Job, durable_chunks, prepare
 from atomsieve.screen.progress import EventLog, ProgressView
+from atomsieve.screen.reading import Reading
 from atomsieve.screen.runner import OK, Begun, PredictorLike
 from atomsieve.screen.served import Served, Watch, kept
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import ResultWriter
 from atomsieve.screen.team import Team, connect, guarded
-from atomsieve.serve.transport import EndpointError
+from atomsieve.screen.writing import Writing
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-CONDITIONS = ("charge", "spin")
-"""Optional fields that a model may need; labels stay on disk."""
 
 
 class _Stop(Exception):  # noqa: N818 - a request, not an error
@@ -91,7 +88,7 @@ def run_screen(
         todo = [chunk for chunk in range(job.chunks.count) if chunk not in done]
         begun = time.perf_counter()
         if todo:
-            _screen(job, todo, stop)
+            screen_chunks(job, todo, stop)
         computed = _structures(job, todo)
 
         def between() -> None:
@@ -101,14 +98,19 @@ def run_screen(
         return finish(job, computed, time.perf_counter() - begun, between)
 
 
-def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
-    """Compute the chunks `todo` together with the other ranks; afterwards all of them are durable."""
-    team, clock = job.team, job.clock
-    structures = _structures(job, todo)
-    view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures, job.log)
-    writer = ResultWriter(job.folder, job.rows, job.forces, team.rank, job.options.commit_seconds)
+def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
+    """Compute the chunks `todo` together with the other ranks; afterwards all of them are durable.
 
-    watch = Watch(job.runner.predictor, job.console, job.log)
+    Chunks are read ahead by a process of its own, packed and computed here, reduced and written by a thread.
+    """
+    team, clock, runner = job.team, job.clock, job.runner
+    structures = _structures(job, todo)
+    writer = ResultWriter(job.folder, job.rows, job.forces, team.rank, job.options.commit_seconds)
+    reading = Reading(job.reader, team.claims(todo), job.chunks.span)
+    writing = Writing(writer, job.take)
+    view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures, job.log,
+                        lambda: _vitals(job, reading, writing))  # fmt: skip
+    watch = Watch(runner.predictor, job.console, job.log)
 
     def between_batches() -> None:
         watch()
@@ -120,53 +122,50 @@ def _screen(job: Job, todo: list[int], stop: StopRequest) -> None:
         if view.due:
             view.update(*team.totals())
 
-    with kept(job.folder), view, writer:
+    begun: deque[tuple[int, float, Begun]] = deque()
+    with kept(job.folder), view:
         try:
-            for chunk, rows, forces, seconds in _computed(job, todo, between_batches):
-                with clock("reduce"):
-                    job.take(rows)
-                with clock("write"):
-                    writer.put(chunk, rows, forces, seconds)
-                first, end = job.chunks.span(chunk)
-                team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
+            with reading, writing:
+                for chunk, batch in reading:
+                    with clock("pack"):
+                        begun.append((chunk, time.perf_counter(), runner.begin(batch, job.chunks.start(chunk))))
+                    if len(begun) > runner.elsewhere:  # servers get a chunk while the one before is awaited
+                        _finish(job, *begun[0], writing, between_batches)
+                        begun.popleft()
+                while begun:
+                    _finish(job, *begun[0], writing, between_batches)
+                    begun.popleft()
         except _Stop:
             team.stop()
-        except EndpointError:
-            writer.commit()
-            raise
-        with clock("write"):
-            writer.commit()
-        with clock("wait"):
+        finally:
+            for *_, work in begun:
+                work.cancel()
+            clock.seconds |= _stages(job, reading, writing)
+        with clock("wait for ranks"):
             _leave_if_stopped(job, stop, remaining=structures)
         watch()
         view.update(*team.totals(), last=True)
 
 
-def _computed(
-    job: Job, todo: list[int], between: Callable[[], None]
-) -> Iterator[tuple[int, NDArray[Any], NDArray[np.float32] | None, float]]:
-    """Yield chunks that fall to this rank: number, rows, forces, seconds. Servers get the next while one is awaited."""
-    begun: deque[tuple[int, float, Begun]] = deque()
-    claims = job.team.claims(todo)
-    try:
-        while True:
-            while len(begun) <= job.runner.elsewhere and (chunk := next(claims, None)) is not None:
-                since = time.perf_counter()
-                first, end = job.chunks.span(chunk)
-                with job.clock("read"):
-                    batch = job.reader.read(first, end, CONDITIONS)
-                with job.clock("predict"):
-                    begun.append((chunk, since, job.runner.begin(batch, first)))
-            if not begun:
-                return
-            chunk, since, work = begun[0]
-            with job.clock("predict"):
-                rows, forces = job.runner.finish(work, between)
-            begun.popleft()
-            yield chunk, rows, forces, time.perf_counter() - since
-    finally:
-        for *_, work in begun:
-            work.cancel()
+def _finish(job: Job, chunk: int, since: float, work: Begun, writing: Writing, between: Callable[[], None]) -> None:
+    """Compute what is left of a chunk, and hand it over to be written."""
+    with job.clock("predict"):
+        rows, forces = job.runner.finish(work, between)
+    writing.put((chunk, rows, forces, time.perf_counter() - since))
+    first, end = job.chunks.span(chunk)
+    job.team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
+
+
+def _stages(job: Job, reading: Reading, writing: Writing) -> dict[str, float]:
+    """Return the seconds of every stage so far; those of reading, reducing and writing go on beside the others."""
+    held = {"read": reading.seconds, "wait for input": reading.waited, "wait for output": writing.waited}
+    return {**job.clock.seconds, **writing.clock.seconds, **held}
+
+
+def _vitals(job: Job, reading: Reading, writing: Writing) -> dict[str, Any]:
+    """Return what a watcher wants to know of this rank."""
+    stages = {stage: round(seconds, 3) for stage, seconds in _stages(job, reading, writing).items()}
+    return {"seconds_per_stage": stages, "chunks_read_ahead": reading.ready, "chunks_to_write": writing.waiting}
 
 
 def _structures(job: Job, chunks: list[int]) -> int:

@@ -13,21 +13,33 @@ from atomsieve.predict.packing import pack
 from atomsieve.screen.plan import ALIGN, Chunks, chunk_size
 
 
-@settings(deadline=None)
-@given(st.integers(1, 5000), st.integers(1, 700))
-def test_chunks_cover_every_position_once(n, size):
-    chunks = Chunks(n, size)
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 5000), st.integers(1, 700), st.booleans())
+def test_chunks_cover_every_position_once(n, size, taper):
+    chunks = Chunks(n, size, taper)
     spans = [chunks.span(k) for k in range(chunks.count)]
     assert spans[0][0] == 0
     assert spans[-1][1] == n
     assert all(a[1] == b[0] for a, b in pairwise(spans))
     assert all(0 < stop - start <= size for start, stop in spans)
+    assert chunks.starts().tolist() == [start for start, _ in spans] + [n]
+    assert Chunks.of({"options": {"screened": n}, "chunks": chunks.describe()}) == chunks
     with pytest.raises(IndexError):
         chunks.span(chunks.count)
 
 
-@pytest.mark.parametrize(("n", "atoms", "size"), [(20_000, 20.0, ALIGN), (10**6, 20.0, 15360), (10**9, 20.0, 16384),
-                                                  (10**6, 5000.0, 100), (3, 1.0, ALIGN), (10**6, 1e9, 1)])  # fmt: skip
+def test_chunks_shrink_towards_the_end():
+    chunks = Chunks(10**7, 16384, taper=True)
+    sizes = np.diff(chunks.starts())
+    assert np.all(np.diff(sizes[:-1]) <= 0)
+    assert np.unique(sizes[:-1]).tolist() == [2048, 4096, 8192, 16384]
+    assert 0.7 < sizes[sizes == 16384].sum() / 10**7 <= 0.75
+    assert not np.any(chunks.starts()[:-1] % ALIGN)
+
+
+@pytest.mark.parametrize(("n", "atoms", "size"), [(20_000, 6.0, 1024), (20_000, 20.0, 409), (10**6, 20.0, 15360),
+                                                  (10**9, 20.0, 16384), (10**6, 5000.0, 100), (10**6, 1e9, 1),
+                                                  (3, 1.0, 8192)])  # fmt: skip
 def test_chunk_size_follows_the_input(n, atoms, size):
     assert chunk_size(n, atoms) == size
 
