@@ -30,6 +30,7 @@ class Entry:
     structures : number of structures.
     status : rows per status code.
     time, seconds : when it was made durable (s since 1970), and how long it took to compute.
+    forces_at : where its forces begin and end, in bytes after the header; None where forces are not stored.
     """
 
     chunk: int
@@ -39,11 +40,15 @@ class Entry:
     status: dict[int, int] = field(default_factory=dict)
     time: float = 0.0
     seconds: float = 0.0
+    forces_at: tuple[int, int] | None = None
 
 
 def encode(entry: Entry) -> bytes:
     """Return the ledger line of an entry."""
-    text = json.dumps(asdict(entry), separators=(",", ":")).encode()
+    fields = asdict(entry)
+    if entry.forces_at is None:
+        del fields["forces_at"]
+    text = json.dumps(fields, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -54,6 +59,8 @@ def decode(line: bytes) -> Entry | None:
         return None
     fields = json.loads(text)
     fields["status"] = {int(code): n for code, n in fields["status"].items()}
+    if "forces_at" in fields:
+        fields["forces_at"] = tuple(fields["forces_at"])
     return Entry(**fields)
 
 

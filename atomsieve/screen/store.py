@@ -9,6 +9,9 @@
       run.log.jsonl      events with their time
       ledger/NNNNN.ledger  durable chunks, per rank
       lock.json          while a run is at work
+      local.json         while results of `--local` lie on the nodes' own disks
+      at_hand.bin        until the run is complete: the chunk that each rank is at
+      deaths.json        while there are chunks that may have killed a rank: what is held against them
 
 `rows.npy`, `forces.npy` and `top.csv` are the same bytes whatever the number of ranks, and whether or not the run was
 broken off on the way. Every chunk has a fixed place in them, so ranks write side by side and nothing is assembled at
@@ -22,7 +25,6 @@ import errno
 import os
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +59,9 @@ class Folder:
     log = property(lambda self: self.path / "run.log.jsonl")
     ledger = property(lambda self: self.path / "ledger")
     lock = property(lambda self: self.path / "lock.json")
+    local = property(lambda self: self.path / "local.json")
+    at_hand = property(lambda self: self.path / "at_hand.bin")
+    deaths = property(lambda self: self.path / "deaths.json")
 
     def ours(self) -> bool:
         """Tell whether a screening run made this folder."""
@@ -69,7 +74,7 @@ class Folder:
         for name in (self.rows, self.forces):
             part_of(name).unlink(missing_ok=True)
             name.unlink(missing_ok=True)
-        for name in (self.top, self.summary, self.log, self.run):
+        for name in (self.at_hand, self.deaths, self.top, self.summary, self.log, self.local, self.run):
             name.unlink(missing_ok=True)
 
 
@@ -85,18 +90,29 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return npy.magic(1, 0) + room.to_bytes(2, "little") + text + b" " * (room - len(text) - 1) + b"\n"
 
 
+GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+AGAIN = "run the same command again to continue"
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk into one line that says what to do."""
+    """Turn what a disk refuses into one line that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
+        if error.errno in GONE or not path.is_dir():
+            said = f"the folder {path} or a file in it is gone (moved or deleted while it was written)"
+            raise AtomSieveError(f"{said}; finished chunks are safe where they are: put it back and {AGAIN}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
+            raise AtomSieveError(
+                f"no space left for results in {path} ({free / 1e6:.1f} MB free); finished chunks are safe: make room "
+                f"and {AGAIN}"
+            ) from error
+        limit = " (a limit on the size of files: ulimit -f, or the file system's own)"
         raise AtomSieveError(
-            f"no space left for results in {path} ({free / 1e6:.1f} MB free); finished chunks are safe: make room and "
-            "run the same command again to continue"
+            f"cannot write results in {path}: {error.strerror}{limit if error.errno == errno.EFBIG else ''}; finished "
+            f"chunks are safe: mend it and {AGAIN}"
         ) from error
 
 
@@ -151,15 +167,21 @@ class ResultFile:
             data = os.pread(handle, stop - start, start)
             tap(data)
             return zlib.crc32(data)
-        value = 0
-        for offset in range(start, stop, BLOCK):
-            value = zlib.crc32(os.pread(handle, min(BLOCK, stop - offset), offset), value)
-        return value
+        return crc_of(handle, start, stop)
 
     def complete(self) -> None:
         """Give the file its final name."""
-        os.rename(part_of(self.path), self.path)
-        sync_folder(self.path.parent)
+        with disk_errors(self.path.parent):
+            os.rename(part_of(self.path), self.path)
+            sync_folder(self.path.parent)
+
+
+def crc_of(handle: int, start: int, stop: int) -> int:
+    """Return the crc32 of the bytes `start:stop` of an open file."""
+    value = 0
+    for offset in range(start, stop, BLOCK):
+        value = zlib.crc32(os.pread(handle, min(BLOCK, stop - offset), offset), value)
+    return value
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -180,7 +202,7 @@ def write_whole(path: Path, data: bytes) -> None:
 def row_file(folder: Folder, chunks: Chunks, heads: int) -> ResultFile:
     """Return the row store of `chunks` with `heads` rows per structure."""
     return ResultFile(folder.rows, (chunks.n * heads,), ROW,
-                      lambda k: min(k * chunks.size, chunks.n) * heads * ROW.itemsize)  # fmt: skip
+                      lambda k: chunks.start(k) * heads * ROW.itemsize)  # fmt: skip
 
 
 def forces_file(folder: Folder, atom_bounds: NDArray[np.int64], heads: int) -> ResultFile:
@@ -207,7 +229,7 @@ class ResultWriter:
 
     def put(self, chunk: int, rows: NDArray[Any], forces: NDArray[np.float32] | None, seconds: float) -> None:
         """Write one chunk; it is durable after the next `commit`, which comes by itself every few seconds."""
-        status = Counter(rows["status"].tolist())
+        codes, counts = np.unique(rows["status"], return_counts=True)
         with disk_errors(self.folder.path):
             entry = ledger.Entry(
                 chunk=chunk,
@@ -215,12 +237,17 @@ class ResultWriter:
                 forces=None if self.forces is None or forces is None else _write(
                     self._handles[1], self.forces, chunk, forces),
                 structures=int(rows["position"][-1] - rows["position"][0] + 1),
-                status=dict(sorted(status.items())),
+                status=dict(zip(codes.tolist(), counts.tolist(), strict=True)),
                 time=round(time.time(), 3),
                 seconds=round(seconds, 6),
+                forces_at=None if self.forces is None else (self.forces.bounds(chunk), self.forces.bounds(chunk + 1)),
             )  # fmt: skip
         self._waiting.append(entry)
-        if time.monotonic() - self._last >= self._interval:
+        self.commit_if_due()
+
+    def commit_if_due(self) -> None:
+        """Commit if the last time is long enough ago."""
+        if self._waiting and time.monotonic() - self._last >= self._interval:
             self.commit()
 
     def commit(self) -> None:
@@ -229,14 +256,20 @@ class ResultWriter:
             with disk_errors(self.folder.path):
                 for handle in self._handles:
                     os.fdatasync(handle)
+                    if os.fstat(handle).st_nlink == 0:  # deleted: what was written is lost as soon as it is closed
+                        raise FileNotFoundError(errno.ENOENT, "deleted")
                 ledger.append(self._ledger, self._waiting)
             self._waiting = []
         self._last = time.monotonic()
 
+    def flush(self) -> None:
+        """Leave nothing behind that was put."""
+        self.commit()
+
     def __exit__(self, *exception: object) -> None:
         try:
             if exception[0] is None:
-                self.commit()
+                self.flush()
         finally:
             for handle in self._handles:
                 os.close(handle)
