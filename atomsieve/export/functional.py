@@ -11,13 +11,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from atomsieve.errors import unknown
+from atomsieve.errors import UsageError, unknown
 from atomsieve.export.interface import ENERGY, OUTPUTS, Slot, inputs, outputs
 from atomsieve.graphs.table import TableGraph, gather_sent
 from atomsieve.models import Ensemble, set_precision
 from atomsieve.models.basis import Geometry
 from atomsieve.models.layers import StackedLinear
 from atomsieve.models.message import Wanted
+from atomsieve.models.readout import Readout
 from atomsieve.models.table_message import paired_edges
 
 
@@ -65,6 +66,8 @@ class Functional(nn.Module):
         if kind not in OUTPUTS:
             raise unknown("kind of outputs", kind, OUTPUTS)
         config = ensemble.config
+        if not ensemble.encoder.exportable:
+            raise UsageError(f"an ensemble with encoder {config.encoder} cannot be exported; use --backend native")
         self.kind, self.members, self.inline, self.moments = kind, members, inline, moments
         self.model = set_precision(copy.deepcopy(ensemble), precision).eval().requires_grad_(False)
         if precision == "bf16" and not low_precision_products:
@@ -99,6 +102,7 @@ class Functional(nn.Module):
                 vec, numbers, structure, neighbors, given.get("reverse"), differentiate
             )
             s, v = self.model.encoder(graph, geometry, self._condition(given), Wanted())
+            assert isinstance(self.model.readout, Readout)
             atom_energy, direct = self.model.readout.select(s, v, head.index_select(0, structure), self.scales)
             if differentiate:
                 direct = None

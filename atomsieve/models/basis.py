@@ -67,6 +67,11 @@ class Geometry:
     slope: Tensor
     distance: Tensor
 
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What is differentiated by, in the order of the arguments of `pull_back`."""
+        return self.basis, self.unit
+
     @staticmethod
     def build(vec: Tensor, config: ModelConfig, members: int, *, differentiable: bool) -> Geometry:
         """Compute the shared geometry of edge vectors `vec [E,3]` (Angstrom) for K = `members`."""

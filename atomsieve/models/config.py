@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["deep", "shallow"]
 """Of an ensemble: its members are networks, or decoders on one encoder."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+HYDRAGNN = "hydragnn_painn"
+
+
+class HydraGNNConfig(BaseModel):
+    """What `encoder: hydragnn_painn` needs beside the rest: its heads read sums over atoms."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shared: tuple[int, ...] = Field((50, 50), description="widths of a head's first layers (`graph_shared`)")
+    heads: tuple[int, ...] = Field((776, 776), description="widths of the layers after them (`heads_NN`)")
+    vector_bias: bool = Field(
+        False, description="biases on vectors, as HydraGNN had up to version 5.0: the model is then not equivariant"
+    )
 
 
 class ModelConfig(BaseModel):
@@ -21,7 +34,9 @@ class ModelConfig(BaseModel):
     layers: int = Field(3, gt=0, description="message-passing layers")
     cutoff: float = Field(5.0, gt=0, le=20, description="neighbours are closer than this, Angstrom")
     n_basis: int = Field(7, gt=0, le=128, description="radial functions; one more channel carries the filter's bias")
-    basis: Literal["bessel", "gaussian"] = Field("bessel", description="radial basis")
+    basis: Literal["bessel", "gaussian", "sinc"] = Field(
+        "bessel", description="radial basis; sinc, with a cosine cutoff, goes with hydragnn_painn alone"
+    )
     forces: Literal["conservative", "direct"] = Field(
         "conservative", description="minus the gradient of the energy, or a separate equivariant head"
     )
@@ -33,6 +48,27 @@ class ModelConfig(BaseModel):
     typical_neighbors: float = Field(
         30.0, gt=0, description="typical number of neighbours; sets the initial size of messages"
     )
+    hydragnn: HydraGNNConfig | None = Field(None, description="of encoder hydragnn_painn; null with every other")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("encoder") == HYDRAGNN:
+            return {"basis": "sinc", "hydragnn": {}, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _fits_the_encoder(self) -> ModelConfig:
+        ours = self.encoder == HYDRAGNN
+        if ours and self.hydragnn is None:
+            raise ValueError(f"encoder {HYDRAGNN} needs a section hydragnn; leave it out for its defaults")
+        if not ours and self.hydragnn is not None:
+            raise ValueError(f"the section hydragnn goes with encoder {HYDRAGNN}, got encoder {self.encoder!r}")
+        if ours != (self.basis == "sinc"):
+            raise ValueError(f"encoder {HYDRAGNN} and basis sinc go together, got {self.encoder!r} and {self.basis!r}")
+        if ours and self.forces != "conservative":
+            raise ValueError(f"encoder {HYDRAGNN} has conservative forces, got {self.forces!r}")
+        return self
 
 
 class HeadSpec(BaseModel):

@@ -6,9 +6,9 @@ Deep: K networks, stacked. Shallow: K decoders on one encoder (Kellner and Cerio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from atomsieve.errors import UsageError, unknown
 from atomsieve.graphs.graph import Graph
-from atomsieve.models.basis import Geometry
 from atomsieve.models.config import KINDS, HeadSpec, Kind, ModelConfig
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.models.layers import Seeds, StackedLinear
 from atomsieve.models.message import Wanted
+from atomsieve.models.readout import PooledReadout, Readout
 from atomsieve.models.registry import build_encoder
 
 
@@ -36,81 +36,20 @@ class EnsembleOutput:
         [M,N,3] of the M members that were asked for.
     virial : [K,S,3,3] eV, derivative of the energy by strain (stress times volume, ASE sign), or None; of a shallow
         ensemble as `forces`.
-    atom_energy : [K,N] eV, the shares of the atoms in `energy`, without gradient.
     features : [K,N,F], scalars that each encoder gives each atom, without gradient; [1,N,F] of a shallow ensemble.
+    atom_energy : [K,N] eV, the shares of the atoms in `energy`, without gradient; None where heads read sums over
+        atoms, which have no such shares.
     shared : the ensemble is shallow.
+    head_energy : [K,S,H] float64 eV, what each head says, where heads were mixed (NaN for one without weight); or None.
     """
 
     energy: Tensor
     forces: Tensor | None
     virial: Tensor | None
-    atom_energy: Tensor
     features: Tensor
+    atom_energy: Tensor | None
     shared: bool = False
-
-
-class Readout(nn.Module):
-    """Per-atom energies (and direct forces) of every head, for every member."""
-
-    def __init__(self, config: ModelConfig, n_heads: int, seeds: Seeds) -> None:
-        super().__init__()
-        width, hidden = config.hidden, config.head_hidden
-        bound = math.sqrt(6.0 / (width + hidden))
-        self.hidden_weight = seeds.uniform(n_heads, width, hidden, bound=bound)
-        self.hidden_bias = seeds.zeros(n_heads, 1, hidden)
-        self.out_weight = seeds.uniform(n_heads, hidden, 1, bound=0.3 * math.sqrt(6.0 / (hidden + 1)))
-        self.out_bias = seeds.zeros(n_heads, 1, 1)
-        self.gate_weight = seeds.uniform(n_heads, hidden, width, bound=bound) if config.forces == "direct" else None
-
-    def forward(self, s: Tensor, v: Tensor | None, head: int) -> tuple[Tensor, Tensor | None]:
-        """Return energies `[K,N]` and direct forces `[K,N,3]` (or None) of one head, in units of its scale.
-
-        s : [K,N,F], or [1,N,F] for features that all members share; v alike, [K,N,3,F].
-        """
-        if s.shape[0] < self.hidden_weight.shape[0]:
-            return self._shared(s[0], v, head)
-        hidden = torch.nn.functional.silu(torch.baddbmm(self.hidden_bias[:, head], s, self.hidden_weight[:, head]))
-        energy = torch.baddbmm(self.out_bias[:, head], hidden, self.out_weight[:, head]).squeeze(2)
-        if self.gate_weight is None or v is None:
-            return energy, None
-        gate = torch.bmm(hidden, self.gate_weight[:, head])
-        return energy, (v * gate.unsqueeze(2)).sum(3)
-
-    def _shared(self, s: Tensor, v: Tensor | None, head: int) -> tuple[Tensor, Tensor | None]:
-        """Read features `[N,F]` that all members share: their hidden layers are one matrix product."""
-        members, _, width, hidden_width = self.hidden_weight.shape
-        weight = self.hidden_weight[:, head].transpose(0, 1).reshape(width, -1)
-        hidden = torch.nn.functional.silu(torch.addmm(self.hidden_bias[:, head].reshape(1, -1), s, weight))
-        many = hidden.view(s.shape[0], members, hidden_width).transpose(0, 1)
-        energy = torch.baddbmm(self.out_bias[:, head], many, self.out_weight[:, head]).squeeze(2)
-        if self.gate_weight is None or v is None:
-            return energy, None
-        gate = torch.bmm(many, self.gate_weight[:, head])
-        return energy, (v * gate.unsqueeze(2)).sum(3)
-
-    def select(self, s: Tensor, v: Tensor | None, head: Tensor, scales: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return energies `[K,N]` eV and direct forces `[K,N,3]` (or None) of atoms whose heads differ.
-
-        Evaluates every head for every atom: a graph of fixed operations, as exports need.
-
-        head : [N] int64; scales : [H] eV.
-        """
-        members, heads = self.hidden_weight.shape[:2]
-        atoms, width = s.shape[1:]
-        weight = self.hidden_weight.transpose(1, 2).reshape(members, width, -1)
-        if s.shape[0] < members:  # features that all members share
-            s = s.expand(members, -1, -1)
-        hidden = torch.baddbmm(self.hidden_bias.reshape(members, 1, -1), s, weight)
-        hidden = torch.nn.functional.silu(hidden).view(members, atoms, heads, self.hidden_weight.shape[3])
-        energy = (hidden * self.out_weight.reshape(members, 1, heads, -1)).sum(3) + self.out_bias.view(
-            members, 1, heads
-        )
-        chosen = (head.unsqueeze(1) == torch.arange(heads, device=head.device)).to(s.dtype) * scales
-        if self.gate_weight is None or v is None:
-            return (energy * chosen).sum(2), None
-        of_head = (hidden * chosen.unsqueeze(2)).flatten(2)
-        gate = torch.bmm(of_head, self.gate_weight.reshape(members, -1, width))
-        return (energy * chosen).sum(2), (v * gate.unsqueeze(2)).sum(3)
+    head_energy: Tensor | None = None
 
 
 class Ensemble(nn.Module):
@@ -139,8 +78,11 @@ class Ensemble(nn.Module):
         streams = Seeds(self.seeds)
         below = streams.first() if self.shallow else streams
         self.encoder = build_encoder(config, below)
-        self.readout = Readout(config, len(heads), streams)
-        self.condition = StackedLinear(2, config.hidden, below) if config.charge_spin else None
+        self.readout: Readout | PooledReadout = (PooledReadout if self.encoder.pooled else Readout)(
+            config, len(heads), streams
+        )
+        embeds = config.charge_spin and not self.encoder.raw_condition
+        self.condition = StackedLinear(2, config.hidden, below) if embeds else None
         table = torch.full((len(heads), MAX_NUMBER + 1), torch.nan, dtype=torch.float64)
         for k, head in enumerate(heads):
             for number, energy in head.references.items():
@@ -170,9 +112,15 @@ class Ensemble(nn.Module):
         raise unknown("head", name, [h.name for h in self.heads])
 
     def reference_energy(
-        self, numbers: NDArray[np.uint8], ptr: NDArray[np.int64], head_index: NDArray[np.integer] | int
+        self, numbers: NDArray[np.uint8], ptr: NDArray[np.int64], head_index: NDArray[Any] | int
     ) -> NDArray[np.float64]:
-        """Return the sum of element references of each structure, [S] eV; NaN where the head lacks an element."""
+        """Return the sum of element references of each structure, [S] eV; NaN where the head lacks an element.
+
+        head_index : of all structures, or [S] integers, or [S,H] floating: the weight of every head in each.
+        """
+        if isinstance(head_index, np.ndarray) and head_index.ndim == 2:
+            of_heads = np.stack([self.reference_energy(numbers, ptr, k) for k in range(len(self.heads))], axis=1)
+            return np.asarray(np.where(head_index > 0, head_index * of_heads, 0.0).sum(1))
         counts = np.diff(ptr)
         heads = np.broadcast_to(np.asarray(head_index), counts.shape)
         per_atom = self.references.numpy()[np.repeat(heads, counts), numbers]
@@ -195,7 +143,8 @@ class Ensemble(nn.Module):
     ) -> EnsembleOutput:
         """Evaluate all members on a batch.
 
-        head_index : [S] int64, the head of each structure.
+        head_index : [S] int64, the head of each structure; or [S,H] floating, the weight of every head in each: then
+            energies are the weighted sums of those of the heads, by one pass of the encoder and one backward pass.
         charge, spin : [S], needed if the model is conditioned on them.
         create_graph : keep what a loss on forces needs.
         force_members : of a shallow ensemble, the members whose forces (and virials) are wanted, each by a backward
@@ -210,22 +159,22 @@ class Ensemble(nn.Module):
         wanted = Wanted(geometry=differentiate, parameters=not differentiate, twice=create_graph)
         dtype = next(self.parameters()).dtype
         with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
-            geometry = Geometry.build(graph.vec.to(dtype), self.config, self.encoders, differentiable=differentiate)
+            geometry = self.encoder.geometry(graph.vec.to(dtype), self.encoders, differentiable=differentiate)
             s, v = self.encoder(graph, geometry, self._condition(graph, charge, spin, dtype), wanted)
-            atom_energy, direct = self._read(s, v, graph, head_index)
-            energy = _pool(atom_energy.double(), graph)
-            seen = atom_energy.detach(), s.detach()
+            found = self.readout.read(s, v, graph, head_index, [h.scale for h in self.heads])
+            energy, direct = found.energy, found.direct
+            seen = s.detach(), found.local.detach() if found.of_atoms else None, self.shallow, found.heads
             if not differentiate:
                 direct = self._chosen(direct, force_members) if forces and direct is not None else None
-                return EnsembleOutput(energy, direct, None, *seen, self.shallow)
-            grads = self._gradients(atom_energy, (geometry.basis, geometry.unit), create_graph, force_members)
+                return EnsembleOutput(energy, direct, None, *seen)
+            grads = self._gradients(found.local, geometry.leaves, create_graph, force_members)
             wanted.geometry, wanted.parameters = False, True
             edge_grad = geometry.pull_back(*grads)
             total = _forces(edge_grad, graph) if forces else None
             virial = _virial(edge_grad, graph) if stress else None
         if not create_graph:
             energy = energy.detach()
-        return EnsembleOutput(energy, total, virial, *seen, self.shallow)
+        return EnsembleOutput(energy, total, virial, *seen)
 
     def _chosen(self, values: Tensor, members: Sequence[int] | None) -> Tensor:
         """Return what a shallow ensemble gives of values `[K,...]`: the mean `[1,...]`, or some members."""
@@ -234,23 +183,23 @@ class Ensemble(nn.Module):
         return values.mean(0, keepdim=True) if members is None else values[list(members)]
 
     def _gradients(
-        self, atom_energy: Tensor, leaves: tuple[Tensor, Tensor], create_graph: bool, members: Sequence[int] | None
+        self, local: Tensor, leaves: tuple[Tensor, ...], create_graph: bool, members: Sequence[int] | None
     ) -> tuple[Tensor, ...]:
-        """Return gradients of the energies `[K,N]` by the shared geometry, with the leading axis of the forces."""
+        """Return gradients of energies `[K,N or S]` by the shared geometry, with the leading axis of the forces."""
         if not self.shallow:
-            return torch.autograd.grad(atom_energy.sum(), leaves, create_graph=create_graph)
+            return torch.autograd.grad(local.sum(), leaves, create_graph=create_graph)
         if members is None:
-            return torch.autograd.grad(atom_energy.mean(0).sum(), leaves, create_graph=create_graph)
+            return torch.autograd.grad(local.mean(0).sum(), leaves, create_graph=create_graph)
         if not members:
             raise UsageError("force_members names no member; None gives the forces of the mean")
         last = len(members) - 1
         passes = [
             torch.autograd.grad(
-                atom_energy[k].sum(), leaves, create_graph=create_graph, retain_graph=create_graph or place < last
+                local[k].sum(), leaves, create_graph=create_graph, retain_graph=create_graph or place < last
             )
             for place, k in enumerate(members)
         ]
-        return torch.cat([basis for basis, _ in passes]), torch.cat([unit for _, unit in passes])
+        return tuple(torch.cat(parts) for parts in zip(*passes, strict=True))
 
     def is_shared(self, name: str) -> bool:
         """Say whether all members share the parameter of this name; its leading axis then has length 1."""
@@ -265,40 +214,16 @@ class Ensemble(nn.Module):
         return chosen.to(dtype=dtype, device=device).train(self.training)
 
     def _condition(self, graph: Graph, charge: Tensor | None, spin: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        if self.condition is None:
+        if not self.config.charge_spin:
             return None
         if charge is None or spin is None:
             raise UsageError("this model is conditioned on charge and spin: give both for every structure")
+        if self.condition is None:  # the encoder takes them as they are
+            state = torch.stack([charge, spin], dim=1).to(dtype).index_select(0, graph.structure)
+            return state.expand(self.encoders, -1, -1)
         state = torch.stack([charge, spin - 1], dim=1).to(dtype).expand(self.encoders, -1, -1)
-        return self.condition(state).index_select(1, graph.structure)
-
-    def _read(self, s: Tensor, v: Tensor | None, graph: Graph, head_index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return per-atom energies `[K,N]` (eV) and direct forces `[K,N,3]` of each atom's head."""
-        present = torch.unique(head_index).tolist()
-        if len(present) == 1:
-            energy, direct = self.readout(s, v, present[0])
-            scale = self.heads[present[0]].scale
-            return energy * scale, None if direct is None else direct * scale
-        atom_head = head_index.index_select(0, graph.structure)
-        order, energies, forces = [], [], []
-        for head in present:
-            chosen = torch.nonzero(atom_head == head).squeeze(1)
-            own_v = None if self.readout.gate_weight is None or v is None else v.index_select(1, chosen)
-            energy, direct = self.readout(s.index_select(1, chosen), own_v, head)
-            scale = self.heads[head].scale
-            order.append(chosen)
-            energies.append(energy * scale)
-            if direct is not None:
-                forces.append(direct * scale)
-        back = torch.argsort(torch.cat(order))
-        energy = torch.cat(energies, dim=1).index_select(1, back)
-        return energy, torch.cat(forces, dim=1).index_select(1, back) if forces else None
-
-
-def _pool(atom_energy: Tensor, graph: Graph) -> Tensor:
-    """Sum `[K,N]` over the atoms of each structure: `[K,S]`."""
-    out = atom_energy.new_zeros(graph.n_structures, atom_energy.shape[0])
-    return out.index_add(0, graph.structure, atom_energy.t()).t()
+        condition: Tensor = self.condition(state).index_select(1, graph.structure)
+        return condition
 
 
 def _forces(edge_grad: Tensor, graph: Graph) -> Tensor:

@@ -133,7 +133,7 @@ def _write(
     members = [MemberEntry(path=f"members/{k:03d}", seed=seed) for k, seed in enumerate(ensemble.seeds)]
     write_weights(work, ensemble, [m.path for m in members])
     for member in members:
-        description = {"seed": member.seed, **ensemble.config.model_dump()}
+        description = {"seed": member.seed, **ensemble.config.model_dump(mode="json")}
         (work / member.path / "model.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     vector, precision = make_test_vector(ensemble, examples)
     (work / CALIBRATION).write_bytes(calibration.dumps())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,16 +27,30 @@ class Encoder(nn.Module):
     ----------
     edges_in_messages_only : the encoder reads edges through `atomsieve.models.message.message` and nowhere else; its
         exports then need no reverse table, and are faster.
+    pooled : its heads read the sum of the scalars over the atoms of a structure, not those of each atom.
+    raw_condition : `condition` is `[K,N,2]`, charge and multiplicity themselves.
+    exportable : `atomsieve.export` can write it.
     """
 
     edges_in_messages_only = False
+    pooled = False
+    raw_condition = False
+    exportable = True
 
     def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
         super().__init__()
         self.config = config
 
+    def geometry(self, vec: Tensor, members: int, *, differentiable: bool) -> Any:
+        """Return what the encoder sees of edge vectors `vec [E,3]` (Angstrom), for so many members.
+
+        It has `leaves`, what is differentiated by, and `pull_back`, which turns the gradients by them `[K,...]` into
+        those by the edge vectors `[K,E,3]`.
+        """
+        return Geometry.build(vec, self.config, members, differentiable=differentiable)
+
     def forward(
-        self, graph: Graph, geometry: Geometry, condition: Tensor | None, wanted: Wanted
+        self, graph: Graph, geometry: Any, condition: Tensor | None, wanted: Wanted
     ) -> tuple[Tensor, Tensor | None]:
         """Return features; every encoder defines it."""
         raise TypeError(f"{type(self).__name__} defines no forward")
@@ -58,7 +73,7 @@ def register_encoder(name: str) -> Callable[[type[Encoder]], type[Encoder]]:
 
 def encoders() -> dict[str, type[Encoder]]:
     """Return all encoders by name."""
-    from atomsieve.models import painn  # noqa: F401  (registers itself)
+    from atomsieve.models import hydragnn, painn  # noqa: F401  (they register themselves)
 
     return dict(_ENCODERS)
 

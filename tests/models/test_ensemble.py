@@ -169,11 +169,12 @@ def test_bfloat16_products_stay_near(ensemble):
         build_graph(batch, ensemble.config.cutoff, dtype=torch.float32), torch.ones(len(batch), dtype=torch.int64)
     )
     error = (out.forces.double() - exact.forces).pow(2).mean().sqrt() / exact.forces.pow(2).mean().sqrt()
-    assert 1e-6 < float(error) < 0.05  # rounded, and not by much
+    largest = 0.25 if ensemble.encoder.pooled else 0.05  # the force jumps where rounding moves a ReLU's input over 0
+    assert 1e-6 < float(error) < largest  # rounded, and not by much
 
 
-def test_without_compiled_kernels_the_numbers_are_the_same(ensemble, monkeypatch):
-    batch = copper_oxides(6)
+def test_without_compiled_kernels_the_numbers_are_the_same(monkeypatch):
+    ensemble, batch = tiny_ensemble(2, cutoff=4.5).double().requires_grad_(False), copper_oxides(6)
     compiled = run(ensemble, batch, stress=True)
     chosen = []
     for name in ("message_on_table", "message_on_edges"):
