@@ -124,6 +124,31 @@ ByOption = Annotated[str, typer.Option("--by", help="Column that ranks the rows.
 DescendingOption = Annotated[
     bool, typer.Option("--descending/--ascending", help="Largest or smallest first.", rich_help_panel=CHOICE)
 ]
+PerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--per", help="At most --each rows of one formula, reduced-formula, chemsys, space-group or source.",
+        rich_help_panel=CHOICE, show_default=False,
+    ),
+]  # fmt: skip
+EachOption = Annotated[
+    int, typer.Option("--each", min=1, help="Rows of one group, with --per.", rich_help_panel=CHOICE)
+]
+ParetoOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pareto", help="All rows that no other beats in these 2 to 4 columns, e.g. energy_per_atom,energy_std; "
+        "`:max` after one where large is good.", rich_help_panel=CHOICE, show_default=False,
+    ),
+]  # fmt: skip
+SymprecOption = Annotated[
+    float, typer.Option("--symprec", help="Tolerance of space groups, Å.", rich_help_panel=CHOICE)
+]
+RowHeadOption = Annotated[
+    str | None,
+    typer.Option("--head", help="Rows of this head only; needed where the run had several and heads must not mix.",
+                 rich_help_panel=CHOICE, show_default=False),
+]  # fmt: skip
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.", rich_help_panel=WORK)]
 
 
@@ -212,5 +237,5 @@ class Steps:
 def wide(screen: Console) -> Console:
     """Have room for a table where the output is a file or a pipe, whose width means nothing."""
     if not screen.is_terminal:
-        screen.width = max(screen.width, 120)
+        screen.width = max(screen.width, 160)
     return screen

@@ -13,14 +13,20 @@ from atomsieve.cli.common import (
     WORK,
     ByOption,
     DescendingOption,
+    EachOption,
     HeadOption,
     OverwriteOption,
+    ParetoOption,
+    PerOption,
     ResultsArgument,
+    RowHeadOption,
+    SymprecOption,
     WhereOption,
     console,
     wide,
 )
 
+SYMPREC = 0.01  # Angstrom, as in atomsieve.screen.groups
 SHOWN = 20  # rows that `screen top` shows unless asked otherwise
 
 
@@ -49,17 +55,36 @@ def top(
     by: ByOption = "energy_per_atom",
     descending: DescendingOption = False,
     where: WhereOption = None,
+    head: RowHeadOption = None,
+    per: PerOption = None,
+    each: EachOption = 1,
+    pareto: ParetoOption = None,
+    symprec: SymprecOption = SYMPREC,
 ) -> None:
     """Show the best rows, exactly, over all rows; of a run at work, over those that are durable."""
+    from atomsieve.screen.pareto import objectives
     from atomsieve.screen.query import Results
+    from atomsieve.screen.select import Selection, select
     from atomsieve.screen.table import top_table
 
     opened = Results(results)
-    rows = opened.top(k, by, descending=descending, where=where)
+    chosen = select(opened, Selection(
+        top=None if pareto else k, by=by, descending=descending, where=where, head=head, per=per, each=each,
+        symprec=symprec, pareto=pareto,
+    ))  # fmt: skip
+    rows = chosen.rows[:k]
     order = "largest" if descending else "smallest"
     note = "" if opened.complete else " (the run is not complete)"
-    title = f"{len(rows)} rows with the {order} {by}{note}"
-    wide(console()).print(top_table(rows, opened.labels, opened.formulas(rows), title, by))
+    if pareto:
+        shown: str | list[str] = [name for name, _ in objectives(pareto)]
+        title = f"{len(rows)} of {len(chosen.rows):,} rows that no other beats in {' and '.join(shown)}{note}"
+    else:
+        shown, among = by, f", at most {each} of each {per}" if per else ""
+        title = f"{len(rows)} rows with the {order} {by}{among}{note}"
+    # a formula column beside formulas as groups would say the same
+    names = {} if per == "formula" else opened.formulas(rows)
+    groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
+    wide(console()).print(top_table(rows, opened.labels, names, title, shown, groups))
     if where is not None and len(rows) < k and (without := opened.without_result(where)):
         console().print(f"{without:,} more rows fulfil --where but have no result; `screen export` writes them too")
 
@@ -128,11 +153,25 @@ def export(
     ] = None,
     by: ByOption = "energy_per_atom",
     descending: DescendingOption = False,
+    head: RowHeadOption = None,
+    per: PerOption = None,
+    each: EachOption = 1,
+    pareto: ParetoOption = None,
+    symprec: SymprecOption = SYMPREC,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write rows as a table (csv, parquet, npz), or their structures with the results as labels (extxyz, bp)."""
+    from atomsieve.errors import UsageError
     from atomsieve.screen.export import export as write
     from atomsieve.screen.query import Results
+    from atomsieve.screen.select import Selection, select
 
-    n = write(Results(results), out, where=where, top=k, by=by, descending=descending, overwrite=overwrite)
+    opened, rows = Results(results), None
+    if pareto and k:
+        raise UsageError(f"--pareto gives all rows of the front; leave out --top {k}")
+    selection = Selection(top=k, by=by, descending=descending, where=where, head=head, per=per, each=each,
+                          symprec=symprec, pareto=pareto)  # fmt: skip
+    if per or pareto or head:
+        rows = select(opened, selection).rows
+    n = write(opened, out, where=where, top=k, by=by, descending=descending, overwrite=overwrite, rows=rows)
     console().print(f"{n:,} rows written to {out}", highlight=False, soft_wrap=True)

@@ -33,11 +33,13 @@ def export(
     by: str = "energy_per_atom",
     descending: bool = False,
     overwrite: bool = False,
+    rows: NDArray[Any] | None = None,
 ) -> int:
     """Write the rows, or those chosen, to `out`; its ending names the format. Return the number of rows.
 
     `csv`, `parquet` and `npz` hold rows; `extxyz` and `bp` hold the structures of the rows, read from the input that
-    was screened, with their results as labels. `top` takes the best rows, best first; else they come in input order.
+    was screened, with their results as labels. `top` takes the best rows, best first; `rows` are rows that were chosen
+    already, in their order; else rows come in input order.
 
     Raises
     ------
@@ -53,8 +55,10 @@ def export(
     check_target(path, overwrite)
     if not results.complete:
         raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
-    if top is not None:
-        chosen: Rows = [results.top(top, by, descending=descending, where=where)]
+    if rows is not None:
+        chosen: Rows = [rows]
+    elif top is not None:
+        chosen = [results.top(top, by, descending=descending, where=where)]
     else:
         chosen = _chosen(results, where)
     if kind == "bp":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +58,12 @@ class Labels:
 
 def pieces(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield ranges (start, stop) of the input that together hold the sorted `positions`, not much else besides."""
-    first = 0
-    for k in range(1, len(positions) + 1):
-        apart = k == len(positions) or positions[k] - positions[k - 1] > GAP or positions[k] - positions[first] >= PIECE
-        if apart:
-            yield int(positions[first]), int(positions[k - 1]) + 1
-            first = k
+    runs = np.flatnonzero(np.diff(positions) > GAP) + 1
+    for run in np.split(positions, runs) if len(positions) else []:
+        while len(run):
+            inside = int(np.searchsorted(run, run[0] + PIECE))
+            yield int(run[0]), int(run[inside - 1]) + 1
+            run = run[inside:]
 
 
 def formula(numbers: NDArray[np.uint8]) -> str:
@@ -103,11 +103,17 @@ def csv_of_top(rows: NDArray[Any], labels: Labels, names: Mapping[int, str]) -> 
 
 
 def top_table(
-    rows: NDArray[Any], labels: Labels, names: Mapping[int, str] | None = None, title: str = "", by: str = ""
+    rows: NDArray[Any],
+    labels: Labels,
+    names: Mapping[int, str] | None = None,
+    title: str = "",
+    by: str | Sequence[str] = "",
+    groups: tuple[str, Sequence[str]] | None = None,
 ) -> Table:
     """Return the rows as a terminal table, best first, without columns that say nothing here.
 
-    names : formulas by position. by : the column that was ranked by, shown in any case.
+    names : formulas by position. by : the column that was ranked by, or several, shown in any case.
+    groups : a heading and what to show under it for each row.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -127,18 +133,21 @@ def top_table(
         "outside": bool(rows["outside"].any()),
         "in_domain": True,
     }
-    columns = [name for name in COLUMNS if shown.get(name) or name == by]
+    columns = [name for name in COLUMNS if shown.get(name) or name in ((by,) if isinstance(by, str) else by)]
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     out.add_column("rank", justify="right")
     if names:
         out.add_column("formula", overflow="fold")
+    if groups:
+        out.add_column(groups[0], overflow="fold")
     for name in columns:
         title = name.replace("_", "_\n")
         unit = COLUMNS[name].unit.replace("Angstrom", "Å")
         out.add_column(f"{title}\n{unit}", justify="right", overflow="fold", no_wrap=name == "outside")
     for rank, row in enumerate(rows, start=1):
         formula = [names.get(int(row["position"]), "")] if names else []
-        out.add_row(str(rank), *formula, *(_cell(name, row[name], labels) for name in columns))
+        group = [groups[1][rank - 1]] if groups else []
+        out.add_row(str(rank), *formula, *group, *(_cell(name, row[name], labels) for name in columns))
     return out
 
 
