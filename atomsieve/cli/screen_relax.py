@@ -1,0 +1,127 @@
+"""`screen relax`: relax the best structures of a screening, many at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomsieve.cli.common import (
+    CHOICE,
+    IN_OUT,
+    MODEL,
+    WORK,
+    ByOption,
+    DescendingOption,
+    DeviceOption,
+    HeadOption,
+    OutOption,
+    OverwriteOption,
+    PrecisionOption,
+    QuietOption,
+    ResultsArgument,
+    WhereOption,
+    console,
+    wide,
+)
+
+GUARD = "When a structure is stopped"
+SHOWN = 20  # rows of the table that is printed
+
+
+def relax(
+    results: ResultsArgument,
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, help="How many of the best rows.", rich_help_panel=CHOICE)
+    ] = 1000,
+    by: ByOption = "energy_per_atom",
+    descending: DescendingOption = False,
+    where: WhereOption = None,
+    head: HeadOption = None,
+    fmax: Annotated[
+        float, typer.Option("--fmax", help="Done when no force is longer, eV/Angstrom.", rich_help_panel=WORK)
+    ] = 0.02,
+    cell: Annotated[bool, typer.Option("--cell", help="Relax cells too.", rich_help_panel=WORK)] = False,
+    max_steps: Annotated[
+        int, typer.Option("--max-steps", min=0, help="At most so many for each structure.", rich_help_panel=WORK)
+    ] = 500,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Stop what leaves the domain of the head.", rich_help_panel=GUARD)
+    ] = False,
+    max_sigma_energy: Annotated[
+        float | None,
+        typer.Option(help="Stop above this calibrated error, eV per atom.", rich_help_panel=GUARD, show_default=False),
+    ] = None,
+    max_sigma_force: Annotated[
+        float | None,
+        typer.Option(help="And above this one of a force component, eV/Angstrom.", rich_help_panel=GUARD,
+                     show_default=False),
+    ] = None,
+    max_energy_std: Annotated[
+        float | None,
+        typer.Option(help="Stop above this raw spread, eV per atom.", rich_help_panel=GUARD, show_default=False),
+    ] = None,
+    max_force_std: Annotated[
+        float | None,
+        typer.Option(help="And above this one of forces, eV/Angstrom.", rich_help_panel=GUARD, show_default=False),
+    ] = None,
+    ensemble: Annotated[
+        Path | None,
+        typer.Option("--ensemble", "-e", help="Folder of the ensemble that screened, if it was moved.",
+                     rich_help_panel=MODEL, show_default=False),
+    ] = None,
+    precision: PrecisionOption = "fp32",
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Write each structure's way, as extxyz.", rich_help_panel=IN_OUT)
+    ] = False,
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Of a trajectory, every n-th step.", rich_help_panel=IN_OUT)
+    ] = 1,
+    skin: Annotated[
+        float | None,
+        typer.Option(help="Angstrom; reuse neighbour lists. [default: what is faster]", rich_help_panel=WORK,
+                     show_default=False),
+    ] = None,
+    max_atoms: Annotated[
+        int | None,
+        typer.Option(help="Atoms per batch. [default: by the device]", rich_help_panel=WORK, show_default=False, min=1),
+    ] = None,
+    max_edges: Annotated[
+        int | None,
+        typer.Option(help="Estimated edges per batch. [default: by the device]", rich_help_panel=WORK,
+                     show_default=False, min=1),
+    ] = None,
+    group_atoms: Annotated[
+        int | None,
+        typer.Option(help="Atoms that one process relaxes in one go. [default: four batches]", rich_help_panel=WORK,
+                     show_default=False, min=1),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads of each process; more processes are faster.", rich_help_panel=WORK, min=1)
+    ] = 1,
+    quiet: QuietOption = False,
+) -> int:  # fmt: skip
+    """Relax the best structures of a screening, many at once, or continue a relaxation that was broken off.
+
+    `mpirun -n 4 screen relax ...` shares the work among four processes; the results are the same bytes.
+    """
+    from atomsieve.screen.relax import run_relax
+    from atomsieve.screen.relax_options import RelaxOptions
+    from atomsieve.screen.relax_view import print_relaxed
+
+    options = RelaxOptions(
+        fmax=fmax, cell=cell, max_steps=max_steps, top=top, by=by, descending=descending, where=where, head=head,
+        precision=precision, device=device, threads=threads, max_atoms=max_atoms, max_edges=max_edges,
+        group_atoms=group_atoms, skin=skin, guard=guard, max_sigma_energy=max_sigma_energy,
+        max_sigma_force=max_sigma_force, max_energy_std=max_energy_std, max_force_std=max_force_std,
+        trajectory=every if trajectory else 0,
+    )  # fmt: skip
+    screen = console(stderr=True, quiet=quiet)
+    result = run_relax(results, options, ensemble=ensemble, out=out, overwrite=overwrite, console=screen)
+    if result.rank == 0:
+        print_relaxed(wide(console(quiet=quiet)), result, SHOWN)
+    return result.exit_code

@@ -1,0 +1,339 @@
+"""Relaxing the best rows of a screening: groups of structures, on one process or on the ranks of an MPI job."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.calculators.fire import Stop, check
+from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError, unknown
+from atomsieve.predict import AnyPredictor, Predictor
+from atomsieve.screen.manifest import device_kind
+from atomsieve.screen.progress import EventLog, duration
+from atomsieve.screen.query import Results
+from atomsieve.screen.relax_files import FORMAT, RelaxFolder, digest, publish
+from atomsieve.screen.relax_frames import Frames
+from atomsieve.screen.relax_group import begin, finished, guard_of, write_arrays
+from atomsieve.screen.relax_options import RelaxOptions
+from atomsieve.screen.signals import StopRequest
+from atomsieve.screen.store import disk_errors, write_whole
+from atomsieve.screen.table import pieces
+from atomsieve.screen.team import Team, connect, guarded
+from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.structures.lock import PathLock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CONDITIONS = ("charge", "spin")
+LINE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """What a relaxation leaves.
+
+    Attributes
+    ----------
+    folder : of the files. structures : how many. reasons : how many by the name of a `Stop`.
+    computed : structures that became done now; seconds : it took. rank : of this process.
+    """
+
+    folder: RelaxFolder
+    structures: int
+    reasons: dict[str, int]
+    computed: int
+    seconds: float
+    rank: int
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 if some structures failed."""
+        return 3 if self.reasons.get(Stop.FAILED.name) else 0
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a rank needs: rows [K] of the selection in its order, cut into groups `bounds` [G+1]."""
+
+    team: Team
+    predictor: AnyPredictor
+    head: str
+    results: Results
+    rows: NDArray[Any]
+    bounds: NDArray[np.int64]
+    folder: RelaxFolder
+    options: RelaxOptions
+    budget: tuple[int, int]
+    log: EventLog | None
+    lock: PathLock | None
+    console: Console | None
+
+
+def run_relax(
+    results: str | Path,
+    options: RelaxOptions | None = None,
+    *,
+    ensemble: str | Path | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+    predictor: AnyPredictor | None = None,
+    team: Team | None = None,
+) -> Relaxed:
+    """Relax the best rows of a results folder, or continue a relaxation that was broken off.
+
+    results : folder of a complete screening. ensemble : the folder of the ensemble that screened; None takes the path
+        in run.json. out : folder to write; None takes `<results>.relaxed`. overwrite : discard what is in it.
+    console : where rank 0 says what it does; None shows nothing. predictor : taken instead of loading the ensemble.
+    team : the processes; None finds out. Closed at the end.
+
+    Raises
+    ------
+    AtomSieveError
+        among others if the input changed, the ensemble is another one, or `out` holds a relaxation with other
+        settings; Interrupted after Ctrl-C or SIGTERM.
+    """
+    team = team or connect()
+    with guarded(team), StopRequest() as stop, ExitStack() as stack:
+        work = _prepare(
+            Path(results), options or RelaxOptions(), ensemble, out, overwrite, console, predictor, team, stack
+        )
+        begun = time.perf_counter()
+        todo = team.first(lambda: [g for g in range(len(work.bounds) - 1) if not work.folder.group(g).exists()])
+        _relax(work, todo, stop)
+        return _finish(work, todo, time.perf_counter() - begun)
+
+
+# -- before --------------------------------------------------------------------------------------------------------
+
+
+def _prepare(
+    path: Path,
+    options: RelaxOptions,
+    ensemble: str | Path | None,
+    out: str | Path | None,
+    overwrite: bool,
+    console: Console | None,
+    predictor: AnyPredictor | None,
+    team: Team,
+    stack: ExitStack,
+) -> _Work:
+    lead = team.rank == 0
+    results = team.together(lambda: Results(path))
+    head, rows = team.first(lambda: select(results, options))
+    if predictor is None:
+        predictor = team.together(lambda: _load(results, ensemble, options, head, team.local_rank))
+    model = predictor
+    team.together(lambda: _check(model, options, head))
+    team.together(lambda: _unchanged(results))
+    kind = device_kind(model)
+    max_atoms, max_edges, group_atoms = options.budget(kind)
+    folder = RelaxFolder(Path(out) if out is not None else path.with_name(f"{path.name}.relaxed"))
+    bounds = group_bounds(rows["natoms"].astype(np.int64), group_atoms)
+    lock = PathLock(folder.lock) if lead else None
+    wanted = {
+        "format": FORMAT,
+        "input": {"identity": results.manifest["input"]["identity"], "screened": int(results.chunks.n)},
+        "ensemble": {"id": model.ensemble_id, "head": head, "backend": model.backend, "device": kind},
+        "options": options.deciding(),
+        "batches": {"max_atoms": max_atoms, "max_edges": max_edges, "group_atoms": group_atoms},
+        "selection": {"rows": len(rows), "digest": digest(rows)},
+        "results_path": str(path.absolute()),
+    }
+
+    def occupy() -> None:
+        folder.occupy()
+        if lock is not None:
+            stack.enter_context(lock)
+        folder.settle(wanted, overwrite=overwrite)
+
+    team.first(occupy)
+    if lead and console is not None:
+        console.print(
+            f"head: {head}\n{len(rows):,} structures, {int(rows['natoms'].sum()):,} atoms, in {len(bounds) - 1:,} "
+            f"groups; batches of {max_atoms:,} atoms, {model.precision} on {model.device}\nrelaxed: {folder.path}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    return _Work(
+        team, model, head, results, rows, bounds, folder, options, (max_atoms, max_edges),
+        EventLog(folder.log) if lead else None, lock, console if lead else None,
+    )  # fmt: skip
+
+
+def select(results: Results, options: RelaxOptions) -> tuple[str, NDArray[Any]]:
+    """Return the head and the best rows of it, best first."""
+    if not results.complete:
+        raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
+    names = results.labels.heads
+    head = options.head or names[0]
+    if options.head is None and len(names) > 1:
+        raise UsageError(f"{results.folder.path} has several heads; name one with --head: {', '.join(names)}")
+    if head not in names:
+        raise unknown("head", head, names)
+    where = options.where
+    if len(names) > 1:
+        own = f"head == '{head}'"
+        where = own if where is None else f"({where}) and {own}"
+    rows = results.top(options.top, options.by, descending=options.descending, where=where)
+    if not len(rows):
+        raise UsageError(f"{results.folder.path} has no row to relax: none is OK and fulfils --where; give another one")
+    return head, rows
+
+
+def group_bounds(natoms: NDArray[np.int64], group_atoms: int) -> NDArray[np.int64]:
+    """Return where groups of about `group_atoms` atoms begin among structures of `natoms` [K] atoms, and K: [G+1]."""
+    before = np.cumsum(natoms) - natoms
+    first = np.flatnonzero(np.diff(before // group_atoms, prepend=-1))
+    return np.append(first, len(natoms)).astype(np.int64)
+
+
+def _load(
+    results: Results, ensemble: str | Path | None, options: RelaxOptions, head: str, local_rank: int
+) -> Predictor:
+    from atomsieve.models import ensemble_id
+    from atomsieve.screen.prepare import _device
+
+    known = ensemble or results.manifest.get("ensemble_path")
+    if known is None or not (Path(known) / "manifest.json").is_file():
+        where = f"is not at {known}" if known else "is not named in run.json"
+        raise AtomSieveError(f"the ensemble that screened {where}; say where it is with --ensemble")
+    found, screened = ensemble_id(known), results.manifest["ensemble"]["id"]
+    if found != screened:
+        raise DataError(
+            f"{known} is not the ensemble that screened (id {found[:12]}, screened with {screened[:12]}); name that "
+            "one with --ensemble, or screen again"
+        )
+    device = _device(options.device, local_rank)
+    if device == "cpu":
+        import torch
+
+        torch.set_num_threads(options.threads)
+    return Predictor.load(known, head=head, precision=options.precision, device=device)
+
+
+def _check(predictor: AnyPredictor, options: RelaxOptions, head: str) -> None:
+    """Refuse before any work what the ensemble cannot do."""
+    guard = guard_of(predictor, options, head)
+    check(predictor, options.fmax, options.max_steps, cell=options.cell, guard=guard, head=head)
+
+
+def _unchanged(results: Results) -> None:
+    source = Path(results.manifest["input_path"])
+    with open_structures(source) as reader:
+        if reader.identity() != results.manifest["input"]["identity"]:
+            raise DataError(f"{source} is no longer what was screened; put the original back")
+
+
+# -- the work ------------------------------------------------------------------------------------------------------
+
+
+def _relax(work: _Work, todo: list[int], stop: StopRequest) -> None:
+    """Relax the groups `todo` together with the other ranks."""
+    team, shown = work.team, time.monotonic()
+    begun, total = shown, int(np.diff(work.bounds)[todo].sum())
+
+    def left(count: int) -> None:
+        nonlocal shown
+        team.report(count, 0)
+        now = time.monotonic()
+        if work.console is not None and now - shown > LINE_SECONDS:
+            shown, done = now, min(team.totals()[0], total)
+            ahead = f", {duration((total - done) * (now - begun) / done)} left" if done else ""
+            work.console.print(f"relaxing: {done:,} of {total:,}{ahead}", highlight=False)
+
+    def stopping() -> bool:
+        team.poke()
+        if work.lock is not None:
+            work.lock.check()
+        return stop.requested
+
+    if work.log is not None:
+        work.log("start", groups=len(work.bounds) - 1, todo=len(todo), ranks=team.size)
+    if todo:
+        for group in team.claims(todo):
+            if not _one(work, group, stopping, left):
+                team.stop()
+                break
+    stopped = any(team.gather(stop.requested))
+    missing = team.first(lambda: [g for g in todo if not work.folder.group(g).exists()])
+    if missing:
+        team.together(lambda: _leave(work, stopped, missing))
+
+
+def _one(work: _Work, number: int, stop: Any, left: Any) -> bool:
+    """Relax one group; False where it was broken off."""
+    began = time.perf_counter()
+    rows = work.rows[work.bounds[number] : work.bounds[number + 1]]
+    start = read_rows(work.results, rows)
+    options, folder = work.options, work.folder
+    frames = None
+    if options.trajectory:
+        frames = Frames(folder.trajectories, rows["position"], options.trajectory)
+    with disk_errors(folder.path):
+        group = begin(work.predictor, start, options, work.head, work.budget, folder.state(number), frames)
+        if not group.run(stop, left):
+            return False
+        write_arrays(folder.group(number), finished(group, start))
+        folder.state(number).unlink(missing_ok=True)
+    done = group.batching
+    EventLog(folder.log)(
+        "group", group=number, rank=work.team.rank, structures=len(rows), evaluations=done.evaluations,
+        atom_steps=done.atom_steps, shrunk=done.shrunk, seconds=round(time.perf_counter() - began, 3),
+    )  # fmt: skip
+    return True
+
+
+def read_rows(results: Results, rows: NDArray[Any]) -> StructureBatch:
+    """Return the structures of rows, in their order."""
+    order = np.argsort(rows["position"], kind="stable")
+    position = rows["position"][order]
+    found = []
+    with open_structures(Path(results.manifest["input_path"])) as reader:
+        for first, stop in pieces(position):
+            inside = position[np.searchsorted(position, first) : np.searchsorted(position, stop)]
+            found.append(reader.read(first, stop, CONDITIONS).take(inside - first))
+    return StructureBatch.concatenate(found).take(np.argsort(order, kind="stable"))
+
+
+def _leave(work: _Work, stopped: bool, missing: list[int]) -> None:
+    if not stopped:
+        raise AtomSieveError(f"groups {missing[:5]} have no result in {work.folder.groups}; run the same command again")
+    raise Interrupted(
+        f"what was relaxed is safe in {work.folder.path}, {len(missing):,} groups are to be done; run the same command "
+        "again to continue"
+    )
+
+
+def _finish(work: _Work, todo: list[int], seconds: float) -> Relaxed:
+    team, folder = work.team, work.folder
+    labels, model = work.results.labels, work.predictor
+
+    def write() -> dict[str, int]:
+        if todo or not folder.table.is_file():
+            about = f"relaxed with ensemble {model.ensemble_id[:16]}, {model.precision}; predicted, not computed"
+            publish(folder, work.bounds, work.rows, labels, about)
+        codes: Counter[int] = Counter()
+        for number in range(len(work.bounds) - 1):
+            with np.load(folder.group(number), allow_pickle=False) as arrays:
+                codes.update(arrays["reason"].tolist())
+        return {Stop(code).name: n for code, n in sorted(codes.items())}
+
+    reasons = team.first(write)
+    computed = int(np.diff(work.bounds)[todo].sum())
+    result = Relaxed(folder, len(work.rows), reasons, computed, seconds, team.rank)
+    if team.rank == 0 and todo:
+        summary = {
+            "structures": result.structures, "reasons": reasons, "computed": computed, "ranks": team.size,
+            "seconds": round(seconds, 3), "structures_per_second": round(computed / max(seconds, 1e-9), 3),
+        }  # fmt: skip
+        write_whole(folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
+    return result
