@@ -1,0 +1,96 @@
+"""`screen dedup`: which of the best rows are the same crystal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomsieve.cli.common import (
+    CHOICE,
+    IN_OUT,
+    WORK,
+    ByOption,
+    DescendingOption,
+    EachOption,
+    OverwriteOption,
+    PerOption,
+    QuietOption,
+    ResultsArgument,
+    RowHeadOption,
+    Steps,
+    WhereOption,
+    console,
+)
+
+
+def dedup(
+    results: ResultsArgument,
+    k: Annotated[
+        int, typer.Option("--top", "-k", min=1, help="Look at so many of the best rows.", rich_help_panel=CHOICE)
+    ] = 1000,
+    by: ByOption = "energy_per_atom",
+    descending: DescendingOption = False,
+    where: WhereOption = None,
+    head: RowHeadOption = None,
+    per: PerOption = None,
+    each: EachOption = 1,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="File for the different ones (.csv, .parquet, .npz, .extxyz or .bp); a table "
+                     "of the duplicates comes beside.", rich_help_panel=IN_OUT),
+    ] = Path("different.csv"),
+    energy: Annotated[
+        float, typer.Option(help="Duplicates differ by no more, eV/atom.", rich_help_panel=WORK)
+    ] = 0.05,
+    volume: Annotated[
+        float, typer.Option(help="Nor by more of the volume per atom, a fraction.", rich_help_panel=WORK)
+    ] = 0.1,
+    length: Annotated[
+        float, typer.Option(help="StructureMatcher: tolerance of cell lengths, a fraction.", rich_help_panel=WORK)
+    ] = 0.2,
+    site: Annotated[
+        float, typer.Option(help="StructureMatcher: tolerance of sites, fraction of the free length per atom.",
+                            rich_help_panel=WORK)
+    ] = 0.3,
+    angle: Annotated[
+        float, typer.Option(help="StructureMatcher: tolerance of cell angles, degrees.", rich_help_panel=WORK)
+    ] = 5.0,
+    quiet: QuietOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:  # fmt: skip
+    """Drop those of the best rows whose crystal is there already with a better row, and write the others."""
+    from atomsieve.errors import AtomSieveError, unknown
+    from atomsieve.screen.dedup import Tolerances, write_twins
+    from atomsieve.screen.dedup import dedup as find
+    from atomsieve.screen.export import WRITERS, check_target, export
+    from atomsieve.screen.query import Results
+    from atomsieve.screen.select import Selection, one_head, select
+
+    tolerances = Tolerances(length=length, site=site, angle=angle, volume=volume, energy=energy)
+    twins = out.with_name(f"{out.stem}.duplicates.csv")
+    if (kind := out.suffix.lstrip(".").lower()) not in WRITERS:
+        raise unknown("format", kind, WRITERS)
+    for target in (out, twins):
+        check_target(target, overwrite)
+    opened = Results(results)
+    if not opened.complete:
+        raise AtomSieveError(f"{results} is not complete; run the screening again first")
+    selection = Selection(top=k, by=by, descending=descending, where=where, head=one_head(opened, head), per=per,
+                          each=each)  # fmt: skip
+    rows = select(opened, selection).rows
+    with Steps(quiet, "comparing") as step:
+        found = find(opened, rows, tolerances, step)
+    n = export(opened, out, rows=rows[found.kept], overwrite=overwrite)
+    write_twins(opened, rows, found, twins, overwrite=overwrite)
+    screen = console()
+    screen.print(
+        f"{n:,} different structures among the best {len(rows):,} rows, {len(rows) - n:,} duplicates; "
+        f"{found.compared:,} pairs were compared\n{out}, {twins}", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if found.alone:
+        screen.print(
+            f"{found.alone:,} of them are not crystals (no cell, or little empty space along an axis that is not "
+            "periodic); they are kept without comparing", highlight=False, soft_wrap=True,
+        )  # fmt: skip
