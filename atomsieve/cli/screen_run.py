@@ -108,6 +108,16 @@ def run(
     threads: Annotated[
         int, typer.Option(help="CPU threads of each process; more processes are faster.", rich_help_panel=WORK, min=1)
     ] = 1,
+    local: Annotated[
+        Path | None,
+        typer.Option("--local", help="Folder on a disk of each node that takes the results first; they are brought to "
+                     "--out now and then, and at the end.", rich_help_panel=IN_OUT, show_default=False),
+    ] = None,
+    collect_every: Annotated[
+        float,
+        typer.Option("--collect-every", help="Seconds, with --local: what a lost node can lose.",
+                     rich_help_panel=IN_OUT, min=0.0),
+    ] = 600.0,
     max_restarts: MaxRestartsOption = 0,
     launcher: LauncherOption = None,
     grace: GraceOption = 60.0,
@@ -127,6 +137,7 @@ def run(
         head=head, precision=precision, backend=backend, device=device, top=top, by=by, descending=descending,
         where=where, forces=forces, force_spread=force_spread, limit=limit, chunk_size=chunk_size,
         max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads, grace=grace,
+        local=None if local is None else str(local), collect_seconds=collect_every,
     )  # fmt: skip
     result = run_screen(
         candidates, ensemble, options, served=_served(ctx), out=out, overwrite=overwrite,

@@ -100,6 +100,8 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
         uncalibrated=tuple(uncalibrated(job.runner)),
     )
     team.first(lambda: _publish(job, result, clocks))
+    if job.local is not None:
+        job.local[0].remove()
     return result
 
 
@@ -158,6 +160,7 @@ def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]
         "predictor": job.runner.predictor.describe(),
         "versions": _versions(),
     }
+    job.folder.local.unlink(missing_ok=True)
     write_whole(job.folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
     if job.log is not None:
         job.log("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])

@@ -36,6 +36,8 @@ class ScreenOptions:
         continued with the same number; more processes are faster than more threads.
     max_structure_atoms : a structure above it gets the status TOO_LARGE.
     commit_seconds : results are made durable at least this often.
+    local : a folder on a disk of each node where results are kept first; None writes to the results folder at once.
+    collect_seconds : with `local`, results are brought to the results folder this often, and at the end.
     grace : seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch.
     """
 
@@ -56,6 +58,8 @@ class ScreenOptions:
     threads: int = 1
     max_structure_atoms: int = 20_000
     commit_seconds: float = 2.0
+    local: str | None = None
+    collect_seconds: float = 600.0
     grace: float = 60.0
 
     def __post_init__(self) -> None:
@@ -66,6 +70,8 @@ class ScreenOptions:
             raise unknown("backend", self.backend, BACKENDS)
         if self.force_spread not in FORCE_SPREAD:
             raise unknown("force-spread", self.force_spread, FORCE_SPREAD)
+        if self.collect_seconds < 0:
+            raise UsageError(f"collect-every must be at least 0, got {self.collect_seconds}")
         if self.top < 0:
             raise UsageError(f"top must be at least 0, got {self.top}")
         if not self.grace >= 0:

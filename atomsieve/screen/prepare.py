@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.screen import ledger, manifest
+from atomsieve.screen.collect import Collected, resume
 from atomsieve.screen.columns import ROW
+from atomsieve.screen.local import Carrier, LocalStore, LocalWriter
 from atomsieve.screen.manifest import recorded_backend
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.plan import Chunks, chunk_size
@@ -24,7 +26,7 @@ from atomsieve.screen.runner import PredictorLike, Runner
 from atomsieve.screen.served import Served, connect, same_for_all
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.spread import settle
-from atomsieve.screen.store import Folder, ResultFile, disk_errors, forces_file, part_of, row_file
+from atomsieve.screen.store import Folder, ResultFile, ResultWriter, disk_errors, forces_file, part_of, row_file
 from atomsieve.screen.team import Team
 from atomsieve.screen.topk import TopK, row_filter
 from atomsieve.structures.lock import PathLock
@@ -45,6 +47,7 @@ class Job:
     ----------
     known : the ledger's entries of each chunk, as this run found them.
     lock, log, console : on rank 0 only.
+    local : where results are kept on this node first, and what brings them to the results folder; None without.
     top, status, clock : what this rank has seen so far: best rows, rows per status code, time per stage.
     begun : when the run began (`time.perf_counter`).
     """
@@ -66,6 +69,14 @@ class Job:
     lock: PathLock | None
     log: EventLog | None
     console: Console | None
+    local: tuple[LocalStore, Carrier] | None = None
+
+    def writer(self) -> ResultWriter:
+        """Return what makes chunks of this rank durable."""
+        options = self.options
+        if self.local is None:
+            return ResultWriter(self.folder, self.rows, self.forces, self.team.rank, options.commit_seconds)
+        return LocalWriter(*self.local, self.files, self.team.rank, options.commit_seconds, options.collect_seconds)
 
     @property
     def files(self) -> list[ResultFile]:
@@ -140,13 +151,35 @@ def prepare(
     lock = PathLock(folder.lock) if lead else None
     files = [file for file in (rows, forces) if file is not None]
     known = team.first(lambda: _occupy(folder, wanted, files, lock, overwrite, stack))
+    local = None
+    if options.local is not None:
+        store, carrier, brought = resume(team, Path(options.local), folder, files, known)
+        local = store, carrier
+        if brought.chunks:
+            known = team.first(lambda: ledger.read(folder.ledger))
+        if lead and console is not None:
+            _tell(console, brought)
+    elif lead and console is not None and folder.local.exists():
+        console.print(
+            "an earlier part of this run kept results on nodes (--local): what was not brought here by `screen "
+            "collect` is computed again", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     return Job(
         team=team, reader=reader, runner=runner, chunks=chunks, manifest=wanted, folder=folder, rows=rows,
         forces=forces, known=known, options=options, status=Counter(),
         top=TopK(options.top, options.by, descending=options.descending, where=where),
         clock=clock, begun=begun, lock=lock, log=EventLog(folder.log) if lead else None,
-        console=console if lead else None,
+        console=console if lead else None, local=local,
     )  # fmt: skip
+
+
+def _tell(console: Console, brought: Collected) -> None:
+    """Say what lay on the nodes."""
+    if brought.chunks:
+        console.print(f"collected: {brought.chunks:,} chunks that lay on {brought.places:,} nodes", highlight=False)
+    if brought.damaged:
+        console.print(f"{brought.damaged:,} chunks on nodes do not fit their checksums and are computed again",
+                      highlight=False)  # fmt: skip
 
 
 def _advise(console: Console, used: int) -> None:

@@ -20,7 +20,6 @@ from atomsieve.screen.reading import Reading
 from atomsieve.screen.runner import OK, Begun, PredictorLike
 from atomsieve.screen.served import Served, Watch, kept
 from atomsieve.screen.signals import StopRequest
-from atomsieve.screen.store import ResultWriter
 from atomsieve.screen.team import Team, connect, guarded
 from atomsieve.screen.writing import Writing
 
@@ -105,7 +104,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
     """
     team, clock, runner = job.team, job.clock, job.runner
     structures = _structures(job, todo)
-    writer = ResultWriter(job.folder, job.rows, job.forces, team.rank, job.options.commit_seconds)
+    writer = job.writer()
     reading = Reading(job.reader, team.claims(todo), job.chunks.span)
     writing = Writing(writer, job.take)
     view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures, job.log,

@@ -141,11 +141,11 @@ def load(path: str | Path) -> StructureBatch:
 
 
 class FaultyPredictor(FakePredictor):
-    """Fails on order: {"fault": kill | raise | exit | sleep, "after": calls, "rank": which}."""
+    """Fails on order: {"fault": kill | raise | exit | sleep, "after": calls, "rank": which, "slow": seconds}."""
 
     def __init__(self, order: dict[str, Any], rank: int) -> None:
         super().__init__()
-        self.order = order if order.get("rank", rank) == rank else {}
+        self.order = order if order.get("rank", rank) == rank else {"slow": order.get("slow_others", 0.0)}
 
     def before(self, batch: StructureBatch) -> None:
         time.sleep(self.order.get("slow", 0.0))
@@ -158,16 +158,20 @@ class FaultyPredictor(FakePredictor):
             raise ValueError("springs are broken")
 
 
-def main() -> None:
+def without_torch() -> None:
+    """Spare the seconds of its import: of these packages, screening with a fake uses files that do without."""
     import types
 
     import atomsieve
 
-    # without torch, which takes seconds to import: of these packages, screening with a fake uses a file that lacks it
     for name in ("predict", "graphs"):
         package = types.ModuleType(f"atomsieve.{name}")
         package.__path__ = [str(Path(atomsieve.__file__).parent / name)]
         sys.modules[package.__name__] = package
+
+
+def main() -> None:
+    without_torch()
 
     from rich.console import Console
 
@@ -181,6 +185,8 @@ def main() -> None:
     source, out, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     team = connect()
     small = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 0.0, "top": 50}
+    if "nodes" in order:  # as if the ranks were on so many machines
+        order["options"]["local"] += str(team.rank % order["nodes"])
     options = ScreenOptions(**{**small, **order.get("options", {})})
     predictor: FaultyPredictor | None = FaultyPredictor(order, team.rank)
     served = None

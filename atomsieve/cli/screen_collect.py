@@ -1,0 +1,38 @@
+"""`screen collect`: bring what an ended run left on the disks of its nodes to the results folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomsieve.cli.common import IN_OUT, ResultsArgument, console
+
+
+def collect(
+    results: ResultsArgument,
+    local: Annotated[
+        Path,
+        typer.Option("--local", help="Where the run kept its results on each node.", rich_help_panel=IN_OUT,
+                     show_default=False),
+    ],
+) -> None:  # fmt: skip
+    """Bring what a run with --local left on nodes to its results folder; a run that is continued there does so itself.
+
+    On several nodes: `mpirun --map-by ppr:1:node screen collect results/ --local DIR`.
+    """
+    from atomsieve.screen.collect import collect as bring
+
+    report = bring(results, local)
+    if report.rank:
+        return
+    now, left = report.now, report.count - report.durable
+    damaged = f"; {now.damaged:,} chunks there are damaged" if now.damaged else ""
+    then = f"{left:,} are still to be computed" if left else "none is left to compute"
+    console().print(
+        f"{now.chunks:,} chunks ({now.structures:,} structures) brought to {results} from {now.places:,} folders on "
+        f"nodes{damaged}\n{report.durable:,} of {report.count:,} chunks are there, {then}: run the same command of "
+        f"`screen run` again to {'continue' if left else 'finish'}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -1,0 +1,26 @@
+"""`screen collect` as a program for tests under mpirun, where each rank has a folder of its own as if on a node.
+
+mpirun -n 2 python collect_fake.py NODE OUT
+"""
+
+from __future__ import annotations
+
+import sys
+
+from screen_fakes import without_torch
+
+
+def main() -> None:
+    without_torch()
+
+    from atomsieve.screen.collect import collect
+    from atomsieve.screen.team import connect
+
+    team = connect()
+    report = collect(sys.argv[2], f"{sys.argv[1]}{team.rank}", team)
+    if report.rank == 0:
+        print(f"{report.now.chunks} chunks from {report.now.places} nodes, {report.durable} of {report.count}")
+
+
+if __name__ == "__main__":
+    main()
