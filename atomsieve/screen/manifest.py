@@ -15,7 +15,7 @@ from atomsieve.screen.runner import Runner
 from atomsieve.screen.store import Folder, write_whole
 
 FORMAT = 2
-COMPARED = ("format", "input", "ensemble", "options", "chunks", "batches")
+COMPARED = ("format", "input", "ensemble", "options", "chunks", "batches", "cascade")
 """Sections that decide the bytes, beside names and dtypes of the columns; the others inform people and may change."""
 
 
@@ -58,7 +58,8 @@ def build(
         },
         "columns": columns.describe(),
         "heads": runner.heads,
-        "precisions": [predictor.precision],
+        "precisions": getattr(predictor, "precisions", [predictor.precision]),
+        **({"cascade": predictor.cascade} if hasattr(predictor, "cascade") else {}),
         "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
         "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in reasons.items()},
         "uncalibrated": uncalibrated(runner),

@@ -38,6 +38,10 @@ class ScreenOptions:
     commit_seconds : results are made durable at least this often.
     local : a folder on a disk of each node where results are kept first; None writes to the results folder at once.
     collect_seconds : with `local`, results are brought to the results folder this often, and at the end.
+    cascade : "cheaper:better", e.g. "bf16:fp32": all in the cheaper precision (`precision` is set to it), then in the
+        better one what could be among the best rows or is undecided by `where`. Not with `local`.
+    cascade_members : members that screen first in a cascade; None takes all.
+    cascade_safety : the error bound of a cascade is the largest measured error times this.
     grace : seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch.
     """
 
@@ -60,10 +64,14 @@ class ScreenOptions:
     commit_seconds: float = 2.0
     local: str | None = None
     collect_seconds: float = 600.0
+    cascade: str | None = None
+    cascade_members: int | None = None
+    cascade_safety: float = 2.0
     grace: float = 60.0
 
     def __post_init__(self) -> None:
         rankable(self.by)
+        self._check_cascade()
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.backend not in BACKENDS:
@@ -80,6 +88,25 @@ class ScreenOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+
+    def _check_cascade(self) -> None:
+        """Check what belongs to a cascade; `precision` becomes that of the first pass."""
+        if self.cascade is None:
+            if self.cascade_members is not None:
+                raise UsageError("cascade-members goes with cascade; give e.g. --cascade bf16:fp32, or leave it out")
+            return
+        from atomsieve.screen.cascade_models import parsed
+
+        first, then = parsed(self.cascade, PRECISIONS, self.cascade_members)
+        if self.precision not in ("fp32", first, then):
+            raise UsageError(f"precision {self.precision!r} with cascade {self.cascade!r}, which names both; omit one")
+        if self.cascade_members is not None and self.cascade_members < 1:
+            raise UsageError(f"cascade-members must be at least 1, got {self.cascade_members}")
+        if not 1 <= self.cascade_safety < float("inf"):
+            raise UsageError(f"cascade-safety must be at least 1, got {self.cascade_safety}")
+        if self.local is not None:
+            raise UsageError("cascade with local: it reads all rows again, which no node has; leave out one of them")
+        object.__setattr__(self, "precision", first)
 
     def budget(self, device_kind: str, usual: tuple[int, int] | None = None) -> tuple[int, int]:
         """Return the budget of one batch, atoms and edges, on `cpu` or `cuda`, or where another one is usual."""

@@ -60,6 +60,8 @@ def connect(
     """
     from atomsieve.serve.remote import RemotePredictor
 
+    if options.cascade is not None:
+        raise UsageError(f"--cascade {options.cascade} with --endpoint: a server has one precision; omit one")
     for name, usual in OF_SERVERS.items():
         if getattr(options, name) != usual:
             raise refused(name, getattr(options, name))

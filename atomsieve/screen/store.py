@@ -8,6 +8,7 @@
       summary.json       counts, rates, time per stage, versions
       run.log.jsonl      events with their time
       ledger/NNNNN.ledger  durable chunks, per rank
+      cascade.json       rules, bounds and outcome of a precision cascade; cascade/NNNNN.notes what each chunk gave
       lock.json          while a run is at work
       local.json         while results of `--local` lie on the nodes' own disks
       at_hand.bin        until the run is complete: the chunk that each rank is at
@@ -58,6 +59,8 @@ class Folder:
     summary = property(lambda self: self.path / "summary.json")
     log = property(lambda self: self.path / "run.log.jsonl")
     ledger = property(lambda self: self.path / "ledger")
+    bounds = property(lambda self: self.path / "cascade.json")
+    cascade = property(lambda self: self.path / "cascade")
     lock = property(lambda self: self.path / "lock.json")
     local = property(lambda self: self.path / "local.json")
     at_hand = property(lambda self: self.path / "at_hand.bin")
@@ -74,7 +77,9 @@ class Folder:
         for name in (self.rows, self.forces):
             part_of(name).unlink(missing_ok=True)
             name.unlink(missing_ok=True)
-        for name in (self.at_hand, self.deaths, self.top, self.summary, self.log, self.local, self.run):
+        for path in self.cascade.glob("*.notes"):
+            path.unlink()
+        for name in (self.at_hand, self.deaths, self.bounds, self.top, self.summary, self.log, self.local, self.run):
             name.unlink(missing_ok=True)
 
 
