@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "Turn an ensemble into ONNX, TorchScript and .pt2, and check each against FP64.",
     ),
     "calibrate": ("atomsieve.cli.calibrate", "Fit the uncertainty of an ensemble to labelled structures kept apart."),
+    "mixture": ("atomsieve.cli.mixture", "Learn which heads a composition belongs to, for `--head auto`."),
     "evaluate": (
         "atomsieve.cli.evaluate",
         "Errors and uncertainties of an ensemble on labelled structures: numbers, plots, a page.",

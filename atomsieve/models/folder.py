@@ -21,8 +21,10 @@ from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.models.calibration import Calibration, parse_calibration
 from atomsieve.models.card import model_card
 from atomsieve.models.config import HeadSpec, Kind, ModelConfig
+from atomsieve.models.domain import DOMAIN
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.exports import ExportEntry
+from atomsieve.models.mixture import MIXTURE
 from atomsieve.models.testvector import make_test_vector
 from atomsieve.models.weights import read_weights, write_weights
 from atomsieve.structures import StructureBatch
@@ -34,8 +36,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CARD = "README.md"
 CALIBRATION = "calibration.json"
-DOMAIN = "domain.safetensors"
-FITTED = (CALIBRATION, DOMAIN)
+FITTED = (CALIBRATION, DOMAIN, MIXTURE)
 """Files that are fitted to an ensemble afterwards: weights and exports do not depend on them."""
 LOCK = ".manifest.lock"
 _LARGEST_MANIFEST = 256 << 20
@@ -123,13 +124,9 @@ def save_gfm(
 
 
 def _write(
-    work: Path,
-    ensemble: Ensemble,
-    default_head: str,
-    examples: StructureBatch | None,
-    calibration: Calibration,
+    work: Path, ensemble: Ensemble, default_head: str, examples: StructureBatch | None, calibration: Calibration,
     training: dict[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     members = [MemberEntry(path=f"members/{k:03d}", seed=seed) for k, seed in enumerate(ensemble.seeds)]
     write_weights(work, ensemble, [m.path for m in members])
     for member in members:

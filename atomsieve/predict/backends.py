@@ -75,9 +75,12 @@ class Backend(Protocol):
     why: str
     digest: str | None
 
-    def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
+    def __call__(
+        self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.float64], want: Collection[str]
+    ) -> Evaluation:
         """Evaluate a batch and its graph for one head.
 
+        head : its index, or [S,H], the weight of every head in each structure: then all are mixed, by one pass.
         want : any of `atomsieve.predict.prediction.PROPERTIES`; "features" are those of the first encoder.
         """
 
@@ -94,12 +97,20 @@ class NativeBackend:
         self.precision, self.why = precision, why
         self.max_atoms = MAX_ATOMS[device.type]
         conservative = ensemble.config.forces == "conservative"
-        self.outputs = frozenset({"forces", "energies", "forces_members"} | ({"stress"} if conservative else set()))
+        given = {"forces", "forces_members"} | ({"stress"} if conservative else set())
+        self.outputs = frozenset(given | (set() if ensemble.encoder.pooled else {"energies"}))
 
-    def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
+    def __call__(
+        self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.float64], want: Collection[str]
+    ) -> Evaluation:
         """See `Backend`."""
         device = graph.numbers.device
-        index = torch.full((graph.n_structures,), head, dtype=torch.int64, device=device)
+        if "energies" in want and "energies" not in self.outputs:
+            raise UsageError(f"encoder {self.model.config.encoder} gives no energies of atoms; ask for energy alone")
+        if isinstance(head, np.ndarray):
+            index = torch.from_numpy(head).to(device)
+        else:
+            index = torch.full((graph.n_structures,), head, dtype=torch.int64, device=device)
         charge = spin = None
         if self.model.config.charge_spin:
             assert batch.charge is not None and batch.spin is not None
@@ -113,7 +124,9 @@ class NativeBackend:
         network = out.energy.cpu().numpy()
         reference = self.model.reference_energy(batch.numbers, batch.ptr, head)
         every = None if out.forces is None else out.forces.detach().double()
-        shares = out.atom_energy.double().mean(0).cpu().numpy() if "energies" in want else None
+        shares = None
+        if "energies" in want and out.atom_energy is not None:
+            shares = out.atom_energy.double().mean(0).cpu().numpy() + self._of_atoms(batch, head)
         return Evaluation(
             network + reference,
             network.mean(0) + reference,
@@ -121,10 +134,19 @@ class NativeBackend:
             None if every is None else every.mean(0).cpu().numpy(),
             None if every is None or (self.model.shallow and apart is None) else _spread(every),
             None if out.virial is None else out.virial.mean(0).cpu().numpy(),
-            atom_energies=None if shares is None else shares + self.model.references[head].numpy()[batch.numbers],
+            atom_energies=shares,
             forces_members=every.cpu().numpy() if every is not None and "members" in want else None,
             features=out.features[0].float().cpu().numpy() if "features" in want else None,
         )
+
+
+    def _of_atoms(self, batch: StructureBatch, head: int | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the references [N] eV of the atoms."""
+        table = self.model.references.numpy()
+        if not isinstance(head, np.ndarray):
+            return np.asarray(table[head][batch.numbers])
+        weights, of_heads = head[batch.structure_of_atom], table[:, batch.numbers].T
+        return np.asarray(np.where(weights > 0, weights * of_heads, 0.0).sum(1))
 
 
 def _spread(every: torch.Tensor) -> NDArray[np.float64]:
@@ -154,9 +176,13 @@ class ExportedBackend:
         given = {"forces": "forces", "stress": "virial"}
         self.outputs = frozenset(name for name, stored in given.items() if stored in artefact.entry.outputs)
 
-    def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
+    def __call__(
+        self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.float64], want: Collection[str]
+    ) -> Evaluation:
         """See `Backend`."""
         entry = self.artefact.entry
+        if isinstance(head, np.ndarray):
+            raise UsageError(f"{entry.key} cannot mix heads; name one head, or use --backend native with head auto")
         forces, stress = "forces" in want, "stress" in want
         lacking = [n for n, asked in (("forces", forces), ("virial", stress)) if asked and n not in entry.outputs]
         if lacking:

@@ -30,8 +30,10 @@ class DomainTest:
         self._closest = [h.statistics.get("shortest_distance", 0.0) for h in manifest.heads]
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
-    def needs_features(self, head: int) -> bool:
-        """Tell whether the test of a head reads the encoder's features."""
+    def needs_features(self, head: int | NDArray[np.float64]) -> bool:
+        """Tell whether the test of a head, or of one that has weight [S,H], reads the encoder's features."""
+        if isinstance(head, np.ndarray):
+            return any(self._heads[k] is not None for k in np.unique(head.argmax(1)))
         return self._heads[head] is not None
 
     def describe(self) -> dict[str, str]:
@@ -43,9 +45,18 @@ class DomainTest:
         }
 
     def __call__(
-        self, batch: StructureBatch, graph: Graph, head: int, features: NDArray[np.float32] | None
+        self,
+        batch: StructureBatch,
+        graph: Graph,
+        head: int | NDArray[np.float64],
+        features: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Return the reasons [S] against each structure (`Outside`), and its distance [S] in feature space (or NaN)."""
+        """Return the reasons [S] against each structure (`Outside`), and its distance [S] in feature space (or NaN).
+
+        head : its index, or the weight of each head in each structure [S,H]: the heaviest one then judges it.
+        """
+        if isinstance(head, np.ndarray):
+            return self._heaviest(batch, graph, head.argmax(1), features)
         outside, distance = np.zeros(len(batch), np.uint8), np.full(len(batch), np.nan)
         domain = self._heads[head]
         if domain is None:
@@ -57,6 +68,17 @@ class DomainTest:
         if features is not None:
             distance = domain.distances(batch.numbers, features, batch.ptr)
             outside[~(distance <= 1.0)] |= np.uint8(Outside.FAR_FROM_TRAINING)
+        return outside, distance
+
+    def _heaviest(
+        self, batch: StructureBatch, graph: Graph, judge: NDArray[np.int64], features: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Judge each structure by a head of its own, `judge [S]`."""
+        outside, distance = np.zeros(len(batch), np.uint8), np.full(len(batch), np.nan)
+        for head in np.unique(judge).tolist():
+            own = judge == head
+            reasons, far = self(batch, graph, head, features)
+            outside[own], distance[own] = reasons[own], far[own]
         return outside, distance
 
     def _pairs(self, graph: Graph, head: int, domain: HeadDomain) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import DataError, unknown
+from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.models.calibration import Calibration
 from atomsieve.models.domain import HeadDomain, read_domain
+from atomsieve.models.elements import MAX_NUMBER
+from atomsieve.models.mixture import AUTO, Mixture, read_mixture
 from atomsieve.predict.backends import Backend, choose_device, make_backend
 from atomsieve.predict.domain import DomainTest
 from atomsieve.predict.outside import Outside
@@ -34,6 +36,7 @@ class Predictor:
     Attributes
     ----------
     heads : names of all heads; default_head : the folder's own; head : the one used when a call names none.
+    choices : what a call can name as head: all heads, and "auto" where the folder holds a learned mixture of them.
     ensemble_id : SHA-256 that names the ensemble.
     members, kind ("deep" or "shallow"), cutoff (Angstrom), precision, device : as loaded. backend : the one in use;
         why : how it was chosen.
@@ -48,6 +51,7 @@ class Predictor:
         identity: str,
         calibration: Calibration,
         domains: Mapping[str, HeadDomain],
+        mixture: Mixture | None = None,
         head: str | None,
         precision: str,
         device: str,
@@ -57,20 +61,44 @@ class Predictor:
         self.default_head = manifest.default_head
         self.head = self.default_head if head is None else head
         self._index = {name: k for k, name in enumerate(self.heads)}
-        if self.head not in self._index:
-            raise unknown("head", self.head, self.heads)
+        self._mixture = mixture
+        self.choices = self.heads if mixture is None else [*self.heads, AUTO]
+        self._check_head(self.head)
         self.device = choose_device(device)
         self.ensemble_id = identity
         self.members, self.cutoff, self.kind = ensemble.members, manifest.cutoff, ensemble.kind
         self._config = manifest.config
         self._specs = manifest.heads
-        self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in self.heads}
+        self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in self.choices}
         self._domain = DomainTest(manifest, domains)
         self._run = make_backend(backend, folder, ensemble, manifest, precision, self.device)
         self.precision, self.backend, self.why = precision, self._run.name, self._run.why
         self._seen = np.zeros((len(self.heads), 256), bool)
         for k, spec in enumerate(self._specs):
             self._seen[k, sorted(spec.references)] = True
+
+    def _check_head(self, name: str) -> None:
+        """Raise UsageError for what is neither a head nor a mixture that is there."""
+        if name in self.choices:
+            return
+        if name == AUTO:
+            raise UsageError(
+                f"head {AUTO}: this ensemble holds no learned mixture of its heads; fit one with `atomsieve mixture`, "
+                f"or name one of {', '.join(self.heads)}"
+            )
+        raise unknown("head", name, self.choices)
+
+    def mixture(self, batch: StructureBatch) -> NDArray[np.float64]:
+        """Return the weight of each head in each structure [S,H] that head "auto" takes; zeros where no head serves.
+
+        Raises
+        ------
+        UsageError
+            if the folder holds no mixture.
+        """
+        self._check_head(AUTO)
+        assert self._mixture is not None
+        return self._mixture(batch, self._seen[:, 1 : MAX_NUMBER + 1])
 
     @property
     def artefact(self) -> str | None:
@@ -93,14 +121,21 @@ class Predictor:
         return self._config.hidden
 
     def references(self, head: str) -> NDArray[np.float64]:
-        """Return the energy [256] eV of one atom of each element, by atomic number; NaN where the head has none."""
+        """Return the energy [256] eV of one atom of each element, by atomic number; NaN where the head has none.
+
+        All of "auto" are NaN: how it mixes those of the heads depends on the whole composition.
+        """
         table = np.full(256, np.nan)
+        if head == AUTO:
+            return table
         for number, energy in self._specs[self._index[head]].references.items():
             table[number] = energy
         return table
 
     def elements(self, head: str) -> list[int]:
-        """Return the atomic numbers of the elements that a head was trained on."""
+        """Return the atomic numbers of the elements that a head was trained on; of "auto", that any was."""
+        if head == AUTO:
+            return np.flatnonzero(self._seen.any(0)).tolist()
         return np.flatnonzero(self._seen[self._index[head]]).tolist()
 
     @staticmethod
@@ -113,7 +148,8 @@ class Predictor:
     ) -> Predictor:
         """Open a gfm/ folder, checking every file against its manifest.
 
-        head : the head used when a call names none; None takes the folder's default head.
+        head : the head used when a call names none; None takes the folder's default head. "auto" mixes all heads by
+            what the folder's learned mixture makes of the composition.
         precision : fp64, fp32, or bf16 (matrix products only).
         device : cpu, cuda, cuda:N or auto.
         backend : native; onnx, torchscript or pt2 where `atomsieve export` made one; or auto, the fastest that was
@@ -130,6 +166,7 @@ class Predictor:
         while identity != ensemble_id(folder):  # once more, if it was calibrated or its domain fitted anew meanwhile
             identity, calibration = ensemble_id(folder), read_calibration(folder)
             domains = read_domain(folder, names, manifest.config.hidden)
+            mixture = read_mixture(folder, names)
         return Predictor(
             ensemble,
             manifest,
@@ -137,6 +174,7 @@ class Predictor:
             identity=identity,
             calibration=calibration,
             domains=domains,
+            mixture=mixture,
             head=head,
             precision=precision,
             device=device,
@@ -160,7 +198,8 @@ class Predictor:
             "ensemble_id": self.ensemble_id,
             "heads": self.heads,
             "head": self.head,
-            "levels_of_theory": {h.name: h.level_of_theory for h in self._specs},
+            "levels_of_theory": {h.name: h.level_of_theory for h in self._specs}
+            | ({} if self._mixture is None else {AUTO: "a mixture of those of the heads"}),
             "calibrated": {name: sorted(u.calibrated) for name, u in self._uncertainty.items()},
             "domain": self._domain.describe(),
             "members": self.members,
@@ -202,25 +241,35 @@ class Predictor:
             if name not in PROPERTIES:
                 raise unknown("property", name, PROPERTIES)
         name = self.head if head is None else head
-        if name not in self._index:
-            raise unknown("head", name, self.heads)
+        self._check_head(name)
         check_batch(batch)
         batch.validate()
         asked = set(want)
         if "spread" in asked and self.kind == "deep":  # whose members all have forces anyway
             asked.add("force_spread")
         results = Results(batch, self.members, asked, name)
+        which: int | NDArray[np.float64] = self.mixture(batch) if name == AUTO else self._index[name]
+        seen = np.asarray(self._seen.any(0) if name == AUTO else self._seen[self._index[name]])
         results.status[:] = check_inputs(
-            batch, self._seen[self._index[name]], charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
+            batch, seen, charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
         )
+        if isinstance(which, np.ndarray):
+            results.status[(results.status == Status.OK) & ~which.any(1)] = Status.UNSEEN_ELEMENT
         results.outside[results.status == Status.UNSEEN_ELEMENT] = Outside.UNSEEN_ELEMENT
         good = np.flatnonzero(results.status == Status.OK)
         for piece in _pieces(batch.counts[good], self._run.max_atoms):
-            self._evaluate(batch, good[piece], results, build)
+            self._evaluate(batch, good[piece], results, build, which)
         return results.finish(self._uncertainty[name])
 
-    def _evaluate(self, batch: StructureBatch, index: NDArray[np.int64], results: Results, build: Builder) -> None:
-        """Fill in the results of the structures `index`."""
+    def _evaluate(
+        self,
+        batch: StructureBatch,
+        index: NDArray[np.int64],
+        results: Results,
+        build: Builder,
+        which: int | NDArray[np.float64],
+    ) -> None:
+        """Fill in the results of the structures `index`; `which` is the head, or the weight of each in the batch."""
         own, graph, index = self._graph(batch, index, results, build)
         if graph is None:
             return
@@ -228,9 +277,9 @@ class Predictor:
         overlap = shortest < SHORTEST_DISTANCE
         if overlap.any():
             results.status[index[overlap]] = Status.OVERLAPPING_ATOMS
-            self._evaluate(batch, index[~overlap], results, build)
+            self._evaluate(batch, index[~overlap], results, build, which)
             return
-        head = self._index[results.head]
+        head = which[index] if isinstance(which, np.ndarray) else which
         out = self._run(own, graph, head, results.want | ({"features"} if self._domain.needs_features(head) else set()))
         results.put(index, own, out, *self._domain(own, graph, head, out.features))
 

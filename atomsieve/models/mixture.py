@@ -1,0 +1,164 @@
+"""The learned mixture of an ensemble's heads: how much each counts for a structure, from its composition alone.
+
+A small network reads how many atoms of each element a structure has and gives every head a weight; weights of a
+structure are positive and add up to one (HydraGNN's branch weights). Because they depend on the composition and not on
+the positions, forces of the mixture are the same mixture of the forces. Kept in `mixture.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.models.elements import MAX_NUMBER
+from atomsieve.structures import StructureBatch
+
+MIXTURE = "mixture.safetensors"
+AUTO = "auto"
+"""Name that stands for the mixture where a head is asked for."""
+INPUTS = ("fractions", "counts")
+_LARGEST = 64 << 20
+
+
+def composition(numbers: NDArray[np.uint8], ptr: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return how many atoms of each element, 1 to 118, structures have [S,118]."""
+    counts = np.diff(ptr)
+    code = np.repeat(np.arange(len(counts)) * 256, counts) + numbers
+    return np.bincount(code, minlength=256 * len(counts)).reshape(-1, 256)[:, 1 : MAX_NUMBER + 1].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weights of heads from compositions.
+
+    Attributes
+    ----------
+    heads : names, H of them, in the order of the weights.
+    maps : linear maps of the network, each (weight [outputs,inputs], bias [outputs]) with ReLU between; 118 in, H out.
+    inputs : "fractions" (the default: a doubled cell has the same weights) or "counts" (numbers of atoms, as HydraGNN).
+    about : anything JSON-able that says how it came to be.
+    """
+
+    heads: tuple[str, ...]
+    maps: tuple[tuple[NDArray[Any], NDArray[Any]], ...]
+    inputs: str = "fractions"
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.inputs not in INPUTS:
+            raise unknown("input of a mixture", self.inputs, INPUTS)
+        if AUTO in self.heads:
+            raise UsageError(f"a head is called {AUTO!r}, which stands for the mixture; rename it to have a mixture")
+        width = MAX_NUMBER
+        for weight, bias in self.maps:
+            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+                raise DataError(
+                    f"a mixture's maps must follow on each other from {MAX_NUMBER} elements, got weights "
+                    f"{weight.shape} and {bias.shape} after width {width}"
+                )
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                raise DataError("a mixture's weights must be finite")
+            width = weight.shape[0]
+        if not self.maps or width != len(self.heads):
+            raise DataError(f"a mixture of {len(self.heads)} heads needs as many outputs, got {width}")
+
+    def logits(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return logits [S,H] of compositions [S,118] in numbers of atoms."""
+        x = counts
+        if self.inputs == "fractions":
+            x = x / np.maximum(x.sum(1, keepdims=True), 1)
+        for place, (weight, bias) in enumerate(self.maps):
+            x = (x if place == 0 else np.maximum(x, 0)) @ weight.T.astype(np.float64) + bias
+        return x
+
+    def __call__(self, batch: StructureBatch, known: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the weight of each head in each structure [S,H].
+
+        known : [H,118], the elements that each head can say something about. A head that lacks an element of a
+            structure has no weight in it, and the others share the whole; if every head does, all weights are zero.
+        """
+        counts = composition(batch.numbers, batch.ptr)
+        lacks = (counts @ (~known).T.astype(np.float64)) > 0
+        odd = counts.sum(1) < batch.counts  # atoms that are no element
+        logits = np.where(lacks | odd[:, None], -np.inf, self.logits(counts))
+        top = logits.max(1, keepdims=True)
+        weights = np.exp(logits - np.where(np.isfinite(top), top, 0.0))
+        total = weights.sum(1, keepdims=True)
+        return np.asarray(np.divide(weights, total, out=np.zeros_like(weights), where=total > 0))
+
+
+def from_hydragnn_mixture(state: Mapping[str, Any], heads: Sequence[str]) -> Mixture:
+    """Return the mixture of HydraGNN's branch-weight network; its inputs are numbers of atoms.
+
+    state : its state dict, `net.0.weight` [128,118] and so on, of tensors or arrays. heads : in the order of branches.
+
+    Raises
+    ------
+    DataError
+        for a key that is missing, unexpected or of the wrong shape.
+    """
+    places = sorted({int(name.split(".")[1]) for name in state if name.startswith("net.") and name.count(".") == 2})
+    expected = {f"net.{k}.{part}" for k in places for part in ("weight", "bias")}
+    if not places or (odd := sorted(expected ^ {*state})):
+        raise DataError(
+            f"not the state dict of a branch-weight network: {', '.join(odd[:4]) if places else 'no net.*'}"
+        )
+    maps = tuple((np.asarray(state[f"net.{k}.weight"]), np.asarray(state[f"net.{k}.bias"])) for k in places)
+    return Mixture(tuple(heads), maps, "counts", {"from": "HydraGNN's branch weights"})
+
+
+# -- the file ------------------------------------------------------------------------------------------------------
+
+
+def mixture_bytes(mixture: Mixture) -> bytes:
+    """Return the contents of `mixture.safetensors`."""
+    arrays = {}
+    for place, (weight, bias) in enumerate(mixture.maps):
+        arrays[f"net.{2 * place}.weight"] = np.ascontiguousarray(weight)
+        arrays[f"net.{2 * place}.bias"] = np.ascontiguousarray(bias)
+    about = {"heads": json.dumps(mixture.heads), "inputs": mixture.inputs, "about": json.dumps(mixture.about)}
+    return bytes(save(arrays, about))
+
+
+def read_mixture(folder: str | Path, heads: Sequence[str]) -> Mixture | None:
+    """Read `mixture.safetensors` of a gfm/ folder; None if it has none.
+
+    heads : names in the order of the manifest, which the file must agree with.
+
+    Raises
+    ------
+    DataError
+        in one line, if the file is not what it must be.
+    """
+    path = Path(folder) / MIXTURE
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _LARGEST:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, more than any mixture ({_LARGEST}); copy it again")
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            about = opened.metadata() or {}
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+        names = tuple(json.loads(about["heads"]))
+        inputs, said = about["inputs"], json.loads(about["about"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a mixture ({error}); copy it again, or fit it anew") from error
+    if names != tuple(heads):
+        raise DataError(f"{path} mixes heads {', '.join(map(str, names))}, the ensemble has {', '.join(heads)}")
+    wanted = [f"net.{2 * k}.{part}" for k in range(len(arrays) // 2) for part in ("weight", "bias")]
+    if sorted(arrays) != sorted(wanted):
+        raise DataError(f"{path} must hold {', '.join(wanted) or 'linear maps'}, got {', '.join(sorted(arrays))}")
+    maps = tuple((arrays[f"net.{2 * k}.weight"], arrays[f"net.{2 * k}.bias"]) for k in range(len(arrays) // 2))
+    try:
+        return Mixture(names, maps, inputs, said)
+    except (DataError, UsageError) as error:
+        raise DataError(f"{path}: {error}; copy it again, or fit it anew") from None
