@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
 from atomsieve.screen.manifest import uncalibrated
+from atomsieve.screen.poison import told
 from atomsieve.screen.prepare import Job
 from atomsieve.screen.progress import duration
 from atomsieve.screen.served import kept
 from atomsieve.screen.spread import with_spread
 from atomsieve.screen.store import write_whole
+from atomsieve.screen.suspects import DEATHS
 from atomsieve.screen.table import Labels, csv_of_top, formulas, status_table, top_table
 from atomsieve.screen.topk import TopK
 
@@ -43,6 +46,7 @@ class ScreenResult:
     seconds : wall time of this run, loading included.
     uncalibrated : heads that were screened without calibrated energies.
     computed, rate : structures that this run computed (earlier runs did the others), and how many per second.
+    poisoned : a line for each chunk of which structures were set aside.
     """
 
     folder: Path
@@ -56,6 +60,7 @@ class ScreenResult:
     computed: int
     rate: float
     uncalibrated: tuple[str, ...] = ()
+    poisoned: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -98,6 +103,7 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
         computed=computed,
         rate=computed / max(seconds, 1e-9),
         uncalibrated=tuple(uncalibrated(job.runner)),
+        poisoned=tuple(told(chain.from_iterable(team.gather(job.poisoned)), job.chunks)),
     )
     team.first(lambda: _publish(job, result, clocks))
     if job.local is not None:
@@ -119,6 +125,9 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int) ->
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
     if result.exit_code:
         console.print(status_table(result.status, result.labels, "some structures have no result"))
+    for line in result.poisoned:
+        console.print(f"set aside, because computing them ended their process {DEATHS} times: {line}",
+                      highlight=False, soft_wrap=True)  # fmt: skip
     if result.uncalibrated:
         console.print(
             f"uncalibrated: {', '.join(result.uncalibrated)}; sigma and interval are empty, and the spread is no "
@@ -157,6 +166,7 @@ def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]
         "selection": {name: getattr(job.options, name) for name in ("top", "by", "descending", "where")},
         "force_spread": job.runner.force_spread,
         "uncalibrated": list(result.uncalibrated),
+        "poisoned": list(result.poisoned),
         "predictor": job.runner.predictor.describe(),
         "versions": _versions(),
     }

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
-from atomsieve.screen import ledger, manifest
+from atomsieve.screen import cascade, ledger, manifest
+from atomsieve.screen.cascade_models import cascaded
 from atomsieve.screen.collect import Collected, resume
 from atomsieve.screen.columns import ROW
+from atomsieve.screen.journal import Journal
 from atomsieve.screen.local import Carrier, LocalStore, LocalWriter
 from atomsieve.screen.manifest import recorded_backend
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.plan import Chunks, chunk_size
+from atomsieve.screen.poison import POISONED, SetAside, set_aside
 from atomsieve.screen.progress import Clock, EventLog
 from atomsieve.screen.runner import PredictorLike, Runner
 from atomsieve.screen.served import Served, connect, same_for_all
@@ -50,6 +53,8 @@ class Job:
     local : where results are kept on this node first, and what brings them to the results folder; None without.
     top, status, clock : what this rank has seen so far: best rows, rows per status code, time per stage.
     begun : when the run began (`time.perf_counter`).
+    journal : where this rank says what it has at hand.
+    poisoned : what was set aside, as far as this rank has seen.
     """
 
     team: Team
@@ -70,6 +75,8 @@ class Job:
     log: EventLog | None
     console: Console | None
     local: tuple[LocalStore, Carrier] | None = None
+    journal: Journal = field(default_factory=Journal)
+    poisoned: list[SetAside] = field(default_factory=list)
 
     def writer(self) -> ResultWriter:
         """Return what makes chunks of this rank durable."""
@@ -87,6 +94,8 @@ class Job:
         """Count the rows of a chunk, and let them compete for the table of best rows."""
         self.top.add(rows)
         codes, counts = np.unique(rows["status"], return_counts=True)
+        if POISONED in codes:
+            self.poisoned.append(set_aside(rows))
         self.status.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
 
 
@@ -121,7 +130,7 @@ def prepare(
         elif predictor is None:
             gfm = team.together(lambda: _given(ensemble))
             backend, why = team.first(lambda: _backend(folder, gfm, options, overwrite))
-            predictor = team.together(lambda: _load(gfm, options, backend, team.local_rank))
+            predictor = team.together(lambda: load_predictor(gfm, options, backend, team.local_rank))
             if lead and console is not None and options.backend != "native":
                 console.print(f"backend: {backend} ({why})", highlight=False, soft_wrap=True)
         model = predictor
@@ -129,6 +138,7 @@ def prepare(
     heads = team.together(lambda: _heads(model, options.head))
     names, flags = ({code: name for code, (name, _) in known.items()} for known in (statuses, reasons))
     where = team.together(lambda: row_filter(options.where, heads, names, flags, [model.precision]))
+    team.together(lambda: cascade.check(options, heads, names, flags))
     chunks = team.together(lambda: _chunks(reader, options, source))
     if lead and console is not None:
         if served is not None:
@@ -170,6 +180,7 @@ def prepare(
         top=TopK(options.top, options.by, descending=options.descending, where=where),
         clock=clock, begun=begun, lock=lock, log=EventLog(folder.log) if lead else None,
         console=console if lead else None, local=local,
+        journal=Journal(None if runner.elsewhere else folder.at_hand, team.rank),
     )  # fmt: skip
 
 
@@ -229,7 +240,10 @@ def _backend(folder: Folder, ensemble: str | Path, options: ScreenOptions, overw
     return fastest(ensemble, read_manifest(ensemble), options.precision, choose_device(options.device))
 
 
-def _load(ensemble: str | Path, options: ScreenOptions, backend: str, local_rank: int) -> PredictorLike:
+def load_predictor(
+    ensemble: str | Path, options: ScreenOptions, backend: str, local_rank: int = 0
+) -> PredictorLike:
+    """Load the ensemble folder as the options say; `local_rank` chooses among the GPUs of a machine."""
     from atomsieve.predict import Predictor
 
     head = None if options.head in (None, ALL_HEADS) else options.head
@@ -238,7 +252,8 @@ def _load(ensemble: str | Path, options: ScreenOptions, backend: str, local_rank
         import torch
 
         torch.set_num_threads(options.threads)
-    return Predictor.load(ensemble, head=head, precision=options.precision, device=device, backend=backend)
+    found = Predictor.load(ensemble, head=head, precision=options.precision, device=device, backend=backend)
+    return found if options.cascade is None else cascaded(ensemble, found, options)
 
 
 def _device(wanted: str, local_rank: int) -> str:
@@ -322,7 +337,7 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     try:
         with job.clock("check"):
             for chunk in sorted(job.known)[job.team.rank :: job.team.size]:
-                if stop.requested:
+                if stop.closing:
                     break
                 data: list[bytes] = []
                 found = [job.rows.crc(handles[0], chunk, data.append)]
@@ -339,6 +354,6 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     damaged = len(job.known) - len(done)
     if job.console is not None and done:
         job.console.print(f"continuing: {len(done):,} of {job.chunks.count:,} chunks are done", highlight=False)
-    if job.console is not None and damaged and not stop.requested:
+    if job.console is not None and damaged and not stop.closing:
         job.console.print(f"{damaged:,} chunks do not fit their checksums and are computed again", highlight=False)
     return done

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomsieve.errors import Interrupted
+from atomsieve.screen import suspects
+from atomsieve.screen.cascade import refine
 from atomsieve.screen.finish import ScreenResult, finish
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.prepare import Job, durable_chunks, prepare
@@ -75,26 +77,35 @@ def run_screen(
         among others if `out` is in use or holds results of other settings; Interrupted after Ctrl-C or SIGTERM. With
         several ranks an error is printed once, and every rank leaves by SystemExit with its code.
     """
-    team = team or connect()
-    with guarded(team), StopRequest() as stop, ExitStack() as stack:
+    team, options = team or connect(), options or ScreenOptions()
+    with guarded(team), StopRequest(options.grace) as stop, ExitStack() as stack:
         job = prepare(
-            Path(candidates), ensemble, options or ScreenOptions(), served=served, out=out, overwrite=overwrite,
+            Path(candidates), ensemble, options, served=served, out=out, overwrite=overwrite,
             console=console, predictor=predictor, reader=reader, team=team, stack=stack,
         )  # fmt: skip
         team.record = lambda text: EventLog(job.folder.log)("failed", rank=team.rank, error=text)
         done = durable_chunks(job, stop)
         _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
-        todo = [chunk for chunk in range(job.chunks.count) if chunk not in done]
-        begun = time.perf_counter()
-        if todo:
-            screen_chunks(job, todo, stop)
-        computed = _structures(job, todo)
+        suspected = suspects.find(job, done)
+        todo = [chunk for chunk in range(job.chunks.count) if chunk not in done and chunk not in suspected]
+        begun, computed = time.perf_counter(), _structures(job, [*todo, *suspected])
+        with job.journal:
+            if todo:
+                screen_chunks(job, todo, stop)
+            if suspected:
+                suspects.screen_suspects(job, suspected, stop, ensemble, predictor)
+                _leave_if_stopped(job, stop, remaining=computed)
+        if job.options.cascade is not None:
+            job = refine(job, stop, computed)
 
         def between() -> None:
             if stop.requested:
                 raise _interrupted(job, job.team.totals()[0])
 
-        return finish(job, computed, time.perf_counter() - begun, between)
+        result = finish(job, computed, time.perf_counter() - begun, between)
+        if team.rank == 0:
+            suspects.settled(job)
+        return result
 
 
 def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
@@ -126,6 +137,10 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
         try:
             with reading, writing:
                 for chunk, batch in reading:
+                    if stop.closing:
+                        team.stop()
+                        break
+                    job.journal.begin(chunk)
                     with clock("pack"):
                         begun.append((chunk, time.perf_counter(), runner.begin(batch, job.chunks.start(chunk))))
                     if len(begun) > runner.elsewhere:  # servers get a chunk while the one before is awaited
@@ -173,7 +188,7 @@ def _structures(job: Job, chunks: list[int]) -> int:
 
 def _leave_if_stopped(job: Job, stop: StopRequest, remaining: int) -> None:
     """Leave on every rank alike if any was asked to stop while work remains."""
-    stopped = any(job.team.gather(stop.requested))
+    stopped = any(job.team.gather(stop.closing))
     done, _ = job.team.totals()
     if not stopped or done >= remaining:
         return

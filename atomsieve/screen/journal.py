@@ -1,0 +1,159 @@
+"""Which chunk each rank has at hand, kept where it outlives the rank; and from it, which chunks may have killed one.
+
+A rank writes the number of its chunk into a slot of its own in one small file before it begins, one write of 32 bytes
+without waiting for the disk. A process that is killed leaves what it has written to the kernel, so at the next start
+the slots tell what was at hand; only a machine that dies as a whole can forget. Once all is computed the file goes.
+
+What was at hand when a run died is suspected: every rank of a job dies with the first, so most are innocent. Suspects
+are computed last, in a process of their own (see `suspects`), where a death is seen by who survives it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Container
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from atomsieve.screen.store import Folder, disk_errors, write_whole
+
+log = logging.getLogger(__name__)
+
+SLOT = struct.Struct("<qiiQ8x")  # chunk + 1 (0 for none), deaths so far, whether in a process of its own, checksum
+TOLD = 1
+"""In the slot before the first rank's: a rank has said why the run ends, so nothing is held against any chunk."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is held against a chunk.
+
+    Attributes
+    ----------
+    deaths : processes that ended while they computed it, itself or all of a job.
+    interrupted : jobs that died while a process of its own computed it: that proves little.
+    """
+
+    deaths: int = 0
+    interrupted: int = 0
+
+
+def encode(chunk: int | None, deaths: int = 0, apart: bool = False) -> bytes:
+    """Return the bytes of a slot."""
+    body = struct.pack("<qii", -1 if chunk is None else chunk, deaths, apart)
+    return SLOT.pack(0 if chunk is None else chunk + 1, deaths, apart, zlib.crc32(body))
+
+
+def decode(data: bytes) -> tuple[int, int, bool] | None:
+    """Return chunk, deaths and whether apart, None for an empty, torn or damaged slot."""
+    if len(data) != SLOT.size:
+        return None
+    number, deaths, apart, checksum = SLOT.unpack(data)
+    if number < 1 or checksum != zlib.crc32(struct.pack("<qii", number - 1, deaths, apart)):
+        return None
+    return number - 1, deaths, bool(apart)
+
+
+def at_hand(data: bytes) -> list[tuple[int, int, bool]]:
+    """Return what the slots of a file say, nothing if the run that wrote it ended by an error that it told."""
+    slots = [decode(data[k : k + SLOT.size]) for k in range(0, len(data), SLOT.size)]
+    if slots and slots[0] is not None and slots[0][0] == TOLD:
+        return []
+    return [slot for slot in slots[1:] if slot is not None]
+
+
+def read_records(folder: Folder) -> dict[int, Record]:
+    """Return what earlier starts held against chunks; a file that is not readable as such counts as none."""
+    try:
+        found = json.loads(folder.deaths.read_text())
+        return {int(chunk): Record(**record) for chunk, record in found["chunks"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is not readable (%s) and is left out", folder.deaths, error)
+        return {}
+
+
+def write_records(folder: Folder, records: dict[int, Record]) -> None:
+    """Keep what is held against chunks; no file where that is nothing."""
+    if not records:
+        folder.deaths.unlink(missing_ok=True)
+        return
+    plain = {"format": FORMAT, "chunks": {str(chunk): asdict(records[chunk]) for chunk in sorted(records)}}
+    write_whole(folder.deaths, (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def suspects(folder: Folder, done: Container[int]) -> dict[int, Record]:
+    """Take over what a run that died has left, on one rank before any begins; return what is held against chunks.
+
+    done : chunks that are durable, which clears them.
+    """
+    records = {chunk: record for chunk, record in read_records(folder).items() if chunk not in done}
+    try:
+        data = folder.at_hand.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    for chunk, deaths, apart in at_hand(data):
+        if chunk in done:
+            continue
+        known = records.get(chunk, Record())
+        deaths = max(deaths, known.deaths)
+        records[chunk] = Record(deaths, known.interrupted + 1) if apart else Record(deaths + 1, known.interrupted)
+    with disk_errors(folder.path):
+        write_records(folder, records)
+        folder.at_hand.write_bytes(encode(None))  # a new file of one slot: no rank has begun
+    return records
+
+
+class Journal:
+    """The slot of one rank; a context manager around all that may kill it. Enter it after `suspects` on every rank.
+
+    path : the file of all slots; without one nothing is written. rank : of this process.
+    """
+
+    def __init__(self, path: Path | None = None, rank: int = 0) -> None:
+        self._path, self._rank = path, rank
+        self._handle: int | None = None
+
+    def __enter__(self) -> Journal:
+        if self._path is not None:
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
+        return self
+
+    def begin(self, chunk: int, deaths: int = 0, apart: bool = False) -> None:
+        """Say that this rank begins a chunk.
+
+        deaths : what is held against it already. apart : a process of its own computes it.
+        """
+        if self._path is not None:
+            with disk_errors(self._path.parent):
+                self._put(self._rank + 1, encode(chunk, deaths, apart))
+
+    def clear(self) -> None:
+        """Say that this rank has nothing at hand."""
+        self._put(self._rank + 1, encode(None))
+
+    def _put(self, slot: int, data: bytes) -> None:
+        if self._handle is not None:
+            os.pwrite(self._handle, data, slot * SLOT.size)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Clear the slot: this process lives. If an error ends it, the others are not suspected of anything either."""
+        if self._handle is None:
+            return
+        try:
+            self.clear()
+            if kind is not None:
+                self._put(0, encode(TOLD))
+        except OSError:  # what matters more is told by now
+            log.debug("the journal cannot be cleared", exc_info=True)
+        os.close(self._handle)
+        self._handle = None

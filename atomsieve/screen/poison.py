@@ -1,0 +1,71 @@
+"""Rows of structures that are not computed, because computing them ended the process again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.screen.columns import blank_rows
+from atomsieve.screen.plan import Chunks
+from atomsieve.screen.runner import OK, failed
+from atomsieve.screen.store import ResultFile
+
+POISONED = 12  # of atomsieve.predict.status.Status, checked by a test
+NO_ID = -1
+
+
+@dataclass(frozen=True, order=True)
+class SetAside:
+    """Structures of one chunk with the status POISONED: the first position, the last, and how many they are."""
+
+    first: int
+    last: int
+    structures: int
+
+
+def poisoned(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return rows with the status POISONED; those that say already why they have no result keep their status."""
+    rows = failed(rows)
+    rows["status"][rows["status"] == OK] = POISONED
+    return rows
+
+
+def whole_chunk(
+    first: int, end: int, heads: int, ids: NDArray[np.int64] | None, natoms: NDArray[np.int64] | None
+) -> NDArray[Any]:
+    """Return the rows [S*H] of a chunk of which nothing is computed; `ids` and `natoms` [S] are None where unknown."""
+    rows = blank_rows((end - first) * heads).reshape(end - first, heads)
+    rows["position"] = np.arange(first, end)[:, None]
+    rows["id"] = NO_ID if ids is None else ids[:, None]
+    rows["natoms"] = 0 if natoms is None else natoms[:, None]
+    rows["head"] = np.arange(heads)
+    return poisoned(rows.reshape(-1))
+
+
+def no_forces(file: ResultFile | None, chunk: int) -> NDArray[np.float32] | None:
+    """Return NaN in the place of a chunk's forces, None where forces are not kept."""
+    if file is None:
+        return None
+    size = (file.bounds(chunk + 1) - file.bounds(chunk)) // file.dtype.itemsize
+    return np.full(size, np.nan, "<f4").reshape(-1, *file.shape[1:])
+
+
+def set_aside(rows: NDArray[Any]) -> SetAside:
+    """Return what of the rows of a chunk is POISONED; at least one must be."""
+    positions = np.unique(rows["position"][rows["status"] == POISONED])
+    return SetAside(int(positions[0]), int(positions[-1]), len(positions))
+
+
+def told(found: Iterable[SetAside], chunks: Chunks) -> list[str]:
+    """Return a line for each chunk of which something was set aside."""
+    lines = []
+    for part in sorted(set(found)):
+        chunk = int(np.searchsorted(chunks.starts(), part.first, side="right")) - 1
+        one = part.structures == 1
+        between = f"position {part.first:,}" if one else f"positions {part.first:,} to {part.last:,}"
+        lines.append(f"{part.structures:,} structure{'' if one else 's'} of chunk {chunk:,} ({between})")
+    return lines
