@@ -7,7 +7,8 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-SOURCES = ["atomsieve/native/module.cpp", "atomsieve/native/neighbors.cpp", "atomsieve/native/message.cpp"]
+PARTS = ("module", "neighbors", "message", "hydragnn_edges", "hydragnn_nodes")
+SOURCES = [f"atomsieve/native/{part}.cpp" for part in PARTS]
 # Reassociation lets sums vectorise; NaN and infinity keep their meaning (no -ffinite-math-only).
 FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
 OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []

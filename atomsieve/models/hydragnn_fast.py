@@ -1,0 +1,323 @@
+"""HydraGNN's lead model without autograd: energies of all heads and edge gradients of their mixture, on the CPU.
+
+What the architecture allows, exactly:
+
+- Layer 0 has one feature: a table of elements and a few numbers for each edge.
+- Vectors that enter layer 1 are of rank one (a vector of the atom times weights of features), and its filters are
+  linear in five numbers of an edge: compiled loops over sorted edges form neither for more than a tile of edges.
+- Linear maps with nothing between them are one map; what a bias or charge and spin add rides in spare columns.
+- Gradients are written out. The backward pass starts from the heads' weights folded together, so it runs once.
+
+What remains is matrix products over blocks of whole structures that stay in the cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atomsieve.errors import AtomSieveError, unknown
+from atomsieve.models.hydragnn_fast_heads import FastHeads
+from atomsieve.models.hydragnn_fast_weights import Folded, fold
+from atomsieve.models.layers import multiplies_bf16
+from atomsieve.native import kernels
+
+BLOCK_ATOMS = 512
+"""Atoms whose matrix products are made together; larger structures are blocks of their own."""
+GROUP_ATOMS = 4096
+"""Atoms whose activations are held for the backward pass."""
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}
+
+
+class FastResult(NamedTuple):
+    """Energies and gradients.
+
+    Attributes
+    ----------
+    energy_per_head : [S,B] float64, eV.
+    energy : [S] float64, sum of the heads' energies times `mix`.
+    edge_grad : [E,3], d energy / d vec.
+    """
+
+    energy_per_head: Tensor
+    energy: Tensor
+    edge_grad: Tensor
+
+
+class _Kept(NamedTuple):
+    """Activations of the atoms of a group; L is the padded length of a row of features."""
+
+    spread: Tensor
+    """[N,L] tanh of the first node map of layer 0, then 1, charge, spin."""
+    s1: Tensor
+    """[N,L] scalars that enter layer 1."""
+    slope1: Tensor
+    """[N,L] derivative of the nonlinearity in the payload."""
+    phi: Tensor
+    """[N,3L] payload: parts v, e, s."""
+    uv: Tensor
+    """[N,3,2L] vectors after the message by the two linear maps; in the backward pass their gradients."""
+    slope2: Tensor
+    """[N,L] derivative of the nonlinearity in the update."""
+    gates: Tensor
+    """[N,2L] what the update multiplies and adds."""
+    closing: Tensor
+    """[N,L] tanh of the first node map of layer 1, then 1, charge, spin."""
+    last: Tensor
+    """[N,L] features before the last nonlinearity."""
+
+
+_PARTS = {"phi": 3, "uv": 6, "gates": 2}
+"""Rows of features that an atom has in an array of `_Kept`, where more than one."""
+
+
+class _Edges(NamedTuple):
+    """Arrays of the edges of a group; atoms count from its first one."""
+
+    row_ptr: Tensor
+    sender: Tensor
+    receiver: Tensor
+    vec: Tensor
+    basis: Tensor
+    slope: Tensor
+    column: Tensor
+    order: Tensor
+
+
+def fast_available() -> bool:
+    """Say whether the compiled kernels that this needs are there."""
+    library = kernels()
+    return library is not None and hasattr(library, "hydragnn_transpose")
+
+
+class FastHydraGNN:
+    """Evaluates a HydraGNN state dict (names without prefixes) of two PaiNN layers, the first of width 1."""
+
+    def __init__(self, state: Mapping[str, Tensor], precision: str = "fp32", cutoff: float = 5.0) -> None:
+        """Fold the weights of a state dict.
+
+        precision : fp64, fp32, or bf16: factors of matrix products are rounded to BF16, the rest is FP32. Where the
+            processor has no BF16 products they are made in FP32, and this is no faster than fp32.
+
+        Raises
+        ------
+        UsageError
+            for an unknown precision.
+        AtomSieveError
+            if the state dict is of another architecture, or the compiled kernels are missing.
+        """
+        if precision not in DTYPES:
+            raise unknown("precision", precision, DTYPES)
+        if not fast_available():
+            raise AtomSieveError(
+                "the fast path of HydraGNN's model needs the compiled kernels; reinstall with a C++ compiler at hand"
+            )
+        self.precision, self.dtype, self.cutoff = precision, DTYPES[precision], cutoff
+        self.rounded = precision == "bf16"
+        self.direct = self.rounded and multiplies_bf16(torch.device("cpu"))
+        self.weights: Folded = fold(state, self.dtype, self.rounded)
+        self.heads = FastHeads(state, self.dtype, self.rounded)
+        self._rooms: dict[str, Tensor] = {}
+        self._suffix = "f64" if self.dtype == torch.float64 else "f32"
+
+    def __call__(
+        self,
+        numbers: Tensor,
+        vec: Tensor,
+        sender: Tensor,
+        receiver: Tensor,
+        row_ptr: Tensor,
+        ptr: Tensor,
+        charge: Tensor,
+        spin: Tensor,
+        mix: Tensor,
+        gradients: bool = True,
+    ) -> FastResult:
+        """Evaluate a batch of S structures, N atoms and E edges sorted by receiver; all on the CPU.
+
+        numbers : [N] atomic numbers. vec : [E,3] Angstrom, sender minus receiver. sender, receiver : [E] int64.
+        row_ptr : [N+1], ptr : [S+1] int64. charge, spin : [S]. mix : [S,B] weights of heads.
+        gradients : also d energy / d vec; else `edge_grad` is zero.
+
+        The list may be truncated: no symmetry is used. No edge may join two structures.
+        """
+        numbers, vec = numbers.to(torch.int64).contiguous(), vec.to(torch.float64).contiguous()
+        attributes = torch.stack([charge, spin], 1).to(self.dtype)
+        energies: list[Tensor] = []
+        grad = torch.zeros(vec.shape, dtype=self.dtype)
+        cuts, bounds = ptr.numpy(), row_ptr.numpy()
+        for first, last in spans(cuts, GROUP_ATOMS):
+            a, b = int(cuts[first]), int(cuts[last])
+            e, f = int(bounds[a]), int(bounds[b])
+            edges = self._edges(row_ptr[a : b + 1] - e, sender[e:f] - a, receiver[e:f] - a, vec[e:f])
+            found = self._group(
+                numbers[a:b], edges, ptr[first : last + 1] - a, attributes[first:last], mix[first:last],
+                grad[e:f] if gradients else None,
+            )  # fmt: skip
+            energies.append(found)
+        each = torch.cat(energies) if energies else torch.zeros(0, self.heads.count, dtype=torch.float64)
+        return FastResult(each, (each * mix.to(torch.float64)).sum(1), grad)
+
+    # -- one group ---------------------------------------------------------------------------------------------
+
+    def _group(
+        self, numbers: Tensor, edges: _Edges, ptr: Tensor, attributes: Tensor, mix: Tensor, grad: Tensor | None
+    ) -> Tensor:
+        """Return energies of heads `[S,B]` of structures that are held together; write edge gradients into `grad`."""
+        atoms, structures, w = len(numbers), len(ptr) - 1, self.weights
+        kept = _Kept(*(self._room(name, atoms, _PARTS.get(name, 1)) for name in _Kept._fields))
+        state, s0 = torch.empty(atoms, 4, dtype=torch.float64), torch.empty(atoms, dtype=torch.float64)
+        v0 = torch.empty(atoms, 4, dtype=self.dtype)
+        self._call(
+            "narrow_forward", atoms, w.radial, edges.row_ptr, edges.sender, numbers, edges.basis, w.table,
+            w.narrow_filters, w.narrow, state, s0, v0,
+        )  # fmt: skip
+        blocks = [(i, j, int(ptr[i]), int(ptr[j])) for i, j in spans(ptr.numpy(), BLOCK_ATOMS)]
+        per_atom = attributes.repeat_interleave(ptr[1:] - ptr[:-1], dim=0)
+        features = torch.zeros(structures, w.length, dtype=self.dtype)
+        for i, j, a, b in blocks:
+            self._forward(edges, kept, a, b, s0, v0, per_atom[a:b])
+            self._call("pool", j - i, w.length, ptr[i : j + 1], kept.last[a:b], features[i:j])
+        each, by_features = self.heads(features[:, : w.features], mix, grad is not None)
+        if grad is None:
+            return each
+        back = torch.zeros(structures, w.length, dtype=self.dtype)
+        assert by_features is not None
+        back[:, : w.features] = by_features
+        by_s0, by_v0 = torch.empty_like(s0), torch.zeros_like(v0)
+        by_edge = torch.zeros(len(edges.sender), 4, dtype=self.dtype)
+        for i, j, a, b in blocks:
+            into = self._scratch("end", b - a)
+            self._call("pool_back", j - i, w.length, ptr[i : j + 1], kept.last[a:b], back[i:j], into)
+            self._backward(edges, kept, a, b, v0, into, by_s0, by_v0, by_edge)
+        self._call(
+            "narrow_backward", atoms, w.radial, edges.row_ptr, edges.sender, numbers, edges.basis, edges.slope,
+            edges.vec, w.table, w.narrow_filters, w.narrow, state, by_s0, by_v0, by_edge, grad,
+        )  # fmt: skip
+        return each
+
+    def _edges(self, row_ptr: Tensor, sender: Tensor, receiver: Tensor, vec: Tensor) -> _Edges:
+        """Return the arrays that both passes read, with the order of edges by sender."""
+        edges, atoms, radial = len(sender), len(row_ptr) - 1, self.weights.radial
+        basis = torch.empty(edges, radial + 4, dtype=self.dtype)
+        slope = torch.empty_like(basis)
+        self._call("geometry", edges, radial, self.cutoff, vec, basis, slope)
+        column = torch.empty(atoms + 1, dtype=torch.int64)
+        order = torch.empty(edges, dtype=torch.int64)
+        self._call("transpose", atoms, edges, sender, column, order, typed=False)
+        return _Edges(row_ptr, sender, receiver, vec, basis, slope, column, order)
+
+    def _forward(self, edges: _Edges, kept: _Kept, a: int, b: int, s0: Tensor, v0: Tensor, attributes: Tensor) -> None:
+        """Fill the activations of atoms a to b."""
+        w, n = self.weights, b - a
+        k, width = _Kept(*(t[a:b] for t in kept)), (n, w.features, w.length)
+        self._call("spread", *width, s0[a:b], w.spread, w.spread_bias, attributes, k.spread)
+        self._product(k.spread, w.join, k.s1, inner=w.features + 3)
+        self._call("relu", *width, k.s1)
+        hidden = self._scratch("hidden", n)
+        self._product(k.s1, w.payload, k.slope1, inner=w.features + 1)
+        self._call("silu", *width, k.slope1, hidden)
+        self._product(hidden, w.payload_out, k.phi, inner=w.features + 1)
+        vectors, x = self._scratch("vectors", n, 3), self._scratch("x", n, 2)
+        self._call(
+            "wide_forward", a, b, w.radial, w.length, edges.row_ptr, edges.sender, edges.basis, w.filters, w.vector,
+            w.vector_bias, kept.phi, v0, kept.s1, x[:, w.length :], 2 * w.length, vectors,
+        )  # fmt: skip
+        flat = vectors.view(3 * n, w.length)
+        if w.biased:
+            flat[:, w.features] = 1
+        self._product(flat, w.vectors, k.uv.view(3 * n, -1), inner=w.features + w.biased)
+        self._call("norm", *width, k.uv, x)
+        self._product(x, w.update, k.slope2, inner=w.length + w.features + 1)
+        self._call("silu", *width, k.slope2, hidden)
+        self._product(hidden, w.update_out, k.gates, inner=w.features + 1)
+        self._call("gate", *width, x, k.uv, k.gates, hidden)
+        self._product(hidden, w.node, k.closing, inner=w.features + 1)
+        self._call("tanh", *width, attributes, k.closing)
+        self._product(k.closing, w.join_last, k.last, inner=w.features + 3)
+
+    def _backward(
+        self, edges: _Edges, kept: _Kept, a: int, b: int, v0: Tensor, into: Tensor, by_s0: Tensor, by_v0: Tensor,
+        by_edge: Tensor,
+    ) -> None:  # fmt: skip
+        """Turn gradients `into [n,L]` of the last features of atoms a to b into those of scalars, vectors and edges."""
+        w, n = self.weights, b - a
+        k, width = _Kept(*(t[a:b] for t in kept)), (n, w.features, w.length)
+        one, two, three = (self._scratch(f"back{m}", n, m) for m in (1, 2, 3))
+        total, payload = self._scratch("total", n), self._scratch("by_payload", n, 3)
+        self._back(into, w.join_last, one)
+        self._call("tanh_back", *width, k.closing, one)
+        self._back(one, w.node, total)
+        self._call("gate_back", *width, total, k.uv, two)
+        self._back(two, w.update_out, one)
+        self._call("scale", *width, k.slope2, one)
+        self._back(one, w.update, two)
+        self._call("norm_back", *width, two, k.gates, total, k.uv)
+        self._back(k.uv.view(3 * n, -1), w.vectors, three.view(3 * n, -1))
+        self._call(
+            "wide_backward", a, b, w.radial, w.length, edges.row_ptr, edges.sender, edges.receiver, edges.column,
+            edges.order, edges.basis, edges.slope, w.filters, w.vector, w.vector_bias, kept.phi, v0, total, three,
+            payload, by_v0, by_edge,
+        )  # fmt: skip
+        self._back(payload, w.payload_out, one)
+        self._call("scale", *width, k.slope1, one)
+        self._back(one, w.payload, into)
+        self._call("relu_back", *width, into, k.s1, total)
+        self._back(total, w.join, one)
+        self._call("spread_back", *width, one, k.spread, w.spread, by_s0[a:b])
+
+    # -- tools -------------------------------------------------------------------------------------------------
+
+    def _product(self, x: Tensor, weight: Tensor, out: Tensor, inner: int) -> None:
+        """Write `x[:, :inner] @ weight[:, :inner].T` into the first columns of `out`."""
+        self._multiply(x[:, :inner], weight[:, :inner].t(), out[:, : len(weight)])
+
+    def _back(self, grad: Tensor, weight: Tensor, out: Tensor) -> None:
+        """Write the gradient by what `weight` was applied to (no spare columns) into the first columns of `out`."""
+        inner = self.weights.inner(weight)
+        self._multiply(grad[:, : len(weight)], weight[:, :inner], out[:, :inner])
+
+    def _multiply(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        if self.direct:
+            out.copy_(torch.mm(x.bfloat16(), weight.bfloat16()))
+            return
+        torch.mm(x.bfloat16().to(self.dtype) if self.rounded else x, weight, out=out)
+
+    def _room(self, name: str, rows: int, parts: int) -> Tensor:
+        """Return a working array `[rows, parts*L]`, zero where nothing was written yet; kept between calls."""
+        held = self._rooms.get(name)
+        if held is None or len(held) < rows:
+            held = torch.zeros(rows, parts * self.weights.length, dtype=self.dtype)
+            self._rooms[name] = held
+        return held[:rows]
+
+    def _scratch(self, name: str, rows: int, parts: int = 1) -> Tensor:
+        return self._room(f"block {name}", rows, parts)
+
+    def _call(self, name: str, *arguments: Tensor | int | float | None, typed: bool = True) -> None:
+        library = kernels()
+        assert library is not None
+        function = getattr(library, f"hydragnn_{name}_{self._suffix}" if typed else f"hydragnn_{name}")
+        function(*(_value(x) for x in arguments))
+
+
+def _value(x: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+    if isinstance(x, int):
+        return ctypes.c_int64(x)
+    if isinstance(x, float):
+        return ctypes.c_double(x)
+    return ctypes.c_void_p(x.data_ptr() if x is not None else None)
+
+
+def spans(ptr: np.ndarray, atoms: int) -> Iterator[tuple[int, int]]:
+    """Yield spans of structures of at most so many atoms, or of one larger structure; `ptr [S+1]`."""
+    first, end = 0, len(ptr) - 1
+    while first < end:
+        last = max(int(np.searchsorted(ptr, ptr[first] + atoms, "right")) - 1, first + 1)
+        yield first, last
+        first = last

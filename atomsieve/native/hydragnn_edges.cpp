@@ -1,0 +1,435 @@
+// HydraGNN's two message layers over receiver-sorted edges, forward and analytic backward, without edge-wide features.
+//
+// For an edge e from sender j to receiver i, r = |d_e|: K = R+1 values b_e = [sin(n pi r/rc)/r * fc, fc] and a direction
+// c_e = d_e / ((r + 1e-9) r). A filter is A^T b_e. Layer 0 has one feature; layer 1 has F, and vectors that enter it are
+// v_j (x) w + beta, of rank one. With payloads phi_j = [v, e, s] of F features each:
+//     s_i += sum_e W_s phi_s,   v_i += sum_e W_v phi_v (v_j w + beta) + W_e phi_e c_e
+// The backward pass goes over the edges that leave an atom (`order`, from `hydragnn_transpose`): gradients of the sender
+// stay in registers or in its rows, those of an edge are its own. No atomics, no scatter; an atom's sums have one order.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "hydragnn_lanes.h"
+
+namespace {
+
+using lanes::Lanes;
+using lanes::load;
+using lanes::store;
+using lanes::sum;
+
+constexpr double kPi = 3.14159265358979323846;
+constexpr double kTiny = 1e-9;       // HydraGNN adds it to lengths that it divides by
+constexpr int kFeatureBytes = 1024;  // features handled together: their filters' weights stay in the first-level cache
+
+struct Edges {
+    const int64_t *row_ptr, *sender;
+    int64_t values, stride;  // K, and the length of a row of `basis` and `slope`: K values, then c_e
+};
+
+template <class T>
+void geometry(int64_t edges, int64_t radial, double cutoff, const double *vec, T *basis, T *slope) {
+    const int64_t stride = radial + 4;
+#pragma omp parallel for schedule(static)
+    for (int64_t e = 0; e < edges; ++e) {
+        const double *d = vec + 3 * e;
+        const double r = std::sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
+        const double angle = kPi * r / cutoff, s1 = std::sin(angle), c1 = std::cos(angle);
+        const bool within = r < cutoff;
+        const double fc = within ? 0.5 * (c1 + 1) : 0, dfc = within ? -0.5 * kPi / cutoff * s1 : 0;
+        T *b = basis + e * stride, *g = slope + e * stride;
+        double sn = s1, cn = c1;
+        for (int64_t n = 1; n <= radial; ++n) {
+            const double rbf = sn / r, drbf = (n * kPi / cutoff * cn - rbf) / r;
+            b[n - 1] = T(rbf * fc);
+            g[n - 1] = T(drbf * fc + rbf * dfc);
+            const double next = sn * c1 + cn * s1;
+            cn = cn * c1 - sn * s1;
+            sn = next;
+        }
+        b[radial] = T(fc);
+        g[radial] = T(dfc);
+        const double q = 1 / ((r + kTiny) * r);
+        for (int x = 0; x < 3; ++x) {
+            b[radial + 1 + x] = T(d[x] * q);
+            g[radial + 1 + x] = T(0);
+        }
+    }
+}
+
+// -- layer 0: one feature ------------------------------------------------------------------------------------------
+
+// What layer 0 is made of; `filters` holds K weights of the part along edges, then K of the scalar part.
+struct Narrow {
+    const double *table;  // [119,2]: payload along edges and scalar payload of each element
+    const double *filters;
+    double u, u_bias, v, v_bias;  // linear maps of vectors
+    double length, scalar, bias;  // first map of the update
+    double out[3], out_bias[3];   // second one: a_vv, a_sv, a_ss
+};
+
+inline Narrow narrow(const double *table, const double *filters, const double *p) {
+    return {table, filters, p[0], p[1], p[2], p[3], p[4], p[5], p[6], {p[7], p[8], p[9]}, {p[10], p[11], p[12]}};
+}
+
+// Values of the update of one atom, from its scalar and vector after the message.
+struct Mixed {
+    double U[3], V[3], norm, slope, q[3], dot;
+};
+
+inline Mixed mix(const Narrow &m, double s, const double *v) {
+    Mixed o;
+    double square = 0;
+    o.dot = 0;
+    for (int x = 0; x < 3; ++x) {
+        o.U[x] = m.u * v[x] + m.u_bias;
+        o.V[x] = m.v * v[x] + m.v_bias;
+        square += o.V[x] * o.V[x];
+        o.dot += o.U[x] * o.V[x];
+    }
+    o.norm = std::sqrt(square);
+    const double y = m.length * o.norm + m.scalar * s + m.bias, gate = 1 / (1 + std::exp(-y)), h = y * gate;
+    o.slope = gate * (1 + y * (1 - gate));
+    for (int k = 0; k < 3; ++k) o.q[k] = m.out[k] * h + m.out_bias[k];
+    return o;
+}
+
+template <class T>
+void narrow_forward(int64_t atoms, const Edges g, const int64_t *numbers, const T *basis, const Narrow m, double *state,
+                    double *s0, T *v0) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < atoms; ++i) {
+        double s = double(numbers[i]), v[3] = {0, 0, 0};
+        for (int64_t e = g.row_ptr[i]; e < g.row_ptr[i + 1]; ++e) {
+            const T *b = basis + e * g.stride;
+            const double *phi = m.table + 2 * numbers[g.sender[e]];
+            double along = 0, scalar = 0;
+            for (int64_t r = 0; r < g.values; ++r) {
+                along += m.filters[r] * b[r];
+                scalar += m.filters[g.values + r] * b[r];
+            }
+            s += scalar * phi[1];
+            for (int x = 0; x < 3; ++x) v[x] += along * phi[0] * b[g.values + x];
+        }
+        const Mixed o = mix(m, s, v);
+        state[4 * i] = s;
+        s0[i] = s + o.q[1] * o.dot + o.q[2];
+        v0[4 * i + 3] = 0;
+        for (int x = 0; x < 3; ++x) {
+            state[4 * i + 1 + x] = v[x];
+            v0[4 * i + x] = T(v[x] + o.q[0] * o.U[x]);
+        }
+    }
+}
+
+// From gradients by s0 and v0, and by length and direction of edges in layer 1 (`wide`), those by edge vectors.
+template <class T>
+void narrow_backward(int64_t atoms, const Edges g, const int64_t *numbers, const T *basis, const T *slope, const double *vec,
+                     const Narrow m, const double *state, const double *gs0, const T *gv0, const T *wide, T *out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < atoms; ++i) {
+        const double *v = state + 4 * i + 1;
+        const Mixed o = mix(m, state[4 * i], v);
+        const T *gv = gv0 + 4 * i;
+        const double gdot = gs0[i] * o.q[1];
+        const double gq[3] = {gv[0] * o.U[0] + gv[1] * o.U[1] + gv[2] * o.U[2], gs0[i] * o.dot, gs0[i]};
+        const double gy = (m.out[0] * gq[0] + m.out[1] * gq[1] + m.out[2] * gq[2]) * o.slope;
+        const double gs = gs0[i] + gy * m.scalar, by_norm = o.norm > 0 ? gy * m.length / o.norm : 0;
+        double gm[3];
+        for (int x = 0; x < 3; ++x) {
+            const double gu = gv[x] * o.q[0] + gdot * o.V[x];
+            gm[x] = gv[x] + m.u * gu + m.v * (gdot * o.U[x] + by_norm * o.V[x]);
+        }
+        for (int64_t e = g.row_ptr[i]; e < g.row_ptr[i + 1]; ++e) {
+            const T *b = basis + e * g.stride, *db = slope + e * g.stride, *c = b + g.values;
+            const double *phi = m.table + 2 * numbers[g.sender[e]], *d = vec + 3 * e;
+            double along = 0, dalong = 0, dscalar = 0;
+            for (int64_t r = 0; r < g.values; ++r) {
+                along += m.filters[r] * b[r];
+                dalong += m.filters[r] * db[r];
+                dscalar += m.filters[g.values + r] * db[r];
+            }
+            double by_length = wide[4 * e] + dscalar * phi[1] * gs;
+            by_length += dalong * phi[0] * (gm[0] * c[0] + gm[1] * c[1] + gm[2] * c[2]);
+            double by_c[3];
+            for (int x = 0; x < 3; ++x) by_c[x] = wide[4 * e + 1 + x] + along * phi[0] * gm[x];
+            const double r = std::sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]), q = 1 / ((r + kTiny) * r);
+            by_length -= (by_c[0] * d[0] + by_c[1] * d[1] + by_c[2] * d[2]) * (2 * r + kTiny) * q * q;
+            for (int x = 0; x < 3; ++x) out[3 * e + x] = T(by_c[x] * q + by_length * d[x] / r);
+        }
+    }
+}
+
+// -- layer 1: F features -------------------------------------------------------------------------------------------
+
+// Weights by feature: `filters` [3,K,L] of the parts v, e, s; `w` and `beta` [L] of the vectors that enter. Without a
+// beta, w has been multiplied into the payload phi_v (and `w` serves only what an atom keeps of its own vector).
+template <class T> struct Wide {
+    int64_t length;  // L: features and padding to whole vectors
+    const T *filters, *w, *beta;
+};
+
+// Add the messages of kEdges edges to scalars y [L] and vectors z [3,L], for features from f0 to f1.
+template <class T, int K, int kEdges, bool kBiased>
+inline void receive(const Wide<T> &m, int64_t values, const T *const *b, const T *const *phi, const T *const *v0, int64_t f0,
+                    int64_t f1, T *y, T *z) {
+    using V = typename Lanes<T>::V;
+    const int64_t L = m.length, n = K ? K : values;
+    const T *Av = m.filters, *Ae = Av + n * L, *As = Ae + n * L;
+    for (int64_t f = f0; f < f1; f += Lanes<T>::n) {
+        V wv[kEdges] = {}, we[kEdges] = {}, ws[kEdges] = {};
+        for (int64_t r = 0; r < n; ++r) {
+            const V av = load(Av + r * L + f), ae = load(Ae + r * L + f), as = load(As + r * L + f);
+            for (int k = 0; k < kEdges; ++k) {
+                wv[k] += av * b[k][r];
+                we[k] += ae * b[k][r];
+                ws[k] += as * b[k][r];
+            }
+        }
+        V s = load(y + f), x0 = load(z + f), x1 = load(z + L + f), x2 = load(z + 2 * L + f);
+        for (int k = 0; k < kEdges; ++k) {
+            const V pv = wv[k] * load(phi[k] + f), pe = we[k] * load(phi[k] + L + f);
+            const T *c = b[k] + n;
+            s += ws[k] * load(phi[k] + 2 * L + f);
+            x0 += pe * c[0];
+            x1 += pe * c[1];
+            x2 += pe * c[2];
+            if (kBiased) {
+                const V w = load(m.w + f), beta = load(m.beta + f);
+                x0 += pv * (w * v0[k][0] + beta);
+                x1 += pv * (w * v0[k][1] + beta);
+                x2 += pv * (w * v0[k][2] + beta);
+            } else {
+                x0 += pv * v0[k][0];
+                x1 += pv * v0[k][1];
+                x2 += pv * v0[k][2];
+            }
+        }
+        store(y + f, s);
+        store(z + f, x0);
+        store(z + L + f, x1);
+        store(z + 2 * L + f, x2);
+    }
+}
+
+// Scalars and vectors of atoms first to last after the message, into sm (rows of length ld) and vm [last-first,3,L].
+template <class T, int K, bool kBiased>
+void wide_forward(int64_t first, int64_t last, const Edges g, const T *basis, const Wide<T> m, const T *phi, const T *v0,
+                  const T *s1, T *sm, int64_t ld, T *vm) {
+    using V = typename Lanes<T>::V;
+    constexpr int kTile = 4;
+    const int64_t L = m.length, block = kFeatureBytes / sizeof(T);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = first; i < last; ++i) {
+        T *y = sm + (i - first) * ld, *z = vm + (i - first) * 3 * L;
+        std::memcpy(y, s1 + i * L, sizeof(T) * L);
+        for (int64_t f = 0; f < L; f += Lanes<T>::n) {
+            const V w = load(m.w + f), beta = kBiased ? load(m.beta + f) : V{};
+            for (int x = 0; x < 3; ++x) store(z + x * L + f, w * v0[4 * i + x] + beta);
+        }
+        for (int64_t f0 = 0; f0 < L; f0 += block) {
+            const int64_t f1 = f0 + block < L ? f0 + block : L;
+            const T *b[kTile], *p[kTile], *v[kTile];
+            int64_t e = g.row_ptr[i];
+            for (; e < g.row_ptr[i + 1]; e += kTile) {
+                const int count = g.row_ptr[i + 1] - e < kTile ? int(g.row_ptr[i + 1] - e) : kTile;
+                for (int k = 0; k < count; ++k) {
+                    b[k] = basis + (e + k) * g.stride;
+                    p[k] = phi + g.sender[e + k] * 3 * L;
+                    v[k] = v0 + g.sender[e + k] * 4;
+                }
+                if (count == kTile) {
+                    receive<T, K, kTile, kBiased>(m, g.values, b, p, v, f0, f1, y, z);
+                } else {
+                    for (int k = 0; k < count; ++k) receive<T, K, 1, kBiased>(m, g.values, b + k, p + k, v + k, f0, f1, y, z);
+                }
+            }
+        }
+    }
+}
+
+// What one tile of edges that leave an atom sends back: adds to gphi [3,L] and gv [3] of the sender, and to by_length [1]
+// and by_c [3] of each edge. `a` are the gradients of scalars, `t` those of vectors [3,L], at the receivers.
+template <class T, int K, int kEdges, bool kBiased>
+inline void send_back(const Wide<T> &m, int64_t values, const T *const *b, const T *const *db, const T *const *a,
+                      const T *const *t, const T *phi, const T *v0, int64_t f0, int64_t f1, T *gphi, T *gv, T *const *out) {
+    using V = typename Lanes<T>::V;
+    const int64_t L = m.length, n = K ? K : values;
+    const T *Av = m.filters, *Ae = Av + n * L, *As = Ae + n * L;
+    V by_length[kEdges] = {}, c0[kEdges] = {}, c1[kEdges] = {}, c2[kEdges] = {}, g0 = {}, g1 = {}, g2 = {};
+    for (int64_t f = f0; f < f1; f += Lanes<T>::n) {
+        V w[kEdges] = {}, d[kEdges] = {};
+        for (int64_t r = 0; r < n; ++r) {
+            const V weight = load(As + r * L + f);
+            for (int k = 0; k < kEdges; ++k) {
+                w[k] += weight * b[k][r];
+                d[k] += weight * db[k][r];
+            }
+        }
+        V into = load(gphi + 2 * L + f);
+        const V ps = load(phi + 2 * L + f);
+        for (int k = 0; k < kEdges; ++k) {
+            const V up = load(a[k] + f);
+            into += w[k] * up;
+            by_length[k] += d[k] * (ps * up);
+            w[k] = d[k] = V{};
+        }
+        store(gphi + 2 * L + f, into);
+        for (int64_t r = 0; r < n; ++r) {
+            const V weight = load(Av + r * L + f);
+            for (int k = 0; k < kEdges; ++k) {
+                w[k] += weight * b[k][r];
+                d[k] += weight * db[k][r];
+            }
+        }
+        into = load(gphi + f);
+        const V pv = load(phi + f);
+        for (int k = 0; k < kEdges; ++k) {
+            const V t0 = load(t[k] + f), t1 = load(t[k] + L + f), t2 = load(t[k] + 2 * L + f);
+            V inner = t0 * v0[0] + t1 * v0[1] + t2 * v0[2], push = w[k] * pv;
+            if (kBiased) {
+                inner = inner * load(m.w + f) + (t0 + t1 + t2) * load(m.beta + f);
+                push *= load(m.w + f);
+            }
+            into += w[k] * inner;
+            by_length[k] += d[k] * (pv * inner);
+            g0 += push * t0;
+            g1 += push * t1;
+            g2 += push * t2;
+            w[k] = d[k] = V{};
+        }
+        store(gphi + f, into);
+        for (int64_t r = 0; r < n; ++r) {
+            const V weight = load(Ae + r * L + f);
+            for (int k = 0; k < kEdges; ++k) {
+                w[k] += weight * b[k][r];
+                d[k] += weight * db[k][r];
+            }
+        }
+        into = load(gphi + L + f);
+        const V pe = load(phi + L + f);
+        for (int k = 0; k < kEdges; ++k) {
+            const T *c = b[k] + n;
+            const V t0 = load(t[k] + f), t1 = load(t[k] + L + f), t2 = load(t[k] + 2 * L + f);
+            const V inner = t0 * c[0] + t1 * c[1] + t2 * c[2], push = w[k] * pe;
+            into += w[k] * inner;
+            by_length[k] += d[k] * (pe * inner);
+            c0[k] += push * t0;
+            c1[k] += push * t1;
+            c2[k] += push * t2;
+        }
+        store(gphi + L + f, into);
+    }
+    gv[0] += sum<T>(g0);
+    gv[1] += sum<T>(g1);
+    gv[2] += sum<T>(g2);
+    for (int k = 0; k < kEdges; ++k) {
+        out[k][0] += sum<T>(by_length[k]);
+        out[k][1] += sum<T>(c0[k]);
+        out[k][2] += sum<T>(c1[k]);
+        out[k][3] += sum<T>(c2[k]);
+    }
+}
+
+// Gradients by payloads gphi [last-first,3,L], by entering vectors gv0 [N,4] and of edges by length and c_e (out [E,4]), for
+// the edges that leave atoms first to last, whose receivers lie there too. gs, gv: gradients by scalars and vectors there.
+template <class T, int K, bool kBiased>
+void wide_backward(int64_t first, int64_t last, const Edges g, const int64_t *receiver, const int64_t *column,
+                   const int64_t *order, const T *basis, const T *slope, const Wide<T> m, const T *phi, const T *v0,
+                   const T *gs, const T *gv, T *gphi, T *gv0, T *out) {
+    using V = typename Lanes<T>::V;
+    constexpr int kTile = 2;
+    const int64_t L = m.length, block = kFeatureBytes / sizeof(T);
+#pragma omp parallel for schedule(static)
+    for (int64_t j = first; j < last; ++j) {
+        T *into = gphi + (j - first) * 3 * L;
+        const T *own = gv + (j - first) * 3 * L;
+        std::memset(into, 0, sizeof(T) * 3 * L);
+        for (int64_t e = column[j]; e < column[j + 1]; ++e) std::memset(out + 4 * order[e], 0, sizeof(T) * 4);
+        T total[3];
+        for (int x = 0; x < 3; ++x) {
+            V kept = {};
+            for (int64_t f = 0; f < L; f += Lanes<T>::n) kept += load(own + x * L + f) * load(m.w + f);
+            total[x] = sum<T>(kept);
+        }
+        for (int64_t f0 = 0; f0 < L; f0 += block) {
+            const int64_t f1 = f0 + block < L ? f0 + block : L;
+            for (int64_t p = column[j]; p < column[j + 1]; p += kTile) {
+                const T *b[kTile], *db[kTile], *a[kTile], *t[kTile];
+                T *o[kTile];
+                const int count = column[j + 1] - p < kTile ? int(column[j + 1] - p) : kTile;
+                for (int k = 0; k < count; ++k) {
+                    const int64_t e = order[p + k], i = receiver[e] - first;
+                    b[k] = basis + e * g.stride;
+                    db[k] = slope + e * g.stride;
+                    a[k] = gs + i * L;
+                    t[k] = gv + i * 3 * L;
+                    o[k] = out + 4 * e;
+                }
+                const T *from = phi + j * 3 * L, *v = v0 + 4 * j;
+                if (count == kTile) {
+                    send_back<T, K, kTile, kBiased>(m, g.values, b, db, a, t, from, v, f0, f1, into, total, o);
+                } else {
+                    send_back<T, K, 1, kBiased>(m, g.values, b, db, a, t, from, v, f0, f1, into, total, o);
+                }
+            }
+        }
+        for (int x = 0; x < 3; ++x) gv0[4 * j + x] = total[x];
+    }
+}
+
+}  // namespace
+
+// Edges by sender: those that leave atom j are order[column[j]:column[j+1]], in rising order.
+extern "C" void hydragnn_transpose(int64_t atoms, int64_t edges, const int64_t *sender, int64_t *column, int64_t *order) {
+    std::memset(column, 0, sizeof(int64_t) * (atoms + 1));
+    for (int64_t e = 0; e < edges; ++e) ++column[sender[e]];
+    int64_t total = 0;
+    for (int64_t j = 0; j <= atoms; ++j) {
+        total += column[j];
+        column[j] = total;
+    }
+    for (int64_t e = edges; e-- > 0;) order[--column[sender[e]]] = e;
+}
+
+#define EXPORT(NAME, T)                                                                                                   \
+    extern "C" void hydragnn_geometry_##NAME(int64_t edges, int64_t radial, double cutoff, const double *vec, T *basis,     \
+                                             T *slope) {                                                                   \
+        geometry<T>(edges, radial, cutoff, vec, basis, slope);                                                             \
+    }                                                                                                                     \
+    extern "C" void hydragnn_narrow_forward_##NAME(int64_t atoms, int64_t radial, const int64_t *row_ptr,                   \
+                                                   const int64_t *sender, const int64_t *numbers, const T *basis,          \
+                                                   const double *table, const double *filters, const double *p,            \
+                                                   double *state, double *s0, T *v0) {                                     \
+        narrow_forward<T>(atoms, {row_ptr, sender, radial + 1, radial + 4}, numbers, basis, narrow(table, filters, p),      \
+                          state, s0, v0);                                                                                  \
+    }                                                                                                                     \
+    extern "C" void hydragnn_narrow_backward_##NAME(                                                                       \
+        int64_t atoms, int64_t radial, const int64_t *row_ptr, const int64_t *sender, const int64_t *numbers,              \
+        const T *basis, const T *slope, const double *vec, const double *table, const double *filters, const double *p,    \
+        const double *state, const double *gs0, const T *gv0, const T *wide, T *out) {                                     \
+        narrow_backward<T>(atoms, {row_ptr, sender, radial + 1, radial + 4}, numbers, basis, slope, vec,                   \
+                           narrow(table, filters, p), state, gs0, gv0, wide, out);                                         \
+    }                                                                                                                     \
+    extern "C" void hydragnn_wide_forward_##NAME(int64_t first, int64_t last, int64_t radial, int64_t length,               \
+                                                 const int64_t *row_ptr, const int64_t *sender, const T *basis,            \
+                                                 const T *filters, const T *w, const T *beta, const T *phi, const T *v0,   \
+                                                 const T *s1, T *sm, int64_t ld, T *vm) {                                  \
+        const auto run = beta ? (radial == 4 ? wide_forward<T, 5, true> : wide_forward<T, 0, true>)                        \
+                              : (radial == 4 ? wide_forward<T, 5, false> : wide_forward<T, 0, false>);                     \
+        run(first, last, {row_ptr, sender, radial + 1, radial + 4}, basis, {length, filters, w, beta}, phi, v0, s1, sm,    \
+            ld, vm);                                                                                                       \
+    }                                                                                                                     \
+    extern "C" void hydragnn_wide_backward_##NAME(                                                                         \
+        int64_t first, int64_t last, int64_t radial, int64_t length, const int64_t *row_ptr, const int64_t *sender,        \
+        const int64_t *receiver, const int64_t *column, const int64_t *order, const T *basis, const T *slope,              \
+        const T *filters, const T *w, const T *beta, const T *phi, const T *v0, const T *gs, const T *gv, T *gphi, T *gv0, \
+        T *out) {                                                                                                          \
+        const auto run = beta ? (radial == 4 ? wide_backward<T, 5, true> : wide_backward<T, 0, true>)                      \
+                              : (radial == 4 ? wide_backward<T, 5, false> : wide_backward<T, 0, false>);                   \
+        run(first, last, {row_ptr, sender, radial + 1, radial + 4}, receiver, column, order, basis, slope,                 \
+            {length, filters, w, beta}, phi, v0, gs, gv, gphi, gv0, out);                                                  \
+    }
+EXPORT(f32, float)
+EXPORT(f64, double)
