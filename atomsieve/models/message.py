@@ -1,4 +1,4 @@
-"""The PaiNN message of a stack of members: one operation, three implementations, twice differentiable.
+"""The PaiNN message of a stack of members: one operation, four implementations, twice differentiable.
 
 `message(x, basis, unit, weights, graph)` maps node payloads to what each atom receives (Schuett et al., ICML
 2021, eq. 7-8):
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -57,12 +58,14 @@ def message(
 
     wanted : what backward passes through the result are for; may be changed between passes.
     implementation : "native" (compiled, CPU, complete lists), "table" (padded neighbour table, complete lists),
-        "edges" (any list, any device), or "auto": the first of them that serves.
+        "triton" (fused, GPU, once differentiable), "edges" (any list, any device), or "auto": the first that serves.
     """
     if isinstance(graph, TableGraph):
         return message_on_table_graph(x, basis, unit, weights, graph)
     if implementation == "auto":
         implementation = "native" if native_serves(x, graph) else "edges"
+        if implementation == "edges" and triton_serves(x, wanted or Wanted()):
+            implementation = "triton"
         if implementation == "edges" and table_serves(graph, wanted or Wanted()):
             implementation = "table"
     if implementation in ("native", "table") and not graph.neighbors.symmetric:
@@ -73,9 +76,13 @@ def message(
         return _Native.apply(x, basis, unit, weights, graph, wanted or Wanted())
     if implementation == "table":
         return message_on_table(x, basis, unit, weights, graph)
+    if implementation == "triton":
+        from atomsieve.models.triton_message import message_on_gpu
+
+        return message_on_gpu(x, basis, unit, weights, graph)
     if implementation == "edges":
         return message_on_edges(x, basis, unit, weights, graph)
-    raise ValueError(f"unknown message implementation {implementation!r}; allowed: auto, native, table, edges")
+    raise ValueError(f"unknown message implementation {implementation!r}; allowed: auto, native, table, triton, edges")
 
 
 def native_serves(x: Tensor, graph: Graph) -> bool:
@@ -87,6 +94,12 @@ def native_serves(x: Tensor, graph: Graph) -> bool:
         and graph.neighbors.symmetric
         and kernels() is not None
     )
+
+
+def triton_serves(x: Tensor, wanted: Wanted) -> bool:
+    """Say whether the fused GPU kernels can be used: for inference, where Triton is installed."""
+    learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
+    return x.device.type == "cuda" and x.dtype in _SUFFIX and not learning and find_spec("triton") is not None
 
 
 def table_serves(graph: Graph, wanted: Wanted) -> bool:

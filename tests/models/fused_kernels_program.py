@@ -1,0 +1,89 @@
+"""Runs the fused GPU kernels, in Triton's interpreter where there is no GPU, and prints how far they are from others.
+
+A program of its own because TRITON_INTERPRET must be set before triton is imported, and must not be set for others.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from atomsieve.graphs.neighbors import build_graph
+from atomsieve.models import message as module
+from atomsieve.models.config import HeadSpec, ModelConfig
+from atomsieve.models.ensemble import Ensemble
+from atomsieve.models.message import Wanted, message
+from tests.helpers import copper_oxides
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CUTOFF = 2.45
+
+
+def inputs(members, width, radial, dtype, most, shared):
+    graph = build_graph(copper_oxides(1), CUTOFF, max_neighbors=most, device=DEVICE, dtype=dtype)
+    gen = torch.Generator().manual_seed(1)
+    d = graph.vec.norm(dim=1)
+    k = torch.arange(1, radial + 1, dtype=dtype, device=DEVICE)
+    basis = torch.sin(d[:, None] * k).expand(members, -1, -1)
+    unit = (graph.vec / d[:, None]).expand(members, -1, -1)
+    if not shared:
+        basis, unit = basis.contiguous(), unit.contiguous()
+    x = torch.randn(members, graph.n_atoms, 5, width, generator=gen, dtype=torch.float64).to(DEVICE, dtype)
+    weights = torch.randn(members, radial, 3 * width, generator=gen, dtype=torch.float64).to(DEVICE, dtype)
+    return graph, [t.detach().requires_grad_() for t in (x, basis, unit)], weights
+
+
+def evaluate(implementation, *case):
+    graph, leaves, weights = inputs(*case)
+    out = message(*leaves, weights, graph, implementation, Wanted(parameters=False, twice=False))
+    loss = (torch.tanh(out) * torch.arange(1, 5, dtype=out.dtype, device=DEVICE)[:, None]).sum()
+    return graph, [out.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def apart(a, b):
+    return float((a.double() - b.double()).abs().max() / b.abs().max().clamp(min=1e-30))
+
+
+def of_message(members, width, radial, dtype, most, shared):
+    graph, found = evaluate("triton", members, width, radial, dtype, most, shared)
+    _, expected = evaluate("edges", members, width, radial, torch.float64, most, shared)
+    differences = [apart(ours, plain) for ours, plain in zip(found, expected, strict=True)]
+    return {"symmetric": graph.neighbors.symmetric, "edges": graph.n_edges, "apart": differences}
+
+
+def of_ensemble():
+    config = ModelConfig(hidden=16, layers=2, cutoff=CUTOFF, n_basis=3)
+    head = HeadSpec(name="h", level_of_theory="t", references={8: 0.0, 29: 0.0}, scale=1.0, elements={8: 1, 29: 1})
+    model = Ensemble(config, [head], [0, 1]).double().requires_grad_(False).to(DEVICE)
+    graph = build_graph(copper_oxides(1), CUTOFF, dtype=torch.float64, device=DEVICE)
+    which = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    found = {}
+    for name, fused in (("plain", False), ("fused", True)):
+        module.triton_serves = lambda *given, answer=fused: answer
+        module.native_serves = lambda *given: False
+        found[name] = model(graph, which, forces=True, stress=True)
+    return {name: apart(getattr(found["fused"], name), getattr(found["plain"], name))
+            for name in ("energy", "forces", "virial")}  # fmt: skip
+
+
+def refusal():
+    graph, leaves, weights = inputs(1, 16, 2, torch.float64, None, False)
+    out = message(*leaves, weights.requires_grad_(), graph, "triton", Wanted(parameters=False, twice=False))
+    try:
+        out.sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    double, single = torch.float64, torch.float32
+    print(json.dumps({
+        "shared": of_message(2, 16, 3, double, None, True),
+        "odd widths": of_message(1, 21, 5, double, None, False),
+        "truncated": of_message(2, 16, 1, double, 3, False),
+        "single": of_message(1, 16, 4, single, None, False),
+        "ensemble": of_ensemble(),
+        "refusal": refusal(),
+    }))  # fmt: skip
