@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atomsieve.screen.store import disk_errors
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -43,7 +45,7 @@ class EventLog:
     def __call__(self, event: str, **fields: Any) -> None:
         """Write one event."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields}) + "\n"
-        with open(self.path, "a") as file:
+        with disk_errors(self.path.parent), open(self.path, "a") as file:
             file.write(line)
 
 

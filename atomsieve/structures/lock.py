@@ -134,7 +134,12 @@ class PathLock:
             return True  # a file system that stutters is not a thief
 
     def check(self) -> None:
-        """Raise if another run took the output over, as it may after two silent minutes."""
+        """Raise if another run took the output over, as it may after two silent minutes, or if the output is gone."""
+        if self.lost and not self.path.parent.is_dir():
+            raise AtomSieveError(
+                f"{self.target} is gone (moved or deleted while it was written); put it back and run the same command "
+                "again to continue"
+            )
         if self.lost:
             raise AtomSieveError(f"{self.target}: another run took this folder over; this one stops")
 
