@@ -19,7 +19,7 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen import ledger
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.run import run_screen
-from atomsieve.structures import write_structures
+from atomsieve.structures import open_structures, write_structures
 
 PROGRAM = Path(__file__).parent / "screen_fakes.py"
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
@@ -185,12 +185,27 @@ def test_a_disk_of_a_node_that_is_too_small_is_said_before_work_begins(screen, d
 # -- the input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["truncated", "deleted", "overwritten"])
-def test_a_part_of_the_input_that_cannot_be_read(tmp_path, fault):
-    source = tmp_path / "candidates.bp"
+class Here:
+    """A reader that is not handed to a process of its own."""
+
+    def __init__(self, reader):
+        self.reader = reader
+
+    def __len__(self):
+        return len(self.reader)
+
+    def __getattr__(self, name):
+        return getattr(self.reader, name)
+
+
+@pytest.mark.parametrize(("fault", "reader"), [
+    ("truncated", None), ("truncated", Here), ("deleted", Here), ("overwritten", Here)])  # fmt: skip
+def test_a_part_of_the_input_that_cannot_be_read(tmp_path, fault, reader):
+    source, out = tmp_path / "candidates.bp", tmp_path / "out"
     write_structures(source, candidates(1000, bad=False), step_size=100)
     options = ScreenOptions(chunk_size=100, max_atoms=200, commit_seconds=0.0)
-    run_screen(source, "gfm", options, out=tmp_path / "whole", predictor=FakePredictor())
+    run_screen(source, "gfm", options, out=tmp_path / "whole", predictor=FakePredictor(),
+               reader=Here(open_structures(source)))  # fmt: skip
     (data,) = source.glob("part-*/data.0")
     kept = data.read_bytes()
 
@@ -202,12 +217,15 @@ def test_a_part_of_the_input_that_cannot_be_read(tmp_path, fault):
         else:
             data.write_bytes(kept[: len(kept) // 2] + b"\7" * (len(kept) - len(kept) // 2))
 
-    out = tmp_path / "out"
+    def run(predictor, reader):
+        given = None if reader is None else reader(open_structures(source))
+        return run_screen(source, "gfm", options, out=out, predictor=predictor, reader=given)
+
     with pytest.raises(DataError) as caught:
-        run_screen(source, "gfm", options, out=out, predictor=Meanwhile(out, damage))
+        run(Meanwhile(out, damage), reader)
     one_line(caught, str(source))
     assert caught.value.exit_code == 1
     assert len(ledger.read(out / "ledger")) >= 3
     data.write_bytes(kept)
-    assert run_screen(source, "gfm", options, out=out, predictor=FakePredictor()).computed < 1000
+    assert run(FakePredictor(), Here).computed < 1000
     assert artefacts(out) == artefacts(tmp_path / "whole")
