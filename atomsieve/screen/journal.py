@@ -115,10 +115,11 @@ class Journal:
     """The slot of one rank; a context manager around all that may kill it. Enter it after `suspects` on every rank.
 
     path : the file of all slots; without one nothing is written. rank : of this process.
+    places : chunks that a rank may have at hand at once, and slots that each rank has.
     """
 
-    def __init__(self, path: Path | None = None, rank: int = 0) -> None:
-        self._path, self._rank = path, rank
+    def __init__(self, path: Path | None = None, rank: int = 0, places: int = 1) -> None:
+        self._path, self._slots, self._begun = path, range(1 + rank * places, 1 + (rank + 1) * places), 0
         self._handle: int | None = None
 
     def __enter__(self) -> Journal:
@@ -133,11 +134,13 @@ class Journal:
         """
         if self._path is not None:
             with disk_errors(self._path.parent):
-                self._put(self._rank + 1, encode(chunk, deaths, apart))
+                self._put(self._slots[self._begun % len(self._slots)], encode(chunk, deaths, apart))
+            self._begun += 1
 
     def clear(self) -> None:
         """Say that this rank has nothing at hand."""
-        self._put(self._rank + 1, encode(None))
+        for slot in self._slots:
+            self._put(slot, encode(None))
 
     def _put(self, slot: int, data: bytes) -> None:
         if self._handle is not None:

@@ -19,6 +19,7 @@ from atomsieve.screen.cascade_models import cascaded
 from atomsieve.screen.collect import Collected, resume
 from atomsieve.screen.columns import ROW
 from atomsieve.screen.journal import Journal
+from atomsieve.screen.lanes import Lanes
 from atomsieve.screen.local import Carrier, LocalStore, LocalWriter
 from atomsieve.screen.manifest import recorded_backend
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
@@ -131,14 +132,16 @@ def prepare(
             gfm = team.together(lambda: _given(ensemble))
             backend, why = team.first(lambda: _backend(folder, gfm, options, overwrite))
             predictor = team.together(lambda: load_predictor(gfm, options, backend, team.local_rank))
+            if predictor.device.type == "cuda":
+                predictor = stack.enter_context(Lanes(predictor))
             if lead and console is not None and options.backend != "native":
                 console.print(f"backend: {backend} ({why})", highlight=False, soft_wrap=True)
         model = predictor
         statuses, reasons = _statuses(), _reasons()
     heads = team.together(lambda: _heads(model, options.head))
     names, flags = ({code: name for code, (name, _) in known.items()} for known in (statuses, reasons))
-    where = team.together(lambda: row_filter(options.where, heads, names, flags, [model.precision]))
     team.together(lambda: cascade.check(options, heads, names, flags))
+    where = team.together(lambda: row_filter(options.where, heads, names, flags, [model.precision]))
     chunks = team.together(lambda: _chunks(reader, options, source))
     if lead and console is not None:
         if served is not None:
@@ -180,7 +183,7 @@ def prepare(
         top=TopK(options.top, options.by, descending=options.descending, where=where),
         clock=clock, begun=begun, lock=lock, log=EventLog(folder.log) if lead else None,
         console=console if lead else None, local=local,
-        journal=Journal(None if runner.elsewhere else folder.at_hand, team.rank),
+        journal=Journal(None if runner.served else folder.at_hand, team.rank, 1 + runner.elsewhere),
     )  # fmt: skip
 
 

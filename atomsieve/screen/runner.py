@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.predict.packing import halved, pack
+from atomsieve.predict.packing import halved, is_out_of_memory, pack
 from atomsieve.screen.columns import MEASURED, blank_rows
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
@@ -89,8 +89,13 @@ class Runner:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether chunks are computed elsewhere, so that the next can be on its way while one is waited for."""
+        """Whether others than this thread compute, so that the next chunk can be on its way while one is waited for."""
         return hasattr(self.predictor, "submit")
+
+    @property
+    def served(self) -> bool:
+        """Whether servers compute."""
+        return hasattr(self.predictor, "endpoints")
 
     @property
     def _want(self) -> set[str]:
@@ -176,8 +181,17 @@ class Runner:
                 prediction = answer.result(MOMENT)
             except TimeoutError:
                 continue
+            except Exception as error:  # every kind: which class says "out of memory" depends on the backend
+                if not is_out_of_memory(error):
+                    raise
+                prediction = None
             begun.sent.popleft()
-            self._enter(begun, group, h, batch, prediction)
+            if prediction is not None:
+                self._enter(begun, group, h, batch, prediction)
+                continue
+            while begun.sent and begun.sent[0][0] is group:  # its other heads would not fit either
+                begun.sent.popleft()[-1].cancel()
+            self._batch(begun, group)
 
     def _batch(self, begun: Begun, index: NDArray[np.int64]) -> None:
         """Fill in the rows of the structures `index`; where memory does not suffice, halve the batch and try again."""

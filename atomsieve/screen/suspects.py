@@ -48,7 +48,7 @@ class _Leave(Exception):  # noqa: N818 - a request, not an error
 
 def find(job: Job, done: set[int]) -> dict[int, Record]:
     """Return the suspects among the chunks that are not durable, the same on every rank."""
-    if job.runner.elsewhere:  # the death of a server is not that of a rank
+    if job.runner.served:  # the death of a server is not that of a rank
         return {}
     found = job.team.first(lambda: journal.suspects(job.folder, done))
     if found and job.console is not None:
@@ -190,6 +190,6 @@ class _Court:
 
 def settled(job: Job) -> None:
     """Forget what was held against chunks, on rank 0 after all are durable."""
-    if not job.runner.elsewhere:
+    if not job.runner.served:
         for path in (job.folder.at_hand, job.folder.deaths):
             path.unlink(missing_ok=True)
