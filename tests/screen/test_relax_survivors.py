@@ -1,0 +1,242 @@
+"""From a results folder to relaxed structures: the chosen rows, ASE's minima, the same bytes after a break."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from ase.filters import FrechetCellFilter
+from ase.io import read
+from ase.optimize import FIRE
+from typer.testing import CliRunner
+
+from atomsieve.calculators import GFMCalculator
+from atomsieve.cli.screen import app
+from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
+from atomsieve.predict import Predictor
+from atomsieve.screen import relax_group
+from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.query import Results
+from atomsieve.screen.relax import group_bounds, run_relax
+from atomsieve.screen.relax_files import COLUMNS
+from atomsieve.screen.relax_options import RelaxOptions
+from atomsieve.screen.run import run_screen
+from atomsieve.structures import open_structures, write_structures
+from tests.helpers import copper_oxides, tiny_gfm
+
+SAME = ("relax.json", "relaxed.csv", "relaxed.extxyz")
+OPTIONS = {
+    "fmax": 0.02, "max_steps": 18, "top": 20, "cell": True, "precision": "fp64", "max_atoms": 24, "group_atoms": 50,
+    "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory):
+    """A folder with an ensemble, candidates of which two are broken, and what screening made of them."""
+    folder = tmp_path_factory.mktemp("survivors")
+    tiny_gfm(folder / "gfm", hidden=8, layers=1)
+    batch = copper_oxides(30, seed=3)
+    numbers, positions = batch.numbers.copy(), batch.positions.copy()
+    numbers[batch.ptr[4]], positions[batch.ptr[9]] = 92, np.nan
+    batch = batch.replace(numbers=numbers, positions=positions, id=np.arange(30) + 500)
+    write_structures(folder / "c.bp", batch)
+    options = ScreenOptions(precision="fp64", device="cpu", chunk_size=8)
+    run_screen(folder / "c.bp", folder / "gfm", options, out=folder / "results")
+    return folder
+
+
+def lines(folder):
+    with open(folder / "relaxed.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def relaxed(screened, out, **changes):
+    result = run_relax(screened / "results", RelaxOptions(**{**OPTIONS, **changes}), out=out)
+    return result, lines(out)
+
+
+@pytest.fixture(scope="module")
+def whole(screened, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "relaxed"
+    result, rows = relaxed(screened, out, trajectory=2)
+    return out, result, rows
+
+
+def test_the_best_rows_are_relaxed_as_ase_does(screened, whole):
+    out, result, rows = whole
+    best = Results(screened / "results").top(20, "energy_per_atom")
+    assert [int(row["position"]) for row in rows] == best["position"].tolist()
+    assert [int(row["id"]) for row in rows] == best["id"].tolist()
+    assert [float(row["energy_before [eV]"]) for row in rows] == pytest.approx(best["energy"].tolist(), rel=1e-9)
+    assert sum(result.reasons.values()) == 20 and set(result.reasons) == {"CONVERGED", "STEPS"}
+    assert len(list((out / "groups").glob("*.npz"))) == len(group_bounds(best["natoms"].astype(int), 50)) - 1 > 1
+    calc = GFMCalculator(screened / "gfm", precision="fp64", device="cpu")
+    with open_structures(screened / "c.bp") as reader:
+        start = reader.read(0, 30)
+    for k in (0, 7, 19):
+        atoms = start.take([best["position"][k]]).to_ase()[0]
+        atoms.calc = calc
+        dyn = FIRE(FrechetCellFilter(atoms), logfile=None)
+        assert dyn.run(fmax=0.02, steps=18) == (rows[k]["reason"] == "CONVERGED")
+        assert dyn.nsteps == int(rows[k]["steps"])
+        assert atoms.get_potential_energy() == pytest.approx(float(rows[k]["energy [eV]"]), abs=1e-5)
+        assert atoms.get_volume() == pytest.approx(float(rows[k]["volume [Angstrom^3]"]), rel=1e-4)
+
+
+def test_the_three_files_say_the_same(screened, whole):
+    out, _, rows = whole
+    images = read(out / "relaxed.extxyz", ":")
+    with open_structures(out / "relaxed.bp") as reader:
+        batch, sources = reader.read(0, len(reader)), reader.sources
+    assert len(images) == len(rows) == len(batch) == 20 and sources[0].name == "metal"
+    assert batch.id.tolist() == [int(row["id"]) for row in rows]
+    assert batch.has_energy.all() and batch.has_forces.all() and batch.has_stress.all()
+    assert list(rows[0]) == [f"{name} [{unit}]" if unit else name for name, (unit, _) in COLUMNS.items()]
+    found = Predictor.load(screened / "gfm", precision="fp64")(batch, {"energy", "forces", "stress", "spread"})
+    for k, (row, atoms) in enumerate(zip(rows, images, strict=True)):
+        own = slice(*batch.ptr[k : k + 2])
+        assert np.allclose(atoms.positions, batch.positions[own], atol=1e-7)
+        assert atoms.info["reason"] == row["reason"] and atoms.info["steps"] == int(row["steps"])
+        assert atoms.get_potential_energy() == pytest.approx(batch.energy[k], abs=1e-6)
+        assert np.allclose(atoms.get_forces(), batch.forces[own], atol=1e-6)
+        assert found.energy[k] == pytest.approx(float(row["energy [eV]"]), abs=1e-7)
+        assert found.energy_std[k] == pytest.approx(float(row["energy_std [eV]"]), abs=1e-7)
+        assert np.allclose(found.forces[own], batch.forces[own], atol=1e-8)
+        assert np.allclose(found.stress[k], batch.stress[k], atol=1e-8)
+        assert (row["in_domain"] == "True") == found.in_domain[k]
+
+
+def test_trajectories_end_where_the_structure_is(whole):
+    out, _, rows = whole
+    images = {atoms.info["position"]: atoms for atoms in read(out / "relaxed.extxyz", ":")}
+    assert len(list((out / "trajectories").iterdir())) == 20
+    for row in rows:
+        frames = read(out / "trajectories" / f"{row['position']}.extxyz", ":")
+        steps = [atoms.info["step"] for atoms in frames]
+        last = int(row["steps"])
+        assert steps == sorted({*range(0, last + 1, 2), last})
+        assert np.allclose(frames[-1].positions, images[int(row["position"])].positions)
+        assert frames[-1].get_potential_energy() <= frames[0].get_potential_energy() + 1e-9
+
+
+@pytest.mark.parametrize("fault", ["dies", "is stopped"])
+def test_broken_off_and_continued_gives_the_same_bytes(screened, whole, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(relax_group, "KEEP_SECONDS", 0.0)
+    forward, calls = Predictor.__call__, []
+    request = "atomsieve.screen.relax.StopRequest.__enter__"
+
+    def breaking(self, *args, **kwargs):
+        calls.append(1)
+        if fault == "dies" and len(calls) == 30:
+            raise RuntimeError("no more")
+        return forward(self, *args, **kwargs)
+
+    class Stopping:
+        @property
+        def requested(self):
+            return len(calls) > 29
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "__call__", breaking)
+        if fault == "is stopped":
+            patched.setattr(request, lambda self: Stopping())
+        with pytest.raises(Interrupted if fault == "is stopped" else RuntimeError) as caught:
+            relaxed(screened, tmp_path / "out", trajectory=2)
+    if fault == "is stopped":
+        assert "run the same command again to continue" in str(caught.value)
+    assert list((tmp_path / "out" / "groups").glob("*.state.npz"))
+    assert not (tmp_path / "out" / "relaxed.csv").exists() and not (tmp_path / "out" / "lock.json").exists()
+    again, done = [], 29 if fault == "dies" else 30
+    monkeypatch.setattr(Predictor, "__call__", lambda self, *a, **k: again.append(1) or forward(self, *a, **k))
+    relaxed(screened, tmp_path / "out", trajectory=2)
+    out = whole[0]
+    events = map(json.loads, (out / "run.log.jsonl").read_text().splitlines())
+    assert len(again) == sum(event.get("evaluations", 0) for event in events) - done, "nothing is done twice"
+    for name in [*SAME, *(f"trajectories/{path.name}" for path in (out / "trajectories").iterdir())]:
+        assert (tmp_path / "out" / name).read_bytes() == (out / name).read_bytes(), name
+    for path in sorted((out / "groups").iterdir()):
+        assert (tmp_path / "out" / "groups" / path.name).read_bytes() == path.read_bytes()
+    data = "relaxed.bp/part-00000.r000.bp/data.0"
+    assert (tmp_path / "out" / data).read_bytes() == (out / data).read_bytes()
+
+
+def test_a_relaxation_that_is_done_is_not_done_again_and_other_settings_are_refused(screened, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    (out / "relaxed.bp").rename(tmp_path / "away")
+    result, _ = relaxed(screened, out, trajectory=2)
+    assert result.computed == 0 and not (out / "relaxed.bp").exists()
+    with pytest.raises(AtomSieveError, match=r"options\.fmax: 0\.02 -> 0\.01\).*--overwrite"):
+        relaxed(screened, out, trajectory=2, fmax=0.01)
+    with pytest.raises(AtomSieveError, match=r"other settings \(options\.top: 20 -> 5\)"):
+        relaxed(screened, out, trajectory=2, top=5)
+    (out / "groups" / "00001.npz").unlink()
+    (out / "relaxed.csv").unlink()
+    relaxed(screened, out, trajectory=2)
+    assert (out / "relaxed.csv").read_bytes() == (whole[0] / "relaxed.csv").read_bytes()
+    again = RelaxOptions(**{**OPTIONS, "top": 3, "max_steps": 0})
+    result = run_relax(screened / "results", again, out=out, overwrite=True)
+    assert result.structures == 3 and not (out / "trajectories").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").write_text("x")
+    with pytest.raises(AtomSieveError, match="holds other files than relaxed structures"):
+        run_relax(screened / "results", again, out=tmp_path / "other", overwrite=True)
+    assert (tmp_path / "other" / "precious").exists()
+
+
+def test_filters_and_guard_reach_the_table(screened, tmp_path):
+    _, rows = relaxed(screened, tmp_path / "out", where="natoms < 5", max_energy_std=1e-4, fmax=1e-4, max_steps=3)
+    assert rows and all(int(row["natoms"]) < 5 for row in rows)
+    stopped = [row for row in rows if row["reason"] == "GUARD"]
+    assert stopped and all(row["guard"].startswith("energy_std per atom") for row in stopped)
+    assert all(not row["guard"] for row in rows if row["reason"] != "GUARD")
+
+
+def test_the_command(screened, tmp_path):
+    call = CliRunner().invoke
+    out = tmp_path / "out"
+    base = ["relax", str(screened / "results"), "--top", "4", "--out", str(out), "--device", "cpu"]
+    done = call(app, [*base, "--fmax", "0.05", "--max-steps", "30", "--cell"])
+    assert done.exit_code == 0, done.output
+    assert "converged structures with the smallest energy per atom" in done.stdout
+    assert "CONVERGED: forces (and stress) are below the limit" in done.stdout
+    assert len(lines(out)) == 4
+    assert "all of it was done before" in call(app, [*base, "--fmax", "0.05", "--max-steps", "30", "--cell"]).stdout
+
+
+def test_refusals(screened, tmp_path):
+    options, results = RelaxOptions(**OPTIONS), screened / "results"
+    with pytest.raises(UsageError, match="has no row to relax"):
+        run_relax(results, RelaxOptions(**OPTIONS, where="natoms > 1000"), out=tmp_path / "out")
+    with pytest.raises(UsageError, match="unknown head 'metl'"):
+        run_relax(results, RelaxOptions(**OPTIONS, head="metl"), out=tmp_path / "out")
+    with pytest.raises(UsageError, match="not calibrated"):
+        run_relax(results, RelaxOptions(**OPTIONS, max_sigma_energy=0.1), out=tmp_path / "out")
+    other = tiny_gfm(tmp_path / "gfm", members=2, hidden=8, layers=1)
+    with pytest.raises(DataError, match="is not the ensemble that screened"):
+        run_relax(results, options, ensemble=other, out=tmp_path / "out")
+    with pytest.raises(AtomSieveError, match="holds no screening results"):
+        run_relax(tmp_path, options)
+    assert not (tmp_path / "out").exists()
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    manifest = json.loads((copy / "run.json").read_text())
+    manifest["input"]["identity"] = "0" * 64
+    (copy / "run.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="is no longer what was screened"):
+        run_relax(copy, options, out=tmp_path / "out")
+    (copy / "rows.npy").rename(copy / "rows.npy.part")
+    with pytest.raises(AtomSieveError, match="is not complete"):
+        run_relax(copy, options, out=tmp_path / "out")
+
+
+def test_groups_are_cut_by_atoms_whatever_the_sizes():
+    natoms = np.array([3, 3, 3, 50, 1, 1, 20, 3])
+    bounds = group_bounds(natoms, 10)
+    assert bounds[0] == 0 and bounds[-1] == 8 and (np.diff(bounds) > 0).all()
+    assert bounds.tolist() == [0, 4, 5, 7, 8]
+    assert group_bounds(natoms, 10**6).tolist() == [0, 8]
