@@ -170,8 +170,8 @@ class Ensemble(nn.Module):
             grads = self._gradients(found.local, geometry.leaves, create_graph, force_members)
             wanted.geometry, wanted.parameters = False, True
             edge_grad = geometry.pull_back(*grads)
-            total = _forces(edge_grad, graph) if forces else None
-            virial = _virial(edge_grad, graph) if stress else None
+            total = forces_of(edge_grad, graph) if forces else None
+            virial = virial_of(edge_grad, graph) if stress else None
         if not create_graph:
             energy = energy.detach()
         return EnsembleOutput(energy, total, virial, *seen)
@@ -226,7 +226,7 @@ class Ensemble(nn.Module):
         return condition
 
 
-def _forces(edge_grad: Tensor, graph: Graph) -> Tensor:
+def forces_of(edge_grad: Tensor, graph: Graph) -> Tensor:
     """Sum edge gradients `[K,E,3]` into forces `[K,N,3]`: +g on the receiver, -g on the sender."""
     members, edges, _ = edge_grad.shape
     flat = edge_grad.permute(1, 0, 2).reshape(edges, 3 * members)
@@ -235,7 +235,7 @@ def _forces(edge_grad: Tensor, graph: Graph) -> Tensor:
     return out.view(graph.n_atoms, members, 3).permute(1, 0, 2)
 
 
-def _virial(edge_grad: Tensor, graph: Graph) -> Tensor:
+def virial_of(edge_grad: Tensor, graph: Graph) -> Tensor:
     """Sum vec (x) gradient over the edges of each structure, symmetrised: `[K,S,3,3]`."""
     members, edges, _ = edge_grad.shape
     pair = (graph.vec.to(edge_grad.dtype).view(1, edges, 3, 1) * edge_grad.unsqueeze(2)).double()

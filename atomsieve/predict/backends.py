@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from atomsieve.models.exports import FORMATS, export_key
 from atomsieve.models.layers import MATMULS
 from atomsieve.structures import StructureBatch
 
+if TYPE_CHECKING:
+    from atomsieve.models.hydragnn_run import FastEnsemble
+
 BACKENDS = ("native", *FORMATS, "auto")
 MAX_ATOMS = {"cpu": 20_000, "cuda": 200_000}
 """Atoms that the ensemble itself evaluates at once on each kind of device."""
@@ -28,6 +31,10 @@ MEMORY = {"cpu": 1.5e9, "cuda": 3e10}
 """Bytes that an artefact may take for one batch, roughly."""
 ARRAYS = {"onnx": 60, "torchscript": 30, "pt2": 6}
 """Arrays [K,N,W,F] that an artefact holds at its peak, as measured: `benchmarks/backends.py`."""
+
+
+EDGE_ARRAYS = 8
+"""Arrays [K,E,3F] that HydraGNN's model by automatic differentiation holds at its peak, roughly."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,13 @@ class NativeBackend:
         self.model = set_precision(ensemble, precision).to(device).eval().requires_grad_(False)
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.precision, self.why = precision, why
+        self.fast = _fast(ensemble, precision, device)
         self.max_atoms = MAX_ATOMS[device.type]
+        if ensemble.config.hydragnn is not None and self.fast is None:
+            config = ensemble.config
+            per_edge = 3 * config.hidden * (8 if precision == "fp64" else 4) * ensemble.encoders
+            per_atom = EDGE_ARRAYS * per_edge * (config.max_neighbors or 1.5 * config.typical_neighbors)
+            self.max_atoms = int(np.clip(MEMORY[device.type] / per_atom, 100, self.max_atoms))
         conservative = ensemble.config.forces == "conservative"
         given = {"forces", "forces_members"} | ({"stress"} if conservative else set())
         self.outputs = frozenset(given | (set() if ensemble.encoder.pooled else {"energies"}))
@@ -120,7 +133,15 @@ class NativeBackend:
         if self.model.shallow and forces and not {"force_spread", "members"}.isdisjoint(want):
             apart = range(self.model.members)
         with torch.no_grad():
-            out = self.model(graph, index, charge, spin, forces=forces, stress="stress" in want, force_members=apart)
+            if self.fast is not None and charge is not None and spin is not None:
+                out = self.fast(graph, index, charge, spin, forces=forces, stress="stress" in want)
+            else:
+                out = self.model(
+                    graph, index, charge, spin, forces=forces, stress="stress" in want, force_members=apart
+                )
+            features = out.features
+            if self.fast is not None and "features" in want:  # which it does not give
+                features = self.model(graph, index, charge, spin, forces=False).features
         network = out.energy.cpu().numpy()
         reference = self.model.reference_energy(batch.numbers, batch.ptr, head)
         every = None if out.forces is None else out.forces.detach().double()
@@ -136,7 +157,7 @@ class NativeBackend:
             None if out.virial is None else out.virial.mean(0).cpu().numpy(),
             atom_energies=shares,
             forces_members=every.cpu().numpy() if every is not None and "members" in want else None,
-            features=out.features[0].float().cpu().numpy() if "features" in want else None,
+            features=features[0].float().cpu().numpy() if "features" in want else None,
         )
 
 
@@ -147,6 +168,15 @@ class NativeBackend:
             return np.asarray(table[head][batch.numbers])
         weights, of_heads = head[batch.structure_of_atom], table[:, batch.numbers].T
         return np.asarray(np.where(weights > 0, weights * of_heads, 0.0).sum(1))
+
+
+def _fast(ensemble: Ensemble, precision: str, device: torch.device) -> FastEnsemble | None:
+    """Return the fast path of HydraGNN's model, where it is that and can be used."""
+    if ensemble.config.hydragnn is None:
+        return None
+    from atomsieve.models.hydragnn_run import FastEnsemble, fast_serves
+
+    return FastEnsemble(ensemble, precision) if fast_serves(ensemble, device) else None
 
 
 def _spread(every: torch.Tensor) -> NDArray[np.float64]:
