@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import UsageError
 from atomsieve.screen.columns import COLUMNS, MEASURED
 from atomsieve.screen.topk import OK, Where, row_filter
+from atomsieve.structures.expression import compile_where
 
 OF_SPREAD = ("energy_std", "sigma_energy", "interval_energy", "max_force_std", "sigma_force")
 """Columns that need the spread over all members."""
@@ -123,7 +124,13 @@ class OpenFilter:
         self._members = members
         self._truth: Truth | None = None
         if text is not None:
-            tables.plain(text)  # its own errors first
+            compiled = compile_where(text, [*COLUMNS, *(name.lower() for name in tables.reasons.values())])
+            if "precision" in compiled.names:
+                raise UsageError(
+                    "the row filter asks for 'precision', which depends on what the cascade recomputes; leave it out, "
+                    "and filter by it when the results are there (screen export, screen top)"
+                )
+            tables.plain(text)  # its own errors before ours
             self._truth = self._boolean(ast.parse(text.strip(), mode="eval").body)
 
     def __call__(self, rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
@@ -135,11 +142,6 @@ class OpenFilter:
 
     def _names(self, node: ast.AST) -> set[str]:
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-        if "precision" in names:
-            raise UsageError(
-                "the row filter asks for 'precision', which depends on what the cascade recomputes; leave it out, and "
-                "filter by it when the results are there (screen export, screen top)"
-            )
         if not self._members:
             for name in sorted(names.intersection(OF_SPREAD)):
                 raise no_bound(name)

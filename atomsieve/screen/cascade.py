@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted
-from atomsieve.screen.bounds import FLOOR, Bounds, OpenFilter, Tables, check_rank, largest
+from atomsieve.screen.bounds import FLOOR, Bounds, OpenFilter, Tables, check_rank, largest, rank_span
 from atomsieve.screen.cascade_models import Cascaded, tested
 from atomsieve.screen.columns import MEASURED
 from atomsieve.screen.progress import duration
@@ -40,7 +40,7 @@ from atomsieve.screen.rounds import (
     reading,
     smallest,
 )
-from atomsieve.screen.runner import Runner
+from atomsieve.screen.runner import OK, Runner
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import write_whole
 from atomsieve.screen.topk import TopK
@@ -50,10 +50,11 @@ if TYPE_CHECKING:
     from atomsieve.screen.prepare import Job
 
 FORMAT = 1
-SAMPLE = 1000
-"""Rows of round 0 drawn from all over the input, about."""
-BEYOND = 250
-"""Rows of round 0 beyond the best `top`, at least."""
+SAMPLE = (100, 1000)
+"""Rows of round 0 drawn from all over the input, about: one in `PART`, within these numbers."""
+BEYOND = (25, 250)
+"""Rows of round 0 beyond the best `top`: a quarter of them, within these numbers."""
+PART = 20
 MOST_ROUNDS = 50
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ def refine(job: Job, stop: StopRequest, computed: int) -> Job:
         if state.settled:
             break
         state = work.next(state)
-    final = work.counted()
+    final = work.counted(state)
     job.team.first(lambda: work.report(state))
     return final
 
@@ -162,12 +163,15 @@ class _Refining:
     def recompute(self, rules: list[Rule]) -> None:
         """Recompute what the rules take and is not recomputed yet; afterwards it is durable."""
         if rules:
+            self.job.team.again()
             with self.job.clock("recompute"):
                 self.together(lambda: one_pass(self.job, self.runner, self.choice, rules, self._claims(), self.between))
 
     def _claims(self) -> Iterator[int]:
-        for chunk in range(self.job.team.rank, self.job.chunks.count, self.job.team.size):
+        team = self.job.team
+        for chunk in team.claims(range(self.job.chunks.count)):
             if self.stop.closing:
+                team.stop()
                 raise Leave
             self.between()
             yield chunk
@@ -190,8 +194,10 @@ class _Refining:
         team, top = self.job.team, self.options.top
         if not state.rules:
             counts = sum(team.gather(self.job.status), Counter())
-            share = min(DRAWS, -(-SAMPLE * DRAWS // max(counts[0], 1)))
-            rule = Rule("sample", self.threshold(EXACT, top + max(top // 4, BEYOND) if top else 0), share)
+            sample = min(max(counts[OK] // PART, SAMPLE[0]), SAMPLE[1])
+            share = min(DRAWS, -(-sample * DRAWS // max(counts[OK], 1)))
+            beyond = min(max(top // 4, BEYOND[0]), BEYOND[1])
+            rule = Rule("sample", self.threshold(EXACT, top + beyond if top else 0), share)
             return self._store(replace_state(state, rule))
         seen = team.first(lambda: largest([state.tested, *(note.errors for note in self.notes())]))
         last = state.rules[-1]
@@ -218,7 +224,7 @@ class _Refining:
         self.job.team.first(write)
         return state
 
-    def counted(self) -> Job:
+    def counted(self, state: State) -> Job:
         """Return the job with the best rows and the counts of the final rows, and the better predictor."""
         job, options = self.job, self.options
         final = replace(job, runner=self.runner, status=Counter(), top=TopK(
@@ -232,8 +238,9 @@ class _Refining:
 
         with job.clock("reduce"):
             self.together(scan)
-        best = final.top.rows()
-        if not (best["precision"] == BETTER).all():  # cannot be: the threshold is above the best rows
+        best = final.top.rows()  # of this rank
+        low, _ = rank_span(options.by, options.descending, best, EXACT)
+        if (best["precision"][low <= state.rules[-1].threshold] != BETTER).any():  # cannot be
             raise AtomSieveError("a row of the best is not recomputed; report this, and screen without --cascade")
         return final
 

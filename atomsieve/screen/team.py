@@ -13,12 +13,14 @@ import sys
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_ERROR, EXIT_INTERRUPTED, AtomSieveError, Interrupted
 
@@ -29,7 +31,7 @@ SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SL
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 """What launchers tell their processes: Open MPI, MPICH (and Intel, Cray), MVAPICH, PMIx, Slurm's srun."""
 
-NEXT, DONE, FAILED, SLOTS = 0, 1, 2, 3  # places of the shared board, int64
+NEXT, DONE, FAILED, QUEUES, SLOTS = 0, 1, 2, 3, 3 + 4096  # places of the shared board, int64
 DRAIN = 0.5  # seconds for the launcher to pass on what a rank said: an abort drops what is still in its pipes
 STOPPED = 1 << 60  # added to NEXT: nothing is handed out after it
 
@@ -58,10 +60,29 @@ class Team:
         self._board[slot] += amount
         return before
 
-    def claims(self, todo: Sequence[int]) -> Iterator[int]:
-        """Yield chunks of `todo` (the same on every rank) that no other rank got, until none is left or `stop`."""
-        while (turn := self._add(NEXT, 1)) < len(todo):
-            yield int(todo[turn])
+    def claims(self, todo: Sequence[int], queue: NDArray[np.int64] | None = None, own: int = 0) -> Iterator[int]:
+        """Yield chunks of `todo` (the same on every rank) that no other rank got, until none is left or `stop`.
+
+        queue : [len(todo)], the queue in which each chunk waits, below `SLOTS - QUEUES`; the same on every rank. None
+            means one queue. own : the queue that this rank works on first; then it helps with the others.
+        """
+        if queue is None:
+            while (turn := self._add(NEXT, 1)) < len(todo):
+                yield int(todo[turn])
+            return
+        waiting = [np.flatnonzero(queue == q) for q in range(int(queue.max(initial=0)) + 1)]
+        order = deque([own % len(waiting), *(q % len(waiting) for q in range(own + 1, own + len(waiting)))])
+        while self._add(NEXT, 1) < len(todo):  # a permit: somewhere one is left for each that is given
+            while (turn := self._add(QUEUES + order[0], 1)) >= len(waiting[order[0]]):
+                order.popleft()
+            yield int(todo[waiting[order[0]][turn]])
+
+    def again(self) -> None:
+        """Let the next `claims` begin anew; every rank must call it, when no claims are at hand."""
+        self.gather(None)
+        if self.rank == 0:
+            self._add(NEXT, -self._add(NEXT, 0))
+        self.gather(None)
 
     def stop(self) -> None:
         """Hand out no more chunks, to any rank."""
