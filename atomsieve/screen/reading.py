@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Reading:
         second chunk is asked for; any other is read here.
     claims : chunks, each the next that falls to this rank.
     spans : `(first, end)` of a chunk.
+    begin : called with the number of a chunk before it is read by this process itself, which it may kill.
 
     Attributes
     ----------
@@ -47,8 +48,10 @@ class Reading:
     waited : time that this process was held up by it.
     """
 
-    def __init__(self, reader: Any, claims: Iterator[int], spans: Any) -> None:
-        self._reader, self._claims, self._spans = reader, claims, spans
+    def __init__(
+        self, reader: Any, claims: Iterator[int], spans: Any, begin: Callable[[int], None] = lambda chunk: None
+    ) -> None:
+        self._reader, self._claims, self._spans, self._begin = reader, claims, spans, begin
         self._asked: deque[int] = deque()
         self._process: _Process | None = None
         self.seconds = self.waited = 0.0
@@ -72,6 +75,7 @@ class Reading:
         since = time.perf_counter()
         chunk = self._asked.popleft()
         if self._process is None:
+            self._begin(chunk)
             batch = self._reader.read(*self._spans(chunk), CONDITIONS)
             seconds = time.perf_counter() - since
         else:

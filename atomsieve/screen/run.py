@@ -15,6 +15,7 @@ from atomsieve.errors import Interrupted
 from atomsieve.screen import suspects
 from atomsieve.screen.cascade import refine
 from atomsieve.screen.finish import ScreenResult, finish
+from atomsieve.screen.near import queues
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.prepare import Job, durable_chunks, prepare
 from atomsieve.screen.progress import EventLog, ProgressView
@@ -116,7 +117,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
     team, clock, runner = job.team, job.clock, job.runner
     structures = _structures(job, todo)
     writer = job.writer()
-    reading = Reading(job.reader, team.claims(todo), job.chunks.span)
+    reading = Reading(job.reader, team.claims(todo, *queues(team, job.reader, job.chunks, todo)), job.chunks.span, job.journal.begin)
     writing = Writing(writer, job.take)
     view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures, job.log,
                         lambda: _vitals(job, reading, writing))  # fmt: skip
