@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomsieve.cli.cascade import CascadeMembersOption, CascadeOption, CascadeSafetyOption, check_cascade
 from atomsieve.cli.common import (
     CHOICE,
     IN_OUT,
@@ -108,6 +109,11 @@ def run(
     threads: Annotated[
         int, typer.Option(help="CPU threads of each process; more processes are faster.", rich_help_panel=WORK, min=1)
     ] = 1,
+    copies: Annotated[
+        Path | None,
+        typer.Option("--copies", help="Folder on each node with copies of some parts of the candidates: they are read "
+                     "there, and mostly by its ranks.", rich_help_panel=IN_OUT, show_default=False),
+    ] = None,
     local: Annotated[
         Path | None,
         typer.Option("--local", help="Folder on a disk of each node that takes the results first; they are brought to "
@@ -118,6 +124,9 @@ def run(
         typer.Option("--collect-every", help="Seconds, with --local: what a lost node can lose.",
                      rich_help_panel=IN_OUT, min=0.0),
     ] = 600.0,
+    cascade: CascadeOption = None,
+    cascade_members: CascadeMembersOption = None,
+    cascade_safety: CascadeSafetyOption = 2.0,
     max_restarts: MaxRestartsOption = 0,
     launcher: LauncherOption = None,
     grace: GraceOption = 60.0,
@@ -128,6 +137,7 @@ def run(
     `mpirun -n 4 screen run ...` shares the work among four processes; the results are the same bytes. With --endpoint
     servers compute, and this process reads, sends and writes.
     """
+    check_cascade(ctx)
     if (code := supervised(ctx)) is not None:
         return code
     from atomsieve.screen.options import ScreenOptions
@@ -137,7 +147,9 @@ def run(
         head=head, precision=precision, backend=backend, device=device, top=top, by=by, descending=descending,
         where=where, forces=forces, force_spread=force_spread, limit=limit, chunk_size=chunk_size,
         max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads, grace=grace,
-        local=None if local is None else str(local), collect_seconds=collect_every,
+        copies=None if copies is None else str(copies), local=None if local is None else str(local),
+        collect_seconds=collect_every,
+        cascade=cascade, cascade_members=cascade_members, cascade_safety=cascade_safety,
     )  # fmt: skip
     result = run_screen(
         candidates, ensemble, options, served=_served(ctx), out=out, overwrite=overwrite,
