@@ -6,8 +6,8 @@ import typer
 
 from atomsieve.cli.screen_collect import collect
 from atomsieve.cli.screen_dedup import dedup
+from atomsieve.cli.screen_hull import hull
 from atomsieve.cli.screen_relax import relax
-from atomsieve.cli.screen_collect import collect
 from atomsieve.cli.screen_results import export, pick, status, top
 from atomsieve.cli.screen_run import run
 
@@ -17,5 +17,5 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for verb in (run, status, top, pick, export, collect, collect, relax, dedup):
+for verb in (run, status, top, pick, export, collect, relax, dedup, hull):
     app.command(verb.__name__)(verb)

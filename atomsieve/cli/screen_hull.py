@@ -1,0 +1,115 @@
+"""`screen hull`: formation energies and energies above the convex hull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atomsieve.cli.common import (
+    CHOICE,
+    IN_OUT,
+    ByOption,
+    DescendingOption,
+    EachOption,
+    OverwriteOption,
+    PerOption,
+    ResultsArgument,
+    RowHeadOption,
+    WhereOption,
+    console,
+    show_table,
+)
+
+if TYPE_CHECKING:
+    from atomsieve.screen.hull import Hull
+    from atomsieve.screen.references import References
+
+SHOWN = 20
+
+
+def hull(
+    results: ResultsArgument,
+    references: Annotated[
+        list[Path],
+        typer.Option("--references", "-r", help="Results of the same ensemble and head, or structures, which are "
+                     "computed now; may be given more than once.", rich_help_panel=IN_OUT, show_default=False),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Table to write: .csv or .parquet.", rich_help_panel=IN_OUT)
+    ] = Path("hull.csv"),
+    k: Annotated[
+        int | None,
+        typer.Option("--top", "-k", min=1, help="Only so many of the best rows.", rich_help_panel=CHOICE,
+                     show_default=False),
+    ] = None,
+    by: ByOption = "energy_per_atom",
+    descending: DescendingOption = False,
+    where: WhereOption = None,
+    head: RowHeadOption = None,
+    per: PerOption = None,
+    each: EachOption = 1,
+    ensemble: Annotated[
+        Path | None,
+        typer.Option("--ensemble", "-e", help="Folder of the ensemble that screened, if it was moved.",
+                     rich_help_panel=IN_OUT, show_default=False),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:  # fmt: skip
+    """Compare rows with reference phases of the same ensemble and head: formation energy, energy above the hull."""
+    from atomsieve.errors import AtomSieveError
+    from atomsieve.screen import hull as hulls
+    from atomsieve.screen.query import Results
+    from atomsieve.screen.references import entries_of, gather
+    from atomsieve.screen.select import Selection, one_head, select
+    from atomsieve.screen.source import screened_input
+
+    hulls.check_output(out, overwrite)
+    opened = Results(results)
+    if not opened.complete:
+        raise AtomSieveError(f"{results} is not complete; run the screening again first")
+    name = one_head(opened, head)
+    rows = select(opened, Selection(top=k, by=by, descending=descending, where=where, head=name, per=per,
+                                    each=each)).rows  # fmt: skip
+    if not len(rows):
+        raise AtomSieveError(f"no row of {results} has a result and fulfils --where; there is nothing to compare")
+    used = {opened.labels.precisions[code] for code in set(rows["precision"].tolist())}
+    best = max(used)  # fp64, fp32, bf16: the alphabet has them in this order
+    known = gather(opened, name, best, references, ensemble)
+    with screened_input(opened) as reader:
+        found = hulls.energies(entries_of(reader, rows), known.entries)
+    formulas = opened.formulas(rows)
+    table = hulls.columns(rows, [formulas[p] for p in rows["position"].tolist()], name, found, known.entries)
+    hulls.write(table, out, overwrite=overwrite)
+    _show(table, found, known, used, out)
+
+
+def _show(table: dict[str, list[Any]], found: Hull, known: References, used: set[str], out: Path) -> None:
+    import numpy as np
+
+    from atomsieve.screen.hull import symbol
+
+    screen = console()
+    shown = [name for name in table if name not in ("head", "missing", "natoms", "energy_per_atom")]
+    lines = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in line]
+             for line in zip(*(table[name][:SHOWN] for name in shown), strict=True)]  # fmt: skip
+    show_table(screen, f"the {len(lines)} of {len(table['id']):,} rows lowest above the hull, eV/atom", tuple(shown),
+               lines)  # fmt: skip
+    above = found.above[np.isfinite(found.above)]
+    said = [
+        f"references: {len(known.entries):,} entries of head {table['head'][0]}, {known.failed:,} without result, "
+        f"{known.outside:,} outside of its domain",
+        f"{len(above):,} rows in {found.systems:,} chemical systems: {np.count_nonzero(above <= 0):,} on or below the "
+        f"hull of the references, {np.count_nonzero(above <= 0.05):,} at most 0.05 eV/atom above it",
+    ]
+    if known.precisions != used:
+        said.append(f"references in {', '.join(sorted(known.precisions))}, rows in {', '.join(sorted(used))}")
+    lacking = sorted({z for row in found.missing for z in row})
+    if lacking:
+        said.append(
+            f"{sum(bool(row) for row in found.missing):,} rows have no hull: no reference is the element "
+            f"{', '.join(symbol(z) for z in lacking)}; add structures of these elements to --references"
+        )
+    for line in (*said, str(out)):
+        screen.print(line, highlight=False, soft_wrap=True)
