@@ -20,7 +20,7 @@ class ScreenOptions:
 
     Attributes
     ----------
-    head : name of a head, `all`, or None for the ensemble folder's default.
+    head : name of a head, `auto` (the folder's learned mixture of heads), `all`, or None for the folder's default.
     precision : fp64, fp32 or bf16.
     backend : native, onnx, torchscript, pt2, or auto (the fastest that was checked on this machine).
     device : auto, cpu, cuda or cuda:N. `auto` spreads the ranks of a machine over its GPUs.
@@ -35,6 +35,7 @@ class ScreenOptions:
     threads : CPU threads of each process that runs on the CPU. They decide the last bits of a result, so a run is
         continued with the same number; more processes are faster than more threads.
     max_structure_atoms : a structure above it gets the status TOO_LARGE.
+    copies : folder on each node with copies of some parts of the input; they are read there, by these ranks first.
     commit_seconds : results are made durable at least this often.
     local : a folder on a disk of each node where results are kept first; None writes to the results folder at once.
     collect_seconds : with `local`, results are brought to the results folder this often, and at the end.
@@ -61,6 +62,7 @@ class ScreenOptions:
     max_edges: int | None = None
     threads: int = 1
     max_structure_atoms: int = 20_000
+    copies: str | None = None
     commit_seconds: float = 2.0
     local: str | None = None
     collect_seconds: float = 600.0

@@ -117,7 +117,8 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
     team, clock, runner = job.team, job.clock, job.runner
     structures = _structures(job, todo)
     writer = job.writer()
-    reading = Reading(job.reader, team.claims(todo, *queues(team, job.reader, job.chunks, todo)), job.chunks.span, job.journal.begin)
+    claims = team.claims(todo, *queues(team, job.reader, job.chunks, todo))
+    reading = Reading(job.reader, claims, job.chunks.span, job.journal.begin)
     writing = Writing(writer, job.take)
     view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures, job.log,
                         lambda: _vitals(job, reading, writing))  # fmt: skip

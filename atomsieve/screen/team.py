@@ -110,6 +110,13 @@ class Team:
         """Return the values of all ranks on rank 0, None elsewhere."""
         return [value]
 
+    def merged(self, value: T, merge: Callable[[T, T], T]) -> T | None:
+        """Return the values of all ranks merged two and two on rank 0, None elsewhere; no rank holds all at once.
+
+        `merge` must give the same whatever the order.
+        """
+        return value
+
     def together(self, work: Callable[[], T]) -> T:
         """Run `work` on every rank; if it fails on any, all leave: the lowest rank that failed raises its error."""
         return work()
@@ -164,6 +171,10 @@ class MpiTeam(Team):
     def collect(self, value: T) -> list[T] | None:
         """See `Team.collect`."""
         return self.comm.gather(value)  # type: ignore[no-any-return]
+
+    def merged(self, value: T, merge: Callable[[T, T], T]) -> T | None:
+        """See `Team.merged`."""
+        return self.comm.reduce(value, merge)  # type: ignore[no-any-return]
 
     def together(self, work: Callable[[], T]) -> T:
         """See `Team.together`."""

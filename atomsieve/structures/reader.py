@@ -26,7 +26,7 @@ from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.fields import FIELDS
-from atomsieve.structures.manifest import NAME, SourceInfo, crc32_of, is_ours, load_manifest, sha256_of
+from atomsieve.structures.manifest import NAME, Manifest, SourceInfo, crc32_of, is_ours, load_manifest, sha256_of
 
 OPEN_PARTS = 16
 COUNTS_KEPT = 64
@@ -226,7 +226,7 @@ class StructureReader(ABC):
 class ManifestReader(StructureReader):
     """Reads a dataset folder written by `StructureWriter`; every byte that is used is verified first."""
 
-    def __init__(self, path: Path, verify: str) -> None:
+    def __init__(self, path: Path, verify: str, copies: Path | None = None) -> None:
         manifest = load_manifest(path)
         steps = [(k, j, row) for k, part in enumerate(manifest.parts) for j, row in enumerate(part.steps)]
         wide = any(part.positions == "float64" for part in manifest.parts) or not manifest.parts
@@ -241,11 +241,22 @@ class ManifestReader(StructureReader):
         )
         self.manifest = manifest
         self.verify = verify
+        self.copied = _whole_parts(manifest, copies)
+        self._copies = copies
         self._steps = steps
         self._sound = np.zeros(len(steps), bool)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ManifestReader, (self.path, self.verify)
+        return ManifestReader, (self.path, self.verify, self._copies)
+
+    def part_of(self, structure: int) -> int:
+        """Return the number of the part that holds a structure."""
+        return self._steps[int(np.searchsorted(self._first, structure, side="right")) - 1][0]
+
+    def _folder(self, part: int) -> Path:
+        """Return where a part is read from."""
+        near = self._copies is not None and part in self.copied
+        return (self._copies if near and self._copies is not None else self.path) / self.manifest.parts[part].path
 
     def identity(self) -> str:
         """Return the checksum of the manifest, which holds those of the files."""
@@ -267,8 +278,7 @@ class ManifestReader(StructureReader):
                 progress(row.end)
 
     def _open_part(self, part: int) -> Bp5Reader:
-        row = self.manifest.parts[part]
-        folder = self.path / row.path
+        row, folder = self.manifest.parts[part], self._folder(part)
         for name, file in row.files.items():
             if file.sha256 and sha256_of(folder / name) != file.sha256:
                 raise DataError(f"{folder / name} is damaged (its checksum does not fit); copy or write it again")
@@ -286,7 +296,7 @@ class ManifestReader(StructureReader):
         if self._sound[step]:
             return
         part, place, row = self._steps[step]
-        data = self.path / self.manifest.parts[part].path / "data.0"
+        data = self._folder(part) / "data.0"
         start = self._steps[step - 1][2].end if place else 0
         if self.verify == "full" and crc32_of(data, start, row.end) != row.crc32:
             raise DataError(f"{data} is damaged (bytes {start} to {row.end}, step {place}); copy or write it again")
@@ -294,7 +304,7 @@ class ManifestReader(StructureReader):
 
     def _read_counts(self, step: int) -> NDArray[np.int64]:
         part, place, row = self._steps[step]
-        data = self.path / self.manifest.parts[part].path / "data.0"
+        data = self._folder(part) / "data.0"
         if not data.is_file() or data.stat().st_size < row.end:  # reading what is not there would hang
             raise DataError(f"{data} was truncated or removed after it was opened; copy or write it again")
         counts = self._part(part).read("natoms", place, 0, row.structures)
@@ -314,6 +324,29 @@ class ManifestReader(StructureReader):
         return rows != 0 if field.dtype == bool else rows
 
 
+def _whole_parts(manifest: Manifest, copies: Path | None) -> frozenset[int]:
+    """Return the parts of which a folder holds a copy whose files have the right sizes; their bytes are verified later.
+
+    Raises
+    ------
+    DataError
+        if there is no such folder: a typing error would otherwise go unnoticed.
+    """
+    if copies is None:
+        return frozenset()
+    if not copies.is_dir():
+        raise DataError(f"{copies} is no folder; name the one that holds copies of parts, or leave it out")
+
+    def size(path: Path) -> int:
+        return path.stat().st_size if path.is_file() else -1
+
+    return frozenset(
+        number
+        for number, part in enumerate(manifest.parts)
+        if all(size(copies / part.path / name) == row.size for name, row in part.files.items())
+    )
+
+
 def open_structures(
     path: str | Path,
     *,
@@ -321,6 +354,7 @@ def open_structures(
     label: str = "all",
     restore_energies: bool = True,
     timeout: float = 60.0,
+    copies: str | Path | None = None,
 ) -> StructureReader:
     """Open structures for reading by global index.
 
@@ -334,6 +368,9 @@ def open_structures(
         of HydraGNN's files: "trainset", "valset", "testset", or "all" (those there are, in this order).
     restore_energies
         of HydraGNN's files: add the linear regression over the composition back that was taken off.
+    copies
+        folder that holds copies of some parts of a dataset folder under their names, on a disk that is nearer: they are
+        read there, and verified as the originals are.
     timeout
         seconds that looking into files that are not ours may take; it happens in a process of its own, since damaged
         files make the library hang or crash.
@@ -353,7 +390,9 @@ def open_structures(
     if not path.is_dir():
         raise DataError(f"{path} is a file, not a dataset folder; 'atomsieve data convert {path} OUT.bp' makes one")
     if is_ours(path):
-        return ManifestReader(path, verify)
+        return ManifestReader(path, verify, None if copies is None else Path(copies))
+    if copies is not None:
+        raise UsageError(f"{path} is no dataset folder of parts, so there are no copies of parts; leave them out")
     if (path / "md.idx").exists() or (path / "data.0").exists():
         from atomsieve.structures.foreign import open_foreign
 

@@ -1,0 +1,35 @@
+"""Who reads what: chunks are offered first to the ranks of the nodes that hold a copy of their part of the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.screen.plan import Chunks
+from atomsieve.screen.team import QUEUES, SLOTS, Team
+
+MOST = SLOTS - QUEUES
+
+
+def queues(team: Team, reader: Any, chunks: Chunks, todo: list[int]) -> tuple[NDArray[np.int64] | None, int]:
+    """Return the queue of each chunk of `todo`, and this rank's own; None where no rank has copies of parts.
+
+    Ranks that hold the same parts share a queue. A chunk goes to those that hold the part of its first structure, in
+    turn if several do; queue 0 has the chunks of which nobody has a copy.
+    """
+    held = team.gather(tuple(sorted(getattr(reader, "copied", ()))))
+    groups = sorted({parts for parts in held if parts})[: MOST - 1]
+    if not groups:
+        return None, 0
+    holders: dict[int, list[int]] = {}
+    for number, parts in enumerate(groups, start=1):
+        for part in parts:
+            holders.setdefault(part, []).append(number)
+    queue = np.zeros(len(todo), np.int64)
+    for place, chunk in enumerate(todo):
+        of_part = holders.get(reader.part_of(chunks.start(chunk)), [0])
+        queue[place] = of_part[place % len(of_part)]
+    own = held[team.rank]
+    return queue, groups.index(own) + 1 if own in groups else 0
