@@ -35,6 +35,7 @@ from atomsieve.cli.common import (
     wide,
 )
 from atomsieve.cli.restarts import GraceOption, LauncherOption, MaxRestartsOption, supervised
+from atomsieve.cli.watching import MetricsOption, OversizedOption
 
 if TYPE_CHECKING:
     from atomsieve.screen.served import Served
@@ -89,6 +90,8 @@ def run(
         typer.Option(help="Rows with a spread of forces, if the ensemble is shallow: all, top, none. [default: top]",
                      rich_help_panel=WORK, show_default=False),
     ] = "auto",
+    oversized: OversizedOption = "cpu",
+    metrics: MetricsOption = None,
     chunk_size: Annotated[
         int | None,
         typer.Option(help="Structures per chunk. [default: by the size of the input]", rich_help_panel=WORK,
@@ -144,6 +147,7 @@ def run(
     from atomsieve.screen.run import run_screen
 
     options = ScreenOptions(
+        oversized=oversized, metrics=None if metrics is None else str(metrics),
         head=head, precision=precision, backend=backend, device=device, top=top, by=by, descending=descending,
         where=where, forces=forces, force_spread=force_spread, limit=limit, chunk_size=chunk_size,
         max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads, grace=grace,

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def fit(atoms: Collection[float], edges: Collection[float], taken: Collection[fl
 
 def budget_of(
     predictor: Any,
-    sample: StructureBatch,
+    sample: StructureBatch | Callable[[], StructureBatch],
     usual: tuple[int, int],
     free: float | None = None,
     *,
@@ -108,7 +108,7 @@ def budget_of(
     predictor
         an `atomsieve.predict.Predictor`.
     sample
-        some of the candidates.
+        some of the candidates, or a function that gives them, which is called only if they are needed.
     usual
         atoms and edges of a batch where nothing is known of memory.
     free
@@ -133,6 +133,7 @@ def budget_of(
         return Budget(*usual, f"usual on a CPU ({readable(room)} free for each process)")
     if not np.isfinite(room):
         return Budget(*usual, "usual: how much memory is free cannot be told here")
+    sample = sample() if callable(sample) else sample
     key = key_of(predictor, want)
     law = recall(key)
     how = "known from an earlier probe"

@@ -81,6 +81,14 @@ class Limit:
             self.part = part
             log.warning("batches are held to %.0f %% of the budget from now on", 100 * part)
 
+    def pieces(
+        self, index: NDArray[np.int64], counts: NDArray[np.int64], edges: NDArray[np.float64]
+    ) -> list[NDArray[np.int64]]:
+        """Return a batch in the pieces that may still be tried; parameters as of `halved`."""
+        if len(index) < 2 or self.allows(float(counts[index].sum()), float(edges[index].sum())):
+            return [index]
+        return [piece for half in np.array_split(index, 2) for piece in self.pieces(half, counts, edges)]
+
     def _load(self, atoms: float, edges: float) -> float:
         return float(max(atoms / self.max_atoms, edges / self.max_edges))
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from atomsieve.screen.store import write_whole
 from atomsieve.screen.suspects import DEATHS
 from atomsieve.screen.table import Labels, csv_of_top, formulas, status_table, top_table
 from atomsieve.screen.topk import TopK
+from atomsieve.screen.vitals import lines_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,7 @@ class ScreenResult:
     uncalibrated : heads that were screened without calibrated energies.
     computed, rate : structures that this run computed (earlier runs did the others), and how many per second.
     poisoned : a line for each chunk of which structures were set aside.
+    measured : `energy` and `memory` of this run, on rank 0.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class ScreenResult:
     rate: float
     uncalibrated: tuple[str, ...] = ()
     poisoned: tuple[str, ...] = ()
+    measured: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -104,6 +107,7 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
         rate=computed / max(seconds, 1e-9),
         uncalibrated=tuple(uncalibrated(job.runner)),
         poisoned=tuple(told(chain.from_iterable(team.gather(job.poisoned)), job.chunks)),
+        measured=job.vitals.measured(team, computed),
     )
     team.first(lambda: _publish(job, result, clocks))
     if job.local is not None:
@@ -141,6 +145,8 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int) ->
         f"results: {result.folder}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    for line in lines_of(result.measured) if result.computed else ():
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def per_stage(clocks: list[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -167,6 +173,7 @@ def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]
         "force_spread": job.runner.force_spread,
         "uncalibrated": list(result.uncalibrated),
         "poisoned": list(result.poisoned),
+        **result.measured,
         "predictor": job.runner.predictor.describe(),
         "versions": _versions(),
     }

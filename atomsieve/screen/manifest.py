@@ -46,6 +46,7 @@ def build(
             "forces": runner.forces,
             "max_structure_atoms": runner.max_structure_atoms,
             **({} if runner.force_spread == "all" else {"force_spread": runner.force_spread}),
+            **({"oversized": "mark"} if device_kind(predictor) == "cuda" and runner.oversized is None else {}),
         },
         "chunks": chunks.describe(),
         "batches": {

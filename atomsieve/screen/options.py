@@ -12,6 +12,7 @@ PRECISIONS = ("fp64", "fp32", "bf16")
 BACKENDS = ("native", "onnx", "torchscript", "pt2", "auto")
 ALL_HEADS = "all"
 FORCE_SPREAD = ("auto", "all", "top", "none")
+OVERSIZED = ("cpu", "mark")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class ScreenOptions:
         better one what could be among the best rows or is undecided by `where`. Not with `local`.
     cascade_members : members that screen first in a cascade; None takes all.
     cascade_safety : the error bound of a cascade is the largest measured error times this.
+    oversized : what becomes of a structure too large for a GPU alone: `cpu` computes it there, `mark` gives it the
+        status OUT_OF_MEMORY.
+    metrics : a file that tells how the run is doing, for Prometheus; `{rank}` in its name makes it one for each rank.
     grace : seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch.
     """
 
@@ -69,6 +73,8 @@ class ScreenOptions:
     cascade: str | None = None
     cascade_members: int | None = None
     cascade_safety: float = 2.0
+    oversized: str = "cpu"
+    metrics: str | None = None
     grace: float = 60.0
 
     def __post_init__(self) -> None:
@@ -82,6 +88,8 @@ class ScreenOptions:
             raise unknown("force-spread", self.force_spread, FORCE_SPREAD)
         if self.collect_seconds < 0:
             raise UsageError(f"collect-every must be at least 0, got {self.collect_seconds}")
+        if self.oversized not in OVERSIZED:
+            raise unknown("oversized", self.oversized, OVERSIZED)
         if self.top < 0:
             raise UsageError(f"top must be at least 0, got {self.top}")
         if not self.grace >= 0:

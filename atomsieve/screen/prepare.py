@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
+from atomsieve.predict.packing import Limit
 from atomsieve.screen import cascade, ledger, manifest
+from atomsieve.screen.budget import OnCpu, settle_budget
 from atomsieve.screen.cascade_models import cascaded
 from atomsieve.screen.collect import Collected, resume
 from atomsieve.screen.columns import ROW
@@ -26,13 +28,14 @@ from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.plan import Chunks, chunk_size
 from atomsieve.screen.poison import POISONED, SetAside, set_aside
 from atomsieve.screen.progress import Clock, EventLog
-from atomsieve.screen.runner import PredictorLike, Runner
+from atomsieve.screen.runner import PredictorLike, Runner, wanted_of
 from atomsieve.screen.served import Served, connect, same_for_all
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.spread import settle
 from atomsieve.screen.store import Folder, ResultFile, ResultWriter, disk_errors, forces_file, part_of, row_file
 from atomsieve.screen.team import Team
 from atomsieve.screen.topk import TopK, row_filter
+from atomsieve.screen.vitals import Vitals, vitals_of
 from atomsieve.structures.lock import PathLock
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ class Job:
     begun : when the run began (`time.perf_counter`).
     journal : where this rank says what it has at hand.
     poisoned : what was set aside, as far as this rank has seen.
+    vitals : what the run tells of itself.
     """
 
     team: Team
@@ -78,6 +82,7 @@ class Job:
     local: tuple[LocalStore, Carrier] | None = None
     journal: Journal = field(default_factory=Journal)
     poisoned: list[SetAside] = field(default_factory=list)
+    vitals: Vitals = field(default_factory=Vitals)
 
     def writer(self) -> ResultWriter:
         """Return what makes chunks of this rank durable."""
@@ -121,6 +126,7 @@ def prepare(
 ) -> Job:
     """Return the job of this rank; parameters and errors as in `run_screen`. `stack` holds the lock and the reader."""
     begun, clock, lead = time.perf_counter(), Clock(), team.rank == 0
+    loaded = predictor is None and served is None
     with clock("load"):
         if reader is None:
             reader = stack.enter_context(team.together(lambda: _open(source)))
@@ -151,13 +157,24 @@ def prepare(
         console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
     device = manifest.device_kind(model)
     server = getattr(model, "server", None)
-    max_atoms, max_edges = options.budget(device, getattr(model, "budget", None))
     spread = team.together(lambda: settle(options, model))
     threads = options.threads if device == "cpu" and server is None else None
-    runner = Runner(model, heads, options.forces, max_atoms, max_edges, threads, options.max_structure_atoms, spread)
+    budget = team.first(lambda: settle_budget(
+        model, reader, options, folder, head=heads[0], want=wanted_of(spread), overwrite=overwrite,
+        share=team.local_size, loaded=loaded,
+    ))  # fmt: skip
+    if lead and console is not None and not budget.why.startswith(("as asked", "usual")):
+        console.print(f"batches: up to {budget.max_atoms:,} atoms ({budget.why})", highlight=False, soft_wrap=True)
+    runner = Runner(
+        model, heads, options.forces, budget.max_atoms, budget.max_edges, threads, options.max_structure_atoms, spread,
+        Limit(budget.max_atoms, budget.max_edges),
+        OnCpu(Path(ensemble)) if loaded and ensemble is not None and options.oversized == "cpu" else None,
+    )  # fmt: skip
     if lead and console is not None and threads is not None:
         _advise(console, team.size * threads)
     wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons, ensemble))
+    wanted["budget"] = budget.describe()
+    vitals = team.together(lambda: vitals_of(runner, chunks.n, team, options.metrics))
     bounds = team.first(lambda: _atom_bounds(reader, chunks)) if options.forces else None
     rows = row_file(folder, chunks, len(heads))
     forces = None if bounds is None else forces_file(folder, bounds, len(heads))
@@ -182,7 +199,7 @@ def prepare(
         forces=forces, known=known, options=options, status=Counter(),
         top=TopK(options.top, options.by, descending=options.descending, where=where),
         clock=clock, begun=begun, lock=lock, log=EventLog(folder.log) if lead else None,
-        console=console if lead else None, local=local,
+        console=console if lead else None, local=local, vitals=vitals,
         journal=Journal(None if runner.served else folder.at_hand, team.rank, 1 + runner.elsewhere),
     )  # fmt: skip
 

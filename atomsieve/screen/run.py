@@ -133,6 +133,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
             job.lock.check()
         if view.due:
             view.update(*team.totals())
+        job.vitals.look(lambda: _vitals(job, reading, writing), team.totals, structures)
 
     begun: deque[tuple[int, float, Begun]] = deque()
     with kept(job.folder), view:
@@ -161,6 +162,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
             _leave_if_stopped(job, stop, remaining=structures)
         watch()
         view.update(*team.totals(), last=True)
+        job.vitals.look(lambda: _vitals(job, reading, writing), team.totals, structures, last=True)
 
 
 def _finish(job: Job, chunk: int, since: float, work: Begun, writing: Writing, between: Callable[[], None]) -> None:
@@ -181,7 +183,8 @@ def _stages(job: Job, reading: Reading, writing: Writing) -> dict[str, float]:
 def _vitals(job: Job, reading: Reading, writing: Writing) -> dict[str, Any]:
     """Return what a watcher wants to know of this rank."""
     stages = {stage: round(seconds, 3) for stage, seconds in _stages(job, reading, writing).items()}
-    return {"seconds_per_stage": stages, "chunks_read_ahead": reading.ready, "chunks_to_write": writing.waiting}
+    queues = {"chunks_read_ahead": reading.ready, "chunks_to_write": writing.waiting}
+    return {"seconds_per_stage": stages, **queues, **job.vitals.now()}
 
 
 def _structures(job: Job, chunks: list[int]) -> int:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.predict.packing import halved, is_out_of_memory, pack
+from atomsieve.predict.packing import Limit, halved, is_out_of_memory, pack
 from atomsieve.screen.columns import MEASURED, blank_rows
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
+
+if TYPE_CHECKING:
+    from atomsieve.screen.budget import OnCpu
 
 OK, TOO_LARGE, NAN_OUTPUT, OUT_OF_MEMORY = 0, 4, 8, 9  # of atomsieve.predict.status.Status, checked by a test
 
@@ -48,6 +52,7 @@ class Begun:
     """A chunk that is being computed.
 
     batch : its structures. groups : those of each batch. rows : [S,H], of H heads. forces : [N,H,3], if they are kept.
+    edges : [S] estimated.
     sent : where servers compute, the requests on their way: group, index of the head, its batch and its answer.
     """
 
@@ -56,6 +61,7 @@ class Begun:
     rows: NDArray[Any]
     forces: NDArray[np.float32] | None
     sent: deque[tuple[NDArray[np.int64], int, StructureBatch, Any]] = field(default_factory=deque)
+    edges: NDArray[np.float64] | None = None
 
     def cancel(self) -> None:
         """Take back what was not sent yet."""
@@ -76,6 +82,7 @@ class Runner:
     threads : CPU threads, None where they do not matter.
     max_structure_atoms : structures above it are TOO_LARGE.
     force_spread : rows that get the spread of forces: "all", or "top" or "none" (then no row here).
+    limit : what this run has learned of memory. oversized : computes what does not fit alone; None marks it.
     """
 
     predictor: PredictorLike
@@ -86,6 +93,8 @@ class Runner:
     threads: int | None
     max_structure_atoms: int
     force_spread: str = "all"
+    limit: Limit | None = None
+    oversized: OnCpu | None = None
 
     @property
     def elsewhere(self) -> bool:
@@ -99,7 +108,7 @@ class Runner:
 
     @property
     def _want(self) -> set[str]:
-        return {"energy", "forces", "spread"} | ({"force_spread"} if self.force_spread == "all" else set())
+        return wanted_of(self.force_spread)
 
     def __call__(
         self, batch: StructureBatch, first: int, between: Callable[[], None] = lambda: None
@@ -128,7 +137,9 @@ class Runner:
         fits = np.flatnonzero(~too_large)
         edges = edge_budget_estimate(batch, self.predictor.cutoff)
         groups = [fits[group] for group in pack(edges[fits], counts[fits], self.max_atoms, self.max_edges)]
-        begun = Begun(batch, groups, rows, forces)
+        if self.limit is not None:
+            groups = [piece for group in groups for piece in self.limit.pieces(group, counts, edges)]
+        begun = Begun(batch, groups, rows, forces, edges=edges)
         if self.elsewhere:
             self._send(begun)
         return begun
@@ -185,6 +196,8 @@ class Runner:
                 if not is_out_of_memory(error):
                     raise
                 prediction = None
+                if self.limit is not None and begun.edges is not None:
+                    self.limit.lower(batch.n_atoms, begun.edges[group].sum())
             begun.sent.popleft()
             if prediction is not None:
                 self._enter(begun, group, h, batch, prediction)
@@ -196,13 +209,18 @@ class Runner:
     def _batch(self, begun: Begun, index: NDArray[np.int64]) -> None:
         """Fill in the rows of the structures `index`; where memory does not suffice, halve the batch and try again."""
 
-        def compute(some: NDArray[np.int64]) -> None:
+        def compute(some: NDArray[np.int64], predictor: PredictorLike = self.predictor) -> None:
             batch = begun.batch.take(some)
             for h, head in enumerate(self.heads):
-                self._enter(begun, some, h, batch, self.predictor(batch, self._want, head=head))
+                self._enter(begun, some, h, batch, predictor(batch, self._want, head=head))
 
-        for large in halved(compute, index, begun.batch.counts):
-            begun.rows[large] = failed(begun.rows[large], OUT_OF_MEMORY)
+        for large in halved(compute, index, begun.batch.counts, begun.edges, self.limit):
+            other: Any = None if self.oversized is None else self.oversized.twin(self.predictor)
+            instead = partial(compute, predictor=other)
+            if other is None or halved(instead, np.array([large]), begun.batch.counts):
+                begun.rows[large] = failed(begun.rows[large], OUT_OF_MEMORY)
+            elif self.oversized is not None:
+                self.oversized.computed += 1
 
     @staticmethod
     def _enter(begun: Begun, some: NDArray[np.int64], h: int, batch: StructureBatch, prediction: Any) -> None:
@@ -214,6 +232,11 @@ class Runner:
             values = np.asarray(prediction.forces, "<f4").copy()
             values[np.repeat(rows["status"][some, h] != OK, batch.counts)] = np.nan
             begun.forces[atoms, h] = values
+
+
+def wanted_of(force_spread: str) -> set[str]:
+    """Return what is asked of a predictor for rows; see `Runner.force_spread`."""
+    return {"energy", "forces", "spread"} | ({"force_spread"} if force_spread == "all" else set())
 
 
 def fill(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[Any]:

@@ -46,6 +46,7 @@ class Team:
     rank = 0
     size = 1
     local_rank = 0
+    local_size = 1
 
     def __init__(self) -> None:
         self._board = np.zeros(SLOTS, np.int64)
@@ -144,7 +145,7 @@ class MpiTeam(Team):
         self.comm = comm
         self.rank, self.size = comm.rank, comm.size
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.local_rank = node.rank
+        self.local_rank, self.local_size = node.rank, node.size
         node.Free()
         self._window = MPI.Win.Allocate(8 * SLOTS if self.rank == 0 else 0, 8, comm=comm)
         if self.rank == 0:
