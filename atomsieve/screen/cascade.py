@@ -333,6 +333,6 @@ def said_saved(report: dict[str, Any], better: str) -> str:
     spent = report["first_seconds"] + report["recompute_seconds"]
     word = "less" if report["saved"] >= 0 else "MORE"
     return (
-        f"computing took {duration(spent)} of processor time, an estimated {abs(report['saved']):.0%} {word} than "
-        f"everything in {better} ({duration(report['alone_seconds'])})"
+        f"computing took {duration(spent)}, summed over the ranks: an estimated {abs(report['saved']):.0%} {word} than "
+        f"everything in {better} ({duration(report['alone_seconds'])}, by the time of the recomputed rows)"
     )
