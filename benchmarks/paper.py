@@ -1,0 +1,336 @@
+"""HydraGNN's screening workload: its lead model and generator, an eager re-creation of its path beside ours.
+
+    OMP_NUM_THREADS=1 python benchmarks/paper.py device [--structures 24] [--precisions fp64,fp32,bf16]
+    OMP_NUM_THREADS=1 python benchmarks/paper.py loop   [--structures 100] [--precisions fp32]
+    OMP_NUM_THREADS=1 python benchmarks/paper.py files  [--structures 400] [--precisions fp32] [--ranks 1,2]
+
+Random structures of 2 to 500 atoms (Z up to 94) in an open box of 10 Angstrom, cutoff 5, at most 20 neighbours; two
+PaiNN layers of 337 and sixteen heads of random weights, mixed by a network on the composition; energies and forces.
+
+device: what their timer covers, from lists in memory to forces of the mixture. Eager and fast take turns on the same
+structures, the same lists and the same number of threads; the fastest of each is taken, so that a busy machine matters
+less (`--clock cpu` counts the process's own seconds instead, for one thread on a busy machine).
+loop: from positions in memory to energies and forces of each structure. Eager: a k-d tree for each structure, batches
+of a fixed count, one result at a time, as theirs. Ours: the predictor in batches of a budget of atoms.
+files: from a file of structures to a finished results folder by `screen run`, its start included.
+
+`--allocator default` leaves glibc's allocator as Python programs have it, `ours` sets it as our commands do. The eager
+path makes edge-wide arrays all the time and is several times slower with the default; name the one that was used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from eager_hydragnn import ELEMENTS, BranchWeights, EagerHydraGNN, build
+from scipy.spatial import cKDTree
+
+from atomsieve.cli.launch import relaunch
+from atomsieve.graphs import build_graph
+from atomsieve.models import record_files, save_gfm
+from atomsieve.models.hydragnn_fast import FastHydraGNN, spans
+from atomsieve.models.hydragnn_state import from_hydragnn_state
+from atomsieve.models.mixture import MIXTURE, composition, from_hydragnn_mixture, mixture_bytes
+from atomsieve.predict import Predictor
+from atomsieve.structures import StructureBatch
+from atomsieve.structures.generate import RandomBoxes, generate
+from atomsieve.structures.writer import write_structures
+
+CUTOFF, NEIGHBORS, SEED = 5.0, 20, 42
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}
+RECIPE = RandomBoxes(charge=0.0, spin=0.0)
+
+
+def structures(n: int) -> StructureBatch:
+    """Return the first n structures of the generator."""
+    return StructureBatch.concatenate(list(generate(RECIPE, 0, n, SEED)))
+
+
+def branch_weights() -> BranchWeights:
+    """Return the network that weighs heads, of random weights."""
+    torch.manual_seed(1)
+    return BranchWeights().double().requires_grad_(False)
+
+
+def weighed(batch: StructureBatch) -> torch.Tensor:
+    """Return the weight of each head in each structure, [S,16]."""
+    return branch_weights()(torch.from_numpy(composition(batch.numbers, batch.ptr)))
+
+
+def row(cells: list[str]) -> None:
+    """Print a row of a table."""
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def head(*names: str) -> None:
+    """Print the head of a table."""
+    row([*names])
+    print("|" + " --- |" * len(names))
+
+
+def turns(calls: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Return the shortest time of each call, after one that is not counted; calls are made in turns."""
+    best = dict.fromkeys(calls, np.inf)
+    for k in range(repeats + 1):
+        for name, call in calls.items():
+            began = clock()
+            call()
+            if k:
+                best[name] = min(best[name], clock() - began)
+    return best
+
+
+# -- device only ---------------------------------------------------------------------------------------------------
+
+
+class Inputs:
+    """Structures and their lists, as both paths take them."""
+
+    def __init__(self, batch: StructureBatch) -> None:
+        self.batch = batch
+        self.graph = build_graph(batch, CUTOFF, max_neighbors=NEIGHBORS, dtype=torch.float64)
+        self.mix = weighed(batch)
+        self.attributes = torch.zeros(len(batch), 2, dtype=torch.float64)
+
+    def eager(self, model: EagerHydraGNN, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, ...]:
+        """Return energies of heads, of the mixture, and edge gradients, in batches of `count` structures."""
+        found = [
+            self._eager(model, dtype, k, min(k + count, len(self.batch))) for k in range(0, len(self.batch), count)
+        ]
+        return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+    def _eager(self, model: EagerHydraGNN, dtype: torch.dtype, first: int, last: int) -> tuple[torch.Tensor, ...]:
+        g, near = self.graph, self.graph.neighbors
+        a, b = int(g.ptr[first]), int(g.ptr[last])
+        e, f = int(near.row_ptr[a]), int(near.row_ptr[b])
+        return model.fused(
+            g.numbers[a:b], g.vec[e:f].to(dtype), near.sender[e:f] - a, near.receiver[e:f] - a,
+            g.structure[a:b] - first, self.attributes[first:last].to(dtype), self.mix[first:last].to(dtype),
+        )  # fmt: skip
+
+    def fast(self, model: FastHydraGNN) -> tuple[torch.Tensor, ...]:
+        """Return the same by the fast path."""
+        g, near = self.graph, self.graph.neighbors
+        charge, spin = self.attributes.unbind(1)
+        return tuple(model(g.numbers, g.vec, near.sender, near.receiver, near.row_ptr, g.ptr, charge, spin, self.mix))
+
+
+def device(options: argparse.Namespace) -> None:
+    """Print what both paths take from lists in memory to forces."""
+    torch.set_num_threads(options.threads)
+    own = Inputs(structures(options.structures))
+    atoms, edges, n = own.graph.n_atoms, own.graph.n_edges, len(own.batch)
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    print(
+        f"device only: {n} structures, {atoms} atoms, {edges} edges, {options.threads} thread(s); eager in batches of "
+        f"{options.eager_batch}; {options.clock} time, fastest of {options.repeats}"
+    )
+    row(
+        ["precision", "path", "atoms/s", "edges/s", "structures/s", "to eager", "to eager FP32", "error", "force error"]
+    )
+    print("|" + " --- |" * 9)
+    truth, base = None, 0.0
+    state = build().state_dict()
+    for precision in sorted(options.precisions, key=list(DTYPES).index):
+        fast, dtype = FastHydraGNN(state, precision), DTYPES[precision]
+        eager = build(precision=dtype)
+        results: dict[str, tuple[torch.Tensor, ...]] = {}
+
+        def call_eager(eager=eager, dtype=dtype, results=results) -> None:  # type: ignore[no-untyped-def]
+            results["eager"] = own.eager(eager, dtype, options.eager_batch)
+
+        def call_fast(fast=fast, results=results) -> None:  # type: ignore[no-untyped-def]
+            results["fast"] = own.fast(fast)
+
+        both = {"eager": call_eager, "fast": call_fast}
+        if precision == "bf16":
+            both.pop("eager")  # its products would be rounded the same way, and take longer than in FP32
+        seconds = turns(both, options.repeats, clock)  # type: ignore[arg-type]
+        if precision == "fp32":
+            base = seconds["eager"]
+        truth = truth or results.get("eager")
+        for path, s in seconds.items():
+            to_same = f"{seconds['eager'] / s:.1f}" if "eager" in seconds else ""
+            error, force = (relative(results[path][k], truth[k]) if truth else np.nan for k in (1, 2))
+            rates = [f"{x / s:,.0f}" for x in (atoms, edges)] + [
+                f"{n / s:.1f}",
+                to_same,
+                f"{base / s:.1f}" if base else "",
+            ]
+            row([precision, path, *rates, f"{error:.0e}", f"{force:.0e}"])
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the largest difference over the largest value."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+# -- loop ----------------------------------------------------------------------------------------------------------
+
+
+def eager_loop(
+    model: EagerHydraGNN, batch: StructureBatch, dtype: torch.dtype, count: int
+) -> list[tuple[float, np.ndarray]]:
+    """Return energy and forces of each structure, the way of their script: lists, batches and results one by one."""
+    weights, found = branch_weights().to(dtype), []
+    for first in range(0, len(batch), count):
+        parts = [_one(batch, k) for k in range(first, min(first + count, len(batch)))]
+        sizes = [len(numbers) for numbers, _, _ in parts]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        numbers = torch.from_numpy(np.concatenate([p[0] for p in parts])).long()
+        positions = torch.from_numpy(np.concatenate([p[1] for p in parts])).to(dtype)
+        edge = torch.from_numpy(np.concatenate([p[2] + starts[k] for k, p in enumerate(parts)], axis=1))
+        structure = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(sizes))
+        counts = torch.stack(
+            [torch.bincount(numbers[structure == k], minlength=ELEMENTS + 1)[1:] for k in range(len(parts))]
+        )
+        vec = positions[edge[1]] - positions[edge[0]]
+        _, energy, grad = model.fused(
+            numbers,
+            vec,
+            edge[1],
+            edge[0],
+            structure,
+            torch.zeros(len(parts), 2, dtype=dtype),
+            weights(counts.to(dtype)),
+        )
+        forces = torch.zeros_like(positions).index_add(0, edge[0], grad).index_add(0, edge[1], -grad)
+        found += [(energy[k].item(), forces[structure == k].numpy()) for k in range(len(parts))]
+    return found
+
+
+def _one(batch: StructureBatch, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return numbers, positions and edges (receiver, sender) of one structure, by a k-d tree."""
+    own = slice(int(batch.ptr[k]), int(batch.ptr[k + 1]))
+    positions = np.asarray(batch.positions[own])
+    far, near = cKDTree(positions).query(positions, NEIGHBORS + 1, distance_upper_bound=CUTOFF)
+    receiver, place = np.nonzero(np.isfinite(far) & (near != np.arange(len(positions))[:, None]))
+    return batch.numbers[own], positions, np.stack([receiver, near[receiver, place]])
+
+
+def our_loop(predictor: Predictor, batch: StructureBatch, atoms: int) -> Iterator[np.ndarray]:
+    """Yield forces of batches of a budget of atoms by the predictor."""
+    for first, last in spans(batch.ptr, atoms):
+        yield predictor(batch.slice(first, last), ("energy", "forces"), head="auto").forces
+
+
+def ensemble(folder: Path) -> Path:
+    """Write the model and its weights of heads as an ensemble folder."""
+    made = from_hydragnn_state(build().state_dict())
+    save_gfm(folder, made, default_head="branch-0")
+    mixture = from_hydragnn_mixture(branch_weights().state_dict(), [h.name for h in made.heads])
+    record_files(folder, {MIXTURE: mixture_bytes(mixture)})
+    return folder
+
+
+def loop(options: argparse.Namespace) -> None:
+    """Print what both loops take from positions in memory to results."""
+    torch.set_num_threads(options.threads)
+    batch = structures(options.structures)
+    few = batch.slice(0, min(options.eager_structures, len(batch)))
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    print(
+        f"loop: {len(batch)} structures, {batch.n_atoms} atoms (eager: {len(few)}, {few.n_atoms}), {options.clock} time"
+    )
+    row(["precision", "path", "atoms/s", "structures/s", "to eager"])
+    print("|" + " --- |" * 5)
+    with tempfile.TemporaryDirectory() as place:
+        folder = ensemble(Path(place) / "gfm")
+        for precision in options.precisions:
+            model = build(precision=DTYPES[precision])
+            predictor = Predictor.load(folder, precision=precision)
+            seconds = turns(
+                {
+                    "eager": lambda m=model, p=precision: eager_loop(m, few, DTYPES[p], options.eager_batch),  # type: ignore[misc]
+                    "fast": lambda p=predictor: list(our_loop(p, batch, options.batch_atoms)),  # type: ignore[misc]
+                },
+                options.repeats,
+                clock,
+            )
+            rates = {"eager": few.n_atoms / seconds["eager"], "fast": batch.n_atoms / seconds["fast"]}
+            each = {"eager": len(few) / seconds["eager"], "fast": len(batch) / seconds["fast"]}
+            for path, rate in rates.items():
+                row([precision, path, f"{rate:,.0f}", f"{each[path]:.1f}", f"{rate / rates['eager']:.1f}"])
+
+
+# -- file to file --------------------------------------------------------------------------------------------------
+
+
+def files(options: argparse.Namespace) -> None:
+    """Print what `screen run` takes from a file of structures to a results folder, beside the path alone."""
+    batch = structures(options.structures)
+    alone = Inputs(batch.slice(0, min(40, len(batch))))
+    print(f"file to file: {len(batch)} structures, {batch.n_atoms} atoms; wall time of the whole command")
+    head("precision", "ranks", "seconds", "structures/s", "atoms/s", "per rank", "path alone", "ratio")
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        folder, source = ensemble(Path(place) / "gfm"), Path(place) / "boxes.bp"
+        write_structures(source, batch)
+        for precision in options.precisions:
+            torch.set_num_threads(1)
+            fast = FastHydraGNN(build().state_dict(), precision)
+            seconds = turns({"fast": lambda f=fast: alone.fast(f)}, 2, time.perf_counter)["fast"]  # type: ignore[misc]
+            device_rate = alone.graph.n_atoms / seconds
+            for ranks in options.ranks:
+                took = statistics.median(_screen(folder, source, precision, ranks) for _ in range(options.repeats))
+                rate = batch.n_atoms / took
+                share = rate / ranks
+                cells = [f"{took:.1f}", f"{len(batch) / took:.1f}", f"{rate:,.0f}", f"{share:,.0f}"]
+                row([precision, str(ranks), *cells, f"{device_rate:,.0f}", f"{share / device_rate:.2f}"])
+
+
+def _screen(folder: Path, source: Path, precision: str, ranks: int) -> float:
+    """Return the seconds of one `screen run`."""
+    out = folder.parent / "results"
+    program = [str(Path(sys.executable).parent / "screen"), "run", str(source), "--ensemble", str(folder)]
+    program += ["--head", "auto", "--precision", precision, "--out", str(out), "--overwrite", "--quiet", "--forces"]
+    if ranks > 1:
+        program = ["mpirun", "-n", str(ranks), *program]
+    began = time.perf_counter()
+    done = subprocess.run(
+        program, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    took = time.perf_counter() - began
+    if done.returncode not in (0, 3):
+        raise SystemExit(f"{' '.join(program)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return took
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    listed = lambda kind: lambda text: [kind(x) for x in text.split(",")]  # noqa: E731
+    for name, task, count, precisions in (
+        ("device", device, 24, "fp64,fp32,bf16"), ("loop", loop, 100, "fp32"), ("files", files, 400, "fp32"),
+    ):  # fmt: skip
+        verb = verbs.add_parser(name, help=str(task.__doc__).splitlines()[0])
+        verb.add_argument("--structures", type=int, default=count)
+        verb.add_argument("--precisions", type=listed(str), default=precisions.split(","))
+        verb.add_argument("--repeats", type=int, default=3 if name != "files" else 1)
+        verb.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 1)))
+        verb.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+        verb.add_argument("--allocator", choices=("ours", "default"), default="ours")
+        verb.add_argument("--eager-batch", type=int, default=8, help="structures in a batch of the eager path")
+        verb.add_argument("--eager-structures", type=int, default=16, help="structures that the eager loop is given")
+        verb.add_argument("--batch-atoms", type=int, default=4096, help="atoms in a batch of our loop")
+        verb.add_argument("--ranks", type=listed(int), default=[1], help="files: processes, e.g. 1,2")
+        verb.add_argument("--folder", type=Path, help="files: where the temporary folder is made")
+        verb.set_defaults(task=task)
+    options = parser.parse_args()
+    if options.allocator == "ours":
+        relaunch()
+    options.task(options)
+
+
+if __name__ == "__main__":
+    main()
