@@ -85,10 +85,15 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
             f"{counts.total():,} of {n_rows:,} rows are accounted for; run the same command again to continue"
         )
     labels = Labels.of(job.manifest)
-    best = TopK(options.top, options.by, descending=options.descending)
-    for rows in team.collect(job.top.rows()) or []:
-        best.add(rows)
-    top = best.rows()
+
+    def better(some: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
+        best = TopK(options.top, options.by, descending=options.descending)
+        for rows in (some, more):
+            best.add(rows)
+        return best.rows()
+
+    merged = team.merged(job.top.rows(), better)
+    top = job.top.rows()[:0] if merged is None else merged
     names = team.together(lambda: formulas(top["position"], job.reader))
     if job.runner.force_spread == "top":
         with job.clock("spread"):

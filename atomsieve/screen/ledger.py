@@ -12,11 +12,18 @@ import logging
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
+
+KNOWN = np.dtype([("chunk", "<i8"), ("rows", "<u4"), ("forces", "<u4")])
+"""What every rank keeps of an entry: the chunk and its checksums (forces: 0 where they are not stored)."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +78,35 @@ def read(folder: Path, *, repair: bool = False) -> dict[int, list[Entry]]:
     """
     found: dict[int, list[Entry]] = defaultdict(list)
     for path in sorted(folder.glob("*.ledger")):
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data) and repair:
-            log.info("%s: cut off a torn last line of %d bytes", path, len(data) - whole)
-            os.truncate(path, whole)
-        for number, line in enumerate(data[:whole].splitlines(keepends=True), start=1):
-            entry = decode(line)
-            if entry is None:
-                log.warning("%s, line %d: checksum is wrong; its chunk is computed again", path, number)
-            else:
-                found[entry.chunk].append(entry)
+        for entry in entries(path, repair=repair):
+            found[entry.chunk].append(entry)
     return dict(found)
 
 
-def append(path: Path, entries: Iterable[Entry]) -> None:
+def entries(path: Path, *, repair: bool = False) -> Iterator[Entry]:
+    """Yield the entries of one rank's ledger; `repair` as of `read`."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data) and repair:
+        log.info("%s: cut off a torn last line of %d bytes", path, len(data) - whole)
+        os.truncate(path, whole)
+    for number, line in enumerate(data[:whole].splitlines(keepends=True), start=1):
+        entry = decode(line)
+        if entry is None:
+            log.warning("%s, line %d: checksum is wrong; its chunk is computed again", path, number)
+        else:
+            yield entry
+
+
+def known(paths: Iterable[Path]) -> NDArray[Any]:
+    """Return what the ledgers `paths` tell (dtype `KNOWN`), in their order; torn ends are cut off as by `read`."""
+    found = [(e.chunk, e.rows, e.forces or 0) for path in paths for e in entries(path, repair=True)]
+    return np.array(found, KNOWN)
+
+
+def append(path: Path, more: Iterable[Entry]) -> None:
     """Append entries to one ledger file and make them durable."""
-    data = b"".join(encode(entry) for entry in entries)
+    data = b"".join(encode(entry) for entry in more)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         written = os.write(handle, data)

@@ -11,6 +11,8 @@ from atomsieve.screen.columns import rankable
 PRECISIONS = ("fp64", "fp32", "bf16")
 BACKENDS = ("native", "onnx", "torchscript", "pt2", "auto")
 ALL_HEADS = "all"
+MIXED = "auto"
+"""Name of the learned mixture of heads, as in `atomsieve.models.mixture`; servers list it among their heads."""
 FORCE_SPREAD = ("auto", "all", "top", "none")
 OVERSIZED = ("cpu", "mark")
 

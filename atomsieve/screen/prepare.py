@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.predict.packing import Limit
-from atomsieve.screen import cascade, ledger, manifest
+from atomsieve.screen import cascade, manifest
 from atomsieve.screen.budget import OnCpu, settle_budget
 from atomsieve.screen.cascade_models import cascaded
 from atomsieve.screen.collect import Collected, resume
@@ -30,6 +30,7 @@ from atomsieve.screen.poison import POISONED, SetAside, set_aside
 from atomsieve.screen.progress import Clock, EventLog
 from atomsieve.screen.runner import PredictorLike, Runner, wanted_of
 from atomsieve.screen.served import Served, connect, same_for_all
+from atomsieve.screen.shared import atom_bounds, known_chunks
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.spread import settle
 from atomsieve.screen.store import Folder, ResultFile, ResultWriter, disk_errors, forces_file, part_of, row_file
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 MOST_HEADS = 255
 """The column `head` is one byte."""
-Known = dict[int, list[ledger.Entry]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Job:
 
     Attributes
     ----------
-    known : the ledger's entries of each chunk, as this run found them.
+    known : what the ledgers told of each chunk when this run began (dtype `ledger.KNOWN`), sorted by chunk.
     lock, log, console : on rank 0 only.
     local : where results are kept on this node first, and what brings them to the results folder; None without.
     top, status, clock : what this rank has seen so far: best rows, rows per status code, time per stage.
@@ -70,7 +70,7 @@ class Job:
     folder: Folder
     rows: ResultFile
     forces: ResultFile | None
-    known: Known
+    known: NDArray[Any]
     options: ScreenOptions
     top: TopK
     status: Counter[int]
@@ -129,7 +129,7 @@ def prepare(
     loaded = predictor is None and served is None
     with clock("load"):
         if reader is None:
-            reader = stack.enter_context(team.together(lambda: _open(source)))
+            reader = stack.enter_context(team.together(lambda: _open(source, options.copies)))
         folder = Folder(Path(out) if out is not None else default_out(source))
         if predictor is None and served is not None:
             predictor = team.together(lambda: connect(served, ensemble, options, stack, team.size))
@@ -175,18 +175,19 @@ def prepare(
     wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons, ensemble))
     wanted["budget"] = budget.describe()
     vitals = team.together(lambda: vitals_of(runner, chunks.n, team, options.metrics))
-    bounds = team.first(lambda: _atom_bounds(reader, chunks)) if options.forces else None
+    bounds = atom_bounds(team, reader, chunks) if options.forces else None
     rows = row_file(folder, chunks, len(heads))
     forces = None if bounds is None else forces_file(folder, bounds, len(heads))
     lock = PathLock(folder.lock) if lead else None
     files = [file for file in (rows, forces) if file is not None]
-    known = team.first(lambda: _occupy(folder, wanted, files, lock, overwrite, stack))
+    team.first(lambda: _occupy(folder, wanted, files, lock, overwrite, stack))
+    known = known_chunks(team, folder)
     local = None
     if options.local is not None:
-        store, carrier, brought = resume(team, Path(options.local), folder, files, known)
+        store, carrier, brought = resume(team, Path(options.local), folder, files, set(known["chunk"].tolist()))
         local = store, carrier
         if brought.chunks:
-            known = team.first(lambda: ledger.read(folder.ledger))
+            known = known_chunks(team, folder)
         if lead and console is not None:
             _tell(console, brought)
     elif lead and console is not None and folder.local.exists():
@@ -241,10 +242,10 @@ def _given(ensemble: str | Path | None) -> str | Path:
     return ensemble
 
 
-def _open(source: Path) -> Any:
+def _open(source: Path, copies: str | None) -> Any:
     from atomsieve.structures import open_structures
 
-    return open_structures(source)
+    return open_structures(source, copies=copies)
 
 
 def _backend(folder: Folder, ensemble: str | Path, options: ScreenOptions, overwrite: bool) -> tuple[str, str]:
@@ -294,8 +295,9 @@ def _heads(model: PredictorLike, wanted: str | None) -> list[str]:
             raise UsageError(f"head all: {len(model.heads)} heads, a run takes {MOST_HEADS}; screen by one head")
         return list(model.heads)
     head = wanted or model.default_head
-    if head not in model.heads:
-        raise unknown("head", head, [*model.heads, ALL_HEADS])
+    choices = getattr(model, "choices", model.heads)  # with the mixture of heads, where there is one
+    if head not in choices:
+        raise unknown("head", head, [*choices, ALL_HEADS])
     return [head]
 
 
@@ -308,12 +310,6 @@ def _chunks(reader: Any, options: ScreenOptions, source: Path) -> Chunks:
     return Chunks(n, chunk_size(n, reader.n_atoms / len(reader)), taper=True)
 
 
-def _atom_bounds(reader: Any, chunks: Chunks) -> NDArray[np.int64]:
-    """Return the atoms before each chunk [C+1]: where its forces lie."""
-    counts = np.asarray(reader.counts()[: chunks.n], np.int64)
-    return np.concatenate([[0], np.cumsum(np.add.reduceat(counts, chunks.starts()[:-1]))])
-
-
 def _occupy(
     folder: Folder,
     wanted: dict[str, Any],
@@ -321,8 +317,8 @@ def _occupy(
     lock: PathLock | None,
     overwrite: bool,
     stack: ExitStack,
-) -> Known:
-    """Lock the folder, agree with what is in it, and have room for every row; return the ledger."""
+) -> None:
+    """Lock the folder, agree with what is in it, and have room for every row."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -344,7 +340,6 @@ def _occupy(
             )
         for file in files:
             file.prepare()
-        return ledger.read(folder.ledger, repair=True)
 
 
 def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
@@ -353,25 +348,27 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     The ranks share the reading, and take the rows into account as if they had computed them.
     """
     good: list[int] = []
+    chunks = np.unique(job.known["chunk"])
     handles = [os.open(part_of(file.path), os.O_RDONLY) for file in job.files]
     try:
         with job.clock("check"):
-            for chunk in sorted(job.known)[job.team.rank :: job.team.size]:
+            for chunk in chunks[job.team.rank :: job.team.size].tolist():
                 if stop.closing:
                     break
                 data: list[bytes] = []
                 found = [job.rows.crc(handles[0], chunk, data.append)]
                 found += [file.crc(h, chunk) for file, h in zip(job.files[1:], handles[1:], strict=True)]
-                if any([e.rows, e.forces][: len(found)] == found for e in job.known[chunk]):
+                entries = job.known[slice(*np.searchsorted(job.known["chunk"], [chunk, chunk + 1]))]
+                if any([e["rows"], e["forces"]][: len(found)] == found for e in entries):
                     good.append(chunk)
                     job.take(np.frombuffer(data[0], ROW))
     finally:
         for handle in handles:
             os.close(handle)
-    done = {chunk for part in job.team.gather(good) for chunk in part}
+    done = set(np.concatenate(job.team.gather(np.array(good, np.int64))).tolist())
     if job.log is not None:
-        job.log("start", chunks=job.chunks.count, done=len(done), known=len(job.known), ranks=job.team.size)
-    damaged = len(job.known) - len(done)
+        job.log("start", chunks=job.chunks.count, done=len(done), known=len(chunks), ranks=job.team.size)
+    damaged = len(chunks) - len(done)
     if job.console is not None and done:
         job.console.print(f"continuing: {len(done):,} of {job.chunks.count:,} chunks are done", highlight=False)
     if job.console is not None and damaged and not stop.closing:
