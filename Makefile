@@ -21,6 +21,9 @@ NATIVE := $(wildcard atomsieve/native/*.cpp atomsieve/native/*.h)
 # Tests of the server are skipped only where there cannot be one: a wheel that was installed must be found.
 PYTEST = OMP_NUM_THREADS=1 ATOMSIEVE_NEEDS_TRITON="$$(cat $(VENV)/triton 2>/dev/null || true)" $(BIN)/python -m pytest
 
+# Processes that share the tests; 0 runs them one after another.
+WORKERS ?= 2
+
 .PHONY: help venv lint types unit mpi e2e test demo bench clean
 
 help:  ## list the targets
@@ -66,7 +69,7 @@ e2e: $(STAMP)  ## whole-program runs
 	$(PYTEST) -m e2e
 
 test: lint types  ## every check, with coverage
-	$(PYTEST) --cov --cov-report=term:skip-covered --durations=15
+	$(PYTEST) -n $(WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered --durations=15
 
 demo: $(STAMP)  ## labels, training, screening and a ranked list under demo/
 	$(BIN)/atomsieve demo --out demo
