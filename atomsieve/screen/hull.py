@@ -23,6 +23,7 @@ from atomsieve.screen.references import Entries, join
 from atomsieve.screen.table import formula
 
 ROOM = 1 << 22  # numbers held at once while facets are looked up
+ROUNDING = 1e-10  # eV/atom
 TINY = 1e-7  # what a fraction of a phase may be below zero
 
 
@@ -83,12 +84,17 @@ def energies(rows: Entries, references: Entries) -> Hull:
         pure = np.array([known.elements[z] for z in elements])
         hull.formation[mine] = rows.energy[mine] - fraction @ pure
         at, phases = known.hull(own, elements, fraction)
-        hull.above[mine] = rows.energy[mine] - at
+        hull.above[mine] = _settled(rows.energy[mine] - at)
         for row, found in zip(mine, phases, strict=True):
             hull.phases[row] = found
         at, _ = together.hull(together.within(system), elements, fraction)
-        hull.above_all[mine] = rows.energy[mine] - at
+        hull.above_all[mine] = _settled(rows.energy[mine] - at)
     return Hull(hull.formation, hull.above, hull.above_all, hull.phases, hull.missing, len(systems))
+
+
+def _settled(difference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 0 where only rounding is left: what is on the hull is not a little above it."""
+    return np.where(np.abs(difference) < ROUNDING, 0.0, difference)
 
 
 def _elements(mask: NDArray[np.uint64]) -> list[int]:
