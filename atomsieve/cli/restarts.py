@@ -30,6 +30,11 @@ GraceOption = Annotated[
                  help="Seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch."),
 ]  # fmt: skip
 
+RetryPoisonedOption = Annotated[
+    bool,
+    typer.Option("--retry-poisoned", rich_help_panel=FAULTS, help="Compute chunks with POISONED rows once more."),
+]
+
 OF_SUPERVISOR = ("max_restarts", "launcher")
 
 

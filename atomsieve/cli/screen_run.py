@@ -34,7 +34,7 @@ from atomsieve.cli.common import (
     credentials,
     wide,
 )
-from atomsieve.cli.restarts import GraceOption, LauncherOption, MaxRestartsOption, supervised
+from atomsieve.cli.restarts import GraceOption, LauncherOption, MaxRestartsOption, RetryPoisonedOption, supervised
 from atomsieve.cli.watching import MetricsOption, OversizedOption
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def run(
     max_restarts: MaxRestartsOption = 0,
     launcher: LauncherOption = None,
     grace: GraceOption = 60.0,
+    retry_poisoned: RetryPoisonedOption = False,
     quiet: QuietOption = False,
 ) -> int:  # fmt: skip
     """Screen every candidate, or continue a run that was broken off: then give the same command again.
@@ -151,6 +152,7 @@ def run(
         head=head, precision=precision, backend=backend, device=device, top=top, by=by, descending=descending,
         where=where, forces=forces, force_spread=force_spread, limit=limit, chunk_size=chunk_size,
         max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads, grace=grace,
+        retry_poisoned=retry_poisoned,
         copies=None if copies is None else str(copies), local=None if local is None else str(local),
         collect_seconds=collect_every,
         cascade=cascade, cascade_members=cascade_members, cascade_safety=cascade_safety,

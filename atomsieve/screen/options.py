@@ -49,6 +49,7 @@ class ScreenOptions:
     oversized : what becomes of a structure too large for a GPU alone: `cpu` computes it there, `mark` gives it the
         status OUT_OF_MEMORY.
     metrics : a file that tells how the run is doing, for Prometheus; `{rank}` in its name makes it one for each rank.
+    retry_poisoned : compute chunks once more of which structures were set aside as POISONED.
     grace : seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch.
     """
 
@@ -78,6 +79,7 @@ class ScreenOptions:
     oversized: str = "cpu"
     metrics: str | None = None
     grace: float = 60.0
+    retry_poisoned: bool = False
 
     def __post_init__(self) -> None:
         rankable(self.by)

@@ -58,7 +58,8 @@ class Job:
     top, status, clock : what this rank has seen so far: best rows, rows per status code, time per stage.
     begun : when the run began (`time.perf_counter`).
     journal : where this rank says what it has at hand.
-    poisoned : what was set aside, as far as this rank has seen.
+    poisoned : what was set aside, as far as this rank has seen. retried : chunks of which some was, and which are
+        computed once more.
     vitals : what the run tells of itself.
     """
 
@@ -82,6 +83,7 @@ class Job:
     local: tuple[LocalStore, Carrier] | None = None
     journal: Journal = field(default_factory=Journal)
     poisoned: list[SetAside] = field(default_factory=list)
+    retried: set[int] = field(default_factory=set)
     vitals: Vitals = field(default_factory=Vitals)
 
     def writer(self) -> ResultWriter:
@@ -348,6 +350,7 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     The ranks share the reading, and take the rows into account as if they had computed them.
     """
     good: list[int] = []
+    again: list[int] = []
     chunks = np.unique(job.known["chunk"])
     handles = [os.open(part_of(file.path), os.O_RDONLY) for file in job.files]
     try:
@@ -360,15 +363,22 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
                 found += [file.crc(h, chunk) for file, h in zip(job.files[1:], handles[1:], strict=True)]
                 entries = job.known[slice(*np.searchsorted(job.known["chunk"], [chunk, chunk + 1]))]
                 if any([e["rows"], e["forces"]][: len(found)] == found for e in entries):
+                    rows = np.frombuffer(data[0], ROW)
+                    if job.options.retry_poisoned and (rows["status"] == POISONED).any():
+                        again.append(chunk)
+                        continue
                     good.append(chunk)
-                    job.take(np.frombuffer(data[0], ROW))
+                    job.take(rows)
     finally:
         for handle in handles:
             os.close(handle)
-    done = set(np.concatenate(job.team.gather(np.array(good, np.int64))).tolist())
+    done, retried = (
+        set(np.concatenate(job.team.gather(np.array(found, np.int64))).tolist()) for found in (good, again)
+    )
+    job.retried.update(retried)
     if job.log is not None:
         job.log("start", chunks=job.chunks.count, done=len(done), known=len(chunks), ranks=job.team.size)
-    damaged = len(chunks) - len(done)
+    damaged = len(chunks) - len(done) - len(retried)
     if job.console is not None and done:
         job.console.print(f"continuing: {len(done):,} of {job.chunks.count:,} chunks are done", highlight=False)
     if job.console is not None and damaged and not stop.closing:

@@ -51,11 +51,15 @@ def find(job: Job, done: set[int]) -> dict[int, Record]:
     if job.runner.served:  # the death of a server is not that of a rank
         return {}
     found = job.team.first(lambda: journal.suspects(job.folder, done))
-    if found and job.console is not None:
+    if job.retried:
+        found |= {chunk: Record() for chunk in job.retried}
+        if job.console is not None:
+            job.console.print(f"{len(job.retried):,} chunks with POISONED rows are computed once more", highlight=False)
+    elif found and job.console is not None:
         job.console.print(
             f"{len(found):,} chunks were at hand when an earlier run died; they are computed last, in processes apart",
-            highlight=False,
-        )
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if found and job.log is not None:
         job.log("suspects", chunks={chunk: record.deaths for chunk, record in found.items()})
     return found

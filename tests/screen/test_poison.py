@@ -101,6 +101,10 @@ def test_what_kills_is_found_and_the_rest_of_its_chunk_is_computed(whole, tmp_pa
     assert left(out) == []
     again = go(source, out, 3, **order)
     assert line in again.stdout and "died" not in again.stderr
+    mended = go(source, out, 0, options={"forces": True, "retry_poisoned": True})
+    assert "1 chunks with POISONED rows are computed once more" in mended.stderr
+    compare(expected, out, np.array([], int))
+    assert (out / "top.csv").read_bytes() == (expected / "top.csv").read_bytes()
 
 
 def test_an_innocent_chunk_gives_the_bytes_of_an_undisturbed_run(whole, tmp_path):
