@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.structures.batch import StructureBatch
+from atomsieve.structures.bp5 import import_lightly
 from atomsieve.structures.reader import StructureReader
 
 CONDITIONS = ("charge", "spin")
@@ -36,8 +37,8 @@ class Reading:
 
     Parameters
     ----------
-    reader : the input. One that `open_structures` made is read by a process of its own, which is started when the
-        second chunk is asked for; any other is read here.
+    reader : the input. One that `open_structures` made is read by a process of its own, which is started after the
+        first chunk if there is another; until it is up, and for any other reader, chunks are read here.
     claims : chunks, each the next that falls to this rank.
     spans : `(first, end)` of a chunk.
     begin : called with the number of a chunk before it is read by this process itself, which it may kill.
@@ -54,6 +55,7 @@ class Reading:
         self._reader, self._claims, self._spans, self._begin = reader, claims, spans, begin
         self._asked: deque[int] = deque()
         self._process: _Process | None = None
+        self._here = True
         self.seconds = self.waited = 0.0
 
     @property
@@ -74,7 +76,7 @@ class Reading:
             raise StopIteration
         since = time.perf_counter()
         chunk = self._asked.popleft()
-        if self._process is None:
+        if self._process is None or self._here:
             self._begin(chunk)
             batch = self._reader.read(*self._spans(chunk), CONDITIONS)
             seconds = time.perf_counter() - since
@@ -82,19 +84,23 @@ class Reading:
             batch, seconds = self._process.take(self._spans(chunk))
         self.seconds += seconds
         self.waited += time.perf_counter() - since
-        if isinstance(self._reader, StructureReader):
-            self._claim(AHEAD)
-            if self._asked and self._process is None:  # it gets ready while the first chunk is computed
+        if self._process is None and isinstance(self._reader, StructureReader):
+            self._claim(1)
+            if self._asked:  # it gets ready while chunks are computed
                 self._process = _Process(self._reader)
-                for waiting in self._asked:
-                    self._process.ask(self._spans(waiting))
+        if self._here and self._process is not None and self._process.up:
+            self._here = False
+            for waiting in self._asked:
+                self._process.ask(self._spans(waiting))
+        if not self._here:
+            self._claim(AHEAD)
         return chunk, batch
 
     def _claim(self, most: int) -> None:
         """Claim chunks until so many are under way."""
         while len(self._asked) < most and (chunk := next(self._claims, None)) is not None:
             self._asked.append(chunk)
-            if self._process is not None:
+            if self._process is not None and not self._here:
                 self._process.ask(self._spans(chunk))
 
     def __exit__(self, *exception: object) -> None:
@@ -109,6 +115,7 @@ class _Process:
         self._child = subprocess.Popen(
             [sys.executable, "-m", "atomsieve.screen.reading"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        self.up = False
         self._found: queue.Queue[tuple[dict[str, NDArray[Any]], float] | Exception] = queue.Queue()
         pickle.dump((reader, reader.identity()), self._stdin)  # between a process and its own child
         self._stdin.flush()
@@ -153,6 +160,9 @@ class _Process:
         try:
             while True:
                 head = pickle.load(source)  # noqa: S301 - from this process's own child
+                self.up = True  # the first one says just that
+                if head is None:
+                    continue
                 if isinstance(head, Exception):
                     self._found.put(head)
                     continue
@@ -210,12 +220,15 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     asked, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get in between
+    import_lightly()
     try:
         reader, identity = pickle.load(asked)  # noqa: S301 - from the rank that started this process
         if reader.identity() != identity:
             raise DataError(f"{reader.path} changed while it was screened; put the original back")
     except Exception as error:  # every kind: it is raised in the rank
         reader = error
+    pickle.dump(None, out)
+    out.flush()
     while True:
         try:
             span = pickle.load(asked)  # noqa: S301 - as above

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ class Claims:
         return self.taken - 1
 
 
+def up(found):
+    """Wait until the process that reads ahead is there."""
+    deadline = time.monotonic() + 60
+    while not found._process.up:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def same(a, b):
     assert a.present().keys() == b.present().keys()
     for name, array in a.present().items():
@@ -62,12 +71,20 @@ def test_chunks_come_in_order_and_whole_from_another_process(dataset):
             assert chunk == expected
             assert claims.taken <= expected + 1 + AHEAD  # work is not hoarded
             same(batch, reader.read(*chunks.span(chunk), CONDITIONS))
-            assert found._process is not None
+            assert found._here == (expected == 0)
+            up(found)
         assert expected == chunks.count - 1
         child = found._process._child
     assert child.returncode is not None
     assert found.seconds > 0
     assert found.waited > 0
+
+
+def test_nobody_waits_for_the_process_to_start(dataset, monkeypatch):
+    monkeypatch.setattr(reading._Process, "_receive", lambda self: None)  # it never says that it is up
+    chunks = Chunks(N, SIZE)
+    with open_structures(dataset) as reader, Reading(reader, Claims(chunks.count), chunks.span) as found:
+        assert [chunk for chunk, _ in found] == list(range(chunks.count))
 
 
 def test_one_chunk_needs_no_process(dataset):
@@ -93,7 +110,10 @@ def test_damage_is_told_at_its_chunk(dataset, tmp_path):
     whole[-1] ^= 1
     data.write_bytes(whole)
     with reader, Reading(reader, Claims(4), chunks.span) as found:
-        assert [next(found)[0] for _ in range(3)] == [0, 1, 2]
+        assert next(found)[0] == 0
+        up(found)
+        assert [next(found)[0] for _ in range(2)] == [1, 2]
+        assert not found._here
         with pytest.raises(DataError, match="damaged"):
             next(found)
 
@@ -102,12 +122,18 @@ def test_an_input_that_changed_is_refused(dataset, tmp_path, monkeypatch):
     reader = open_structures(dataset)
     monkeypatch.setattr(reader, "identity", lambda: "another")
     spans = Chunks(N, 100).span
-    with pytest.raises(DataError, match="changed while it was screened"), Reading(reader, Claims(4), spans) as found:
-        list(found)
+    with Reading(reader, Claims(4), spans) as found:
+        next(found)
+        up(found)
+        next(found)
+        with pytest.raises(DataError, match="changed while it was screened"):
+            next(found)
 
 
 def test_a_process_that_dies_is_told_with_what_to_do(dataset):
     with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span) as found:
+        next(found)
+        up(found)
         next(found)
         os.kill(found._process._child.pid, signal.SIGKILL)
         with pytest.raises(DataError, match=r"ended \(signal SIGKILL\) at structures .* run the same command again"):
