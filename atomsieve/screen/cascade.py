@@ -33,6 +33,7 @@ from atomsieve.screen.rounds import (
     EXACT,
     Choice,
     Leave,
+    Note,
     Rule,
     best_keys,
     one_pass,
@@ -199,7 +200,7 @@ class _Refining:
             beyond = min(max(top // 4, BEYOND[0]), BEYOND[1])
             rule = Rule("sample", self.threshold(EXACT, top + beyond if top else 0), share)
             return self._store(replace_state(state, rule))
-        seen = team.first(lambda: largest([state.tested, *(note.errors for note in self.notes())]))
+        seen = team.first(lambda: self._seen(state))
         last = state.rules[-1]
         held = last.kind == "bound" and all(e <= last.bounds[name] for name, e in seen.items())
         bounds = last.bounds if held else {
@@ -213,7 +214,18 @@ class _Refining:
             raise AtomSieveError(f"the cascade did not settle in {MOST_ROUNDS} rounds; screen in the better precision")
         return self._store(replace_state(state, Rule("bound", threshold, bounds=bounds)))
 
-    def notes(self) -> list[Any]:
+    def _seen(self, state: State) -> dict[str, float]:
+        """Return the largest errors so far, and say how far the cascade is."""
+        notes, by = self.notes(), self.options.by
+        seen = largest([state.tested, *(note.errors for note in notes)])
+        if self.job.console is not None:
+            self.job.console.print(
+                f"cascade: {sum(note.rows for note in notes):,} rows recomputed in {self.model.names[1]} after round "
+                f"{len(state.rules)}, largest error of {by} {seen.get(by, 0.0):.3g}", highlight=False, soft_wrap=True,
+            )  # fmt: skip
+        return seen
+
+    def notes(self) -> list[Note]:
         """Return the notes of all ranks."""
         return read_notes(self.job.folder.cascade)
 

@@ -79,7 +79,7 @@ class Team:
             yield int(todo[waiting[order[0]][turn]])
 
     def again(self) -> None:
-        """Let the next `claims` begin anew; every rank must call it, when no claims are at hand."""
+        """Let the next `claims`, of one queue, begin anew; every rank must call it, when no claims are at hand."""
         self.gather(None)
         if self.rank == 0:
             self._add(NEXT, -self._add(NEXT, 0))
