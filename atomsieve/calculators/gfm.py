@@ -54,7 +54,7 @@ class GFMCalculator(Calculator):
     ----------
     gfm : the folder, or a loaded `Predictor` or connected `RemotePredictor` (then precision, device and backend are its
         own).
-    head : the level of theory to use; None takes the folder's default.
+    head : the level of theory to use; None takes the folder's default, "auto" its learned mixture of heads.
     precision : fp64 (the default here; MD conserves energy best), fp32 or bf16. device : auto, cpu, cuda, cuda:N.
     backend : native, or an export: onnx, torchscript, pt2, auto.
     skin : Angstrom; neighbour lists are reused while atoms have moved less than about half of it, 0 builds each anew;
@@ -106,8 +106,9 @@ class GFMCalculator(Calculator):
         self.predictor = predictor
         self._skin = skin_list(predictor, skin)
         self._head = predictor.head if head is None else head
-        if self._head not in predictor.heads:
-            raise unknown("head", self._head, predictor.heads)
+        choices = getattr(predictor, "choices", predictor.heads)
+        if self._head not in choices:
+            raise unknown("head", self._head, choices)
 
     def _begin(self, shown: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Begin as a calculator of ASE with the parameters `shown`, which are fixed but for the head."""
@@ -140,8 +141,9 @@ class GFMCalculator(Calculator):
             if name != "head":
                 kind = type(self).__name__
                 raise CalculatorSetupError(f"{name} cannot be changed later; make a new {kind} with {name}=...")
-            if kwargs["head"] not in self.predictor.heads:
-                raise CalculatorSetupError(str(unknown("head", str(kwargs["head"]), self.predictor.heads)))
+            choices = getattr(self.predictor, "choices", self.predictor.heads)
+            if kwargs["head"] not in choices:
+                raise CalculatorSetupError(str(unknown("head", str(kwargs["head"]), choices)))
         if "parameters" not in kwargs and (extra := sorted(set(kwargs) - set(self.settings))):
             raise CalculatorSetupError(str(unknown("parameter", extra[0], self.settings)))
         changed: dict[str, Any] = super().set(**kwargs)

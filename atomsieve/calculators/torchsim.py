@@ -60,8 +60,8 @@ class TorchSimModel(ModelInterface):
             gfm = Predictor.load(gfm, head, precision, device, backend)
         self.predictor = gfm
         self.head = self.predictor.head if head is None else head
-        if self.head not in self.predictor.heads:
-            raise unknown("head", self.head, self.predictor.heads)
+        if self.head not in self.predictor.choices:
+            raise unknown("head", self.head, self.predictor.choices)
         outputs = self.predictor.outputs
         if "forces" not in outputs:
             raise UsageError(f"torch-sim needs forces, which backend {self.predictor.backend} does not give")

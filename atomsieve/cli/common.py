@@ -55,7 +55,8 @@ HeadOption = Annotated[
     str | None,
     typer.Option(
         "--head",
-        help="Head (source) whose level of theory is predicted, or 'all'. [default: the ensemble's own default head]",
+        help="Head (source) whose level of theory is predicted, 'all', or 'auto': mixed by composition. "
+        "[default: the ensemble's own default head]",
         rich_help_panel=MODEL,
         show_default=False,
     ),

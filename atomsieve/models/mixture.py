@@ -125,8 +125,8 @@ def mixture_bytes(mixture: Mixture) -> bytes:
     for place, (weight, bias) in enumerate(mixture.maps):
         arrays[f"net.{2 * place}.weight"] = np.ascontiguousarray(weight)
         arrays[f"net.{2 * place}.bias"] = np.ascontiguousarray(bias)
-    about = {"heads": json.dumps(mixture.heads), "inputs": mixture.inputs, "about": json.dumps(mixture.about)}
-    return bytes(save(arrays, about))
+    about = {"heads": mixture.heads, "inputs": mixture.inputs, "about": mixture.about}
+    return bytes(save(arrays, {"mixture": json.dumps(about)}))  # one entry: the order of several is not the same twice
 
 
 def read_mixture(folder: str | Path, heads: Sequence[str]) -> Mixture | None:
@@ -146,10 +146,9 @@ def read_mixture(folder: str | Path, heads: Sequence[str]) -> Mixture | None:
         raise DataError(f"{path} has {path.stat().st_size} bytes, more than any mixture ({_LARGEST}); copy it again")
     try:
         with safe_open(path, framework="numpy") as opened:
-            about = opened.metadata() or {}
+            about = json.loads((opened.metadata() or {})["mixture"])
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-        names = tuple(json.loads(about["heads"]))
-        inputs, said = about["inputs"], json.loads(about["about"])
+        names, inputs, said = tuple(about["heads"]), str(about["inputs"]), dict(about["about"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a mixture ({error}); copy it again, or fit it anew") from error
     if names != tuple(heads):

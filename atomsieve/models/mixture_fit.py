@@ -20,7 +20,8 @@ PART = 0.1
 """Part of the compositions on which the fit is judged, and stopped."""
 PATIENCE = 15
 MOST_ROUNDS = 200
-BATCH = 512
+BATCH, STEPS = 512, 8
+"""Compositions of a step at most, and steps of a round at least."""
 
 
 def fit_mixture(
@@ -73,7 +74,7 @@ def fit_mixture(
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     for rounds in range(1, MOST_ROUNDS + 1):
         order = torch.randperm(len(train[0]), generator=generator)
-        for some in order.split(BATCH):
+        for some in order.split(min(BATCH, 1 + len(order) // STEPS)):
             optimizer.zero_grad()
             _loss(net, [t[some] for t in train]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import DataError
+from atomsieve.errors import DataError, unknown
 from atomsieve.models import read_manifest, record_files
 from atomsieve.models.elements import MAX_NUMBER
-from atomsieve.models.mixture import MIXTURE, Mixture, composition, mixture_bytes
+from atomsieve.models.mixture import INPUTS, MIXTURE, Mixture, composition, mixture_bytes
 from atomsieve.models.mixture_fit import fit_mixture
 from atomsieve.structures import StructureReader, open_structures
 
@@ -30,6 +30,8 @@ def mixture_of(folder: str | Path, data: Sequence[str | Path], inputs: str = "fr
     DataError
         if they hold structures of fewer than two heads.
     """
+    if inputs not in INPUTS:
+        raise unknown("input of a mixture", inputs, INPUTS)
     manifest = read_manifest(folder)
     names = tuple(h.name for h in manifest.heads)
     known = np.zeros((len(names), MAX_NUMBER), bool)

@@ -36,7 +36,6 @@ class Predictor:
     Attributes
     ----------
     heads : names of all heads; default_head : the folder's own; head : the one used when a call names none.
-    choices : what a call can name as head: all heads, and "auto" where the folder holds a learned mixture of them.
     ensemble_id : SHA-256 that names the ensemble.
     members, kind ("deep" or "shallow"), cutoff (Angstrom), precision, device : as loaded. backend : the one in use;
         why : how it was chosen.
@@ -62,31 +61,35 @@ class Predictor:
         self.head = self.default_head if head is None else head
         self._index = {name: k for k, name in enumerate(self.heads)}
         self._mixture = mixture
-        self.choices = self.heads if mixture is None else [*self.heads, AUTO]
-        self._check_head(self.head)
+        if self.head != AUTO:
+            self._check_head(self.head)
         self.device = choose_device(device)
         self.ensemble_id = identity
         self.members, self.cutoff, self.kind = ensemble.members, manifest.cutoff, ensemble.kind
         self._config = manifest.config
         self._specs = manifest.heads
-        self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in self.choices}
+        self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in (*self.heads, AUTO)}
         self._domain = DomainTest(manifest, domains)
         self._run = make_backend(backend, folder, ensemble, manifest, precision, self.device)
         self.precision, self.backend, self.why = precision, self._run.name, self._run.why
+        self._check_head(self.head)
         self._seen = np.zeros((len(self.heads), 256), bool)
         for k, spec in enumerate(self._specs):
             self._seen[k, sorted(spec.references)] = True
 
     def _check_head(self, name: str) -> None:
         """Raise UsageError for what is neither a head nor a mixture that is there."""
-        if name in self.choices:
+        if name in self._index:
             return
-        if name == AUTO:
+        if name != AUTO:
+            raise unknown("head", name, self.heads if self._mixture is None else [*self.heads, AUTO])
+        if self._mixture is None:
             raise UsageError(
                 f"head {AUTO}: this ensemble holds no learned mixture of its heads; fit one with `atomsieve mixture`, "
                 f"or name one of {', '.join(self.heads)}"
             )
-        raise unknown("head", name, self.choices)
+        if AUTO not in self.choices:
+            raise UsageError(f"head {AUTO}: backend {self.backend} mixes no heads; use --backend native, or name one")
 
     def mixture(self, batch: StructureBatch) -> NDArray[np.float64]:
         """Return the weight of each head in each structure [S,H] that head "auto" takes; zeros where no head serves.
@@ -99,6 +102,12 @@ class Predictor:
         self._check_head(AUTO)
         assert self._mixture is not None
         return self._mixture(batch, self._seen[:, 1 : MAX_NUMBER + 1])
+
+    @property
+    def choices(self) -> list[str]:
+        """What a call can name: all heads, and "auto" where the folder holds a mixture that the backend can take."""
+        mixes = self._mixture is not None and self._run.name == "native"
+        return [*self.heads, AUTO] if mixes else self.heads
 
     @property
     def artefact(self) -> str | None:
@@ -199,8 +208,8 @@ class Predictor:
             "heads": self.heads,
             "head": self.head,
             "levels_of_theory": {h.name: h.level_of_theory for h in self._specs}
-            | ({} if self._mixture is None else {AUTO: "a mixture of those of the heads"}),
-            "calibrated": {name: sorted(u.calibrated) for name, u in self._uncertainty.items()},
+            | ({AUTO: "a mixture of those of the heads"} if AUTO in self.choices else {}),
+            "calibrated": {name: sorted(self._uncertainty[name].calibrated) for name in self.choices},
             "domain": self._domain.describe(),
             "members": self.members,
             "kind": self.kind,

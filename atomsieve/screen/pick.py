@@ -205,7 +205,7 @@ def _member(results: Results, head: str, folder: str | Path | None) -> tuple[Ens
             "with --ensemble, or screen again"
         )
     ensemble, manifest = load_gfm(path)
-    level = next(h.level_of_theory for h in manifest.heads if h.name == head)
+    level = next((h.level_of_theory for h in manifest.heads if h.name == head), "a mixture of those of the heads")
     return ensemble.take([0]), level
 
 

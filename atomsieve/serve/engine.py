@@ -102,7 +102,7 @@ class Engine:
         """Check a request; see `read_request`."""
         predictor, limits = self.predictor, self.settings.limits
         request = read_request(
-            arrays, parameters, outputs, heads=predictor.heads, default_head=predictor.head,
+            arrays, parameters, outputs, heads=predictor.choices, default_head=predictor.head,
             ensemble_id=predictor.ensemble_id, limits=limits,
         )  # fmt: skip
         if isinstance(request, Refused):
@@ -197,7 +197,7 @@ class Engine:
         for head in np.unique(heads).tolist():
             own = np.flatnonzero((heads == head) & ~large)
             for piece in pack(edges[own], batch.counts[own], *self._budget):
-                self._piece(batch, own[piece], self.predictor.heads[head], want, found)
+                self._piece(batch, own[piece], self.predictor.choices[head], want, found)
         for name in outputs - found.keys():  # nothing was evaluated: all too large, or no structures
             found[name] = self._blank(name, batch)
         return found
@@ -264,13 +264,15 @@ def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> M
         "wire": WIRE,
         "atomsieve": atomsieve.__version__,
         **predictor.describe(),
+        "heads": predictor.choices,
         "default_head": predictor.head,
         "outputs": sorted(predictor.outputs),
         "gives": list(outputs),
-        "elements": {head: predictor.elements(head) for head in predictor.heads},
+        "elements": {head: predictor.elements(head) for head in predictor.choices},
         "references": {
-            head: {str(z): float(predictor.references(head)[z]) for z in predictor.elements(head)}
-            for head in predictor.heads
+            head: {str(z): float(of[z]) for z in predictor.elements(head) if not math.isnan(of[z])}
+            for head in predictor.choices
+            for of in [predictor.references(head)]
         },
         "artefact": predictor.artefact,
         "threads": torch.get_num_threads() if on_cpu else None,

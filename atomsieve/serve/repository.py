@@ -180,7 +180,7 @@ def _made(
     (folder / "model.py").write_text(MODEL_PY)
     (folder / FILE).write_text(served.settings.model_dump_json(indent=1) + "\n")
     (new / CONFIG).write_text(text)
-    (new / "labels.txt").write_text("".join(f"{head}\n" for head in predictor.heads))
+    (new / "labels.txt").write_text("".join(f"{head}\n" for head in predictor.choices))
     return new
 
 
@@ -208,10 +208,10 @@ def facts(predictor: Predictor) -> dict[str, Any]:
     return {
         WRITER: atomsieve.__version__,
         "ensemble_id": predictor.ensemble_id,
-        "heads": predictor.heads,
+        "heads": predictor.choices,
         "default_head": predictor.head,
         "levels_of_theory": about["levels_of_theory"],
-        "elements": {head: predictor.elements(head) for head in predictor.heads},
+        "elements": {head: predictor.elements(head) for head in predictor.choices},
         "members": predictor.members,
         "cutoff": predictor.cutoff,
         "precision": predictor.precision,
