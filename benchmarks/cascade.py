@@ -3,7 +3,7 @@
     python benchmarks/cascade.py candidates.bp -e gfm [--top 100] [--by energy_per_atom] [--where "in_domain"]
         [--cascades bf16:fp32,fp32:fp64,fp32:fp32/1] [--repeat 1] [--safety 2]
 
-`fp32:fp32/1` screens all with one member first. Times are processor time of computing alone (predicting and recomputing),
+`fp32:fp32/1` screens all with one member first. Times are processor time of computing alone (predicting, recomputing),
 the least of the repeats, runs in turns. `same` says whether top.csv has the same rows in the same order, and how far a
 number is off at most, relative to 1 + its size: batches differ, and with them the last bits of a sum.
 """
