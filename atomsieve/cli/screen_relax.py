@@ -82,10 +82,10 @@ def relax(
         int, typer.Option("--every", min=1, help="Of a trajectory, every n-th step.", rich_help_panel=IN_OUT)
     ] = 1,
     skin: Annotated[
-        float | None,
-        typer.Option(help="Angstrom; reuse neighbour lists. [default: what is faster]", rich_help_panel=WORK,
-                     show_default=False),
-    ] = None,
+        float,
+        typer.Option("--skin", min=0, help="Angstrom; keep neighbour lists while atoms move less than half of it.",
+                     rich_help_panel=WORK),
+    ] = 0.0,
     max_atoms: Annotated[
         int | None,
         typer.Option(help="Atoms per batch. [default: by the device]", rich_help_panel=WORK, show_default=False, min=1),

@@ -34,7 +34,8 @@ class RelaxOptions:
     max_atoms, max_edges : budget of a batch (edges are estimated); None takes the device's default.
     group_atoms : structures of about so many atoms are one piece of work, done by one process from its first to its
         last; None takes four batches.
-    skin : see `atomsieve.graphs.SkinList`.
+    skin : Angstrom, see `atomsieve.graphs.SkinList`. A list is kept while no structure joins or leaves the batch, so it
+        may pay for a few large structures; 0 finds each list anew.
     guard : stop a structure that leaves the head's domain. max_sigma_energy, max_sigma_force, max_energy_std,
         max_force_std : and one whose uncertainty is larger, see `atomsieve.calculators.Guard`.
     trajectory : write every n-th step of each structure; 0 writes none.
@@ -54,7 +55,7 @@ class RelaxOptions:
     max_atoms: int | None = None
     max_edges: int | None = None
     group_atoms: int | None = None
-    skin: float | None = None
+    skin: float = 0.0
     guard: bool = False
     max_sigma_energy: float | None = None
     max_sigma_force: float | None = None
@@ -68,7 +69,7 @@ class RelaxOptions:
             raise unknown("precision", self.precision, PRECISIONS)
         if not 0 < self.fmax < float("inf"):
             raise UsageError(f"fmax must be above 0 eV/Angstrom, got {self.fmax}; 0.02 is usual")
-        for name, least in (("top", 1), ("max_steps", 0), ("threads", 1), ("trajectory", 0)):
+        for name, least in (("top", 1), ("max_steps", 0), ("threads", 1), ("trajectory", 0), ("skin", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         for name in ("max_atoms", "max_edges", "group_atoms"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ase.io import read
 from ase.optimize import FIRE
 from typer.testing import CliRunner
 
-from atomsieve.calculators import GFMCalculator
+from atomsieve.calculators import GFMCalculator, Stop
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.predict import Predictor
@@ -240,3 +241,11 @@ def test_groups_are_cut_by_atoms_whatever_the_sizes():
     assert bounds[0] == 0 and bounds[-1] == 8 and (np.diff(bounds) > 0).all()
     assert bounds.tolist() == [0, 4, 5, 7, 8]
     assert group_bounds(natoms, 10**6).tolist() == [0, 8]
+
+
+def test_columns_and_reasons_are_documented_as_they_are():
+    text = (Path(__file__).parents[2] / "docs" / "relax.md").read_text()
+    for name, (unit, meaning) in COLUMNS.items():
+        assert f"| `{name}` | {unit} | {meaning} |" in text
+    for reason in Stop:
+        assert f"| `{reason.name}` | {reason.meaning} |" in text
