@@ -118,7 +118,9 @@ class Recorder:
         self._encoder, self._members = encoder, members
         self.seen: list[tuple[StructureBatch, Graph]] = []
 
-    def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
+    def __call__(
+        self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.float64], want: Collection[str]
+    ) -> Evaluation:
         """See `atomsieve.predict.backends.Backend`."""
         self.seen.append((batch, graph))
         zeros = np.zeros((self._members, len(batch)))
@@ -233,7 +235,9 @@ class Computed:
         stored = {"forces": "forces", "stress": "virial"}
         self.outputs = frozenset(name for name, output in stored.items() if output in entry.outputs)
 
-    def __call__(self, batch: StructureBatch, graph: Graph, head: int, want: Collection[str]) -> Evaluation:
+    def __call__(
+        self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.float64], want: Collection[str]
+    ) -> Evaluation:
         """Refuse: it ran already."""
         raise NotImplementedError
 
