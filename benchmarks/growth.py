@@ -206,7 +206,7 @@ def family(pid: int) -> list[psutil.Process]:
     """Return a process and all below it that run Python."""
     try:
         top = psutil.Process(pid)
-        return [p for p in [top, *top.children(recursive=True)] if "python" in p.name()]
+        return [p for p in [top, *top.children(recursive=True)] if "python" in Path(p.exe()).name]
     except psutil.Error:
         return []
 
