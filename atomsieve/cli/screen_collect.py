@@ -28,11 +28,12 @@ def collect(
     if report.rank:
         return
     now, left = report.now, report.count - report.durable
+    nodes = f"{now.places:,} node{'s' if now.places != 1 else ''}"
     damaged = f"; {now.damaged:,} chunks there are damaged" if now.damaged else ""
     then = f"{left:,} are still to be computed" if left else "none is left to compute"
     console().print(
-        f"{now.chunks:,} chunks ({now.structures:,} structures) brought to {results} from {now.places:,} folders on "
-        f"nodes{damaged}\n{report.durable:,} of {report.count:,} chunks are there, {then}: run the same command of "
-        f"`screen run` again to {'continue' if left else 'finish'}",
+        f"{now.chunks:,} chunks ({now.structures:,} structures) brought to {results} from {nodes}{damaged}\n"
+        f"{report.durable:,} of {report.count:,} chunks are there, {then}: run the same command of `screen run` again "
+        f"to {'continue' if left else 'finish'}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -193,6 +193,8 @@ def said(status: RunStatus, now: float | None = None) -> list[str]:
         lines.append("complete" if status.complete else "not running; run the same command again to continue")
         if np.isfinite(status.per_second):
             lines.append(f"{status.per_second:,.0f} structures/s in its last minute of work")
+    if not status.complete and Folder(status.folder).local.exists():
+        lines.append("with --local: what lies on nodes counts once it is brought here, by the run or `screen collect`")
     if status.damaged is not None:
         bad = f"{len(status.damaged)} damaged chunks, among them {status.damaged[:10]}; run the same command again"
         lines.append(bad if status.damaged else "every durable chunk fits its checksum")
