@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
-from atomsieve.predict.packing import halved, pack
+from atomsieve.predict.packing import Limit, halved, pack
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.runner import OK, PredictorLike, fill
 from atomsieve.screen.table import pieces
@@ -98,8 +98,9 @@ def _fill(
         for name in COLUMNS:
             rows[name][here[some]] = found[name]
 
+    limit = Limit(runner.max_atoms, runner.max_edges)  # of its own: this takes far more memory than the run did
     for group in pack(edges, batch.counts, runner.max_atoms, runner.max_edges):
-        for large in halved(compute, group, batch.counts):
+        for large in halved(compute, group, batch.counts, edges, limit):
             log.warning("structure %d: too little memory for its spread of forces", rows["position"][here[large]])
             for name in COLUMNS:
                 rows[name][here[large]] = np.nan
