@@ -126,8 +126,15 @@ def until(true, seconds=60):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("end", "code"), [("sys.exit(75)", 75), ("os.kill(os.getpid(), 9)", 75), ("sys.exit(1)", 1)])
+@pytest.mark.parametrize(
+    ("number", "end", "code"),
+    [
+        (signal.SIGTERM, "sys.exit(75)", 75),
+        (signal.SIGINT, "sys.exit(75)", 75),
+        (signal.SIGTERM, "os.kill(os.getpid(), 9)", 75),
+        (signal.SIGTERM, "sys.exit(1)", 1),
+    ],
+)
 def test_signals_reach_the_run_and_end_it_for_good(tmp_path, number, end, code):
     life = f"signal.signal({int(number)}, lambda *_: {end})\nsaid()\nwhile True: time.sleep(0.01)"
     process, _ = ordered(tmp_path, life)
