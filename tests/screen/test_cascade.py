@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 
@@ -71,6 +72,22 @@ def test_the_best_rows_are_those_of_the_better_precision(tmp_path, choice):
         keep = row_filter(text, ["pbe", "scan"], {0: "OK"}, REASONS)
         ok = better["status"] == 0
         assert np.array_equal(keep(rows)[ok], keep(better)[ok])
+
+
+@pytest.mark.parametrize(("by", "descending"), [("energy_per_atom", False), ("distance", True)])
+def test_best_rows_that_the_cheaper_precision_ranks_far_behind_are_found(tmp_path, by, descending):
+    choice = {"top": 15, "by": by, "descending": descending, "where": "natoms > 5"}
+    whole(FakePredictor(), tmp_path / "better", **choice)
+    whole(Cheap(0.6), tmp_path / "cheap", **choice)
+    cascade(BATCH, tmp_path / "out", Cheap(0.6), Better(), **choice)
+    cheap, rows = table(tmp_path / "cheap"), table(tmp_path / "out")
+    key = np.where((cheap["status"] == 0) & (cheap["natoms"] > 5), cheap[by] * (-1 if descending else 1), np.inf)
+    rank = np.argsort(np.argsort(key))
+    with open(tmp_path / "better/top.csv") as file:
+        best = [int(row["position"]) for row in csv.DictReader(file)]
+    assert rank[best].max() > 15 + 10 + 5  # beyond the sample
+    assert (tmp_path / "out/top.csv").read_bytes() == (tmp_path / "better/top.csv").read_bytes()
+    assert (rows["precision"] == 1).mean() < 0.75
 
 
 def test_what_is_said_is_what_was_done(tmp_path):
