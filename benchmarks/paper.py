@@ -122,7 +122,8 @@ class Inputs:
         """Return the same by the fast path."""
         g, near = self.graph, self.graph.neighbors
         charge, spin = self.attributes.unbind(1)
-        return tuple(model(g.numbers, g.vec, near.sender, near.receiver, near.row_ptr, g.ptr, charge, spin, self.mix))
+        found = model(g.numbers, g.vec, near.sender, near.receiver, near.row_ptr, g.ptr, charge, spin, self.mix)
+        return found.energy_per_head, found.energy, found.edge_grad
 
 
 def device(options: argparse.Namespace) -> None:

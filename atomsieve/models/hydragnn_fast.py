@@ -42,11 +42,13 @@ class FastResult(NamedTuple):
     energy_per_head : [S,B] float64, eV.
     energy : [S] float64, sum of the heads' energies times `mix`.
     edge_grad : [E,3], d energy / d vec.
+    features : [N,F], the encoder's features of atoms, if asked for.
     """
 
     energy_per_head: Tensor
     energy: Tensor
     edge_grad: Tensor
+    features: Tensor | None = None
 
 
 class _Kept(NamedTuple):
@@ -137,12 +139,17 @@ class FastHydraGNN:
         spin: Tensor,
         mix: Tensor,
         gradients: bool = True,
+        every_head: bool = True,
+        features: bool = False,
     ) -> FastResult:
         """Evaluate a batch of S structures, N atoms and E edges sorted by receiver; all on the CPU.
 
         numbers : [N] atomic numbers. vec : [E,3] Angstrom, sender minus receiver. sender, receiver : [E] int64.
         row_ptr : [N+1], ptr : [S+1] int64. charge, spin : [S]. mix : [S,B] weights of heads.
         gradients : also d energy / d vec; else `edge_grad` is zero.
+        every_head : energies of all heads; else, where one head has all the weight, that of the others is zero: for
+            structures of few atoms, heads are a good part of the work.
+        features : also those of atoms.
 
         The list may be truncated: no symmetry is used. No edge may join two structures.
         """
@@ -150,6 +157,9 @@ class FastHydraGNN:
         attributes = torch.stack([charge, spin], 1).to(self.dtype)
         energies: list[Tensor] = []
         grad = torch.zeros(vec.shape, dtype=self.dtype)
+        of_atoms = torch.empty(len(numbers), self.weights.features, dtype=self.dtype) if features else None
+        weighed = mix.ne(0).any(0).nonzero()
+        branch = None if every_head or len(weighed) != 1 else int(weighed)
         cuts, bounds = ptr.numpy(), row_ptr.numpy()
         for first, last in spans(cuts, GROUP_ATOMS):
             a, b = int(cuts[first]), int(cuts[last])
@@ -157,18 +167,22 @@ class FastHydraGNN:
             edges = self._edges(row_ptr[a : b + 1] - e, sender[e:f] - a, receiver[e:f] - a, vec[e:f])
             found = self._group(
                 numbers[a:b], edges, ptr[first : last + 1] - a, attributes[first:last], mix[first:last],
-                grad[e:f] if gradients else None,
+                grad[e:f] if gradients else None, branch, None if of_atoms is None else of_atoms[a:b],
             )  # fmt: skip
             energies.append(found)
         each = torch.cat(energies) if energies else torch.zeros(0, self.heads.count, dtype=torch.float64)
-        return FastResult(each, (each * mix.to(torch.float64)).sum(1), grad)
+        return FastResult(each, (each * mix.to(torch.float64)).sum(1), grad, of_atoms)
 
     # -- one group ---------------------------------------------------------------------------------------------
 
     def _group(
-        self, numbers: Tensor, edges: _Edges, ptr: Tensor, attributes: Tensor, mix: Tensor, grad: Tensor | None
-    ) -> Tensor:
-        """Return energies of heads `[S,B]` of structures that are held together; write edge gradients into `grad`."""
+        self, numbers: Tensor, edges: _Edges, ptr: Tensor, attributes: Tensor, mix: Tensor, grad: Tensor | None,
+        branch: int | None, of_atoms: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Return energies of heads `[S,B]` of structures that are held together.
+
+        Edge gradients are written into `grad`, features of atoms into `of_atoms`, where they are wanted.
+        """
         atoms, structures, w = len(numbers), len(ptr) - 1, self.weights
         kept = _Kept(*(self._room(name, atoms, _PARTS.get(name, 1)) for name in _Kept._fields))
         state, s0 = torch.empty(atoms, 4, dtype=torch.float64), torch.empty(atoms, dtype=torch.float64)
@@ -183,7 +197,9 @@ class FastHydraGNN:
         for i, j, a, b in blocks:
             self._forward(edges, kept, a, b, s0, v0, per_atom[a:b])
             self._call("pool", j - i, w.length, ptr[i : j + 1], kept.last[a:b], features[i:j])
-        each, by_features = self.heads(features[:, : w.features], mix, grad is not None)
+        if of_atoms is not None:
+            torch.clamp(kept.last[:, : w.features], min=0, out=of_atoms)
+        each, by_features = self.heads(features[:, : w.features], mix, grad is not None, branch)
         if grad is None:
             return each
         back = torch.zeros(structures, w.length, dtype=self.dtype)

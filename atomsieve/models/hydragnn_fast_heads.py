@@ -41,26 +41,37 @@ class FastHeads:
             )
         self.count = len(self.stages[0].weight)
 
-    def __call__(self, features: Tensor, mix: Tensor, gradients: bool) -> tuple[Tensor, Tensor | None]:
-        """Return energies `[S,B]` in float64 and the gradient `[S,F]` of their sum weighted by `mix [S,B]`."""
-        found = [
-            self._chunk(features[k : k + CHUNK], mix[k : k + CHUNK], gradients) for k in range(0, len(features), CHUNK)
-        ]
-        energies, grads = zip(*found, strict=True)
-        return torch.cat(energies), torch.cat(grads) if gradients else None
+    def __call__(
+        self, features: Tensor, mix: Tensor, gradients: bool, branch: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return energies `[S,B]` in float64 and the gradient `[S,F]` of their sum weighted by `mix [S,B]`.
 
-    def _chunk(self, features: Tensor, mix: Tensor, gradients: bool) -> tuple[Tensor, Tensor | None]:
-        x = features.unsqueeze(0).expand(self.count, -1, -1)
+        branch : evaluate this head alone, the only one that has weight; energies of the others are zero.
+        """
+        own = slice(None) if branch is None else slice(branch, branch + 1)
+        stages = [_Stage(stage.weight[own], stage.bias[own]) for stage in self.stages]
+        energies = torch.zeros(len(features), self.count, dtype=torch.float64)
+        grad = torch.empty_like(features) if gradients else None
+        for k in range(0, len(features), CHUNK):
+            rows = slice(k, k + CHUNK)
+            weights = mix[rows, own].to(self.dtype) if gradients else None
+            energies[rows, own], found = self._chunk(stages, features[rows], weights)
+            if grad is not None and found is not None:
+                grad[rows] = found
+        return energies, grad
+
+    def _chunk(self, stages: list[_Stage], features: Tensor, mix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = features.unsqueeze(0).expand(len(stages[0].weight), -1, -1)
         hidden: list[Tensor] = []
-        for stage in self.stages[:-1]:
+        for stage in stages[:-1]:
             x = self._product(x, stage.weight.transpose(1, 2)).add_(stage.bias).relu_()
             hidden.append(x)
-        end = self.stages[-1]
-        energy = self._product(x, end.weight.transpose(1, 2)).add_(end.bias).squeeze(2).t().to(torch.float64)
-        if not gradients:
+        end = stages[-1]
+        energy = self._product(x, end.weight.transpose(1, 2)).add_(end.bias).squeeze(2).t()
+        if mix is None:
             return energy, None
-        g = mix.to(self.dtype).t().unsqueeze(2) * end.weight
-        for stage, after in zip(reversed(self.stages[:-1]), reversed(hidden), strict=True):
+        g = mix.t().unsqueeze(2) * end.weight
+        for stage, after in zip(reversed(stages[:-1]), reversed(hidden), strict=True):
             g = self._product(torch.where(after > 0, g, 0), stage.weight)
         return energy, g.sum(0)
 
