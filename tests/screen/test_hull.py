@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,28 @@ def test_the_same_as_pymatgen_and_linear_programming():
     assert (found.above < 0).any()
     assert (found.above > 0).any()
     assert found.systems > 10
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_phases_on_one_line_or_plane(seed):
+    """Hulls with many phases in one facet, where facets without volume must not be taken."""
+    rng = np.random.default_rng(seed)
+    elements = [3, 8, 22, 26][: 2 + seed % 3]
+    references, rows = at_random(40, elements, rng, pure=True), at_random(20, elements, rng)
+    content = references.content(np.arange(len(references)), np.array(elements))
+    fraction = content / content.sum(axis=1, keepdims=True)
+    if seed % 2:
+        energy = -2.0 * np.minimum(fraction[:, 0], fraction[:, 1])  # all lie on the hull
+    else:
+        energy = np.minimum(np.round(2 * references.energy) / 2, 0.0)
+        energy[: len(elements)] = 0.0
+    references = replace(references, energy=energy)
+    found = energies(rows, references)
+    content = rows.content(np.arange(len(rows)), np.array(elements))
+    for k, made_of in enumerate(content / content.sum(axis=1, keepdims=True)):
+        best = linprog(energy, A_eq=fraction.T, b_eq=made_of)
+        assert found.above[k] == pytest.approx(rows.energy[k] - best.fun, abs=1e-9)
+        assert all(x > 0 for x, _ in found.phases[k])
 
 
 def test_only_the_lowest_of_a_formula_can_be_on_a_hull():
