@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from atomsieve.calculators.fire import Stop, check
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError, unknown
-from atomsieve.predict import AnyPredictor, Predictor
+from atomsieve.predict import AnyPredictor
 from atomsieve.screen.manifest import device_kind
+from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.progress import EventLog, duration
 from atomsieve.screen.query import Results
+from atomsieve.screen.relax_budget import settle_budget
 from atomsieve.screen.relax_files import FORMAT, RelaxFolder, digest, publish
 from atomsieve.screen.relax_frames import Frames
 from atomsieve.screen.relax_group import begin, finished, guard_of, write_arrays
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("charge", "spin")
 LINE_SECONDS = 5.0
+SAMPLE = 256  # structures that are enough to learn how much memory their like takes
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,13 @@ def _prepare(
     team.together(lambda: _check(model, options, head))
     team.together(lambda: _unchanged(results))
     kind = device_kind(model)
-    max_atoms, max_edges, group_atoms = options.budget(kind)
     folder = RelaxFolder(Path(out) if out is not None else path.with_name(f"{path.name}.relaxed"))
+    max_atoms, max_edges, group_atoms = team.first(
+        lambda: settle_budget(
+            model, options, folder, lambda: read_rows(results, rows[:: max(len(rows) // SAMPLE, 1)]), head=head,
+            overwrite=overwrite, processes=team.size,
+        )
+    )  # fmt: skip
     bounds = group_bounds(rows["natoms"].astype(np.int64), group_atoms)
     lock = PathLock(folder.lock) if lead else None
     wanted = {
@@ -196,11 +204,10 @@ def group_bounds(natoms: NDArray[np.int64], group_atoms: int) -> NDArray[np.int6
     return np.append(first, len(natoms)).astype(np.int64)
 
 
-def _load(
-    results: Results, ensemble: str | Path | None, options: RelaxOptions, head: str, local_rank: int
-) -> Predictor:
+def _load(results: Results, ensemble: str | Path | None, options: RelaxOptions, head: str, local_rank: int) -> Any:
+    """Return the predictor of the ensemble that screened."""
     from atomsieve.models import ensemble_id
-    from atomsieve.screen.prepare import _device
+    from atomsieve.screen.prepare import load_predictor
 
     known = ensemble or results.manifest.get("ensemble_path")
     if known is None or not (Path(known) / "manifest.json").is_file():
@@ -212,12 +219,8 @@ def _load(
             f"{known} is not the ensemble that screened (id {found[:12]}, screened with {screened[:12]}); name that "
             "one with --ensemble, or screen again"
         )
-    device = _device(options.device, local_rank)
-    if device == "cpu":
-        import torch
-
-        torch.set_num_threads(options.threads)
-    return Predictor.load(known, head=head, precision=options.precision, device=device)
+    loading = ScreenOptions(head=head, precision=options.precision, device=options.device, threads=options.threads)
+    return load_predictor(known, loading, "native", local_rank)
 
 
 def _check(predictor: AnyPredictor, options: RelaxOptions, head: str) -> None:

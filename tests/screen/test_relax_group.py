@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -10,6 +13,8 @@ from atomsieve.calculators import Stop, relax
 from atomsieve.errors import UsageError
 from atomsieve.predict import Predictor, Status
 from atomsieve.screen import relax_group
+from atomsieve.screen.relax_budget import settle_budget
+from atomsieve.screen.relax_files import FORMAT, RelaxFolder
 from atomsieve.screen.relax_frames import Frames
 from atomsieve.screen.relax_group import begin, finished, moved, read_arrays, write_arrays
 from atomsieve.screen.relax_options import RelaxOptions
@@ -200,3 +205,27 @@ def test_files_are_the_same_bytes_and_a_missing_one_is_none(tmp_path):
 def test_options_are_checked_when_they_are_made(options, said):
     with pytest.raises(UsageError, match=said):
         RelaxOptions(**options)
+
+
+def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monkeypatch):
+    asked = []
+
+    def budget_of(model, sample, usual, *, want, head, share):
+        asked.append((sample(), head, share))
+        return SimpleNamespace(max_atoms=7000, max_edges=90000)
+
+    monkeypatch.setattr("atomsieve.predict.memory.budget_of", budget_of)
+    folder, on_gpu = RelaxFolder(tmp_path), SimpleNamespace(device="cuda:0")
+
+    def settle(model=on_gpu, overwrite=False, **options):
+        options = RelaxOptions(**options)
+        return settle_budget(model, options, folder, lambda: 5, head="metal", overwrite=overwrite, processes=1)
+
+    assert settle() == (7000, 90000, 28000) and asked == [(5, "metal", 1)]
+    assert settle(max_atoms=100) == (100, 90000, 400) and settle(group_atoms=9) == (7000, 90000, 9)
+    assert settle(max_atoms=100, max_edges=10) == (100, 10, 400) and len(asked) == 3
+    assert settle(SimpleNamespace(device="cpu"))[0] == 512 and len(asked) == 3
+    batches = {"max_atoms": 50, "max_edges": 60, "group_atoms": 70}
+    folder.manifest.write_text(json.dumps({"format": FORMAT, "batches": batches}))
+    assert settle() == (50, 60, 200) and len(asked) == 3, "as in the earlier part"
+    assert settle(overwrite=True) == (7000, 90000, 28000) and len(asked) == 4
