@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,11 +149,13 @@ def resume(
     place: Path,
     folder: Folder,
     files: Sequence[ResultFile],
-    durable: Container[int],
+    durable: Collection[int],
+    count: int,
 ) -> tuple[LocalStore, Carrier, Collected]:
     """Open the stores of a run below `place`, and bring what an earlier part of the run left in them.
 
-    files : the row store and, if there is one, the forces file of the results folder.
+    files : the row store and, if there is one, the forces file of the results folder. durable : chunks that are in the
+    results folder already, of `count` in all.
     """
     key = team.first(lambda: key_of(folder, make=True))
     assert key is not None
@@ -161,5 +163,6 @@ def resume(
     carrier = Carrier(folder, files[0], len(files) > 1, team.rank)
     brought = bring(team, store, carrier, durable)
     stores = sharing(team, store)[2]
-    team.together(lambda: store.require_room(files, stores))
+    left = 1.0 - (len(durable) + brought.chunks) / count
+    team.together(lambda: store.require_room(files, stores, left))
     return store, carrier, brought

@@ -111,8 +111,8 @@ class LocalStore:
             sync_folder(self.folder.path)
         return here
 
-    def require_room(self, files: Iterable[ResultFile], nodes: int) -> None:
-        """Refuse a disk that cannot hold an equal share of the results of all `nodes`.
+    def require_room(self, files: Iterable[ResultFile], nodes: int, left: float) -> None:
+        """Refuse a disk that cannot hold an equal share of what is `left` (0 to 1) of the results for all `nodes`.
 
         Raises
         ------
@@ -121,7 +121,7 @@ class LocalStore:
         """
         needed, taken = 0, 0
         for file in files:
-            needed += file.nbytes // nodes
+            needed += int(file.nbytes * left) // nodes
             with suppress(FileNotFoundError):
                 taken += (self.folder.path / part_of(file.path).name).stat().st_blocks * 512
         usage = os.statvfs(self.folder.path)

@@ -157,6 +157,8 @@ def prepare(
                           f"{model.device}", highlight=False, soft_wrap=True)  # fmt: skip
         given = "" if options.head else " (the ensemble's default)"
         console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
+        if hasattr(model, "note") and (note := model.note(heads[0])):
+            console.print(note, highlight=False, soft_wrap=True)
     device = manifest.device_kind(model)
     server = getattr(model, "server", None)
     spread = team.together(lambda: settle(options, model))
@@ -186,7 +188,8 @@ def prepare(
     known = known_chunks(team, folder)
     local = None
     if options.local is not None:
-        store, carrier, brought = resume(team, Path(options.local), folder, files, set(known["chunk"].tolist()))
+        entered = set(known["chunk"].tolist())
+        store, carrier, brought = resume(team, Path(options.local), folder, files, entered, chunks.count)
         local = store, carrier
         if brought.chunks:
             known = known_chunks(team, folder)

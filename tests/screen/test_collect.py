@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import signal
 from io import StringIO
 
 import numpy as np
@@ -13,7 +15,7 @@ from rich.console import Console
 from screen_fakes import FakePredictor
 from typer.testing import CliRunner
 
-from atomsieve.errors import AtomSieveError
+from atomsieve.errors import AtomSieveError, Interrupted
 from atomsieve.screen import ledger, local
 from atomsieve.screen.collect import collect
 from atomsieve.screen.store import Folder
@@ -223,6 +225,34 @@ def test_what_cannot_be_collected_is_said(near, tmp_path, broken, change, said):
     with pytest.raises(AtomSieveError, match=said):
         collect(tmp_path / "out", near)
     assert not (tmp_path / "out" / "lock.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_collects_before_it_leaves(screen, near, tmp_path, whole, number):
+    class Stopped(FakePredictor):
+        def before(self, batch):
+            if self.calls == 20:
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted):
+        screen(Stopped(), forces=True, local=str(near))
+    kept = ledger.read(tmp_path / "out" / "ledger")
+    assert len(kept) > 2
+    shutil.rmtree(near)  # as at the end of a job
+    assert screen(forces=True, local=str(near)).computed == 1000 - sum(e[0].structures for e in kept.values())
+    assert artefacts(tmp_path / "out") == whole
+
+
+def test_a_complete_run_needs_no_room_on_the_node(screen, near, tmp_path, whole, monkeypatch):
+    screen(forces=True, local=str(near))
+
+    class Full:
+        f_bavail, f_frsize = 0, 4096
+
+    monkeypatch.setattr(local.os, "statvfs", lambda path: Full)
+    again = screen(forces=True, local=str(near))
+    assert again.computed == 0
+    assert artefacts(tmp_path / "out") == whole
 
 
 def test_a_complete_run_has_nothing_to_collect(screen, near, tmp_path):
