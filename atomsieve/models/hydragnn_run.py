@@ -33,16 +33,20 @@ class FastEnsemble:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
 
     def __call__(
-        self, graph: Graph, head_index: Tensor, charge: Tensor, spin: Tensor, *, forces: bool, stress: bool
-    ) -> EnsembleOutput:
-        """Evaluate all members on a batch; arguments and result as of `Ensemble`, but features are empty [K,N,0]."""
+        self, graph: Graph, head_index: Tensor, charge: Tensor, spin: Tensor, *, forces: bool, stress: bool,
+        features: bool = False,
+    ) -> EnsembleOutput:  # fmt: skip
+        """Evaluate all members on a batch; arguments and result as of `Ensemble`.
+
+        features : else they are empty [K,N,0].
+        """
         mixed = head_index.is_floating_point()
         weights = head_index.double() if mixed else torch.nn.functional.one_hot(head_index, len(self.scales)).double()
         near = graph.neighbors
         found = [
             member(
                 graph.numbers, graph.vec, near.sender, near.receiver, near.row_ptr, graph.ptr, charge, spin,
-                weights * self.scales, gradients=forces or stress,
+                weights * self.scales, gradients=forces or stress, every_head=mixed, features=features,
             )
             for member in self.members
         ]  # fmt: skip
@@ -51,7 +55,9 @@ class FastEnsemble:
             energy=torch.stack([one.energy for one in found]),
             forces=forces_of(gradient, graph) if forces and gradient is not None else None,
             virial=virial_of(gradient, graph) if stress and gradient is not None else None,
-            features=torch.zeros(len(found), graph.n_atoms, 0, dtype=self.dtype),
+            features=torch.stack([one.features for one in found if one.features is not None])
+            if features
+            else torch.zeros(len(found), graph.n_atoms, 0, dtype=self.dtype),
             atom_energy=None,
             head_energy=torch.stack([one.energy_per_head * self.scales for one in found]) if mixed else None,
         )

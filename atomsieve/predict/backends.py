@@ -134,14 +134,14 @@ class NativeBackend:
             apart = range(self.model.members)
         with torch.no_grad():
             if self.fast is not None and charge is not None and spin is not None:
-                out = self.fast(graph, index, charge, spin, forces=forces, stress="stress" in want)
+                out = self.fast(
+                    graph, index, charge, spin, forces=forces, stress="stress" in want, features="features" in want
+                )
             else:
                 out = self.model(
                     graph, index, charge, spin, forces=forces, stress="stress" in want, force_members=apart
                 )
             features = out.features
-            if self.fast is not None and "features" in want:  # which it does not give
-                features = self.model(graph, index, charge, spin, forces=False).features
         network = out.energy.cpu().numpy()
         reference = self.model.reference_energy(batch.numbers, batch.ptr, head)
         every = None if out.forces is None else out.forces.detach().double()
