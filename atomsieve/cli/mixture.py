@@ -29,6 +29,15 @@ def app(
             rich_help_panel=MODEL,
         ),
     ] = "fractions",
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            "--heads",
+            help="Mix these alone, e.g. of one kind of theory: a,b,c. [default: all in the data]",
+            rich_help_panel=MODEL,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the fit.", rich_help_panel=MODEL)] = 0,
     quiet: QuietOption = False,
 ) -> None:
@@ -38,7 +47,7 @@ def app(
     """
     from atomsieve.predict.mixture import mixture_of
 
-    found = mixture_of(folder, data, inputs, seed)
+    found = mixture_of(folder, data, inputs, seed, None if heads is None else heads.split(","))
     screen = console(quiet=quiet)
     about = found.about
     rows = [[name, f"{about['of_head'].get(name, 0):,}"] for name in found.heads]

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.models.config import HeadSpec
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.structures import StructureBatch
 
@@ -71,6 +72,11 @@ class Mixture:
         if not self.maps or width != len(self.heads):
             raise DataError(f"a mixture of {len(self.heads)} heads needs as many outputs, got {width}")
 
+    @property
+    def mixed(self) -> list[str]:
+        """Names of the heads that can have weight: those that it was fitted to, where that is known."""
+        return [name for name in self.heads if name in self.about.get("of_head", self.heads)]
+
     def logits(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return logits [S,H] of compositions [S,118] in numbers of atoms."""
         x = counts
@@ -94,6 +100,20 @@ class Mixture:
         weights = np.exp(logits - np.where(np.isfinite(top), top, 0.0))
         total = weights.sum(1, keepdims=True)
         return np.asarray(np.divide(weights, total, out=np.zeros_like(weights), where=total > 0))
+
+
+def reference_gap(heads: Sequence[HeadSpec]) -> tuple[float, int, str, str]:
+    """Return how far apart, in eV, two heads' references of one element are at most, the element, and the two heads.
+
+    Levels of theory that count energy from different zeros (all electrons, pseudopotentials, formation energies) show
+    by it: mixed energies of different compositions must then not be compared.
+    """
+    worst = (0.0, 0, "", "")
+    for z in range(1, MAX_NUMBER + 1):
+        of = sorted((h.references[z], h.name) for h in heads if z in h.references)
+        if of and of[-1][0] - of[0][0] > worst[0]:
+            worst = (of[-1][0] - of[0][0], z, of[0][1], of[-1][1])
+    return worst
 
 
 def from_hydragnn_mixture(state: Mapping[str, Any], heads: Sequence[str]) -> Mixture:

@@ -20,45 +20,58 @@ MOST = 200_000
 _READ = 20_000
 
 
-def mixture_of(folder: str | Path, data: Sequence[str | Path], inputs: str = "fractions", seed: int = 0) -> Mixture:
+def mixture_of(
+    folder: str | Path,
+    data: Sequence[str | Path],
+    inputs: str = "fractions",
+    seed: int = 0,
+    heads: Sequence[str] | None = None,
+) -> Mixture:
     """Fit the mixture of a gfm/ folder to the compositions in files, put it into the folder and return it.
 
     data : files whose sources are called like heads; other sources are left out. inputs : see `Mixture`.
+    heads : mix these alone; None takes all that are in the files.
 
     Raises
     ------
-    DataError
-        if they hold structures of fewer than two heads.
+    UsageError
+        for an unknown name; DataError if the files hold structures of fewer than two heads.
     """
     if inputs not in INPUTS:
         raise unknown("input of a mixture", inputs, INPUTS)
     manifest = read_manifest(folder)
     names = tuple(h.name for h in manifest.heads)
+    for name in heads or ():
+        if name not in names:
+            raise unknown("head", name, names)
+    chosen = names if heads is None else tuple(heads)
     known = np.zeros((len(names), MAX_NUMBER), bool)
     for k, spec in enumerate(manifest.heads):
         known[k, np.array(sorted(spec.references), int) - 1] = True
-    counts, heads = [np.zeros((0, MAX_NUMBER))], [np.zeros(0, np.int64)]
+    counts, found_heads = [np.zeros((0, MAX_NUMBER))], [np.zeros(0, np.int64)]
     sources: list[str] = []
     for path in data:
         with open_structures(path) as reader:
-            own, head = _read(reader, names)
+            own, head = _read(reader, names, chosen)
             sources += [s.name for s in reader.sources]
         counts.append(own)
-        heads.append(head)
-    head = np.concatenate(heads)
+        found_heads.append(head)
+    head = np.concatenate(found_heads)
     if len(np.unique(head)) < 2:
         raise DataError(
             f"{', '.join(map(str, data))}: a mixture needs structures of at least two heads (sources there: "
-            f"{', '.join(dict.fromkeys(sources)) or 'none'}; heads: {', '.join(names)}); give the files trained on"
+            f"{', '.join(dict.fromkeys(sources)) or 'none'}; heads: {', '.join(chosen)}); give the files trained on"
         )
     found = fit_mixture(np.concatenate(counts), head, known, names, inputs=inputs, seed=seed)
     record_files(folder, {MIXTURE: mixture_bytes(found)})
     return found
 
 
-def _read(reader: StructureReader, names: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return compositions [M,118] and heads [M] of the structures whose source is a head, at most `MOST` of each."""
-    index = np.array([names.index(s.name) if s.name in names else -1 for s in reader.sources] + [-1], np.int64)
+def _read(
+    reader: StructureReader, names: tuple[str, ...], chosen: tuple[str, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return compositions [M,118] and heads [M] of the structures whose source is a chosen head, `MOST` of each."""
+    index = np.array([names.index(s.name) if s.name in chosen else -1 for s in reader.sources] + [-1], np.int64)
     given = reader.read_arrays(0, len(reader), ["head"]).get("head")
     if given is None:
         source = np.full(len(reader), 0 if len(reader.sources) == 1 else -1, np.int64)

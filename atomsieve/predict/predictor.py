@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
@@ -16,7 +17,7 @@ from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_cal
 from atomsieve.models.calibration import Calibration
 from atomsieve.models.domain import HeadDomain, read_domain
 from atomsieve.models.elements import MAX_NUMBER
-from atomsieve.models.mixture import AUTO, Mixture, read_mixture
+from atomsieve.models.mixture import AUTO, Mixture, read_mixture, reference_gap
 from atomsieve.predict.backends import Backend, choose_device, make_backend
 from atomsieve.predict.domain import DomainTest
 from atomsieve.predict.outside import Outside
@@ -28,6 +29,8 @@ from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import check_batch
 
 Builder = Callable[..., Graph]
+FAR_APART = 1.0
+"""eV by which references of one element may differ between heads before their mixture needs a word of warning."""
 
 
 class Predictor:
@@ -128,6 +131,18 @@ class Predictor:
     def features(self) -> int:
         """Number of features F that the encoder gives each atom."""
         return self._config.hidden
+
+    def note(self, head: str) -> str | None:
+        """Return one line on what a user of a head must know, or None."""
+        if head != AUTO or self._mixture is None:
+            return None
+        gap, z, one, other = reference_gap([s for s in self._specs if s.name in self._mixture.mixed])
+        if gap < FAR_APART:
+            return None
+        return (
+            f"head {AUTO} mixes levels of theory with different zeros of energy (an atom of {chemical_symbols[z]}: "
+            f"{gap:,.0f} eV apart in {one} and {other}); compare its energies within one composition only"
+        )
 
     def references(self, head: str) -> NDArray[np.float64]:
         """Return the energy [256] eV of one atom of each element, by atomic number; NaN where the head has none.

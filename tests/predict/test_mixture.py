@@ -17,6 +17,7 @@ from atomsieve.models.mixture import (
     from_hydragnn_mixture,
     mixture_bytes,
     read_mixture,
+    reference_gap,
 )
 from atomsieve.models.mixture_fit import fit_mixture
 from atomsieve.predict import Outside, Predictor, Status
@@ -190,6 +191,14 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, content, said):
     assert str(tmp_path / MIXTURE) in str(caught.value)
 
 
+def test_different_zeros_of_energy_are_said(folder):
+    predictor = Predictor.load(folder)
+    assert predictor.note("oxides") is None
+    assert "(an atom of O: 426 eV apart in molecules and metals)" in predictor.note("auto")
+    assert reference_gap(HEADS[:2]) == (pytest.approx(0.5), 8, "oxides", "metals")
+    assert reference_gap(HEADS[:1]) == (0.0, 0, "", "")
+
+
 def test_mixtures_that_make_no_sense_are_refused():
     maps = net().maps
     with pytest.raises(UsageError, match="stands for the mixture"):
@@ -240,6 +249,21 @@ def test_it_learns_which_head_a_composition_belongs_to(tmp_path):
     assert json.loads((folder / "manifest.json").read_text())["files"][MIXTURE]["size"] == len(content)
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert Predictor.load(tmp_path / "elsewhere", head="auto").ensemble_id == predictor.ensemble_id
+
+
+def test_heads_that_are_not_wanted_get_no_weight(tmp_path):
+    folder = gfm(tmp_path / "gfm")
+    batch, _ = labelled(tmp_path / "data.bp", 60)
+    data = tmp_path / "more.bp"
+    sources = [SourceInfo(name, "made up") for name in NAMES]
+    oxygen = batch.replace(numbers=np.full(batch.n_atoms, 8, np.uint8), head=np.arange(60, dtype=np.int32) % 3)
+    write_structures(data, oxygen, sources=sources)
+    found = mixture_of(folder, [data], heads=["oxides", "molecules"])
+    assert found.mixed == ["oxides", "molecules"]
+    weights = Predictor.load(folder).mixture(oxygen)
+    assert (weights > 0).all(0).tolist() == [True, False, True]
+    with pytest.raises(UsageError, match="did you mean 'metals'"):
+        mixture_of(folder, [data], heads=["metal"])
 
 
 def test_what_it_cannot_learn_from_is_refused(tmp_path):
