@@ -14,6 +14,7 @@ What remains is matrix products over blocks of whole structures that stay in the
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -91,6 +92,14 @@ class _Edges(NamedTuple):
     order: Tensor
 
 
+class Rooms:
+    """Working arrays, kept between calls; whoever uses them holds the lock. Models of one shape and type may share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.arrays: dict[str, Tensor] = {}
+
+
 def fast_available() -> bool:
     """Say whether the compiled kernels that this needs are there."""
     library = kernels()
@@ -100,11 +109,14 @@ def fast_available() -> bool:
 class FastHydraGNN:
     """Evaluates a HydraGNN state dict (names without prefixes) of two PaiNN layers, the first of width 1."""
 
-    def __init__(self, state: Mapping[str, Tensor], precision: str = "fp32", cutoff: float = 5.0) -> None:
+    def __init__(
+        self, state: Mapping[str, Tensor], precision: str = "fp32", cutoff: float = 5.0, rooms: Rooms | None = None
+    ) -> None:
         """Fold the weights of a state dict.
 
         precision : fp64, fp32, or bf16: factors of matrix products are rounded to BF16, the rest is FP32. Where the
             processor has no BF16 products they are made in FP32, and this is no faster than fp32.
+        cutoff : Angstrom. rooms : shared with members of the same ensemble, so that they are there once.
 
         Raises
         ------
@@ -124,7 +136,7 @@ class FastHydraGNN:
         self.direct = self.rounded and multiplies_bf16(torch.device("cpu"))
         self.weights: Folded = fold(state, self.dtype, self.rounded)
         self.heads = FastHeads(state, self.dtype, self.rounded)
-        self._rooms: dict[str, Tensor] = {}
+        self.rooms = Rooms() if rooms is None else rooms
         self._suffix = "f64" if self.dtype == torch.float64 else "f32"
 
     def __call__(
@@ -165,10 +177,11 @@ class FastHydraGNN:
             a, b = int(cuts[first]), int(cuts[last])
             e, f = int(bounds[a]), int(bounds[b])
             edges = self._edges(row_ptr[a : b + 1] - e, sender[e:f] - a, receiver[e:f] - a, vec[e:f])
-            found = self._group(
-                numbers[a:b], edges, ptr[first : last + 1] - a, attributes[first:last], mix[first:last],
-                grad[e:f] if gradients else None, branch, None if of_atoms is None else of_atoms[a:b],
-            )  # fmt: skip
+            with self.rooms.lock:
+                found = self._group(
+                    numbers[a:b], edges, ptr[first : last + 1] - a, attributes[first:last], mix[first:last],
+                    grad[e:f] if gradients else None, branch, None if of_atoms is None else of_atoms[a:b],
+                )  # fmt: skip
             energies.append(found)
         each = torch.cat(energies) if energies else torch.zeros(0, self.heads.count, dtype=torch.float64)
         return FastResult(each, (each * mix.to(torch.float64)).sum(1), grad, of_atoms)
@@ -306,10 +319,10 @@ class FastHydraGNN:
 
     def _room(self, name: str, rows: int, parts: int) -> Tensor:
         """Return a working array `[rows, parts*L]`, zero where nothing was written yet; kept between calls."""
-        held = self._rooms.get(name)
+        held = self.rooms.arrays.get(name)
         if held is None or len(held) < rows:
             held = torch.zeros(rows, parts * self.weights.length, dtype=self.dtype)
-            self._rooms[name] = held
+            self.rooms.arrays[name] = held
         return held[:rows]
 
     def _scratch(self, name: str, rows: int, parts: int = 1) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from atomsieve.graphs.graph import Graph
 from atomsieve.models.ensemble import Ensemble, EnsembleOutput, forces_of, virial_of
-from atomsieve.models.hydragnn_fast import FastHydraGNN, fast_available
+from atomsieve.models.hydragnn_fast import FastHydraGNN, Rooms, fast_available
 from atomsieve.models.hydragnn_state import to_hydragnn_state
 
 
@@ -25,8 +25,9 @@ class FastEnsemble:
     """
 
     def __init__(self, ensemble: Ensemble, precision: str) -> None:
+        rooms = Rooms()
         self.members = [
-            FastHydraGNN(to_hydragnn_state(ensemble, k), precision, ensemble.config.cutoff)
+            FastHydraGNN(to_hydragnn_state(ensemble, k), precision, ensemble.config.cutoff, rooms)
             for k in range(ensemble.members)
         ]
         self.scales = torch.tensor([h.scale for h in ensemble.heads], dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -191,6 +192,19 @@ def test_features_are_what_the_heads_read():
     near = graph.neighbors
     pooled = model.encode(graph.numbers, graph.vec, near.sender, near.receiver, graph.structure, given[0])
     assert relative(torch.stack([found[:7].sum(0), found[7:].sum(0)]), pooled) < 1e-13
+
+
+def test_calls_from_threads_do_not_mix():
+    models = [eager.build(eager.Shape(**SMALL), seed=k) for k in (0, 1)]
+    rooms = hydragnn_fast.Rooms()
+    fast = [FastHydraGNN(model.state_dict(), "fp64", rooms=rooms) for model in models]
+    graphs = [lists(random_boxes([n, n + 9], seed=n), 9) for n in (30, 51, 17)]
+    given = drawn(2, 3)
+    jobs = [(model, graph) for model in fast for graph in graphs] * 4
+    alone = [run_fast(model, graph, *given) for model, graph in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda job: run_fast(*job, *given), jobs))
+    assert max(worst(a, b) for a, b in zip(together, alone, strict=True)) < 1e-13
 
 
 def test_an_empty_batch():
