@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -123,10 +123,10 @@ def run(
                      "--out now and then, and at the end.", rich_help_panel=IN_OUT, show_default=False),
     ] = None,
     collect_every: Annotated[
-        float,
-        typer.Option("--collect-every", help="Seconds, with --local: what a lost node can lose.",
-                     rich_help_panel=IN_OUT, min=0.0),
-    ] = 600.0,
+        float | None,
+        typer.Option("--collect-every", help="Seconds, with --local: what a lost node can lose. [default: 600]",
+                     rich_help_panel=IN_OUT, show_default=False, min=0.0),
+    ] = None,
     cascade: CascadeOption = None,
     cascade_members: CascadeMembersOption = None,
     cascade_safety: CascadeSafetyOption = 2.0,
@@ -153,8 +153,8 @@ def run(
         where=where, forces=forces, force_spread=force_spread, limit=limit, chunk_size=chunk_size,
         max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads, grace=grace,
         retry_poisoned=retry_poisoned,
-        copies=None if copies is None else str(copies), local=None if local is None else str(local),
-        collect_seconds=collect_every,
+        copies=None if copies is None else str(copies),
+        **_on_nodes(local, collect_every),
         cascade=cascade, cascade_members=cascade_members, cascade_safety=cascade_safety,
     )  # fmt: skip
     result = run_screen(
@@ -166,6 +166,17 @@ def run(
 
         print_result(wide(console(quiet=quiet)), result, by=by, shown=SHOWN)
     return result.exit_code
+
+
+def _on_nodes(local: Path | None, collect_every: float | None) -> dict[str, Any]:
+    """Return the options for results that are kept on nodes first."""
+    from atomsieve.errors import UsageError
+
+    if local is None:
+        if collect_every is not None:
+            raise UsageError(f"--collect-every {collect_every:g} goes with --local; name a folder, or leave it out")
+        return {}
+    return {"local": str(local), **({} if collect_every is None else {"collect_seconds": collect_every})}
 
 
 def _served(ctx: typer.Context) -> Served | None:
