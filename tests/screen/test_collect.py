@@ -15,9 +15,10 @@ from rich.console import Console
 from screen_fakes import FakePredictor
 from typer.testing import CliRunner
 
-from atomsieve.errors import AtomSieveError, Interrupted
+from atomsieve.errors import AtomSieveError, Interrupted, UsageError
 from atomsieve.screen import ledger, local
 from atomsieve.screen.collect import collect
+from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.store import Folder
 
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
@@ -275,3 +276,13 @@ def test_the_key_belongs_to_the_run_json(screen, near, tmp_path, broken):
     assert local.key_of(folder, make=True) == key
     folder.run.write_text(folder.run.read_text() + "\n")
     assert local.key_of(folder, make=True) != key
+
+
+def test_an_option_that_goes_with_another_is_refused_alone(tmp_path):
+    from atomsieve.cli.screen_run import _on_nodes
+
+    with pytest.raises(UsageError, match="--collect-every 5 goes with --local"):
+        _on_nodes(None, 5.0)
+    assert _on_nodes(None, None) == {}
+    assert ScreenOptions(**_on_nodes(tmp_path, None)).collect_seconds == 600.0
+    assert ScreenOptions(**_on_nodes(tmp_path, 5.0)).collect_seconds == 5.0
