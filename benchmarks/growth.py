@@ -132,7 +132,8 @@ def place(options: argparse.Namespace) -> Iterator[Path]:
 
 def describe(options: argparse.Namespace) -> str:
     """Say what is screened with."""
-    return f"{options.members} members of {options.layers} x {options.hidden}, cutoff {options.cutoff:g} Angstrom, FP32"
+    members = "one member" if options.members == 1 else f"{options.members} members"
+    return f"{members} of {options.layers} x {options.hidden}, cutoff {options.cutoff:g} Angstrom, FP32"
 
 
 def ranks(options: argparse.Namespace, folder: Path) -> None:
@@ -265,15 +266,16 @@ def many(options: argparse.Namespace, folder: Path) -> None:
     for k, part in enumerate(parts):
         for s in part[:: max(len(part) // 8, 1)]:
             print(f"| {k + 1} | {s.done:,} | {s.rank / 2**20:,.0f} | {s.reading / 2**20:,.0f} | {s.all / 2**20:,.0f} |")
-        print(f"| {k + 1} | growth per million, after the first fifth | {slope(part, 'rank'):.1f} | "
+        print(f"| {k + 1} | growth per million after a fifth of the way | {slope(part, 'rank'):.1f} | "
               f"{slope(part, 'reading'):.1f} | {slope(part, 'all'):.1f} |")  # fmt: skip
     if options.figure is not None:
         draw(parts, options.figure, n)
 
 
 def slope(samples: list[Sample], of: str) -> float:
-    """Return the growth of memory, MiB per million structures, once the run has got going."""
-    kept = [s for s in samples[len(samples) // 5 : -1] if s.done]
+    """Return the growth of memory, MiB per million structures, while structures were computed."""
+    kept = [s for s in samples if samples[0].done < s.done < samples[-1].done]
+    kept = kept[len(kept) // 5 :]
     if len({s.done for s in kept}) < 2:
         return float("nan")
     return float(1e6 * np.polyfit([s.done for s in kept], [getattr(s, of) for s in kept], 1)[0] / 2**20)

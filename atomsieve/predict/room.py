@@ -18,7 +18,22 @@ def free_bytes(device: Any) -> float:
         return float(free + cached)
     import psutil
 
-    return float(min(psutil.virtual_memory().available, group_free()))
+    return float(min(psutil.virtual_memory().available, group_free(), limits_free()))
+
+
+def limits_free() -> float:
+    """Return what `ulimit -v` and `ulimit -d` leave to this process, in bytes; infinity without them."""
+    try:
+        import resource
+    except ImportError:
+        return float("inf")
+    import psutil
+
+    held = psutil.Process().memory_info()
+    taken = {resource.RLIMIT_AS: held.vms, resource.RLIMIT_DATA: getattr(held, "data", 0)}
+    soft = {kind: resource.getrlimit(kind)[0] for kind in taken}
+    left = [float(soft[kind] - taken[kind]) for kind in taken if soft[kind] != resource.RLIM_INFINITY]
+    return max(0.0, min(left, default=float("inf")))
 
 
 def group_free(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> float:

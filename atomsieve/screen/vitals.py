@@ -142,13 +142,13 @@ def lines_of(measured: dict[str, Any]) -> list[str]:
     lines, memory = [energy.said(measured["energy"])], measured["memory"]
     if memory["batches_that_did_not_fit"]:
         lines.append(
-            f"memory did not suffice for {memory['batches_that_did_not_fit']:,} batches, which were split; later ones "
+            f"batches that did not fit into memory and were split: {memory['batches_that_did_not_fit']:,}; later ones "
             f"were held to {100 * memory['least_part_of_budget']:.0f} % of the budget: last bits may differ from a run "
             "with more memory"
         )
     if memory["computed_on_cpu_instead"]:
         lines.append(
-            f"{memory['computed_on_cpu_instead']:,} structures were too large for the device and computed on the CPU: "
-            "their last bits are a CPU's (--oversized mark leaves them out)"
+            f"structures that were too large for the device and computed on the CPU: "
+            f"{memory['computed_on_cpu_instead']:,}; their last bits are a CPU's (--oversized mark leaves them out)"
         )
     return lines

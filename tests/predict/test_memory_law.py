@@ -12,7 +12,7 @@ import pytest
 from atomsieve.errors import DataError, UsageError
 from atomsieve.predict import memory
 from atomsieve.predict.memory import MemoryLaw, budget_of, fit, rounded
-from atomsieve.predict.room import group_free
+from atomsieve.predict.room import free_bytes, group_free, limits_free
 from atomsieve.structures import StructureBatch
 
 USUAL = (4096, 250_000)
@@ -191,3 +191,19 @@ def test_limits_of_control_groups_hold_at_every_level(tmp_path):
     group(tmp_path / "v1/memory/job", 5000, 4000, "total_inactive_file 100\n", names)
     assert group_free(tmp_path / "v1", own) == 1100
     assert group_free(tmp_path / "v1", tmp_path / "nowhere") == float("inf")
+
+
+@linux
+def test_limits_of_the_shell_count(monkeypatch):
+    import resource
+
+    import psutil
+
+    held = psutil.Process().memory_info()
+    limits = {resource.RLIMIT_AS: held.vms + 10**9, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], resource.RLIM_INFINITY))
+    assert limits_free() == pytest.approx(10**9, rel=0.2) and free_bytes("cpu") <= limits_free() * 1.2
+    limits[resource.RLIMIT_DATA] = held.data
+    assert limits_free() < 2e8
+    limits |= dict.fromkeys(limits, resource.RLIM_INFINITY)
+    assert limits_free() == float("inf")

@@ -68,7 +68,7 @@ def test_a_run_that_meets_the_end_of_memory_once_goes_on_with_smaller_batches(sc
     assert summary(tmp_path / "whole")["memory"]["least_part_of_budget"] == 1.0
     text = StringIO()
     print_result(Console(file=text, width=300), result, "energy_per_atom", 3)
-    assert "memory did not suffice for 1 batches" in text.getvalue() and whole.structures == result.structures
+    assert "did not fit into memory and were split: 1;" in text.getvalue() and whole.structures == result.structures
 
 
 def test_what_is_too_large_alone_is_computed_on_the_cpu_or_marked():
