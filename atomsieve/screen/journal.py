@@ -99,7 +99,8 @@ def suspects(folder: Folder, done: Container[int]) -> dict[int, Record]:
         data = folder.at_hand.read_bytes()
     except FileNotFoundError:
         data = b""
-    for chunk, deaths, apart in at_hand(data):
+    newest = {slot[0]: slot for slot in sorted(at_hand(data))}  # a rank of several slots may name a chunk in two
+    for chunk, deaths, apart in newest.values():
         if chunk in done:
             continue
         known = records.get(chunk, Record())
@@ -112,7 +113,7 @@ def suspects(folder: Folder, done: Container[int]) -> dict[int, Record]:
 
 
 class Journal:
-    """The slot of one rank; a context manager around all that may kill it. Enter it after `suspects` on every rank.
+    """The slots of one rank; a context manager around all that may kill it. Enter it after `suspects` on every rank.
 
     path : the file of all slots; without one nothing is written. rank : of this process.
     places : chunks that a rank may have at hand at once, and slots that each rank has.

@@ -92,7 +92,7 @@ def run_screen(
         begun, computed = time.perf_counter(), _structures(job, [*todo, *suspected])
         with job.journal:
             if todo:
-                screen_chunks(job, todo, stop)
+                screen_chunks(job, todo, stop, _structures(job, list(suspected)))
             if suspected:
                 suspects.screen_suspects(job, suspected, stop, ensemble, predictor)
                 _leave_if_stopped(job, stop, remaining=computed)
@@ -109,10 +109,11 @@ def run_screen(
         return result
 
 
-def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
+def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) -> None:
     """Compute the chunks `todo` together with the other ranks; afterwards all of them are durable.
 
-    Chunks are read ahead by a process of its own, packed and computed here, reduced and written by a thread.
+    Chunks are read ahead by a process of its own, packed and computed here, reduced and written by a thread. `later`
+    structures are in neither these chunks nor durable ones.
     """
     team, clock, runner = job.team, job.clock, job.runner
     structures = _structures(job, todo)
@@ -120,7 +121,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest) -> None:
     claims = team.claims(todo, *queues(team, job.reader, job.chunks, todo))
     reading = Reading(job.reader, claims, job.chunks.span, job.journal.begin)
     writing = Writing(writer, job.take)
-    view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures, job.log,
+    view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures - later, job.log,
                         lambda: _vitals(job, reading, writing))  # fmt: skip
     watch = Watch(runner.predictor, job.console, job.log)
 

@@ -172,6 +172,22 @@ def test_slots_tell_what_was_at_hand(folder):
     assert not folder.deaths.exists()
 
 
+def test_a_rank_with_two_chunks_at_hand(folder):
+    journal.suspects(folder, set())
+    book = journal.Journal(folder.at_hand, 1, places=2).__enter__()
+    for chunk in (3, 4, 5):
+        book.begin(chunk)
+    assert journal.suspects(folder, set()) == {4: Record(1), 5: Record(1)}
+    book = journal.Journal(folder.at_hand, 0, places=2).__enter__()
+    book.begin(5, deaths=1, apart=True)
+    book.begin(5, deaths=2, apart=True)
+    assert journal.suspects(folder, {4}) == {5: Record(2, interrupted=1)}
+    with journal.Journal(folder.at_hand, 0, places=2) as book:
+        book.begin(6)
+        book.begin(7)
+    assert journal.suspects(folder, {5}) == {}
+
+
 def test_deaths_apart_and_jobs_that_died_meanwhile_are_told_apart(folder):
     journal.suspects(folder, set())
     journal.Journal(folder.at_hand, 0).__enter__().begin(4, deaths=1)
@@ -318,7 +334,8 @@ def test_a_predictor_that_cannot_be_sent_or_loaded():
         child.compute(0, 1, frozenset())
 
 
-def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd):
+def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(suspects, "_no_process", lambda error: pytest.fail(f"computed by the rank itself: {error}"))
     write_structures(tmp_path / "c.bp", copper_oxides(48), [])
     gfm = tiny_gfm(tmp_path / "gfm")
     out = Folder(tmp_path / "out")
