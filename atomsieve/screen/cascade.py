@@ -155,7 +155,8 @@ class _Refining:
         def found() -> State:
             self.job.folder.cascade.mkdir(exist_ok=True)
             if self.path.exists():
-                return read_state(self.path.read_text(), str(self.path))
+                state = read_state(self.path.read_text(), str(self.path))
+                return replace(state, settled=state.settled and not computed)  # what was computed anew is looked at
             first = {"structures": computed, "seconds": round(seconds, 3)} if computed else {}
             return State([], tested(self.model, self.job.runner), first=first)
 
@@ -239,7 +240,7 @@ class _Refining:
     def counted(self, state: State) -> Job:
         """Return the job with the best rows and the counts of the final rows, and the better predictor."""
         job, options = self.job, self.options
-        final = replace(job, runner=self.runner, status=Counter(), top=TopK(
+        final = replace(job, runner=self.runner, status=Counter(), poisoned=[], top=TopK(
             options.top, options.by, descending=options.descending, where=job.top.where))  # fmt: skip
 
         def scan() -> None:

@@ -2,7 +2,7 @@
 
 Run as a program it is a cascade, for tests under mpirun:
 
-    mpirun -n 2 python cascade_fakes.py BATCH.npz OUT '{"where": "max_force < 6"}' '{"at": 20, "rank": 1}'
+    mpirun -n 2 python cascade_fakes.py BATCH.npz OUT '{"where": "max_force < 6"}' '{"at": 3}'
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
 
     source, out, options, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
     team = connect()
-    better = Better(order["at"], kill=True) if order.get("rank") == team.rank else Better()
+    better = Better(order.get("at"), kill=True)
     result = cascade(load(source), Path(out), Cheap(), better, team, **options)
     sys.exit(result.exit_code)
 
