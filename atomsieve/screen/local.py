@@ -42,6 +42,7 @@ from atomsieve.structures.manifest import sync_folder
 TOGETHER = 256 << 20  # bytes copied between two ledger writes: what a death in the middle has copied again
 NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY)
 """What the kernel says where it does not copy from one of the two file systems to the other."""
+TURN = 0.618  # of the time between two collections that each rank is ahead of the one before: never all at once
 Place = tuple[int, int]
 """First byte and the byte after the last, header included."""
 
@@ -257,7 +258,8 @@ class LocalWriter(ResultWriter):
         super().__init__(store.folder, rows, forces[0] if forces else None, rank, commit_seconds)
         self._carrier = carrier
         self._here: list[ledger.Entry] = []  # durable here and not yet there
-        self._collect_every, self._collected = collect_seconds, time.monotonic()
+        self._collect_every = collect_seconds
+        self._collected = time.monotonic() - collect_seconds * (rank * TURN % 1.0)
 
     def commit(self) -> None:
         """Make what was put durable here; from time to time also in the results folder."""

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from io import StringIO
 
 import numpy as np
@@ -19,7 +20,8 @@ from atomsieve.errors import AtomSieveError, Interrupted, UsageError
 from atomsieve.screen import ledger, local
 from atomsieve.screen.collect import collect
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.store import Folder
+from atomsieve.screen.plan import Chunks
+from atomsieve.screen.store import Folder, row_file
 
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
 
@@ -268,6 +270,22 @@ def test_a_place_that_cannot_be_written(screen, tmp_path):
         screen(local=str(tmp_path / "file"))
     with pytest.raises(AtomSieveError, match="is the results folder"):
         screen(local=str(tmp_path / "out"))
+
+
+def test_ranks_do_not_collect_all_at_once(near, tmp_path):
+    folder = Folder(tmp_path / "out")
+    folder.ledger.mkdir(parents=True)
+    chunks = Chunks(640, 64)
+    rows = row_file(folder, chunks, 1)
+    rows.prepare()
+    store = local.LocalStore.open(near, "key", folder.path)
+    now = time.monotonic()
+    ages = []
+    for rank in range(8):
+        writer = local.LocalWriter(store, local.Carrier(folder, rows, False, rank), [rows], rank, 1.0, 600.0)
+        ages.append(now - writer._collected)
+    gaps = np.diff([*sorted(ages), min(ages) + 600.0])
+    assert min(ages) > -60 and max(ages) < 600 and gaps.min() > 30
 
 
 def test_the_key_belongs_to_the_run_json(screen, near, tmp_path, broken):

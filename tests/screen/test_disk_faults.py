@@ -111,6 +111,22 @@ def test_a_folder_that_vanishes_under_results_on_nodes_loses_nothing_of_them(scr
     assert artefacts(out) == artefacts(tmp_path / "whole")
 
 
+def test_a_folder_on_the_node_that_is_deleted(screen, tmp_path):
+    screen(out="whole")
+    near = tmp_path / "node"
+
+    class Cleans(FakePredictor):
+        def before(self, batch):
+            if self.calls == 30:
+                shutil.rmtree(near)
+
+    with pytest.raises(AtomSieveError) as caught:
+        screen(Cleans(), commit_seconds=0.0, local=str(near))
+    one_line(caught, str(near), "is gone")
+    screen(local=str(near))
+    assert artefacts(tmp_path / "out") == artefacts(tmp_path / "whole")
+
+
 # -- room -----------------------------------------------------------------------------------------------------------
 
 
