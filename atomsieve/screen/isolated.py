@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.poison import poisoned
+from atomsieve.screen.poison import DeviceLost, device_lost, poisoned
 from atomsieve.screen.reading import CONDITIONS
 from atomsieve.screen.runner import MOMENT, Runner
 from atomsieve.screen.signals import WATCHED, follow
@@ -272,6 +272,8 @@ def main() -> None:
         except BrokenPipeError:
             return
         except Exception as error:  # every kind: it is raised in the rank
+            if device_lost(error):
+                sys.exit(DeviceLost.exit_code)
             known = isinstance(error, AtomSieveError)
             say("raised", error if known else RuntimeError(f"{type(error).__name__}: {error}"))
             continue

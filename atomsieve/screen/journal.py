@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from atomsieve.screen.poison import DeviceLost, device_lost
 from atomsieve.screen.store import Folder, disk_errors, write_whole
 
 log = logging.getLogger(__name__)
@@ -150,14 +151,24 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Clear the slot: this process lives. If an error ends it, the others are not suspected of anything either."""
+        """Clear the slots: this process lives. If an error ends it, the others are not suspected of anything either.
+
+        Raises
+        ------
+        DeviceLost
+            in the place of an error that says so; then the slots stay as they are.
+        """
         if self._handle is None:
             return
         try:
-            self.clear()
-            if kind is not None:
-                self._put(0, encode(TOLD))
+            if not device_lost(error):
+                self.clear()
+                if kind is not None:
+                    self._put(0, encode(TOLD))
         except OSError:  # what matters more is told by now
             log.debug("the journal cannot be cleared", exc_info=True)
         os.close(self._handle)
         self._handle = None
+        if device_lost(error):
+            first = str(error).splitlines()[0]
+            raise DeviceLost(f"the GPU failed ({first}); run the same command again to continue") from error

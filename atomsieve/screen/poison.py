@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.errors import AtomSieveError
 from atomsieve.screen.columns import blank_rows
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.runner import OK, failed
@@ -18,6 +19,12 @@ POISONED = 12  # of atomsieve.predict.status.Status, checked by a test
 NO_ID = -1
 
 
+class DeviceLost(AtomSieveError):  # noqa: N818 - what happened, in two words
+    """The GPU no longer answers this process: only another process can go on, so this is the death of it."""
+
+    exit_code = 70
+
+
 @dataclass(frozen=True, order=True)
 class SetAside:
     """Structures of one chunk with the status POISONED: the first position, the last, and how many they are."""
@@ -25,6 +32,11 @@ class SetAside:
     first: int
     last: int
     structures: int
+
+
+def device_lost(error: BaseException | None) -> bool:
+    """Tell whether an error is one after which every call to the GPU fails, such as an illegal memory access."""
+    return isinstance(error, RuntimeError) and "CUDA error: " in str(error) and "out of memory" not in str(error)
 
 
 def poisoned(rows: NDArray[Any]) -> NDArray[Any]:

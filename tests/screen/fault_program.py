@@ -4,7 +4,7 @@
 
 The predictor kills its process by SIGKILL when it is given a structure with one of the ids `poison`. The reader does so
 for the ids `reads`. With `told`, ids raise an error instead. `until` names a file: once it is there nothing kills.
-`once` names a folder where deaths are marked: each id kills only once.
+`once` names a folder where deaths are marked: each id kills only once. With `device` ids make a GPU fail.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Poisonous(FakePredictor):
     def before(self, batch) -> None:
         if np.isin(batch.id, self.order.get("told", [])).any():
             raise ValueError("springs are broken")
+        if np.isin(batch.id, self.order.get("device", [])).any():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
         found = np.intersect1d(batch.id, self.order.get("poison", []))
         if len(found) == 0 or os.path.exists(self.order.get("until", "")):
             return

@@ -143,6 +143,15 @@ def test_without_a_process_apart_the_third_death_sets_aside(whole, tmp_path):
     assert left(out) == []
 
 
+def test_a_gpu_that_fails_is_a_death(whole, tmp_path):
+    source, expected = whole
+    first = go(source, tmp_path / "out", 70, device=[FIRST_ID + 150])
+    assert "error: the GPU failed (CUDA error: an illegal memory access was encountered); run the same" in first.stderr
+    done = go(source, tmp_path / "out", 3, device=[FIRST_ID + 150])
+    assert done.stderr.count("the process that computed it died (exit code 70)") == 2
+    compare(expected, tmp_path / "out", batch_of(150)[0])
+
+
 def test_a_death_apart_for_which_an_error_is_told_is_no_death(whole, tmp_path):
     source, _ = whole
     out = tmp_path / "out"
