@@ -46,6 +46,11 @@ def relax(
     max_steps: Annotated[
         int, typer.Option("--max-steps", min=0, help="At most so many for each structure.", rich_help_panel=WORK)
     ] = 500,
+    rattle: Annotated[
+        float,
+        typer.Option("--rattle", min=0, help="Displace atoms first, Angstrom; 0.01 leaves most saddle points.",
+                     rich_help_panel=WORK),
+    ] = 0.0,
     guard: Annotated[
         bool, typer.Option("--guard", help="Stop what leaves the domain of the head.", rich_help_panel=GUARD)
     ] = False,
@@ -114,8 +119,8 @@ def relax(
     from atomsieve.screen.relax_view import print_relaxed
 
     options = RelaxOptions(
-        fmax=fmax, cell=cell, max_steps=max_steps, top=top, by=by, descending=descending, where=where, head=head,
-        precision=precision, device=device, threads=threads, max_atoms=max_atoms, max_edges=max_edges,
+        fmax=fmax, cell=cell, max_steps=max_steps, rattle=rattle, top=top, by=by, descending=descending, where=where,
+        head=head, precision=precision, device=device, threads=threads, max_atoms=max_atoms, max_edges=max_edges,
         group_atoms=group_atoms, skin=skin, guard=guard, max_sigma_energy=max_sigma_energy,
         max_sigma_force=max_sigma_force, max_energy_std=max_energy_std, max_force_std=max_force_std,
         trajectory=every if trajectory else 0,

@@ -23,7 +23,7 @@ from atomsieve.screen.query import Results
 from atomsieve.screen.relax_budget import settle_budget
 from atomsieve.screen.relax_files import FORMAT, RelaxFolder, digest, publish
 from atomsieve.screen.relax_frames import Frames
-from atomsieve.screen.relax_group import begin, finished, guard_of, write_arrays
+from atomsieve.screen.relax_group import begin, finished, guard_of, rattled, write_arrays
 from atomsieve.screen.relax_options import RelaxOptions
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import disk_errors, write_whole
@@ -281,8 +281,9 @@ def _one(work: _Work, number: int, stop: Any, left: Any) -> bool:
     frames = None
     if options.trajectory:
         frames = Frames(folder.trajectories, rows["position"], options.trajectory)
+    given = rattled(start, rows["position"], options.rattle)
     with disk_errors(folder.path):
-        group = begin(work.predictor, start, options, work.head, work.budget, folder.state(number), frames)
+        group = begin(work.predictor, given, options, work.head, work.budget, folder.state(number), frames)
         if not group.run(stop, left):
             return False
         write_arrays(folder.group(number), finished(group, start))

@@ -211,6 +211,18 @@ def finished(group: Group, start: StructureBatch) -> Arrays:
     }  # fmt: skip
 
 
+def rattled(start: StructureBatch, positions: NDArray[np.int64], width: float) -> StructureBatch:
+    """Return structures displaced by normal random numbers of a width, Angstrom.
+
+    positions : [S], places in the input, which alone decide the numbers. It is what leaves a saddle point of high
+    symmetry, where forces are zero by symmetry alone.
+    """
+    if width == 0:
+        return start
+    draws = [np.random.default_rng(int(p)).normal(size=(n, 3)) for p, n in zip(positions, start.counts, strict=True)]
+    return start.replace(positions=np.asarray(start.positions, np.float64) + width * np.concatenate(draws))
+
+
 def moved(start: StructureBatch, after: StructureBatch) -> NDArray[np.float64]:
     """Return how far the atom that moved most went [S], Angstrom: beyond the deformation of its cell and the mean."""
     periodic = np.asarray(start.pbc.all(1))

@@ -15,7 +15,7 @@ CPU_ATOMS = 512
 GROUP_BATCHES = 4
 LIMITS = ("max_sigma_energy", "max_sigma_force", "max_energy_std", "max_force_std")
 DECIDING = (
-    "fmax", "cell", "max_steps", "precision", "threads", "skin", "guard", *LIMITS, "trajectory", "top", "by",
+    "fmax", "cell", "max_steps", "rattle", "precision", "threads", "skin", "guard", *LIMITS, "trajectory", "top", "by",
     "descending", "where",
 )  # fmt: skip
 """Options that decide what comes out."""
@@ -28,7 +28,8 @@ class RelaxOptions:
     Attributes
     ----------
     fmax : eV/Angstrom; done when no force is longer and, with `cell`, no row of the virial per atom.
-    cell : relax the cell too. max_steps : at most so many for each structure.
+    cell : relax the cell too. max_steps : at most so many for each structure. rattle : Angstrom; displace atoms first,
+        by normal random numbers of this width that depend on the place in the input alone.
     top, by, descending, where, head : which rows of the screening; `head` is needed where it had several.
     precision : fp64, fp32 or bf16. device : auto, cpu, cuda or cuda:N. threads : of each process on a CPU.
     max_atoms, max_edges : budget of a batch (edges are estimated); None takes the device's default.
@@ -44,6 +45,7 @@ class RelaxOptions:
     fmax: float = 0.02
     cell: bool = False
     max_steps: int = 500
+    rattle: float = 0.0
     top: int = 1000
     by: str = "energy_per_atom"
     descending: bool = False
@@ -69,7 +71,14 @@ class RelaxOptions:
             raise unknown("precision", self.precision, PRECISIONS)
         if not 0 < self.fmax < float("inf"):
             raise UsageError(f"fmax must be above 0 eV/Angstrom, got {self.fmax}; 0.02 is usual")
-        for name, least in (("top", 1), ("max_steps", 0), ("threads", 1), ("trajectory", 0), ("skin", 0)):
+        for name, least in (
+            ("top", 1),
+            ("max_steps", 0),
+            ("threads", 1),
+            ("trajectory", 0),
+            ("skin", 0),
+            ("rattle", 0),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         for name in ("max_atoms", "max_edges", "group_atoms"):

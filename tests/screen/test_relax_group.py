@@ -16,7 +16,7 @@ from atomsieve.screen import relax_group
 from atomsieve.screen.relax_budget import settle_budget
 from atomsieve.screen.relax_files import FORMAT, RelaxFolder
 from atomsieve.screen.relax_frames import Frames
-from atomsieve.screen.relax_group import begin, finished, moved, read_arrays, write_arrays
+from atomsieve.screen.relax_group import begin, finished, moved, rattled, read_arrays, write_arrays
 from atomsieve.screen.relax_options import RelaxOptions
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_gfm
@@ -229,3 +229,14 @@ def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monk
     folder.manifest.write_text(json.dumps({"format": FORMAT, "batches": batches}))
     assert settle() == (50, 60, 200) and len(asked) == 3, "as in the earlier part"
     assert settle(overwrite=True) == (7000, 90000, 28000) and len(asked) == 4
+
+
+def test_a_rattle_depends_on_the_place_in_the_input_alone(batch):
+    places = np.arange(len(batch)) * 3 + 7
+    whole = rattled(batch, places, 0.01)
+    assert rattled(batch, places, 0.0) is batch
+    order = np.array([5, 2, 9])
+    some = rattled(batch.take(order), places[order], 0.01)
+    assert np.array_equal(some.positions, whole.take(order).positions)
+    shift = whole.positions - batch.positions
+    assert 0.008 < shift.std() < 0.012 and len(np.unique(shift)) == shift.size
