@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from atomsieve.cli.main import run
 from atomsieve.errors import UsageError
 from atomsieve.screen.store import Folder
 from atomsieve.screen.supervisor import Supervisor, cause_of_death, launched_by
+from atomsieve.structures.lock import PathLock
 
 BEGIN = "out.mkdir(exist_ok=True); (out / 'run.json').write_text('{}'); (out / 'ledger').mkdir(exist_ok=True)\n"
 COMPLETE = "[(out / name).write_text('') for name in ('rows.npy', 'top.csv')]\n"
@@ -53,7 +55,7 @@ def supervise(tmp_path):
     (0, True, None), (3, True, None), (1, False, None), (2, False, None), (75, False, None),
     (0, False, "exit code 0 without complete results"), (3, False, "exit code 3 without complete results"),
     (-9, False, "killed by SIGKILL"), (137, True, "killed by SIGKILL"), (9, False, "exit code 9"),
-    (255, False, "exit code 255"),
+    (70, False, "exit code 70"), (255, False, "exit code 255"),
 ])  # fmt: skip
 def test_what_is_a_death(code, complete, cause):
     assert cause_of_death(code, complete) == cause
@@ -154,6 +156,18 @@ def test_a_run_does_not_outlive_its_supervisor(tmp_path):
     process.wait()
     until(ended.exists)
     until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+
+
+def test_a_restart_waits_for_the_lock_of_the_run_that_died(tmp_path):
+    """Its launcher may be gone before its first rank is; on another node the lock is void only after a while."""
+    supervisor = Supervisor([], Folder(tmp_path), 1)
+    waiting = threading.Thread(target=supervisor._wait, args=(0.0,))
+    with PathLock(tmp_path / "lock.json"):
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
 def test_a_launcher_is_found(tmp_path, monkeypatch):
