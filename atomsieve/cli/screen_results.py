@@ -171,7 +171,11 @@ def export(
         raise UsageError(f"--pareto gives all rows of the front; leave out --top {k}")
     selection = Selection(top=k, by=by, descending=descending, where=where, head=head, per=per, each=each,
                           symprec=symprec, pareto=pareto)  # fmt: skip
+    texts = None
     if per or pareto or head:
-        rows = select(opened, selection).rows
-    n = write(opened, out, where=where, top=k, by=by, descending=descending, overwrite=overwrite, rows=rows)
+        chosen = select(opened, selection)
+        rows = chosen.rows
+        texts = {per.replace("-", "_"): chosen.groups} if per and chosen.groups is not None else None
+    n = write(opened, out, where=where, top=k, by=by, descending=descending, overwrite=overwrite, rows=rows,
+              texts=texts)  # fmt: skip
     console().print(f"{n:,} rows written to {out}", highlight=False, soft_wrap=True)

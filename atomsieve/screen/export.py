@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from atomsieve.structures.batch import ragged_index
 
 CONDITIONS = ("charge", "spin")
 Rows = Iterable[NDArray[Any]]
+Texts = Mapping[str, Sequence[str]]
+"""Columns by name, each with a text for every row that is written."""
 
 
 def export(
@@ -34,12 +37,14 @@ def export(
     descending: bool = False,
     overwrite: bool = False,
     rows: NDArray[Any] | None = None,
+    texts: Texts | None = None,
 ) -> int:
     """Write the rows, or those chosen, to `out`; its ending names the format. Return the number of rows.
 
     `csv`, `parquet` and `npz` hold rows; `extxyz` and `bp` hold the structures of the rows, read from the input that
     was screened, with their results as labels. `top` takes the best rows, best first; `rows` are rows that were chosen
-    already, in their order; else rows come in input order.
+    already, in their order, and `texts` more columns of theirs (a `bp` file has no place for them); else rows come in
+    input order.
 
     Raises
     ------
@@ -65,7 +70,7 @@ def export(
         return _write_bp(results, path, chosen, overwrite)
     draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        n = WRITERS[kind](results, draft, chosen)
+        n = WRITERS[kind](results, draft, chosen, {} if rows is None else texts or {})
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -89,28 +94,30 @@ def _chosen(results: Results, where: str | None) -> Iterator[NDArray[Any]]:
 # -- tables of rows ------------------------------------------------------------------------------------------------
 
 
-def _write_csv(results: Results, path: Path, chosen: Rows) -> int:
+def _write_csv(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
     n = 0
     with open(path, "w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow([f"{c.name} [{c.unit}]" if c.unit else c.name for c in COLUMNS.values()])
+        out.writerow([*(f"{c.name} [{c.unit}]" if c.unit else c.name for c in COLUMNS.values()), *texts])
         for rows in chosen:
-            out.writerows([results.labels.text(name, row[name]) for name in COLUMNS] for row in rows)
+            more = zip(*texts.values(), strict=True) if texts else repeat(())
+            out.writerows([*(results.labels.text(name, row[name]) for name in COLUMNS), *said]
+                          for row, said in zip(rows, more, strict=bool(texts)))  # fmt: skip
             n += len(rows)
     return n
 
 
-def _write_npz(results: Results, path: Path, chosen: Rows) -> int:
+def _write_npz(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
     rows = np.concatenate([np.asarray(r) for r in chosen])
     names = {"heads": np.array(results.labels.heads), "precisions": np.array(results.labels.precisions),
              "status_codes": np.array(list(results.labels.statuses)),
              "status_names": np.array(list(results.labels.statuses.values()))}  # fmt: skip
     arrays: dict[str, Any] = {name: rows[name] for name in COLUMNS}
-    np.savez(path, **{**arrays, **names})
+    np.savez(path, **{**arrays, **names, **{name: np.array(said) for name, said in texts.items()}})
     return len(rows)
 
 
-def _write_parquet(results: Results, path: Path, chosen: Rows) -> int:
+def _write_parquet(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
     pa = require("pyarrow", "data", "writing Parquet")
     parquet = require("pyarrow.parquet", "data", "writing Parquet")
     names = {"head": pa.array(results.labels.heads), "precision": pa.array(results.labels.precisions),
@@ -122,14 +129,16 @@ def _write_parquet(results: Results, path: Path, chosen: Rows) -> int:
         return pa.array(np.ascontiguousarray(rows[name]))
 
     def schema(rows: NDArray[Any]) -> Any:
-        return pa.schema([pa.field(c.name, column(c.name, rows).type, metadata={"unit": c.unit, "doc": c.doc})
-                          for c in COLUMNS.values()])  # fmt: skip
+        known = [pa.field(c.name, column(c.name, rows).type, metadata={"unit": c.unit, "doc": c.doc})
+                 for c in COLUMNS.values()]  # fmt: skip
+        return pa.schema([*known, *(pa.field(name, pa.string()) for name in texts)])
 
     n, out = 0, None
     try:
         for rows in chosen:
             out = out or parquet.ParquetWriter(path, schema(rows))
-            out.write_table(pa.Table.from_arrays([column(name, rows) for name in COLUMNS], schema=out.schema))
+            more = [pa.array(said, pa.string()) for said in texts.values()]
+            out.write_table(pa.Table.from_arrays([*(column(name, rows) for name in COLUMNS), *more], schema=out.schema))
             n += len(rows)
     finally:
         if out is not None:
@@ -172,14 +181,15 @@ def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], 
             yield rows, batch.replace(**changes)
 
 
-def _write_extxyz(results: Results, path: Path, chosen: Rows) -> int:
+def _write_extxyz(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
     from ase.io.extxyz import write_extxyz
 
     n = 0
     with open(path, "w") as file:
         for rows, batch in _structures(results, chosen):
             images = batch.to_ase()
-            for row, atoms in zip(rows, images, strict=True):
+            for k, (row, atoms) in enumerate(zip(rows, images, strict=True)):
+                atoms.info |= {name: said[k] for name, said in texts.items()}
                 for name in COLUMNS:
                     if name not in ("energy", "natoms"):
                         coded = name in ("head", "precision", "status", "outside")
@@ -192,7 +202,7 @@ def _write_extxyz(results: Results, path: Path, chosen: Rows) -> int:
 
 def _write_bp(results: Results, path: Path, chosen: Rows, overwrite: bool) -> int:
     ensemble = results.manifest["ensemble"]
-    about = f"predicted by ensemble {ensemble['id'][:16]}, {ensemble['precision']}"
+    about = f"predicted by ensemble {ensemble['id'][:16]}, {' or '.join(results.labels.precisions)}"
     sources = [SourceInfo(head, about) for head in results.labels.heads]
     n = 0
     with StructureWriter(path, sources=sources, overwrite=overwrite) as writer:
@@ -202,11 +212,11 @@ def _write_bp(results: Results, path: Path, chosen: Rows, overwrite: bool) -> in
     return n
 
 
-WRITERS: dict[str, Callable[[Results, Path, Rows], int]] = {
+WRITERS: dict[str, Callable[[Results, Path, Rows, Texts], int]] = {
     "csv": _write_csv,
     "parquet": _write_parquet,
     "npz": _write_npz,
     "extxyz": _write_extxyz,
-    "bp": lambda results, path, chosen: _write_bp(results, path, chosen, False),
+    "bp": lambda results, path, chosen, _: _write_bp(results, path, chosen, False),
 }
 """Writer of each format, by the ending of the file."""

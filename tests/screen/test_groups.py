@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections import Counter
 from math import gcd
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.io import read
 from screen_fakes import FakePredictor, candidates
 from typer.testing import CliRunner
 
@@ -18,7 +20,6 @@ from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.screen import groups, pareto
 from atomsieve.screen import select as selecting
 from atomsieve.screen.columns import blank_rows
-from atomsieve.screen.export import export
 from atomsieve.screen.groups import Grouping, composition_keys
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.pareto import Front
@@ -247,7 +248,21 @@ def test_the_command_line_shows_and_exports_groups(screened, tmp_path):
     chosen = select(results, Selection(top=6, per="chemsys", each=2, head="scan")).rows
     with open_structures(out) as reader:
         assert reader.read(0, 6).id.tolist() == chosen["id"].tolist()
-    assert export(results, tmp_path / "best.csv", rows=chosen) == 6
+    args[2] = str(tmp_path / "best.csv")
+    assert CliRunner().invoke(app, args).exit_code == 0
+    with open(tmp_path / "best.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [int(r["id"]) for r in table] == chosen["id"].tolist()
+    labels = [r["chemsys"] for r in table]
+    for kind in ("npz", "parquet", "extxyz"):
+        args[2] = str(tmp_path / f"best.{kind}")
+        assert CliRunner().invoke(app, args).exit_code == 0
+    assert np.load(tmp_path / "best.npz")["chemsys"].tolist() == labels
+    assert [a.info["chemsys"] for a in read(tmp_path / "best.extxyz", ":")] == labels
+    for label, atoms in zip(labels, read(tmp_path / "best.extxyz", ":"), strict=True):
+        assert set(label.split("-")) == set(atoms.get_chemical_symbols())
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert parquet.read_table(tmp_path / "best.parquet")["chemsys"].to_pylist() == labels
 
 
 def test_ten_times_as_many_structures_make_no_more_calls(tmp_path):
