@@ -61,7 +61,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is r
 
 
 @linux
-def test_a_probe_finds_what_an_atom_and_an_edge_take():
+def test_a_probe_finds_what_an_atom_and_an_edge_take(monkeypatch):
+    monkeypatch.setitem(memory.SIZES, "cpu", (200, 400, 800))
     law = memory.learn(Hungry(), crystals(20))
     batch = crystals(300)
     edges = memory._edges(batch, 4.0).sum()
@@ -71,8 +72,9 @@ def test_a_probe_finds_what_an_atom_and_an_edge_take():
 
 
 @linux
-def test_a_probe_that_runs_out_of_memory_tells_the_law_from_smaller_calls():
-    law = memory.learn(Hungry(room=1.5e8), crystals(20))
+def test_a_probe_that_runs_out_of_memory_tells_the_law_from_smaller_calls(monkeypatch):
+    monkeypatch.setitem(memory.SIZES, "cpu", (200, 400, 800))
+    law = memory.learn(Hungry(room=6e7), crystals(20))
     assert law.bytes(1000, 20_000) == pytest.approx(PER_ATOM * 1000 + PER_EDGE * 20_000, rel=0.2)
 
 
@@ -207,3 +209,62 @@ def test_limits_of_the_shell_count(monkeypatch):
     assert limits_free() < 2e8
     limits |= dict.fromkeys(limits, resource.RLIM_INFINITY)
     assert limits_free() == float("inf")
+
+
+class Card:
+    """Stands for `torch.cuda`: counts what is allocated now, at most, and kept for later."""
+
+    def __init__(self, total):
+        self.total, self.held, self.peak, self.kept = total, 500, 500, 700
+
+    def take(self, size):
+        self.peak = max(self.peak, self.held + size)
+
+    def patch(self, monkeypatch):
+        import torch
+
+        for name, call in {
+            "is_available": lambda: True,
+            "synchronize": lambda device: None,
+            "reset_peak_memory_stats": lambda device: setattr(self, "peak", self.held),
+            "memory_allocated": lambda device: self.held,
+            "max_memory_allocated": lambda device: self.peak,
+            "memory_reserved": lambda device: self.kept,
+            "mem_get_info": lambda device: (self.total - self.kept, self.total),
+            "get_device_name": lambda device: "a card",
+            "empty_cache": lambda: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, call)
+
+
+class OnCard(Hungry):
+    """Takes memory of a card."""
+
+    def __init__(self, card):
+        super().__init__(device="cuda:0", max_atoms=200_000)
+        self.card = card
+
+    def __call__(self, batch, want, head=None):
+        self.calls += 1
+        size = 1e7 + PER_ATOM * batch.n_atoms + PER_EDGE * memory._edges(batch, self.cutoff).sum()
+        if size > self.card.total:
+            raise MemoryError
+        self.card.take(size)
+        return SimpleNamespace(status=np.zeros(len(batch), np.uint8))
+
+
+def test_on_a_gpu_the_allocator_tells_the_law_and_the_budget_fits(monkeypatch, cache):
+    card = Card(4e9)
+    card.patch(monkeypatch)
+    assert free_bytes("cuda:0") == 4e9 - 500, "what is kept for later can be used"
+    predictor = OnCard(card)
+    law = memory.learn(predictor, crystals(20))
+    assert (law.fixed, law.per_atom, law.per_edge) == pytest.approx((1e7, PER_ATOM, PER_EDGE), rel=1e-3)
+    budget = budget_of(predictor, lambda: crystals(20), (100_000, 5_000_000))
+    assert 0.5 * 4e9 < memory.SAFETY * law.bytes(budget.max_atoms, budget.max_edges) < 4e9
+    assert len(list(cache.iterdir())) == 1
+    halves = budget_of(predictor, crystals(20), (100_000, 5_000_000), share=2)
+    assert 0.4 * budget.max_atoms < halves.max_atoms < 0.6 * budget.max_atoms
+    from atomsieve.screen.metrics import memory_in_use
+
+    assert memory_in_use("cuda:0")["device_total"] == 4e9
