@@ -312,8 +312,8 @@ def _leave(work: _Work, stopped: bool, missing: list[int]) -> None:
     if not stopped:
         raise AtomSieveError(f"groups {missing[:5]} have no result in {work.folder.groups}; run the same command again")
     raise Interrupted(
-        f"what was relaxed is safe in {work.folder.path}, {len(missing):,} groups are to be done; run the same command "
-        "again to continue"
+        f"what was relaxed is safe in {work.folder.path}, {len(missing):,} of {len(work.bounds) - 1:,} groups are not "
+        "finished; run the same command again to continue"
     )
 
 
@@ -332,7 +332,7 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> Relaxed:
         return {Stop(code).name: n for code, n in sorted(codes.items())}
 
     reasons = team.first(write)
-    computed = int(np.diff(work.bounds)[todo].sum())
+    computed = team.totals()[0]
     result = Relaxed(folder, len(work.rows), reasons, computed, seconds, team.rank)
     if team.rank == 0 and todo:
         summary = {
