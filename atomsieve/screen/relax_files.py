@@ -163,17 +163,17 @@ def digest(rows: NDArray[Any]) -> str:
 
 
 def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays]:
-    """Return the structures of a finished group, labelled, and what is said of them."""
+    """Return the structures of a finished group, labelled where they have a result, and what is said of them."""
     arrays = read_arrays(folder.group(number))
     if arrays is None:
         raise DataError(f"{folder.group(number)} is gone or damaged; run the same command again to compute it anew")
     fields = {name.removeprefix("batch."): array for name, array in arrays.items() if name.startswith("batch.")}
     energy, forces, stress = arrays["energy"], arrays["forces"], arrays.get("stress")
     batch = StructureBatch(**fields)
-    known = np.isfinite(energy)
+    known = (arrays["status"] == Status.OK) & np.isfinite(energy)
     labels: dict[str, Any] = {"energy": energy, "forces": forces, "has_energy": known, "has_forces": known}
     if stress is not None:
-        labels |= {"stress": stress, "has_stress": np.isfinite(stress).all((1, 2))}
+        labels |= {"stress": stress, "has_stress": known & np.isfinite(stress).all((1, 2))}
     return batch.replace(**labels), arrays
 
 

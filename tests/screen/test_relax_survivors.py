@@ -197,6 +197,29 @@ def test_filters_and_guard_reach_the_table(screened, tmp_path):
     assert all(not row["guard"] for row in rows if row["reason"] != "GUARD")
 
 
+def test_what_fails_on_the_way_has_a_place_and_no_labels(screened, tmp_path, monkeypatch):
+    forward, calls = Predictor.__call__, []
+
+    def breaking(self, batch, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            positions = batch.positions.copy()
+            positions[0] = np.nan
+            batch = batch.replace(positions=positions)
+        return forward(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(Predictor, "__call__", breaking)
+    result, rows = relaxed(screened, tmp_path / "out", fmax=1e-6, max_steps=4, top=5)
+    assert result.reasons["FAILED"] == 1 and result.exit_code == 3 and len(rows) == 5
+    failed = [row["reason"] == "FAILED" for row in rows]
+    assert [row["status"] for row in rows] == ["NAN_INPUT" if bad else "OK" for bad in failed]
+    with open_structures(tmp_path / "out" / "relaxed.bp") as reader:
+        batch = reader.read(0, 5)
+    assert (~batch.has_energy).tolist() == failed and (~batch.has_forces).tolist() == failed
+    assert np.isfinite(batch.positions).all()
+    assert [atoms.calc is None for atoms in read(tmp_path / "out" / "relaxed.extxyz", ":")] == failed
+
+
 def test_the_command(screened, tmp_path):
     call = CliRunner().invoke
     out = tmp_path / "out"
