@@ -50,7 +50,7 @@ def app(
     found = mixture_of(folder, data, inputs, seed, None if heads is None else heads.split(","))
     screen = console(quiet=quiet)
     about = found.about
-    rows = [[name, f"{about['of_head'].get(name, 0):,}"] for name in found.heads]
+    rows = [[name, f"{about['of_head'].get(name, 0):,}"] for name in found.mixed]
     show_table(screen, "Mixture", ("head", "structures"), rows)
     screen.print(
         f"cross entropy of held-out compositions {about['cross_entropy']:.3f}, of equal weights {about['uniform']:.3f}",

@@ -24,6 +24,7 @@ from atomsieve.models.registry import Encoder, register_encoder
 
 SMALL = 1e-9
 """Angstrom, added to distances where directions are formed."""
+NOTHING = 1e-24
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,17 @@ def sinc_basis(r: Tensor, n_basis: int, cutoff: float) -> Tensor:
     return torch.cat([torch.sin(n * r) / r * cut, cut], -1)
 
 
+def length(v: Tensor) -> Tensor:
+    """Return the lengths `[K,N,F]` of vectors `[K,N,3,F]`; those below 1e-12 are zero, with all their derivatives.
+
+    An atom without neighbours, or at a centre of symmetry, has such vectors; the second derivative that training needs
+    is not finite there.
+    """
+    square = (v * v).sum(2)
+    nothing = square < NOTHING
+    return torch.where(nothing, 0, torch.sqrt(torch.where(nothing, 1, square)))
+
+
 class HydraLayer(nn.Module):
     """One message, one update, and the maps to the width of the next layer."""
 
@@ -83,7 +95,7 @@ class HydraLayer(nn.Module):
         members, atoms, _, width = v.shape
         flat = v.reshape(members, 3 * atoms, width)
         left, right = (mix(flat).view(members, atoms, 3, width) for mix in (self.left, self.right))
-        norm = torch.linalg.vector_norm(right, dim=2)
+        norm = length(right)
         parts = self.update(torch.cat([norm, s], -1)).split(width, -1)
         a_sv, a_ss = parts[-2:]
         s = s + a_sv * (left * right).sum(2) + a_ss

@@ -195,6 +195,16 @@ def test_parameters_get_gradients_through_forces():
     assert abs(found) > 1e-6
 
 
+def test_atoms_without_neighbours_spoil_no_gradient():
+    ensemble, lone = hydra().requires_grad_(True), copper_oxides(3)
+    lone = lone.replace(cell=lone.cell * 0, pbc=lone.pbc & False, positions=lone.positions * 50)
+    graph = graph_of(lone, ensemble)
+    assert graph.n_edges == 0
+    found = ensemble(graph, torch.ones(3, dtype=torch.int64), CHARGE, SPIN, create_graph=True)
+    (found.forces.pow(2).sum() + found.energy.pow(2).sum()).backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in ensemble.parameters())
+
+
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="go together"):
         ModelConfig(encoder="hydragnn_painn", basis="bessel")
