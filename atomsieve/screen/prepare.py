@@ -213,7 +213,7 @@ def prepare(
 def _tell(console: Console, brought: Collected) -> None:
     """Say what lay on the nodes."""
     if brought.chunks:
-        console.print(f"collected: {brought.chunks:,} chunks that lay on {brought.places:,} nodes", highlight=False)
+        console.print(f"collected: {brought.chunks:,} chunks, nodes: {brought.places:,}", highlight=False)
     if brought.damaged:
         console.print(f"{brought.damaged:,} chunks on nodes do not fit their checksums and are computed again",
                       highlight=False)  # fmt: skip
