@@ -22,7 +22,7 @@ def run(ranks, source, out, order=None):
     if ranks:
         command = [str(MPIRUN), "-n", str(ranks), *command]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     return done.returncode, done.stdout + done.stderr
 
