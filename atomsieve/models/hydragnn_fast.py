@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atomsieve.errors import AtomSieveError, unknown
+from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.models.hydragnn_fast_heads import FastHeads
-from atomsieve.models.hydragnn_fast_weights import Folded, fold
+from atomsieve.models.hydragnn_fast_weights import ELEMENTS, Folded, fold
 from atomsieve.models.layers import multiplies_bf16
 from atomsieve.native import kernels
 
@@ -164,8 +164,18 @@ class FastHydraGNN:
         features : also those of atoms.
 
         The list may be truncated: no symmetry is used. No edge may join two structures.
+
+        Raises
+        ------
+        DataError
+            for an atomic number beyond 118.
         """
-        numbers, vec = numbers.to(torch.int64).contiguous(), vec.to(torch.float64).contiguous()
+        numbers, sender, receiver, row_ptr, ptr = (
+            t.to(torch.int64).contiguous() for t in (numbers, sender, receiver, row_ptr, ptr)
+        )
+        vec = vec.to(torch.float64).contiguous()
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < ELEMENTS:
+            raise DataError(f"atomic number {int(numbers.max())} is none; HydraGNN's model knows 1 to {ELEMENTS - 1}")
         attributes = torch.stack([charge, spin], 1).to(self.dtype)
         energies: list[Tensor] = []
         grad = torch.zeros(vec.shape, dtype=self.dtype)

@@ -236,5 +236,9 @@ def test_what_is_not_the_architecture_is_refused():
         FastHydraGNN({**state, "node_embedding.weight": torch.zeros(1)})
     with pytest.raises(AtomSieveError, match=r"has no 'graph_concat_projector\.bias'"):
         FastHydraGNN({k: v for k, v in state.items() if k != "graph_concat_projector.bias"})
+    graph, given = lists(awkward()), drawn(3, 3)
+    graph.numbers[0] = 119
+    with pytest.raises(AtomSieveError, match="atomic number 119 is none"):
+        run_fast(FastHydraGNN(state), graph, *given)
     with pytest.raises(AtomSieveError, match="heads of the state dict"):
         FastHydraGNN({**state, "heads_NN.1.branch-0.0.weight": torch.zeros(1)})
