@@ -28,7 +28,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.poison import DeviceLost, device_lost, poisoned
 from atomsieve.screen.reading import CONDITIONS
 from atomsieve.screen.runner import MOMENT, Runner
-from atomsieve.screen.signals import WATCHED, follow
+from atomsieve.screen.signals import follow, unheard
 from atomsieve.structures.batch import StructureBatch
 
 log = logging.getLogger(__name__)
@@ -87,11 +87,6 @@ class Death:
     batch: int | None
     ids: NDArray[np.int64] | None
     natoms: NDArray[np.int64] | None
-
-    @property
-    def asked_to_end(self) -> bool:
-        """Whether a signal ended it that is sent to whole jobs, before it could say that it does not mean it."""
-        return -self.code in WATCHED
 
     def __str__(self) -> str:
         if self.code < 0 and -self.code in set(signal.Signals):
@@ -166,7 +161,7 @@ class Child:
             return self._pipe
         release_device_memory()
         self._pipe, theirs = Pipe()
-        with theirs:
+        with theirs, unheard():
             command = [sys.executable, "-m", "atomsieve.screen.isolated", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
         try:
@@ -245,8 +240,6 @@ def compute(
 
 def main() -> None:
     """Compute what is asked for until the pipe ends."""
-    for number in WATCHED:  # meant for the rank, which ends this process itself
-        signal.signal(number, signal.SIG_IGN)
     follow(int(sys.argv[2]), signal.SIGKILL)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(CHILD_FIRST)

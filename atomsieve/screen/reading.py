@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.screen.signals import unheard
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import import_lightly
 from atomsieve.structures.reader import StructureReader
@@ -112,9 +113,9 @@ class _Process:
     """The process that reads ahead, and the thread that takes in what it sends."""
 
     def __init__(self, reader: StructureReader) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "atomsieve.screen.reading"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        command = [sys.executable, "-m", "atomsieve.screen.reading"]
+        with unheard():
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.up = False
         self._found: queue.Queue[tuple[dict[str, NDArray[Any]], float] | Exception] = queue.Queue()
         pickle.dump((reader, reader.identity()), self._stdin)  # between a process and its own child

@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -65,6 +67,19 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Start a process in here that does not hear Ctrl-C and SIGTERM from its first moment on.
+
+    Batch systems send them to every process of a job. What is started by a rank is ended by the rank.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # a new process begins with this thread's mask
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow(parent: int, number: int) -> None:

@@ -95,7 +95,7 @@ def screen_suspects(
         return
     with ExitStack() as stack:
         writer = stack.enter_context(job.writer())
-        court = _Court(job, between, stop, _child(stack, recipe(job, ensemble, given)))
+        court = _Court(job, between, _child(stack, recipe(job, ensemble, given)))
         for chunk in mine:
             if stop.closing:
                 return
@@ -127,8 +127,8 @@ def _no_process(error: Exception) -> None:
 class _Court:
     """Gives the rows of suspects, one after another."""
 
-    def __init__(self, job: Job, between: Callable[[], None], stop: StopRequest, child: Child | None) -> None:
-        self._job, self._between, self._stop, self._child = job, between, stop, child
+    def __init__(self, job: Job, between: Callable[[], None], child: Child | None) -> None:
+        self._job, self._between, self._child = job, between, child
 
     def judge(self, chunk: int, record: Record) -> Computed:
         """Return the rows and forces of a chunk, computed or set aside."""
@@ -157,8 +157,6 @@ class _Court:
                 return self._here(chunk, deaths)
             if isinstance(found, tuple):
                 return found
-            if found.asked_to_end:  # by a signal meant for the whole job, which may reach this process a moment later
-                self._wait_for_stop()
             deaths += 1
             ids, natoms = (ids, natoms) if found.ids is None else (found.ids, found.natoms)
             said = f"chunk {chunk}: the process that computed it died ({found})"
@@ -169,13 +167,6 @@ class _Court:
                 log.warning("%s; batch %d of it is set aside", said, found.batch)
             else:
                 return self._aside(chunk, said, ids, natoms)
-
-    def _wait_for_stop(self) -> None:
-        until = time.monotonic() + 2.0
-        while time.monotonic() < until:
-            if self._stop.closing:
-                raise _Leave
-            time.sleep(0.02)
 
     def _here(self, chunk: int, deaths: int) -> Computed:
         """Compute a chunk in this process: its death will be seen by the next start."""

@@ -23,7 +23,6 @@ from atomsieve.screen.journal import Record
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.runner import Runner
-from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.store import Folder
 from atomsieve.structures import write_structures
 from tests.helpers import copper_oxides, tiny_gfm
@@ -292,7 +291,7 @@ DONE = (np.zeros(0), None)
 
 def judge(record, *outcomes):
     case, child = Case(), Scripted(*outcomes)
-    found = suspects._Court(case, lambda: None, StopRequest(), child).judge(1, record)
+    found = suspects._Court(case, lambda: None, child).judge(1, record)
     return found, child.asked, case.journal.said
 
 
@@ -322,15 +321,6 @@ def test_where_no_process_can_be_had_the_rank_computes():
     found, _, slots = judge(Record(2), CannotStart("one process per device"))
     assert found == "here"
     assert slots == [(2, True), (2, False), None]
-
-
-def test_a_signal_for_the_whole_job_is_not_held_against_the_chunk():
-    with StopRequest(60.0) as stop:
-        case, child = Case(), Scripted(death(code=-int(signal.SIGTERM)))
-        court = suspects._Court(case, lambda: None, stop, child)
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(suspects._Leave):
-            court.judge(1, Record(2))
 
 
 def test_a_predictor_that_cannot_be_sent_or_loaded():

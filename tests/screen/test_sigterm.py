@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from screen_fakes import FakePredictor
 from atomsieve.errors import Interrupted, UsageError
 from atomsieve.screen import ledger
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.signals import StopRequest
+from atomsieve.screen.signals import StopRequest, unheard
 
 
 class Signalled(FakePredictor):
@@ -73,6 +74,23 @@ def test_ctrl_c_shortens_the_time_that_sigterm_leaves():
         assert not stop.requested
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
+
+
+def test_a_process_that_a_rank_starts_does_not_hear_the_signals_of_the_job():
+    """Not even before it could say so: it would be taken for a death."""
+    with unheard():
+        child = subprocess.Popen(["sleep", "60"])
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            child.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.2)
+    finally:
+        child.kill()
+        assert child.wait(60) == -signal.SIGKILL
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested  # this process hears them as before
 
 
 @pytest.mark.parametrize("grace", [-1.0, float("nan")])
