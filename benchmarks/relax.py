@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from ase.calculators.calculator import CalculationFailed
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE
 
@@ -104,9 +105,13 @@ def _ase(predictor: Predictor, batch: StructureBatch, given: argparse.Namespace,
     for atoms in images:
         atoms.calc = calc
         dyn = kind(FrechetCellFilter(atoms) if given.cell else atoms, logfile=None)
-        done.append(dyn.run(fmax=given.fmax, steps=given.steps))
+        try:
+            done.append(dyn.run(fmax=given.fmax, steps=given.steps))
+            energy.append(atoms.get_potential_energy())
+        except CalculationFailed:  # it fell apart
+            done.append(False)
+            energy.append(np.nan)
         steps.append(dyn.nsteps)
-        energy.append(atoms.get_potential_energy())
         atoms.calc = None
     return Minima(StructureBatch.from_ase(images), np.array(energy), np.array(done), np.array(steps))
 
