@@ -191,6 +191,17 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, content, said):
     assert str(tmp_path / MIXTURE) in str(caught.value)
 
 
+def test_a_backend_that_mixes_no_heads_says_so(folder):
+    class Exported:
+        name, precision, why = "onnx", "fp32", "as asked"
+
+    other = Predictor.load(folder).with_backend(Exported())
+    assert other.choices == list(NAMES)
+    assert "auto" not in other.describe()["calibrated"]
+    with pytest.raises(UsageError, match="head auto: backend onnx mixes no heads; use --backend native"):
+        other(copper_oxides(2), head="auto")
+
+
 def test_different_zeros_of_energy_are_said(folder):
     predictor = Predictor.load(folder)
     assert predictor.note("oxides") is None
