@@ -31,6 +31,8 @@ CONDITIONS = ("charge", "spin")
 """Optional fields that a model may need; labels stay on disk."""
 AHEAD = 2
 """Chunks that are asked for before they are needed; more would keep work from other ranks at the end."""
+MOMENT = 0.1
+"""Seconds after which a wait for a chunk looks whether the run is to stop."""
 
 
 class Reading:
@@ -43,6 +45,7 @@ class Reading:
     claims : chunks, each the next that falls to this rank.
     spans : `(first, end)` of a chunk.
     begin : called with the number of a chunk before it is read by this process itself, which it may kill.
+    idle : called every moment while a chunk is waited for; it may raise.
 
     Attributes
     ----------
@@ -51,9 +54,14 @@ class Reading:
     """
 
     def __init__(
-        self, reader: Any, claims: Iterator[int], spans: Any, begin: Callable[[int], None] = lambda chunk: None
+        self,
+        reader: Any,
+        claims: Iterator[int],
+        spans: Callable[[int], tuple[int, int]],
+        begin: Callable[[int], None] = lambda chunk: None,
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
-        self._reader, self._claims, self._spans, self._begin = reader, claims, spans, begin
+        self._reader, self._claims, self._spans, self._begin, self._idle = reader, claims, spans, begin, idle
         self._asked: deque[int] = deque()
         self._process: _Process | None = None
         self._here = True
@@ -82,7 +90,7 @@ class Reading:
             batch = self._reader.read(*self._spans(chunk), CONDITIONS)
             seconds = time.perf_counter() - since
         else:
-            batch, seconds = self._process.take(self._spans(chunk))
+            batch, seconds = self._process.take(self._spans(chunk), self._idle)
         self.seconds += seconds
         self.waited += time.perf_counter() - since
         if self._process is None and isinstance(self._reader, StructureReader):
@@ -140,15 +148,20 @@ class _Process:
         except BrokenPipeError:
             pass  # told by the thread, in the place of the chunk that was not read
 
-    def take(self, span: tuple[int, int]) -> tuple[StructureBatch, float]:
+    def take(self, span: tuple[int, int], idle: Callable[[], None]) -> tuple[StructureBatch, float]:
         """Return the chunk that was asked for first, and the seconds that reading it took."""
-        found = self._found.get()
+        while True:
+            try:
+                found = self._found.get(timeout=MOMENT)
+                break
+            except queue.Empty:
+                idle()
         if isinstance(found, EOFError):
             self._found.put(found)
             code = self._child.wait()
             raise DataError(
                 f"the process that reads the input ended ({_said(code)}) at structures {span[0]:,} to {span[1]:,}; "
-                "check the input with `atomsieve data inspect`, then run the same command again to continue"
+                "check the input with `atomsieve data info`, then run the same command again to continue"
             )
         if isinstance(found, Exception):
             raise found
@@ -169,8 +182,11 @@ class _Process:
                     continue
                 fields, seconds = head
                 self._found.put(({name: _array(source, *kind) for name, kind in fields.items()}, seconds))
-        except (EOFError, ValueError, pickle.UnpicklingError):  # it ended, or its pipe was closed here
-            self._found.put(EOFError())
+        except EOFError as ended:
+            self._found.put(ended)
+        except Exception as error:  # every kind: whoever waits for a chunk must be told
+            self._child.kill()
+            self._found.put(DataError(f"what the process that reads the input sent makes no sense ({error})"))
 
     def close(self) -> None:
         """End the process."""

@@ -119,7 +119,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
     structures = _structures(job, todo)
     writer = job.writer()
     claims = team.claims(todo, *queues(team, job.reader, job.chunks, todo))
-    reading = Reading(job.reader, claims, job.chunks.span, job.journal.begin)
+    reading = Reading(job.reader, claims, job.chunks.span, job.journal.begin, lambda: between_batches())
     writing = Writing(writer, job.take)
     view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures - later, job.log,
                         lambda: _vitals(job, reading, writing))  # fmt: skip

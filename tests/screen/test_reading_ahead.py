@@ -140,6 +140,37 @@ def test_a_process_that_dies_is_told_with_what_to_do(dataset):
             list(found)
 
 
+def test_what_makes_no_sense_is_told(dataset, monkeypatch):
+    monkeypatch.setattr(reading, "_array", lambda *given: 1 / 0)
+    with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span) as found:
+        next(found)
+        up(found)
+        next(found)
+        with pytest.raises(DataError, match="makes no sense"):
+            next(found)
+
+
+class EnoughError(Exception):
+    pass
+
+
+def test_a_wait_for_a_chunk_can_be_left(dataset):
+    waits = []
+
+    def idle():
+        waits.append(1)
+        if len(waits) == 3:
+            raise EnoughError
+
+    with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span, idle=idle) as found:
+        next(found)
+        up(found)
+        os.kill(found._process._child.pid, signal.SIGSTOP)
+        next(found)
+        with pytest.raises(EnoughError):
+            next(found)
+
+
 def test_the_process_ends_with_the_one_that_started_it(dataset):
     with open_structures(dataset) as reader:
         process = reading._Process(reader)
