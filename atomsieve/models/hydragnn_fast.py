@@ -135,7 +135,7 @@ class FastHydraGNN:
         self.rounded = precision == "bf16"
         self.direct = self.rounded and multiplies_bf16(torch.device("cpu"))
         self.weights: Folded = fold(state, self.dtype, self.rounded)
-        self.heads = FastHeads(state, self.dtype, self.rounded)
+        self.heads = FastHeads(state, self.dtype)  # the readout is not rounded
         self.rooms = Rooms() if rooms is None else rooms
         self._suffix = "f64" if self.dtype == torch.float64 else "f32"
 

@@ -28,11 +28,11 @@ class _Stage(NamedTuple):
 
 
 class FastHeads:
-    """All heads of a state dict: multilayer perceptrons with ReLU between maps, one energy each."""
+    """All heads of a state dict: multilayer perceptrons with ReLU between maps, one energy each; never in BF16."""
 
-    def __init__(self, state: Mapping[str, Tensor], dtype: torch.dtype, rounded: bool) -> None:
-        self.dtype, self.rounded = dtype, rounded
-        self.stages = [stage for pattern in _NAMES for stage in _stack(state, pattern, dtype, rounded)]
+    def __init__(self, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.stages = [stage for pattern in _NAMES for stage in _stack(state, pattern, dtype)]
         known = sum(2 * len(stage.weight) for stage in self.stages)
         if known != sum(map(is_head, state)) or not self.stages or self.stages[-1].weight.shape[1] != 1:
             raise AtomSieveError(
@@ -64,22 +64,19 @@ class FastHeads:
         x = features.unsqueeze(0).expand(len(stages[0].weight), -1, -1)
         hidden: list[Tensor] = []
         for stage in stages[:-1]:
-            x = self._product(x, stage.weight.transpose(1, 2)).add_(stage.bias).relu_()
+            x = torch.bmm(x, stage.weight.transpose(1, 2)).add_(stage.bias).relu_()
             hidden.append(x)
         end = stages[-1]
-        energy = self._product(x, end.weight.transpose(1, 2)).add_(end.bias).squeeze(2).t()
+        energy = torch.bmm(x, end.weight.transpose(1, 2)).add_(end.bias).squeeze(2).t()
         if mix is None:
             return energy, None
         g = mix.t().unsqueeze(2) * end.weight
         for stage, after in zip(reversed(stages[:-1]), reversed(hidden), strict=True):
-            g = self._product(torch.where(after > 0, g, 0), stage.weight)
+            g = torch.bmm(torch.where(after > 0, g, 0), stage.weight)
         return energy, g.sum(0)
 
-    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.bmm(x.bfloat16().to(self.dtype) if self.rounded else x, weight)
 
-
-def _stack(state: Mapping[str, Tensor], pattern: re.Pattern[str], dtype: torch.dtype, rounded: bool) -> list[_Stage]:
+def _stack(state: Mapping[str, Tensor], pattern: re.Pattern[str], dtype: torch.dtype) -> list[_Stage]:
     """Return the maps of one part of the heads in their order, all branches of each stacked."""
     found: dict[int, dict[tuple[int, str], Tensor]] = {}
     for name, value in state.items():
@@ -94,6 +91,5 @@ def _stack(state: Mapping[str, Tensor], pattern: re.Pattern[str], dtype: torch.d
             bias = torch.stack([entries[b, "bias"] for b in branches]).unsqueeze(1)
         except (KeyError, RuntimeError) as error:
             raise AtomSieveError(f"branches of the state dict differ in their layers: {error}") from error
-        weight = weight.to(torch.bfloat16) if rounded else weight
         stages.append(_Stage(weight.to(dtype), bias.to(dtype)))
     return stages
