@@ -66,6 +66,8 @@ def message(
         implementation = "native" if native_serves(x, graph) else "edges"
         if implementation == "edges" and triton_serves(x, wanted or Wanted()):
             implementation = "triton"
+            if not (wanted or Wanted()).parameters:  # which it does not give
+                weights = weights.detach()
         if implementation == "edges" and table_serves(graph, wanted or Wanted()):
             implementation = "table"
     if implementation in ("native", "table") and not graph.neighbors.symmetric:

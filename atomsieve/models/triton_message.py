@@ -178,10 +178,11 @@ class _Fused(torch.autograd.Function):
         members, atoms, _, width = x.shape
         out = x.new_empty(members, atoms, 4, width)
         if atoms:
-            list_ = graph.neighbors
-            _forward[(atoms, members)](
-                x, basis, unit, weights, list_.sender, list_.row_ptr, out, b_stride, u_stride, atoms, **_sizes(x, basis)
-            )
+            list_, sizes = graph.neighbors, _sizes(x, basis)
+            with torch.cuda.device_of(x):  # Triton launches on the current device
+                _forward[(atoms, members)](
+                    x, basis, unit, weights, list_.sender, list_.row_ptr, out, b_stride, u_stride, atoms, **sizes
+                )
         return out
 
     @staticmethod
@@ -197,12 +198,13 @@ class _Fused(torch.autograd.Function):
         grad_basis, grad_unit = (torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in (basis, unit))
         if atoms:
             sizes = _sizes(x, basis)
-            _edge_gradients[(atoms, members)](
-                grad, x, basis, unit, weights, list_.sender, list_.row_ptr, grad_basis, grad_unit, *strides, atoms,
-                graph.n_edges, **sizes,
-            )  # fmt: skip
             far, edge, col_ptr, mirrored = _by_sender(graph)
-            _payload_gradients[(atoms, members)](
-                grad, basis, unit, weights, far, edge, col_ptr, grad_x, *strides, atoms, **sizes, MIRRORED=mirrored
-            )
+            with torch.cuda.device_of(x):
+                _edge_gradients[(atoms, members)](
+                    grad, x, basis, unit, weights, list_.sender, list_.row_ptr, grad_basis, grad_unit, *strides, atoms,
+                    graph.n_edges, **sizes,
+                )  # fmt: skip
+                _payload_gradients[(atoms, members)](
+                    grad, basis, unit, weights, far, edge, col_ptr, grad_x, *strides, atoms, **sizes, MIRRORED=mirrored
+                )
         return grad_x, grad_basis, grad_unit, None, None

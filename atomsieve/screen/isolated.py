@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.screen.children import start
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.poison import DeviceLost, device_lost, poisoned
 from atomsieve.screen.reading import CONDITIONS
 from atomsieve.screen.runner import MOMENT, Runner
-from atomsieve.screen.signals import follow, unheard
+from atomsieve.screen.signals import follow
 from atomsieve.structures.batch import StructureBatch
 
 log = logging.getLogger(__name__)
@@ -161,9 +162,11 @@ class Child:
             return self._pipe
         release_device_memory()
         self._pipe, theirs = Pipe()
-        with theirs, unheard():
-            command = [sys.executable, "-m", "atomsieve.screen.isolated", str(theirs.fileno()), str(os.getpid())]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
+        with theirs:
+            numbers = theirs.fileno(), os.getpid()
+            self._process = start(
+                "atomsieve.screen.isolated", *map(str, numbers), stdin=subprocess.DEVNULL, pass_fds=numbers[:1]
+            )
         try:
             self._tell(self._pipe.send, sys.path)
             self._tell(self._pipe.send_bytes, self._recipe)

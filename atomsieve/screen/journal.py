@@ -123,6 +123,7 @@ class Journal:
     def __init__(self, path: Path | None = None, rank: int = 0, places: int = 1) -> None:
         self._path, self._slots, self._begun = path, range(1 + rank * places, 1 + (rank + 1) * places), 0
         self._handle: int | None = None
+        self._last = b""
 
     def __enter__(self) -> Journal:
         if self._path is not None:
@@ -134,13 +135,16 @@ class Journal:
 
         deaths : what is held against it already. apart : a process of its own computes it.
         """
-        if self._path is not None:
-            with disk_errors(self._path.parent):
-                self._put(self._slots[self._begun % len(self._slots)], encode(chunk, deaths, apart))
-            self._begun += 1
+        data = encode(chunk, deaths, apart)
+        if self._path is None or data == self._last:  # a chunk may be begun by who reads it and by who computes it
+            return
+        with disk_errors(self._path.parent):
+            self._put(self._slots[self._begun % len(self._slots)], data)
+        self._begun, self._last = self._begun + 1, data
 
     def clear(self) -> None:
         """Say that this rank has nothing at hand."""
+        self._last = b""
         for slot in self._slots:
             self._put(slot, encode(None))
 

@@ -6,6 +6,7 @@ and no MPI, and ends when its stdin does, so it never outlives the rank that sta
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import queue
@@ -22,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.screen.signals import unheard
+from atomsieve.screen.children import start
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import import_lightly
 from atomsieve.structures.reader import StructureReader
+
+log = logging.getLogger(__name__)
 
 CONDITIONS = ("charge", "spin")
 """Optional fields that a model may need; labels stay on disk."""
@@ -64,7 +67,7 @@ class Reading:
         self._reader, self._claims, self._spans, self._begin, self._idle = reader, claims, spans, begin, idle
         self._asked: deque[int] = deque()
         self._process: _Process | None = None
-        self._here = True
+        self._here, self._ahead = True, isinstance(reader, StructureReader)
         self.seconds = self.waited = 0.0
 
     @property
@@ -93,10 +96,10 @@ class Reading:
             batch, seconds = self._process.take(self._spans(chunk), self._idle)
         self.seconds += seconds
         self.waited += time.perf_counter() - since
-        if self._process is None and isinstance(self._reader, StructureReader):
+        if self._process is None and self._ahead:
             self._claim(1)
             if self._asked:  # it gets ready while chunks are computed
-                self._process = _Process(self._reader)
+                self._start()
         if self._here and self._process is not None and self._process.up:
             self._here = False
             for waiting in self._asked:
@@ -104,6 +107,13 @@ class Reading:
         if not self._here:
             self._claim(AHEAD)
         return chunk, batch
+
+    def _start(self) -> None:
+        try:
+            self._process = _Process(self._reader)
+        except OSError as error:
+            log.warning("no process that reads ahead can be started (%s): chunks are read by the rank itself", error)
+            self._ahead = False
 
     def _claim(self, most: int) -> None:
         """Claim chunks until so many are under way."""
@@ -121,13 +131,10 @@ class _Process:
     """The process that reads ahead, and the thread that takes in what it sends."""
 
     def __init__(self, reader: StructureReader) -> None:
-        command = [sys.executable, "-m", "atomsieve.screen.reading"]
-        with unheard():
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._child = start("atomsieve.screen.reading", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.up = False
         self._found: queue.Queue[tuple[dict[str, NDArray[Any]], float] | Exception] = queue.Queue()
-        pickle.dump((reader, reader.identity()), self._stdin)  # between a process and its own child
-        self._stdin.flush()
+        self._tell((reader, reader.identity()))
         self._thread = threading.Thread(target=self._receive, name="reading", daemon=True)
         self._thread.start()
 
@@ -142,8 +149,11 @@ class _Process:
 
     def ask(self, span: tuple[int, int]) -> None:
         """Have a chunk read."""
+        self._tell(span)
+
+    def _tell(self, what: Any) -> None:
         try:
-            pickle.dump(span, self._stdin)
+            pickle.dump(what, self._stdin)  # between a process and its own child
             self._stdin.flush()
         except BrokenPipeError:
             pass  # told by the thread, in the place of the chunk that was not read
@@ -182,8 +192,14 @@ class _Process:
                     continue
                 fields, seconds = head
                 self._found.put(({name: _array(source, *kind) for name, kind in fields.items()}, seconds))
-        except EOFError as ended:
-            self._found.put(ended)
+        except (EOFError, pickle.UnpicklingError):  # it ended, perhaps in the middle of a word
+            if not self.up:
+                log.warning("the process that reads ahead ended while it started: chunks are read by the rank itself")
+            self._found.put(EOFError())
+        except MemoryError as error:
+            self._child.kill()
+            self._found.put(AtomSieveError(f"too little memory for the chunks read ahead ({error}); use a smaller "
+                                           "--chunk-size, or fewer ranks"))  # fmt: skip
         except Exception as error:  # every kind: whoever waits for a chunk must be told
             self._child.kill()
             self._found.put(DataError(f"what the process that reads the input sent makes no sense ({error})"))
@@ -261,7 +277,10 @@ def main() -> None:
             pickle.dump(told, out)
             out.flush()
             continue
-        _send(out, batch, time.perf_counter() - since)
+        try:
+            _send(out, batch, time.perf_counter() - since)
+        except BrokenPipeError:  # the rank is gone
+            return
 
 
 if __name__ == "__main__":

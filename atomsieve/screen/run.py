@@ -127,6 +127,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
 
     def between_batches() -> None:
         watch()
+        writing.check()
         if stop.requested:
             raise _Stop
         team.poke()
@@ -159,6 +160,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
             for *_, work in begun:
                 work.cancel()
             clock.seconds |= _stages(job, reading, writing)
+        writing.check()
         with clock("wait for ranks"):
             _leave_if_stopped(job, stop, remaining=structures)
         watch()
@@ -170,7 +172,7 @@ def _finish(job: Job, chunk: int, since: float, work: Begun, writing: Writing, b
     """Compute what is left of a chunk, and hand it over to be written."""
     with job.clock("predict"):
         rows, forces = job.runner.finish(work, between)
-    writing.put((chunk, rows, forces, time.perf_counter() - since))
+    writing.put((chunk, rows, forces, time.perf_counter() - since), job.team.poke)
     first, end = job.chunks.span(chunk)
     job.team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
 
@@ -189,7 +191,7 @@ def _vitals(job: Job, reading: Reading, writing: Writing) -> dict[str, Any]:
 
 
 def _structures(job: Job, chunks: list[int]) -> int:
-    return sum(end - first for first, end in map(job.chunks.span, chunks))
+    return int(np.diff(job.chunks.starts())[np.array(chunks, np.int64)].sum())
 
 
 def _leave_if_stopped(job: Job, stop: StopRequest, remaining: int) -> None:

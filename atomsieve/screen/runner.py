@@ -196,15 +196,13 @@ class Runner:
                 if not is_out_of_memory(error):
                     raise
                 prediction = None
-                if self.limit is not None and begun.edges is not None:
-                    self.limit.lower(batch.n_atoms, begun.edges[group].sum())
             begun.sent.popleft()
             if prediction is not None:
                 self._enter(begun, group, h, batch, prediction)
                 continue
             while begun.sent and begun.sent[0][0] is group:  # its other heads would not fit either
                 begun.sent.popleft()[-1].cancel()
-            self._batch(begun, group)
+            self._batch(begun, group)  # once more alone: another batch may have had the room
 
     def _batch(self, begun: Begun, index: NDArray[np.int64]) -> None:
         """Fill in the rows of the structures `index`; where memory does not suffice, halve the batch and try again."""

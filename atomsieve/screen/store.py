@@ -229,7 +229,8 @@ class ResultWriter:
 
     def __enter__(self) -> ResultWriter:
         files = [f for f in (self.rows, self.forces) if f is not None]
-        self._handles = [os.open(part_of(f.path), os.O_RDWR) for f in files]
+        with disk_errors(self.folder.path):
+            self._handles = [os.open(part_of(f.path), os.O_RDWR) for f in files]
         return self
 
     def put(self, chunk: int, rows: NDArray[Any], forces: NDArray[np.float32] | None, seconds: float) -> None:

@@ -31,7 +31,7 @@ SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SL
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 """What launchers tell their processes: Open MPI, MPICH (and Intel, Cray), MVAPICH, PMIx, Slurm's srun."""
 
-NEXT, DONE, FAILED, QUEUES, SLOTS = 0, 1, 2, 3, 3 + 4096  # places of the shared board, int64
+NEXT, DONE, FAILED, HALTED, QUEUES, SLOTS = 0, 1, 2, 3, 4, 4 + 4096  # places of the shared board, int64
 DRAIN = 0.5  # seconds for the launcher to pass on what a rank said: an abort drops what is still in its pipes
 STOPPED = 1 << 60  # added to NEXT: nothing is handed out after it
 
@@ -82,12 +82,14 @@ class Team:
         """Let the next `claims`, of one queue, begin anew; every rank must call it, when no claims are at hand."""
         self.gather(None)
         if self.rank == 0:
-            self._add(NEXT, -self._add(NEXT, 0))
+            for slot in (NEXT, HALTED):
+                self._add(slot, -self._add(slot, 0))
         self.gather(None)
 
     def stop(self) -> None:
         """Hand out no more chunks, to any rank."""
-        self._add(NEXT, STOPPED)
+        if self._add(HALTED, 1) == 0:  # once for all ranks: a few more would be too much for 64 bits
+            self._add(NEXT, STOPPED)
 
     def report(self, done: int, failed: int) -> None:
         """Count structures as done, and some of them as failed."""

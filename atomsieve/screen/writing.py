@@ -56,17 +56,18 @@ class Writing:
         self._thread.start()
         return self
 
-    def put(self, chunk: Chunk) -> None:
-        """Hand a chunk over; raises what went wrong with an earlier one."""
+    def put(self, chunk: Chunk, idle: Callable[[], None] = lambda: None) -> None:
+        """Hand a chunk over; raises what went wrong with an earlier one. `idle` is called every moment of a wait."""
         with self._held("wait"):
             while True:
-                self._check()
+                self.check()
                 try:
                     return self._queue.put(chunk, timeout=PAUSE)
                 except queue.Full:
-                    continue
+                    idle()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise what went wrong with a chunk that was handed over."""
         if self._error is not None:
             raise self._error
 
@@ -100,4 +101,4 @@ class Writing:
         with self.clock("write"):
             self._writer.__exit__(*((None,) * 3 if self._error is None else (type(self._error), self._error, None)))
         if exception[0] is None:
-            self._check()
+            self.check()

@@ -6,6 +6,7 @@ A program of its own because TRITON_INTERPRET must be set before triton is impor
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import torch
 
@@ -55,14 +56,15 @@ def of_message(members, width, radial, dtype, most, shared):
 def of_ensemble():
     config = ModelConfig(hidden=16, layers=2, cutoff=CUTOFF, n_basis=3)
     head = HeadSpec(name="h", level_of_theory="t", references={8: 0.0, 29: 0.0}, scale=1.0, elements={8: 1, 29: 1})
-    model = Ensemble(config, [head], [0, 1]).double().requires_grad_(False).to(DEVICE)
+    model = Ensemble(config, [head], [0, 1]).double().to(DEVICE)  # its parameters want gradients, as in a validation
     graph = build_graph(copper_oxides(1), CUTOFF, dtype=torch.float64, device=DEVICE)
     which = torch.zeros(1, dtype=torch.int64, device=DEVICE)
     found = {}
     for name, fused in (("plain", False), ("fused", True)):
         module.triton_serves = lambda *given, answer=fused: answer
         module.native_serves = lambda *given: False
-        found[name] = model(graph, which, forces=True, stress=True)
+        out = model(graph, which, forces=True, stress=True)
+        found[name] = SimpleNamespace(energy=out.energy.detach(), forces=out.forces, virial=out.virial)
     return {name: apart(getattr(found["fused"], name), getattr(found["plain"], name))
             for name in ("energy", "forces", "virial")}  # fmt: skip
 

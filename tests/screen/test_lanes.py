@@ -56,6 +56,40 @@ def test_a_batch_that_does_not_fit_is_computed_in_halves():
     assert not found["status"].any()
 
 
+class OneRoom(FakePredictor):
+    """Has room for a hundred atoms, of all batches at work together; the first two wait for each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock, self.used, self.both, self.failed = threading.Lock(), 0, threading.Barrier(2, timeout=20), 0
+
+    def __call__(self, batch, want, head=None):
+        with self.lock:
+            self.used += batch.n_atoms
+            over = self.used > 100
+            self.failed += over
+        try:
+            if self.calls == 0 and not self.both.broken and threading.current_thread() is not threading.main_thread():
+                self.both.wait()
+            if over:
+                raise MemoryError("no room")
+            return super().__call__(batch, want, head)
+        finally:
+            with self.lock:
+                self.used -= batch.n_atoms
+
+
+def test_what_fits_alone_is_computed_alone_and_whole():
+    batch = candidates(200, bad=False)
+    inner = OneRoom()
+    with Lanes(inner, 2) as lanes:
+        found, _ = Runner(lanes, ["pbe"], False, 99, 10**6, None, 1000)(batch, 0)
+    assert inner.failed
+    assert not found["status"].any()
+    expected, _ = Runner(FakePredictor(), ["pbe"], False, 99, 10**6, None, 1000)(batch, 0)
+    assert found.tobytes() == expected.tobytes()
+
+
 class Broken(FakePredictor):
     def before(self, batch):
         raise ZeroDivisionError

@@ -171,6 +171,23 @@ def test_a_wait_for_a_chunk_can_be_left(dataset):
             next(found)
 
 
+def test_files_in_the_working_directory_are_not_taken_for_modules(dataset, tmp_path, monkeypatch):
+    (tmp_path / "signal.py").write_text("raise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span) as found:
+        next(found)
+        up(found)
+
+
+def test_without_a_process_chunks_are_read_here(dataset, monkeypatch):
+    def refused(*given, **more):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(reading, "start", refused)
+    with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span) as found:
+        assert [chunk for chunk, _ in found] == list(range(7))
+
+
 def test_the_process_ends_with_the_one_that_started_it(dataset):
     with open_structures(dataset) as reader:
         process = reading._Process(reader)

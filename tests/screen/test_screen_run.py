@@ -234,16 +234,17 @@ def test_a_full_disk_is_told_before_work_begins(screen, tmp_path, monkeypatch):
 @pytest.mark.parametrize("where", ["data", "ledger"])
 def test_a_disk_that_fills_up_on_the_way(screen, tmp_path, monkeypatch, where):
     screen(out="whole")
-    real_write, real_append, calls = os.pwrite, ledger.append, []
+    real_write, real_append, calls, lines = os.pwrite, ledger.append, [], []
 
     def full(handle, data, offset):
         calls.append(offset)
-        if where == "data" and len(calls) > 8:
+        if where == "data" and len(calls) > 20:  # chunks, and what is at hand
             raise OSError(errno.ENOSPC, "No space left on device")
         return real_write(handle, data, offset)
 
     def torn(path, entries):
-        if where == "ledger" and len(calls) > 8:
+        lines.extend(entries)
+        if where == "ledger" and len(lines) > 4:
             with open(path, "ab") as file:
                 file.write(ledger.encode(entries[0])[:20])
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -285,3 +286,27 @@ def test_the_log_and_the_summary_tell_the_story(screen, tmp_path):
     stages = summary["seconds_per_stage"]
     assert stages.keys() >= {"load", "read", "pack", "predict", "reduce", "write"}
     assert all(spent["mean"] <= spent["max"] for spent in stages.values())
+
+
+class FillsUp(FakePredictor):
+    """Asks its process to stop when the disk is full."""
+
+    def __init__(self, full):
+        super().__init__()
+        self.full = full
+
+    def before(self, batch):
+        if self.full:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_disk_that_is_full_is_told_also_when_the_run_is_stopped(screen, monkeypatch):
+    seen = []
+
+    def full(path, entries):
+        seen.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.ledger, "append", full)
+    with pytest.raises(AtomSieveError, match="no space left"):
+        screen(FillsUp(seen), commit_seconds=0.0)
