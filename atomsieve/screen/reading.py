@@ -88,12 +88,7 @@ class Reading:
             raise StopIteration
         since = time.perf_counter()
         chunk = self._asked.popleft()
-        if self._process is None or self._here:
-            self._begin(chunk)
-            batch = self._reader.read(*self._spans(chunk), CONDITIONS)
-            seconds = time.perf_counter() - since
-        else:
-            batch, seconds = self._process.take(self._spans(chunk), self._idle)
+        batch, seconds = self._read_ahead(chunk) or self._read(chunk)
         self.seconds += seconds
         self.waited += time.perf_counter() - since
         if self._process is None and self._ahead:
@@ -107,6 +102,27 @@ class Reading:
         if not self._here:
             self._claim(AHEAD)
         return chunk, batch
+
+    def _read(self, chunk: int) -> tuple[StructureBatch, float]:
+        """Return a chunk that this process reads itself, and the seconds that took."""
+        self._begin(chunk)
+        since = time.perf_counter()
+        return self._reader.read(*self._spans(chunk), CONDITIONS), time.perf_counter() - since
+
+    def _read_ahead(self, chunk: int) -> tuple[StructureBatch, float] | None:
+        """Return a chunk that was read ahead, None where the process is not there, or was killed.
+
+        The chunk itself may have killed it. Then it kills the rank that reads it next, which is dealt with as usual.
+        """
+        if self._process is None or self._here:
+            return None
+        try:
+            return self._process.take(self._spans(chunk), self._idle)
+        except _Killed as death:
+            log.warning("the process that reads ahead ended (%s): chunks are read by the rank itself", death)
+            self._process.close()
+            self._here, self._ahead, self._process = True, False, None
+            return None
 
     def _start(self) -> None:
         try:
@@ -125,6 +141,10 @@ class Reading:
     def __exit__(self, *exception: object) -> None:
         if self._process is not None:
             self._process.close()
+
+
+class _Killed(Exception):  # noqa: N818 - what happened, not an error yet
+    """The process that reads ahead ended by a signal."""
 
 
 class _Process:
@@ -169,8 +189,10 @@ class _Process:
         if isinstance(found, EOFError):
             self._found.put(found)
             code = self._child.wait()
+            if code < 0:
+                raise _Killed(f"signal {signal.Signals(-code).name}")
             raise DataError(
-                f"the process that reads the input ended ({_said(code)}) at structures {span[0]:,} to {span[1]:,}; "
+                f"the process that reads the input ended (exit code {code}) at structures {span[0]:,} to {span[1]:,}; "
                 "check the input with `atomsieve data info`, then run the same command again to continue"
             )
         if isinstance(found, Exception):
@@ -215,10 +237,6 @@ class _Process:
                     pipe.close()
                 except BrokenPipeError:  # requests that it did not read any more
                     continue
-
-
-def _said(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

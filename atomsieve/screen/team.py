@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,7 +280,8 @@ def guarded(team: Team) -> Iterator[None]:
         raise
     except BaseException as error:
         if error is not team.agreed and not isinstance(error, AtomSieveError):
-            team.record("".join(traceback.format_exception(error)))
+            with suppress(Exception):  # every kind: whatever the log does, the ranks must be ended
+                team.record("".join(traceback.format_exception(error)))
         if team.size == 1:
             raise
         known = isinstance(error, AtomSieveError)
