@@ -32,6 +32,7 @@ LIMIT = 1.0
 """Of `distance`."""
 FLOOR = 1e-6
 """Smallest error assumed: about the rounding of FP32, which also depends on the batch that a structure falls in."""
+TINY = 5e-324
 
 Mask = NDArray[np.bool_]
 Span = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -164,7 +165,7 @@ class OpenFilter:
                 sides = [left, *comparators]
                 links = [self._link(a, op, b) for a, op, b in zip(sides[:-1], ops, sides[1:], strict=True)]
                 return _joined(links, True)
-            case ast.Call(func=ast.Name(id=("isnan" | "isfinite") as name), args=[arg]):
+            case ast.Call(func=ast.Name(id=("isnan" | "isfinite") as name), args=[ast.Name() as arg]):
                 number, test = self._number(arg), {"isnan": np.isnan, "isfinite": np.isfinite}[name]
 
                 def known(rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
@@ -217,8 +218,8 @@ class OpenFilter:
                 a, b, pick = self._number(left), self._number(right), np.minimum if name == "min" else np.maximum
 
                 def picked(rows: NDArray[Any], bounds: Bounds) -> Span:
-                    (al, ah), (bl, bh) = a(rows, bounds), b(rows, bounds)
-                    return pick(al, bl), pick(ah, bh)
+                    x, y = a(rows, bounds), b(rows, bounds)
+                    return _settled(pick(x[0], y[0]), pick(x[1], y[1]), x, y)
 
                 return picked
             case ast.Call(func=ast.Name(id="abs"), args=[arg]):
@@ -229,7 +230,8 @@ class OpenFilter:
     def _refused(self, node: ast.AST) -> UsageError:
         return UsageError(
             f"{ast.unparse(node)[:60]!r} in the row filter has no error bound, which a cascade needs; allowed with "
-            "measured columns: comparisons, and, or, not, in, + - * /, abs, min, max, isnan, isfinite"
+            "measured columns: comparisons, and, or, not, in, + - * /, abs, min, max, and isnan, isfinite of a "
+            "column"
         )
 
 
@@ -275,25 +277,44 @@ def _negated(part: Truth) -> Truth:
 def _compared(op: ast.cmpop, a: Span, b: Span) -> tuple[Mask, Mask]:
     """Return (may, must) of a comparison; false with NaN, as in the plain filter, except for !=."""
     (al, ah), (bl, bh) = a, b
+    loose = _loose(a) | _loose(b)
     match op:
         case ast.Lt():
-            return al < bh, ah < bl
+            may, must = al < bh, ah < bl
         case ast.LtE():
-            return al <= bh, ah <= bl
+            may, must = al <= bh, ah <= bl
         case ast.Gt():
-            return ah > bl, al > bh
+            may, must = ah > bl, al > bh
         case ast.GtE():
-            return ah >= bl, al >= bh
-    may, must = (al <= bh) & (bl <= ah), (al == ah) & (bl == bh) & (al == bl)
-    return (~must, ~may) if isinstance(op, ast.NotEq) else (may, must)
+            may, must = ah >= bl, al >= bh
+        case _:
+            may, must = (al <= bh) & (bl <= ah), (al == ah) & (bl == bh) & (al == bl)
+            may, must = (~must, ~may) if isinstance(op, ast.NotEq) else (may, must)
+    return may | loose, must & ~loose
 
 
 def _minus(a: Span) -> Span:
     return -a[1], -a[0]
 
 
+def _loose(a: Span) -> Mask:
+    """Tell where any value is possible, NaN among them."""
+    return np.isneginf(a[0]) & np.isposinf(a[1])
+
+
+def _settled(low: NDArray[np.float64], high: NDArray[np.float64], *operands: Span) -> Span:
+    """Return a result that is NaN where an operand is, and anything where NaN may come of operands that are not."""
+    ends = np.stack([end for a in operands for end in a])
+    none = np.isnan(ends).any(axis=0)
+    moves = np.logical_or.reduce([a[0] != a[1] for a in operands])
+    loose = np.logical_or.reduce([_loose(a) for a in operands]) | (moves & (np.isnan(low) | np.isnan(high)))
+    unsigned = np.where(moves & (low == 0) & (high == 0), TINY, 0.0)  # 1 / 0 and 1 / -0 differ
+    return (np.where(none, np.nan, np.where(loose, -np.inf, low - unsigned)),
+            np.where(none, np.nan, np.where(loose, np.inf, high + unsigned)))  # fmt: skip
+
+
 def _plus(a: Span, b: Span) -> Span:
-    return a[0] + b[0], a[1] + b[1]
+    return _settled(a[0] + b[0], a[1] + b[1], a, b)
 
 
 def _less(a: Span, b: Span) -> Span:
@@ -302,7 +323,7 @@ def _less(a: Span, b: Span) -> Span:
 
 def _times(a: Span, b: Span) -> Span:
     ends = [x * y for x in a for y in b]
-    return np.minimum.reduce(ends), np.maximum.reduce(ends)
+    return _settled(np.minimum.reduce(ends), np.maximum.reduce(ends), a, b)
 
 
 def _over(a: Span, b: Span) -> Span:
@@ -310,13 +331,13 @@ def _over(a: Span, b: Span) -> Span:
     ends = [x / y for x in a for y in b]
     through_zero = (b[0] <= 0) & (b[1] >= 0) & (b[0] != b[1])
     low = np.where(through_zero, -np.inf, np.minimum.reduce(ends))
-    return low, np.where(through_zero, np.inf, np.maximum.reduce(ends))
+    return _settled(low, np.where(through_zero, np.inf, np.maximum.reduce(ends)), a, b)
 
 
 def _absolute(a: Span) -> Span:
     low, high = np.abs(a[0]), np.abs(a[1])
     crosses = (a[0] <= 0) & (a[1] >= 0)
-    return np.where(crosses, 0.0, np.minimum(low, high)), np.maximum(low, high)
+    return _settled(np.where(crosses, 0.0, np.minimum(low, high)), np.maximum(low, high), a)
 
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Span, Span], Span]] = {

@@ -203,7 +203,7 @@ class _Refining:
             return self._store(replace_state(state, rule))
         seen = team.first(lambda: self._seen(state))
         last = state.rules[-1]
-        held = last.kind == "bound" and all(e <= last.bounds[name] for name, e in seen.items())
+        held = last.kind == "bound" and all(e <= last.bounds.get(name, np.inf) for name, e in seen.items())
         bounds = last.bounds if held else {
             name: self.options.cascade_safety * max(e, FLOOR) for name, e in seen.items()
         }  # fmt: skip

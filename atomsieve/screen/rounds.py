@@ -128,7 +128,9 @@ def write_note(path: Path, note: Note) -> None:
     text = json.dumps(asdict(note), separators=(",", ":")).encode()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(handle, b"\n%08x %s\n" % (zlib.crc32(text), text))  # the first newline ends a torn line before it
+        data = b"\n%08x %s\n" % (zlib.crc32(text), text)  # the first newline ends a torn line before it
+        while data:  # a full disk takes a part, and gives its reason at the next write
+            data = data[os.write(handle, data) :]
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from atomsieve.screen import cascade as module
 from atomsieve.screen.bounds import OpenFilter, Tables, errors, scale
 from atomsieve.screen.columns import MEASURED, ROW
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.rounds import read_notes
+from atomsieve.screen.rounds import Choice, Note, Rule, read_notes, write_note
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.topk import row_filter
 
@@ -130,6 +131,52 @@ def test_a_bound_that_does_not_hold_is_raised_until_it_does(tmp_path):
     assert np.array_equal(keep(rows)[ok], keep(better)[ok])
 
 
+class Rarely:
+    """A part of a fake that knows sigma for a few structures only."""
+
+    def __init__(self, known=(), factor=1.0):
+        super().__init__()
+        self.known, self.factor = known, factor
+
+    def __call__(self, batch, want, head=None):
+        found = super().__call__(batch, want, head)
+        sigma = np.where(np.isin(batch.id, self.known), 0.1 * self.factor, np.nan)
+        return replace(found, sigma_energy=sigma)
+
+
+class RarelyCheap(Rarely, Cheap):
+    pass
+
+
+class RarelyBetter(Rarely, Better):
+    pass
+
+
+def test_a_column_that_no_row_of_the_sample_has(tmp_path):
+    choice = {"top": 5, "where": "max_force > 5"}
+    cascade(BATCH, tmp_path / "first", Cheap(), Better(), **choice)
+    sampled = json.loads((tmp_path / "first/cascade.json").read_text())["rules"][0]
+    filter_ = OpenFilter(choice["where"], TABLES)
+    whole(Cheap(), tmp_path / "cheap")
+    drawn = Choice("energy_per_atom", False, filter_, 1).takes(Rule.of(sampled), table(tmp_path / "cheap"))
+    rows = table(tmp_path / "first")
+    late = rows["id"][(rows["precision"] == 1) & ~drawn][:3]
+    assert len(late) == 3
+    cascade(BATCH, tmp_path / "out", RarelyCheap(late), RarelyBetter(late, 1.01), **choice)
+    found = json.loads((tmp_path / "out/cascade.json").read_text())
+    assert found["settled"]
+    assert "sigma_energy" not in found["rules"][1]["bounds"]
+    assert np.array_equal(table(tmp_path / "out")["precision"], rows["precision"])
+    assert max(note.errors.get("sigma_energy", 0.0) for note in read_notes(tmp_path / "out/cascade")) > 0
+
+
+def test_a_note_is_written_whole_though_the_disk_takes_it_in_parts(tmp_path, monkeypatch):
+    write, note = os.write, Note(3, 1, 20, 0, {"energy": 0.25}, 0.5)
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:7]))
+    write_note(tmp_path / "00000.notes", note)
+    assert read_notes(tmp_path) == [note]
+
+
 ARTEFACTS = ("rows.npy", "forces.npy", "top.csv", "run.json")
 
 
@@ -221,6 +268,11 @@ FILTERS = [
     "max_force < nan or max_force < inf",
     "sigma_energy < 1",
     "max_force / distance - energy_per_atom <= 2 * distance",
+    "not (abs(sigma_energy / energy_per_atom) >= 0)",
+    "not (energy / max_force * 0 < 1)",
+    "not (0 * (1 / energy) == 0)",
+    "abs(energy / max_force) >= 0 and min(energy / max_force, 9) <= 9",
+    "1 / (max_force * 0) > 0",
 ]
 
 
@@ -282,6 +334,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
         ({"where": "precision == 'fp32'"}, "filter by it when the results are there"),
         ({"where": "max_force % 2 < 1"}, "'max_force % 2' in the row filter has no error bound"),
         ({"where": "sqrt(energy_std) < 1"}, "has no error bound"),
+        ({"where": "isfinite(energy / max_force)"}, "has no error bound"),
         ({"where": "energy_std < 1", "cascade_members": 1}, "column 'energy_std' has no error bound"),
         ({"by": "sigma_energy", "cascade_members": 1}, "column 'sigma_energy' has no error bound"),
         ({"where": "maxforce < 1"}, "did you mean 'max_force'"),
