@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import AtomSieveError, DataError, UsageError, require, unknown
+from atomsieve.errors import AtomSieveError, UsageError, require, unknown
 from atomsieve.screen.columns import COLUMNS
 from atomsieve.screen.query import Results
 from atomsieve.screen.runner import OK
+from atomsieve.screen.source import read_at, screened_input
 from atomsieve.screen.store import HEADER
-from atomsieve.screen.table import pieces
-from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures
+from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
 from atomsieve.structures.batch import ragged_index
 
-CONDITIONS = ("charge", "spin")
 Rows = Iterable[NDArray[Any]]
 Texts = Mapping[str, Sequence[str]]
 """Columns by name, each with a text for every row that is written."""
@@ -151,27 +150,18 @@ def _write_parquet(results: Results, path: Path, chosen: Rows, texts: Texts) -> 
 
 def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], StructureBatch]]:
     """Yield rows with their structures, in the order of the rows, with the results as labels."""
-    source = Path(results.manifest["input_path"])
-    with open_structures(source) as reader:
-        if reader.identity() != results.manifest["input"]["identity"]:
-            raise DataError(f"{source} is no longer what was screened; put the original back")
+    with screened_input(results) as reader:
         starts, forces = None, None
         if results.folder.forces.exists():
             starts = np.concatenate([[0], np.cumsum(reader.counts()[: results.chunks.n])])
             forces = np.memmap(results.folder.forces, "<f4", "r", HEADER).reshape(-1, results.heads, 3)
         for rows in chosen:
-            order = np.argsort(rows["position"], kind="stable")
-            position = rows["position"][order]
-            if len(np.unique(position)) != len(position):
+            if len(np.unique(rows["position"])) != len(rows):
                 raise UsageError(
                     f"{results.folder.path} has several heads, and a structure can carry the results of one; choose it "
                     f"with --where \"head == '{results.labels.heads[0]}'\""
                 )
-            read = []
-            for first, stop in pieces(position):
-                inside = position[np.searchsorted(position, first) : np.searchsorted(position, stop)]
-                read.append(reader.read(first, stop, CONDITIONS).take(inside - first))
-            batch = StructureBatch.concatenate(read).take(np.argsort(order, kind="stable"))
+            batch = read_at(reader, rows["position"])
             ok = rows["status"] == OK
             changes: dict[str, Any] = {"energy": rows["energy"].astype(np.float64), "has_energy": ok}
             if forces is not None and starts is not None and len(rows):

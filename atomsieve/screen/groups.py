@@ -24,6 +24,9 @@ COMPOSITIONS = ("formula", "reduced-formula", "chemsys")
 GROUPS = (*COMPOSITIONS, "space-group", "source")
 SYMPREC = 0.01
 """Angstrom; within it positions count as symmetric."""
+UNKNOWN = 231
+"""Stands for the space group of a crystal of which spglib finds none; the 230 that there are begin with 1."""
+BLOCK = 65_536  # structures whose elements are counted at once: 50 MB
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -39,11 +42,16 @@ def amounts(
     ptr: NDArray[np.int64], numbers: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the elements of each structure: (structure, atomic number, atoms), each [P], sorted by the first two."""
-    width = int(numbers.max(initial=0)) + 1
-    owner = np.repeat(np.arange(len(ptr) - 1, dtype=np.int64), np.diff(ptr))
-    table = np.bincount(owner * width + numbers, minlength=(len(ptr) - 1) * width)
-    found = np.flatnonzero(table)
-    return found // width, found % width, table[found]
+    width, n = int(numbers.max(initial=0)) + 1, len(ptr) - 1
+    parts = [(np.zeros(0, np.int64),) * 3]
+    for first in range(0, n, BLOCK):
+        own = ptr[first : first + BLOCK + 1]
+        owner = np.repeat(np.arange(len(own) - 1, dtype=np.int64), np.diff(own))
+        table = np.bincount(owner * width + numbers[own[0] : own[-1]], minlength=(len(own) - 1) * width)
+        found = np.flatnonzero(table)
+        parts.append((found // width + first, found % width, table[found]))
+    structure, element, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return structure, element, count
 
 
 def composition_keys(ptr: NDArray[np.int64], numbers: NDArray[np.uint8], kind: str) -> Keys:
@@ -65,7 +73,7 @@ def composition_keys(ptr: NDArray[np.int64], numbers: NDArray[np.uint8], kind: s
 
 
 def space_group(structure: StructureBatch, symprec: float = SYMPREC) -> tuple[int, str]:
-    """Return number and symbol of the space group of one structure; 0 where it is not periodic along all three axes."""
+    """Return number and symbol of the space group of a structure; 0 if it is no crystal, `UNKNOWN` if none is found."""
     import spglib
 
     if not structure.pbc.all() or abs(np.linalg.det(structure.cell[0])) < 1e-9:
@@ -76,7 +84,7 @@ def space_group(structure: StructureBatch, symprec: float = SYMPREC) -> tuple[in
         found: Any = spglib.get_symmetry_dataset(cell, symprec=symprec)
     except spglib.SpglibError:  # newer versions raise where older ones return None
         found = None
-    return (0, "unknown") if found is None else (int(found.number), str(found.international))
+    return (UNKNOWN, "unknown") if found is None else (int(found.number), str(found.international))
 
 
 class Grouping:
@@ -117,7 +125,7 @@ class Grouping:
         if self.kind == "space-group":
             self._space_groups(positions)
             found = (self._space[int(p)] for p in positions)
-            return [f"{symbol} ({number})" if number else symbol for number, symbol in found]
+            return [f"{symbol} ({number})" if 0 < number < UNKNOWN else symbol for number, symbol in found]
         batch = read_at(self.reader, positions, ())
         return [_label(batch.numbers[a:b], self.kind) for a, b in zip(batch.ptr[:-1], batch.ptr[1:], strict=True)]
 
@@ -145,6 +153,8 @@ def _sources(reader: StructureReader) -> tuple[Callable[[NDArray[np.int64]], NDA
         names = [*(source.name for source in reader.sources), "no source"]
 
         def stated(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+            if not len(positions):
+                return np.zeros(0, np.int64)
             head = read_at(reader, positions, ("head",)).head
             assert head is not None
             return np.where(head < 0, len(names) - 1, head).astype(np.int64)

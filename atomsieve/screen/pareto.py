@@ -15,7 +15,7 @@ BLOCK = 256  # points compared with each other at once
 ROOM = 1 << 22  # comparisons held in memory at once
 FIRST = 32  # points of the front that most others are beaten by
 LARGEST = 5_000_000
-"""Most rows that a front may hold in memory."""
+"""Most rows that a front, or another choice, may hold in memory (about 0.5 GB)."""
 
 
 def objectives(text: str) -> list[tuple[str, float]]:

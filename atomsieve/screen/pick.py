@@ -23,8 +23,10 @@ from atomsieve.screen.columns import ROW
 from atomsieve.screen.export import check_target
 from atomsieve.screen.query import Results
 from atomsieve.screen.runner import OK
-from atomsieve.screen.table import formula, pieces
-from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.screen.select import one_head
+from atomsieve.screen.source import read_at, screened_input
+from atomsieve.screen.table import formula
+from atomsieve.structures import StructureBatch
 from atomsieve.structures.split import formula_groups
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 MEASURES = ("sigma_energy", "energy_std", "sigma_force", "max_force_std", "distance")
 """Columns that can be picked by; those of the energy count per atom."""
 PER_ATOM = ("sigma_energy", "energy_std")
-CONDITIONS = ("charge", "spin")
 _ATOMS = 5000  # encoded at once
 
 
@@ -90,7 +91,7 @@ def pick(
             raise UsageError(f"--{name} must be at least 1, got {value}")
     if not results.complete:
         raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
-    head = _head(results, head)
+    head = one_head(results, head)
     measure = _measure(results, head, by)
     rows, score, good = most_uncertain(results, measure, head, where, n * candidates)
     if good < n:
@@ -104,17 +105,6 @@ def pick(
         rows=rows[chosen], structures=structures.take(chosen), score=score[chosen], by=measure, head=head,
         level_of_theory=level, good=good, candidates=len(rows),
     )  # fmt: skip
-
-
-def _head(results: Results, head: str | None) -> str:
-    names = results.labels.heads
-    if head is None:
-        if len(names) > 1:
-            raise UsageError(f"{results.folder.path} has several heads; name one with --head: {', '.join(names)}")
-        return names[0]
-    if head not in names:
-        raise unknown("head", head, names)
-    return head
 
 
 def _measure(results: Results, head: str, by: str | None) -> str:
@@ -216,9 +206,8 @@ def _described(
     from atomsieve.graphs import build_graph
     from atomsieve.models.domain_fit import encode
 
-    structures = StructureBatch.concatenate(list(_read(results, np.sort(rows["position"]))))
-    order = np.searchsorted(np.sort(rows["position"]), rows["position"])
-    structures = structures.take(order)
+    with screened_input(results) as reader:
+        structures = read_at(reader, rows["position"])
     config = member.config
     features = np.zeros((len(structures), config.hidden))
     ends = np.searchsorted(structures.ptr, np.arange(0, structures.n_atoms + _ATOMS, _ATOMS), "right") - 1
@@ -229,17 +218,6 @@ def _described(
             sums = np.add.reduceat(encode(member, batch, graph).astype(np.float64), batch.ptr[:-1])
             features[start:stop] = sums / batch.counts[:, None]
     return structures, features
-
-
-def _read(results: Results, positions: NDArray[np.int64]) -> Iterator[StructureBatch]:
-    """Yield the screened structures at sorted positions."""
-    source = Path(results.manifest["input_path"])
-    with open_structures(source) as reader:
-        if reader.identity() != results.manifest["input"]["identity"]:
-            raise DataError(f"{source} is no longer what was screened; put the original back")
-        for first, stop in pieces(positions):
-            inside = positions[np.searchsorted(positions, first) : np.searchsorted(positions, stop)]
-            yield reader.read(first, stop, CONDITIONS).take(inside - first)
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

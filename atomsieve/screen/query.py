@@ -6,6 +6,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen import ledger, manifest
 from atomsieve.screen.columns import ROW, describe, rankable
 from atomsieve.screen.plan import Chunks
+from atomsieve.screen.source import screened_input
 from atomsieve.screen.store import HEADER, Folder, part_of
 from atomsieve.screen.table import Labels, formulas
 from atomsieve.screen.topk import OK, TopK, Where, row_filter
-from atomsieve.structures import open_structures
 from atomsieve.structures.lock import holder
 
 RECENT = 60.0  # seconds of the ledger that the current rate is taken from
@@ -131,16 +132,17 @@ class Results:
 
     def formulas(self, rows: NDArray[Any]) -> dict[int, str]:
         """Return the formula of each structure of `rows` by position; empty if the input is no longer there."""
-        source = Path(self.manifest["input_path"])
-        if not source.exists():
-            return {}
-        with open_structures(source) as reader:
-            unchanged = reader.identity() == self.manifest["input"]["identity"]
-            return formulas(rows["position"], reader) if unchanged else {}
+        with ExitStack() as stack:
+            try:
+                reader = stack.enter_context(screened_input(self))
+            except AtomSieveError:
+                return {}
+            return formulas(rows["position"], reader)
 
     def status(self, *, verify: bool = False) -> RunStatus:
         """Return how far the run is; `verify` compares every byte with its checksum too."""
-        latest = {chunk: entries[-1] for chunk, entries in self.ledger.items()}
+        # A chunk may be in the ledgers of several ranks; of equal times the later line counts.
+        latest = {chunk: max(reversed(entries), key=lambda e: e.time) for chunk, entries in self.ledger.items()}
         counts: Counter[int] = Counter()
         for entry in latest.values():
             counts.update(entry.status)

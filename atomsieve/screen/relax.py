@@ -26,8 +26,8 @@ from atomsieve.screen.relax_frames import Frames
 from atomsieve.screen.relax_group import begin, finished, guard_of, rattled, write_arrays
 from atomsieve.screen.relax_options import RelaxOptions
 from atomsieve.screen.signals import StopRequest
+from atomsieve.screen.source import read_at, screened_input
 from atomsieve.screen.store import disk_errors, write_whole
-from atomsieve.screen.table import pieces
 from atomsieve.screen.team import Team, connect, guarded
 from atomsieve.structures import StructureBatch, open_structures
 from atomsieve.structures.lock import PathLock
@@ -35,7 +35,6 @@ from atomsieve.structures.lock import PathLock
 if TYPE_CHECKING:
     from rich.console import Console
 
-CONDITIONS = ("charge", "spin")
 LINE_SECONDS = 5.0
 SAMPLE = 256  # structures that are enough to learn how much memory their like takes
 
@@ -230,10 +229,8 @@ def _check(predictor: AnyPredictor, options: RelaxOptions, head: str) -> None:
 
 
 def _unchanged(results: Results) -> None:
-    source = Path(results.manifest["input_path"])
-    with open_structures(source) as reader:
-        if reader.identity() != results.manifest["input"]["identity"]:
-            raise DataError(f"{source} is no longer what was screened; put the original back")
+    with screened_input(results):
+        pass
 
 
 # -- the work ------------------------------------------------------------------------------------------------------
@@ -298,14 +295,8 @@ def _one(work: _Work, number: int, stop: Any, left: Any) -> bool:
 
 def read_rows(results: Results, rows: NDArray[Any]) -> StructureBatch:
     """Return the structures of rows, in their order."""
-    order = np.argsort(rows["position"], kind="stable")
-    position = rows["position"][order]
-    found = []
     with open_structures(Path(results.manifest["input_path"])) as reader:
-        for first, stop in pieces(position):
-            inside = position[np.searchsorted(position, first) : np.searchsorted(position, stop)]
-            found.append(reader.read(first, stop, CONDITIONS).take(inside - first))
-    return StructureBatch.concatenate(found).take(np.argsort(order, kind="stable"))
+        return read_at(reader, rows["position"])
 
 
 def _leave(work: _Work, stopped: bool, missing: list[int]) -> None:

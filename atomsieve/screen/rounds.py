@@ -25,9 +25,8 @@ from atomsieve.predict.status import Status
 from atomsieve.screen.bounds import Bounds, Mask, OpenFilter, errors, rank_span
 from atomsieve.screen.columns import MEASURED, ROW
 from atomsieve.screen.runner import OK, Runner
+from atomsieve.screen.source import read_at
 from atomsieve.screen.store import HEADER, ResultWriter, disk_errors, part_of
-from atomsieve.screen.table import pieces
-from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ BETTER = 1
 DRAWS = 1 << 32
 EXACT: dict[str, float] = dict.fromkeys(MEASURED, 0.0)
 """Bounds of rows that are taken for what they say."""
-CONDITIONS = ("charge", "spin")
 OF_EVALUATION = (int(Status.NAN_OUTPUT), int(Status.OUT_OF_MEMORY))
 """Reasons for having no result that may not hold in the better precision."""
 
@@ -247,22 +245,13 @@ def _recompute(
         if not len(local):
             continue
         positions = local.astype(np.int64) + first
-        batch = structures(job.reader, positions)
+        batch = read_at(job.reader, positions)
         found, vectors = replace(runner, heads=[name], forces=forces is not None)(batch, 0, between)
         found["position"], found["head"], found["precision"] = positions, head, BETTER
         rows[local * heads + head] = found
         if forces is not None and vectors is not None:
             atoms = ragged_index(starts[local], natoms[local])
             forces.reshape(-1, heads, 3)[atoms, head] = vectors
-
-
-def structures(reader: Any, positions: NDArray[np.int64]) -> StructureBatch:
-    """Read the structures at sorted `positions` of the input, not much else besides."""
-    found = []
-    for start, stop in pieces(positions):
-        here = positions[(positions >= start) & (positions < stop)]
-        found.append(reader.read(start, stop, CONDITIONS).take(here - start))
-    return found[0] if len(found) == 1 else StructureBatch.concatenate(found)
 
 
 def best_keys(job: Job, choice: Choice, bounds: Bounds, k: int, between: Callable[[], None]) -> NDArray[np.float64]:

@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from atomsieve.errors import UsageError, unknown
 from atomsieve.screen.columns import ROW, rankable
 from atomsieve.screen.groups import GROUPS, SYMPREC, Grouping, Keys
-from atomsieve.screen.pareto import Front, objectives
+from atomsieve.screen.pareto import LARGEST, Front, objectives
 from atomsieve.screen.query import Results
 from atomsieve.screen.source import screened_input
 from atomsieve.screen.topk import OK, TopK, Where
 
-LARGEST = 5_000_000
-"""Most rows that a choice may hold in memory (about 0.5 GB)."""
 AT_ONCE = 64  # structures whose space groups are found before it is asked whether that is enough
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.screen.query import Results
 from atomsieve.screen.table import pieces
 from atomsieve.structures import StructureBatch, StructureReader, open_structures
 from atomsieve.structures.batch import ragged_index
 
+if TYPE_CHECKING:
+    from atomsieve.screen.query import Results
+
 CONDITIONS = ("charge", "spin")
+"""Fields of a structure that decide its energy, beside its atoms and cell."""
 
 
 @contextmanager

@@ -77,6 +77,29 @@ def test_keys_are_equal_where_compositions_are(kind):
     assert len(by_key) == len(set(names)) > 10
 
 
+def test_compositions_are_counted_in_blocks(monkeypatch):
+    batch = candidates(600, seed=1)
+    whole = {kind: composition_keys(batch.ptr, batch.numbers, kind) for kind in groups.COMPOSITIONS}
+    monkeypatch.setattr(groups, "BLOCK", 64)
+    widest, bincount = [], np.bincount
+    monkeypatch.setattr(
+        np, "bincount", lambda *a, minlength: widest.append(minlength) or bincount(*a, minlength=minlength)
+    )
+    for kind, keys in whole.items():
+        assert np.array_equal(composition_keys(batch.ptr, batch.numbers, kind), keys)
+    assert len(widest) == 30
+    assert max(widest) <= 64 * 256
+    assert [len(a) for a in groups.amounts(batch.ptr[:1], batch.numbers[:0])] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", groups.GROUPS)
+def test_nothing_to_choose_from(screened, kind):
+    results, _ = screened
+    chosen = select(results, Selection(per=kind, head="pbe", where="natoms > 1000"))
+    assert len(chosen.rows) == 0
+    assert chosen.groups == []
+
+
 @pytest.mark.parametrize("kind", ["formula", "reduced-formula", "chemsys", "source"])
 @pytest.mark.parametrize(("n", "each"), [(7, 1), (40, 3), (None, 2)])
 def test_the_best_of_each_group_are_those_of_a_plain_search(screened, monkeypatch, kind, n, each):
@@ -167,6 +190,14 @@ def test_the_best_of_each_space_group(crystalline, monkeypatch, n, each):
     assert len(found) <= len(images)  # each once
     if n == 3:
         assert len(found) < len(images)  # and only as many as it takes
+
+
+def test_a_crystal_without_a_space_group_is_a_group_of_its_own(crystalline, monkeypatch):
+    import spglib
+
+    monkeypatch.setattr(spglib, "get_symmetry_dataset", lambda *given, **more: None)
+    chosen = select(crystalline, Selection(per="space-group"))
+    assert sorted(chosen.groups) == ["not a crystal", "unknown"]
 
 
 def test_parts_are_sources_where_structures_name_none(tmp_path, monkeypatch):

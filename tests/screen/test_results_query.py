@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from screen_fakes import FakePredictor, candidates
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.screen import ledger
 from atomsieve.screen.columns import ROW
 from atomsieve.screen.export import export
 from atomsieve.screen.options import ScreenOptions
@@ -188,6 +190,19 @@ def test_exports_are_refused_with_a_reason(full, tmp_path):
         export(results, tmp_path / "x.extxyz")
     assert not (tmp_path / "x.extxyz").exists()
     assert results.formulas(results.top(3, "energy")) == {}
+
+
+def test_a_chunk_in_the_ledgers_of_two_ranks_counts_as_it_was_last(screen, tmp_path):
+    screen()
+    results, told = Results(tmp_path / "out"), Results(tmp_path / "out").status().status
+    path = results.folder.ledger / "00000.ledger"
+    last = list(ledger.entries(path))
+    path.unlink()
+    ledger.append(path, last)  # rank 0 wrote last; rank 1 before it, when nothing had a result
+    ledger.append(path.with_name("00001.ledger"),
+                  [replace(e, time=e.time - 60, status={1: sum(e.status.values())}) for e in last])  # fmt: skip
+    assert len(Results(tmp_path / "out").ledger[0]) == 2
+    assert Results(tmp_path / "out").status().status == told
 
 
 def test_a_structure_carries_the_results_of_one_head(tmp_path):
