@@ -123,6 +123,10 @@ def halved(
     return [k for half in np.array_split(index, 2) for k in halved(compute, half, counts, edges, limit)]
 
 
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says on the CPU; what a GPU's library says that finds no room for itself."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception says that memory, of the host or of the GPU, did not suffice."""
     if isinstance(error, MemoryError):
@@ -130,7 +134,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch on the CPU
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY)
 
 
 def release_memory() -> None:

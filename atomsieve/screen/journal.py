@@ -10,17 +10,20 @@ are computed last, in a process of their own (see `suspects`), where a death is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import secrets
 import struct
 import zlib
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from atomsieve.screen.poison import DeviceLost, device_lost
+from atomsieve.screen.poison import lost_with
 from atomsieve.screen.store import Folder, disk_errors, write_whole
 
 log = logging.getLogger(__name__)
@@ -69,24 +72,27 @@ def at_hand(data: bytes) -> list[tuple[int, int, bool]]:
     return [slot for slot in slots[1:] if slot is not None]
 
 
-def read_records(folder: Folder) -> dict[int, Record]:
-    """Return what earlier starts held against chunks; a file that is not readable as such counts as none."""
+def read_records(folder: Folder) -> tuple[dict[int, Record], str | None]:
+    """Return what earlier starts held against chunks, and the digest of the slots that it was last taken from.
+
+    A file that is not readable as such counts as none.
+    """
     try:
         found = json.loads(folder.deaths.read_text())
-        return {int(chunk): Record(**record) for chunk, record in found["chunks"].items()}
+        return {int(chunk): Record(**record) for chunk, record in found["chunks"].items()}, found.get("slots")
     except FileNotFoundError:
-        return {}
+        return {}, None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is not readable (%s) and is left out", folder.deaths, error)
-        return {}
+        return {}, None
 
 
-def write_records(folder: Folder, records: dict[int, Record]) -> None:
-    """Keep what is held against chunks; no file where that is nothing."""
+def write_records(folder: Folder, records: dict[int, Record], slots: str) -> None:
+    """Keep what is held against chunks, and the digest of the slots; no file where nothing is held."""
     if not records:
         folder.deaths.unlink(missing_ok=True)
         return
-    plain = {"format": FORMAT, "chunks": {str(chunk): asdict(records[chunk]) for chunk in sorted(records)}}
+    plain = {"format": FORMAT, "slots": slots, "chunks": {str(chunk): asdict(records[chunk]) for chunk in sorted(records)}}
     write_whole(folder.deaths, (json.dumps(plain, indent=1) + "\n").encode())
 
 
@@ -95,21 +101,25 @@ def suspects(folder: Folder, done: Container[int]) -> dict[int, Record]:
 
     done : chunks that are durable, which clears them.
     """
-    records = {chunk: record for chunk, record in read_records(folder).items() if chunk not in done}
+    known, taken = read_records(folder)
+    records = {chunk: record for chunk, record in known.items() if chunk not in done}
     try:
         data = folder.at_hand.read_bytes()
     except FileNotFoundError:
         data = b""
-    newest = {slot[0]: slot for slot in sorted(at_hand(data))}  # a rank of several slots may name a chunk in two
+    digest = hashlib.sha256(data).hexdigest()
+    found = [] if digest == taken else at_hand(data)  # a start that was killed in here has counted these already
+    newest = {slot[0]: slot for slot in sorted(found)}  # a rank of several slots may name a chunk in two
     for chunk, deaths, apart in newest.values():
         if chunk in done:
             continue
-        known = records.get(chunk, Record())
-        deaths = max(deaths, known.deaths)
-        records[chunk] = Record(deaths, known.interrupted + 1) if apart else Record(deaths + 1, known.interrupted)
+        before = records.get(chunk, Record())
+        deaths = max(deaths, before.deaths)
+        records[chunk] = Record(deaths, before.interrupted + 1) if apart else Record(deaths + 1, before.interrupted)
     with disk_errors(folder.path):
-        write_records(folder, records)
-        folder.at_hand.write_bytes(encode(None))  # a new file of one slot: no rank has begun
+        write_records(folder, records, digest)
+        # a new file of one slot: no rank has begun. Its number makes it another file than that of any earlier start
+        folder.at_hand.write_bytes(encode(None, secrets.randbits(31)))
     return records
 
 
@@ -124,6 +134,7 @@ class Journal:
         self._path, self._slots, self._begun = path, range(1 + rank * places, 1 + (rank + 1) * places), 0
         self._handle: int | None = None
         self._last = b""
+        self._told = False
 
     def __enter__(self) -> Journal:
         if self._path is not None:
@@ -148,6 +159,16 @@ class Journal:
         for slot in self._slots:
             self._put(slot, encode(None))
 
+    def told(self) -> None:
+        """Say why the run ends: whatever ends this process from now on, nothing is held against any chunk.
+
+        It is called between batches once a signal came: a batch system may not wait for as long as the run would.
+        """
+        if not self._told and self._handle is not None:
+            self._told = True
+            with suppress(OSError):  # then an innocent chunk is computed apart, which is no harm
+                self._put(0, encode(TOLD))
+
     def _put(self, slot: int, data: bytes) -> None:
         if self._handle is not None:
             os.pwrite(self._handle, data, slot * SLOT.size)
@@ -159,13 +180,14 @@ class Journal:
 
         Raises
         ------
-        DeviceLost
+        DeviceLost, PeerLost
             in the place of an error that says so; then the slots stay as they are.
         """
         if self._handle is None:
             return
+        lost = lost_with(error)
         try:
-            if not device_lost(error):
+            if lost is None:
                 self.clear()
                 if kind is not None:
                     self._put(0, encode(TOLD))
@@ -173,6 +195,5 @@ class Journal:
             log.debug("the journal cannot be cleared", exc_info=True)
         os.close(self._handle)
         self._handle = None
-        if device_lost(error):
-            first = str(error).splitlines()[0]
-            raise DeviceLost(f"the GPU failed ({first}); run the same command again to continue") from error
+        if lost is not None:
+            raise lost from error

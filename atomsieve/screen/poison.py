@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
+from atomsieve.predict.packing import is_out_of_memory
 from atomsieve.screen.columns import blank_rows
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.runner import OK, failed
@@ -34,9 +36,32 @@ class SetAside:
     structures: int
 
 
+class PeerLost(AtomSieveError):  # noqa: N818 - what happened, in two words
+    """Another rank can no longer be reached: the job is dying, and a new one can go on."""
+
+    exit_code = 70
+
+
 def device_lost(error: BaseException | None) -> bool:
     """Tell whether an error is one after which every call to the GPU fails, such as an illegal memory access."""
-    return isinstance(error, RuntimeError) and "CUDA error: " in str(error) and "out of memory" not in str(error)
+    if not isinstance(error, RuntimeError) or "CUDA error: " not in str(error):
+        return False
+    return "out of memory" not in str(error) and not is_out_of_memory(error)
+
+
+def peer_lost(error: BaseException | None) -> bool:
+    """Tell whether an error is one of MPI: a rank that calls the others finds one of them dead."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi is not None and isinstance(error, mpi.Exception)
+
+
+def lost_with(error: BaseException | None) -> AtomSieveError | None:
+    """Return what to raise in the place of an error that is a death of the job, None for any other."""
+    for found, kind, what in ((device_lost, DeviceLost, "the GPU"), (peer_lost, PeerLost, "MPI")):
+        if found(error):
+            first = str(error).splitlines()[0]
+            return kind(f"{what} failed ({first}); run the same command again to continue")
+    return None
 
 
 def poisoned(rows: NDArray[Any]) -> NDArray[Any]:

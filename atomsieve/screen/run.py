@@ -128,6 +128,8 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
     def between_batches() -> None:
         watch()
         writing.check()
+        if stop.closing:
+            job.journal.told()
         if stop.requested:
             raise _Stop
         team.poke()

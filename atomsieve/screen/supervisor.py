@@ -27,6 +27,7 @@ from atomsieve.errors import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
     EXIT_USAGE,
+    AtomSieveError,
     UsageError,
 )
 from atomsieve.screen.progress import EventLog, duration
@@ -127,7 +128,8 @@ class Supervisor:
             overwritten = _stamp(self.folder.run) != began
             since = time.monotonic()
             code = self._run([word for word in self.command if word != ONCE or not overwritten])
-            cause = cause_of_death(code, self._complete())
+            anew = ONCE not in self.command or _stamp(self.folder.run) != began  # else what lies there is older
+            cause = cause_of_death(code, anew and self._complete())
             if cause is None:
                 return exit_code(code)
             if self._stopped is not None:
@@ -189,7 +191,7 @@ class Supervisor:
         if self.console is not None:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False)
         if self.folder.ours():
-            with suppress(OSError):  # the folder may be what was lost
+            with suppress(OSError, AtomSieveError):  # the folder may be what was lost, or its disk full
                 EventLog(self.folder.log)("died", **facts)
 
 

@@ -84,6 +84,8 @@ def screen_suspects(
     """
 
     def between() -> None:
+        if stop.closing:
+            job.journal.told()
         if stop.requested:
             raise _Leave
         job.team.poke()

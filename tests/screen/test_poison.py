@@ -15,7 +15,7 @@ from screen_fakes import FakePredictor, candidates, save
 from atomsieve.cli.main import run
 from atomsieve.errors import AtomSieveError
 from atomsieve.graphs.estimate import edge_budget_estimate
-from atomsieve.predict.packing import pack
+from atomsieve.predict.packing import is_out_of_memory, pack
 from atomsieve.predict.status import Status
 from atomsieve.screen import journal, poison, suspects
 from atomsieve.screen.isolated import CannotStart, Child, Death, Recipe
@@ -218,6 +218,54 @@ def test_an_orderly_end_leaves_no_suspects(folder, error):
     except (KeyboardInterrupt, AtomSieveError):
         pass
     assert journal.suspects(folder, set()) == ({9: Record(1)} if error is None else {})
+
+
+def test_a_chunk_begun_by_who_reads_it_and_by_who_computes_it_takes_one_slot(folder):
+    journal.suspects(folder, set())
+    book = journal.Journal(folder.at_hand, 0, places=2).__enter__()
+    for chunk in (3, 3, 4, 4):
+        book.begin(chunk)
+    assert journal.suspects(folder, set()) == {3: Record(1), 4: Record(1)}
+
+
+def test_what_is_killed_while_it_was_asked_to_end_is_not_held_against_any_chunk(folder):
+    journal.suspects(folder, set())
+    journal.Journal(folder.at_hand, 1).__enter__().begin(9)
+    book = journal.Journal(folder.at_hand, 0).__enter__()
+    book.begin(4)
+    book.told()
+    book.begin(5)
+    assert journal.suspects(folder, set()) == {}
+    journal.Journal(folder.at_hand, 0).__enter__().begin(4)
+    assert journal.suspects(folder, set()) == {4: Record(1)}, "that was of the start before"
+
+
+def test_a_start_that_is_killed_before_it_has_begun_counts_deaths_once(folder, monkeypatch):
+    journal.suspects(folder, set())
+    journal.Journal(folder.at_hand, 0).__enter__().begin(4, deaths=1, apart=True)
+    before = folder.at_hand.read_bytes()
+    assert journal.suspects(folder, set()) == {4: Record(1, interrupted=1)}
+    folder.at_hand.write_bytes(before)  # as if it had been killed after it had counted
+    assert journal.suspects(folder, set()) == {4: Record(1, interrupted=1)}
+    journal.Journal(folder.at_hand, 0).__enter__().begin(4, deaths=1, apart=True)
+    assert journal.suspects(folder, set()) == {4: Record(1, interrupted=2)}, "the same words of another start"
+
+
+def test_a_rank_that_cannot_reach_another_is_no_explanation(folder, monkeypatch):
+    mpi = type("MPI", (), {"Exception": type("Exception", (RuntimeError,), {})})
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)
+    journal.suspects(folder, set())
+    with pytest.raises(poison.PeerLost, match="MPI failed") as told, journal.Journal(folder.at_hand, 0) as book:
+        book.begin(4)
+        raise mpi.Exception("MPI_ERR_OTHER: known error not in list")
+    assert told.value.exit_code == 70
+    assert journal.suspects(folder, set()) == {4: Record(1)}
+
+
+def test_a_library_without_room_on_the_gpu_is_no_lost_gpu():
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert is_out_of_memory(error) and not poison.device_lost(error)
+    assert poison.device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_damaged_slots_and_files_are_left_out(folder):

@@ -12,6 +12,7 @@ from screen_fakes import FakePredictor
 
 from atomsieve.errors import Interrupted, UsageError
 from atomsieve.screen import ledger
+from atomsieve.screen.journal import at_hand
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.signals import StopRequest, unheard
 
@@ -57,6 +58,20 @@ def test_what_a_signal_leaves_time_for(screen, tmp_path, number, grace, seconds,
     screen(out="whole")
     for name in ("rows.npy", "top.csv", "run.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_a_batch_system_kills_before_the_grace_is_over_is_no_suspect(screen, tmp_path, monkeypatch):
+    predictor, kept = Signalled(signal.SIGTERM), []
+    look = predictor.before
+
+    def before(batch):
+        look(batch)
+        kept.append((tmp_path / "out" / "at_hand.bin").read_bytes())  # what SIGKILL would leave here
+
+    predictor.before = before
+    with pytest.raises(Interrupted):
+        screen(predictor)
+    assert [bool(at_hand(data)) for data in kept[-3:]] == [True, False, False]
 
 
 def test_a_signal_in_the_last_chunk_changes_nothing(screen, tmp_path):

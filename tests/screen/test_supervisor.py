@@ -99,6 +99,21 @@ def test_overwrite_is_said_until_the_results_were_begun_anew(supervise, tmp_path
     assert starts == ["--overwrite -k 3", "--overwrite -k 3", "-k 3"]
 
 
+def test_results_that_are_to_be_overwritten_are_no_complete_run(supervise, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("run.json", "rows.npy", "top.csv"):
+        (tmp_path / "out" / name).write_text("old")
+    anew = f"(out / 'run.json').unlink(); (out / 'run.json').write_text('{{}}')\n{COMPLETE}"
+    code, said, starts = supervise("sys.exit(0)", anew, args=["--overwrite"])
+    assert (code, starts) == (0, ["--overwrite"] * 2) and "exit code 0 without complete results" in said
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_supervisor(supervise, tmp_path):
+    die = f"{BEGIN}(out / 'run.log.jsonl').mkdir(exist_ok=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    code, _, starts = supervise(die, COMPLETE)
+    assert (code, len(starts)) == (0, 2)
+
+
 def ordered(tmp_path, life):
     """Start a supervisor as a process of its own around a program that does `life`; wait until it is at it."""
     program = tmp_path / "program.py"
