@@ -20,9 +20,11 @@ from atomsieve.cli.common import (
     ResultsArgument,
     RowHeadOption,
     Steps,
+    SymprecOption,
     WhereOption,
     console,
 )
+from atomsieve.cli.screen_results import SYMPREC
 
 
 def dedup(
@@ -36,6 +38,7 @@ def dedup(
     head: RowHeadOption = None,
     per: PerOption = None,
     each: EachOption = 1,
+    symprec: SymprecOption = SYMPREC,
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="File for the different ones (.csv, .parquet, .npz, .extxyz or .bp); a table "
@@ -72,13 +75,13 @@ def dedup(
     twins = out.with_name(f"{out.stem}.duplicates.csv")
     if (kind := out.suffix.lstrip(".").lower()) not in WRITERS:
         raise unknown("format", kind, WRITERS)
-    for target in (out, twins):
-        check_target(target, overwrite)
     opened = Results(results)
+    for target in (out, twins):
+        check_target(target, overwrite, opened)
     if not opened.complete:
         raise AtomSieveError(f"{results} is not complete; run the screening again first")
     selection = Selection(top=k, by=by, descending=descending, where=where, head=one_head(opened, head), per=per,
-                          each=each)  # fmt: skip
+                          each=each, symprec=symprec)  # fmt: skip
     rows = select(opened, selection).rows
     with Steps(quiet, "comparing") as step:
         found = find(opened, rows, tolerances, step)
@@ -89,6 +92,8 @@ def dedup(
         f"{n:,} different structures among the best {len(rows):,} rows, {len(rows) - n:,} duplicates; "
         f"{found.compared:,} pairs were compared\n{out}, {twins}", highlight=False, soft_wrap=True,
     )  # fmt: skip
+    if line := opened.mixed([rows]):
+        screen.print(f"{line}; energies of both are compared with --energy {energy:g}", highlight=False, soft_wrap=True)
     if found.alone:
         screen.print(
             f"{found.alone:,} of them are not crystals (no cell, or little empty space along an axis that is not "

@@ -17,10 +17,12 @@ from atomsieve.cli.common import (
     PerOption,
     ResultsArgument,
     RowHeadOption,
+    SymprecOption,
     WhereOption,
     console,
     show_table,
 )
+from atomsieve.cli.screen_results import SYMPREC
 
 if TYPE_CHECKING:
     from atomsieve.screen.hull import Hull
@@ -50,6 +52,7 @@ def hull(
     head: RowHeadOption = None,
     per: PerOption = None,
     each: EachOption = 1,
+    symprec: SymprecOption = SYMPREC,
     ensemble: Annotated[
         Path | None,
         typer.Option("--ensemble", "-e", help="Folder of the ensemble that screened, if it was moved.",
@@ -60,38 +63,47 @@ def hull(
     """Compare rows with reference phases of the same ensemble and head: formation energy, energy above the hull."""
     from atomsieve.errors import AtomSieveError
     from atomsieve.screen import hull as hulls
+    from atomsieve.screen.options import PRECISIONS
     from atomsieve.screen.query import Results
-    from atomsieve.screen.references import entries_of, gather
+    from atomsieve.screen.references import all_members, entries_of, gather
     from atomsieve.screen.select import Selection, one_head, select
     from atomsieve.screen.source import screened_input
 
-    hulls.check_output(out, overwrite)
     opened = Results(results)
+    hulls.check_output(out, overwrite, opened)
     if not opened.complete:
         raise AtomSieveError(f"{results} is not complete; run the screening again first")
     name = one_head(opened, head)
     rows = select(opened, Selection(top=k, by=by, descending=descending, where=where, head=name, per=per,
-                                    each=each)).rows  # fmt: skip
+                                    each=each, symprec=symprec)).rows  # fmt: skip
     if not len(rows):
         raise AtomSieveError(f"no row of {results} has a result and fulfils --where; there is nothing to compare")
-    used = {opened.labels.precisions[code] for code in set(rows["precision"].tolist())}
-    best = max(used)  # fp64, fp32, bf16: the alphabet has them in this order
-    known = gather(opened, name, best, references, ensemble)
+    used = all_members(opened, rows, f"give --where \"precision == '{opened.labels.precisions[-1]}'\"")
+    known = gather(opened, name, min(used, key=PRECISIONS.index), references, ensemble)
     with screened_input(opened) as reader:
-        found = hulls.energies(entries_of(reader, rows), known.entries)
+        entries = entries_of(reader, rows)
+    found = hulls.energies(entries, known.entries)
     formulas = opened.formulas(rows)
-    table = hulls.columns(rows, [formulas[p] for p in rows["position"].tolist()], name, found, known.entries)
-    hulls.write(table, out, overwrite=overwrite)
-    _show(table, found, known, used, out)
+    table = hulls.columns(rows, [formulas[p] for p in rows["position"].tolist()], name, opened.labels.precisions, found,
+                          known.entries)  # fmt: skip
+    hulls.write(table, opened, out, overwrite=overwrite)
+    said = []
+    if charged := len(rows) - int(entries.usable.sum()):
+        said.append(f"{charged:,} rows are charged: a charged structure has no place on a hull")
+    if len(known.precisions | used) > 1:
+        said.append(f"references in {', '.join(sorted(known.precisions))}, rows in {', '.join(sorted(used))}")
+    if line := opened.mixed([rows]):
+        said.append(line)
+    _show(table, found, known, [*said, str(out)])
 
 
-def _show(table: dict[str, list[Any]], found: Hull, known: References, used: set[str], out: Path) -> None:
+def _show(table: dict[str, list[Any]], found: Hull, known: References, more: list[str]) -> None:
     import numpy as np
 
     from atomsieve.screen.hull import symbol
 
     screen = console()
-    shown = [name for name in table if name not in ("head", "missing", "natoms", "energy_per_atom")]
+    shown = [name for name in table if name not in ("head", "precision", "missing", "natoms", "energy_per_atom")]
     lines = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in line]
              for line in zip(*(table[name][:SHOWN] for name in shown), strict=True)]  # fmt: skip
     show_table(screen, f"the {len(lines)} of {len(table['id']):,} rows lowest above the hull, eV/atom", tuple(shown),
@@ -103,13 +115,11 @@ def _show(table: dict[str, list[Any]], found: Hull, known: References, used: set
         f"{len(above):,} rows in {found.systems:,} chemical systems: {np.count_nonzero(above <= 0):,} on or below the "
         f"hull of the references, {np.count_nonzero(above <= 0.05):,} at most 0.05 eV/atom above it",
     ]
-    if known.precisions != used:
-        said.append(f"references in {', '.join(sorted(known.precisions))}, rows in {', '.join(sorted(used))}")
     lacking = sorted({z for row in found.missing for z in row})
     if lacking:
         said.append(
             f"{sum(bool(row) for row in found.missing):,} rows have no hull: no reference is the element "
             f"{', '.join(symbol(z) for z in lacking)}; add structures of these elements to --references"
         )
-    for line in (*said, str(out)):
+    for line in (*said, *more):
         screen.print(line, highlight=False, soft_wrap=True)

@@ -85,7 +85,10 @@ def top(
     names = {} if per == "formula" else opened.formulas(rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
     wide(console()).print(top_table(rows, opened.labels, names, title, shown, groups))
-    if where is not None and len(rows) < k and (without := opened.without_result(where)):
+    if line := opened.mixed([rows]):
+        console().print(line, highlight=False, soft_wrap=True)
+    asked = None if where is None else opened.of_head(where, head)
+    if asked is not None and len(rows) < k and (without := opened.without_result(asked)):
         console().print(f"{without:,} more rows fulfil --where but have no result; `screen export` writes them too")
 
 
@@ -125,7 +128,7 @@ def pick(
     from atomsieve.screen.query import Results
 
     opened = Results(results)
-    targets(out, overwrite)
+    targets(out, overwrite, opened)
     picked = choose(
         opened, n, by=by, where=where, per_formula=per_formula, head=head, candidates=candidates, ensemble=ensemble
     )
@@ -135,6 +138,8 @@ def pick(
         f"{len(picked.rows):,} of {picked.good:,} rows picked by {picked.by}, head {picked.head}, among the "
         f"{picked.candidates:,} most uncertain: {path}, {table}", highlight=False, soft_wrap=True,
     )  # fmt: skip
+    if line := opened.mixed([picked.rows]):
+        screen.print(line, highlight=False, soft_wrap=True)
     if len(picked.rows) < n:
         screen.print(
             f"fewer than --n {n}: the candidates hold no more with --per-formula {per_formula}; raise it, or "
@@ -163,6 +168,7 @@ def export(
     """Write rows as a table (csv, parquet, npz), or their structures with the results as labels (extxyz, bp)."""
     from atomsieve.errors import UsageError
     from atomsieve.screen.export import export as write
+    from atomsieve.screen.export import rows_of
     from atomsieve.screen.query import Results
     from atomsieve.screen.select import Selection, select
 
@@ -171,11 +177,14 @@ def export(
         raise UsageError(f"--pareto gives all rows of the front; leave out --top {k}")
     selection = Selection(top=k, by=by, descending=descending, where=where, head=head, per=per, each=each,
                           symprec=symprec, pareto=pareto)  # fmt: skip
-    texts = None
-    if per or pareto or head:
+    asked, texts = opened.of_head(where, head), None
+    if per or pareto:
         chosen = select(opened, selection)
         rows = chosen.rows
         texts = {per.replace("-", "_"): chosen.groups} if per and chosen.groups is not None else None
-    n = write(opened, out, where=where, top=k, by=by, descending=descending, overwrite=overwrite, rows=rows,
-              texts=texts)  # fmt: skip
+    elif k is not None:
+        rows = opened.top(k, by, descending=descending, where=asked)
+    n = write(opened, out, where=asked, overwrite=overwrite, rows=rows, texts=texts)
     console().print(f"{n:,} rows written to {out}", highlight=False, soft_wrap=True)
+    if line := opened.mixed(rows_of(opened, asked) if rows is None else [rows]):
+        console().print(line, highlight=False, soft_wrap=True)

@@ -174,18 +174,18 @@ def crystal(batch: StructureBatch, k: int) -> Any:
 
 
 def write_twins(results: Results, rows: NDArray[Any], found: Deduped, out: Path, *, overwrite: bool = False) -> None:
-    """Write which row each row dropped is equal to, as CSV: positions, ids, energies per atom (eV)."""
-    check_target(out, overwrite)
+    """Write which row each row dropped is equal to, as CSV: positions, ids, precisions, energies per atom."""
+    check_target(out, overwrite, results)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with open(draft, "w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(["position", "id", "energy_per_atom [eV/atom]",
-                            "kept_position", "kept_id", "kept_energy_per_atom [eV/atom]"])  # fmt: skip
+            own = ["position", "id", "precision", "energy_per_atom [eV/atom]"]
+            table.writerow([*own, *(f"kept_{name}" for name in own)])
             for k in np.flatnonzero(found.twin != np.arange(len(rows))).tolist():
                 pair = (rows[k], rows[found.twin[k]])
-                table.writerow([results.labels.text(name, row[name])
-                                for row in pair for name in ("position", "id", "energy_per_atom")])  # fmt: skip
+                names = ("position", "id", "precision", "energy_per_atom")
+                table.writerow([results.labels.text(name, row[name]) for row in pair for name in names])
         os.replace(draft, out)
     finally:
         draft.unlink(missing_ok=True)

@@ -56,7 +56,7 @@ def export(
     kind = path.suffix.lstrip(".").lower()
     if kind not in WRITERS:
         raise unknown("format", kind, WRITERS)
-    check_target(path, overwrite)
+    check_target(path, overwrite, results)
     if not results.complete:
         raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
     if rows is not None:
@@ -64,7 +64,7 @@ def export(
     elif top is not None:
         chosen = [results.top(top, by, descending=descending, where=where)]
     else:
-        chosen = _chosen(results, where)
+        chosen = rows_of(results, where)
     if kind == "bp":
         return _write_bp(results, path, chosen, overwrite)
     draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -76,15 +76,30 @@ def export(
     return n
 
 
-def check_target(path: Path, overwrite: bool) -> None:
-    """Refuse a file that is there already, unless asked to replace it, and one in a folder that is not."""
+def check_target(path: Path, overwrite: bool, results: Results) -> None:
+    """Refuse a file that is there already, unless asked to replace it, and one in a folder that is not.
+
+    The input that was screened, and what lies in the results folder, is never replaced.
+    """
+    check_apart(path, results)
     if path.exists() and not overwrite:
         raise AtomSieveError(f"{path} is already there; choose another name or give --overwrite")
     if not path.absolute().parent.is_dir():
         raise AtomSieveError(f"there is no folder {path.parent} to write {path.name} to; make it first")
 
 
-def _chosen(results: Results, where: str | None) -> Iterator[NDArray[Any]]:
+def check_apart(path: Path, results: Results) -> None:
+    """Refuse to write over the screened input, into the results folder, or a folder that holds either."""
+    target = path.resolve()
+    for kept, what in ((Path(results.manifest["input_path"]), "the structures that were screened"),
+                       (results.folder.path, "the results that are asked")):  # fmt: skip
+        kept = kept.resolve()
+        if target == kept or kept in target.parents or target in kept.parents:
+            raise UsageError(f"{path} would overwrite {what} ({kept}), or lie among them; choose another place")
+
+
+def rows_of(results: Results, where: str | None) -> Iterator[NDArray[Any]]:
+    """Yield the rows that fulfil `where`, in input order."""
     keep = results.filter(where)
     for rows in results.iter_rows():
         yield rows if keep is None else rows[keep(rows)]
@@ -98,12 +113,18 @@ def _write_csv(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
     with open(path, "w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow([*(f"{c.name} [{c.unit}]" if c.unit else c.name for c in COLUMNS.values()), *texts])
+        texts = {name: [_no_command(text) for text in said] for name, said in texts.items()}
         for rows in chosen:
             more = zip(*texts.values(), strict=True) if texts else repeat(())
             out.writerows([*(results.labels.text(name, row[name]) for name in COLUMNS), *said]
                           for row, said in zip(rows, more, strict=bool(texts)))  # fmt: skip
             n += len(rows)
     return n
+
+
+def _no_command(text: str) -> str:
+    """Return a text that spreadsheets do not take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _write_npz(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import require, unknown
 from atomsieve.screen.export import check_target
 from atomsieve.screen.groups import composition_keys
+from atomsieve.screen.query import Results
 from atomsieve.screen.references import Entries, join
 from atomsieve.screen.table import formula
 
@@ -168,7 +169,7 @@ def _in_facets(
 # -- the table -----------------------------------------------------------------------------------------------------
 
 COLUMNS: dict[str, str] = {
-    "position": "", "id": "", "formula": "", "natoms": "", "head": "", "energy_per_atom": "eV/atom",
+    "position": "", "id": "", "formula": "", "natoms": "", "head": "", "precision": "", "energy_per_atom": "eV/atom",
     "formation_energy": "eV/atom", "energy_above_hull": "eV/atom", "energy_above_all": "eV/atom",
     "energy_std_per_atom": "eV/atom", "in_domain": "", "decomposes_to": "", "missing": "",
 }  # fmt: skip
@@ -180,8 +181,13 @@ def symbol(number: int) -> str:
     return formula(np.array([number], np.uint8))
 
 
-def columns(rows: NDArray[Any], names: list[str], head: str, hull: Hull, references: Entries) -> dict[str, list[Any]]:
-    """Return the table, lowest above the hull first, rows without a hull last; `names` are the rows' formulas."""
+def columns(
+    rows: NDArray[Any], names: list[str], head: str, precisions: list[str], hull: Hull, references: Entries
+) -> dict[str, list[Any]]:
+    """Return the table, lowest above the hull first, rows without a hull last; `names` are the rows' formulas.
+
+    precisions : names behind the column `precision` of the rows.
+    """
     order = np.lexsort((rows["position"], np.nan_to_num(hull.above, nan=np.inf)))
     labels = {i: _reduced(references, i) for k in order for _, i in hull.phases[k]}
     with np.errstate(invalid="ignore"):
@@ -192,6 +198,7 @@ def columns(rows: NDArray[Any], names: list[str], head: str, hull: Hull, referen
         "formula": [names[k] for k in order],
         "natoms": rows["natoms"][order].tolist(),
         "head": [head] * len(order),
+        "precision": [precisions[code] for code in rows["precision"][order].tolist()],
         "energy_per_atom": rows["energy_per_atom"][order].tolist(),
         "formation_energy": hull.formation[order].tolist(),
         "energy_above_hull": hull.above[order].tolist(),
@@ -210,15 +217,15 @@ def _reduced(entries: Entries, k: int) -> str:
     return formula(np.repeat(entries.element[own], counts // np.gcd.reduce(counts)).astype(np.uint8))
 
 
-def write(table: dict[str, list[Any]], out: Path, *, overwrite: bool = False) -> None:
-    """Write the table as .csv or .parquet.
+def write(table: dict[str, list[Any]], results: Results, out: Path, *, overwrite: bool = False) -> None:
+    """Write the table of rows of `results` as .csv or .parquet.
 
     Raises
     ------
     UsageError
         for another ending; AtomSieveError if the file is there already.
     """
-    check_output(out, overwrite)
+    check_output(out, overwrite, results)
     draft = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
     try:
         if out.suffix == ".csv":
@@ -237,11 +244,11 @@ def write(table: dict[str, list[Any]], out: Path, *, overwrite: bool = False) ->
         draft.unlink(missing_ok=True)
 
 
-def check_output(out: Path, overwrite: bool) -> None:
+def check_output(out: Path, overwrite: bool, results: Results) -> None:
     """Refuse a table that cannot be written, before anything is computed."""
     if out.suffix not in (".csv", ".parquet"):
         raise unknown("format of the table", out.suffix.lstrip("."), ("csv", "parquet"))
-    check_target(out, overwrite)
+    check_target(out, overwrite, results)
 
 
 def _text(value: Any) -> Any:

@@ -128,6 +128,7 @@ def most_uncertain(
     Ties go to the earlier position, and the rows come in that order: largest first. Memory holds `most` rows.
     """
     number, keep = results.labels.heads.index(head), results.filter(where)
+    results.check_columns([measure], where)
     kept, key, good = np.zeros(0, ROW), np.zeros(0), 0
     for rows in results.iter_rows():
         value = rows[measure].astype(np.float64)
@@ -199,9 +200,7 @@ def _member(results: Results, head: str, folder: str | Path | None) -> tuple[Ens
     return ensemble.take([0]), level
 
 
-def _described(
-    results: Results, rows: NDArray[Any], member: Ensemble
-) -> tuple[StructureBatch, NDArray[np.float64]]:
+def _described(results: Results, rows: NDArray[Any], member: Ensemble) -> tuple[StructureBatch, NDArray[np.float64]]:
     """Return the structures of the rows and their mean features [M,F]; only these are held in memory."""
     from atomsieve.graphs import build_graph
     from atomsieve.models.domain_fit import encode
@@ -235,7 +234,7 @@ def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite
     """
     from ase.io.extxyz import write_extxyz
 
-    path, table = targets(out, overwrite)
+    path, table = targets(out, overwrite, results)
     lines = list(_lines(picked, results))
     images = picked.structures.to_ase()
     for atoms, line in zip(images, lines, strict=True):
@@ -257,13 +256,13 @@ def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite
     return path, table
 
 
-def targets(out: str | Path, overwrite: bool) -> tuple[Path, Path]:
+def targets(out: str | Path, overwrite: bool, results: Results) -> tuple[Path, Path]:
     """Return the files that picking writes, after checking that it may."""
     path = Path(out)
     if path.suffix.lower() not in (".extxyz", ".xyz"):
         raise unknown("format", path.suffix.lstrip("."), ("extxyz", "xyz"))
     for target in (path, path.with_suffix(".csv")):
-        check_target(target, overwrite)
+        check_target(target, overwrite, results)
     return path, path.with_suffix(".csv")
 
 
@@ -278,6 +277,7 @@ def _lines(picked: Picked, results: Results) -> Iterator[dict[str, Any]]:
             "formula": formula(batch.numbers[batch.ptr[k] : batch.ptr[k + 1]]),
             "natoms": int(row["natoms"]),
             "head": picked.head,
+            "precision": results.labels.text("precision", row["precision"]),
             "level_of_theory": picked.level_of_theory,
             "picked_by": picked.by,
             "score": float(picked.score[k]),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.screen import ledger, manifest
+from atomsieve.screen.bounds import OF_SPREAD
 from atomsieve.screen.columns import ROW, describe, rankable
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.source import screened_input
@@ -39,6 +42,7 @@ class RunStatus:
     running : who is at work now (host, pid, since), or None.
     per_second : structures per second over the last minute of work, NaN if unknown.
     damaged : chunks whose bytes do not fit the ledger; None if not checked.
+    recomputing : all is screened in the first of these precisions, and a cascade recomputes a part in the second.
     """
 
     folder: Path
@@ -50,6 +54,7 @@ class RunStatus:
     per_second: float
     damaged: list[int] | None
     manifest: dict[str, Any]
+    recomputing: tuple[str, str] | None = None
 
     @property
     def seconds_left(self) -> float:
@@ -114,11 +119,51 @@ class Results:
     def filter(self, text: str | None) -> Where | None:
         """Compile a row filter for these results."""
         known = self.labels
-        return row_filter(text, known.heads, known.statuses, known.reasons, known.precisions)
+        where = row_filter(text, known.heads, known.statuses, known.reasons, known.precisions)
+        self.check_columns(_names(text), text)
+        return where
+
+    def of_head(self, where: str | None, head: str | None) -> str | None:
+        """Return the filter `where` for the rows of one head only; the same if that is None."""
+        if head is None:
+            return where
+        if head not in self.labels.heads:
+            raise unknown("head", head, self.labels.heads)
+        own = f"head == {head!r}"
+        return own if where is None else f"({where}) and {own}"
+
+    def check_columns(self, names: Iterable[str], where: str | None) -> None:
+        """Refuse columns that only some rows have: those of the spread, where fewer members screened first.
+
+        A filter `where` that asks for the precision says itself which rows are meant.
+        """
+        made, asked = self.manifest.get("cascade"), sorted(set(names).intersection(OF_SPREAD))
+        if asked and made is not None and "/" in made["first"] and "precision" not in _names(where):
+            raise UsageError(
+                f"only the rows that the cascade recomputed have {asked[0]!r}, the others are by fewer members "
+                f"({made['first']}); choose among the recomputed ones with --where \"precision == '{made['then']}'\", "
+                "or screen without --cascade-members"
+            )
+
+    def mixed(self, chosen: Iterable[NDArray[Any]]) -> str | None:
+        """Return a line for people if some of the rows are in the cheaper precision of a cascade."""
+        made = self.manifest.get("cascade")
+        if made is None:
+            return None
+        counts = np.zeros(2, np.int64)
+        for rows in chosen:
+            counts += np.bincount(rows["precision"][rows["status"] == OK], minlength=2)
+        order = ", largest first" if made["descending"] else ""
+        kept = "" if made["where"] is None else f", --where {made['where']!r}"
+        return None if not counts[0] else (
+            f"{counts[0]:,} of {counts.sum():,} rows are in {made['first']}, not in {made['then']}; the run was asked "
+            f"for the best {made['top']:,} by {made['by']}{order}{kept}"
+        )  # fmt: skip
 
     def top(self, k: int, by: str, *, descending: bool = False, where: str | None = None) -> NDArray[Any]:
         """Return the exact best `k` rows among those that are OK and fulfil `where`, best first."""
         rankable(by)
+        self.check_columns([by], where)
         best = TopK(k, by, descending=descending, where=self.filter(where))
         for rows in self.iter_rows():
             best.add(np.asarray(rows))
@@ -146,17 +191,27 @@ class Results:
         counts: Counter[int] = Counter()
         for entry in latest.values():
             counts.update(entry.status)
+        done = sum(entry.structures for entry in latest.values())
         return RunStatus(
             folder=self.folder.path,
             structures=self.chunks.n,
-            done=sum(entry.structures for entry in latest.values()),
+            done=done,
             status={self.labels.status(code): n for code, n in sorted(counts.items())},
             complete=self.complete,
             running=holder(self.folder.lock),
             per_second=_rate(list(latest.values())),
             damaged=self._damaged() if verify else None,
             manifest=self.manifest,
+            recomputing=self._recomputing() if done == self.chunks.n and not self.complete else None,
         )
+
+    def _recomputing(self) -> tuple[str, str] | None:
+        made = self.manifest.get("cascade")
+        try:
+            settled = json.loads(self.folder.bounds.read_text())["settled"]
+        except (FileNotFoundError, ValueError, KeyError):  # not there yet; the run itself says what is wrong with it
+            settled = False
+        return None if made is None or settled else (made["first"], made["then"])
 
     def _damaged(self) -> list[int]:
         rows = self.rows()
@@ -167,6 +222,12 @@ class Results:
             if all(entry.rows != crc for entry in entries):
                 bad.append(chunk)
         return bad
+
+
+def _names(where: str | None) -> set[str]:
+    """Return the names in a row filter that was compiled before."""
+    tree = ast.parse((where or "True").strip(), mode="eval")
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _rate(entries: list[ledger.Entry]) -> float:
@@ -185,10 +246,12 @@ def said(status: RunStatus, now: float | None = None) -> list[str]:
 
     share = 100.0 * status.done / status.structures
     lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]
+    if status.recomputing is not None:
+        lines[0] += " screened in {}; now recomputing in {} what could matter".format(*status.recomputing)
     if status.running is not None:
         who = status.running
         lines.append(f"running: host {who.get('host')}, process {who.get('pid')}, since {who.get('since')}")
-        if np.isfinite(status.seconds_left):
+        if status.recomputing is None and np.isfinite(status.seconds_left):
             end = time.strftime("%H:%M:%S", time.localtime((now or time.time()) + status.seconds_left))
             lines.append(f"{status.per_second:,.0f} structures/s, {duration(status.seconds_left)} left (until {end})")
     else:

@@ -144,10 +144,24 @@ def gather(
             good = rows[rows["status"] == OK]
             failed += len(rows) - len(good)
             outside += int(np.count_nonzero(~good["in_domain"]))
-            precisions |= {found.labels.precisions[code] for code in np.unique(good["precision"])}
+            precisions |= all_members(found, good, "screen the references without --cascade-members")
             with screened_input(found) as reader:
                 parts.append(entries_of(reader, good))
     return References(join(parts), failed, outside, frozenset(precisions))
+
+
+def all_members(results: Results, rows: NDArray[Any], remedy: str) -> set[str]:
+    """Return the precisions of the rows; refuse such as a part of the members gave.
+
+    Their energies are off those of all members by much more than rounding.
+    """
+    found = {results.labels.precisions[code] for code in np.unique(rows["precision"])}
+    if partial := sorted(name for name in found if "/" in name):
+        raise UsageError(
+            f"some rows of {results.folder.path} are in {partial[0]}, by a part of the members; energies of a part and "
+            f"of all of them make no hull: {remedy}"
+        )
+    return found
 
 
 def _of_head(results: Results, rows: NDArray[Any], head: str) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from atomsieve.calculators.fire import Stop, check
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError, unknown
 from atomsieve.predict import AnyPredictor
+from atomsieve.screen.export import check_apart
 from atomsieve.screen.manifest import device_kind
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.progress import EventLog, duration
@@ -139,6 +140,7 @@ def _prepare(
     team.together(lambda: _unchanged(results))
     kind = device_kind(model)
     folder = RelaxFolder(Path(out) if out is not None else path.with_name(f"{path.name}.relaxed"))
+    team.together(lambda: check_apart(folder.path, results))
     max_atoms, max_edges, group_atoms = team.first(
         lambda: settle_budget(
             model, options, folder, lambda: read_rows(results, rows[:: max(len(rows) // SAMPLE, 1)]), head=head,
@@ -170,6 +172,8 @@ def _prepare(
             f"groups; batches of {max_atoms:,} atoms, {model.precision} on {model.device}\nrelaxed: {folder.path}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+        if line := results.mixed([rows]):
+            console.print(f"{line}; all are relaxed in {model.precision}", highlight=False, soft_wrap=True)
     return _Work(
         team, model, head, results, rows, bounds, folder, options, (max_atoms, max_edges),
         EventLog(folder.log) if lead else None, lock, console if lead else None,
@@ -186,10 +190,7 @@ def select(results: Results, options: RelaxOptions) -> tuple[str, NDArray[Any]]:
         raise UsageError(f"{results.folder.path} has several heads; name one with --head: {', '.join(names)}")
     if head not in names:
         raise unknown("head", head, names)
-    where = options.where
-    if len(names) > 1:
-        own = f"head == '{head}'"
-        where = own if where is None else f"({where}) and {own}"
+    where = results.of_head(options.where, head) if len(names) > 1 else options.where
     rows = results.top(options.top, options.by, descending=options.descending, where=where)
     if not len(rows):
         raise UsageError(f"{results.folder.path} has no row to relax: none is OK and fulfils --where; give another one")

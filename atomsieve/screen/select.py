@@ -59,8 +59,15 @@ class Selection:
                 raise UsageError(f"--{name} must be at least 1, got {value}")
         if self.each != 1 and self.per is None:
             raise UsageError(f"--each {self.each} goes with --per; name a group: {', '.join(GROUPS)}")
+        if self.symprec != SYMPREC and self.per != "space-group":
+            raise UsageError(f"--symprec {self.symprec:g} goes with --per space-group; leave it out")
         if self.pareto is not None:
             objectives(self.pareto)
+            if self.by != "energy_per_atom" or self.descending:
+                raise UsageError(
+                    "--pareto ranks by its own columns, large ones first where `:max` follows; leave out --by and "
+                    "--descending"
+                )
             if self.per is not None:
                 raise UsageError("--pareto and --per exclude each other; choose one, and the other from its export")
 
@@ -90,6 +97,8 @@ def select(results: Results, selection: Selection) -> Selected:
         if structures are needed and the input is gone; DataError if it changed.
     """
     where = _where(results, selection)
+    named = [selection.by] if selection.pareto is None else [name for name, _ in objectives(selection.pareto)]
+    results.check_columns(named, selection.where)
     if selection.pareto is not None:
         front = Front(objectives(selection.pareto), where=where)
         return Selected(_through(results, front))
