@@ -7,8 +7,6 @@ device and what is asked for, and is kept in the user's cache folder (`$XDG_CACH
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
 import json
 import logging
@@ -23,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.predict.room import free_bytes, readable
+from atomsieve.predict.room import free_bytes, give_back, readable
 from atomsieve.structures import StructureBatch
 
 log = logging.getLogger(__name__)
@@ -41,6 +39,10 @@ USABLE = 0.8
 ROOMY = 6e9
 """Bytes. A process on a CPU that has more than this to itself is not worth a probe: the usual batch takes a few times
 less with every backend."""
+FLOOR = 256
+"""Atoms. Where not even so many fit at once, too little memory is free to begin with."""
+FEW = (64, 20_000)
+"""Structures and atoms at most that are looked at before anything is known of their memory."""
 SCREENED = frozenset({"energy", "forces", "spread"})
 
 
@@ -124,6 +126,8 @@ def budget_of(
     ------
     UsageError
         if `share` is below 1.
+    AtomSieveError
+        if too little memory is free for batches that are worth it.
     """
     if share < 1:
         raise UsageError(f"share must be at least 1, got {share}")
@@ -148,6 +152,12 @@ def budget_of(
     ratio = usual[1] / usual[0] if kind == "cpu" else max(edges / max(atoms, 1), 1.0)
     per_atom = law.per_atom + law.per_edge * ratio * excess
     fits = max(most, 0.0) / max(per_atom, 1e-9)
+    if fits < min(FLOOR, *limit):
+        needed = SAFETY / USABLE * (law.fixed + FLOOR * per_atom)
+        raise AtomSieveError(
+            f"only {readable(room)} are free on {predictor.device} for each process, {readable(needed)} are needed for "
+            f"batches of {FLOOR} atoms; make room, start fewer processes, or give --max-atoms and --max-edges"
+        )
     max_atoms = min(limit[0], max(1, rounded(fits)))
     max_edges = min(limit[1], max(1, rounded(fits * ratio)))
     if kind == "cpu" and (max_atoms, max_edges) == tuple(usual):
@@ -194,18 +204,16 @@ def learn(
     """
     from atomsieve.predict.packing import is_out_of_memory, release_memory
 
-    meter = _meter(predictor)
-    if meter is None:
+    if (meter := _meter(predictor)) is None:
         return None
-    good = _healthy(predictor, sample, want, head)
-    if good is None:
+    if (good := _healthy(predictor, sample, want, head)) is None:
         return None
-    seen: list[tuple[float, float, float]] = []
+    seen = []
     for size in SIZES[_kind(predictor)]:
         for stretch in STRETCH:
             batch = _blown_up(_filled(good, size), stretch)
-            edges = _edges(batch, predictor.cutoff).sum()
             try:
+                edges = _edges(batch, predictor.cutoff).sum()
                 taken = meter(lambda batch=batch: predictor(batch, want, head=head))
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -222,9 +230,13 @@ def learn(
 
 
 def _healthy(predictor: Any, sample: StructureBatch, want: Collection[str], head: str | None) -> StructureBatch | None:
-    """Return those of a few structures of the sample that have a result. The call warms everything up besides."""
-    few = sample.slice(0, min(len(sample), 64))
-    few = few.take(np.argsort(few.counts, kind="stable"))
+    """Return those of a few structures of the sample that have a result. The call warms everything up besides.
+
+    Where memory does not suffice for them, the smaller half is tried, down to a single one.
+    """
+    from atomsieve.predict.packing import is_out_of_memory, release_memory
+
+    few = _few(sample)
     whole = np.cumsum(few.counts) <= SIZES[_kind(predictor)][0]
     keep = np.flatnonzero((few.counts > 0) & whole)
     if len(keep) == 0 and few.counts.any():
@@ -232,8 +244,24 @@ def _healthy(predictor: Any, sample: StructureBatch, want: Collection[str], head
     if len(keep) == 0:
         return None
     few = few.take(keep)
-    found = few.take(np.flatnonzero(predictor(few, want, head=head).status == 0))
-    return found if len(found) else None
+    while len(few):
+        try:
+            found = few.take(np.flatnonzero(predictor(few, want, head=head).status == 0))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            few = few.slice(0, len(few) // 2)
+        else:
+            return found if len(found) else None
+        release_memory()
+    return None
+
+
+def _few(sample: StructureBatch) -> StructureBatch:
+    """Return a few structures, the smallest first; at least one, and no more atoms than `FEW` unless one has them."""
+    few = sample.slice(0, min(len(sample), FEW[0]))
+    few = few.take(np.argsort(few.counts, kind="stable"))
+    return few.slice(0, max(1, int((np.cumsum(few.counts) <= FEW[1]).sum()))) if len(few) else few
 
 
 def _filled(batch: StructureBatch, atoms: int) -> StructureBatch:
@@ -265,7 +293,7 @@ def _shape(sample: StructureBatch, cutoff: float) -> tuple[float, float, float]:
     from atomsieve.graphs.estimate import edge_budget_estimate
 
     atoms, estimated = float(sample.n_atoms), float(edge_budget_estimate(sample, cutoff).sum())
-    few = sample.slice(0, min(len(sample), 64))
+    few = _few(sample)
     try:
         counted = float(_edges(few, cutoff).sum())
     except AtomSieveError:  # one that has no neighbour list: the rest of the run will say which
@@ -298,10 +326,7 @@ def _resident_peak(call: Any) -> float:
     What was freed before is given back to the system first, and the mark of the highest is set anew; where the system
     does not allow that, the mark of the process's whole life makes the number too large, never too small.
     """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -335,8 +360,7 @@ def _device_name(predictor: Any) -> str:
 
 def cache_folder() -> Path | None:
     """Return where laws are kept, None where this user has no such place."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if named and Path(named).is_absolute():
+    if Path(named := os.environ.get("XDG_CACHE_HOME", "")).is_absolute():
         return Path(named) / "atomsieve" / "memory"
     try:
         return Path.home() / ".cache" / "atomsieve" / "memory"
@@ -365,8 +389,7 @@ def recall(key: dict[str, Any]) -> MemoryLaw | None:
 
 def remember(key: dict[str, Any], law: MemoryLaw) -> None:
     """Keep a law; a cache that cannot be written costs a probe the next time, nothing else."""
-    path = _file_of(key)
-    if path is None:
+    if (path := _file_of(key)) is None:
         return
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,14 @@ def _left(folder: Path, limit: str, current: str, droppable: str) -> float:
         return max(0.0, float(text) - taken + float(stat.get(droppable, 0)))
     except (OSError, ValueError):
         return float("inf")
+
+
+def give_back() -> None:
+    """Return to the system what this process has freed and its allocator keeps for later (with glibc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def readable(size: float) -> str:

@@ -23,16 +23,16 @@ PLACES, AT_EACH = 4, 64
 
 @dataclass(frozen=True)
 class Settled:
-    """The budget of a batch, and one line on where it comes from; `automatic` if no option gave it."""
+    """The budget of a batch, one line on where it comes from, and which of the two numbers no option gave."""
 
     max_atoms: int
     max_edges: int
     why: str
-    automatic: bool = False
+    automatic: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Return what run.json says of it."""
-        return {"why": self.why, "automatic": self.automatic}
+        """Return what run.json says of it: nothing that may differ between equal runs, as free memory does."""
+        return {"automatic": list(self.automatic)}
 
 
 def settle_budget(
@@ -53,31 +53,32 @@ def settle_budget(
         in this process and was loaded for this run; of any other the usual budget is taken.
     """
     usual = options.budget(manifest.device_kind(model), getattr(model, "budget", None))
-    if options.max_atoms is not None and options.max_edges is not None:
+    given = {"max_atoms": options.max_atoms, "max_edges": options.max_edges}
+    automatic = tuple(name for name, value in given.items() if value is None)
+    if not automatic:
         return Settled(*usual, "as asked")
-    recorded = None if overwrite else _recorded(folder)
-    if recorded is not None and options.max_atoms is None and options.max_edges is None:
-        return Settled(*recorded, "as in the earlier part of this run", automatic=True)
+    recorded = {} if overwrite else _recorded(folder)
+    if set(automatic) <= set(recorded):
+        atoms, edges = (recorded[name] if value is None else value for name, value in given.items())
+        return Settled(atoms, edges, "as in the earlier part of this run", automatic)
     if not loaded:
-        return Settled(*usual, "usual", automatic=True)
+        return Settled(*usual, "usual", automatic)
     from atomsieve.predict.memory import budget_of
 
     model = getattr(model, "better", model)  # of a cascade, the one that takes more
-    found = budget_of(model, lambda: sample(reader), BUDGETS[manifest.device_kind(model)], want=want, head=head,
+    some = lambda: sample(reader, options.max_structure_atoms)  # noqa: E731 - larger ones are not computed
+    found = budget_of(model, some, BUDGETS[manifest.device_kind(model)], want=want, head=head,
                       share=_sharing(model, share) * getattr(model, "lanes", 1))  # fmt: skip
     atoms, edges = options.max_atoms or found.max_atoms, options.max_edges or found.max_edges
-    given = options.max_atoms is not None or options.max_edges is not None
-    return Settled(atoms, edges, f"partly as asked; {found.why}" if given else found.why, automatic=not given)
+    return Settled(atoms, edges, found.why if len(automatic) == 2 else f"partly as asked; {found.why}", automatic)
 
 
-def _recorded(folder: Folder) -> tuple[int, int] | None:
-    """Return the budget that an earlier part of this run found for itself, None where there is none."""
+def _recorded(folder: Folder) -> dict[str, int]:
+    """Return what an earlier part of this run found for itself of its budget, by name."""
     if not folder.run.is_file():
-        return None
+        return {}
     found = manifest.read(folder)
-    if not found.get("budget", {}).get("automatic"):
-        return None
-    return int(found["batches"]["max_atoms"]), int(found["batches"]["max_edges"])
+    return {name: int(found["batches"][name]) for name in found.get("budget", {}).get("automatic", [])}
 
 
 def _sharing(model: Any, processes: int) -> int:
@@ -89,15 +90,15 @@ def _sharing(model: Any, processes: int) -> int:
     return -(-processes // max(torch.cuda.device_count(), 1))
 
 
-def sample(reader: Any) -> StructureBatch:
-    """Return a few structures from all over the input."""
+def sample(reader: Any, largest: int = 1 << 62) -> StructureBatch:
+    """Return a few structures of at most `largest` atoms from all over the input."""
     from atomsieve.screen.reading import CONDITIONS
 
     n = len(reader)
-    if n <= PLACES * AT_EACH:
-        return reader.read(0, n, CONDITIONS)  # type: ignore[no-any-return]
-    starts = np.linspace(0, n - AT_EACH, PLACES).astype(int).tolist()
-    return StructureBatch.concatenate([reader.read(s, s + AT_EACH, CONDITIONS) for s in starts])
+    starts = np.linspace(0, n - AT_EACH, PLACES).astype(int).tolist() if n > PLACES * AT_EACH else [0]
+    step = AT_EACH if len(starts) > 1 else n
+    found = StructureBatch.concatenate([reader.read(s, s + step, CONDITIONS) for s in starts])
+    return found if (found.counts <= largest).all() else found.take(np.flatnonzero(found.counts <= largest))
 
 
 @dataclass

@@ -116,7 +116,8 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
     )
     team.first(lambda: _publish(job, result, clocks))
     if job.local is not None:
-        job.local[0].remove()
+        team.together(job.local[0].remove)
+    team.first(lambda: job.folder.local.unlink(missing_ok=True))  # the last: without it nobody finds what is on nodes
     return result
 
 
@@ -175,6 +176,7 @@ def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]
         "ranks": job.team.size,
         "seconds_per_stage": clocks,
         "selection": {name: getattr(job.options, name) for name in ("top", "by", "descending", "where")},
+        **({"cascade": made} if (made := job.manifest.get("cascade")) else {}),
         "force_spread": job.runner.force_spread,
         "uncalibrated": list(result.uncalibrated),
         "poisoned": list(result.poisoned),
@@ -182,7 +184,6 @@ def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]
         "predictor": job.runner.predictor.describe(),
         "versions": _versions(),
     }
-    job.folder.local.unlink(missing_ok=True)
     write_whole(job.folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
     if job.log is not None:
         job.log("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.predict.room import give_back
 from atomsieve.screen.children import start
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.poison import DeviceLost, device_lost, poisoned
@@ -80,12 +81,12 @@ class Death:
     Attributes
     ----------
     code : its exit code, negative for a signal.
-    batch : number of the batch that it had begun, None if it came to none.
+    batch : positions in the chunk of the structures of the batch that it had begun, None if it came to none.
     ids, natoms : of the structures of the chunk [S], None if it could not read them.
     """
 
     code: int
-    batch: int | None
+    batch: tuple[int, ...] | None
     ids: NDArray[np.int64] | None
     natoms: NDArray[np.int64] | None
 
@@ -122,7 +123,7 @@ class Child:
     ) -> Computed | Death:
         """Return the rows and forces of the chunk at input positions `first:end`, or how the process died of it.
 
-        without : batches that are not computed; their structures are POISONED.
+        without : structures by their position in the chunk that are not computed; they are POISONED.
         between : called every moment; it may raise to leave, which ends the process.
 
         Raises
@@ -160,7 +161,7 @@ class Child:
         """
         if self._pipe is not None:
             return self._pipe
-        release_device_memory()
+        release_unused_memory()
         self._pipe, theirs = Pipe()
         with theirs:
             numbers = theirs.fileno(), os.getpid()
@@ -218,8 +219,9 @@ class Child:
         self.close()
 
 
-def release_device_memory() -> None:
-    """Give back what this process keeps of a GPU's memory without using it: the other process needs it."""
+def release_unused_memory() -> None:
+    """Give back what this process keeps of memory, the GPU's too, without using it: the other process needs it."""
+    give_back()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -228,17 +230,26 @@ def release_device_memory() -> None:
 def compute(
     reader: Any, runner: Runner, order: tuple[int, int, frozenset[int]], say: Callable[..., None]
 ) -> Computed:
-    """Compute one chunk; `say` is told what was read and, before it is begun, the number of each batch."""
+    """Compute one chunk; `say` is told what was read and, before it is begun, the structures of each batch.
+
+    Not the batch's number: how a chunk is cut depends on what the process has learned of memory.
+    """
     first, end, without = order
     batch: StructureBatch = reader.read(first, end, CONDITIONS)
     say("read", batch.id, batch.counts)
     begun = runner.begin(batch, first)
-    numbers = [k for k in range(len(begun.groups)) if k not in without]
-    for k in without:
-        begun.rows[begun.groups[k]] = poisoned(begun.rows[begun.groups[k]])
-    begun.groups[:] = [begun.groups[k] for k in numbers]
-    coming = iter(numbers)
-    return runner.finish(begun, lambda: say("batch", next(coming, numbers[-1])))
+    aside = np.array(sorted(without), np.int64)
+    begun.rows[aside] = poisoned(begun.rows[aside])
+    rest = [group[~np.isin(group, aside)] for group in begun.groups]
+    begun.groups[:] = [group for group in rest if len(group)]
+    coming = iter(begun.groups)
+
+    def between() -> None:
+        group = next(coming, None)
+        if group is not None:
+            say("batch", tuple(group.tolist()))
+
+    return runner.finish(begun, between)
 
 
 def main() -> None:

@@ -92,7 +92,8 @@ def write_records(folder: Folder, records: dict[int, Record], slots: str) -> Non
     if not records:
         folder.deaths.unlink(missing_ok=True)
         return
-    plain = {"format": FORMAT, "slots": slots, "chunks": {str(chunk): asdict(records[chunk]) for chunk in sorted(records)}}
+    chunks = {str(chunk): asdict(records[chunk]) for chunk in sorted(records)}
+    plain = {"format": FORMAT, "slots": slots, "chunks": chunks}
     write_whole(folder.deaths, (json.dumps(plain, indent=1) + "\n").encode())
 
 

@@ -60,7 +60,7 @@ class Job:
     journal : where this rank says what it has at hand.
     poisoned : what was set aside, as far as this rank has seen. retried : chunks of which some was, and which are
         computed once more.
-    vitals : what the run tells of itself.
+    vitals : what the run tells of itself. batches : where the budget of a batch comes from, in words.
     """
 
     team: Team
@@ -85,6 +85,7 @@ class Job:
     poisoned: list[SetAside] = field(default_factory=list)
     retried: set[int] = field(default_factory=set)
     vitals: Vitals = field(default_factory=Vitals)
+    batches: str = ""
 
     def writer(self) -> ResultWriter:
         """Return what makes chunks of this rank durable."""
@@ -205,7 +206,7 @@ def prepare(
         forces=forces, known=known, options=options, status=Counter(),
         top=TopK(options.top, options.by, descending=options.descending, where=where),
         clock=clock, begun=begun, lock=lock, log=EventLog(folder.log) if lead else None,
-        console=console if lead else None, local=local, vitals=vitals,
+        console=console if lead else None, local=local, vitals=vitals, batches=budget.why,
         journal=Journal(None if runner.served else folder.at_hand, team.rank, 1 + runner.elsewhere),
     )  # fmt: skip
 
@@ -329,11 +330,13 @@ def _occupy(
     except OSError as error:
         message = f"cannot make the results folder {folder.path} ({error.strerror}); choose another place with --out"
         raise AtomSieveError(message) from error
-    if not folder.ours() and set(os.listdir(folder.path)) - {folder.lock.name}:
+    drafts = (folder.lock.name, f".{folder.run.name}.")  # of a first start that was killed
+    if not folder.ours() and not all(name.startswith(drafts) for name in os.listdir(folder.path)):
         raise AtomSieveError(f"{folder.path} holds other files than screening results; choose another --out")
     with disk_errors(folder.path):
         if lock is not None:
             stack.enter_context(lock)
+            folder.sweep()
         manifest.settle(folder, wanted, overwrite=overwrite)
         needed = sum(file.missing_bytes() for file in files)
         usage = os.statvfs(folder.path)
@@ -380,7 +383,8 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     )
     job.retried.update(retried)
     if job.log is not None:
-        job.log("start", chunks=job.chunks.count, done=len(done), known=len(chunks), ranks=job.team.size)
+        job.log("start", chunks=job.chunks.count, done=len(done), known=len(chunks), ranks=job.team.size,
+                batches=job.batches)  # fmt: skip
     damaged = len(chunks) - len(done) - len(retried)
     if job.console is not None and done:
         job.console.print(f"continuing: {len(done):,} of {job.chunks.count:,} chunks are done", highlight=False)

@@ -70,6 +70,12 @@ class Folder:
         """Tell whether a screening run made this folder."""
         return self.run.is_file() or self.ledger.is_dir()
 
+    def sweep(self) -> None:
+        """Remove half-written drafts of small files that a run left when it was killed; who holds the lock may."""
+        for name in (self.run, self.top, self.summary, self.local, self.bounds, self.deaths):
+            for draft in self.path.glob(f".{name.name}.[0-9]*"):
+                draft.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove what a run wrote, the manifest last, and nothing else; the lock stays."""
         for path in sorted(self.ledger.glob("*.ledger")):

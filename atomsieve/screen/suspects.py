@@ -147,7 +147,8 @@ class _Court:
         """Compute a chunk in the process of its own, as often as it takes."""
         assert self._child is not None
         job = self._job
-        without: frozenset[int] = frozenset()
+        without: frozenset[int] = frozenset()  # structures
+        batches = 0  # that they are
         ids, natoms = None, None
         while True:
             job.journal.begin(chunk, deaths, apart=True)
@@ -164,9 +165,9 @@ class _Court:
             said = f"chunk {chunk}: the process that computed it died ({found})"
             if deaths < DEATHS:
                 log.warning("%s; death %d, at %d it is set aside", said, deaths, DEATHS)
-            elif found.batch is not None and len(without) < MOST_BATCHES:
-                without, deaths = without | {found.batch}, 1
-                log.warning("%s; batch %d of it is set aside", said, found.batch)
+            elif found.batch is not None and batches < MOST_BATCHES:
+                without, deaths, batches = without | set(found.batch), 1, batches + 1
+                log.warning("%s; a batch of it, %d structures, is set aside", said, len(found.batch))
             else:
                 return self._aside(chunk, said, ids, natoms)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import socket
@@ -70,6 +71,7 @@ class PathLock:
         try:
             draft.write_text(self._token)
             self._take(draft)
+            self._sweep(draft)
         except OSError as error:
             raise AtomSieveError(f"cannot write {self.path}: {error.strerror}") from error
         finally:
@@ -86,6 +88,14 @@ class PathLock:
             except FileExistsError:
                 self._judge(draft)
         raise AtomSieveError(f"{self.target}: several runs want this place at once; try again")
+
+    def _sweep(self, draft: Path) -> None:
+        """Remove drafts of starts that were killed while they took the lock, long ago by the file system's clock."""
+        now = draft.stat().st_mtime
+        for other in self.path.parent.glob(f"{glob.escape(self.path.name)}.*"):
+            with suppress(FileNotFoundError):
+                if now - other.stat().st_mtime > SILENCE:
+                    other.unlink()
 
     def _judge(self, draft: Path) -> None:
         """Remove a dead run's lock, or say who holds it."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from atomsieve.errors import DataError, UsageError
+from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.predict import memory
 from atomsieve.predict.memory import MemoryLaw, budget_of, fit, rounded
 from atomsieve.predict.room import free_bytes, group_free, limits_free
@@ -78,6 +78,25 @@ def test_a_probe_that_runs_out_of_memory_tells_the_law_from_smaller_calls(monkey
     assert law.bytes(1000, 20_000) == pytest.approx(PER_ATOM * 1000 + PER_EDGE * 20_000, rel=0.2)
 
 
+@linux
+def test_a_probe_whose_first_call_does_not_fit_tries_fewer(monkeypatch):
+    monkeypatch.setitem(memory.SIZES, "cpu", (600, 1200))
+    hungry = Hungry(room=1.3e7)  # 100 atoms and their edges
+    law = memory.learn(hungry, crystals(64))
+    assert law is None and hungry.calls == 6, "512, 256 and 128 atoms do not fit, 64 do"
+    monkeypatch.setitem(memory.SIZES, "cpu", (64, 600))
+    assert memory.learn(hungry, crystals(64)) is not None
+    assert memory.learn(Hungry(room=10), crystals(64)) is None
+
+
+def test_little_is_looked_at_before_anything_is_known_of_memory(monkeypatch):
+    assert memory._few(crystals(500)).n_atoms == 64 * 8
+    monkeypatch.setattr(memory, "FEW", (64, 20))
+    assert memory._few(crystals(500)).n_atoms == 16
+    monkeypatch.setattr(memory, "FEW", (64, 5))
+    assert len(memory._few(crystals(500))) == 1 and len(memory._few(crystals(0))) == 0
+
+
 def test_a_fit_is_exact_where_the_law_holds_and_never_below_a_measurement():
     rng = np.random.default_rng(0)
     atoms, edges = rng.uniform(100, 5000, 12), rng.uniform(1e3, 1e5, 12)
@@ -98,10 +117,12 @@ def test_on_a_cpu_scarce_memory_lowers_the_budget_and_plenty_never_raises_it(mon
     sample, hungry = crystals(5), Hungry()
     plenty = budget_of(hungry, sample, USUAL, free=5e9)
     assert (plenty.max_atoms, plenty.max_edges) == USUAL
-    for free in (1e9, 1e8, 1e7):
+    for free in (1e9, 1e8):
         scarce = budget_of(hungry, sample, USUAL, free=free)
         assert 1 <= scarce.max_atoms < USUAL[0] and scarce.max_edges < USUAL[1]
         assert memory.SAFETY * law.bytes(scarce.max_atoms, scarce.max_edges) <= memory.USABLE * free
+    with pytest.raises(AtomSieveError, match=r"only 10 MiB are free on cpu .*, \d+ MiB are needed for batches of 256"):
+        budget_of(hungry, sample, USUAL, free=1e7)
     shared = budget_of(hungry, sample, USUAL, free=4e9, share=4)
     alone = budget_of(hungry, sample, USUAL, free=1e9)
     assert (shared.max_atoms, shared.max_edges) == (alone.max_atoms, alone.max_edges)

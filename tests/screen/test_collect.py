@@ -77,6 +77,17 @@ def test_the_same_bytes_and_nothing_stays_on_the_node(screen, near, tmp_path, wh
     assert sorted(ledger.read(tmp_path / "out" / "ledger")) == list(range(16))
 
 
+def test_a_death_at_the_very_end_leaves_nothing_on_the_node_for_good(screen, near, tmp_path, whole, monkeypatch):
+    with monkeypatch.context() as dies:
+        dies.setattr(local.LocalStore, "remove", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            screen(forces=True, local=str(near))
+    assert (tmp_path / "out/local.json").exists() and len(list(near.iterdir())) == 1
+    screen(forces=True, local=str(near))
+    assert list(near.iterdir()) == [] and not (tmp_path / "out/local.json").exists()
+    assert artefacts(tmp_path / "out") == whole
+
+
 def test_until_it_is_collected_a_chunk_is_on_the_node_only(screen, near, tmp_path, broken):
     rows = np.load(next(near.iterdir()) / "rows.npy.part")
     assert np.count_nonzero(rows["natoms"]) > 100

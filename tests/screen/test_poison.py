@@ -6,18 +6,19 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from screen_fakes import FakePredictor, candidates, save
+from screen_fakes import FakePredictor, MemoryReader, candidates, save
 
 from atomsieve.cli.main import run
 from atomsieve.errors import AtomSieveError
 from atomsieve.graphs.estimate import edge_budget_estimate
-from atomsieve.predict.packing import is_out_of_memory, pack
+from atomsieve.predict.packing import Limit, is_out_of_memory, pack
 from atomsieve.predict.status import Status
-from atomsieve.screen import journal, poison, suspects
+from atomsieve.screen import isolated, journal, poison, suspects
 from atomsieve.screen.isolated import CannotStart, Child, Death, Recipe
 from atomsieve.screen.journal import Record
 from atomsieve.screen.options import ScreenOptions
@@ -255,9 +256,11 @@ def test_a_rank_that_cannot_reach_another_is_no_explanation(folder, monkeypatch)
     mpi = type("MPI", (), {"Exception": type("Exception", (RuntimeError,), {})})
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)
     journal.suspects(folder, set())
-    with pytest.raises(poison.PeerLost, match="MPI failed") as told, journal.Journal(folder.at_hand, 0) as book:
-        book.begin(4)
-        raise mpi.Exception("MPI_ERR_OTHER: known error not in list")
+    book = journal.Journal(folder.at_hand, 0).__enter__()
+    book.begin(4)
+    error = mpi.Exception("MPI_ERR_OTHER: known error not in list")
+    with pytest.raises(poison.PeerLost, match=r"MPI failed \(MPI_ERR_OTHER") as told:
+        book.__exit__(type(error), error, None)
     assert told.value.exit_code == 70
     assert journal.suspects(folder, set()) == {4: Record(1)}
 
@@ -350,19 +353,39 @@ def death(batch=None, code=-9, ids=None):
 def test_verdicts():
     found, asked, slots = judge(Record(1), DONE)
     assert found == DONE and asked == [[]] and slots == [(1, True), None]
-    found, asked, slots = judge(Record(1), death(5), DONE)
+    found, asked, slots = judge(Record(1), death((4, 5)), DONE)
     assert found == DONE and asked == [[], []] and slots == [(1, True), (2, True), None]
-    found, asked, _ = judge(Record(1), death(5), death(5), death(2), death(2), DONE)
-    assert found == DONE and asked == [[], [], [5], [5], [2, 5]]
+    found, asked, _ = judge(Record(1), death((5, 4)), death((5, 4)), death((2,)), death((2,)), DONE)
+    assert found == DONE and asked == [[], [], [4, 5], [4, 5], [2, 4, 5]]
     found, asked, _ = judge(Record(3))
     assert asked == [] and (found[0]["status"] == Status.POISONED).all() and len(found[0]) == 64
     assert len(judge(Record(1, interrupted=4))[0][0]) == 64
     ids = np.arange(64, 128)
     found, _, _ = judge(Record(1), death(ids=ids), death())
     assert np.array_equal(found[0]["id"], ids)
-    many = [death(k // 2) for k in range(2 * suspects.MOST_BATCHES + 2)]
+    many = [death((k // 2, 40 + k // 2)) for k in range(2 * suspects.MOST_BATCHES + 2)]
     found, asked, _ = judge(Record(1), *many)
     assert len(asked) == len(many) and (found[0]["status"] == Status.POISONED).all()
+
+
+def test_what_is_set_aside_does_not_depend_on_what_was_learned_of_memory():
+    batch = candidates(60, bad=False)
+    runner = Runner(FakePredictor(), ["pbe"], False, 100, 10**6, 1, 10**4, limit=Limit(100, 10**6))
+    expected, _ = runner(batch, 0)
+    told = []
+
+    def say(kind, *said):
+        if kind == "batch":
+            told.append(said[0])
+
+    reader = MemoryReader(batch)
+    rows, _ = isolated.compute(reader, runner, (0, 60, frozenset()), say)
+    assert rows.tobytes() == expected.tobytes() and sorted(k for group in told for k in group) == list(range(60))
+    learned = replace(runner, limit=Limit(100, 10**6, part=0.3, failures=1))
+    whole, told = told, []
+    rows, _ = isolated.compute(reader, learned, (0, 60, frozenset(whole[1])), say)
+    assert np.array_equal(np.flatnonzero(rows["status"] == Status.POISONED), np.sort(whole[1]))
+    assert len(told) > len(whole) and not set(whole[1]) & {k for group in told for k in group}
 
 
 def test_where_no_process_can_be_had_the_rank_computes():

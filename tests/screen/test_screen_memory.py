@@ -102,7 +102,7 @@ def gfm(tmp_path_factory):
     return tiny_gfm(tmp_path_factory.mktemp("gfm") / "gfm")
 
 
-def test_the_twin_on_the_cpu_is_the_same_ensemble_in_the_same_precision(gfm):
+def test_the_twin_on_the_cpu_is_the_same_ensemble_in_the_same_precision(gfm, monkeypatch):
     predictor = Predictor.load(gfm, precision="fp64")
     own = OnCpu(gfm)
     assert own.twin(predictor) is None, "what is on the CPU has no twin there"
@@ -110,6 +110,7 @@ def test_the_twin_on_the_cpu_is_the_same_ensemble_in_the_same_precision(gfm):
     predictor.device = "cuda:0"
     twin = own.twin(predictor)
     assert (twin.precision, twin.ensemble_id, str(twin.device)) == ("fp64", predictor.ensemble_id, "cpu")
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)  # there is no GPU here
     with Lanes(predictor) as lanes:
         assert own.twin(lanes) is twin
     sent = pickle.loads(pickle.dumps(own))
@@ -137,7 +138,15 @@ def test_scarce_memory_settles_the_budget_and_a_run_keeps_it(gfm, tmp_path, monk
     assert screen()["batches"] == scarce["batches"], "a run goes on as it began, whatever memory there is now"
     assert screen(out="fresh")["batches"]["max_atoms"] == 4096
     asked = screen(out="asked", max_atoms=100)
-    assert asked["batches"]["max_atoms"] == 100 and not asked["budget"]["automatic"]
+    assert asked["batches"]["max_atoms"] == 100 and asked["budget"]["automatic"] == ["max_edges"]
+    free[0] = 1e9
+    half = screen(out="half", max_edges=5000)
+    assert half["budget"] == {"automatic": ["max_atoms"]} and half["batches"]["max_edges"] == 5000
+    free[0] = 1e12
+    assert screen(out="half", max_edges=5000) == half, "the number that was not given is kept too"
+    log = [json.loads(line) for line in (tmp_path / "half/run.log.jsonl").read_text().splitlines()]
+    starts = [event["batches"] for event in log if event["event"] == "start"]
+    assert "partly as asked; about" in starts[0] and starts[1] == "as in the earlier part of this run"
     with pytest.raises(AtomSieveError, match=r"max_atoms: 640 -> 100"):
         screen(max_atoms=100)
     with pytest.raises(AtomSieveError, match=r"max_atoms: 100 -> 4096"):
@@ -150,6 +159,8 @@ def test_a_sample_comes_from_all_over_the_input():
     assert len(ids) == 256 and len(set(ids.tolist())) == 256
     assert ids.min() == 0 and ids.max() == 999 and ((ids > 300) & (ids < 400)).any()
     assert len(sample(MemoryReader(batch.slice(0, 7)))) == 7
+    small = sample(MemoryReader(batch), largest=5)
+    assert small.counts.max() == 5 and len(small) == (sample(MemoryReader(batch)).counts <= 5).sum()
 
 
 def test_energy_is_told_or_said_to_be_unknown(screen, tmp_path, monkeypatch):

@@ -169,6 +169,20 @@ def test_other_settings_are_refused_by_name_unless_overwritten(screen, tmp_path,
     assert artefacts(tmp_path / "out") == artefacts(tmp_path / "fresh")
 
 
+def test_what_a_killed_start_left_is_no_other_file(screen, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    old = ("lock.json.0a1b2c", ".run.json.4711")  # killed while it took the lock, or wrote its manifest
+    for name in old:
+        (out / name).write_text("{")
+        os.utime(out / name, (1e9, 1e9))
+    screen()
+    for name in (".summary.json.4711", ".top.csv.4711"):
+        (out / name).write_text("{")
+    screen()
+    assert not [p.name for p in out.iterdir() if p.name.startswith((".", "lock"))]
+
+
 def test_a_folder_with_other_files_is_left_alone(screen, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")

@@ -37,6 +37,16 @@ PathLock(pathlib.Path({str(path)!r})).__enter__(); os._exit(9)"
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_start_left_that_was_killed_while_it_took_the_lock_goes(tmp_path):
+    path = tmp_path / "lock.json"
+    for name, age in (("lock.json.0123", 1000), ("lock.json.4567", 5), ("other.json.89", 1000)):
+        (tmp_path / name).write_text("{}")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with PathLock(path):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lock.json.4567", "other.json.89"]
+
+
 def test_a_dead_process_that_nobody_buried_is_dead(tmp_path):
     path = tmp_path / "lock.json"
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
