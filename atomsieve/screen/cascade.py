@@ -122,6 +122,7 @@ class _Refining:
         """Called every moment: leave if asked to, keep the lock, let MPI work."""
         if self.stop.requested:
             raise Leave
+        self.job.look()
         self.job.team.poke()
         if self.job.lock is not None:
             self.job.lock.check()

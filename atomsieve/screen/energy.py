@@ -7,6 +7,7 @@ does nothing else.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +18,13 @@ log = logging.getLogger(__name__)
 
 POWERCAP = Path("/sys/class/powercap")
 GPU, CPU = "gpu", "cpu"
+MOST_WATTS = 500.0
+"""Of one processor package: in a shorter time than this takes to its end a counter does not wrap twice unseen."""
 
 
 @dataclass
 class Counter:
-    """One counter of energy, read now and then.
+    """One counter of energy, read now and then; between two readings that are too far apart it may wrap unseen.
 
     Attributes
     ----------
@@ -36,15 +39,20 @@ class Counter:
     wraps: float | None = None
     joules: float = 0.0
     last: float | None = None
+    read_at: float = 0.0
 
     def update(self) -> bool:
         """Read the counter; it must be read more often than it wraps. Return False where it cannot be read."""
         try:
             now = self.read()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.debug("energy counter %s: %s", self.name, error)
             return False
+        before, self.read_at = self.read_at, time.monotonic()
         if self.last is not None:
+            if self.wraps and (self.read_at - before) * MOST_WATTS > self.wraps:
+                log.debug("energy counter %s: not read for %.0f s", self.name, self.read_at - before)
+                return False
             step = now - self.last
             if step < 0 and self.wraps:
                 step += self.wraps

@@ -99,6 +99,11 @@ class Job:
         """The files that hold a place for every chunk."""
         return [file for file in (self.rows, self.forces) if file is not None]
 
+    def look(self, *, finished: bool = False) -> None:
+        """Look at the vitals, between batches of a phase that has no queues."""
+        stages = {"seconds_per_stage": dict(self.clock.seconds)}
+        self.vitals.look(lambda: stages, self.team.totals, finished=finished)
+
     def take(self, rows: NDArray[Any]) -> None:
         """Count the rows of a chunk, and let them compete for the table of best rows."""
         self.top.add(rows)
@@ -364,6 +369,7 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
             for chunk in chunks[job.team.rank :: job.team.size].tolist():
                 if stop.closing:
                     break
+                job.look()
                 data: list[bytes] = []
                 found = [job.rows.crc(handles[0], chunk, data.append)]
                 found += [file.crc(h, chunk) for file, h in zip(job.files[1:], handles[1:], strict=True)]

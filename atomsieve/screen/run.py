@@ -90,6 +90,7 @@ def run_screen(
         suspected = suspects.find(job, done)
         todo = [chunk for chunk in range(job.chunks.count) if chunk not in done and chunk not in suspected]
         begun, computed = time.perf_counter(), _structures(job, [*todo, *suspected])
+        job.vitals.todo = computed
         with job.journal:
             if todo:
                 screen_chunks(job, todo, stop, _structures(job, list(suspected)))
@@ -102,10 +103,12 @@ def run_screen(
         def between() -> None:
             if stop.requested:
                 raise _interrupted(job, job.team.totals()[0])
+            job.look()
 
         result = finish(job, computed, time.perf_counter() - begun, between)
         if team.rank == 0:
             suspects.settled(job)
+        job.look(finished=True)
         return result
 
 
@@ -137,7 +140,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
             job.lock.check()
         if view.due:
             view.update(*team.totals())
-        job.vitals.look(lambda: _vitals(job, reading, writing), team.totals, structures)
+        job.vitals.look(lambda: _vitals(job, reading, writing), team.totals)
 
     begun: deque[tuple[int, float, Begun]] = deque()
     with kept(job.folder), view:
@@ -167,7 +170,6 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
             _leave_if_stopped(job, stop, remaining=structures)
         watch()
         view.update(*team.totals(), last=True)
-        job.vitals.look(lambda: _vitals(job, reading, writing), team.totals, structures, last=True)
 
 
 def _finish(job: Job, chunk: int, since: float, work: Begun, writing: Writing, between: Callable[[], None]) -> None:

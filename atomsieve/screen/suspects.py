@@ -88,6 +88,7 @@ def screen_suspects(
             job.journal.told()
         if stop.requested:
             raise _Leave
+        job.look()
         job.team.poke()
         if job.lock is not None:
             job.lock.check()

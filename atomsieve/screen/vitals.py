@@ -24,6 +24,10 @@ class Vitals:
     ----------
     runner : of this rank. structures : of the input. metrics : where to write, if anywhere.
     meter : of this machine's energy, on one rank of each.
+
+    Attributes
+    ----------
+    todo : structures that this start of the run has to do.
     """
 
     def __init__(
@@ -34,23 +38,23 @@ class Vitals:
         meter: energy.EnergyMeter | None = None,
     ) -> None:
         self._runner, self._structures, self._metrics, self._meter = runner, structures, metrics, meter
+        self.todo = structures
         self._begun = self._looked = time.monotonic()
 
     def look(
         self,
         state: Callable[[], dict[str, Any]],
         totals: Callable[[], tuple[int, int]],
-        todo: int,
         *,
-        last: bool = False,
+        finished: bool = False,
     ) -> None:
-        """Read the energy counters and write the metrics, if it is time to.
+        """Read the energy counters and write the metrics, if it is time to: in every phase of a run.
 
         state : `seconds_per_stage` and the depths of queues. totals : structures done and failed by all ranks.
-        todo : structures that this start of the run has to do. last : the loop has ended.
+        finished : the results are complete.
         """
         now = time.monotonic()
-        if not last and now - self._looked < SECONDS:
+        if not finished and now - self._looked < SECONDS:
             return
         self._looked = now
         if self._meter is not None:
@@ -61,11 +65,11 @@ class Vitals:
         stages = told.pop("seconds_per_stage", {})
         queues = {name: value for name, value in told.items() if name.startswith("chunks_")}
         snapshot = Snapshot(
-            total=self._structures, done=done, failed=failed, left=todo - done,
+            total=self._structures, done=done, failed=failed, left=self.todo - done,
             per_second=done / max(now - self._begun, 1e-9), stages=stages, queues=queues, memory=self._memory(),
             joules=self._joules(), batch_part=self._part,
         )  # fmt: skip
-        self._metrics(snapshot, finished=last and done >= todo)
+        self._metrics(snapshot, finished=finished)
 
     def now(self) -> dict[str, Any]:
         """Return memory, the part of the budget in use, and joules so far, for the log."""

@@ -11,6 +11,12 @@ from atomsieve.screen import energy
 from atomsieve.screen.energy import Counter, EnergyMeter, meter, nvml_counters, rapl_counters, said, total
 
 
+@pytest.fixture(autouse=True)
+def no_hurry(monkeypatch):
+    """Counters of these tests hold a joule: they would wrap within milliseconds."""
+    monkeypatch.setattr(energy, "MOST_WATTS", 0.0)
+
+
 def zone(root, name, kind, microjoules, wraps=1_000_000):
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +45,28 @@ def test_a_counter_that_wraps_goes_on(tmp_path):
         file.write_text(str(value))
         found.update()
     assert found.report()["joules"]["cpu"] == pytest.approx(0.05 + 0.09 + 0.95 + 0.04)
+
+
+def test_a_counter_that_may_have_wrapped_unseen_is_unknown(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(energy, "MOST_WATTS", 500.0)
+    monkeypatch.setattr(energy, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    file = zone(tmp_path, "intel-rapl:0", "package-0", 0, wraps=262_000_000_000)
+    found = meter(powercap=tmp_path)
+    for seconds, joules in ((500.0, 100_000), (500.0, 200_000)):
+        now[0] += seconds
+        file.write_text(str(joules * 10**6))
+        found.update()
+    assert found.report()["joules"] == {"cpu": pytest.approx(200_000)}
+    now[0] += 600.0
+    assert found.report()["joules"] == {"cpu": None}
+
+
+def test_a_counter_that_holds_no_number_is_unknown(tmp_path):
+    file = zone(tmp_path, "intel-rapl:0", "package-0", 1)
+    found = meter(powercap=tmp_path)
+    file.write_text("")
+    assert found.report()["joules"] == {"cpu": None}
 
 
 def test_a_counter_that_only_root_may_read_makes_the_cpu_unknown(tmp_path):

@@ -15,13 +15,14 @@ from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.predict import Predictor, Status, memory
 from atomsieve.predict.memory import MemoryLaw
 from atomsieve.predict.packing import Limit
-from atomsieve.screen import energy, vitals
+from atomsieve.screen import energy, journal, suspects, vitals
 from atomsieve.screen.budget import OnCpu, sample
 from atomsieve.screen.finish import print_result
 from atomsieve.screen.lanes import Lanes
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.runner import Runner
+from atomsieve.screen.store import Folder
 from tests.helpers import copper_oxides, tiny_gfm
 
 
@@ -194,6 +195,30 @@ def test_metrics_of_a_run_say_that_it_is_finished(screen, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "out/run.log.jsonl").read_text().splitlines()]
     last = [event for event in log if event["event"] == "progress"][-1]
     assert last["seconds_per_stage"]["predict"] > 0 and last["memory_bytes"]["resident"] > 0
+
+
+def test_metrics_of_suspects_say_what_is_left(screen, tmp_path, monkeypatch):
+    parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
+    screen()
+    out, file, seen = Folder(tmp_path / "out"), tmp_path / "screen.prom", []
+    for path in out.ledger.iterdir():  # as if nothing were durable, and a run had died of everything
+        path.unlink()
+    out.at_hand.write_bytes(b"".join(journal.encode(k) for k in (None, *range(16))))
+    monkeypatch.setattr(suspects, "_child", lambda *given: None)  # this process computes
+    monkeypatch.setattr(vitals, "SECONDS", 0.0)
+
+    def state():
+        families = parser.text_string_to_metric_families(file.read_text())
+        found = {sample.name: sample.value for family in families for sample in family.samples}
+        names = ("structures_done_total", "structures_left", "finished")
+        return tuple(found[f"atomsieve_screen_{name}"] for name in names)
+
+    predictor = FakePredictor()
+    predictor.before = lambda batch: seen.append(state())
+    screen(predictor, metrics=str(file))
+    done, left, finished = zip(*seen, strict=True)
+    assert done[0] == 0 and all(d + rest == 1000 for d, rest in zip(done, left, strict=True)) and not any(finished)
+    assert state() == (1000, 0, 1)
 
 
 def test_wrong_choices_are_named(screen, tmp_path):
