@@ -132,6 +132,8 @@ def _prepare(
 ) -> _Work:
     lead = team.rank == 0
     results = team.together(lambda: Results(path))
+    folder = RelaxFolder(Path(out) if out is not None else path.with_name(f"{path.name}.relaxed"))
+    team.together(lambda: check_apart(folder.path, results))
     head, rows = team.first(lambda: select(results, options))
     if predictor is None:
         predictor = team.together(lambda: _load(results, ensemble, options, head, team.local_rank))
@@ -139,8 +141,6 @@ def _prepare(
     team.together(lambda: _check(model, options, head))
     team.together(lambda: _unchanged(results))
     kind = device_kind(model)
-    folder = RelaxFolder(Path(out) if out is not None else path.with_name(f"{path.name}.relaxed"))
-    team.together(lambda: check_apart(folder.path, results))
     max_atoms, max_edges, group_atoms = team.first(
         lambda: settle_budget(
             model, options, folder, lambda: read_rows(results, rows[:: max(len(rows) // SAMPLE, 1)]), head=head,

@@ -243,6 +243,30 @@ def test_refused_with_a_reason(screened, monkeypatch):
             select(results, selection)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pareto": "energy,max_force", "by": "natoms"}, "leave out --by and --descending"),
+        ({"pareto": "energy,max_force", "descending": True}, "leave out --by and --descending"),
+        ({"symprec": 0.1}, "--symprec 0.1 goes with --per space-group"),
+        ({"symprec": 0.1, "per": "formula"}, "--symprec 0.1 goes with --per space-group"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(given, message):
+    with pytest.raises(UsageError, match=message):
+        Selection(**given)
+
+
+@pytest.mark.parametrize("verb", ["dedup", "hull"])
+def test_tolerance_of_space_groups_of_other_verbs(crystalline, tmp_path, monkeypatch, verb):
+    given = []
+    monkeypatch.setattr(selecting, "Grouping", lambda kind, reader, symprec: given.append(symprec) or 1 / 0)
+    args = [verb, str(crystalline.folder.path), "--per", "space-group", "--symprec", "0.07"]
+    more = ["-r", "nothing", "-o", str(tmp_path / "h.csv")] if verb == "hull" else ["-o", str(tmp_path / "d.csv")]
+    assert isinstance(CliRunner().invoke(app, [*args, *more]).exception, ZeroDivisionError)
+    assert given == [0.07]
+
+
 def test_an_input_without_sources_or_that_changed(crystalline, monkeypatch):
     with pytest.raises(UsageError, match="names no source and is one part"):
         select(crystalline, Selection(per="source"))

@@ -242,6 +242,22 @@ def test_the_command_line(screened, tmp_path):
         assert value == pytest.approx(csv_of[position], abs=1e-6)
 
 
+def test_charged_rows_are_said(screened, tmp_path):
+    place, _ = screened
+    charge = np.zeros(12, np.float32)
+    charge[[2, 5, 7]] = 1
+    write_structures(tmp_path / "c.bp", copper_oxides(12).replace(charge=charge), [])
+    for source, name in ((tmp_path / "c.bp", "out"), (place / "references.bp", "references")):
+        run_screen(source, "gfm", ScreenOptions(), out=tmp_path / name, predictor=FakePredictor(("metal",)))
+    out = tmp_path / "hull.csv"
+    said = CliRunner().invoke(app, ["hull", str(tmp_path / "out"), "-r", str(tmp_path / "references"), "-o", str(out)])
+    assert "3 rows are charged: a charged structure has no place on a hull" in said.output
+    with open(out) as file:
+        table = {int(r["position"]): r for r in csv.DictReader(file)}
+    assert {p for p, r in table.items() if not r["energy_above_hull [eV/atom]"]} == {2, 5, 7}
+    assert {r["precision"] for r in table.values()} == {"fp32"}
+
+
 def test_elements_without_a_reference_are_said(screened, tmp_path):
     place, _ = screened
     write_structures(tmp_path / "oxygen.bp", StructureBatch.from_ase(Atoms("O2", [[0, 0, 0], [0, 0, 1.2]])), [])

@@ -8,15 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from screen_fakes import FakePredictor, candidates
+from typer.testing import CliRunner
 
+from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.predict.status import Status
 from atomsieve.screen import ledger
 from atomsieve.screen.columns import ROW
 from atomsieve.screen.export import export
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.query import Results, said
 from atomsieve.screen.run import run_screen
-from atomsieve.structures import open_structures, write_structures
+from atomsieve.structures import SourceInfo, open_structures, write_structures
 from atomsieve.structures.lock import PathLock
 
 
@@ -190,6 +193,76 @@ def test_exports_are_refused_with_a_reason(full, tmp_path):
         export(results, tmp_path / "x.extxyz")
     assert not (tmp_path / "x.extxyz").exists()
     assert results.formulas(results.top(3, "energy")) == {}
+
+
+def test_the_input_is_never_written_over(full, tmp_path):
+    folder, _ = full
+    source = tmp_path / "candidates.bp"
+    before = {path: path.read_bytes() for path in sorted(source.rglob("*")) if path.is_file()}
+    link = tmp_path / "link"
+    link.symlink_to(source, target_is_directory=True)
+    many = "20"
+    for verb, *args in (
+        ("export", source, "--overwrite", "-k", "3"),
+        ("export", tmp_path / "x" / ".." / "candidates.bp", "--overwrite"),
+        ("export", source / "x.bp", "--overwrite"),
+        ("export", folder / "top.csv", "--overwrite"),
+        ("dedup", "--out", source, "--overwrite", "--top", many),
+        ("dedup", "--out", folder / "x.csv", "--top", many),
+        ("hull", "-r", folder, "--out", folder / "top.csv", "--overwrite"),
+        ("pick", "--n", "3", "--out", folder / "x.extxyz"),
+        ("relax", "--out", folder, "--overwrite"),
+    ):
+        done = CliRunner().invoke(app, [verb, str(folder), *map(str, args)])
+        assert isinstance(done.exception, UsageError), (verb, args, done.output)
+        assert "would overwrite the " in str(done.exception)
+    with pytest.raises(UsageError, match="would overwrite the structures that were screened"):
+        export(Results(folder), link / "x.csv", overwrite=True)
+    assert {path: path.read_bytes() for path in sorted(source.rglob("*")) if path.is_file()} == before
+
+
+def test_a_head_is_exported_with_its_rows_without_result_in_their_order(tmp_path):
+    write_structures(tmp_path / "c.bp", candidates(120), [])
+    run_screen(tmp_path / "c.bp", "gfm", ScreenOptions(head="all"), out=tmp_path / "out", predictor=FakePredictor())
+    rows = Results(tmp_path / "out").rows()
+    own = rows[rows["head"] == 1]
+    assert (own["status"] != 0).any()
+
+    def exported(*args):
+        out = tmp_path / "x.npz"
+        done = CliRunner().invoke(app, ["export", str(tmp_path / "out"), str(out), "--overwrite", *args])
+        assert done.exit_code == 0, done.output
+        return np.load(out)
+
+    assert exported("--head", "scan")["position"].tolist() == list(range(120))
+    some = own[own["natoms"] > 5]
+    found = exported("--head", "scan", "--where", "natoms > 5 or natoms > 90")
+    assert found["position"].tolist() == some["position"].tolist()
+    assert set(found["head"]) == {1}
+    best = Results(tmp_path / "out").top(4, "max_force", descending=True, where="head == 'scan'")
+    found = exported("--head", "scan", "--top", "4", "--by", "max_force", "--descending")
+    assert found["position"].tolist() == best["position"].tolist()
+    with pytest.raises(UsageError, match="unknown head 'scam'"):
+        Results(tmp_path / "out").of_head(None, "scam")
+    where = "status == 'UNSEEN_ELEMENT'"
+    said = CliRunner().invoke(app, ["top", str(tmp_path / "out"), "--head", "scan", "--where", where])
+    n = int((own["status"] == Status.UNSEEN_ELEMENT).sum())
+    assert 0 < n < (rows["status"] == Status.UNSEEN_ELEMENT).sum()
+    assert f"{n} more rows fulfil --where" in said.output
+
+
+def test_a_name_is_no_command_of_a_spreadsheet(tmp_path):
+    batch = candidates(30).replace(head=np.zeros(30, np.int32))
+    write_structures(tmp_path / "c.bp", batch, [SourceInfo("=1+1")])
+    run_screen(tmp_path / "c.bp", "gfm", ScreenOptions(), out=tmp_path / "out", predictor=FakePredictor(("pbe",)))
+    for name in ("x.csv", "x.npz"):
+        args = ["export", str(tmp_path / "out"), str(tmp_path / name), "--per", "source"]
+        assert CliRunner().invoke(app, args).exit_code == 0
+    with open(tmp_path / "x.csv") as file:
+        row = next(csv.DictReader(file))
+    assert row["source"] == "'=1+1"
+    assert float(row["energy [eV]"]) == Results(tmp_path / "out").top(1, "energy_per_atom")["energy"][0]
+    assert np.load(tmp_path / "x.npz")["source"].tolist() == ["=1+1"]
 
 
 def test_a_chunk_in_the_ledgers_of_two_ranks_counts_as_it_was_last(screen, tmp_path):
