@@ -92,6 +92,7 @@ def run_screen(
         begun, computed = time.perf_counter(), _structures(job, [*todo, *suspected])
         job.vitals.todo = computed
         with job.journal:
+            stop.heard = job.journal.told
             if todo:
                 screen_chunks(job, todo, stop, _structures(job, list(suspected)))
             if suspected:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -29,10 +29,12 @@ class StopRequest:
     Attributes
     ----------
     grace : seconds between SIGTERM and the moment to leave with a chunk unfinished.
+    heard : called at the first signal, between two instructions of the main thread; it must be quick and never raise.
     """
 
     def __init__(self, grace: float = 0.0) -> None:
         self.grace = grace
+        self.heard: Callable[[], None] = lambda: None
         self._interrupted: float | None = None
         self._terminated: float | None = None
         self._before: dict[int, Any] = {}
@@ -57,6 +59,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if not self.closing:
+            self.heard()
         if number == signal.SIGTERM:
             self._terminated = now if self._terminated is None else self._terminated
         elif self._interrupted is None:
