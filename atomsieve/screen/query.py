@@ -247,7 +247,7 @@ def said(status: RunStatus, now: float | None = None) -> list[str]:
     share = 100.0 * status.done / status.structures
     lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]
     if status.recomputing is not None:
-        lines[0] += " screened in {}; now recomputing in {} what could matter".format(*status.recomputing)
+        lines[0] += " screened in {}, recomputing in {} is not finished".format(*status.recomputing)
     if status.running is not None:
         who = status.running
         lines.append(f"running: host {who.get('host')}, process {who.get('pid')}, since {who.get('since')}")

@@ -148,7 +148,7 @@ def test_how_far_a_cascade_is(place, tmp_path):
     status = Results(out).status()
     assert status.recomputing == ("bf16", "fp32")
     lines = said(status)
-    assert lines[0].endswith("(100.0 %) screened in bf16; now recomputing in fp32 what could matter")
+    assert lines[0].endswith("(100.0 %) screened in bf16, recomputing in fp32 is not finished")
     assert lines[1] == "not running; run the same command again to continue"
     lines = said(replace(status, running={"host": "here", "pid": 1, "since": "now"}))
     assert not any("left" in line for line in lines)
