@@ -69,7 +69,7 @@ e2e: $(STAMP)  ## whole-program runs
 	$(PYTEST) -m e2e
 
 test: lint types  ## every check, with coverage
-	$(PYTEST) -n $(WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered --durations=15
+	$(PYTEST) -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --durations=15
 
 demo: $(STAMP)  ## labels, training, screening and a ranked list under demo/
 	$(BIN)/atomsieve demo --out demo
