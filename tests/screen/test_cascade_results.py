@@ -22,7 +22,7 @@ from atomsieve.screen.run import run_screen
 from atomsieve.screen.select import Selection, select
 from atomsieve.structures import write_structures
 
-N = 800
+N = 500
 RECOMPUTED = "precision == 'fp32'"
 
 
