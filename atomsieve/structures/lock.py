@@ -37,6 +37,22 @@ def _machine() -> str:
     return " ".join(parts)
 
 
+def _parsed(text: str) -> dict[str, Any]:
+    """Return what a lock or a draft of one says, nothing if it is not whole."""
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return {}
+    return found
+
+
+def _dead(holder: dict[str, Any], silent: float) -> bool:
+    """Tell whether who wrote a lock is gone; `silent` are the seconds since its last sign of life."""
+    if holder.get("machine") == _machine():
+        return _start_of(int(holder["pid"])) != holder["process_start"]
+    return silent > SILENCE
+
+
 class PathLock:
     """Context manager that holds the lock file `path` while a run writes `target`; one process holds it for its team.
 
@@ -90,11 +106,11 @@ class PathLock:
         raise AtomSieveError(f"{self.target}: several runs want this place at once; try again")
 
     def _sweep(self, draft: Path) -> None:
-        """Remove drafts of starts that were killed while they took the lock, long ago by the file system's clock."""
+        """Remove drafts of starts that were killed while they took the lock."""
         now = draft.stat().st_mtime
         for other in self.path.parent.glob(f"{glob.escape(self.path.name)}.*"):
             with suppress(FileNotFoundError):
-                if now - other.stat().st_mtime > SILENCE:
+                if _dead(_parsed(other.read_text()), now - other.stat().st_mtime):
                     other.unlink()
 
     def _judge(self, draft: Path) -> None:
@@ -104,15 +120,8 @@ class PathLock:
             silent = draft.stat().st_mtime - self.path.stat().st_mtime  # both by the file system's clock
         except FileNotFoundError:
             return
-        try:
-            holder: dict[str, Any] = json.loads(text)
-        except ValueError:
-            holder = {}
-        if holder.get("machine") == _machine():
-            dead = _start_of(int(holder["pid"])) != holder["process_start"]
-        else:
-            dead = silent > SILENCE
-        if not dead:
+        holder = _parsed(text)
+        if not _dead(holder, silent):
             raise AtomSieveError(
                 f"{self.target} is in use by another run (host {holder.get('host', '?')}, process "
                 f"{holder.get('pid', '?')}, since {holder.get('since', '?')}, last sign of life {max(silent, 0):.0f} s "

@@ -118,7 +118,8 @@ def test_a_folder_on_the_node_that_is_deleted(screen, tmp_path):
     class Cleans(FakePredictor):
         def before(self, batch):
             if self.calls == 30:
-                shutil.rmtree(near)
+                near.rename(tmp_path / "away")  # at once: the writer makes files there meanwhile
+                shutil.rmtree(tmp_path / "away")
 
     with pytest.raises(AtomSieveError) as caught:
         screen(Cleans(), commit_seconds=0.0, local=str(near))

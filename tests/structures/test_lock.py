@@ -37,6 +37,16 @@ PathLock(pathlib.Path({str(path)!r})).__enter__(); os._exit(9)"
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_draft_of_a_process_that_is_gone_goes_at_once(tmp_path):
+    code = f"from atomsieve.structures.lock import PathLock; import os, pathlib; os.link = lambda *a: os._exit(9); \
+PathLock(pathlib.Path({str(tmp_path / 'lock.json')!r})).__enter__()"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    with PathLock(tmp_path / "lock.json"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_start_left_that_was_killed_while_it_took_the_lock_goes(tmp_path):
     path = tmp_path / "lock.json"
     for name, age in (("lock.json.0123", 1000), ("lock.json.4567", 5), ("other.json.89", 1000)):
