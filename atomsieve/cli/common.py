@@ -150,7 +150,7 @@ RowHeadOption = Annotated[
     typer.Option("--head", help="Rows of this head only; needed where the run had several and heads must not mix.",
                  rich_help_panel=CHOICE, show_default=False),
 ]  # fmt: skip
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.", rich_help_panel=WORK)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.", rich_help_panel=WORK)]
 
 
 def credentials(

@@ -43,7 +43,8 @@ def app(
 ) -> None:
     """Fit how much each head counts for a composition, and write it into the folder.
 
-    Afterwards `--head auto` mixes the heads by these weights. Weights, heads and calibration stay as they are.
+    Afterwards `--head auto` mixes the heads by these weights. Weights, heads and calibration stay as they are, but the
+    ensemble has a new id: finish screenings that are under way before.
     """
     from atomsieve.predict.mixture import mixture_of
 
@@ -56,4 +57,8 @@ def app(
         f"cross entropy of held-out compositions {about['cross_entropy']:.3f}, of equal weights {about['uniform']:.3f}",
         highlight=False,
     )
-    screen.print(f"wrote {folder}/mixture.safetensors", highlight=False, soft_wrap=True)
+    screen.print(
+        f"wrote {folder}/mixture.safetensors; the ensemble has a new id now: a run that is not finished "
+        "must be begun anew, and verbs that compute again for older results refuse them",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -93,6 +93,8 @@ class LocalStore:
         folder = LocalStore.at(place, key)
         if place.absolute() == results.absolute():
             raise AtomSieveError(f"--local {place} is the results folder; name a folder on a disk of the node")
+        if not place.is_dir() and (not place.parent.is_dir() or place.absolute().parent == Path("/")):
+            raise AtomSieveError(f"--local {place}: there is no such folder; make it on every node, or name another")
         try:
             folder.ledger.mkdir(parents=True, exist_ok=True)
             token = _token(folder.path / "token")

@@ -7,6 +7,7 @@ at 0, which Prometheus takes for what it is.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -81,6 +82,19 @@ class Metrics:
                 raise AtomSieveError(
                     f"--metrics {path} is a folder; name a file in it, such as {self.path}/screen.prom"
                 )
+
+            self._try_out()
+
+    def _try_out(self) -> None:
+        """Refuse a place that cannot be written before work begins."""
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            draft.touch()
+            draft.unlink()
+        except OSError as error:
+            raise AtomSieveError(
+                f"--metrics {self.path} cannot be written ({error.strerror}); name a file in another folder"
+            ) from error
 
     @property
     def due(self) -> bool:

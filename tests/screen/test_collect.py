@@ -315,3 +315,10 @@ def test_an_option_that_goes_with_another_is_refused_alone(tmp_path):
     assert _on_nodes(None, None) == {}
     assert ScreenOptions(**_on_nodes(tmp_path, None)).collect_seconds == 600.0
     assert ScreenOptions(**_on_nodes(tmp_path, 5.0)).collect_seconds == 5.0
+
+
+def test_a_folder_on_nodes_that_is_not_there_is_not_made_by_mistake(tmp_path):
+    place = tmp_path / "scrach" / "mine"
+    with pytest.raises(AtomSieveError, match=r"--local .* there is no such folder; make it"):
+        local.LocalStore.open(place, "key", tmp_path / "results")
+    assert not place.parent.exists()

@@ -84,9 +84,16 @@ def test_only_rank_0_writes_unless_the_name_says_that_every_rank_does(tmp_path):
     assert read(tmp_path / "of-2.prom")[seconds] == 2
 
 
-def test_a_place_that_cannot_be_written_is_said_before_the_run(tmp_path):
+def test_a_place_that_cannot_be_written_is_said_before_the_run(tmp_path, monkeypatch):
+    def refused(path):
+        raise OSError(30, "Read-only file system")
+
     with pytest.raises(AtomSieveError, match=r"there is no folder .*make it"):
         Metrics(tmp_path / "nowhere" / "screen.prom", 0, {})
+    monkeypatch.setattr(Path, "touch", refused)
+    with pytest.raises(AtomSieveError, match=r"cannot be written \(Read-only file system\); name a file in another"):
+        Metrics(tmp_path / "x.prom", 0, {})
+    monkeypatch.undo()
     with pytest.raises(AtomSieveError, match="is a folder; name a file in it"):
         Metrics(tmp_path, 0, {})
 
