@@ -284,6 +284,9 @@ def guarded(team: Team) -> Iterator[None]:
                 team.record("".join(traceback.format_exception(error)))
         if team.size == 1:
             raise
+        from atomsieve.screen.poison import lost_with
+
+        error = lost_with(error) or error  # a dead peer or GPU: the job may be started again
         known = isinstance(error, AtomSieveError)
         text = str(error) if known else f"{type(error).__name__}: {error or 'no message'}"
         code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", EXIT_ERROR)

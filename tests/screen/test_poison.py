@@ -25,6 +25,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.runner import Runner
 from atomsieve.screen.store import Folder
+from atomsieve.screen.team import Team, guarded
 from atomsieve.structures import write_structures
 from tests.helpers import copper_oxides, tiny_gfm
 
@@ -426,3 +427,25 @@ def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd, monkeypa
     log = [json.loads(line) for line in out.log.read_text().splitlines()]
     assert [e["chunks"] for e in log if e["event"] == "suspects"] == [{"1": 1, "2": 1}]
     assert json.loads(out.summary.read_text())["seconds_per_stage"]["suspects"]["max"] > 0
+
+
+def test_an_error_of_mpi_wherever_it_comes_up_lets_the_job_be_started_again(monkeypatch, capsys):
+    class OneOfTwo(Team):
+        size = 2
+
+        def abort(self, code):
+            raise SystemExit(code)
+
+    monkeypatch.setattr(poison, "peer_lost", lambda error: isinstance(error, ConnectionError))
+
+    def fails(error):
+        with guarded(OneOfTwo()):
+            raise error
+
+    with pytest.raises(SystemExit) as left:
+        fails(ConnectionError("peer gone"))
+    assert left.value.code == 70
+    assert "MPI failed (peer gone); run the same command again to continue" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        fails(ValueError("springs are broken"))
+    assert left.value.code == 1
