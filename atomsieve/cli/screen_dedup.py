@@ -60,6 +60,14 @@ def dedup(
     angle: Annotated[
         float, typer.Option(help="StructureMatcher: tolerance of cell angles, degrees.", rich_help_panel=WORK)
     ] = 5.0,
+    cell_energy: Annotated[
+        float, typer.Option("--cell-energy", help="Slabs and molecules with empty space in the cell: duplicates differ "
+                            "by no more, eV per cell.", rich_help_panel=WORK)
+    ] = 0.05,
+    shift: Annotated[
+        float, typer.Option("--shift", help="Slabs and molecules with empty space in the cell: no site differs by "
+                            "more, Å.", rich_help_panel=WORK)
+    ] = 0.3,
     quiet: QuietOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:  # fmt: skip
@@ -71,13 +79,19 @@ def dedup(
     from atomsieve.screen.query import Results
     from atomsieve.screen.select import Selection, one_head, select
 
-    tolerances = Tolerances(length=length, site=site, angle=angle, volume=volume, energy=energy)
+    tolerances = Tolerances(length=length, site=site, angle=angle, volume=volume, energy=energy,
+                            cell_energy=cell_energy, shift=shift)  # fmt: skip
     twins = out.with_name(f"{out.stem}.duplicates.csv")
     if (kind := out.suffix.lstrip(".").lower()) not in WRITERS:
         raise unknown("format", kind, WRITERS)
     opened = Results(results)
-    for target in (out, twins):
-        check_target(target, overwrite, opened)
+    check_target(out, overwrite, opened)
+    if twins.exists() and not overwrite:
+        raise AtomSieveError(
+            f"{twins}, the table of duplicates beside {out.name}, is already there; choose another name with --out, or "
+            "give --overwrite"
+        )
+    check_target(twins, overwrite, opened)
     if not opened.complete:
         raise AtomSieveError(f"{results} is not complete; run the screening again first")
     selection = Selection(top=k, by=by, descending=descending, where=where, head=one_head(opened, head), per=per,
@@ -94,6 +108,12 @@ def dedup(
     )  # fmt: skip
     if line := opened.mixed([rows]):
         screen.print(f"{line}; energies of both are compared with --energy {energy:g}", highlight=False, soft_wrap=True)
+    if found.empty:
+        screen.print(
+            f"{found.empty:,} of the {len(rows):,} have empty space in the cell (slabs, molecules): duplicates of them "
+            f"are also within --cell-energy {cell_energy:g} eV per cell and --shift {shift:g} Å",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if found.alone:
         screen.print(
             f"{found.alone:,} of them are not crystals (no cell, or little empty space along an axis that is not "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from atomsieve.cli.common import (
     console,
     wide,
 )
+
+if TYPE_CHECKING:
+    from atomsieve.screen.query import Results
 
 SYMPREC = 0.01  # Angstrom, as in atomsieve.screen.groups
 SHOWN = 20  # rows that `screen top` shows unless asked otherwise
@@ -85,11 +88,24 @@ def top(
     names = {} if per == "formula" else opened.formulas(rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
     wide(console()).print(top_table(rows, opened.labels, names, title, shown, groups))
+    if not pareto and (line := _zeros(opened, by, head, where)):
+        console().print(line, highlight=False, soft_wrap=True)
     if line := opened.mixed([rows]):
         console().print(line, highlight=False, soft_wrap=True)
     asked = None if where is None else opened.of_head(where, head)
     if asked is not None and len(rows) < k and (without := opened.without_result(asked)):
         console().print(f"{without:,} more rows fulfil --where but have no result; `screen export` writes them too")
+
+
+def _zeros(results: Results, by: str, head: str | None, where: str | None) -> str | None:
+    """Return a line for people if energies of several heads were ranked together."""
+    heads = results.labels.heads
+    if by not in ("energy", "energy_per_atom") or len(heads) == 1 or head is not None or "head" in (where or ""):
+        return None
+    return (
+        f"{len(heads)} heads are ranked together, and energies of different heads have different zeros; --head chooses "
+        f"one: {', '.join(heads)}"
+    )
 
 
 def pick(
@@ -186,5 +202,7 @@ def export(
         rows = opened.top(k, by, descending=descending, where=asked)
     n = write(opened, out, where=asked, overwrite=overwrite, rows=rows, texts=texts)
     console().print(f"{n:,} rows written to {out}", highlight=False, soft_wrap=True)
+    if k is not None and (line := _zeros(opened, by, head, where)):
+        console().print(line, highlight=False, soft_wrap=True)
     if line := opened.mixed(rows_of(opened, asked) if rows is None else [rows]):
         console().print(line, highlight=False, soft_wrap=True)

@@ -7,6 +7,10 @@ dropped has a better one that it matches. Two structures match if
 - their energies per atom and their volumes per atom differ by no more than the windows,
 - their primitive cells have as many atoms, and `StructureMatcher` maps one on the other, both scaled to one volume
   (pymatgen: S. P. Ong et al., Comput. Mater. Sci. 68, 314 (2013)).
+
+Where a cell has empty space (slabs, molecules), energies per atom hide what one adsorbate does, and a tolerance of
+sites relative to the volume per atom grows with the empty space. There energies of whole cells have to be near as well,
+and no atom may be off by more than a length.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +30,14 @@ from numpy.typing import NDArray
 from atomsieve.errors import UsageError
 from atomsieve.screen.export import check_target
 from atomsieve.screen.groups import composition_keys
+from atomsieve.screen.outputs import output_errors
 from atomsieve.screen.query import Results
 from atomsieve.screen.source import read_at, screened_input
 from atomsieve.structures import StructureBatch
 
 VACUUM = 5.0
-"""Angstrom; a structure with less empty space along an axis that is not periodic cannot be compared as a crystal."""
+"""Angstrom; a structure with so much empty space along an axis is a slab, a wire or a molecule; one with less along an
+axis that is not periodic cannot be compared as a crystal."""
 FLAT = 1e-6  # Angstrom^3; cells of less volume are none
 Step = Callable[[int, int], None]
 
@@ -45,6 +52,8 @@ class Tolerances:
         by which sites may differ, and degrees.
     volume : largest difference of the volumes per atom, as a fraction of the smaller one.
     energy : largest difference of the energies per atom, eV. Both may be infinite.
+    cell_energy, shift : besides, where a cell has empty space: largest difference of the energies of whole cells, eV
+        (per atom, times the atoms of the larger cell), and how far sites may differ, Angstrom. Both may be infinite.
     """
 
     length: float = 0.2
@@ -52,11 +61,13 @@ class Tolerances:
     angle: float = 5.0
     volume: float = 0.1
     energy: float = 0.05
+    cell_energy: float = 0.05
+    shift: float = 0.3
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             if not getattr(self, name) > 0:
-                raise UsageError(f"--{name} must be above 0, got {getattr(self, name):g}")
+                raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name):g}")
 
 
 @dataclass(frozen=True)
@@ -68,11 +79,13 @@ class Deduped:
     twin : [n] for each of the rows given, the index of the row that stands for it: its own if it was kept.
     compared : pairs of structures that reached the matcher.
     alone : structures that were kept because they cannot be compared as crystals.
+    empty : structures that were compared with the tolerances for cells with empty space.
     """
 
     twin: NDArray[np.int64]
     compared: int
     alone: int
+    empty: int = 0
 
     @property
     def kept(self) -> NDArray[np.int64]:
@@ -104,7 +117,7 @@ def different(
     """Find the different structures of `batch`, best first; `energy [S]` is per atom. `step` hears of the progress."""
     matcher = _Matcher(batch, tolerances)
     volume = np.abs(np.linalg.det(batch.cell)) / np.maximum(batch.counts, 1)
-    able = _comparable(batch)
+    able, empty = _comparable(batch), _has_empty_space(batch)
     twin = np.arange(len(batch))
     kept: dict[bytes, list[int]] = defaultdict(list)
     formulas = composition_keys(batch.ptr, batch.numbers, "reduced-formula")
@@ -115,14 +128,18 @@ def different(
         rivals = kept[formulas[k].tobytes() + batch.pbc[k].tobytes()]
         for other in rivals:
             apart = abs(volume[k] - volume[other]) / min(volume[k], volume[other])
-            near = abs(energy[k] - energy[other]) <= tolerances.energy and apart <= tolerances.volume
-            if near and matcher(other, k):
+            window, between = tolerances.energy, bool(empty[k] or empty[other])
+            if between:
+                window = min(window, tolerances.cell_energy / max(batch.counts[k], batch.counts[other]))
+            near = abs(energy[k] - energy[other]) <= window and apart <= tolerances.volume
+            if near and matcher(other, k, tolerances.shift if between else np.inf):
                 twin[k] = other
                 break
         else:
             rivals.append(k)
     step(len(batch), len(batch))
-    return Deduped(twin, matcher.compared, int(np.count_nonzero(~able)))
+    return Deduped(twin, matcher.compared, int(np.count_nonzero(~able)),
+                   int(np.count_nonzero(able & empty)))  # fmt: skip
 
 
 def _comparable(batch: StructureBatch) -> NDArray[np.bool_]:
@@ -141,6 +158,27 @@ def _comparable(batch: StructureBatch) -> NDArray[np.bool_]:
     return solid & (batch.pbc | (empty >= VACUUM)).all(axis=1)
 
 
+def _has_empty_space(batch: StructureBatch) -> NDArray[np.bool_]:
+    """Tell which structures [S] have no atom in a layer of `VACUUM` along an axis of their cell."""
+    filled = np.flatnonzero((np.abs(np.linalg.det(batch.cell)) > FLAT) & (batch.counts > 0))
+    found = np.zeros(len(batch), bool)
+    if not len(filled):
+        return found
+    cell = np.broadcast_to(np.eye(3), batch.cell.shape).copy()
+    cell[filled] = batch.cell[filled]
+    inverse = np.linalg.inv(cell)
+    owner = batch.structure_of_atom
+    fractional = np.einsum("ni,nij->nj", batch.positions.astype(np.float64), inverse[owner]) % 1.0
+    heights = 1.0 / np.linalg.norm(inverse, axis=1)
+    starts, stops = batch.ptr[:-1][filled], batch.ptr[1:][filled]
+    for axis in range(3):
+        at = fractional[np.lexsort((fractional[:, axis], owner)), axis]  # sorted within each structure
+        gap = np.diff(at, append=0.0)
+        gap[stops - 1] = at[starts] + 1.0 - at[stops - 1]  # over the face of the cell
+        found[filled] |= np.maximum.reduceat(gap, starts) * heights[filled, axis] >= VACUUM
+    return found
+
+
 class _Matcher:
     """Compares two structures of a batch; each is reduced to its primitive cell once, when first needed."""
 
@@ -148,15 +186,18 @@ class _Matcher:
         from pymatgen.analysis.structure_matcher import StructureMatcher
 
         self._batch, self.compared = batch, 0
-        self._matcher = StructureMatcher(ltol=tolerances.length, stol=tolerances.site, angle_tol=tolerances.angle)
+        self._make = partial(StructureMatcher, ltol=tolerances.length, angle_tol=tolerances.angle)
+        self._site = tolerances.site
         self._reduced: dict[int, Any] = {}
 
-    def __call__(self, first: int, second: int) -> bool:
+    def __call__(self, first: int, second: int, shift: float) -> bool:
+        """Tell whether two structures match, no site off by more than `shift`, Angstrom."""
         one, other = self._primitive(first), self._primitive(second)
         if len(one) != len(other):
             return False
         self.compared += 1
-        return bool(self._matcher.fit(one, other, skip_structure_reduction=True))
+        length = (min(one.volume, other.volume) / len(one)) ** (1 / 3)  # the matcher's unit of distances
+        return bool(self._make(stol=min(self._site, shift / length)).fit(one, other, skip_structure_reduction=True))
 
     def _primitive(self, k: int) -> Any:
         if k not in self._reduced:
@@ -177,15 +218,16 @@ def write_twins(results: Results, rows: NDArray[Any], found: Deduped, out: Path,
     """Write which row each row dropped is equal to, as CSV: positions, ids, precisions, energies per atom."""
     check_target(out, overwrite, results)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with open(draft, "w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            own = ["position", "id", "precision", "energy_per_atom [eV/atom]"]
-            table.writerow([*own, *(f"kept_{name}" for name in own)])
-            for k in np.flatnonzero(found.twin != np.arange(len(rows))).tolist():
-                pair = (rows[k], rows[found.twin[k]])
-                names = ("position", "id", "precision", "energy_per_atom")
-                table.writerow([results.labels.text(name, row[name]) for row in pair for name in names])
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with output_errors(out):
+        try:
+            with open(draft, "w", newline="") as file:
+                table = csv.writer(file, lineterminator="\n")
+                own = ["position", "id", "precision", "energy_per_atom [eV/atom]"]
+                table.writerow([*own, *(f"kept_{name}" for name in own)])
+                for k in np.flatnonzero(found.twin != np.arange(len(rows))).tolist():
+                    pair = (rows[k], rows[found.twin[k]])
+                    names = ("position", "id", "precision", "energy_per_atom")
+                    table.writerow([results.labels.text(name, row[name]) for row in pair for name in names])
+            os.replace(draft, out)
+        finally:
+            draft.unlink(missing_ok=True)

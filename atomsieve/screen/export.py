@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, UsageError, require, unknown
 from atomsieve.screen.columns import COLUMNS
+from atomsieve.screen.outputs import output_errors, require_writable
 from atomsieve.screen.query import Results
 from atomsieve.screen.runner import OK
 from atomsieve.screen.source import read_at, screened_input
@@ -65,15 +66,16 @@ def export(
         chosen = [results.top(top, by, descending=descending, where=where)]
     else:
         chosen = rows_of(results, where)
-    if kind == "bp":
-        return _write_bp(results, path, chosen, overwrite)
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        n = WRITERS[kind](results, draft, chosen, {} if rows is None else texts or {})
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return n
+    with output_errors(path):
+        if kind == "bp":
+            return _write_bp(results, path, chosen, overwrite)
+        draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        try:
+            n = WRITERS[kind](results, draft, chosen, {} if rows is None else texts or {})
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        return n
 
 
 def check_target(path: Path, overwrite: bool, results: Results) -> None:
@@ -86,6 +88,7 @@ def check_target(path: Path, overwrite: bool, results: Results) -> None:
         raise AtomSieveError(f"{path} is already there; choose another name or give --overwrite")
     if not path.absolute().parent.is_dir():
         raise AtomSieveError(f"there is no folder {path.parent} to write {path.name} to; make it first")
+    require_writable(path)
 
 
 def check_apart(path: Path, results: Results) -> None:

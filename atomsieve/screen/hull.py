@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import require, unknown
 from atomsieve.screen.export import check_target
 from atomsieve.screen.groups import composition_keys
+from atomsieve.screen.outputs import output_errors
 from atomsieve.screen.query import Results
 from atomsieve.screen.references import Entries, join
 from atomsieve.screen.table import formula
@@ -227,21 +228,26 @@ def write(table: dict[str, list[Any]], results: Results, out: Path, *, overwrite
     """
     check_output(out, overwrite, results)
     draft = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    try:
-        if out.suffix == ".csv":
-            with open(draft, "w", newline="") as file:
-                lines = csv.writer(file, lineterminator="\n")
-                lines.writerow([f"{name} [{unit}]" if unit else name for name, unit in COLUMNS.items()])
-                lines.writerows(zip(*([_text(v) for v in column] for column in table.values()), strict=True))
-        else:
-            pa = require("pyarrow", "data", "writing Parquet")
-            parquet = require("pyarrow.parquet", "data", "writing Parquet")
-            made = pa.table(table)
-            fields = [field.with_metadata({"unit": COLUMNS[field.name]}) for field in made.schema]
-            parquet.write_table(made.cast(pa.schema(fields)), draft)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with output_errors(out):
+        try:
+            _write(table, draft)
+            os.replace(draft, out)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _write(table: dict[str, list[Any]], path: Path) -> None:
+    if path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow([f"{name} [{unit}]" if unit else name for name, unit in COLUMNS.items()])
+            lines.writerows(zip(*([_text(v) for v in column] for column in table.values()), strict=True))
+        return
+    pa = require("pyarrow", "data", "writing Parquet")
+    parquet = require("pyarrow.parquet", "data", "writing Parquet")
+    made = pa.table(table)
+    fields = [field.with_metadata({"unit": COLUMNS[field.name]}) for field in made.schema]
+    parquet.write_table(made.cast(pa.schema(fields)), path)
 
 
 def check_output(out: Path, overwrite: bool, results: Results) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.screen.columns import ROW
 from atomsieve.screen.export import check_target
+from atomsieve.screen.outputs import output_errors
 from atomsieve.screen.query import Results
 from atomsieve.screen.runner import OK
 from atomsieve.screen.select import one_head
@@ -241,18 +242,21 @@ def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite
         atoms.calc = None
         atoms.info |= {name: value for name, value in line.items() if name not in ("natoms", "formula")}
     drafts = [target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}") for target in (path, table)]
-    try:
-        with open(drafts[0], "w") as file:
-            write_extxyz(file, images)
-        with open(drafts[1], "w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-        for draft, target in zip(drafts, (path, table), strict=True):
-            os.replace(draft, target)
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+    with output_errors(path):
+        try:
+            with open(drafts[0], "w") as file:
+                write_extxyz(file, images)
+            with open(drafts[1], "w", newline="") as file:
+                writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(
+                    {k: f"{v:.9g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines
+                )
+            for draft, target in zip(drafts, (path, table), strict=True):
+                os.replace(draft, target)
+        finally:
+            for draft in drafts:
+                draft.unlink(missing_ok=True)
     return path, table
 
 

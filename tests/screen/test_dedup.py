@@ -7,7 +7,7 @@ import csv
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, fcc111, make_supercell, molecule
+from ase.build import add_adsorbate, bulk, fcc111, make_supercell, molecule
 from ase.io import read
 from screen_fakes import FakePredictor
 from typer.testing import CliRunner
@@ -99,6 +99,33 @@ def test_windows_keep_apart():
         assert found.kept.tolist() == sorted(set(twin))
 
 
+def adsorbed(site, metal="Pt", size=(2, 2, 4), height=1.5):
+    atoms = fcc111(metal, size, vacuum=12.0, periodic=True)
+    add_adsorbate(atoms, "O", height, site)
+    return atoms
+
+
+def test_sites_of_an_adsorbate_stay_apart():
+    sites = ["fcc", "hcp", "bridge", "ontop"]
+    rng = np.random.default_rng(5)
+    images = [adsorbed(site) for site in sites]
+    for first in images[:4]:  # the same ones, moved along the surface, turned, in another order, hardly rattled
+        other = first[rng.permutation(len(first))]
+        other.positions += rng.normal(0, 0.01, other.positions.shape) + np.array([1.3, 0.4, 7.0])
+        other.wrap()
+        other.rotate(25, "z", rotate_cell=True)
+        images.append(other)
+    batch, same = StructureBatch.from_ase(images), np.full(8, -5.0)
+    found = different(batch, same, Tolerances())
+    assert (found.twin.tolist(), found.empty) == ([0, 1, 2, 3, 0, 1, 2, 3], 8)
+    loose = different(batch, same, Tolerances(shift=np.inf, cell_energy=np.inf))
+    assert len(loose.kept) < 4  # what the tolerances of crystals would merge
+    apart = same + np.array([0, 0, 0, 0, 0.04, 0.06, 0.04, 0.06]) / 17  # eV per cell of 17 atoms
+    assert different(batch, apart, Tolerances()).twin.tolist() == [0, 1, 2, 3, 0, 5, 2, 7]
+    crystals = StructureBatch.from_ase(KINDS)
+    assert different(crystals, np.zeros(len(KINDS)), Tolerances()).empty == 0
+
+
 def test_what_is_no_crystal_is_kept():
     slab, bare = fcc111("Cu", (1, 1, 3), vacuum=6.0), fcc111("Cu", (1, 1, 3), vacuum=1.0)
     box = molecule("H2O", cell=[12, 12, 12])
@@ -135,3 +162,7 @@ def test_the_command_line(tmp_path):
     assert len(dropped) > 0
     again = CliRunner().invoke(app, args)
     assert "already there" in str(again.exception)
+    out.unlink()
+    again = CliRunner().invoke(app, args)
+    assert "left.duplicates.csv, the table of duplicates beside left.extxyz, is already there" in str(again.exception)
+    assert "choose another name with --out" in str(again.exception)
