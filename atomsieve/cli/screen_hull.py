@@ -112,7 +112,8 @@ def _show(table: dict[str, list[Any]], found: Hull, known: References, more: lis
     said = [
         f"references: {len(known.entries):,} entries of head {table['head'][0]}, {known.failed:,} without result, "
         f"{known.outside:,} outside of its domain",
-        f"{len(above):,} rows in {found.systems:,} chemical systems: {np.count_nonzero(above <= 0):,} on or below the "
+        f"{len(above):,} {'row' if len(above) == 1 else 'rows'} in {found.systems:,} chemical "
+        f"{'system' if found.systems == 1 else 'systems'}: {np.count_nonzero(above <= 0):,} on or below the "
         f"hull of the references, {np.count_nonzero(above <= 0.05):,} at most 0.05 eV/atom above it",
     ]
     lacking = sorted({z for row in found.missing for z in row})

@@ -40,7 +40,7 @@ class Hull:
     above_all : [n] above the hull of references and rows together: 0 on it.
     phases : [n] what the row would decompose to on the hull of the references: (fraction of atoms, reference).
     missing : [n] atomic numbers of its elements without a reference; not empty where the hull is not known for that.
-    systems : number of chemical systems.
+    systems : number of chemical systems of the rows whose hull is known.
     """
 
     formation: NDArray[np.float64]
@@ -72,6 +72,7 @@ def energies(rows: Entries, references: Entries) -> Hull:
     masks = rows.masks()
     systems, member = np.unique(masks[rows.usable], axis=0, return_inverse=True)
     usable, member = np.flatnonzero(rows.usable), member.reshape(-1)
+    complete = 0
     for k, system in enumerate(systems):
         mine = usable[member == k]
         elements = _elements(system)
@@ -81,6 +82,7 @@ def energies(rows: Entries, references: Entries) -> Hull:
             for row in mine:
                 hull.missing[row].extend(lacking)
             continue
+        complete += 1
         content = rows.content(mine, np.array(elements))
         fraction = content / content.sum(axis=1, keepdims=True)
         pure = np.array([known.elements[z] for z in elements])
@@ -91,7 +93,7 @@ def energies(rows: Entries, references: Entries) -> Hull:
             hull.phases[row] = found
         at, _ = together.hull(together.within(system), elements, fraction)
         hull.above_all[mine] = _settled(rows.energy[mine] - at)
-    return Hull(hull.formation, hull.above, hull.above_all, hull.phases, hull.missing, len(systems))
+    return Hull(hull.formation, hull.above, hull.above_all, hull.phases, hull.missing, complete)
 
 
 def _settled(difference: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -131,8 +131,8 @@ class LocalStore:
         free = usage.f_bavail * usage.f_frsize
         if needed - taken > free:
             raise AtomSieveError(
-                f"no space left for results in {self.folder.path}: an equal share of {nodes} nodes is "
-                f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; make room, name another --local, or leave it out"
+                f"no space left for results in {self.folder.path}: an equal share of {nodes} node{'s'[: nodes > 1]} is "
+                f"{needed / 1e6:.3f} MB, {free / 1e6:.3f} MB are free; make room, name another --local, or leave it out"
             )
 
     def remove(self) -> None:

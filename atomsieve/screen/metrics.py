@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atomsieve.errors import AtomSieveError, require
+from atomsieve.errors import AtomSieveError, UsageError, require
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,13 @@ class Metrics:
     Raises
     ------
     AtomSieveError
-        if the package is not installed, or the folder of the file is not there or cannot be written.
+        if the package is not installed, or the folder of the file is not there or cannot be written; UsageError if
+        anything else in braces is in its name.
     """
 
     def __init__(self, path: str | Path, rank: int, labels: Mapping[str, str]) -> None:
+        if wrong := set(re.findall(r"\{.*?\}", str(path))) - {RANK}:
+            raise UsageError(f"--metrics {path}: unknown {', '.join(sorted(wrong))}; only {RANK} is replaced in a name")
         self.path = Path(str(path).replace(RANK, str(rank)))
         self.writes = rank == 0 or RANK in str(path)
         self._rank, self._labels = str(rank), dict(labels)

@@ -272,9 +272,7 @@ def _backend(folder: Folder, ensemble: str | Path, options: ScreenOptions, overw
     return fastest(ensemble, read_manifest(ensemble), options.precision, choose_device(options.device))
 
 
-def load_predictor(
-    ensemble: str | Path, options: ScreenOptions, backend: str, local_rank: int = 0
-) -> PredictorLike:
+def load_predictor(ensemble: str | Path, options: ScreenOptions, backend: str, local_rank: int = 0) -> PredictorLike:
     """Load the ensemble folder as the options say; `local_rank` chooses among the GPUs of a machine."""
     from atomsieve.predict import Predictor
 
@@ -332,6 +330,8 @@ def _occupy(
     """Lock the folder, agree with what is in it, and have room for every row."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise AtomSieveError(f"{folder.path} is a file, no folder for results; choose another --out") from error
     except OSError as error:
         message = f"cannot make the results folder {folder.path} ({error.strerror}); choose another place with --out"
         raise AtomSieveError(message) from error
@@ -348,7 +348,7 @@ def _occupy(
         free = usage.f_bavail * usage.f_frsize
         if needed > free:
             raise AtomSieveError(
-                f"no space left for results in {folder.path}: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB "
+                f"no space left for results in {folder.path}: {needed / 1e6:.3f} MB are needed, {free / 1e6:.3f} MB "
                 "are free; make room and run the same command again, or choose another --out"
             )
         for file in files:

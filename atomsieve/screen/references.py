@@ -137,6 +137,8 @@ def gather(
         )
     if not paths:
         raise UsageError("--references is needed: structures, or results of the same ensemble and head")
+    for path in paths:
+        _require_structures(path)
     parts, failed, outside, precisions = [], 0, 0, set()
     for path in paths:
         with _screened(results, head, precision, path, ensemble) as found:
@@ -148,6 +150,18 @@ def gather(
             with screened_input(found) as reader:
                 parts.append(entries_of(reader, good))
     return References(join(parts), failed, outside, frozenset(precisions))
+
+
+def _require_structures(path: Path) -> None:
+    """Refuse a file that no format of structures knows by its name."""
+    from atomsieve.structures.formats.registry import FORMATS, format_of
+
+    if path.is_file() and format_of(path) is None:
+        raise UsageError(
+            f"--references {path}: its name is of no known format of structures ({', '.join(FORMATS)}); give "
+            "structures, or the results folder of a run; `atomsieve data convert --format` makes a dataset of files "
+            "with other names"
+        )
 
 
 def all_members(results: Results, rows: NDArray[Any], remedy: str) -> set[str]:

@@ -169,7 +169,8 @@ def _prepare(
     if lead and console is not None:
         console.print(
             f"head: {head}\n{len(rows):,} structures, {int(rows['natoms'].sum()):,} atoms, in {len(bounds) - 1:,} "
-            f"groups; batches of {max_atoms:,} atoms, {model.precision} on {model.device}\nrelaxed: {folder.path}",
+            f"group{'s'[: len(bounds) != 2]}; batches of {max_atoms:,} atoms, {model.precision} on {model.device}\n"
+            f"relaxed: {folder.path}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         if line := results.mixed([rows]):

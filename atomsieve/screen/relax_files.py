@@ -39,6 +39,7 @@ from atomsieve.screen.table import Labels, formula
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
 
 FORMAT = 1
+LONG = 60  # characters of a setting in a message
 COLUMNS: dict[str, tuple[str, str]] = {
     "rank": ("", "place in the selection, from 1"),
     "position": ("", "place of the structure in the input, from 0"),
@@ -93,6 +94,8 @@ class RelaxFolder:
         """Have a folder that holds nothing else."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise AtomSieveError(f"{self.path} is a file; choose another place with --out") from error
         except OSError as error:
             raise AtomSieveError(
                 f"cannot make the folder {self.path} ({error.strerror}); choose another place with --out"
@@ -148,7 +151,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     keys = [k for k in dict.fromkeys([*before, *after]) if before.get(k) != after.get(k)]
     if any(not key.startswith("selection") for key in keys):
         keys = [key for key in keys if not key.startswith("selection")]
-    return [f"{key}: {str(before.get(key))[:20]} -> {str(after.get(key))[:20]}" for key in keys]
+    return [f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
+
+
+def _short(value: Any) -> str:
+    """Return a value for a line; long ones, such as identities, lose their end, visibly."""
+    text = str(value)
+    return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
 
 
 def digest(rows: NDArray[Any]) -> str:

@@ -259,9 +259,10 @@ class StructureWriter:
         """Say it before the disk is full: the library takes the process down when it meets the end of the disk."""
         found = os.statvfs(self._folder)
         free = found.f_bavail * found.f_frsize
-        if free < needed + needed // 50 + 262_144:
+        needed += needed // 50 + 262_144
+        if free < needed:
             raise DataError(
-                f"no space left for {self.path}: {needed / 1e6:.1f} MB needed for the next step, {free / 1e6:.1f} MB "
+                f"no space left for {self.path}: {needed / 1e6:.3f} MB needed for the next step, {free / 1e6:.3f} MB "
                 "free; make room or write elsewhere"
             )
 

@@ -13,13 +13,15 @@ from screen_fakes import FakePredictor
 from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
-from atomsieve.errors import AtomSieveError
+from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.screen import outputs
 from atomsieve.screen.export import check_target, export
 from atomsieve.screen.hull import COLUMNS
 from atomsieve.screen.hull import write as write_hull
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.query import Results
+from atomsieve.screen.references import gather
+from atomsieve.screen.relax_files import differences
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import StructureBatch, write_structures
 
@@ -88,3 +90,23 @@ def test_several_heads_in_one_ranking_are_said(results):
     assert "energies of different heads have different zeros" in said.output
     one = CliRunner().invoke(app, ["top", path, "-k", "3", "--head", "scan"])
     assert "different zeros" not in one.output
+
+
+def test_a_file_where_the_results_folder_should_be(results, tmp_path):
+    place = tmp_path / "t.sh"
+    place.write_text("echo")
+    with pytest.raises(AtomSieveError, match=r"t.sh is a file, no folder for results; choose another --out"):
+        run_screen(results.manifest["input_path"], "gfm", ScreenOptions(), out=place, predictor=FakePredictor(("pbe",)))
+
+
+def test_a_table_is_no_reference(results, tmp_path):
+    table = tmp_path / "hull.csv"
+    table.write_text("position,id\n")
+    with pytest.raises(UsageError, match=r"--references .*hull.csv: its name is of no known format") as caught:
+        gather(results, "pbe", "fp32", [table])
+    assert "name it with --format" not in str(caught.value)
+
+
+def test_long_settings_lose_their_end_visibly():
+    said = differences({"input": "a" * 70}, {"input": "b" * 59})
+    assert said == [f"input: {'a' * 57}... -> {'b' * 59}"]

@@ -13,7 +13,7 @@ import pytest
 
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
 
-from atomsieve.errors import AtomSieveError  # noqa: E402
+from atomsieve.errors import AtomSieveError, UsageError  # noqa: E402
 from atomsieve.screen.metrics import Metrics, Snapshot, memory_in_use  # noqa: E402
 
 LABELS = {"ensemble": "0123", "head": 'with "quotes"\nand \\', "device": "cpu"}
@@ -96,6 +96,12 @@ def test_a_place_that_cannot_be_written_is_said_before_the_run(tmp_path, monkeyp
     monkeypatch.undo()
     with pytest.raises(AtomSieveError, match="is a folder; name a file in it"):
         Metrics(tmp_path, 0, {})
+
+
+def test_other_words_in_braces_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"unknown \{rnk\}; only \{rank\} is replaced"):
+        Metrics(tmp_path / "x-{rnk}-{rank}.prom", 0, {})
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_place_that_is_lost_in_mid_run_is_said_once_and_stops_nothing(tmp_path, caplog):
