@@ -117,7 +117,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
             raise AtomSieveError(
-                f"no space left for results in {path} ({free / 1e6:.1f} MB free); finished chunks are safe: make room "
+                f"no space left for results in {path} ({free / 1e6:.3f} MB free); finished chunks are safe: make room "
                 f"and {AGAIN}"
             ) from error
         limit = " (a limit on the size of files: ulimit -f, or the file system's own)"
