@@ -60,9 +60,14 @@ def one_line(caught, *parts):
 
 @pytest.mark.parametrize("forces", [False, True])
 def test_a_results_folder_that_is_deleted(screen, tmp_path, forces):
-    out = tmp_path / "out"
+    out, away = tmp_path / "out", tmp_path / "away"
+
+    def delete():
+        out.rename(away)  # at once: the writer makes files there meanwhile
+        shutil.rmtree(away, ignore_errors=True)
+
     with pytest.raises(AtomSieveError) as caught:
-        screen(Meanwhile(out, lambda: shutil.rmtree(out)), commit_seconds=0.0, forces=forces)
+        screen(Meanwhile(out, delete), commit_seconds=0.0, forces=forces)
     one_line(caught, f"{out} ", "is gone", "run the same command again")
     assert caught.value.exit_code == 1
     assert screen(forces=forces).computed == 1000
