@@ -90,7 +90,8 @@ def test_killed_and_hung_parts_come_back_until_restarts_run_out(supervised, serv
 
     [stub] = running.stubs()
     os.kill(stub, signal.SIGKILL)
-    assert "1 of 1 processes of gfm have died" in running.until("failed")["text"]
+    said = running.until("failed")["text"]  # by whoever noticed first: the list of processes, or an inference
+    assert "1 of 1 processes of gfm have died" in said or "is not healthy" in said
     running.until("reloaded")
     np.testing.assert_allclose(energies(running, batch), truth, rtol=1e-9)
 
