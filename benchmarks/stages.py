@@ -93,10 +93,10 @@ def alone(options: argparse.Namespace, source: Path, gfm: Path, out: Path) -> di
     from atomsieve.predict import Predictor
     from atomsieve.predict.packing import BUDGETS
     from atomsieve.screen.plan import Chunks, chunk_size
-    from atomsieve.screen.reading import CONDITIONS
     from atomsieve.screen.runner import Runner
     from atomsieve.screen.topk import TopK
     from atomsieve.structures import open_structures
+    from atomsieve.structures.fields import CONDITIONS
 
     watch = Stopwatch(options.device.startswith("cuda"))
     with open_structures(source) as reader:

@@ -186,7 +186,7 @@ def _pointer(t: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(t.data_ptr() if t is not None else None)
 
 
-def _edge_data(t: Tensor) -> tuple[Tensor, int]:
+def edge_data(t: Tensor) -> tuple[Tensor, int]:
     """Return edge data and its stride over members: 0 where all members share one array."""
     if t.shape[0] > 1 and t.stride(0) == 0 and t[0].is_contiguous():
         return t, 0
@@ -202,8 +202,8 @@ def _call(
     function = getattr(library, f"message_{name}_{_SUFFIX[x.dtype]}")
     members, atoms, _, width = x.shape
     sizes = (members, atoms, graph.n_edges, width, basis.shape[-1])
-    a, a_stride = _edge_data(basis)
-    u, u_stride = _edge_data(unit)
+    a, a_stride = edge_data(basis)
+    u, u_stride = edge_data(unit)
     list_ = graph.neighbors
     function(
         *(ctypes.c_int64(n) for n in sizes),

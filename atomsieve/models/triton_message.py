@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from atomsieve.graphs.graph import Graph
+from atomsieve.models.message import edge_data
 
 
 @triton.jit
@@ -149,14 +150,6 @@ def _sizes(x: Tensor, basis: Tensor) -> dict[str, int]:
     return {"F": width, "R": radial, "LANES": lanes, "ROWS": rows}
 
 
-def _shared(t: Tensor) -> tuple[Tensor, int]:
-    """Return edge data and its stride over members: 0 where all members share one array."""
-    if t.shape[0] > 1 and t.stride(0) == 0 and t[0].is_contiguous():
-        return t, 0
-    t = t.contiguous()
-    return t, t.stride(0) if t.shape[0] > 1 else 0
-
-
 def _by_sender(graph: Graph) -> tuple[Tensor, Tensor, Tensor, bool]:
     """Return, of edges grouped by sender: far atom [E], edge [E], pointer [N+1], and whether mirrored ones serve."""
     found = graph.neighbors
@@ -172,7 +165,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph) -> Tensor:
         x, weights = x.contiguous(), weights.contiguous()
-        (basis, b_stride), (unit, u_stride) = _shared(basis), _shared(unit)
+        (basis, b_stride), (unit, u_stride) = edge_data(basis), edge_data(unit)
         ctx.save_for_backward(x, basis, unit, weights)
         ctx.graph, ctx.strides = graph, (b_stride, u_stride)
         members, atoms, _, width = x.shape

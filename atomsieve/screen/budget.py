@@ -92,7 +92,7 @@ def _sharing(model: Any, processes: int) -> int:
 
 def sample(reader: Any, largest: int = 1 << 62) -> StructureBatch:
     """Return a few structures of at most `largest` atoms from all over the input."""
-    from atomsieve.screen.reading import CONDITIONS
+    from atomsieve.structures.fields import CONDITIONS
 
     n = len(reader)
     starts = np.linspace(0, n - AT_EACH, PLACES).astype(int).tolist() if n > PLACES * AT_EACH else [0]

@@ -28,10 +28,10 @@ from atomsieve.predict.room import give_back
 from atomsieve.screen.children import start
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.poison import DeviceLost, device_lost, poisoned
-from atomsieve.screen.reading import CONDITIONS
 from atomsieve.screen.runner import MOMENT, Runner
 from atomsieve.screen.signals import follow
 from atomsieve.structures.batch import StructureBatch
+from atomsieve.structures.fields import CONDITIONS
 
 log = logging.getLogger(__name__)
 

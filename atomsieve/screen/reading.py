@@ -26,12 +26,11 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen.children import start
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import import_lightly
+from atomsieve.structures.fields import CONDITIONS
 from atomsieve.structures.reader import StructureReader
 
 log = logging.getLogger(__name__)
 
-CONDITIONS = ("charge", "spin")
-"""Optional fields that a model may need; labels stay on disk."""
 AHEAD = 2
 """Chunks that are asked for before they are needed; more would keep work from other ranks at the end."""
 MOMENT = 0.1

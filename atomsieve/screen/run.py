@@ -191,8 +191,8 @@ def _stages(job: Job, reading: Reading, writing: Writing) -> dict[str, float]:
 def _vitals(job: Job, reading: Reading, writing: Writing) -> dict[str, Any]:
     """Return what a watcher wants to know of this rank."""
     stages = {stage: round(seconds, 3) for stage, seconds in _stages(job, reading, writing).items()}
-    queues = {"chunks_read_ahead": reading.ready, "chunks_to_write": writing.waiting}
-    return {"seconds_per_stage": stages, **queues, **job.vitals.now()}
+    lengths = {"chunks_read_ahead": reading.ready, "chunks_to_write": writing.waiting}
+    return {"seconds_per_stage": stages, **lengths, **job.vitals.now()}
 
 
 def _structures(job: Job, chunks: list[int]) -> int:

@@ -14,12 +14,10 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen.table import pieces
 from atomsieve.structures import StructureBatch, StructureReader, open_structures
 from atomsieve.structures.batch import ragged_index
+from atomsieve.structures.fields import CONDITIONS
 
 if TYPE_CHECKING:
     from atomsieve.screen.query import Results
-
-CONDITIONS = ("charge", "spin")
-"""Fields of a structure that decide its energy, beside its atoms and cell."""
 
 
 @contextmanager

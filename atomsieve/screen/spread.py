@@ -19,6 +19,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.runner import OK, PredictorLike, fill
 from atomsieve.screen.table import pieces
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.fields import CONDITIONS
 
 if TYPE_CHECKING:
     from atomsieve.screen.prepare import Job
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("max_force_std", "sigma_force")
 """Columns of a row that need the spread of forces."""
-CONDITIONS = ("charge", "spin")
 
 
 def settle(options: ScreenOptions, predictor: PredictorLike) -> str:

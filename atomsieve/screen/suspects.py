@@ -25,9 +25,9 @@ from atomsieve.screen import journal
 from atomsieve.screen.isolated import CannotStart, Child, Computed, Recipe
 from atomsieve.screen.journal import Record
 from atomsieve.screen.poison import no_forces, whole_chunk
-from atomsieve.screen.reading import CONDITIONS
 from atomsieve.screen.runner import OK
 from atomsieve.screen.signals import StopRequest
+from atomsieve.structures.fields import CONDITIONS
 
 if TYPE_CHECKING:
     from atomsieve.screen.prepare import Job

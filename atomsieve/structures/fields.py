@@ -106,3 +106,6 @@ FIELDS: dict[str, Field] = {
 
 LABELS: tuple[str, ...] = ("energy", "forces", "stress")
 """Fields with a presence mask `has_<name>`."""
+
+CONDITIONS = ("charge", "spin")
+"""Optional fields that decide an energy, beside atoms and cell; a model may need them."""

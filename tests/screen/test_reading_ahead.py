@@ -16,9 +16,10 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen import reading
 from atomsieve.screen.columns import blank_rows
 from atomsieve.screen.plan import Chunks
-from atomsieve.screen.reading import AHEAD, CONDITIONS, Reading
+from atomsieve.screen.reading import AHEAD, Reading
 from atomsieve.screen.writing import WAITING, Writing
 from atomsieve.structures import StructureWriter, open_structures
+from atomsieve.structures.fields import CONDITIONS
 
 N, SIZE = 400, 64
 
