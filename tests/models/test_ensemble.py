@@ -1,6 +1,7 @@
 """Physics and bookkeeping of the stacked ensemble, for every way of making forces."""
 
 import copy
+import platform
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from atomsieve.errors import UsageError
 from atomsieve.graphs.neighbors import build_graph
 from atomsieve.models import Ensemble, HeadSpec, ModelConfig, set_precision
 from atomsieve.models import message as messages
+from atomsieve.models.layers import multiplies_bf16
 from atomsieve.models.registry import encoders
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble
@@ -242,3 +244,11 @@ def test_ensembles_that_make_no_sense_are_refused(heads, seeds):
 def test_an_unknown_encoder_is_named_with_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'painn'"):
         tiny_ensemble(encoder="pain")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is of x86 processors")
+@pytest.mark.parametrize("tiles", [False, True])
+def test_cpus_multiply_in_bf16_only_where_it_is_faster(monkeypatch, tiles):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert multiplies_bf16(torch.device("cpu")) == tiles
