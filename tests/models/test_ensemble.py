@@ -251,4 +251,4 @@ def test_an_unknown_encoder_is_named_with_the_nearest():
 def test_cpus_multiply_in_bf16_only_where_it_is_faster(monkeypatch, tiles):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert multiplies_bf16(torch.device("cpu")) == tiles
+    assert multiplies_bf16.__wrapped__(torch.device("cpu")) == tiles  # what is remembered is of this machine
