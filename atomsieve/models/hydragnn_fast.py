@@ -1,4 +1,4 @@
-"""HydraGNN's lead model without autograd: energies of all heads and edge gradients of their mixture, on the CPU.
+"""HydraGNN's lead model without autograd: energies of all heads and edge gradients of their mixture.
 
 What the architecture allows, exactly:
 
@@ -8,14 +8,15 @@ What the architecture allows, exactly:
 - Linear maps with nothing between them are one map; what a bias or charge and spin add rides in spare columns.
 - Gradients are written out. The backward pass starts from the heads' weights folded together, so it runs once.
 
-What remains is matrix products over blocks of whole structures that stay in the cache.
+What remains is matrix products; on a CPU over blocks of whole structures that stay in the cache. The steps between them
+are compiled loops there, and fused kernels on a GPU (`hydragnn_gpu`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +26,13 @@ from torch import Tensor
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.models.hydragnn_fast_heads import FastHeads
 from atomsieve.models.hydragnn_fast_weights import ELEMENTS, Folded, fold
+from atomsieve.models.hydragnn_gpu import GpuSteps, gpu_available
 from atomsieve.models.layers import multiplies_bf16
 from atomsieve.native import kernels
 
-BLOCK_ATOMS = 512
-"""Atoms whose matrix products are made together; larger structures are blocks of their own."""
-GROUP_ATOMS = 4096
+BLOCK_ATOMS = {"cpu": 512, "cuda": 65_536}
+"""Atoms whose matrix products are made together, by kind of device; larger structures are blocks of their own."""
+GROUP_ATOMS = {"cpu": 4096, "cuda": 65_536}
 """Atoms whose activations are held for the backward pass."""
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}
 
@@ -93,15 +95,26 @@ class _Edges(NamedTuple):
 
 
 class Rooms:
-    """Working arrays, kept between calls; whoever uses them holds the lock. Models of one shape and type may share."""
+    """Working arrays, kept between calls; whoever uses them holds the lock. Models of one shape and type may share.
+
+    On a GPU every stream has its own, since what one stream was told to do may still be going on.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.arrays: dict[str, Tensor] = {}
+        self.arrays: dict[tuple[str, int], Tensor] = {}
 
 
-def fast_available() -> bool:
-    """Say whether the compiled kernels that this needs are there."""
+_NEEDED = {
+    "cpu": "the compiled kernels; reinstall with a C++ compiler at hand",
+    "cuda": "Triton's kernels; pip install triton",
+}
+
+
+def fast_available(device: str = "cpu") -> bool:
+    """Say whether what this needs on a kind of device is there: compiled kernels, or Triton."""
+    if device == "cuda":
+        return gpu_available()
     library = kernels()
     return library is not None and hasattr(library, "hydragnn_transpose")
 
@@ -110,13 +123,20 @@ class FastHydraGNN:
     """Evaluates a HydraGNN state dict (names without prefixes) of two PaiNN layers, the first of width 1."""
 
     def __init__(
-        self, state: Mapping[str, Tensor], precision: str = "fp32", cutoff: float = 5.0, rooms: Rooms | None = None
+        self,
+        state: Mapping[str, Tensor],
+        precision: str = "fp32",
+        cutoff: float = 5.0,
+        rooms: Rooms | None = None,
+        device: torch.device | None = None,
+        steps: NativeSteps | GpuSteps | None = None,
     ) -> None:
         """Fold the weights of a state dict.
 
         precision : fp64, fp32, or bf16: factors of matrix products are rounded to BF16, the rest is FP32. Where the
             processor has no BF16 products they are made in FP32, and this is no faster than fp32.
         cutoff : Angstrom. rooms : shared with members of the same ensemble, so that they are there once.
+        device : None is the CPU. steps : what is done between matrix products; None takes what the device is for.
 
         Raises
         ------
@@ -127,17 +147,16 @@ class FastHydraGNN:
         """
         if precision not in DTYPES:
             raise unknown("precision", precision, DTYPES)
-        if not fast_available():
-            raise AtomSieveError(
-                "the fast path of HydraGNN's model needs the compiled kernels; reinstall with a C++ compiler at hand"
-            )
+        self.device = device or torch.device("cpu")
+        if not fast_available(self.device.type):
+            raise AtomSieveError(f"the fast path of HydraGNN's model needs {_NEEDED[self.device.type]}")
         self.precision, self.dtype, self.cutoff = precision, DTYPES[precision], cutoff
         self.rounded = precision == "bf16"
-        self.direct = self.rounded and multiplies_bf16(torch.device("cpu"))
-        self.weights: Folded = fold(state, self.dtype, self.rounded)
-        self.heads = FastHeads(state, self.dtype)  # the readout is not rounded
+        self.direct = self.rounded and multiplies_bf16(self.device)
+        self.weights: Folded = fold(state, self.dtype, self.rounded).to(self.device)
+        self.heads = FastHeads(state, self.dtype, self.device)  # the readout is not rounded
         self.rooms = Rooms() if rooms is None else rooms
-        self._suffix = "f64" if self.dtype == torch.float64 else "f32"
+        self.steps = steps or (GpuSteps() if self.device.type == "cuda" else NativeSteps(self.dtype))
 
     def __call__(
         self,
@@ -154,7 +173,7 @@ class FastHydraGNN:
         every_head: bool = True,
         features: bool = False,
     ) -> FastResult:
-        """Evaluate a batch of S structures, N atoms and E edges sorted by receiver; all on the CPU.
+        """Evaluate a batch of S structures, N atoms and E edges sorted by receiver; all on the device.
 
         numbers : [N] atomic numbers. vec : [E,3] Angstrom, sender minus receiver. sender, receiver : [E] int64.
         row_ptr : [N+1], ptr : [S+1] int64. charge, spin : [S]. mix : [S,B] weights of heads.
@@ -178,45 +197,48 @@ class FastHydraGNN:
             raise DataError(f"atomic number {int(numbers.max())} is none; HydraGNN's model knows 1 to {ELEMENTS - 1}")
         attributes = torch.stack([charge, spin], 1).to(self.dtype)
         energies: list[Tensor] = []
-        grad = torch.zeros(vec.shape, dtype=self.dtype)
-        of_atoms = torch.empty(len(numbers), self.weights.features, dtype=self.dtype) if features else None
+        grad = torch.zeros(vec.shape, dtype=self.dtype, device=self.device)
+        of_atoms = self._empty(len(numbers), self.weights.features) if features else None
         weighed = mix.ne(0).any(0).nonzero()
         branch = None if every_head or len(weighed) != 1 else int(weighed)
-        cuts, bounds = ptr.numpy(), row_ptr.numpy()
-        for first, last in spans(cuts, GROUP_ATOMS):
+        cuts = ptr.cpu().numpy()
+        bounds = row_ptr[ptr].cpu().numpy()  # edges of structures
+        for first, last in spans(cuts, GROUP_ATOMS[self.device.type]):
             a, b = int(cuts[first]), int(cuts[last])
-            e, f = int(bounds[a]), int(bounds[b])
+            e, f = int(bounds[first]), int(bounds[last])
             edges = self._edges(row_ptr[a : b + 1] - e, sender[e:f] - a, receiver[e:f] - a, vec[e:f])
             with self.rooms.lock:
                 found = self._group(
-                    numbers[a:b], edges, ptr[first : last + 1] - a, attributes[first:last], mix[first:last],
+                    numbers[a:b], edges, ptr[first : last + 1] - a, cuts[first : last + 1] - a,
+                    attributes[first:last], mix[first:last],
                     grad[e:f] if gradients else None, branch, None if of_atoms is None else of_atoms[a:b],
                 )  # fmt: skip
             energies.append(found)
-        each = torch.cat(energies) if energies else torch.zeros(0, self.heads.count, dtype=torch.float64)
+        none = torch.zeros(0, self.heads.count, dtype=torch.float64, device=self.device)
+        each = torch.cat(energies) if energies else none
         return FastResult(each, (each * mix.to(torch.float64)).sum(1), grad, of_atoms)
 
     # -- one group ---------------------------------------------------------------------------------------------
 
     def _group(
-        self, numbers: Tensor, edges: _Edges, ptr: Tensor, attributes: Tensor, mix: Tensor, grad: Tensor | None,
-        branch: int | None, of_atoms: Tensor | None,
+        self, numbers: Tensor, edges: _Edges, ptr: Tensor, cuts: np.ndarray, attributes: Tensor, mix: Tensor,
+        grad: Tensor | None, branch: int | None, of_atoms: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """Return energies of heads `[S,B]` of structures that are held together.
+        """Return energies of heads `[S,B]` of structures that are held together; `cuts` is `ptr` on the host.
 
         Edge gradients are written into `grad`, features of atoms into `of_atoms`, where they are wanted.
         """
         atoms, structures, w = len(numbers), len(ptr) - 1, self.weights
         kept = _Kept(*(self._room(name, atoms, _PARTS.get(name, 1)) for name in _Kept._fields))
-        state, s0 = torch.empty(atoms, 4, dtype=torch.float64), torch.empty(atoms, dtype=torch.float64)
-        v0 = torch.empty(atoms, 4, dtype=self.dtype)
+        state, s0 = (self._empty(*shape, dtype=torch.float64) for shape in ((atoms, 4), (atoms,)))
+        v0 = self._empty(atoms, 4)
         self._call(
             "narrow_forward", atoms, w.radial, edges.row_ptr, edges.sender, numbers, edges.basis, w.table,
             w.narrow_filters, w.narrow, state, s0, v0,
         )  # fmt: skip
-        blocks = [(i, j, int(ptr[i]), int(ptr[j])) for i, j in spans(ptr.numpy(), BLOCK_ATOMS)]
-        per_atom = attributes.repeat_interleave(ptr[1:] - ptr[:-1], dim=0)
-        features = torch.zeros(structures, w.length, dtype=self.dtype)
+        blocks = [(i, j, int(cuts[i]), int(cuts[j])) for i, j in spans(cuts, BLOCK_ATOMS[self.device.type])]
+        per_atom = attributes.repeat_interleave(ptr[1:] - ptr[:-1], dim=0, output_size=atoms)
+        features = torch.zeros(structures, w.length, dtype=self.dtype, device=self.device)
         for i, j, a, b in blocks:
             self._forward(edges, kept, a, b, s0, v0, per_atom[a:b])
             self._call("pool", j - i, w.length, ptr[i : j + 1], kept.last[a:b], features[i:j])
@@ -225,11 +247,11 @@ class FastHydraGNN:
         each, by_features = self.heads(features[:, : w.features], mix, grad is not None, branch)
         if grad is None:
             return each
-        back = torch.zeros(structures, w.length, dtype=self.dtype)
+        back = torch.zeros_like(features)
         assert by_features is not None
         back[:, : w.features] = by_features
         by_s0, by_v0 = torch.empty_like(s0), torch.zeros_like(v0)
-        by_edge = torch.zeros(len(edges.sender), 4, dtype=self.dtype)
+        by_edge = torch.zeros(len(edges.sender), 4, dtype=self.dtype, device=self.device)
         for i, j, a, b in blocks:
             into = self._scratch("end", b - a)
             self._call("pool_back", j - i, w.length, ptr[i : j + 1], kept.last[a:b], back[i:j], into)
@@ -243,12 +265,11 @@ class FastHydraGNN:
     def _edges(self, row_ptr: Tensor, sender: Tensor, receiver: Tensor, vec: Tensor) -> _Edges:
         """Return the arrays that both passes read, with the order of edges by sender."""
         edges, atoms, radial = len(sender), len(row_ptr) - 1, self.weights.radial
-        basis = torch.empty(edges, radial + 4, dtype=self.dtype)
+        basis = self._empty(edges, radial + 4)
         slope = torch.empty_like(basis)
         self._call("geometry", edges, radial, self.cutoff, vec, basis, slope)
-        column = torch.empty(atoms + 1, dtype=torch.int64)
-        order = torch.empty(edges, dtype=torch.int64)
-        self._call("transpose", atoms, edges, sender, column, order, typed=False)
+        column, order = (self._empty(n, dtype=torch.int64) for n in (atoms + 1, edges))
+        self._call("transpose", atoms, edges, sender, column, order)
         return _Edges(row_ptr, sender, receiver, vec, basis, slope, column, order)
 
     def _forward(self, edges: _Edges, kept: _Kept, a: int, b: int, s0: Tensor, v0: Tensor, attributes: Tensor) -> None:
@@ -327,25 +348,40 @@ class FastHydraGNN:
             return
         torch.mm(x.bfloat16().to(self.dtype) if self.rounded else x, weight, out=out)
 
+    def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
     def _room(self, name: str, rows: int, parts: int) -> Tensor:
         """Return a working array `[rows, parts*L]`, zero where nothing was written yet; kept between calls."""
-        held = self.rooms.arrays.get(name)
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        held = self.rooms.arrays.get((name, stream))
         if held is None or len(held) < rows:
-            held = torch.zeros(rows, parts * self.weights.length, dtype=self.dtype)
-            self.rooms.arrays[name] = held
+            held = torch.zeros(rows, parts * self.weights.length, dtype=self.dtype, device=self.device)
+            self.rooms.arrays[name, stream] = held
         return held[:rows]
 
     def _scratch(self, name: str, rows: int, parts: int = 1) -> Tensor:
         return self._room(f"block {name}", rows, parts)
 
-    def _call(self, name: str, *arguments: Tensor | int | float | None, typed: bool = True) -> None:
-        library = kernels()
-        assert library is not None
-        function = getattr(library, f"hydragnn_{name}_{self._suffix}" if typed else f"hydragnn_{name}")
-        function(*(_value(x) for x in arguments))
+    def _call(self, name: str, *arguments: Tensor | float | None) -> None:
+        getattr(self.steps, name)(*arguments)
 
 
-def _value(x: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+class NativeSteps:
+    """The compiled steps of a CPU, in FP32 or FP64."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._suffix = "f64" if dtype == torch.float64 else "f32"
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        typed = "" if name == "transpose" else f"_{self._suffix}"
+        function = getattr(kernels(), f"hydragnn_{name}{typed}")
+        return lambda *arguments: function(*(_value(x) for x in arguments))
+
+
+def _value(x: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
     if isinstance(x, int):
         return ctypes.c_int64(x)
     if isinstance(x, float):

@@ -30,9 +30,10 @@ class _Stage(NamedTuple):
 class FastHeads:
     """All heads of a state dict: multilayer perceptrons with ReLU between maps, one energy each; never in BF16."""
 
-    def __init__(self, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    def __init__(self, state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
-        self.stages = [stage for pattern in _NAMES for stage in _stack(state, pattern, dtype)]
+        stacked = [stage for pattern in _NAMES for stage in _stack(state, pattern, dtype)]
+        self.stages = [_Stage(*(part.to(device) for part in stage)) for stage in stacked]
         known = sum(2 * len(stage.weight) for stage in self.stages)
         if known != sum(map(is_head, state)) or not self.stages or self.stages[-1].weight.shape[1] != 1:
             raise AtomSieveError(
@@ -50,7 +51,7 @@ class FastHeads:
         """
         own = slice(None) if branch is None else slice(branch, branch + 1)
         stages = [_Stage(stage.weight[own], stage.bias[own]) for stage in self.stages]
-        energies = torch.zeros(len(features), self.count, dtype=torch.float64)
+        energies = torch.zeros(len(features), self.count, dtype=torch.float64, device=features.device)
         grad = torch.empty_like(features) if gradients else None
         for k in range(0, len(features), CHUNK):
             rows = slice(k, k + CHUNK)

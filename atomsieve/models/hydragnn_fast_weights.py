@@ -7,7 +7,7 @@ bias, because the row holds a 1 there; columns F+1 and F+2 hold what charge and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,11 @@ class Folded(NamedTuple):
     def inner(self, weight: Tensor) -> int:
         """Return how many columns of a weight are not spare."""
         return self.length + self.features if weight is self.update else self.features
+
+    def to(self, device: torch.device) -> Folded:
+        """Return the same on a device."""
+        there: dict[str, Any] = {k: x.to(device) for k, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(**there)
 
 
 class _State:

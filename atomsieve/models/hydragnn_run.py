@@ -12,10 +12,10 @@ from atomsieve.models.hydragnn_state import to_hydragnn_state
 
 
 def fast_serves(ensemble: Ensemble, device: torch.device) -> bool:
-    """Say whether the fast path knows this model: two layers, conditioned, networks of their own, on the CPU."""
+    """Say whether the fast path knows this model (two layers, conditioned, networks of their own) and the device."""
     config = ensemble.config
     known = config.hydragnn is not None and config.layers == 2 and config.charge_spin and not ensemble.shallow
-    return known and device.type == "cpu" and fast_available()
+    return known and device.type in ("cpu", "cuda") and fast_available(device.type)
 
 
 class FastEnsemble:
@@ -24,13 +24,13 @@ class FastEnsemble:
     Weights are copied: what happens to the ensemble afterwards does not matter.
     """
 
-    def __init__(self, ensemble: Ensemble, precision: str) -> None:
+    def __init__(self, ensemble: Ensemble, precision: str, device: torch.device | None = None) -> None:
         rooms = Rooms()
         self.members = [
-            FastHydraGNN(to_hydragnn_state(ensemble, k), precision, ensemble.config.cutoff, rooms)
+            FastHydraGNN(to_hydragnn_state(ensemble, k), precision, ensemble.config.cutoff, rooms, device)
             for k in range(ensemble.members)
         ]
-        self.scales = torch.tensor([h.scale for h in ensemble.heads], dtype=torch.float64)
+        self.scales = torch.tensor([h.scale for h in ensemble.heads], dtype=torch.float64, device=device)
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
 
     def __call__(
@@ -58,7 +58,7 @@ class FastEnsemble:
             virial=virial_of(gradient, graph) if stress and gradient is not None else None,
             features=torch.stack([one.features for one in found if one.features is not None])
             if features
-            else torch.zeros(len(found), graph.n_atoms, 0, dtype=self.dtype),
+            else torch.zeros(len(found), graph.n_atoms, 0, dtype=self.dtype, device=self.scales.device),
             atom_energy=None,
             head_energy=torch.stack([one.energy_per_head * self.scales for one in found]) if mixed else None,
         )

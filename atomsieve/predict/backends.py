@@ -176,7 +176,7 @@ def _fast(ensemble: Ensemble, precision: str, device: torch.device) -> FastEnsem
         return None
     from atomsieve.models.hydragnn_run import FastEnsemble, fast_serves
 
-    return FastEnsemble(ensemble, precision) if fast_serves(ensemble, device) else None
+    return FastEnsemble(ensemble, precision, device) if fast_serves(ensemble, device) else None
 
 
 def _spread(every: torch.Tensor) -> NDArray[np.float64]:

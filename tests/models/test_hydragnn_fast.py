@@ -153,8 +153,8 @@ def test_blocks_and_groups_change_nothing(monkeypatch):
     batch = random_boxes([9, 30, 4, 50, 3, 3, 17])
     graph, given = lists(batch, 8), drawn(7, 3)
     whole = run_fast(FastHydraGNN(model.state_dict(), "fp64"), graph, *given)
-    monkeypatch.setattr(hydragnn_fast, "BLOCK_ATOMS", 20)
-    monkeypatch.setattr(hydragnn_fast, "GROUP_ATOMS", 60)
+    monkeypatch.setattr(hydragnn_fast, "BLOCK_ATOMS", {"cpu": 20})
+    monkeypatch.setattr(hydragnn_fast, "GROUP_ATOMS", {"cpu": 60})
     fast = FastHydraGNN(model.state_dict(), "fp64")
     assert worst(run_fast(fast, graph, *given), tuple(whole)) < 1e-13
     # working arrays keep what an earlier, larger batch left in them

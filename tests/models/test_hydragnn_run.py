@@ -1,5 +1,7 @@
 """The fast path of HydraGNN's model says what the model itself says, as an ensemble and behind a predictor."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,8 @@ def test_energies_forces_and_virials_are_those_of_the_model(heads, config):
 def test_what_it_does_not_know_goes_the_plain_way():
     for other in (hydra(kind="shallow"), hydra(layers=3), hydra(charge_spin=False)):
         assert not fast_serves(other, CPU)
-    assert not fast_serves(hydra(), torch.device("cuda"))
+        assert not fast_serves(other, torch.device("cuda"))
+    assert fast_serves(hydra(), torch.device("cuda")) == (find_spec("triton") is not None)
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
