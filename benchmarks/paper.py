@@ -13,7 +13,10 @@ structures, the same lists and the same number of threads; the fastest of each i
 less (`--clock cpu` counts the process's own seconds instead, for one thread on a busy machine).
 loop: from positions in memory to energies and forces of each structure. Eager: a k-d tree for each structure, batches
 of a fixed count, one result at a time, as theirs. Ours: the predictor in batches of a budget of atoms.
-files: from a file of structures to a finished results folder by `screen run`, its start included.
+files: from a file of structures to a finished results folder by `screen run`, its start included; beside the path
+alone, and beside the eager loop, which neither reads nor writes anything (in FP32 for BF16).
+
+`--device cuda` computes everything there on a GPU: eager as on a CPU, ours by fused kernels.
 
 `--allocator default` leaves glibc's allocator as Python programs have it, `ours` sets it as our commands do. The eager
 path makes edge-wide arrays all the time and is several times slower with the default; name the one that was used.
@@ -82,6 +85,21 @@ def head(*names: str) -> None:
     print("|" + " --- |" * len(names))
 
 
+def clock_of(options: argparse.Namespace) -> Callable[[], float]:
+    """Return a clock: seconds of the wall, or of this process; on a GPU after what it was told to do is done."""
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    if not options.device.startswith("cuda"):
+        return clock
+    if options.clock == "cpu":
+        raise SystemExit("error: --clock cpu counts no seconds of a GPU; say --clock wall")
+
+    def after() -> float:
+        torch.cuda.synchronize(options.device)
+        return clock()
+
+    return after
+
+
 def turns(calls: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
     """Return the shortest time of each call, after one that is not counted; calls are made in turns."""
     best = dict.fromkeys(calls, np.inf)
@@ -100,11 +118,13 @@ def turns(calls: dict[str, Callable[[], object]], repeats: int, clock: Callable[
 class Inputs:
     """Structures and their lists, as both paths take them."""
 
-    def __init__(self, batch: StructureBatch) -> None:
+    def __init__(self, batch: StructureBatch, device: str = "cpu") -> None:
         self.batch = batch
-        self.graph = build_graph(batch, CUTOFF, max_neighbors=NEIGHBORS, dtype=torch.float64)
-        self.mix = weighed(batch)
-        self.attributes = torch.zeros(len(batch), 2, dtype=torch.float64)
+        self.graph = build_graph(
+            batch, CUTOFF, max_neighbors=NEIGHBORS, device=torch.device(device), dtype=torch.float64
+        )
+        self.mix = weighed(batch).to(device)
+        self.attributes = torch.zeros(len(batch), 2, dtype=torch.float64, device=device)
 
     def eager(self, model: EagerHydraGNN, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, ...]:
         """Return energies of heads, of the mixture, and edge gradients, in batches of `count` structures."""
@@ -133,12 +153,12 @@ class Inputs:
 def device(options: argparse.Namespace) -> None:
     """Print what both paths take from lists in memory to forces."""
     torch.set_num_threads(options.threads)
-    own = Inputs(structures(options.structures))
+    own = Inputs(structures(options.structures), options.device)
     atoms, edges, n = own.graph.n_atoms, own.graph.n_edges, len(own.batch)
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    clock, where = clock_of(options), torch.device(options.device)
     print(
-        f"device only: {n} structures, {atoms} atoms, {edges} edges, {options.threads} thread(s); eager in batches of "
-        f"{options.eager_batch}; {options.clock} time, fastest of {options.repeats}"
+        f"{where}, device only: {n} structures, {atoms} atoms, {edges} edges, {options.threads} thread(s); eager in "
+        f"batches of {options.eager_batch}; {options.clock} time, fastest of {options.repeats}"
     )
     row(
         ["precision", "path", "atoms/s", "edges/s", "structures/s", "to eager", "to eager FP32", "error", "force error"]
@@ -147,8 +167,8 @@ def device(options: argparse.Namespace) -> None:
     truth, base = None, 0.0
     state = build().state_dict()
     for precision in sorted(options.precisions, key=list(DTYPES).index):
-        fast, dtype = FastHydraGNN(state, precision), DTYPES[precision]
-        eager = build(precision=dtype)
+        fast, dtype = FastHydraGNN(state, precision, device=where), DTYPES[precision]
+        eager = build(precision=dtype).to(where)
         results: dict[str, tuple[torch.Tensor, ...]] = {}
 
         def call_eager(eager=eager, dtype=dtype, results=results) -> None:  # type: ignore[no-untyped-def]
@@ -184,7 +204,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def eager_loop(
-    model: EagerHydraGNN, batch: StructureBatch, dtype: torch.dtype, count: int
+    model: EagerHydraGNN, batch: StructureBatch, dtype: torch.dtype, count: int, device: str = "cpu"
 ) -> list[tuple[float, np.ndarray]]:
     """Return energy and forces of each structure, the way of their script: lists, batches and results one by one."""
     weights, found = branch_weights().to(dtype), []
@@ -199,6 +219,8 @@ def eager_loop(
         counts = torch.stack(
             [torch.bincount(numbers[structure == k], minlength=ELEMENTS + 1)[1:] for k in range(len(parts))]
         )
+        mix = weights(counts.to(dtype)).to(device)
+        numbers, positions, edge, structure = (t.to(device) for t in (numbers, positions, edge, structure))
         vec = positions[edge[1]] - positions[edge[0]]
         _, energy, grad = model.fused(
             numbers,
@@ -206,11 +228,11 @@ def eager_loop(
             edge[1],
             edge[0],
             structure,
-            torch.zeros(len(parts), 2, dtype=dtype),
-            weights(counts.to(dtype)),
+            torch.zeros(len(parts), 2, dtype=dtype, device=device),
+            mix,
         )
         forces = torch.zeros_like(positions).index_add(0, edge[0], grad).index_add(0, edge[1], -grad)
-        found += [(energy[k].item(), forces[structure == k].numpy()) for k in range(len(parts))]
+        found += [(energy[k].item(), forces[structure == k].cpu().numpy()) for k in range(len(parts))]
     return found
 
 
@@ -243,19 +265,22 @@ def loop(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     batch = structures(options.structures)
     few = batch.slice(0, min(options.eager_structures, len(batch)))
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    clock = clock_of(options)
     print(
-        f"loop: {len(batch)} structures, {batch.n_atoms} atoms (eager: {len(few)}, {few.n_atoms}), {options.clock} time"
+        f"{options.device}, loop: {len(batch)} structures, {batch.n_atoms} atoms (eager: {len(few)}, {few.n_atoms}), "
+        f"{options.clock} time"
     )
     head("precision", "path", "atoms/s", "structures/s", "to eager")
     with tempfile.TemporaryDirectory() as place:
         folder = ensemble(Path(place) / "gfm")
         for precision in options.precisions:
-            model = build(precision=DTYPES[precision])
-            predictor = Predictor.load(folder, precision=precision)
+            model = build(precision=DTYPES[precision]).to(options.device)
+            predictor = Predictor.load(folder, precision=precision, device=options.device)
             seconds = turns(
                 {
-                    "eager": lambda m=model, p=precision: eager_loop(m, few, DTYPES[p], options.eager_batch),  # type: ignore[misc]
+                    "eager": lambda m=model, p=precision: eager_loop(  # type: ignore[misc]
+                        m, few, DTYPES[p], options.eager_batch, options.device
+                    ),
                     "fast": lambda p=predictor: list(our_loop(p, batch, options.batch_atoms)),  # type: ignore[misc]
                 },
                 options.repeats,
@@ -273,25 +298,38 @@ def loop(options: argparse.Namespace) -> None:
 def files(options: argparse.Namespace) -> None:
     """Print what `screen run` takes from a file of structures to a results folder, beside the path alone."""
     batch = structures(options.structures)
-    alone = Inputs(batch.slice(0, min(40, len(batch))))
-    cpu = options.clock == "cpu"
-    clock = time.process_time if cpu else time.perf_counter
-    print(f"file to file: {len(batch)} structures, {batch.n_atoms} atoms; {options.clock} time of the whole command")
-    head("precision", "ranks", "seconds", "structures/s", "atoms/s", "per rank", "path alone", "ratio")
+    few, cpu = batch.slice(0, min(options.eager_structures, len(batch))), options.clock == "cpu"
+    alone, clock = Inputs(batch.slice(0, min(40, len(batch))), options.device), clock_of(options)
+    print(
+        f"{options.device}, file to file: {len(batch)} structures, {batch.n_atoms} atoms; {options.clock} time of the "
+        f"whole command; the eager loop: {few.n_atoms} atoms"
+    )
+    head("precision", "ranks", "seconds", "structures/s", "atoms/s", "path alone", "to path", "eager loop", "to eager")
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         folder, source = ensemble(Path(place) / "gfm"), Path(place) / "boxes.bp"
         write_structures(source, batch)
         for precision in options.precisions:
             torch.set_num_threads(1)
-            fast = FastHydraGNN(build().state_dict(), precision)
-            seconds = turns({"fast": lambda f=fast: alone.fast(f)}, 2, clock)["fast"]  # type: ignore[misc]
-            device_rate = alone.graph.n_atoms / seconds
+            dtype = DTYPES[precision]
+            fast = FastHydraGNN(build().state_dict(), precision, device=torch.device(options.device))
+            model = build(precision=dtype).to(options.device)
+            seconds = turns(
+                {
+                    "fast": lambda f=fast: alone.fast(f),  # type: ignore[misc]
+                    "eager": lambda m=model, d=dtype: eager_loop(m, few, d, options.eager_batch, options.device),  # type: ignore[misc]
+                },
+                2,
+                clock,
+            )
+            path, eager = alone.graph.n_atoms / seconds["fast"], few.n_atoms / seconds["eager"]
             for ranks in options.ranks:
-                took = statistics.median(_screen(folder, source, precision, ranks, cpu) for _ in range(options.repeats))
+                runs = [_screen(folder, source, precision, ranks, cpu, options.device) for _ in range(options.repeats)]
+                took = statistics.median(runs)
                 rate = batch.n_atoms / took
                 share = rate if cpu else rate / ranks
-                cells = [f"{took:.1f}", f"{len(batch) / took:.1f}", f"{rate:,.0f}", f"{share:,.0f}"]
-                row([precision, str(ranks), *cells, f"{device_rate:,.0f}", f"{share / device_rate:.2f}"])
+                cells = [f"{took:.1f}", f"{len(batch) / took:.1f}", f"{rate:,.0f}"]
+                beside = [f"{path:,.0f}", f"{share / path:.2f}", f"{eager:,.0f}", f"{share / eager:.1f}"]
+                row([precision, str(ranks), *cells, *beside])
 
 
 def _clock(cpu: bool) -> float:
@@ -300,11 +338,12 @@ def _clock(cpu: bool) -> float:
     return spent.children_user + spent.children_system if cpu else time.perf_counter()
 
 
-def _screen(folder: Path, source: Path, precision: str, ranks: int, cpu: bool) -> float:
+def _screen(folder: Path, source: Path, precision: str, ranks: int, cpu: bool, device: str) -> float:
     """Return the seconds of one `screen run`."""
     out = folder.parent / "results"
     program = [str(Path(sys.executable).parent / "screen"), "run", str(source), "--ensemble", str(folder)]
     program += ["--head", "auto", "--precision", precision, "--out", str(out), "--overwrite", "--quiet", "--forces"]
+    program += ["--device", device]
     if ranks > 1:
         program = ["mpirun", "-n", str(ranks), *program]
     began = _clock(cpu)
@@ -331,6 +370,7 @@ def main() -> None:
         verb.add_argument("--repeats", type=int, default=3 if name != "files" else 1)
         verb.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 1)))
         verb.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+        verb.add_argument("--device", default="cpu", help="cpu or cuda")
         verb.add_argument("--allocator", choices=("ours", "default"), default="ours")
         verb.add_argument("--eager-batch", type=int, default=8, help="structures in a batch of the eager path")
         verb.add_argument("--eager-structures", type=int, default=16, help="structures that the eager loop is given")
