@@ -32,7 +32,7 @@ from atomsieve.native import kernels
 
 BLOCK_ATOMS = {"cpu": 512, "cuda": 65_536}
 """Atoms whose matrix products are made together, by kind of device; larger structures are blocks of their own."""
-GROUP_ATOMS = {"cpu": 4096, "cuda": 65_536}
+GROUP_ATOMS = {"cpu": 8192, "cuda": 65_536}
 """Atoms whose activations are held for the backward pass."""
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}
 

@@ -19,6 +19,7 @@ from atomsieve.graphs import Graph
 from atomsieve.models import Ensemble, ExportEntry, Manifest, set_precision
 from atomsieve.models.exports import FORMATS, export_key
 from atomsieve.models.layers import MATMULS
+from atomsieve.predict.packing import cached_budget
 from atomsieve.structures import StructureBatch
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class NativeBackend:
 
     name = "native"
     digest: str | None = None
+    budget: tuple[int, int] | None = None
+    """Atoms and edges of a batch that suits this model; None: what is usual on the device."""
 
     def __init__(self, ensemble: Ensemble, precision: str, device: torch.device, why: str = "as asked") -> None:
         self.model = set_precision(ensemble, precision).to(device).eval().requires_grad_(False)
@@ -104,6 +107,8 @@ class NativeBackend:
         self.precision, self.why = precision, why
         self.fast = _fast(ensemble, precision, device)
         self.max_atoms = MAX_ATOMS[device.type]
+        if device.type == "cpu" and self.fast is None:
+            self.budget = cached_budget(ensemble.encoders * ensemble.config.hidden * self.dtype.itemsize)
         if ensemble.config.hydragnn is not None and self.fast is None:
             config = ensemble.config
             per_edge = 3 * config.hidden * (8 if precision == "fp64" else 4) * ensemble.encoders

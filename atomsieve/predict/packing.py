@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,26 @@ log = logging.getLogger(__name__)
 
 BUDGETS = {"cpu": (4096, 250_000), "cuda": (100_000, 5_000_000)}
 """Default budget of a batch per kind of device: atoms, estimated directed edges."""
+CACHED, LEAST = 2**19, 256
+"""On a CPU a batch is fastest whose features, of all members, take about so many bytes: then the arrays of a layer
+stay in the cache, and the cost of a call is small (`benchmarks/growth.py budgets`). No fewer atoms than LEAST."""
 PACKING_RULE = "sorted by estimated edges, atoms, position; filled to max_atoms and max_edges"
+
+
+def usual_budget(predictor: Any) -> tuple[int, int]:
+    """Return atoms and estimated edges of a batch that suits a predictor, where memory does not matter.
+
+    A predictor may say so itself (`budget`); of others the device decides.
+    """
+    said: tuple[int, int] | None = getattr(predictor, "budget", None)
+    return said or BUDGETS.get(str(predictor.device).partition(":")[0], BUDGETS["cpu"])
+
+
+def cached_budget(bytes_per_atom: int) -> tuple[int, int]:
+    """Return atoms and edges of a batch on a CPU whose features take `bytes_per_atom`; a power of two."""
+    atoms, edges = BUDGETS["cpu"]
+    own = min(atoms, max(LEAST, 1 << max(CACHED // max(bytes_per_atom, 1), 1).bit_length() - 1))
+    return own, edges * own // atoms
 
 
 def pack(

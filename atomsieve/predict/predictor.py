@@ -132,6 +132,11 @@ class Predictor:
         """Number of features F that the encoder gives each atom."""
         return self._config.hidden
 
+    @property
+    def budget(self) -> tuple[int, int] | None:
+        """Atoms and estimated edges of a batch that suits the model; None: what is usual on the device."""
+        return getattr(self._run, "budget", None)
+
     def note(self, head: str) -> str | None:
         """Return one line on what a user of a head must know, or None."""
         if head != AUTO or self._mixture is None:

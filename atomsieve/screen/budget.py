@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from atomsieve.predict.packing import BUDGETS
+from atomsieve.predict.packing import usual_budget
 from atomsieve.screen import manifest
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.store import Folder
@@ -52,7 +52,7 @@ def settle_budget(
     model : the predictor. share : processes of this machine, which share its memory. loaded : the predictor computes
         in this process and was loaded for this run; of any other the usual budget is taken.
     """
-    usual = options.budget(manifest.device_kind(model), getattr(model, "budget", None))
+    usual = options.budget(usual_budget(getattr(model, "better", model)))
     given = {"max_atoms": options.max_atoms, "max_edges": options.max_edges}
     automatic = tuple(name for name, value in given.items() if value is None)
     if not automatic:
@@ -67,7 +67,7 @@ def settle_budget(
 
     model = getattr(model, "better", model)  # of a cascade, the one that takes more
     some = lambda: sample(reader, options.max_structure_atoms)  # noqa: E731 - larger ones are not computed
-    found = budget_of(model, some, BUDGETS[manifest.device_kind(model)], want=want, head=head,
+    found = budget_of(model, some, usual_budget(model), want=want, head=head,
                       share=_sharing(model, share) * getattr(model, "lanes", 1))  # fmt: skip
     atoms, edges = options.max_atoms or found.max_atoms, options.max_edges or found.max_edges
     return Settled(atoms, edges, found.why if len(automatic) == 2 else f"partly as asked; {found.why}", automatic)

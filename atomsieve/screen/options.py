@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atomsieve.errors import UsageError, unknown
-from atomsieve.predict.packing import BUDGETS
 from atomsieve.screen.columns import rankable
 
 PRECISIONS = ("fp64", "fp32", "bf16")
@@ -122,7 +121,7 @@ class ScreenOptions:
             raise UsageError("cascade with local: it reads all rows again, which no node has; leave out one of them")
         object.__setattr__(self, "precision", first)
 
-    def budget(self, device_kind: str, usual: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Return the budget of one batch, atoms and edges, on `cpu` or `cuda`, or where another one is usual."""
-        atoms, edges = usual or BUDGETS.get(device_kind, BUDGETS["cpu"])
+    def budget(self, usual: tuple[int, int]) -> tuple[int, int]:
+        """Return the budget of one batch, atoms and edges; `usual` is taken where nothing was asked for."""
+        atoms, edges = usual
         return self.max_atoms or atoms, self.max_edges or edges

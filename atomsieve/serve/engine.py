@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError
 from atomsieve.graphs import edge_budget_estimate
 from atomsieve.predict import Predictor, Status
-from atomsieve.predict.packing import BUDGETS, halved, pack
+from atomsieve.predict.packing import halved, pack, usual_budget
 from atomsieve.serve.crowding import crowded_edges
 from atomsieve.serve.request import Refused, Request, read_request
 from atomsieve.serve.settings import Settings
@@ -245,7 +245,7 @@ def internal_error() -> Refused:
 
 def _budget(predictor: Predictor, settings: Settings) -> tuple[int, int]:
     """Return the atoms and estimated edges that are computed at once."""
-    atoms, edges = BUDGETS["cuda" if str(predictor.device).startswith("cuda") else "cpu"]
+    atoms, edges = usual_budget(predictor)
     return settings.max_atoms or atoms, settings.max_edges or edges
 
 

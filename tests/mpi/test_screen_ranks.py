@@ -71,7 +71,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(whole, tmp_path, ranks):
 def test_a_killed_rank_ends_the_job_and_any_number_of_ranks_continues_it(whole, tmp_path, first, dies, then):
     source, expected = whole
     began = time.monotonic()
-    process = start(first, source, tmp_path / "out", fault="kill", after=9, rank=dies, slow=0.002, **OPTIONS)
+    process = start(first, source, tmp_path / "out", fault="kill", after=9, rank=dies, slow_others=0.03, **OPTIONS)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert time.monotonic() - began < 30
@@ -83,7 +83,8 @@ def test_a_killed_rank_ends_the_job_and_any_number_of_ranks_continues_it(whole, 
 def test_killed_again_and_again(whole, tmp_path):
     source, expected = whole
     for ranks in (3, 2):
-        process = start(ranks, source, tmp_path / "out", fault="kill", after=12, rank=ranks - 1, **OPTIONS)
+        order = {"fault": "kill", "after": 12, "rank": ranks - 1, "slow_others": 0.03}
+        process = start(ranks, source, tmp_path / "out", **order, **OPTIONS)
         process.communicate(timeout=60)
         assert process.returncode != 0
     run(3, source, tmp_path / "out", 3, **OPTIONS)
@@ -101,7 +102,7 @@ def test_ranks_that_reach_different_servers_leave_together(whole, tmp_path):
 def test_an_exception_on_one_rank_ends_all_with_one_line(whole, tmp_path):
     source, _ = whole
     began = time.monotonic()
-    said = run(3, source, tmp_path / "out", 1, fault="raise", after=3, rank=2, slow=0.01)
+    said = run(3, source, tmp_path / "out", 1, fault="raise", after=3, rank=2, slow_others=0.03)
     assert time.monotonic() - began < 30
     assert "error: rank 2 of 3: ValueError: springs are broken\n" in said
     assert "Traceback" not in said

@@ -61,15 +61,18 @@ class OneRoom(FakePredictor):
 
     def __init__(self):
         super().__init__()
-        self.lock, self.used, self.both, self.failed = threading.Lock(), 0, threading.Barrier(2, timeout=20), 0
+        self.lock, self.used, self.failed = threading.Lock(), 0, 0
+        self.both, self.begun = threading.Barrier(2, timeout=20), 0
 
     def __call__(self, batch, want, head=None):
         with self.lock:
             self.used += batch.n_atoms
             over = self.used > 100
             self.failed += over
+            self.begun += 1
+            first = self.begun <= 2
         try:
-            if self.calls == 0 and not self.both.broken and threading.current_thread() is not threading.main_thread():
+            if first:
                 self.both.wait()
             if over:
                 raise MemoryError("no room")

@@ -14,7 +14,7 @@ from screen_fakes import FakePredictor, MemoryReader, candidates
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.predict import Predictor, Status, memory
 from atomsieve.predict.memory import MemoryLaw
-from atomsieve.predict.packing import Limit
+from atomsieve.predict.packing import Limit, cached_budget
 from atomsieve.screen import energy, journal, suspects, vitals
 from atomsieve.screen.budget import OnCpu, sample
 from atomsieve.screen.finish import print_result
@@ -137,7 +137,9 @@ def test_scarce_memory_settles_the_budget_and_a_run_keeps_it(gfm, tmp_path, monk
     assert "batches: up to 640 atoms" in text.getvalue() and "learned in a probe" in text.getvalue()
     free[0] = 1e12
     assert screen()["batches"] == scarce["batches"], "a run goes on as it began, whatever memory there is now"
-    assert screen(out="fresh")["batches"]["max_atoms"] == 4096
+    usual = Predictor.load(gfm).budget
+    assert usual == cached_budget(3 * 16 * 4) == (2048, 125_000)
+    assert screen(out="fresh")["batches"]["max_atoms"] == usual[0]
     asked = screen(out="asked", max_atoms=100)
     assert asked["batches"]["max_atoms"] == 100 and asked["budget"]["automatic"] == ["max_edges"]
     free[0] = 1e9
@@ -150,7 +152,7 @@ def test_scarce_memory_settles_the_budget_and_a_run_keeps_it(gfm, tmp_path, monk
     assert "partly as asked; about" in starts[0] and starts[1] == "as in the earlier part of this run"
     with pytest.raises(AtomSieveError, match=r"max_atoms: 640 -> 100"):
         screen(max_atoms=100)
-    with pytest.raises(AtomSieveError, match=r"max_atoms: 100 -> 4096"):
+    with pytest.raises(AtomSieveError, match=r"max_atoms: 100 -> 2048"):
         screen(out="asked")
 
 

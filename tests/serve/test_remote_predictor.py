@@ -13,7 +13,7 @@ import pytest
 from atomsieve.errors import UsageError
 from atomsieve.graphs import edge_budget_estimate
 from atomsieve.predict import Status
-from atomsieve.predict.packing import BUDGETS, pack
+from atomsieve.predict.packing import pack
 from atomsieve.serve.crowding import crowded_edges
 from atomsieve.serve.remote import RemotePredictor
 from atomsieve.serve.transport import Rejected, Unavailable
@@ -140,7 +140,7 @@ def test_it_is_described_as_the_local_one(remotes, local):
         assert remote.elements(head) == local.elements(head)
         assert remote.calibrated(head) == local.calibrated(head)
         np.testing.assert_array_equal(remote.references(head), local.references(head))
-    assert remote.budget == BUDGETS["cpu"], "that the server uses, since none is configured"
+    assert remote.budget == local.budget, "that the server uses, since none is configured"
     assert local.describe().items() <= remote.describe().items()
     assert remotes["grpc"].head == "metal"
 
