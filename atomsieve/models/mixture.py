@@ -90,9 +90,11 @@ class Mixture:
         """Return the weight of each head in each structure [S,H].
 
         known : [H,118], the elements that each head can say something about. A head that lacks an element of a
-            structure has no weight in it, and the others share the whole; if every head does, all weights are zero.
+            structure has no weight in it, and the other mixed heads share the whole; if each of them lacks one, all
+            weights are zero. Heads that are not mixed never have weight.
         """
         counts = composition(batch.numbers, batch.ptr)
+        known = known & np.isin(self.heads, self.mixed)[:, None]  # no bias is low enough where all others are out
         lacks = (counts @ (~known).T.astype(np.float64)) > 0
         odd = counts.sum(1) < batch.counts  # atoms that are no element
         logits = np.where(lacks | odd[:, None], -np.inf, self.logits(counts))

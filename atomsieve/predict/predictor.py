@@ -162,10 +162,13 @@ class Predictor:
         return table
 
     def elements(self, head: str) -> list[int]:
-        """Return the atomic numbers of the elements that a head was trained on; of "auto", that any was."""
-        if head == AUTO:
-            return np.flatnonzero(self._seen.any(0)).tolist()
-        return np.flatnonzero(self._seen[self._index[head]]).tolist()
+        """Return the atomic numbers of the elements that a head was trained on; of "auto", that any mixed one was."""
+        return np.flatnonzero(self._seen_by(head)).tolist()
+
+    def _seen_by(self, head: str) -> NDArray[np.bool_]:
+        """Return which elements [256] a head was trained on; of "auto", any of the heads that it mixes."""
+        mixed = self.heads if self._mixture is None else self._mixture.mixed
+        return np.asarray(self._seen[[self._index[n] for n in (mixed if head == AUTO else [head])]].any(0))
 
     @staticmethod
     def load(
@@ -278,9 +281,8 @@ class Predictor:
             asked.add("force_spread")
         results = Results(batch, self.members, asked, name)
         which: int | NDArray[np.float64] = self.mixture(batch) if name == AUTO else self._index[name]
-        seen = np.asarray(self._seen.any(0) if name == AUTO else self._seen[self._index[name]])
         results.status[:] = check_inputs(
-            batch, seen, charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
+            batch, self._seen_by(name), charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
         )
         if isinstance(which, np.ndarray):
             results.status[(results.status == Status.OK) & ~which.any(1)] = Status.UNSEEN_ELEMENT

@@ -275,6 +275,15 @@ def test_heads_that_are_not_wanted_get_no_weight(tmp_path):
     assert (weights > 0).all(0).tolist() == [True, False, True]
     with pytest.raises(UsageError, match="did you mean 'metals'"):
         mixture_of(folder, [data], heads=["metal"])
+    # nickel is known to the head left out alone, copper with oxygen to one of those mixed
+    predictor = Predictor.load(folder, head="auto")
+    few = copper_oxides(20)
+    few = few.take(np.flatnonzero(few.counts > 3)[:2])
+    numbers = np.where(few.structure_of_atom == 0, 28, few.numbers).astype(np.uint8)
+    unknown = few.replace(numbers=np.where(np.arange(len(numbers)) == few.counts[0], 29, numbers).astype(np.uint8))
+    assert (predictor.mixture(unknown) > 0).tolist() == [[False] * 3, [True, False, False]]
+    assert predictor(unknown, {"energy"}).status.tolist() == [Status.UNSEEN_ELEMENT, Status.OK]
+    assert predictor.elements("auto") == [1, 8, 29]
 
 
 def test_what_it_cannot_learn_from_is_refused(tmp_path):
