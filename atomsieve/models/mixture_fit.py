@@ -37,7 +37,8 @@ def fit_mixture(
     """Fit a mixture by cross entropy to the heads that compositions belong to; every head counts alike.
 
     A weight is then the share that a head's source has among structures of this composition, were all sources equally
-    large. Equal compositions stay together when a tenth is kept apart; the fit ends when it gets no better on these.
+    large. Equal compositions stay together when a tenth is kept apart, and each head keeps one to learn from; the fit
+    ends when it gets no better on those kept apart.
 
     counts : [M,118] atoms of each element; head : [M] index of the head. known : [H,118], as a mixture is called with;
         structures with an element that their own head lacks are left out.
@@ -53,7 +54,7 @@ def fit_mixture(
     if len(present) < 2:
         raise DataError(f"a mixture needs structures of at least two heads, got those of {len(present)}")
     generator = torch.Generator().manual_seed(seed)
-    held = _held(counts, seed)
+    held = _held(counts, head, seed)
     x = counts / counts.sum(1, keepdims=True) if inputs == "fractions" else counts
     scale = np.maximum(x[~held].std(0).max(), 1e-3)
     lacks = counts @ (~known).T.astype(np.float64) > 0
@@ -70,7 +71,8 @@ def fit_mixture(
         for inner, outer in pairwise(widths):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
     net = nn.Sequential(*layers[:-1]).double()
-    best, state, rounds = np.inf, net.state_dict(), 0
+    best, since, rounds = np.inf, 0, 0
+    state = net.state_dict()
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     for rounds in range(1, MOST_ROUNDS + 1):
         order = torch.randperm(len(train[0]), generator=generator)
@@ -95,10 +97,14 @@ def fit_mixture(
     return Mixture(names, tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in maps), inputs, about)
 
 
-def _held(counts: NDArray[np.float64], seed: int) -> NDArray[np.bool_]:
-    """Return which rows are kept from the fit: all of a tenth of the different compositions."""
+def _held(counts: NDArray[np.float64], head: NDArray[np.integer[Any]], seed: int) -> NDArray[np.bool_]:
+    """Return which rows are kept from the fit: all of a tenth of the different compositions, none of a head's last."""
     same = np.unique(counts / np.maximum(counts.sum(1, keepdims=True), 1), axis=0, return_inverse=True)[1].ravel()
     chosen = np.random.default_rng(seed).random(same.max(initial=0) + 1) < PART
+    for k in np.unique(head):
+        own = same[head == k]
+        if chosen[own].all():  # the fit would learn that this head never serves
+            chosen[own[0]] = False
     return np.asarray(chosen[same])
 
 

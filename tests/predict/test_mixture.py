@@ -286,6 +286,16 @@ def test_heads_that_are_not_wanted_get_no_weight(tmp_path):
     assert predictor.elements("auto") == [1, 8, 29]
 
 
+def test_heads_of_one_composition_are_learned_whatever_is_kept_apart():
+    one = np.zeros((3, 118))
+    one[0, [0, 5, 7]], one[1, [0, 7]], one[2, [0, 6]] = (6, 2, 1), (2, 1), (3, 1)  # ethanol, water, ammonia
+    counts, head = np.repeat(one, 40, axis=0), np.repeat(np.arange(3), 40)
+    for seed in (0, 3):  # draws that would keep the only composition of one head apart
+        found = fit_mixture(counts, head, np.ones((3, 118), bool), NAMES, seed=seed, hidden=(16,))
+        assert found.logits(one).argmax(1).tolist() == [0, 1, 2], seed
+        assert found.about["held"] < 120
+
+
 def test_what_it_cannot_learn_from_is_refused(tmp_path):
     folder, batch = gfm(tmp_path / "gfm"), copper_oxides(5)
     write_structures(tmp_path / "plain.bp", batch)
