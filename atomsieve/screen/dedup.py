@@ -160,12 +160,12 @@ def _comparable(batch: StructureBatch) -> NDArray[np.bool_]:
 
 def _has_empty_space(batch: StructureBatch) -> NDArray[np.bool_]:
     """Tell which structures [S] have no atom in a layer of `VACUUM` along an axis of their cell."""
-    filled = np.flatnonzero((np.abs(np.linalg.det(batch.cell)) > FLAT) & (batch.counts > 0))
+    solid = np.abs(np.linalg.det(batch.cell)) > FLAT
+    filled = np.flatnonzero(batch.counts > 0)  # with a cell or not: segments of `reduceat` end where the next begins
     found = np.zeros(len(batch), bool)
     if not len(filled):
         return found
-    cell = np.broadcast_to(np.eye(3), batch.cell.shape).copy()
-    cell[filled] = batch.cell[filled]
+    cell = np.where(solid[:, None, None], batch.cell, np.eye(3))
     inverse = np.linalg.inv(cell)
     owner = batch.structure_of_atom
     fractional = np.einsum("ni,nij->nj", batch.positions.astype(np.float64), inverse[owner]) % 1.0
@@ -176,7 +176,7 @@ def _has_empty_space(batch: StructureBatch) -> NDArray[np.bool_]:
         gap = np.diff(at, append=0.0)
         gap[stops - 1] = at[starts] + 1.0 - at[stops - 1]  # over the face of the cell
         found[filled] |= np.maximum.reduceat(gap, starts) * heights[filled, axis] >= VACUUM
-    return found
+    return found & solid
 
 
 class _Matcher:

@@ -137,6 +137,15 @@ def test_what_is_no_crystal_is_kept():
     assert empty.twin.tolist() == []
 
 
+def test_a_crystal_is_full_whatever_comes_after_it():
+    salt, free = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (2, 1, 1), molecule("CH3CH2OH")
+    turned = salt.copy()
+    turned.rotate(30, "z", rotate_cell=True)
+    images = [Atoms(), salt, free, Atoms(cell=[20, 20, 20], pbc=True), turned, free]
+    found = different(StructureBatch.from_ase(images), np.array([0, -3.40, -3, 0, -3.39, -3]), Tolerances())
+    assert (found.twin.tolist(), found.empty) == ([0, 1, 2, 3, 1, 5], 0)  # 0.16 eV per cell apart
+
+
 def test_tolerances_are_refused_with_a_reason():
     with pytest.raises(UsageError, match="--volume must be above 0, got 0"):
         Tolerances(volume=0.0)
