@@ -100,14 +100,19 @@ class RelaxFolder:
             raise AtomSieveError(
                 f"cannot make the folder {self.path} ({error.strerror}); choose another place with --out"
             ) from error
-        if not self.manifest.is_file() and set(os.listdir(self.path)) - {self.lock.name}:
+        drafts = (self.lock.name, f".{self.manifest.name}.")  # of a first start that was killed
+        own = {path.name for path in (*self._folders, *self._files)}
+        if not self.manifest.is_file() and not all(n in own or n.startswith(drafts) for n in os.listdir(self.path)):
             raise AtomSieveError(f"{self.path} holds other files than relaxed structures; choose another --out")
+
+    _folders = property(lambda self: (self.groups, self.trajectories, self.dataset))
+    _files = property(lambda self: (self.table, self.extxyz, self.summary, self.log, self.manifest))
 
     def clear(self) -> None:
         """Remove what a relaxation wrote, the manifest last; the lock stays."""
-        for path in (self.groups, self.trajectories, self.dataset):
+        for path in self._folders:
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.table, self.extxyz, self.summary, self.log, self.manifest):
+        for path in self._files:
             path.unlink(missing_ok=True)
 
     def settle(self, wanted: dict[str, Any], *, overwrite: bool) -> None:
@@ -116,10 +121,11 @@ class RelaxFolder:
         Raises
         ------
         AtomSieveError
-            if an earlier relaxation was asked something else: the message names every difference.
+            if an earlier relaxation was asked something else: the message names every difference. If there are results
+            and nothing says what was asked.
         """
         plain = json.loads(json.dumps(wanted))
-        if self.manifest.is_file() and overwrite:
+        if overwrite:
             self.clear()
         if self.manifest.is_file():
             changed = differences(self.read(), plain)
@@ -128,10 +134,17 @@ class RelaxFolder:
                     f"{self.path} holds a relaxation with other settings ({'; '.join(changed)}); repeat the earlier "
                     "settings, choose another --out, or discard it with --overwrite"
                 )
+        elif left := [p.name for p in (*self._folders, *self._files) if p.exists() and not _empty(p)]:
+            raise AtomSieveError(
+                f"{self.path} holds {', '.join(left)} without {self.manifest.name}, which says what was asked; choose "
+                "another --out, or discard them with --overwrite"
+            )
         with disk_errors(self.path):
-            self.groups.mkdir(exist_ok=True)
-            if not self.manifest.is_file():
+            for draft in self.path.glob(f".{self.manifest.name}.*"):
+                draft.unlink(missing_ok=True)
+            if not self.manifest.is_file():  # first of all: a folder with anything else and without it is not continued
                 write_whole(self.manifest, (json.dumps(wanted, indent=1) + "\n").encode())
+            self.groups.mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Any]:
         """Read relax.json."""
@@ -142,6 +155,10 @@ class RelaxFolder:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise DataError(f"{self.manifest} is of another version; start afresh with --overwrite")
         return found
+
+
+def _empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

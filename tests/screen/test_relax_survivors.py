@@ -18,7 +18,7 @@ from atomsieve.calculators import GFMCalculator, Stop
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.predict import Predictor
-from atomsieve.screen import relax_group
+from atomsieve.screen import relax_files, relax_group
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.query import Results
 from atomsieve.screen.relax import group_bounds, run_relax
@@ -187,6 +187,28 @@ def test_a_relaxation_that_is_done_is_not_done_again_and_other_settings_are_refu
     with pytest.raises(AtomSieveError, match="holds other files than relaxed structures"):
         run_relax(screened / "results", again, out=tmp_path / "other", overwrite=True)
     assert (tmp_path / "other" / "precious").exists()
+
+
+def test_a_first_start_that_ends_before_anything_is_asked_leaves_a_folder_for_the_next(screened, tmp_path, monkeypatch):
+    def full(path, data):
+        raise AtomSieveError("no space left")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(relax_files, "write_whole", full)
+        with pytest.raises(AtomSieveError, match="no space left"):
+            relaxed(screened, out, top=2, max_steps=0)
+    assert not list(out.iterdir())
+    for name in (".relax.json.4711", "lock.json.8f3a"):  # of one that was killed
+        (out / name).write_text("{")
+    (out / "groups").mkdir()
+    assert relaxed(screened, out, top=2, max_steps=0)[0].structures == 2
+    assert not (out / ".relax.json.4711").exists()
+    (out / "relax.json").unlink()
+    with pytest.raises(AtomSieveError, match=r"holds groups, relaxed.bp.* without relax\.json.*--overwrite"):
+        relaxed(screened, out, top=3, max_steps=0)
+    again = RelaxOptions(**{**OPTIONS, "top": 3, "max_steps": 0})
+    assert run_relax(screened / "results", again, out=out, overwrite=True).structures == 3
 
 
 def test_filters_and_guard_reach_the_table(screened, tmp_path):
