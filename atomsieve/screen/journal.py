@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SLOT = struct.Struct("<qiiQ8x")  # chunk + 1 (0 for none), deaths so far, whether in a process of its own, checksum
 TOLD = 1
-"""In the slot before the first rank's: a rank has said why the run ends, so nothing is held against any chunk."""
+"""In the slot before the first rank's: a rank ended by an error that it told, so nothing is held against any chunk."""
 FORMAT = 1
 
 
@@ -148,11 +148,13 @@ class Journal:
         deaths : what is held against it already. apart : a process of its own computes it.
         """
         data = encode(chunk, deaths, apart)
-        if self._path is None or data == self._last:  # a chunk may be begun by who reads it and by who computes it
+        if self._path is None or self._told or data == self._last:  # who reads a chunk and who computes it may begin it
             return
         with disk_errors(self._path.parent):
             self._put(self._slots[self._begun % len(self._slots)], data)
         self._begun, self._last = self._begun + 1, data
+        if self._told:  # the signal came while it was written
+            self._forget()
 
     def clear(self) -> None:
         """Say that this rank has nothing at hand."""
@@ -161,14 +163,18 @@ class Journal:
             self._put(slot, encode(None))
 
     def told(self) -> None:
-        """Say why the run ends: whatever ends this process from now on, nothing is held against any chunk.
+        """Say that this rank was asked to end: whatever ends it from now on, its chunks are not to blame.
 
-        It is called between batches once a signal came: a batch system may not wait for as long as the run would.
+        It is called once a signal came: a batch system may not wait for as long as the run would. Other ranks speak for
+        themselves, since a launcher may send this signal because one of them was killed, and its chunk is to be found.
         """
         if not self._told and self._handle is not None:
             self._told = True
-            with suppress(OSError):  # then an innocent chunk is computed apart, which is no harm
-                self._put(0, encode(TOLD))
+            self._forget()
+
+    def _forget(self) -> None:
+        with suppress(OSError):  # then an innocent chunk is computed apart, which is no harm
+            self.clear()
 
     def _put(self, slot: int, data: bytes) -> None:
         if self._handle is not None:

@@ -24,7 +24,7 @@ import numpy as np
 from atomsieve.screen import journal
 from atomsieve.screen.isolated import CannotStart, Child, Computed, Recipe
 from atomsieve.screen.journal import Record
-from atomsieve.screen.poison import no_forces, whole_chunk
+from atomsieve.screen.poison import lost_with, no_forces, whole_chunk
 from atomsieve.screen.runner import OK
 from atomsieve.screen.signals import StopRequest
 from atomsieve.structures.fields import CONDITIONS
@@ -78,7 +78,7 @@ def recipe(job: Job, ensemble: str | Path | None, given: Any) -> Recipe:
 def screen_suspects(
     job: Job, suspects: dict[int, Record], stop: StopRequest, ensemble: str | Path | None, given: Any
 ) -> None:
-    """Compute this rank's share of the suspects; what is set aside gets rows that say so.
+    """Compute the suspects together with the other ranks; what is set aside gets rows that say so.
 
     ensemble, given : as `run_screen` was told: the folder to load, or a predictor that takes its place.
     """
@@ -93,26 +93,28 @@ def screen_suspects(
         if job.lock is not None:
             job.lock.check()
 
-    mine = sorted(suspects)[job.team.rank :: job.team.size]
-    if not mine:
-        return
+    job.team.again()
     with ExitStack() as stack:
-        writer = stack.enter_context(job.writer())
-        court = _Court(job, between, _child(stack, recipe(job, ensemble, given)))
-        for chunk in mine:
+        court = None
+        for chunk in job.team.claims(sorted(suspects)):
             if stop.closing:
-                return
+                break
+            if court is None:
+                writer = stack.enter_context(job.writer())
+                court = _Court(job, between, _child(stack, recipe(job, ensemble, given)))
             since = time.perf_counter()
             try:
                 with job.clock("suspects"):
                     rows, forces = court.judge(chunk, suspects[chunk])
             except _Leave:
-                return
+                break
             job.take(rows)
             writer.put(chunk, rows, forces, time.perf_counter() - since)
             writer.commit()
             first, end = job.chunks.span(chunk)
             job.team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
+        if stop.closing:
+            job.team.stop()
 
 
 def _child(stack: ExitStack, what: Recipe) -> Child | None:
@@ -136,13 +138,20 @@ class _Court:
     def judge(self, chunk: int, record: Record) -> Computed:
         """Return the rows and forces of a chunk, computed or set aside."""
         try:
-            if record.deaths >= DEATHS or record.interrupted >= INTERRUPTED:
-                return self._aside(chunk, "it is set aside")
-            if self._child is not None:
-                return self._apart(chunk, record.deaths)
-            return self._here(chunk, record.deaths)
-        finally:
-            self._job.journal.clear()
+            found = self._judge(chunk, record)
+        except BaseException as error:
+            if lost_with(error) is None:  # else what is at hand stays there, for the next start to count
+                self._job.journal.clear()
+            raise
+        self._job.journal.clear()
+        return found
+
+    def _judge(self, chunk: int, record: Record) -> Computed:
+        if record.deaths >= DEATHS or record.interrupted >= INTERRUPTED:
+            return self._aside(chunk, "it is set aside")
+        if self._child is not None:
+            return self._apart(chunk, record.deaths)
+        return self._here(chunk, record.deaths)
 
     def _apart(self, chunk: int, deaths: int) -> Computed:
         """Compute a chunk in the process of its own, as often as it takes."""

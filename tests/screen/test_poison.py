@@ -153,6 +153,15 @@ def test_a_gpu_that_fails_is_a_death(whole, tmp_path):
     compare(expected, tmp_path / "out", batch_of(150)[0])
 
 
+def test_without_a_process_apart_a_gpu_that_fails_again_sets_aside(whole, tmp_path):
+    source, expected = whole
+    order = {"device": [FIRST_ID + 150], "bound": True}
+    for _ in range(3):
+        go(source, tmp_path / "out", 70, **order)
+    go(source, tmp_path / "out", 3, **order)
+    compare(expected, tmp_path / "out", batch_of(150)[1])
+
+
 def test_a_death_apart_for_which_an_error_is_told_is_no_death(whole, tmp_path):
     source, _ = whole
     out = tmp_path / "out"
@@ -230,9 +239,8 @@ def test_a_chunk_begun_by_who_reads_it_and_by_who_computes_it_takes_one_slot(fol
     assert journal.suspects(folder, set()) == {3: Record(1), 4: Record(1)}
 
 
-def test_what_is_killed_while_it_was_asked_to_end_is_not_held_against_any_chunk(folder):
+def test_what_is_killed_while_it_was_asked_to_end_is_not_held_against_its_chunks(folder):
     journal.suspects(folder, set())
-    journal.Journal(folder.at_hand, 1).__enter__().begin(9)
     book = journal.Journal(folder.at_hand, 0).__enter__()
     book.begin(4)
     book.told()
@@ -240,6 +248,25 @@ def test_what_is_killed_while_it_was_asked_to_end_is_not_held_against_any_chunk(
     assert journal.suspects(folder, set()) == {}
     journal.Journal(folder.at_hand, 0).__enter__().begin(4)
     assert journal.suspects(folder, set()) == {4: Record(1)}, "that was of the start before"
+
+
+def test_a_launcher_that_ends_the_others_of_a_killed_rank_hides_nothing(folder):
+    """Some send SIGTERM to the ranks that are left, before they kill them."""
+    journal.suspects(folder, set())
+    killed, asked = (journal.Journal(folder.at_hand, rank).__enter__() for rank in (1, 0))
+    killed.begin(9)
+    asked.begin(4)
+    asked.told()
+    assert journal.suspects(folder, set()) == {9: Record(1)}
+
+
+def test_a_signal_that_comes_while_a_chunk_is_begun(folder, monkeypatch):
+    journal.suspects(folder, set())
+    book = journal.Journal(folder.at_hand, 0).__enter__()
+    put = book._put
+    monkeypatch.setattr(book, "_put", lambda *given: (put(*given), monkeypatch.undo(), book.told()))
+    book.begin(4)
+    assert journal.suspects(folder, set()) == {}
 
 
 def test_a_start_that_is_killed_before_it_has_begun_counts_deaths_once(folder, monkeypatch):
@@ -442,6 +469,8 @@ def test_an_error_of_mpi_wherever_it_comes_up_lets_the_job_be_started_again(monk
         with guarded(OneOfTwo()):
             raise error
 
+    with pytest.raises(poison.PeerLost, match="run the same command again"), guarded(Team()):
+        raise ConnectionError("alone")
     with pytest.raises(SystemExit) as left:
         fails(ConnectionError("peer gone"))
     assert left.value.code == 70
