@@ -282,11 +282,14 @@ def guarded(team: Team) -> Iterator[None]:
         if error is not team.agreed and not isinstance(error, AtomSieveError):
             with suppress(Exception):  # every kind: whatever the log does, the ranks must be ended
                 team.record("".join(traceback.format_exception(error)))
-        if team.size == 1:
-            raise
         from atomsieve.screen.poison import lost_with
 
-        error = lost_with(error) or error  # a dead peer or GPU: the job may be started again
+        lost = lost_with(error)  # a dead peer or GPU: the job may be started again
+        if team.size == 1:
+            if lost is None:
+                raise
+            raise lost from error
+        error = lost or error
         known = isinstance(error, AtomSieveError)
         text = str(error) if known else f"{type(error).__name__}: {error or 'no message'}"
         code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", EXIT_ERROR)
