@@ -49,8 +49,8 @@ def settle_budget(
 ) -> Settled:
     """Return the budget of a run's batches: as the options say, as an earlier part of the run had it, or by memory.
 
-    model : the predictor. share : processes of this machine, which share its memory. loaded : the predictor computes
-        in this process and was loaded for this run; of any other the usual budget is taken.
+    model : the predictor. share : processes that share the device, or the machine if that is a CPU. loaded : the
+        predictor computes in this process and was loaded for this run; of any other the usual budget is taken.
     """
     usual = options.budget(usual_budget(getattr(model, "better", model)))
     given = {"max_atoms": options.max_atoms, "max_edges": options.max_edges}
@@ -65,10 +65,11 @@ def settle_budget(
         return Settled(*usual, "usual", automatic)
     from atomsieve.predict.memory import budget_of
 
+    lanes = getattr(model, "lanes", 1)
     model = getattr(model, "better", model)  # of a cascade, the one that takes more
     some = lambda: sample(reader, options.max_structure_atoms)  # noqa: E731 - larger ones are not computed
     found = budget_of(model, some, usual_budget(model), want=want, head=head,
-                      share=_sharing(model, share) * getattr(model, "lanes", 1))  # fmt: skip
+                      share=share * lanes)  # fmt: skip
     atoms, edges = options.max_atoms or found.max_atoms, options.max_edges or found.max_edges
     return Settled(atoms, edges, found.why if len(automatic) == 2 else f"partly as asked; {found.why}", automatic)
 
@@ -79,15 +80,6 @@ def _recorded(folder: Folder) -> dict[str, int]:
         return {}
     found = manifest.read(folder)
     return {name: int(found["batches"][name]) for name in found.get("budget", {}).get("automatic", [])}
-
-
-def _sharing(model: Any, processes: int) -> int:
-    """Return how many processes share the memory of one device."""
-    if manifest.device_kind(model) != "cuda":
-        return processes
-    import torch
-
-    return -(-processes // max(torch.cuda.device_count(), 1))
 
 
 def sample(reader: Any, largest: int = 1 << 62) -> StructureBatch:

@@ -161,27 +161,6 @@ def _nvml_joules(pynvml: Any, handle: Any) -> float:
         raise OSError(str(error)) from error
 
 
-def gpus_in_use(device: Any, processes: int) -> list[str]:
-    """Return the UUIDs of the GPUs that the processes of this machine compute on; none on a CPU.
-
-    device : that of this process. processes : on this machine, which the GPUs are dealt out to.
-    """
-    if not str(device).startswith("cuda"):
-        return []
-    import torch
-
-    if processes == 1:
-        own = torch.device(device).index
-        return [_uuid(torch.cuda.current_device() if own is None else own)]
-    return [_uuid(k) for k in range(min(processes, torch.cuda.device_count()))]
-
-
-def _uuid(index: int) -> str:
-    import torch
-
-    return str(getattr(torch.cuda.get_device_properties(index), "uuid", "unknown"))
-
-
 def total(reports: Iterable[dict[str, Any] | None], structures: int) -> dict[str, Any]:
     """Return the energy of a run from the reports of its machines (None from ranks that had no meter).
 

@@ -20,6 +20,7 @@ from atomsieve.screen.budget import OnCpu, settle_budget
 from atomsieve.screen.cascade_models import cascaded
 from atomsieve.screen.collect import Collected, resume
 from atomsieve.screen.columns import ROW
+from atomsieve.screen.devices import gpus_beside, places, sharing
 from atomsieve.screen.journal import Journal
 from atomsieve.screen.lanes import Lanes
 from atomsieve.screen.local import Carrier, LocalStore, LocalWriter
@@ -169,9 +170,10 @@ def prepare(
     server = getattr(model, "server", None)
     spread = team.together(lambda: settle(options, model))
     threads = options.threads if device == "cpu" and server is None else None
+    where_computed = places(team, model)
     budget = team.first(lambda: settle_budget(
         model, reader, options, folder, head=heads[0], want=wanted_of(spread), overwrite=overwrite,
-        share=team.local_size, loaded=loaded,
+        share=sharing(where_computed), loaded=loaded,
     ))  # fmt: skip
     if lead and console is not None and not budget.why.startswith(("as asked", "usual")):
         console.print(f"batches: up to {budget.max_atoms:,} atoms ({budget.why})", highlight=False, soft_wrap=True)
@@ -184,7 +186,8 @@ def prepare(
         _advise(console, team.size * threads)
     wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons, ensemble))
     wanted["budget"] = budget.describe()
-    vitals = team.together(lambda: vitals_of(runner, chunks.n, team, options.metrics))
+    gpus = gpus_beside(where_computed, team.rank)
+    vitals = team.together(lambda: vitals_of(runner, chunks.n, team, options.metrics, gpus))
     bounds = atom_bounds(team, reader, chunks) if options.forces else None
     rows = row_file(folder, chunks, len(heads))
     forces = None if bounds is None else forces_file(folder, bounds, len(heads))
@@ -391,9 +394,9 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     if job.log is not None:
         job.log("start", chunks=job.chunks.count, done=len(done), known=len(chunks), ranks=job.team.size,
                 batches=job.batches)  # fmt: skip
-    damaged = len(chunks) - len(done) - len(retried)
+    damaged = 0 if any(job.team.gather(stop.closing)) else len(chunks) - len(done) - len(retried)
     if job.console is not None and done:
         job.console.print(f"continuing: {len(done):,} of {job.chunks.count:,} chunks are done", highlight=False)
-    if job.console is not None and damaged and not stop.closing:
+    if job.console is not None and damaged:
         job.console.print(f"{damaged:,} chunks do not fit their checksums and are computed again", highlight=False)
     return done

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from atomsieve.calculators.fire import Stop, check
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError, unknown
 from atomsieve.predict import AnyPredictor
+from atomsieve.screen.devices import places, sharing
 from atomsieve.screen.export import check_apart
 from atomsieve.screen.manifest import device_kind
 from atomsieve.screen.options import ScreenOptions
@@ -141,10 +142,11 @@ def _prepare(
     team.together(lambda: _check(model, options, head))
     team.together(lambda: _unchanged(results))
     kind = device_kind(model)
+    share = sharing(places(team, model))
     max_atoms, max_edges, group_atoms = team.first(
         lambda: settle_budget(
             model, options, folder, lambda: read_rows(results, rows[:: max(len(rows) // SAMPLE, 1)]), head=head,
-            overwrite=overwrite, processes=team.size,
+            overwrite=overwrite, share=share,
         )
     )  # fmt: skip
     bounds = group_bounds(rows["natoms"].astype(np.int64), group_atoms)

@@ -22,12 +22,12 @@ def settle_budget(
     *,
     head: str,
     overwrite: bool,
-    processes: int,
+    share: int,
 ) -> tuple[int, int, int]:
     """Return the atoms and edges of a batch and the atoms of a group, as asked.
 
     What was not asked for on a GPU is taken from the earlier part of this relaxation, or from what its memory holds of
-    structures like those of `sample`, shared among the processes that have the same GPU.
+    structures like those of `sample`. share : processes that have the same GPU.
     """
     kind = device_kind(model)
     if kind != "cuda" or (options.max_atoms is not None and options.max_edges is not None):
@@ -36,11 +36,8 @@ def settle_budget(
         before = folder.read()["batches"]
         atoms, edges = before["max_atoms"], before["max_edges"]
     else:
-        import torch
-
         from atomsieve.predict.memory import budget_of
 
-        share = -(-processes // max(torch.cuda.device_count(), 1))
         found = budget_of(model, sample, BUDGETS[kind], want=WANT, head=head, share=share)
         atoms, edges = found.max_atoms, found.max_edges
     atoms, edges = options.max_atoms or atoms, options.max_edges or edges

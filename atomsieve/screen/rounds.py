@@ -26,7 +26,7 @@ from atomsieve.screen.bounds import Bounds, Mask, OpenFilter, errors, rank_span
 from atomsieve.screen.columns import MEASURED, ROW
 from atomsieve.screen.runner import OK, Runner
 from atomsieve.screen.source import read_at
-from atomsieve.screen.store import HEADER, ResultWriter, disk_errors, part_of
+from atomsieve.screen.store import HEADER, ResultWriter, bytes_of, disk_errors, part_of
 from atomsieve.structures.batch import ragged_index
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def reading(job: Job) -> Iterator[Callable[[int], NDArray[Any]]]:
 
     def read(chunk: int) -> NDArray[Any]:
         start, stop = job.rows.bounds(chunk), job.rows.bounds(chunk + 1)
-        return np.frombuffer(os.pread(handle, stop - start, HEADER + start), ROW)
+        return np.frombuffer(bytes_of(handle, HEADER + start, HEADER + stop), ROW)
 
     try:
         yield read
@@ -217,7 +217,7 @@ def _forces_of(job: Job, chunk: int) -> NDArray[np.float32] | None:
     handle = os.open(part_of(job.forces.path), os.O_RDONLY)
     try:
         start, stop = job.forces.bounds(chunk), job.forces.bounds(chunk + 1)
-        data = os.pread(handle, stop - start, HEADER + start)
+        data = bytes_of(handle, HEADER + start, HEADER + stop)
     finally:
         os.close(handle)
     return np.frombuffer(data, "<f4").reshape(-1, *job.forces.shape[1:]).copy()

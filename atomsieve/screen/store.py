@@ -175,7 +175,7 @@ class ResultFile:
         """Return the crc32 of a chunk's bytes; `tap` gets them too, in one piece."""
         start, stop = HEADER + self.bounds(chunk), HEADER + self.bounds(chunk + 1)
         if tap is not None:
-            data = os.pread(handle, stop - start, start)
+            data = bytes_of(handle, start, stop)
             tap(data)
             return zlib.crc32(data)
         return crc_of(handle, start, stop)
@@ -185,6 +185,11 @@ class ResultFile:
         with disk_errors(self.path.parent):
             os.rename(part_of(self.path), self.path)
             sync_folder(self.path.parent)
+
+
+def bytes_of(handle: int, start: int, stop: int) -> bytes:
+    """Return the bytes `start:stop` of an open file, or what there is of them; one read gives 2 GiB at most."""
+    return b"".join(os.pread(handle, min(BLOCK, stop - at), at) for at in range(start, stop, BLOCK))
 
 
 def crc_of(handle: int, start: int, stop: int) -> int:

@@ -117,8 +117,8 @@ class Vitals:
         return 1.0 if limit is None else limit.part
 
 
-def vitals_of(runner: Runner, structures: int, team: Team, metrics: str | None) -> Vitals:
-    """Return the vitals of this rank; on one rank of each machine they include its energy.
+def vitals_of(runner: Runner, structures: int, team: Team, metrics: str | None, gpus: list[str]) -> Vitals:
+    """Return the vitals of this rank; on one rank of each machine they include its energy, and that of its `gpus`.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def vitals_of(runner: Runner, structures: int, team: Team, metrics: str | None) 
         file = Metrics(metrics, team.rank, labels)
     meter = None
     if team.local_rank == 0 and not runner.served:  # what servers take is not this machine's
-        meter = energy.meter(energy.gpus_in_use(getattr(model, "device", "cpu"), team.local_size))
+        meter = energy.meter(gpus)
     return Vitals(runner, structures, file, meter)
 
 

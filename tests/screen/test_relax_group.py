@@ -219,7 +219,7 @@ def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monk
 
     def settle(model=on_gpu, overwrite=False, **options):
         options = RelaxOptions(**options)
-        return settle_budget(model, options, folder, lambda: 5, head="metal", overwrite=overwrite, processes=1)
+        return settle_budget(model, options, folder, lambda: 5, head="metal", overwrite=overwrite, share=1)
 
     assert settle() == (7000, 90000, 28000) and asked == [(5, "metal", 1)]
     assert settle(max_atoms=100) == (100, 90000, 400) and settle(group_atoms=9) == (7000, 90000, 9)

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from atomsieve.screen import energy
+from atomsieve.screen import devices, energy
 from atomsieve.screen.energy import Counter, EnergyMeter, meter, nvml_counters, rapl_counters, said, total
+from atomsieve.screen.team import Team
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +149,20 @@ def test_only_the_gpus_that_are_computed_on_are_metered(monkeypatch):
     cuda = SimpleNamespace(device_count=lambda: 4, get_device_properties=lambda k: SimpleNamespace(uuid=f"u{k}"))
     device = lambda name: SimpleNamespace(index=int(name.partition(":")[2]))  # noqa: E731
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, device=device))
-    assert energy.gpus_in_use("cpu", 8) == []
-    assert energy.gpus_in_use("cuda:2", 1) == ["u2"]
-    assert energy.gpus_in_use("cuda:0", 3) == ["u0", "u1", "u2"]
-    assert energy.gpus_in_use("cuda:0", 9) == ["u0", "u1", "u2", "u3"]
+    assert [devices.gpu_of(device) for device in ("cpu", "cuda:2")] == [None, "u2"]
+    a, b = "node1", "node2"
+
+    def found(*ranks):
+        every = [devices.Place(machine, gpu) for machine, gpu in ranks]
+        return devices.sharing(every), [devices.gpus_beside(every, rank) for rank in range(len(every))]
+
+    assert found((a, None), (a, None), (b, None)) == (2, [[], [], []])
+    assert found((a, "u1"), (a, "u1"), (a, "u1")) == (3, [["u1"]] * 3), "all on one GPU of several"
+    one_each = (a, "u1"), (a, "u2"), (b, "u3")
+    assert found(*one_each) == (1, [["u1", "u2"], ["u1", "u2"], ["u3"]]), "whether or not a rank sees the other's"
+    assert found((a, "u1"), (a, "u2"), (a, "u1")) == (2, [["u1", "u2"]] * 3)
+
+
+def test_servers_compute_on_no_gpu_of_this_machine():
+    there = SimpleNamespace(device="cuda:0", endpoints="grpc://elsewhere:8001")
+    assert [place.gpu for place in devices.places(Team(), there)] == [None]

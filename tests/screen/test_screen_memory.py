@@ -16,7 +16,8 @@ from atomsieve.predict import Predictor, Status, memory
 from atomsieve.predict.memory import MemoryLaw
 from atomsieve.predict.packing import Limit, cached_budget
 from atomsieve.screen import energy, journal, suspects, vitals
-from atomsieve.screen.budget import OnCpu, sample
+from atomsieve.screen.budget import OnCpu, sample, settle_budget
+from atomsieve.screen.cascade_models import Cascaded
 from atomsieve.screen.finish import print_result
 from atomsieve.screen.lanes import Lanes
 from atomsieve.screen.options import ScreenOptions
@@ -118,6 +119,17 @@ def test_the_twin_on_the_cpu_is_the_same_ensemble_in_the_same_precision(gfm, mon
     assert (sent.folder, sent._loaded) == (gfm, {})
     predictor.ensemble_id = "other"
     assert own.twin(predictor) is None, "the folder holds another ensemble by now"
+
+
+def test_batches_that_are_at_work_at_once_share_the_memory(gfm, tmp_path, monkeypatch):
+    """Also in a cascade, whose better predictor does not know of the lanes of the first pass."""
+    shares = []
+    monkeypatch.setattr(memory, "budget_of", lambda *a, share, **k: shares.append(share) or memory.Budget(9, 9, ""))
+    model, reader = Predictor.load(gfm), MemoryReader(copper_oxides(4))
+    for given in (model, Lanes(model), Lanes(Cascaded(model, model, ScreenOptions(cascade="fp32:fp64")))):
+        settle_budget(given, reader, ScreenOptions(), Folder(tmp_path), head="metal", want=set(), overwrite=True,
+                      share=3, loaded=True)  # fmt: skip
+    assert shares == [3, 6, 6]
 
 
 def test_scarce_memory_settles_the_budget_and_a_run_keeps_it(gfm, tmp_path, monkeypatch):

@@ -17,10 +17,13 @@ from screen_fakes import FakePredictor, MemoryReader, candidates
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.screen import ledger, store
 from atomsieve.screen.columns import ROW
+from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.store import Folder
+from atomsieve.screen.team import Team
 from atomsieve.structures.lock import PathLock
 
+SMALL = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 100.0, "top": 50}
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
 
 
@@ -146,6 +149,36 @@ def test_damaged_bytes_are_computed_again(screen, tmp_path):
     assert "2 chunks do not fit their checksums and are computed again" in console.file.getvalue()
     assert result.computed == 64 + 1000 % 64  # the second chunk and the last
     assert artefacts(tmp_path / "out") == before
+
+
+def test_chunks_that_another_rank_did_not_check_are_not_called_damaged(screen, tmp_path, batch):
+    """It was asked to stop; this rank, which tells what was found, was not."""
+
+    class First(Team):
+        size = 2
+
+        def gather(self, value):
+            other = True if isinstance(value, bool) else value[:0] if isinstance(value, np.ndarray) else value
+            return [value, other]
+
+    screen()
+    os.rename(tmp_path / "out" / "rows.npy", tmp_path / "out" / "rows.npy.part")
+    console = Console(file=StringIO(), width=200)
+    with pytest.raises(SystemExit):  # all leave: nothing is to be said of what the other rank did not come to
+        run_screen(tmp_path / "candidates.bp", "gfm", ScreenOptions(**SMALL), out=tmp_path / "out", console=console,
+                   predictor=FakePredictor(), reader=MemoryReader(batch), team=First())  # fmt: skip
+    assert "8 of 16 chunks are done" in console.file.getvalue()
+    assert "checksums" not in console.file.getvalue()
+
+
+def test_what_is_read_from_a_file_at_once_has_no_limit(tmp_path, monkeypatch):
+    (tmp_path / "rows").write_bytes(data := bytes(range(200)))
+    monkeypatch.setattr(store, "BLOCK", 7)
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda handle, n, at: read(handle, min(n, 7), at))  # as the kernel above 2 GiB
+    with open(tmp_path / "rows", "rb") as file:
+        assert store.bytes_of(file.fileno(), 3, 60) == data[3:60]
+        assert store.bytes_of(file.fileno(), 190, 300) == data[190:]
 
 
 @pytest.mark.parametrize(("changed", "said"), [
