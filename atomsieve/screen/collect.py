@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.screen import ledger, manifest
@@ -67,20 +68,21 @@ def bring(team: Team, store: LocalStore | None, carrier: Carrier, durable: Conta
 
     team.together(mend)  # torn ends are cut off before anybody appends
 
-    def work() -> Collected:
+    def work() -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
         if store is None:
-            return Collected()
+            return 0, np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
         known = ledger.read(store.folder.ledger)
         wanted = sorted(chunk for chunk in known if chunk not in durable)[mine::sharers]
         damaged = _carried(store, carrier, [known[chunk][-1] for chunk in wanted])
         lost = {entry.chunk for entry in damaged}
-        brought = [known[chunk][-1] for chunk in wanted if chunk not in lost]
-        structures = sum(entry.structures for entry in brought)
-        return Collected(int(mine == 0 and bool(known)), len(brought), structures, len(damaged))
+        found = [(chunk, known[chunk][-1].structures) for chunk in wanted if chunk not in lost]
+        place = int(mine == 0 and bool(known))
+        return place, np.array(found, np.int64).reshape(-1, 2), np.array(sorted(lost), np.int64)
 
-    parts = team.gather(team.together(work))
-    sums = (sum(getattr(part, name) for part in parts) for name in ("places", "chunks", "structures", "damaged"))
-    return Collected(*sums)
+    places, found, lost = zip(*team.gather(team.together(work)), strict=True)
+    brought = np.unique(np.concatenate(found), axis=0)  # a chunk may lie on two nodes, if it was computed twice
+    damaged = np.setdiff1d(np.concatenate(lost), brought[:, 0])
+    return Collected(sum(places), len(brought), int(brought[:, 1].sum()), len(damaged))
 
 
 def _carried(store: LocalStore, carrier: Carrier, entries: Sequence[ledger.Entry]) -> list[ledger.Entry]:

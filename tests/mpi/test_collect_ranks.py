@@ -72,6 +72,17 @@ def test_a_killed_job_continues_from_its_nodes_and_computes_what_a_lost_one_had(
     assert artefacts(tmp_path / "out") == expected
 
 
+def test_a_chunk_that_lies_on_two_nodes_counts_once(whole, tmp_path):
+    source, _ = whole
+    for k in (0, 1):  # the second part of the run was on another node, without what the first had left
+        near = options(tmp_path / f"node{k}")
+        run(1, tmp_path / "out", None, source=source, fault="kill", after=30, options=near)
+    known = [sum(len(p.read_text().splitlines()) for p in tmp_path.glob(f"node{k}/*/ledger/*")) for k in (0, 1)]
+    assert min(known) > 0
+    said = run(2, tmp_path / "out", 0, "collect_fake.py", tmp_path / "node")
+    assert f"{max(known)} chunks from 2 nodes, {max(known)} of 24" in said
+
+
 def test_one_process_per_node_collects(whole, tmp_path):
     source, expected = whole
     order = {"nodes": 2, "options": options(tmp_path / "node")}
