@@ -81,6 +81,6 @@ def supervised(ctx: typer.Context) -> int | None:
         )
     command = [] if given["launcher"] is None else launched_by(given["launcher"])
     debug = ["--debug"] if logging.getLogger("atomsieve").level == logging.DEBUG else []
-    command += [sys.executable, "-m", "atomsieve", "screen", "run", *debug, *words(ctx, OF_SUPERVISOR)]
+    command += [sys.executable, "-P", "-m", "atomsieve", "screen", "run", *debug, *words(ctx, OF_SUPERVISOR)]
     out = given["out"] or default_out(Path(given["candidates"]))
     return Supervisor(command, Folder(Path(out)), given["max_restarts"], console(stderr=True))()

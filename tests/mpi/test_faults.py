@@ -116,7 +116,8 @@ def test_the_command_with_a_launcher(tmp_path, monkeypatch):
     write_structures(tmp_path / "c.bp", copper_oxides(100), [])
     tiny_gfm(tmp_path / "gfm")
     monkeypatch.chdir(tmp_path)
-    run = [sys.executable, "-m", "atomsieve", "screen", "run", "c.bp", "-e", "gfm", "--chunk-size", "32"]
+    (tmp_path / "random.py").write_text("raise SystemExit('a file of the user was taken for a library')\n")
+    run = [sys.executable, "-P", "-m", "atomsieve", "screen", "run", "c.bp", "-e", "gfm", "--chunk-size", "32"]
     extra = ["--max-restarts", "2", "--launcher", "mpirun -n 2", "--out", "out"]
     process = subprocess.Popen([*run, *extra], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out = tmp_path / "out"
@@ -125,6 +126,6 @@ def test_the_command_with_a_launcher(tmp_path, monkeypatch):
     said = process.communicate(timeout=200)[1]
     assert process.returncode == 0, said
     assert said.count("the run died") == said.count("restart 1 of 2") == 1
-    assert cli("screen", [*run[4:], "--out", "one"]) == 0
+    assert cli("screen", [*run[5:], "--out", "one"]) == 0
     for name in ("rows.npy", "top.csv"):
         assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
