@@ -142,7 +142,7 @@ def budget_of(
     law = recall(key)
     how = "known from an earlier probe"
     if law is None:
-        law, how = learn(predictor, sample, want, head), "learned in a probe"
+        law, how = learn(predictor, sample, want, head, room), "learned in a probe"
         if law is None:
             return Budget(*usual, "usual: no structure of the sample could be measured")
         remember(key, law)
@@ -196,11 +196,16 @@ def key_of(predictor: Any, want: Collection[str]) -> dict[str, Any]:
 
 
 def learn(
-    predictor: Any, sample: StructureBatch, want: Collection[str] = SCREENED, head: str | None = None
+    predictor: Any,
+    sample: StructureBatch,
+    want: Collection[str] = SCREENED,
+    head: str | None = None,
+    free: float = np.inf,
 ) -> MemoryLaw | None:
     """Measure a few calls on structures of `sample`; None where the sample gives nothing to measure.
 
-    A probe that itself runs out of memory ends there: the smaller calls tell the law.
+    A probe that itself runs out of memory ends there, and so does one whose next call would take more than is `free`
+    (bytes), for where memory is limited a process may be killed without a word: the smaller calls tell the law.
     """
     from atomsieve.predict.packing import is_out_of_memory, release_memory
 
@@ -208,10 +213,13 @@ def learn(
         return None
     if (good := _healthy(predictor, sample, want, head)) is None:
         return None
-    seen = []
+    seen: list[tuple[int, float, float]] = []
     for size in SIZES[_kind(predictor)]:
         for stretch in STRETCH:
             batch = _blown_up(_filled(good, size), stretch)
+            heaviest = max((took / atoms for atoms, _, took in seen), default=0.0)
+            if heaviest * batch.n_atoms > USABLE * free:
+                break
             try:
                 edges = _edges(batch, predictor.cutoff).sum()
                 taken = meter(lambda batch=batch: predictor(batch, want, head=head))

@@ -50,8 +50,9 @@ class Lanes:
         with self._turn:
             self._turn.wait_for(lambda: not self._alone)
             self._alone = True
-            self._turn.wait_for(lambda: self._working == 0)
         try:
+            with self._turn:
+                self._turn.wait_for(lambda: self._working == 0)
             return self._predictor(*given, **more)
         finally:
             with self._turn:

@@ -72,6 +72,16 @@ def test_a_probe_finds_what_an_atom_and_an_edge_take(monkeypatch):
 
 
 @linux
+def test_a_probe_makes_no_call_that_would_take_more_than_is_free(monkeypatch):
+    monkeypatch.setitem(memory.SIZES, "cpu", (200, 400, 800))
+    hungry, patient = Hungry(), Hungry()
+    law = memory.learn(hungry, crystals(20), free=6e7)
+    memory.learn(patient, crystals(20))
+    assert hungry.calls < patient.calls
+    assert law.bytes(1000, 20_000) == pytest.approx(PER_ATOM * 1000 + PER_EDGE * 20_000, rel=0.2)
+
+
+@linux
 def test_a_probe_that_runs_out_of_memory_tells_the_law_from_smaller_calls(monkeypatch):
     monkeypatch.setitem(memory.SIZES, "cpu", (200, 400, 800))
     law = memory.learn(Hungry(room=6e7), crystals(20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import numpy as np
@@ -91,6 +92,24 @@ def test_what_fits_alone_is_computed_alone_and_whole():
     assert not found["status"].any()
     expected, _ = Runner(FakePredictor(), ["pbe"], False, 99, 10**6, None, 1000)(batch, 0)
     assert found.tobytes() == expected.tobytes()
+
+
+def test_ctrl_c_while_the_lanes_are_waited_for_does_not_block_them():
+    busy = threading.Event()
+
+    class Slow(FakePredictor):
+        def before(self, batch):
+            busy.wait(20)
+
+    batch = candidates(3, bad=False)
+    with Lanes(Slow(), 2) as lanes:
+        first = lanes.submit(batch, {"energy"})
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            lanes(batch, {"energy"})
+        busy.set()
+        assert first.result(20) is not None
+        assert lanes.submit(batch, {"energy"}).result(20) is not None
 
 
 class Broken(FakePredictor):
