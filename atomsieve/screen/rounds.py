@@ -178,6 +178,7 @@ def one_pass(
                 if not np.array_equal(rows["precision"], before["precision"]):
                     writer.put(chunk, rows, forces, time.perf_counter() - since)
         except Leave:
+            job.team.stop()  # the other ranks end with the chunk at hand, too
             writer.commit()
             raise
 

@@ -17,8 +17,9 @@ OPTIONS = {"forces": True, "where": "max_force < 9"}
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not MPIRUN.exists(), reason=f"no {MPIRUN}: pip install mpich")]
 
 
-def run(ranks, source, out, order=None):
-    command = [sys.executable, str(PROGRAM), str(source), str(out), json.dumps(OPTIONS), json.dumps(order or {})]
+def run(ranks, source, out, order=None, **options):
+    given = json.dumps({**OPTIONS, **options})
+    command = [sys.executable, str(PROGRAM), str(source), str(out), given, json.dumps(order or {})]
     if ranks:
         command = [str(MPIRUN), "-n", str(ranks), *command]
     done = subprocess.run(
@@ -63,3 +64,17 @@ def test_a_rank_killed_while_it_recomputes_costs_nothing_but_time(whole, tmp_pat
     code, said = run(1, source, tmp_path / "out")
     assert code == 3, said
     assert artefacts(tmp_path / "out") == expected
+
+
+def test_ctrl_c_to_one_rank_in_a_chunk_ends_the_others_with_theirs(whole, tmp_path):
+    source, expected = whole
+    small = {"max_atoms": 10}  # several batches in a chunk: the rank leaves between two of them
+    order = {"rank": 1, "at": 2, "signal": "SIGINT", "pause": 0.05}
+    code, said = run(2, source, tmp_path / "out", order, **small)
+    assert code == 75, said
+    notes = "".join(path.read_text() for path in (tmp_path / "out/cascade").glob("*.notes"))
+    assert len(notes.split("\n\n")) <= 2, "chunks, of 11"
+    code, said = run(2, source, tmp_path / "out", **small)
+    assert code == 3, said
+    for name in ("rows.npy", "forces.npy", "top.csv"):  # run.json tells the batches
+        assert (tmp_path / "out" / name).read_bytes() == expected[name]
