@@ -337,12 +337,11 @@ class Predictor:
 
 def _pieces(counts: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
     """Split consecutive structures into pieces of at most `budget` atoms (one structure at the least)."""
-    pieces, start, total = [], 0, 0
-    for k, count in enumerate(counts.tolist()):
-        if total and total + count > budget:
-            pieces.append(np.arange(start, k))
-            start, total = k, 0
-        total += count
-    if start < len(counts):
-        pieces.append(np.arange(start, len(counts)))
+    ends = np.cumsum(counts)
+    pieces, start = [], 0
+    while start < len(counts):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, before + budget, side="right")), start + 1)
+        pieces.append(np.arange(start, stop))
+        start = stop
     return pieces
