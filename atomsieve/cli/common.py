@@ -193,10 +193,14 @@ class RunFirst(TyperGroup):
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Return the rich console that a command passes into the library."""
+    """Return the rich console that a command passes into the library.
+
+    It prints strings as they are: paths and names of sources may hold what rich would take for markup, `[draft]`, or
+    for an emoji, `:x:`. What has a style is given as a `Text`, or by `style`.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, quiet=quiet)
+    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False)
 
 
 def show_table(screen: Console, title: str, headings: tuple[str, ...], rows: list[list[str]]) -> None:

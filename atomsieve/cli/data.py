@@ -403,7 +403,7 @@ def export_command(
     screen = console(quiet=quiet)
     screen.print(f"{written:,} structures in {out}", highlight=False)
     if skipped:
-        screen.print(f"[yellow]skipped {skipped:,}: the format cannot hold them (no cell)[/]")
+        screen.print(f"skipped {skipped:,}: the format cannot hold them (no cell)", style="yellow")
     return EXIT_SOME_FAILED if skipped else EXIT_DONE
 
 

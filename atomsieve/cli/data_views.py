@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,22 +21,24 @@ def show_report(report: ConvertReport, screen: Console) -> None:
     table.add_column("dataset")
     table.add_column("structures", justify="right")
     for path, count in report.outputs.items():
-        table.add_row(escape(str(path)), f"{count:,}")
+        table.add_row(Text(str(path)), f"{count:,}")
     screen.print(table)
     for source, count in report.sources.items():
-        screen.print(f"source [bold]{escape(source.name)}[/] ({escape(source.level_of_theory)}): {count:,}")
+        screen.print(Text.assemble("source ", (source.name, "bold"), f" ({source.level_of_theory}): {count:,}"))
     labels = ", ".join(f"{name} on {report.tally.labels[name]:,}" for name in ("energy", "forces", "stress"))
     rate = report.tally.read / max(report.seconds, 1e-9)
     screen.print(f"{report.atoms:,} atoms; {labels}; {report.seconds:.1f} s ({rate:,.0f} structures/s)")
     for reason, count in report.tally.skipped.most_common():
-        screen.print(f"[yellow]skipped {count:,}: {escape(reason)}[/], first {escape(report.tally.first[reason])}")
+        first = f", first {report.tally.first[reason]}"
+        screen.print(Text.assemble((f"skipped {count:,}: {reason}", "yellow"), first))
     if report.notice:
-        screen.print(f"[yellow]note: {escape(report.notice)}[/]")
+        screen.print(Text(f"note: {report.notice}", "yellow"))
 
 
 def show_summary(found: dict[str, Any], screen: Console) -> None:
     """Print the summary of a dataset."""
-    screen.print(f"[bold]{escape(found['path'])}[/]: {found['structures']:,} structures, {found['atoms']:,} atoms")
+    size = f": {found['structures']:,} structures, {found['atoms']:,} atoms"
+    screen.print(Text.assemble((found["path"], "bold"), size))
     if sizes := found["atoms_per_structure"]:
         screen.print(
             f"atoms per structure: {sizes['min']:.0f} to {sizes['max']:.0f}, mean {sizes['mean']:.1f}, "
@@ -45,7 +47,7 @@ def show_summary(found: dict[str, Any], screen: Console) -> None:
     axes = ", ".join(f"{count:,} periodic along {k} axes" for k, count in found["periodic_axes"].items())
     screen.print(f"{axes or 'no structures'}; {found['with_charge']:,} with a charge")
     if found["not_finite_or_empty"]:
-        screen.print(f"[yellow]{found['not_finite_or_empty']:,} structures are empty or not finite[/]")
+        screen.print(Text(f"{found['not_finite_or_empty']:,} structures are empty or not finite", "yellow"))
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("source")
     table.add_column("level of theory")
@@ -54,8 +56,8 @@ def show_summary(found: dict[str, Any], screen: Console) -> None:
     for row in found["sources"]:
         energy = row.get("energy_per_atom")
         table.add_row(
-            escape(row["name"]),
-            escape(row["level_of_theory"]),
+            Text(row["name"]),
+            Text(row["level_of_theory"]),
             f"{row['structures']:,}",
             _labels(row),
             f"{energy['mean']:.3f} ({energy['std']:.3f})" if energy else "-",

@@ -379,6 +379,8 @@ def app(
 
     Stages whose results are there are not repeated: run the same command again after an interruption.
     """
+    from rich.text import Text
+
     from atomsieve.errors import unknown
 
     if only is not None and only not in STAGES:
@@ -392,7 +394,7 @@ def app(
     begun = time.perf_counter()
     for number, (name, (heading, stage)) in enumerate(STAGES.items(), start=1):
         if only in (None, name):
-            demo.console.rule(f"[bold]{number}/{len(STAGES)}  {heading}", align="left")
+            demo.console.rule(Text(f"{number}/{len(STAGES)}  {heading}", "bold"), align="left")
             started = time.perf_counter()
             stage(demo)
             demo.console.print(f"{time.perf_counter() - started:.0f} s", style="dim", highlight=False)

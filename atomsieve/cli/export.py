@@ -168,8 +168,10 @@ class _Progress:
 
     def say(self, step: str) -> None:
         """Tell of a step that begins."""
+        from rich.text import Text
+
         if self._status is not None:
-            self._status.update(step)
+            self._status.update(Text(step))  # a string is taken for markup, whatever the console says
         else:
             self._steps.print(step, highlight=False, soft_wrap=True, markup=False)
 

@@ -53,6 +53,14 @@ def test_a_folder_with_other_things_is_not_touched(tmp_path, overwrite):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_a_stage_has_its_heading(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(demo_verb.STAGES, "train", ("Train", lambda demo: None))
+    assert run("atomsieve", ["demo", "--out", str(tmp_path / "d"), "--only", "train"]) == 0
+    shown = capsys.readouterr().out
+    assert "  Train " in shown
+    assert "[bold]" not in shown
+
+
 def test_an_unknown_stage_is_named(tmp_path, capsys):
     assert run("atomsieve", ["demo", "--out", str(tmp_path / "d"), "--only", "trian"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err

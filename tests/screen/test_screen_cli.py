@@ -10,7 +10,7 @@ import pytest
 from atomsieve.cli.main import run
 from atomsieve.predict import Predictor
 from atomsieve.predict.status import Status
-from atomsieve.structures import StructureBatch, write_structures
+from atomsieve.structures import SourceInfo, StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
 
 
@@ -115,3 +115,20 @@ def test_another_ensemble_is_refused(source, gfm, tmp_path, capfd):
     assert call("run", source, "-e", other) == 1
     assert "ensemble.id: " in capfd.readouterr().err
     assert call("run", source, "-e", other, "--overwrite") == 3
+
+
+def test_paths_and_names_of_sources_are_shown_as_they_are(gfm, batch, tmp_path, capfd):
+    place = tmp_path / "[draft]" / "q[" / ":x:"
+    place.mkdir(parents=True)
+    source, out = place / "c[/b].bp", place / "res[bold]"
+    write_structures(source, batch.replace(head=np.zeros(len(batch), np.int32)), [SourceInfo("ox[/ox]")])
+    assert call("run", source, "--ensemble", gfm, "--out", out) == 3
+    assert f"results: {out}" in capfd.readouterr().err
+    assert call("status", out) == 0
+    assert capfd.readouterr().out.startswith(f"{out}: ")
+    assert call("top", out, "--per", "source", "-k", 2) == 0
+    assert "ox[/ox]" in capfd.readouterr().out
+    assert call("export", out, place / "x.csv") == 0
+    assert capfd.readouterr().out.strip().endswith(f"rows written to {place}/x.csv")
+    assert call("relax", out, "--top", 1, "--max-steps", 0) == 0
+    assert f"{out}.relaxed/relaxed.csv" in capfd.readouterr().out

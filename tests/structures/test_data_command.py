@@ -49,6 +49,22 @@ def test_the_whole_verb(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(open_structures("again.bp")) == 10
 
 
+def test_names_in_brackets_are_shown_as_they_are(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "a.xyz").write_text(FRAME + FRAME.replace("energy=-1.5", "energy=nan"))
+    named = ("--source", "n[/2]", "--level-of-theory", "[PBE]")
+    assert call("convert", "a.xyz", "[o].bp", *named) == 3
+    assert call("convert", "a.xyz", "p[bold].bp", *named) == 3
+    assert call("info", "[o].bp") == 0
+    assert call("export", "[o].bp", "[/x].xyz") == 0
+    shown = capsys.readouterr().out
+    assert "p[bold].bp" in shown
+    assert "source n[/2] ([PBE]): 1" in shown
+    assert "skipped 1: " in shown
+    assert "[o].bp: 1 structures" in shown
+    assert "1 structures in [/x].xyz" in shown
+    assert not any(tag in shown for tag in ("\\[", "[yellow]", "[/]"))
+
+
 def test_exit_codes_and_messages(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "b.xyz").write_text(FRAME + FRAME.replace("energy=-1.5", "energy=nan"))
     assert call("convert", "b.xyz", "b.bp", "--source", "b", "--level-of-theory", "PBE", "-q") == 3
