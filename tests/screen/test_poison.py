@@ -14,15 +14,16 @@ import pytest
 from screen_fakes import FakePredictor, MemoryReader, candidates, save
 
 from atomsieve.cli.main import run
-from atomsieve.errors import AtomSieveError
+from atomsieve.errors import Interrupted
 from atomsieve.graphs.estimate import edge_budget_estimate
-from atomsieve.predict.packing import Limit, is_out_of_memory, pack
+from atomsieve.predict.packing import Limit, pack
 from atomsieve.predict.status import Status
-from atomsieve.screen import isolated, journal, poison, suspects
+from atomsieve.screen import isolated, journal, ledger, poison, suspects
 from atomsieve.screen.isolated import CannotStart, Child, Death, Recipe
 from atomsieve.screen.journal import Record
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.plan import Chunks
+from atomsieve.screen.run import run_screen
 from atomsieve.screen.runner import Runner
 from atomsieve.screen.store import Folder
 from atomsieve.screen.team import Team, guarded
@@ -144,6 +145,29 @@ def test_without_a_process_apart_the_third_death_sets_aside(whole, tmp_path):
     assert left(out) == []
 
 
+def test_a_rank_that_is_asked_to_end_among_suspects_has_no_rank_begin_another(whole, tmp_path):
+    source, _ = whole
+    out, team = tmp_path / "out", Team()
+    go(source, out, KILLED, poison=[FIRST_ID + 150])
+    (out / "at_hand.bin").write_bytes(b"".join(map(journal.encode, (None, 2, 3, 4))))
+
+    class Asked(FakePredictor):
+        def __reduce__(self):
+            raise TypeError("stays here")
+
+        def before(self, batch):
+            if np.isin(batch.id, np.arange(FIRST_ID + 128, FIRST_ID + 320)).any() and not sent:
+                sent.append(signal.raise_signal(signal.SIGTERM))
+
+    sent: list[None] = []
+    options = ScreenOptions(chunk_size=CHUNK, max_atoms=200, commit_seconds=0.0, top=50, forces=True)
+    reader = MemoryReader(candidates(N, bad=False))
+    with pytest.raises(Interrupted):
+        run_screen(source, "gfm", options, out=out, predictor=Asked(), reader=reader, team=team)
+    assert sent and list(team.claims([3, 4])) == []
+    assert (np.sort(list(ledger.read(out / "ledger"))) == [0, 1, 2, 5, 6]).all(), "the suspect at hand is finished"
+
+
 def test_a_gpu_that_fails_is_a_death(whole, tmp_path):
     source, expected = whole
     first = go(source, tmp_path / "out", 70, device=[FIRST_ID + 150])
@@ -169,152 +193,6 @@ def test_a_death_apart_for_which_an_error_is_told_is_no_death(whole, tmp_path):
     done = go(source, out, 1, told=[FIRST_ID + 150])
     assert "ValueError: springs are broken" in done.stderr
     assert journal.suspects(Folder(out), set()) == {2: Record(deaths=1)}
-
-
-# -- the journal -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "ledger").mkdir()
-    return Folder(tmp_path)
-
-
-def test_slots_tell_what_was_at_hand(folder):
-    assert journal.suspects(folder, set()) == {}
-    for rank, chunk in ((0, 7), (2, 0), (5, 31)):
-        book = journal.Journal(folder.at_hand, rank)
-        book.__enter__().begin(chunk, deaths=rank)  # and never leaves it, as if it were killed
-    assert journal.suspects(folder, {31}) == {7: Record(1), 0: Record(3)}
-    assert journal.suspects(folder, set()) == {7: Record(1), 0: Record(3)}  # nothing was at hand since
-    assert journal.suspects(folder, {7, 0}) == {}
-    assert not folder.deaths.exists()
-
-
-def test_a_rank_with_two_chunks_at_hand(folder):
-    journal.suspects(folder, set())
-    book = journal.Journal(folder.at_hand, 1, places=2).__enter__()
-    for chunk in (3, 4, 5):
-        book.begin(chunk)
-    assert journal.suspects(folder, set()) == {4: Record(1), 5: Record(1)}
-    book = journal.Journal(folder.at_hand, 0, places=2).__enter__()
-    book.begin(5, deaths=1, apart=True)
-    book.begin(5, deaths=2, apart=True)
-    assert journal.suspects(folder, {4}) == {5: Record(2, interrupted=1)}
-    with journal.Journal(folder.at_hand, 0, places=2) as book:
-        book.begin(6)
-        book.begin(7)
-    assert journal.suspects(folder, {5}) == {}
-
-
-def test_deaths_apart_and_jobs_that_died_meanwhile_are_told_apart(folder):
-    journal.suspects(folder, set())
-    journal.Journal(folder.at_hand, 0).__enter__().begin(4, deaths=1)
-    assert journal.suspects(folder, set()) == {4: Record(2)}
-    for times in (1, 2):
-        journal.Journal(folder.at_hand, 1).__enter__().begin(4, deaths=2, apart=True)
-        assert journal.suspects(folder, set()) == {4: Record(2, interrupted=times)}
-
-
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt, AtomSieveError])
-def test_an_orderly_end_leaves_no_suspects(folder, error):
-    """Neither of this rank nor, where an error was told, of those that the launcher killed for it."""
-    journal.suspects(folder, set())
-    journal.Journal(folder.at_hand, 1).__enter__().begin(9)
-    try:
-        with journal.Journal(folder.at_hand, 0) as book:
-            book.begin(4)
-            if error is not None:
-                raise error
-    except (KeyboardInterrupt, AtomSieveError):
-        pass
-    assert journal.suspects(folder, set()) == ({9: Record(1)} if error is None else {})
-
-
-def test_a_chunk_begun_by_who_reads_it_and_by_who_computes_it_takes_one_slot(folder):
-    journal.suspects(folder, set())
-    book = journal.Journal(folder.at_hand, 0, places=2).__enter__()
-    for chunk in (3, 3, 4, 4):
-        book.begin(chunk)
-    assert journal.suspects(folder, set()) == {3: Record(1), 4: Record(1)}
-
-
-def test_what_is_killed_while_it_was_asked_to_end_is_not_held_against_its_chunks(folder):
-    journal.suspects(folder, set())
-    book = journal.Journal(folder.at_hand, 0).__enter__()
-    book.begin(4)
-    book.told()
-    book.begin(5)
-    assert journal.suspects(folder, set()) == {}
-    journal.Journal(folder.at_hand, 0).__enter__().begin(4)
-    assert journal.suspects(folder, set()) == {4: Record(1)}, "that was of the start before"
-
-
-def test_a_launcher_that_ends_the_others_of_a_killed_rank_hides_nothing(folder):
-    """Some send SIGTERM to the ranks that are left, before they kill them."""
-    journal.suspects(folder, set())
-    killed, asked = (journal.Journal(folder.at_hand, rank).__enter__() for rank in (1, 0))
-    killed.begin(9)
-    asked.begin(4)
-    asked.told()
-    assert journal.suspects(folder, set()) == {9: Record(1)}
-
-
-def test_a_signal_that_comes_while_a_chunk_is_begun(folder, monkeypatch):
-    journal.suspects(folder, set())
-    book = journal.Journal(folder.at_hand, 0).__enter__()
-    put = book._put
-    monkeypatch.setattr(book, "_put", lambda *given: (put(*given), monkeypatch.undo(), book.told()))
-    book.begin(4)
-    assert journal.suspects(folder, set()) == {}
-
-
-def test_a_start_that_is_killed_before_it_has_begun_counts_deaths_once(folder, monkeypatch):
-    journal.suspects(folder, set())
-    journal.Journal(folder.at_hand, 0).__enter__().begin(4, deaths=1, apart=True)
-    before = folder.at_hand.read_bytes()
-    assert journal.suspects(folder, set()) == {4: Record(1, interrupted=1)}
-    folder.at_hand.write_bytes(before)  # as if it had been killed after it had counted
-    assert journal.suspects(folder, set()) == {4: Record(1, interrupted=1)}
-    journal.Journal(folder.at_hand, 0).__enter__().begin(4, deaths=1, apart=True)
-    assert journal.suspects(folder, set()) == {4: Record(1, interrupted=2)}, "the same words of another start"
-
-
-def test_a_rank_that_cannot_reach_another_is_no_explanation(folder, monkeypatch):
-    mpi = type("MPI", (), {"Exception": type("Exception", (RuntimeError,), {})})
-    monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)
-    journal.suspects(folder, set())
-    book = journal.Journal(folder.at_hand, 0).__enter__()
-    book.begin(4)
-    error = mpi.Exception("MPI_ERR_OTHER: known error not in list")
-    with pytest.raises(poison.PeerLost, match=r"MPI failed \(MPI_ERR_OTHER") as told:
-        book.__exit__(type(error), error, None)
-    assert told.value.exit_code == 70
-    assert journal.suspects(folder, set()) == {4: Record(1)}
-
-
-def test_a_library_without_room_on_the_gpu_is_no_lost_gpu():
-    error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    assert is_out_of_memory(error) and not poison.device_lost(error)
-    assert poison.device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-def test_damaged_slots_and_files_are_left_out(folder):
-    whole = journal.encode(3) + journal.encode(5, 1)
-    for k in range(len(journal.encode(5)) - 8):  # the last 8 bytes are padding
-        data = bytearray(whole)
-        data[journal.SLOT.size + k] ^= 1
-        assert journal.at_hand(bytes(data)) == []
-    assert journal.at_hand(whole) == [(5, 1, False)]
-    assert journal.at_hand(whole[:-3]) == []
-    folder.deaths.write_text("{")
-    assert journal.suspects(folder, set()) == {}
-
-
-def test_without_a_path_nothing_is_written(tmp_path):
-    with journal.Journal() as book:
-        book.begin(3)
-    assert list(tmp_path.iterdir()) == []
 
 
 # -- what is decided -------------------------------------------------------------------------------------------------
