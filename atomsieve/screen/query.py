@@ -163,8 +163,9 @@ class Results:
     def top(self, k: int, by: str, *, descending: bool = False, where: str | None = None) -> NDArray[Any]:
         """Return the exact best `k` rows among those that are OK and fulfil `where`, best first."""
         rankable(by)
+        keep = self.filter(where)  # first: it says what is wrong with a text that cannot be read
         self.check_columns([by], where)
-        best = TopK(k, by, descending=descending, where=self.filter(where))
+        best = TopK(k, by, descending=descending, where=keep)
         for rows in self.iter_rows():
             best.add(np.asarray(rows))
         return best.rows()

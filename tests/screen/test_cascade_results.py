@@ -86,6 +86,12 @@ def test_the_spread_is_asked_only_of_rows_that_have_it(place, question):
         ask(Results(place / "full"), None)
 
 
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_filter_that_cannot_be_read_is_named(place, question):
+    with pytest.raises(UsageError, match=r"cannot read the row filter .*compare with '=='"):
+        QUESTIONS[question](Results(place / "member"), "precision = 'fp32'")
+
+
 def test_other_questions_are_answered_and_the_precision_is_said(place, tmp_path):
     member, mixed = Results(place / "member"), Results(place / "mixed")
     assert len(select(member, Selection(top=5, by="max_force")).rows) == 5
