@@ -81,9 +81,9 @@ def dedup(
 
     tolerances = Tolerances(length=length, site=site, angle=angle, volume=volume, energy=energy,
                             cell_energy=cell_energy, shift=shift)  # fmt: skip
-    twins = out.with_name(f"{out.stem}.duplicates.csv")
     if (kind := out.suffix.lstrip(".").lower()) not in WRITERS:
         raise unknown("format", kind, WRITERS)
+    twins = out.with_name(f"{out.stem}.duplicates.csv")
     opened = Results(results)
     check_target(out, overwrite, opened)
     if twins.exists() and not overwrite:

@@ -20,6 +20,13 @@ def free_bytes(folder: Path) -> int:
     return usage.f_bavail * usage.f_frsize
 
 
+def beside(path: Path, ending: str) -> Path:
+    """Return the place beside a file or folder that is called like it, with `ending` added."""
+    if path.name in ("", ".."):  # of `.` and `a/..`: what they are called is only known where they lead
+        path = path.resolve()
+    return path.with_name(path.name + ending)
+
+
 def require_writable(path: Path) -> None:
     """Refuse a target whose folder takes no file, before anything is computed.
 

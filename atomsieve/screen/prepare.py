@@ -26,6 +26,7 @@ from atomsieve.screen.lanes import Lanes
 from atomsieve.screen.local import Carrier, LocalStore, LocalWriter
 from atomsieve.screen.manifest import recorded_backend
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
+from atomsieve.screen.outputs import beside
 from atomsieve.screen.plan import Chunks, chunk_size
 from atomsieve.screen.poison import POISONED, SetAside, set_aside
 from atomsieve.screen.progress import Clock, EventLog
@@ -116,7 +117,7 @@ class Job:
 
 def default_out(candidates: Path) -> Path:
     """Return the results folder beside the input."""
-    return candidates.with_name(f"{candidates.name}.results")
+    return beside(candidates, ".results")
 
 
 def prepare(

@@ -20,6 +20,7 @@ from atomsieve.screen.devices import places, sharing
 from atomsieve.screen.export import check_apart
 from atomsieve.screen.manifest import device_kind
 from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.outputs import beside
 from atomsieve.screen.progress import EventLog, duration
 from atomsieve.screen.query import Results
 from atomsieve.screen.relax_budget import settle_budget
@@ -133,7 +134,7 @@ def _prepare(
 ) -> _Work:
     lead = team.rank == 0
     results = team.together(lambda: Results(path))
-    folder = RelaxFolder(Path(out) if out is not None else path.with_name(f"{path.name}.relaxed"))
+    folder = RelaxFolder(Path(out) if out is not None else beside(path, ".relaxed"))
     team.together(lambda: check_apart(folder.path, results))
     head, rows = team.first(lambda: select(results, options))
     if predictor is None:

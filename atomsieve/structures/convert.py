@@ -18,7 +18,7 @@ from atomsieve.structures.formats import find_files, read_items
 from atomsieve.structures.judge import Judge, Judged, LabelKeys, Tally, to_batch
 from atomsieve.structures.manifest import SourceInfo
 from atomsieve.structures.split import Split
-from atomsieve.structures.writer import StructureWriter
+from atomsieve.structures.writer import StructureWriter, named
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,6 +89,7 @@ class ConvertReport:
 
 def output_paths(out: Path, split: Split | None) -> dict[str, Path]:
     """Return the output of each set: `OUT.bp`, or `OUT-train.bp`, `OUT-val.bp` and so on."""
+    named(out)
     if split is None:
         return {"": out}
     return {name: out.with_name(f"{out.stem}-{name}{out.suffix}") for name in split.fractions}

@@ -57,6 +57,20 @@ def to_disk(name: str, array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array.reshape(shape), dtype)
 
 
+def named(path: str | Path) -> Path:
+    """Return the path of a dataset to be made.
+
+    Raises
+    ------
+    UsageError
+        if it has no name, as `.`: it is written beside its place under a longer name first.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise UsageError(f"{path} is no name for a new folder; add one, such as {path / 'structures.bp'}")
+    return path
+
+
 class StructureWriter:
     """Context manager that writes batches to the dataset folder `path`.
 
@@ -99,7 +113,7 @@ class StructureWriter:
             raise UsageError(f"step size must be at least 1, got {step_size} structures, {step_atoms} atoms")
         if n_ranks > 1 and comm is None:
             raise UsageError(f"{n_ranks} ranks need a communicator to agree on one manifest")
-        self.path = Path(path)
+        self.path = named(path)
         self.sources: list[SourceInfo] = list(sources)
         self.n_structures = 0
         self.n_atoms = 0

@@ -117,6 +117,22 @@ def test_another_ensemble_is_refused(source, gfm, tmp_path, capfd):
     assert call("run", source, "-e", other, "--overwrite") == 3
 
 
+@pytest.mark.parametrize("up", [".", "part/.."])
+def test_a_folder_is_named_from_within(source, gfm, monkeypatch, capfd, up):
+    results = source.with_name(f"{source.name}.results")
+    (source / "part").mkdir()
+    monkeypatch.chdir(source)
+    assert call("run", up, "--ensemble", gfm) == 3
+    assert results.is_dir()
+    (results / "part").mkdir()
+    monkeypatch.chdir(results)
+    assert call("relax", up, "--top", 1, "--max-steps", 0) == 0
+    assert source.with_name(f"{results.name}.relaxed").is_dir()
+    capfd.readouterr()
+    assert call("dedup", up, "--out", ".") == 2
+    assert "unknown format ''; allowed: " in capfd.readouterr().err
+
+
 def test_paths_and_names_of_sources_are_shown_as_they_are(gfm, batch, tmp_path, capfd):
     place = tmp_path / "[draft]" / "q[" / ":x:"
     place.mkdir(parents=True)

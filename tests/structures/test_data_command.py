@@ -49,6 +49,13 @@ def test_the_whole_verb(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(open_structures("again.bp")) == 10
 
 
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_an_output_without_a_name_is_refused(work: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
+    for args in ((), ("--split", "train=0.5,test=0.5"), ("--overwrite",)):
+        assert call("convert", "a.xyz", out, "--no-labels", "-q", *args) == 2
+        assert f"{out} is no name for a new folder; add one, such as " in capsys.readouterr().err
+
+
 def test_names_in_brackets_are_shown_as_they_are(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "a.xyz").write_text(FRAME + FRAME.replace("energy=-1.5", "energy=nan"))
     named = ("--source", "n[/2]", "--level-of-theory", "[PBE]")
