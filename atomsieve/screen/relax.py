@@ -24,9 +24,9 @@ from atomsieve.screen.outputs import beside
 from atomsieve.screen.progress import EventLog, duration
 from atomsieve.screen.query import Results
 from atomsieve.screen.relax_budget import settle_budget
-from atomsieve.screen.relax_files import FORMAT, RelaxFolder, digest, publish
+from atomsieve.screen.relax_files import FORMAT, RelaxFolder, arrays_of, digest, publish
 from atomsieve.screen.relax_frames import Frames
-from atomsieve.screen.relax_group import begin, finished, guard_of, rattled, write_arrays
+from atomsieve.screen.relax_group import begin, finished, guard_of, rattled, read_arrays, write_arrays
 from atomsieve.screen.relax_options import RelaxOptions
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.source import read_at, screened_input
@@ -113,7 +113,7 @@ def run_relax(
             Path(results), options or RelaxOptions(), ensemble, out, overwrite, console, predictor, team, stack
         )
         begun = time.perf_counter()
-        todo = team.first(lambda: [g for g in range(len(work.bounds) - 1) if not work.folder.group(g).exists()])
+        todo = team.first(lambda: _unfinished(work))
         _relax(work, todo, stop)
         return _finish(work, todo, time.perf_counter() - begun)
 
@@ -241,6 +241,18 @@ def _unchanged(results: Results) -> None:
 # -- the work ------------------------------------------------------------------------------------------------------
 
 
+def _unfinished(work: _Work) -> list[int]:
+    """Return the groups without a result that can be read; what is damaged is removed, so that it counts as none."""
+    todo = [g for g in range(len(work.bounds) - 1) if read_arrays(work.folder.group(g)) is None]
+    damaged = [g for g in todo if work.folder.group(g).exists()]
+    with disk_errors(work.folder.path):
+        for number in damaged:
+            work.folder.group(number).unlink()
+    if damaged and work.console is not None:
+        work.console.print(f"groups {damaged[:5]} are damaged and relaxed again", highlight=False)
+    return todo
+
+
 def _relax(work: _Work, todo: list[int], stop: StopRequest) -> None:
     """Relax the groups `todo` together with the other ranks."""
     team, shown = work.team, time.monotonic()
@@ -323,8 +335,7 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> Relaxed:
             publish(folder, work.bounds, work.rows, labels, about)
         codes: Counter[int] = Counter()
         for number in range(len(work.bounds) - 1):
-            with np.load(folder.group(number), allow_pickle=False) as arrays:
-                codes.update(arrays["reason"].tolist())
+            codes.update(arrays_of(folder, number)["reason"].tolist())
         return {Stop(code).name: n for code, n in sorted(codes.items())}
 
     reasons = team.first(write)

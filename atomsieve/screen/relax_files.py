@@ -188,11 +188,23 @@ def digest(rows: NDArray[Any]) -> str:
 # -- what is made of finished groups -------------------------------------------------------------------------------
 
 
-def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays]:
-    """Return the structures of a finished group, labelled where they have a result, and what is said of them."""
+def arrays_of(folder: RelaxFolder, number: int) -> Arrays:
+    """Return the arrays of a finished group.
+
+    Raises
+    ------
+    DataError
+        if its file went away or was damaged since the relaxation began, which looks at all.
+    """
     arrays = read_arrays(folder.group(number))
     if arrays is None:
         raise DataError(f"{folder.group(number)} is gone or damaged; run the same command again to compute it anew")
+    return arrays
+
+
+def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays]:
+    """Return the structures of a finished group, labelled where they have a result, and what is said of them."""
+    arrays = arrays_of(folder, number)
     fields = {name.removeprefix("batch."): array for name, array in arrays.items() if name.startswith("batch.")}
     energy, forces, stress = arrays["energy"], arrays["forces"], arrays.get("stress")
     batch = StructureBatch(**fields)

@@ -246,8 +246,14 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def read_arrays(path: Path) -> Arrays | None:
-    """Return the arrays of a file, None where there is none."""
+    """Return the arrays of a file, None where there is none or it is damaged."""
     if not os.path.exists(path):
         return None
-    with np.load(path, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+    whole = path.read_bytes()  # apart: what the disk refuses is no damage
+    try:
+        with np.load(io.BytesIO(whole), allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except MemoryError:
+        raise
+    except Exception:  # every kind: which one depends on the place that is damaged
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import FIRE
+from rich.console import Console
 from typer.testing import CliRunner
 
 from atomsieve.calculators import GFMCalculator, Stop
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.predict import Predictor
+from atomsieve.screen import relax as relax_module
 from atomsieve.screen import relax_files, relax_group
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.query import Results
@@ -187,6 +190,37 @@ def test_a_relaxation_that_is_done_is_not_done_again_and_other_settings_are_refu
     with pytest.raises(AtomSieveError, match="holds other files than relaxed structures"):
         run_relax(screened / "results", again, out=tmp_path / "other", overwrite=True)
     assert (tmp_path / "other" / "precious").exists()
+
+
+@pytest.mark.parametrize("left", [0, 10, 400, -1])
+def test_a_damaged_group_is_relaxed_again(screened, whole, tmp_path, left):
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    path = out / "groups" / "00001.npz"
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:left] if left >= 0 else content[:middle] + b"\xff" * 64 + content[middle + 64 :])
+    said = Console(file=io.StringIO(), width=200)
+    result = run_relax(screened / "results", RelaxOptions(**OPTIONS, trajectory=2), out=out, console=said)
+    assert path.read_bytes() == content
+    assert 0 < result.computed < 20 and result.reasons == whole[1].reasons
+    assert "groups [1] are damaged and relaxed again" in said.file.getvalue()
+    for name in SAME:
+        assert (out / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_a_group_that_is_damaged_meanwhile_is_named(screened, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+
+    def late(work, todo, stop):
+        (out / "groups" / "00000.npz").write_bytes(b"PK")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(relax_module, "_relax", late)
+        with pytest.raises(DataError, match=r"00000\.npz is gone or damaged; run the same command again"):
+            relaxed(screened, out, trajectory=2)
+    assert relaxed(screened, out, trajectory=2)[0].reasons == whole[1].reasons
 
 
 def test_a_first_start_that_ends_before_anything_is_asked_leaves_a_folder_for_the_next(screened, tmp_path, monkeypatch):
