@@ -103,7 +103,8 @@ def select(results: Results, selection: Selection) -> Selected:
         front = Front(objectives(selection.pareto), where=where)
         return Selected(_through(results, front))
     if selection.per is None:
-        best = TopK(selection.top or LARGEST + 1, selection.by, descending=selection.descending, where=where)
+        most = min(selection.top or LARGEST + 1, LARGEST + 1)  # one more than allowed tells that there are too many
+        best = TopK(most, selection.by, descending=selection.descending, where=where)
         return Selected(_within(_through(results, best), "rows would be chosen"))
     with screened_input(results) as reader:
         grouping = Grouping(selection.per, reader, selection.symprec)

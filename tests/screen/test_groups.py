@@ -27,6 +27,7 @@ from atomsieve.screen.query import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.select import BestOfGroups, Selection, ranks_in_groups, select
 from atomsieve.screen.source import numbers_at, read_at
+from atomsieve.screen.topk import TopK
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures, write_structures, writer
 
 N = 400
@@ -241,6 +242,16 @@ def test_refused_with_a_reason(screened, monkeypatch):
     for selection in (Selection(per="formula", head="pbe"), Selection(per="space-group", head="pbe"), Selection()):
         with pytest.raises(UsageError, match="more than 10 "):
             select(results, selection)
+
+
+def test_no_more_rows_are_held_than_may_be_chosen(screened, monkeypatch):
+    held = []
+    monkeypatch.setattr(selecting, "LARGEST", 10)
+    monkeypatch.setattr(selecting, "TopK", lambda k, *args, **given: held.append(k) or TopK(k, *args, **given))
+    with pytest.raises(UsageError, match="more than 10 rows would be chosen"):
+        select(screened[0], Selection(top=500))
+    assert len(select(screened[0], Selection(top=10)).rows) == 10
+    assert held == [11, 10]
 
 
 @pytest.mark.parametrize(
