@@ -114,6 +114,10 @@ def relax(
 
     `mpirun -n 4 screen relax ...` shares the work among four processes; the results are the same bytes.
     """
+    from atomsieve.errors import UsageError
+
+    if every != 1 and not trajectory:
+        raise UsageError(f"--every {every} goes with --trajectory; add that, or leave --every out")
     from atomsieve.screen.relax import run_relax
     from atomsieve.screen.relax_options import RelaxOptions
     from atomsieve.screen.relax_view import print_relaxed

@@ -285,6 +285,8 @@ def test_the_command(screened, tmp_path):
     assert "converged structures with the smallest energy per atom" in done.stdout
     assert "CONVERGED: forces (and stress) are below the limit" in done.stdout
     assert len(lines(out)) == 4
+    refused = call(app, [*base, "--every", "5"]).exception
+    assert isinstance(refused, UsageError) and "--every 5 goes with --trajectory" in str(refused)
     assert "all of it was done before" in call(app, [*base, "--fmax", "0.05", "--max-steps", "30", "--cell"]).stdout
 
 
