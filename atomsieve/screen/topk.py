@@ -35,7 +35,7 @@ def row_filter(
     bits = {name.lower(): bit for bit, name in (reasons or {}).items()}
     compiled = compile_where(text, [*COLUMNS, *bits])
     status_names = np.array([statuses.get(code, str(code)) for code in range(256)])
-    names = {"head": np.array(heads), "precision": np.array(precisions), "status": status_names}
+    names = {"head": np.array(heads, str), "precision": np.array(precisions, str), "status": status_names}
     for name, allowed in (("head", heads), ("precision", precisions), ("status", list(statuses.values()))):
         for value in sorted(compiled.texts(name) - set(allowed)):
             raise unknown(f"{name} in the row filter", value, allowed)
@@ -54,6 +54,7 @@ def row_filter(
         needed = compiled.names or {"position"}  # one column tells how many rows there are
         return compiled({n: values(n, rows) for n in needed})
 
+    where(np.zeros(0, ROW))  # text compared with a number, say, is found by columns alone: before any work, not after
     return where
 
 

@@ -100,6 +100,20 @@ def test_a_filter_is_no_program(text):
         row_filter(text, ["pbe"], STATUSES)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("head == 0", "head"),
+        ("natoms and max_force < 2", "natoms"),
+        ("status < 3", "status"),
+        ("outside", "outside"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_when_it_is_compiled(text, said):
+    with pytest.raises(UsageError, match=said):
+        row_filter(text, ["a", "b"], STATUSES, REASONS)
+
+
 def test_an_unknown_column_in_a_filter_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'max_force'"):
         row_filter("max_forse < 2", ["pbe"], STATUSES)
