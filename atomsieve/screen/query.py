@@ -124,13 +124,16 @@ class Results:
         return where
 
     def of_head(self, where: str | None, head: str | None) -> str | None:
-        """Return the filter `where` for the rows of one head only; the same if that is None."""
+        """Return the filter `where`, checked alone, for the rows of one head only; the same if that is None."""
         if head is None:
             return where
         if head not in self.labels.heads:
             raise unknown("head", head, self.labels.heads)
         own = f"head == {head!r}"
-        return own if where is None else f"({where}) and {own}"
+        if where is None:
+            return own
+        self.filter(where)  # alone, or brackets that do not close would be completed by ours
+        return f"({where}\n) and {own}"  # on a line of its own: no comment takes the bracket in
 
     def check_columns(self, names: Iterable[str], where: str | None) -> None:
         """Refuse columns that only some rows have: those of the spread, where fewer members screened first.

@@ -244,6 +244,11 @@ def test_a_head_is_exported_with_its_rows_without_result_in_their_order(tmp_path
     assert found["position"].tolist() == best["position"].tolist()
     with pytest.raises(UsageError, match="unknown head 'scam'"):
         Results(tmp_path / "out").of_head(None, "scam")
+    assert exported("--head", "scan", "--where", "natoms > 5 # big")["position"].tolist() == some["position"].tolist()
+    for wrong in ("natoms > 5) or (natoms > 1", "(natoms > 5"):
+        with pytest.raises(UsageError) as caught:
+            Results(tmp_path / "out").of_head(wrong, "scan")
+        assert f"cannot read the row filter {wrong!r}: " in str(caught.value)
     where = "status == 'UNSEEN_ELEMENT'"
     said = CliRunner().invoke(app, ["top", str(tmp_path / "out"), "--head", "scan", "--where", where])
     n = int((own["status"] == Status.UNSEEN_ELEMENT).sum())
