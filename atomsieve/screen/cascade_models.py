@@ -86,6 +86,8 @@ def with_members(predictor: Any, members: int) -> Any:
     """
     from atomsieve.predict.backends import NativeBackend
 
+    if predictor.members == 1:
+        raise UsageError(f"cascade-members {members}: the ensemble has one member; leave the option out")
     if not 1 <= members < predictor.members:
         raise UsageError(
             f"cascade-members {members}: the ensemble has {predictor.members}; give 1 to {predictor.members - 1}"

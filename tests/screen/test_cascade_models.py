@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from atomsieve.cli.main import run
+from atomsieve.errors import UsageError
 from atomsieve.models import Ensemble, HeadSpec, ModelConfig, save_gfm
 from atomsieve.predict import Predictor
 from atomsieve.screen.cascade_models import with_members
@@ -118,6 +119,12 @@ def test_wrong_input_is_told_in_one_line(source, gfm, tmp_path, capfd, options, 
     said = capfd.readouterr().err.strip()
     assert message in " ".join(said.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_of_one_member_has_no_part(tmp_path):
+    alone = Predictor.load(tiny_gfm(tmp_path / "gfm", members=1))
+    with pytest.raises(UsageError, match="cascade-members 1: the ensemble has one member; leave the option out"):
+        with_members(alone, 1)
 
 
 def test_real_candidates_have_the_same_best_rows(shared_data, tmp_path):
