@@ -27,7 +27,7 @@ from atomsieve.graphs.table import TableGraph
 from atomsieve.models.table_message import message_on_table_graph
 from atomsieve.native import kernels
 
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _LANES = 16  # channels must fill whole vectors of the compiled kernels
 
 
@@ -91,7 +91,7 @@ def native_serves(x: Tensor, graph: Graph) -> bool:
     """Say whether the compiled kernels can be used for this payload and graph."""
     return (
         x.device.type == "cpu"
-        and x.dtype in _SUFFIX
+        and x.dtype in SUFFIX
         and x.shape[-1] % _LANES == 0
         and graph.neighbors.symmetric
         and kernels() is not None
@@ -101,7 +101,7 @@ def native_serves(x: Tensor, graph: Graph) -> bool:
 def triton_serves(x: Tensor, wanted: Wanted) -> bool:
     """Say whether the fused GPU kernels can be used: for inference, where Triton is installed."""
     learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
-    return x.device.type == "cuda" and x.dtype in _SUFFIX and not learning and find_spec("triton") is not None
+    return x.device.type == "cuda" and x.dtype in SUFFIX and not learning and find_spec("triton") is not None
 
 
 def table_serves(graph: Graph, wanted: Wanted) -> bool:
@@ -194,12 +194,13 @@ def edge_data(t: Tensor) -> tuple[Tensor, int]:
     return t, t.stride(0) if t.shape[0] > 1 else 0
 
 
-def _call(
+def call_kernel(
     name: str, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, *rest: Tensor | None
 ) -> None:
+    """Call a compiled kernel of the message: "forward", "vjp" or "second", with its further arrays `rest`."""
     library = kernels()
     assert library is not None
-    function = getattr(library, f"message_{name}_{_SUFFIX[x.dtype]}")
+    function = getattr(library, f"message_{name}_{SUFFIX[x.dtype]}")
     members, atoms, _, width = x.shape
     sizes = (members, atoms, graph.n_edges, width, basis.shape[-1])
     a, a_stride = edge_data(basis)
@@ -230,7 +231,7 @@ class _Native(torch.autograd.Function):
         ctx.graph, ctx.wanted = graph, wanted
         ctx.save_for_backward(x, basis, unit, weights)
         out = x.new_empty(x.shape[0], x.shape[1], 4, x.shape[3])
-        _call("forward", x, basis, unit, weights, graph, out)
+        call_kernel("forward", x, basis, unit, weights, graph, out)
         return out
 
     @staticmethod
@@ -269,7 +270,7 @@ class _NativeGrad(torch.autograd.Function):
         grad_basis = torch.empty(basis.shape, dtype=x.dtype) if need_basis else None
         grad_unit = torch.empty(unit.shape, dtype=x.dtype) if need_unit else None
         grad_weights = torch.empty_like(weights) if need_weights else None
-        _call("vjp", x, basis, unit, weights, graph, grad, grad_x, grad_basis, grad_unit, grad_weights)
+        call_kernel("vjp", x, basis, unit, weights, graph, grad, grad_x, grad_basis, grad_unit, grad_weights)
         return grad_x, grad_basis, grad_unit, grad_weights
 
     @staticmethod
@@ -288,5 +289,6 @@ class _NativeGrad(torch.autograd.Function):
         h_basis = torch.zeros(basis.shape, dtype=x.dtype) if h_basis is None else h_basis.contiguous()
         h_unit = torch.zeros(unit.shape, dtype=x.dtype) if h_unit is None else h_unit.contiguous()
         out_grad, out_x, out_weights = torch.empty_like(grad), torch.empty_like(x), torch.empty_like(weights)
-        _call("second", x, basis, unit, weights, ctx.graph, grad, h_x, h_basis, h_unit, out_grad, out_x, out_weights)
+        more = (grad, h_x, h_basis, h_unit, out_grad, out_x, out_weights)
+        call_kernel("second", x, basis, unit, weights, ctx.graph, *more)
         return out_grad, out_x, None, None, out_weights, None, None, None, None, None

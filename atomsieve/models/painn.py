@@ -13,6 +13,7 @@ from atomsieve.models.config import ModelConfig
 from atomsieve.models.elements import element_embedding
 from atomsieve.models.layers import Seeds, StackedLinear, StackedMLP
 from atomsieve.models.message import Wanted, message
+from atomsieve.models.painn_native import layer_on_cpu, layer_serves
 from atomsieve.models.registry import Encoder, register_encoder
 
 _EPSILON = 1e-6  # keeps the gradient of the norm finite at zero vectors; larger than what graph optimizers drop
@@ -35,6 +36,8 @@ class PaiNNLayer(nn.Module):
         self, s: Tensor, v: Tensor | None, graph: Graph, geometry: Geometry, wanted: Wanted
     ) -> tuple[Tensor, Tensor]:
         """Return new scalars `s [K,N,F]` and vectors `v [K,N,3,F]`; v is None before the first layer."""
+        if layer_serves(s, graph, wanted):
+            return layer_on_cpu(self, s, v, graph, geometry.basis, geometry.unit)
         members, atoms, width = s.shape
         payload = self.payload(s).view(members, atoms, 3, width)
         carried = payload[:, :, 2:]

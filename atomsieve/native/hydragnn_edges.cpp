@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "hydragnn_lanes.h"
+#include "lanes.h"
 #include "hydragnn_narrow.h"
 
 namespace {

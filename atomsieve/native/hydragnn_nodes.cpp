@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "hydragnn_lanes.h"
+#include "lanes.h"
 
 namespace {
 
