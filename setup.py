@@ -7,7 +7,7 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-PARTS = ("module", "neighbors", "message", "painn", "hydragnn_edges", "hydragnn_nodes")
+PARTS = ("module", "neighbors", "message", "message_pull", "painn", "hydragnn_edges", "hydragnn_nodes")
 SOURCES = [f"atomsieve/native/{part}.cpp" for part in PARTS]
 # Reassociation lets sums vectorise; NaN and infinity keep their meaning (no -ffinite-math-only).
 FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]

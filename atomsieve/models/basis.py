@@ -60,17 +60,20 @@ class Geometry:
     basis : [K,E,R], radial basis; unit : [K,E,3], directions from receiver to sender. Leaves of autograd when
         forces are wanted, and the only way by which positions enter an encoder.
     slope : [E,R], derivative of the basis by distance; distance : [E] Angstrom.
+    stretch : [K,E], a leaf too, on which nothing depends: an encoder that has the gradient by the distance, as far as
+        it acts through the basis, gives it here in the place of one by the basis.
     """
 
     basis: Tensor
     unit: Tensor
     slope: Tensor
     distance: Tensor
+    stretch: Tensor
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
         """What is differentiated by, in the order of the arguments of `pull_back`."""
-        return self.basis, self.unit
+        return self.basis, self.unit, self.stretch
 
     @staticmethod
     def build(vec: Tensor, config: ModelConfig, members: int, *, differentiable: bool) -> Geometry:
@@ -80,14 +83,24 @@ class Geometry:
         basis, slope = radial_basis(distance, config)
         many_basis = basis.detach().expand(members, *basis.shape)
         many_unit = unit.detach().expand(members, *unit.shape)
+        stretch = distance.detach().new_zeros(1).expand(members, len(distance))
         if differentiable:
             many_basis.requires_grad_()
             many_unit.requires_grad_()
-        return Geometry(many_basis, many_unit, slope, distance)
+            stretch.requires_grad_()
+        return Geometry(many_basis, many_unit, slope, distance, stretch)
 
-    def pull_back(self, grad_basis: Tensor, grad_unit: Tensor) -> Tensor:
-        """Turn gradients by basis `[K,E,R]` and unit `[K,E,3]` into gradients by the edge vectors, `[K,E,3]`."""
+    def pull_back(self, grad_basis: Tensor | None, grad_unit: Tensor, grad_stretch: Tensor | None = None) -> Tensor:
+        """Turn gradients by basis `[K,E,R]`, unit `[K,E,3]` and distance `[K,E]` into those by edge vectors, `[K,E,3]`.
+
+        Of basis and distance one may be None.
+        """
         unit = self.unit.detach()
-        along = torch.einsum("ker,er->ke", grad_basis, self.slope).unsqueeze(2)
-        radial = (grad_unit * unit).sum(2, keepdim=True)
-        return unit * along + (grad_unit - unit * radial) / self.distance.clamp(min=_SHORTEST).view(1, -1, 1)
+        along = grad_stretch
+        if grad_basis is not None:
+            through = torch.einsum("ker,er->ke", grad_basis, self.slope)
+            along = through if along is None else along + through
+        assert along is not None
+        radial = (grad_unit * unit).sum(2)
+        length = self.distance.clamp(min=_SHORTEST).unsqueeze(0)
+        return unit * (along - radial / length).unsqueeze(2) + grad_unit / length.unsqueeze(2)

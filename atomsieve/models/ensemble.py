@@ -184,22 +184,29 @@ class Ensemble(nn.Module):
 
     def _gradients(
         self, local: Tensor, leaves: tuple[Tensor, ...], create_graph: bool, members: Sequence[int] | None
-    ) -> tuple[Tensor, ...]:
-        """Return gradients of energies `[K,N or S]` by the shared geometry, with the leading axis of the forces."""
+    ) -> tuple[Tensor | None, ...]:
+        """Return gradients of energies `[K,N or S]` by the shared geometry, with the leading axis of the forces.
+
+        None for a leaf that nothing depends on.
+        """
         if not self.shallow:
-            return torch.autograd.grad(local.sum(), leaves, create_graph=create_graph)
+            return torch.autograd.grad(local.sum(), leaves, create_graph=create_graph, allow_unused=True)
         if members is None:
-            return torch.autograd.grad(local.mean(0).sum(), leaves, create_graph=create_graph)
+            return torch.autograd.grad(local.mean(0).sum(), leaves, create_graph=create_graph, allow_unused=True)
         if not members:
             raise UsageError("force_members names no member; None gives the forces of the mean")
         last = len(members) - 1
         passes = [
             torch.autograd.grad(
-                local[k].sum(), leaves, create_graph=create_graph, retain_graph=create_graph or place < last
+                local[k].sum(),
+                leaves,
+                create_graph=create_graph,
+                retain_graph=create_graph or place < last,
+                allow_unused=True,
             )
             for place, k in enumerate(members)
         ]
-        return tuple(torch.cat(parts) for parts in zip(*passes, strict=True))
+        return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*passes, strict=True))
 
     def is_shared(self, name: str) -> bool:
         """Say whether all members share the parameter of this name; its leading axis then has length 1."""

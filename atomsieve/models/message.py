@@ -197,7 +197,7 @@ def edge_data(t: Tensor) -> tuple[Tensor, int]:
 def call_kernel(
     name: str, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, *rest: Tensor | None
 ) -> None:
-    """Call a compiled kernel of the message: "forward", "vjp" or "second", with its further arrays `rest`."""
+    """Call a compiled kernel of the message: "forward", "vjp", "pull" or "second", with its further arrays `rest`."""
     library = kernels()
     assert library is not None
     function = getattr(library, f"message_{name}_{SUFFIX[x.dtype]}")

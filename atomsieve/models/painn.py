@@ -37,7 +37,7 @@ class PaiNNLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return new scalars `s [K,N,F]` and vectors `v [K,N,3,F]`; v is None before the first layer."""
         if layer_serves(s, graph, wanted):
-            return layer_on_cpu(self, s, v, graph, geometry.basis, geometry.unit)
+            return layer_on_cpu(self, s, v, graph, geometry)
         members, atoms, width = s.shape
         payload = self.payload(s).view(members, atoms, 3, width)
         carried = payload[:, :, 2:]

@@ -21,6 +21,7 @@ from atomsieve.native import kernels
 
 if TYPE_CHECKING:
     from atomsieve.graphs.table import TableGraph
+    from atomsieve.models.basis import Geometry
     from atomsieve.models.painn import PaiNNLayer
 
 
@@ -29,25 +30,33 @@ def layer_serves(s: Tensor, graph: Graph | TableGraph, wanted: Wanted) -> bool:
     learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
     if learning or not isinstance(graph, Graph) or not messages.native_serves(s, graph):
         return False
-    return hasattr(kernels(), "painn_update_f32")
+    return hasattr(kernels(), "message_pull_f32")
 
 
 def layer_on_cpu(
-    layer: PaiNNLayer, s: Tensor, v: Tensor | None, graph: Graph, basis: Tensor, unit: Tensor
+    layer: PaiNNLayer, s: Tensor, v: Tensor | None, graph: Graph, geometry: Geometry
 ) -> tuple[Tensor, Tensor]:
     """Return what `layer` makes of scalars [K,N,F] and vectors [K,N,3,F] (None: zero); differentiable once.
 
-    Gradients are those by s, v, basis and unit; weights get none.
+    Gradients are those by s, v, and of the geometry by unit and stretch; weights get none.
     """
-    found: tuple[Tensor, Tensor] = _Layer.apply(s, v, basis, unit, graph, layer)
+    found: tuple[Tensor, Tensor] = _Layer.apply(s, v, geometry.unit, geometry.stretch, geometry, graph, layer)
     return found
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, s: Tensor, v: Tensor | None, basis: Tensor, unit: Tensor, graph: Graph, layer: PaiNNLayer
+        ctx: Any,
+        s: Tensor,
+        v: Tensor | None,
+        unit: Tensor,
+        stretch: Tensor,
+        geometry: Geometry,
+        graph: Graph,
+        layer: PaiNNLayer,
     ) -> tuple[Tensor, Tensor]:
+        basis = geometry.basis.detach()
         members, atoms, width = s.shape
         s, v = s.contiguous(), None if v is None else v.contiguous()
 
@@ -65,10 +74,10 @@ class _Layer(torch.autograd.Function):
         gates, slope2 = _mlp(layer.update, joined)
         s2, v2 = torch.empty_like(s), torch.empty_like(v1)
         _step("update", s, gates, lr, joined, v1, s2, v2)
-        ctx.graph, ctx.layer, ctx.first = graph, layer, v is None
+        ctx.graph, ctx.layer, ctx.first, ctx.geometry = graph, layer, v is None, geometry
         ctx.set_materialize_grads(False)
         own = () if v is None else (v,)
-        ctx.save_for_backward(s, *own, basis, unit, payload, slope, x, joined, lr, gates, slope2)
+        ctx.save_for_backward(s, *own, unit, payload, slope, x, joined, lr, gates, slope2)
         return s2, v2
 
     @staticmethod
@@ -77,7 +86,7 @@ class _Layer(torch.autograd.Function):
         graph, layer = ctx.graph, ctx.layer
         s, *rest = ctx.saved_tensors
         v = None if ctx.first else rest.pop(0)
-        basis, unit, payload, slope, x, joined, lr, gates, slope2 = rest
+        unit, payload, slope, x, joined, lr, gates, slope2 = rest
         members, atoms, width = s.shape
         by_s = torch.zeros_like(s) if by_s is None else by_s.contiguous()
         by_v = None if by_v is None else by_v.contiguous()
@@ -88,16 +97,17 @@ class _Layer(torch.autograd.Function):
         by_mixed = _map_back(layer.mix, by_lr.view(members, 3 * atoms, 2 * width))
         by_received = s.new_empty(members, atoms, 4, width)
         _step("receive_back", s, by_s1, by_v, by_mixed, by_received)
-        by_x = torch.empty_like(x)
-        by_basis, by_unit = (s.new_empty(t.shape) if need else None
-                             for t, need in zip((basis, unit), ctx.needs_input_grad[2:4], strict=True))  # fmt: skip
+        by_x, by_unit = torch.empty_like(x), s.new_empty(unit.shape)
+        by_stretch = s.new_empty(members, graph.n_edges)
+        basis, rates = ctx.geometry.basis.detach(), ctx.geometry.slope.contiguous()
         call_kernel(
-            "vjp", x, basis, unit, layer.filters.contiguous(), graph, by_received, by_x, by_basis, by_unit, None
+            "pull", x, basis, unit, layer.filters.contiguous(), graph, rates, by_received, by_x, by_stretch, by_unit
         )
         by_payload = torch.empty_like(payload)
         by_vectors = None if v is None else by_received[:, :, 1:].contiguous()
         _step("payload_back", s, by_x, payload, v, by_payload, by_vectors)
-        return by_s1.add_(_mlp_back(layer.payload, by_payload, slope)), by_vectors, by_basis, by_unit, None, None
+        by_s1 += _mlp_back(layer.payload, by_payload, slope)
+        return by_s1, by_vectors, by_unit, by_stretch, None, None, None
 
 
 def _step(name: str, like: Tensor, *arrays: Tensor | None) -> None:

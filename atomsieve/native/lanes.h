@@ -25,10 +25,13 @@ template <class T> struct Lanes {
 
 template <class T> inline typename Lanes<T>::V load(const T *p) { return *reinterpret_cast<const typename Lanes<T>::V *>(p); }
 template <class T> inline void store(T *p, typename Lanes<T>::V v) { *reinterpret_cast<typename Lanes<T>::V *>(p) = v; }
+// Half to half, as registers are added up fastest.
 template <class T> inline T sum(typename Lanes<T>::V v) {
-    T total = 0;
-    for (int k = 0; k < Lanes<T>::n; ++k) total += v[k];
-    return total;
+    T part[Lanes<T>::n];
+    std::memcpy(part, &v, sizeof(v));
+    for (int half = Lanes<T>::n / 2; half; half /= 2)
+        for (int k = 0; k < half; ++k) part[k] += part[k + half];
+    return part[0];
 }
 
 // exp(x) = 2^k exp(r), |r| <= ln(2)/2, with k taken off the low bits of a sum with a large number, and the Taylor series of exp(r).

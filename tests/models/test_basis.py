@@ -47,3 +47,6 @@ def test_pull_back_equals_autograd_through_the_whole_geometry():
     grads = torch.autograd.grad(function(geometry.basis, geometry.unit), (geometry.basis, geometry.unit))
     for own in geometry.pull_back(*grads):
         assert torch.allclose(own, exact, atol=1e-12)
+    by_distance = (grads[0] * geometry.slope).sum(2)  # an encoder may give this in the place of a gradient by the basis
+    for own in geometry.pull_back(None, grads[1], by_distance):
+        assert torch.allclose(own, exact, atol=1e-12)

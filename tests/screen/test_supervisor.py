@@ -218,8 +218,8 @@ def test_the_command_line_is_passed_on(tmp_path, capfd, monkeypatch):
     assert run("screen", call) == 0
     (made,) = seen
     assert (made.restarts, made.folder.path) == (4, Path("c.bp.results"))
-    assert made.command[:5] == [sys.executable, "-m", "atomsieve", "screen", "run"]
-    assert made.command[5:] == [
+    assert made.command[:6] == [sys.executable, "-P", "-m", "atomsieve", "screen", "run"]
+    assert made.command[6:] == [
         "c.bp", "--ensemble=g f m", "--overwrite", "--top=7", "--descending", f"--where={where}", "--forces",
     ]  # fmt: skip
     assert run("screen", [*call, "--ascending", "--out", "o", "--launcher", f"'{sys.executable}' -u"]) == 0
