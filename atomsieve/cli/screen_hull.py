@@ -100,7 +100,7 @@ def hull(
 def _show(table: dict[str, list[Any]], found: Hull, known: References, more: list[str]) -> None:
     import numpy as np
 
-    from atomsieve.screen.hull import symbol
+    from atomsieve.screen.hull import ROUNDING, symbol
 
     screen = console()
     shown = [name for name in table if name not in ("head", "precision", "missing", "natoms", "energy_per_atom")]
@@ -114,7 +114,7 @@ def _show(table: dict[str, list[Any]], found: Hull, known: References, more: lis
         f"{known.outside:,} outside of its domain",
         f"{len(above):,} {'row' if len(above) == 1 else 'rows'} in {found.systems:,} chemical "
         f"{'system' if found.systems == 1 else 'systems'}: {np.count_nonzero(above <= 0):,} on or below the "
-        f"hull of the references, {np.count_nonzero(above <= 0.05):,} at most 0.05 eV/atom above it",
+        f"hull of the references (within {ROUNDING:g} eV/atom), {np.count_nonzero(above <= 0.05):,} at most 0.05 eV/atom above it",
     ]
     lacking = sorted({z for row in found.missing for z in row})
     if lacking:

@@ -25,7 +25,9 @@ from atomsieve.screen.references import Entries, join
 from atomsieve.screen.table import formula
 
 ROOM = 1 << 22  # numbers held at once while facets are looked up
-ROUNDING = 1e-10  # eV/atom
+ROUNDING = 1e-6
+"""eV/atom; so much an energy in single precision differs with the batch it was computed in: what lies on a hull by less
+is on it, in the table as in the counts."""
 TINY = 1e-7  # what a fraction of a phase may be below zero
 
 
@@ -36,7 +38,7 @@ class Hull:
     Attributes
     ----------
     formation : [n] from the elements, each in its lowest reference.
-    above : [n] above the hull of the references; negative below it.
+    above : [n] above the hull of the references; negative below it, 0 within `ROUNDING` of it.
     above_all : [n] above the hull of references and rows together: 0 on it.
     phases : [n] what the row would decompose to on the hull of the references: (fraction of atoms, reference).
     missing : [n] atomic numbers of its elements without a reference; not empty where the hull is not known for that.

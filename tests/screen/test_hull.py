@@ -121,6 +121,14 @@ def test_phases_on_one_line_or_plane(seed):
         assert all(x > 0 for x, _ in found.phases[k])
 
 
+def test_what_differs_by_rounding_lies_on_the_hull():
+    references = entries(({26: 1}, 0.0), ({8: 2}, 0.0), ({26: 1, 8: 1}, -1.0))
+    found = energies(entries(*(({26: 1, 8: 1}, -1.0 + x) for x in (3e-7, -3e-7, 2e-6, -2e-6))), references)
+    assert found.above[:2].tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(found.above[2:], [2e-6, -2e-6], rtol=1e-6)
+    assert found.above_all[2] == pytest.approx(4e-6)
+
+
 def test_only_the_lowest_of_a_formula_can_be_on_a_hull():
     some = entries(({8: 2}, -1.0), ({8: 1}, -2.0), ({8: 1, 26: 2}, 1.0), ({26: 4, 8: 2}, 0.5), ({}, -99.0))
     assert lowest(some).tolist() == [1, 3]
