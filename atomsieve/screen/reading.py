@@ -151,7 +151,7 @@ class _Process:
 
     def __init__(self, reader: StructureReader) -> None:
         self._child = start("atomsieve.screen.reading", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.up = False
+        self.up, self._closing = False, False
         self._found: queue.Queue[tuple[dict[str, NDArray[Any]], float] | Exception] = queue.Queue()
         self._tell((reader, reader.identity()))
         self._thread = threading.Thread(target=self._receive, name="reading", daemon=True)
@@ -214,7 +214,7 @@ class _Process:
                 fields, seconds = head
                 self._found.put(({name: _array(source, *kind) for name, kind in fields.items()}, seconds))
         except (EOFError, pickle.UnpicklingError):  # it ended, perhaps in the middle of a word
-            if not self.up:
+            if not self.up and not self._closing:
                 log.warning("the process that reads ahead ended while it started: chunks are read by the rank itself")
             self._found.put(EOFError())
         except MemoryError as error:
@@ -227,6 +227,7 @@ class _Process:
 
     def close(self) -> None:
         """End the process."""
+        self._closing = True
         self._child.kill()
         self._child.wait()
         self._thread.join()

@@ -145,6 +145,12 @@ def test_after_a_process_that_was_killed_the_rank_reads_what_it_was_asked_for(da
     assert set(begun) >= {0, 1, 3, 4, 5, 6}  # the second may have been read before it died
 
 
+def test_a_run_that_ends_before_its_reader_has_started_says_nothing(dataset, caplog):
+    with open_structures(dataset) as reader:
+        reading._Process(reader).close()
+    assert not caplog.records
+
+
 def test_what_makes_no_sense_is_told(dataset, monkeypatch):
     monkeypatch.setattr(reading, "_array", lambda *given: 1 / 0)
     with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span) as found:
