@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from atomsieve.screen.poison import told
 from atomsieve.screen.prepare import Job
 from atomsieve.screen.progress import duration
 from atomsieve.screen.served import kept
+from atomsieve.screen.software import versions
 from atomsieve.screen.spread import with_spread
 from atomsieve.screen.store import write_whole
 from atomsieve.screen.suspects import DEATHS
@@ -182,18 +182,8 @@ def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]
         "poisoned": list(result.poisoned),
         **result.measured,
         "predictor": job.runner.predictor.describe(),
-        "versions": _versions(),
+        "versions": versions(),
     }
     write_whole(job.folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
     if job.log is not None:
         job.log("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("atomsieve", "torch", "numpy", "adios2", "mpi4py"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found

@@ -12,6 +12,7 @@ from atomsieve.predict.packing import PACKING_RULE
 from atomsieve.screen import columns
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.runner import Runner
+from atomsieve.screen.software import computing, warn_if_changed
 from atomsieve.screen.store import Folder, write_whole
 
 FORMAT = 2
@@ -64,6 +65,7 @@ def build(
         "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
         "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in reasons.items()},
         "uncalibrated": uncalibrated(runner),
+        "software": None if hasattr(predictor, "endpoints") else computing(),
         "input_path": str(source),
         "ensemble_path": None if ensemble is None else str(Path(ensemble).absolute()),
         **({"endpoints": predictor.endpoints} if hasattr(predictor, "endpoints") else {}),
@@ -166,12 +168,15 @@ def settle(folder: Folder, manifest: dict[str, Any], *, overwrite: bool) -> bool
     if folder.ours() and overwrite:
         folder.clear()
     if folder.run.is_file():
-        changed = differences(read(folder), plain)
+        before = read(folder)
+        changed = differences(before, plain)
         if changed:
             raise AtomSieveError(
                 f"{folder.path} holds results of other settings ({'; '.join(changed)}); repeat the earlier settings, "
                 "choose another --out, or discard those results with --overwrite"
             )
+        if not folder.rows.exists():  # else all is computed
+            warn_if_changed(before.get("software"), plain.get("software"))
         return True
     folder.ledger.mkdir(exist_ok=True)
     write_whole(folder.run, (json.dumps(manifest, indent=1) + "\n").encode())

@@ -138,6 +138,20 @@ def test_another_choice_of_best_rows_needs_no_computing(screen, tmp_path):
     assert result.top["max_force"].tolist() == sorted(rows["max_force"][rows["status"] == 0].tolist())[:-4:-1]
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_other_software_is_told_where_something_is_left_to_compute(screen, tmp_path, caplog, complete):
+    screen()
+    run, rows = tmp_path / "out" / "run.json", tmp_path / "out" / "rows.npy"
+    was = json.loads(run.read_text())
+    assert len(was["software"]["kernels"]) == 16 or was["software"]["kernels"] == "none"
+    run.write_text(json.dumps(was | {"software": was["software"] | {"torch": "1.0"}}))
+    if not complete:
+        rows.rename(tmp_path / "out" / "rows.npy.part")
+    screen()
+    told = [r.getMessage() for r in caplog.records if "began with other software (torch 1.0 -> " in r.getMessage()]
+    assert len(told) == (not complete)
+
+
 def test_damaged_bytes_are_computed_again(screen, tmp_path):
     screen(forces=True)
     before = artefacts(tmp_path / "out")

@@ -1,0 +1,49 @@
+"""The software that computes: other versions of it have other last bits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from atomsieve.native import kernels
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("atomsieve", "torch", "numpy", "adios2", "mpi4py")
+COMPUTING = ("atomsieve", "torch", "kernels")
+"""What decides the last bits of numbers that this process computes."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of packages, and what names the build of the compiled kernels."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    library = kernels()
+    found["kernels"] = "none" if library is None else hashlib.sha256(Path(library._name).read_bytes()).hexdigest()[:16]
+    return found
+
+
+def computing() -> dict[str, str]:
+    """Return what decides the last bits, by name."""
+    found = versions()
+    return {name: found[name] for name in COMPUTING}
+
+
+def warn_if_changed(before: Mapping[str, Any] | None, now: Mapping[str, str] | None) -> None:
+    """Tell if a run is continued by other software than it began with; None of servers, and of old results."""
+    if before is None or now is None:
+        return
+    changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        log.warning(
+            "this run began with other software (%s): rows that are computed now may differ in their last bits from "
+            "what the earlier software would have given; --overwrite computes all anew", "; ".join(changed),
+        )  # fmt: skip
