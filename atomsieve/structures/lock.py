@@ -89,7 +89,9 @@ class PathLock:
             self._take(draft)
             self._sweep(draft)
         except OSError as error:
-            raise AtomSieveError(f"cannot write {self.path}: {error.strerror}") from error
+            raise AtomSieveError(
+                f"cannot write {self.path}: {error.strerror}; make room there, or choose another place"
+            ) from error
         finally:
             draft.unlink(missing_ok=True)
         self._beat.start()
