@@ -101,26 +101,32 @@ def _show(table: dict[str, list[Any]], found: Hull, known: References, more: lis
     import numpy as np
 
     from atomsieve.screen.hull import ROUNDING, symbol
+    from atomsieve.words import counted
 
     screen = console()
+    above = found.above[np.isfinite(found.above)]
     shown = [name for name in table if name not in ("head", "precision", "missing", "natoms", "energy_per_atom")]
     lines = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in line]
-             for line in zip(*(table[name][:SHOWN] for name in shown), strict=True)]  # fmt: skip
-    show_table(screen, f"the {len(lines)} of {len(table['id']):,} rows lowest above the hull, eV/atom", tuple(shown),
-               lines)  # fmt: skip
-    above = found.above[np.isfinite(found.above)]
+             for line in zip(*(table[name][: min(SHOWN, len(above))] for name in shown), strict=True)]  # fmt: skip
+    if lines:  # rows without a hull come last
+        show_table(screen, f"the {len(lines)} of {len(table['id']):,} rows lowest above the hull, eV/atom",
+                   tuple(shown), lines)  # fmt: skip
     said = [
         f"references: {len(known.entries):,} entries of head {table['head'][0]}, {known.failed:,} without result, "
         f"{known.outside:,} outside of its domain",
-        f"{len(above):,} {'row' if len(above) == 1 else 'rows'} in {found.systems:,} chemical "
-        f"{'system' if found.systems == 1 else 'systems'}: {np.count_nonzero(above <= 0):,} on or below the "
-        f"hull of the references (within {ROUNDING:g} eV/atom), {np.count_nonzero(above <= 0.05):,} at most 0.05 eV/atom above it",
     ]
-    lacking = sorted({z for row in found.missing for z in row})
-    if lacking:
+    if lines:
         said.append(
-            f"{sum(bool(row) for row in found.missing):,} rows have no hull: no reference is the element "
-            f"{', '.join(symbol(z) for z in lacking)}; add structures of these elements to --references"
+            f"{counted(len(above), 'row')} in {counted(found.systems, 'chemical system')}: "
+            f"{np.count_nonzero(above <= 0):,} on or below the hull of the references (within {ROUNDING:g} eV/atom), "
+            f"{np.count_nonzero(above <= 0.05):,} at most 0.05 eV/atom above it"
+        )
+    if lacking := sorted({z for row in found.missing for z in row}):
+        n = sum(bool(row) for row in found.missing)
+        which = f"{counted(n, 'row')} {'has' if n == 1 else 'have'} no hull" if lines else "no row has a hull"
+        said.append(
+            f"{which}: no reference is the element {', '.join(symbol(z) for z in lacking)}; add structures of these "
+            "elements to --references"
         )
     for line in (*said, *more):
         screen.print(line, highlight=False, soft_wrap=True)

@@ -286,5 +286,11 @@ def test_elements_without_a_reference_are_said(screened, tmp_path):
         ([], "already there"),
     ):
         assert message in str(CliRunner().invoke(app, [*args, *wrong]).exception)
+    with open_structures(place / "c.bp") as reader:  # none of the chosen rows has a hull: no rows are shown as lowest
+        batch = reader.read(0, 40)
+    copper = [k for k in range(40) if 29 in batch.numbers[batch.ptr[k] : batch.ptr[k + 1]]][:2]
+    none = CliRunner().invoke(app, [*args, "--overwrite", "--where", f"position in {copper}"])
+    assert "no row has a hull: no reference is the element Cu; add structures" in none.output.replace("\n", " ")
+    assert not any(word in none.output for word in ("nan", "lowest", "on or below"))
     assert json.loads((place / "out" / "run.json").read_text())["heads"] == ["organic", "metal"]
     assert set(hulls.COLUMNS) >= {"formation_energy", "energy_above_hull"}
