@@ -13,7 +13,7 @@ from atomsieve.models.calibration import Calibration, DataIdentity, HeadCalibrat
 from atomsieve.models.calibration_fit import FEWEST, calibrate_head
 from atomsieve.models.folder import CALIBRATION
 from atomsieve.predict.predictor import Predictor
-from atomsieve.predict.residuals import collect, source_heads, trained_on
+from atomsieve.predict.residuals import collect, refuse_mixture, source_heads, trained_on
 
 
 def make_calibration(
@@ -99,6 +99,8 @@ def check_data(
     from atomsieve.structures.reader import open_structures
 
     manifest = read_manifest(folder)
+    names = [h.name for h in manifest.heads]
+    refuse_mixture(head, names, what="calibrated")
     with open_structures(data) as reader:
         if trained_on(manifest, reader) and not allow_training_data:
             raise UsageError(
@@ -107,7 +109,7 @@ def check_data(
             )
         if len(manifest.members) < 2:
             raise UsageError(f"{folder} has one member, and so no spread to calibrate; train several members")
-        source_heads(reader, [h.name for h in manifest.heads], head)
+        source_heads(reader, names, head)
 
 
 def usable(residuals: Residuals) -> int:

@@ -25,7 +25,7 @@ from atomsieve.models.calibration import GAUSSIAN
 from atomsieve.models.groups import ELEMENT_GROUPS, SIZES, size_edges
 from atomsieve.predict.outside import Outside
 from atomsieve.predict.predictor import Predictor
-from atomsieve.predict.residuals import HeadRows, collect, trained_on
+from atomsieve.predict.residuals import HeadRows, collect, refuse_mixture, trained_on
 from atomsieve.predict.status import Status
 
 LEVEL = 0.9
@@ -96,13 +96,15 @@ def evaluate_gfm(
     Raises
     ------
     AtomSieveError
-        if the extra `uncertainty` is not installed; DataError if nothing has a label and a result.
+        if the extra `uncertainty` is not installed; DataError if nothing has a label and a result; UsageError for the
+        mixture of heads.
     """
     from atomsieve.structures.reader import open_structures
 
     for module in ("uncertainty_toolbox", "jinja2"):
         require(module, "uncertainty", "atomsieve evaluate")
     manifest = read_manifest(folder)
+    refuse_mixture(head, [h.name for h in manifest.heads], what="evaluated against labels of one theory")
     predictor = Predictor.load(folder, head=head, precision=precision, device=device)
     with open_structures(data) as reader:
         rows = collect(predictor, reader, head, progress)

@@ -13,6 +13,7 @@ from atomsieve.errors import UsageError, nearest
 from atomsieve.models import Manifest
 from atomsieve.models.calibration import Residuals
 from atomsieve.models.groups import element_group
+from atomsieve.models.mixture import AUTO
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
 from atomsieve.predict.uncertainty import atom_spread
@@ -163,6 +164,21 @@ def collect(
         if progress is not None:
             progress(stop, len(reader))
     return {name: join_rows(parts[name]) for name in predictor.heads if name in parts}
+
+
+def refuse_mixture(head: str | None, heads: list[str], *, what: str) -> None:
+    """Refuse the mixture of heads where one head is needed; `what` cannot be done with it, in words.
+
+    Raises
+    ------
+    UsageError
+        for the mixture, naming the heads.
+    """
+    if head == AUTO and AUTO not in heads:
+        raise UsageError(
+            f"head {AUTO} is a mixture of heads by composition, which cannot be {what}; name one with --head: "
+            f"{', '.join(heads)}"
+        )
 
 
 def source_heads(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
 from atomsieve.screen.manifest import uncalibrated
+from atomsieve.screen.options import MIXED
 from atomsieve.screen.poison import told
 from atomsieve.screen.prepare import Job
 from atomsieve.screen.progress import duration
@@ -46,6 +47,7 @@ class ScreenResult:
     rank : of this process; rank 0 has the table of best rows and speaks.
     seconds : wall time of this run, loading included.
     uncalibrated : heads that were screened without calibrated energies.
+    choices : heads that the ensemble has, without their mixture.
     computed, rate : structures that this run computed (earlier runs did the others), and how many per second.
     poisoned : a line for each chunk of which structures were set aside.
     measured : `energy` and `memory` of this run, on rank 0.
@@ -62,6 +64,7 @@ class ScreenResult:
     computed: int
     rate: float
     uncalibrated: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     poisoned: tuple[str, ...] = ()
     measured: dict[str, Any] = field(default_factory=dict)
 
@@ -111,6 +114,7 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
         computed=computed,
         rate=computed / max(seconds, 1e-9),
         uncalibrated=tuple(uncalibrated(job.runner)),
+        choices=tuple(head for head in job.runner.predictor.heads if head != MIXED),
         poisoned=tuple(told(chain.from_iterable(team.gather(job.poisoned)), job.chunks)),
         measured=job.vitals.measured(team, computed),
     )
@@ -141,7 +145,7 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int) ->
     if result.uncalibrated:
         console.print(
             f"uncalibrated: {', '.join(result.uncalibrated)}; sigma and interval are empty, and the spread is no "
-            "standard error; see atomsieve calibrate",
+            f"standard error; {_remedy(result)}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     rate = f" at {result.rate:,.0f} structures/s" if result.computed else ""
@@ -153,6 +157,13 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int) ->
     )  # fmt: skip
     for line in lines_of(result.measured) if result.computed else ():
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _remedy(result: ScreenResult) -> str:
+    """Return what to do about heads without calibration."""
+    if result.uncalibrated != (MIXED,):
+        return "see atomsieve calibrate"
+    return f"a mixture of heads cannot be calibrated, a head can: --head names one of {', '.join(result.choices)}"
 
 
 def per_stage(clocks: list[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -155,3 +155,13 @@ def test_the_standard_error_of_a_coverage_counts_structures():
     assert coverage(one)["coverage_se"] == pytest.approx(np.sqrt(0.9 * 0.1 / 100))
     many = Errors(*(np.repeat(getattr(one, n), 30) for n in Errors.__dataclass_fields__))
     assert coverage(many)["coverage_se"] == pytest.approx(np.sqrt(0.9 * 0.1 / 100))
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "evaluate"])
+def test_the_mixture_of_heads_is_refused(verb, gfm, files, tmp_path, capsys):
+    """No label belongs to a mixture of levels of theory."""
+    out = ["--out", str(tmp_path / "page")] if verb == "evaluate" else []
+    assert run("atomsieve", [verb, str(gfm), "--data", str(files[0]), "--head", "auto", "-q", *out]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "head auto is a mixture of heads by composition, which cannot be" in said
+    assert "name one with --head: organic, metal" in said
