@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from atomsieve.screen.source import screened_input
 from atomsieve.screen.store import HEADER, Folder, part_of
 from atomsieve.screen.table import Labels, formulas
 from atomsieve.screen.topk import OK, TopK, Where, row_filter
+from atomsieve.screen.verify import damaged as chunks_damaged
 from atomsieve.structures.lock import holder
 
 RECENT = 60.0  # seconds of the ledger that the current rate is taken from
@@ -71,6 +71,7 @@ class Results:
     labels : names of heads and statuses.
     chunks : how the input was cut.
     complete : False while rows are missing; only durable chunks are read then.
+    path : of the rows.
 
     Raises
     ------
@@ -87,7 +88,7 @@ class Results:
         self.chunks = Chunks.of(self.manifest)
         self.ledger = ledger.read(self.folder.ledger)
         self.complete = self.folder.rows.exists()
-        self._path = self.folder.rows if self.complete else part_of(self.folder.rows)
+        self.path = self.folder.rows if self.complete else part_of(self.folder.rows)
 
     @property
     def heads(self) -> int:
@@ -102,12 +103,12 @@ class Results:
         """Return all rows, mapped from the file; those of chunks that are not durable yet mean nothing."""
         wanted = HEADER + self.chunks.n * self.heads * ROW.itemsize
         try:
-            size = self._path.stat().st_size
+            size = self.path.stat().st_size
         except FileNotFoundError as error:
             raise AtomSieveError(f"{self.folder.path} has no rows yet; start or continue its run first") from error
         if size != wanted:
-            raise DataError(f"{self._path} has {size} bytes, run.json says {wanted}; run the screening again")
-        return np.memmap(self._path, ROW, "r", HEADER, (self.chunks.n * self.heads,))
+            raise DataError(f"{self.path} has {size} bytes, run.json says {wanted}; run the screening again")
+        return np.memmap(self.path, ROW, "r", HEADER, (self.chunks.n * self.heads,))
 
     def iter_rows(self) -> Iterator[NDArray[Any]]:
         """Yield the rows of each durable chunk, in input order."""
@@ -204,7 +205,7 @@ class Results:
             complete=self.complete,
             running=holder(self.folder.lock),
             per_second=_rate(list(latest.values())),
-            damaged=self._damaged() if verify else None,
+            damaged=chunks_damaged(self) if verify else None,
             manifest=self.manifest,
             recomputing=self._recomputing() if done == self.chunks.n and not self.complete else None,
         )
@@ -216,16 +217,6 @@ class Results:
         except (FileNotFoundError, ValueError, KeyError):  # not there yet; the run itself says what is wrong with it
             settled = False
         return None if made is None or settled else (made["first"], made["then"])
-
-    def _damaged(self) -> list[int]:
-        rows = self.rows()
-        bad = []
-        for chunk, entries in sorted(self.ledger.items()):
-            first, stop = self.chunks.span(chunk)
-            crc = zlib.crc32(rows[first * self.heads : stop * self.heads].tobytes())
-            if all(entry.rows != crc for entry in entries):
-                bad.append(chunk)
-        return bad
 
 
 def _names(where: str | None) -> set[str]:

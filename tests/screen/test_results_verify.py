@@ -1,0 +1,97 @@
+"""Damaged results: what is not as run.json and the ledger say is found, and said in one line with its remedy."""
+
+from __future__ import annotations
+
+import pytest
+from screen_fakes import FakePredictor, candidates
+
+from atomsieve.errors import DataError
+from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.query import Results
+from atomsieve.screen.run import run_screen
+from atomsieve.screen.store import HEADER
+from atomsieve.structures import write_structures
+
+
+@pytest.fixture(params=[("pbe",), ("pbe", "scan")], ids=["head", "heads"])
+def again(tmp_path, request):
+    """Return a function that screens 300 structures in chunks of 64, with forces; called once already."""
+    write_structures(tmp_path / "candidates.bp", candidates(300, bad=True), [])
+
+    def run(**more):
+        options = ScreenOptions(**{"forces": True, "chunk_size": 64, "head": "all", **more})
+        return run_screen(tmp_path / "candidates.bp", "gfm", options, out=tmp_path / "out",
+                          predictor=FakePredictor(request.param))  # fmt: skip
+
+    run()
+    return run
+
+
+@pytest.fixture
+def out(again, tmp_path):
+    return tmp_path / "out"
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path, size):
+    with open(path, "r+b") as file:
+        file.truncate(size)
+
+
+# -- verify --------------------------------------------------------------------------------------------------------
+
+
+def test_verify_compares_the_forces(again, out):
+    assert Results(out).status(verify=True).damaged == []
+    whole = (out / "forces.npy").read_bytes()
+    first = Results(out).ledger[3][-1].forces_at[0]
+    flip(out / "forces.npy", HEADER + first)
+    assert Results(out).status(verify=True).damaged == [3]
+    (out / "forces.npy").write_bytes(whole[:HEADER] + bytes(len(whole) - HEADER))
+    assert Results(out).status(verify=True).damaged == [0, 1, 2, 3, 4]
+    again()
+    assert (out / "forces.npy").read_bytes() == whole
+    assert Results(out).status(verify=True).damaged == []
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "forces.npy"])
+def test_verify_compares_the_headers(again, out, name):
+    whole = (out / name).read_bytes()
+    flip(out / name, 80)
+    with pytest.raises(DataError, match=rf"{name} does not begin with the header of .*; run the screening again"):
+        Results(out).status(verify=True)
+    again()
+    assert (out / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", ["cut", "longer", "gone"])
+def test_verify_compares_the_size_of_the_forces(out, change):
+    path = out / "forces.npy"
+    size = path.stat().st_size
+    if change == "gone":
+        path.unlink()
+    else:
+        cut(path, 5001 if change == "cut" else size + 12)
+    said = "is gone" if change == "gone" else rf"has {path.stat().st_size} bytes, the ledger says {size}"
+    with pytest.raises(DataError, match=rf"forces.npy {said}; run the screening again"):
+        Results(out).status(verify=True)
+
+
+def test_verify_of_a_run_broken_off_compares_what_is_durable(screen, tmp_path):
+    class Breaks(FakePredictor):
+        def before(self, batch):
+            if self.calls == 20:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        screen(Breaks(), commit_seconds=0.0, forces=True)
+    results = Results(tmp_path / "out")
+    assert results.status(verify=True).damaged == []
+    last = max(results.ledger)
+    flip(tmp_path / "out" / "forces.npy.part", HEADER + results.ledger[last][-1].forces_at[0])
+    assert results.status(verify=True).damaged == [last]
