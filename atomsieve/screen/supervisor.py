@@ -131,6 +131,8 @@ class Supervisor:
             anew = ONCE not in self.command or _stamp(self.folder.run) != began  # else what lies there is older
             cause = cause_of_death(code, anew and self._complete())
             if cause is None:
+                if code in (EXIT_ERROR, EXIT_USAGE):  # a launcher may end so without a word
+                    self._print(f"the run ended by itself with exit code {code}; it is not started again")
                 return exit_code(code)
             if self._stopped is not None:
                 return EXIT_INTERRUPTED
@@ -188,11 +190,14 @@ class Supervisor:
             time.sleep(MOMENT)
 
     def _say(self, text: str, **facts: Any) -> None:
-        if self.console is not None:
-            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._print(text)
         if self.folder.ours():
             with suppress(OSError, AtomSieveError):  # the folder may be what was lost, or its disk full
                 EventLog(self.folder.log)("died", **facts)
+
+    def _print(self, text: str) -> None:
+        if self.console is not None:
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
