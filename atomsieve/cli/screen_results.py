@@ -99,13 +99,9 @@ def top(
 
 def _zeros(results: Results, by: str, head: str | None, where: str | None) -> str | None:
     """Return a line for people if energies of several heads were ranked together."""
-    heads = results.labels.heads
-    if by not in ("energy", "energy_per_atom") or len(heads) == 1 or head is not None or "head" in (where or ""):
-        return None
-    return (
-        f"{len(heads)} heads are ranked together, and energies of different heads have different zeros; --head chooses "
-        f"one: {', '.join(heads)}"
-    )
+    from atomsieve.screen.table import ranked_together
+
+    return None if head is not None else ranked_together(results.labels, by, where)
 
 
 def pick(

@@ -164,7 +164,7 @@ def run(
     if result.rank == 0:
         from atomsieve.screen.finish import print_result
 
-        print_result(wide(console(quiet=quiet)), result, by=by, shown=SHOWN)
+        print_result(wide(console(quiet=quiet)), result, by=by, shown=SHOWN, where=where)
     return result.exit_code
 
 

@@ -24,7 +24,7 @@ from atomsieve.screen.software import versions
 from atomsieve.screen.spread import with_spread
 from atomsieve.screen.store import write_whole
 from atomsieve.screen.suspects import DEATHS
-from atomsieve.screen.table import Labels, csv_of_top, formulas, status_table, top_table
+from atomsieve.screen.table import Labels, csv_of_top, formulas, ranked_together, status_table, top_table
 from atomsieve.screen.topk import TopK
 from atomsieve.screen.vitals import lines_of
 
@@ -130,11 +130,16 @@ def _spread(job: Job, top: NDArray[Any], between: Callable[[], None]) -> NDArray
         return with_spread(job, top, between)
 
 
-def print_result(console: Console, result: ScreenResult, by: str, shown: int) -> None:
-    """Show the best rows, the counts by status where any failed, and where everything lies."""
+def print_result(console: Console, result: ScreenResult, by: str, shown: int, where: str | None = None) -> None:
+    """Show the best rows, the counts by status where any failed, and where everything lies.
+
+    by, where : what the rows were ranked and filtered by.
+    """
     if len(result.top):
         title = f"best {min(shown, len(result.top))} of {len(result.top):,} rows in top.csv, by {by}"
         console.print(top_table(result.top[:shown], result.labels, result.formulas, title, by))
+        if line := ranked_together(result.labels, by, where):
+            console.print(line, highlight=False, soft_wrap=True)
     else:
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
     if result.exit_code:

@@ -159,6 +159,16 @@ def _cell(name: str, value: Any, labels: Labels) -> str:
     return labels.text(name, value)
 
 
+def ranked_together(labels: Labels, by: str, where: str | None) -> str | None:
+    """Return a line for people if energies of several heads were ranked together."""
+    if by not in ("energy", "energy_per_atom") or len(labels.heads) == 1 or "head" in (where or ""):
+        return None
+    return (
+        f"{len(labels.heads)} heads are ranked together, and energies of different heads have different zeros; --head "
+        f"chooses one: {', '.join(labels.heads)}"
+    )
+
+
 def status_table(counts: Mapping[str, int], labels: Labels, title: str = "") -> Table:
     """Return rows per status as a terminal table."""
     from rich.table import Table

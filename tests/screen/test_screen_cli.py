@@ -148,3 +148,10 @@ def test_paths_and_names_of_sources_are_shown_as_they_are(gfm, batch, tmp_path, 
     assert capfd.readouterr().out.strip().endswith(f"rows written to {place}/x.csv")
     assert call("relax", out, "--top", 1, "--max-steps", 0) == 0
     assert f"{out}.relaxed/relaxed.csv" in capfd.readouterr().out
+
+
+def test_a_run_of_all_heads_says_that_they_are_ranked_together(source, gfm, tmp_path, capfd):
+    line = "heads are ranked together, and energies of different heads have different zeros; --head chooses one"
+    for more, told in (((), True), (("--by", "max_force"), False), (("--where", "head == 'metal'"), False)):
+        call("run", source, "--ensemble", gfm, "--head", "all", "--out", tmp_path / "all", "--overwrite", *more)
+        assert (line in capfd.readouterr().out.replace("\n", " ")) == told
