@@ -18,7 +18,6 @@ from atomsieve.screen.outputs import output_errors, require_writable
 from atomsieve.screen.query import Results
 from atomsieve.screen.runner import OK
 from atomsieve.screen.source import read_at, screened_input
-from atomsieve.screen.store import HEADER
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
 from atomsieve.structures.batch import ragged_index
 
@@ -51,7 +50,7 @@ def export(
     UsageError
         if the ending is not known or the filter not allowed.
     AtomSieveError
-        if `out` is there already, the results are not complete, or the input changed or is gone.
+        if `out` is there already, the results are not complete, or the input or the forces changed or are gone.
     """
     path = Path(out)
     kind = path.suffix.lstrip(".").lower()
@@ -175,10 +174,8 @@ def _write_parquet(results: Results, path: Path, chosen: Rows, texts: Texts) -> 
 def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], StructureBatch]]:
     """Yield rows with their structures, in the order of the rows, with the results as labels."""
     with screened_input(results) as reader:
-        starts, forces = None, None
-        if results.folder.forces.exists():
-            starts = np.concatenate([[0], np.cumsum(reader.counts()[: results.chunks.n])])
-            forces = np.memmap(results.folder.forces, "<f4", "r", HEADER).reshape(-1, results.heads, 3)
+        starts = np.concatenate([[0], np.cumsum(reader.counts()[: results.chunks.n])])
+        forces = results.forces(int(starts[-1]))
         for rows in chosen:
             if len(np.unique(rows["position"])) != len(rows):
                 raise UsageError(
@@ -188,7 +185,7 @@ def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], 
             batch = read_at(reader, rows["position"])
             ok = rows["status"] == OK
             changes: dict[str, Any] = {"energy": rows["energy"].astype(np.float64), "has_energy": ok}
-            if forces is not None and starts is not None and len(rows):
+            if forces is not None and len(rows):
                 atoms = ragged_index(starts[rows["position"]], batch.counts)
                 head = np.repeat(rows["head"].astype(np.int64), batch.counts)
                 changes |= {"forces": forces[atoms, head].astype(np.float64), "has_forces": ok}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from atomsieve.screen.source import screened_input
 from atomsieve.screen.store import HEADER, Folder, part_of
 from atomsieve.screen.table import Labels, formulas
 from atomsieve.screen.topk import OK, TopK, Where, row_filter
+from atomsieve.screen.verify import FORCE, forces_path, require_size
 from atomsieve.screen.verify import damaged as chunks_damaged
 from atomsieve.structures.lock import holder
 
@@ -109,6 +111,24 @@ class Results:
         if size != wanted:
             raise DataError(f"{self.path} has {size} bytes, run.json says {wanted}; run the screening again")
         return np.memmap(self.path, ROW, "r", HEADER, (self.chunks.n * self.heads,))
+
+    def forces(self, atoms: int) -> NDArray[Any] | None:
+        """Return the forces `[atoms, H, 3] eV/Angstrom`, mapped from the file; None if the run kept none.
+
+        `atoms` are those of all screened structures.
+
+        Raises
+        ------
+        DataError
+            if the file is gone, or has another size than these atoms need.
+        """
+        path, shape = forces_path(self), (atoms, self.heads, 3)
+        if path is None:
+            return None
+        require_size(path, HEADER + math.prod(shape) * FORCE.itemsize, "the structures that were screened need")
+        if not atoms:
+            return np.zeros(shape, FORCE)  # an empty file cannot be mapped
+        return np.memmap(path, FORCE, "r", HEADER, shape)
 
     def iter_rows(self) -> Iterator[NDArray[Any]]:
         """Yield the rows of each durable chunk, in input order."""

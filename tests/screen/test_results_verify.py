@@ -6,11 +6,12 @@ import pytest
 from screen_fakes import FakePredictor, candidates
 
 from atomsieve.errors import DataError
+from atomsieve.screen.export import export
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.query import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.store import HEADER
-from atomsieve.structures import write_structures
+from atomsieve.structures import open_structures, write_structures
 
 
 @pytest.fixture(params=[("pbe",), ("pbe", "scan")], ids=["head", "heads"])
@@ -18,10 +19,11 @@ def again(tmp_path, request):
     """Return a function that screens 300 structures in chunks of 64, with forces; called once already."""
     write_structures(tmp_path / "candidates.bp", candidates(300, bad=True), [])
 
-    def run(**more):
-        options = ScreenOptions(**{"forces": True, "chunk_size": 64, "head": "all", **more})
-        return run_screen(tmp_path / "candidates.bp", "gfm", options, out=tmp_path / "out",
-                          predictor=FakePredictor(request.param))  # fmt: skip
+    def run(forces=True, overwrite=False):
+        return run_screen(
+            tmp_path / "candidates.bp", "gfm", ScreenOptions(forces=forces, chunk_size=64, head="all"),
+            out=tmp_path / "out", overwrite=overwrite, predictor=FakePredictor(request.param),
+        )  # fmt: skip
 
     run()
     return run
@@ -95,3 +97,35 @@ def test_verify_of_a_run_broken_off_compares_what_is_durable(screen, tmp_path):
     last = max(results.ledger)
     flip(tmp_path / "out" / "forces.npy.part", HEADER + results.ledger[last][-1].forces_at[0])
     assert results.status(verify=True).damaged == [last]
+
+
+# -- forces that are read ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["x.extxyz", "x.bp"])
+@pytest.mark.parametrize("size", [None, 0, 100, HEADER, HEADER + 1201, HEADER + 1200])
+def test_structures_are_not_exported_with_forces_that_are_not_whole(out, tmp_path, name, size):
+    results = Results(out)
+    where = f"head == {results.labels.heads[-1]!r}"
+    export(results, tmp_path / name, where=where)
+    path = out / "forces.npy"
+    wanted = path.stat().st_size
+    if size is None:
+        path.unlink()
+    else:
+        cut(path, size)
+    said = "is gone" if size is None else f"has {size} bytes, the structures that were screened need {wanted}"
+    before = sorted(tmp_path.rglob("x.*"))
+    with pytest.raises(DataError, match=rf"forces.npy {said}; run the screening again"):
+        export(results, tmp_path / name, where=where, overwrite=True)
+    assert sorted(tmp_path.rglob("x.*")) == before
+    export(results, tmp_path / "x.csv", where=where)  # reads no forces
+
+
+def test_a_run_without_forces_is_exported_without(again, tmp_path):
+    again(forces=False, overwrite=True)
+    results = Results(tmp_path / "out")
+    assert results.forces(12) is None
+    assert export(results, tmp_path / "x.bp", where=f"head == {results.labels.heads[0]!r}") == 300
+    with open_structures(tmp_path / "x.bp") as reader:
+        assert reader.read(0, 300).forces is None
