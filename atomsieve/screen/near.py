@@ -9,8 +9,26 @@ from numpy.typing import NDArray
 
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.team import QUEUES, SLOTS, Team
+from atomsieve.words import counted
 
 MOST = SLOTS - QUEUES
+
+
+def said(team: Team, reader: Any, copies: str | None) -> str | None:
+    """Return a line for people: how many parts are read from copies, on whatever node; None where none were named.
+
+    Every rank must call it.
+    """
+    if copies is None or not hasattr(reader, "manifest"):  # a reader of the caller has no parts
+        return None
+    held = team.gather(tuple(sorted(getattr(reader, "copied", ()))))
+    found, parts = len({part for own in held for part in own}), len(reader.manifest.parts)
+    if found:
+        return f"copies: {found:,} of {counted(parts, 'part')} are read from {copies}"
+    return (
+        f"warning: --copies {copies} holds no part of the candidates whole, under its name (the first is "
+        f"{reader.manifest.parts[0].path}): all parts are read from the candidates themselves"
+    )
 
 
 def queues(team: Team, reader: Any, chunks: Chunks, todo: list[int]) -> tuple[NDArray[np.int64] | None, int]:

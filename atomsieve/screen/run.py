@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomsieve.errors import Interrupted
-from atomsieve.screen import suspects
+from atomsieve.screen import near, suspects
 from atomsieve.screen.cascade import refine
 from atomsieve.screen.finish import ScreenResult, finish
-from atomsieve.screen.near import queues
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.prepare import Job, durable_chunks, prepare
 from atomsieve.screen.progress import EventLog, ProgressView
@@ -85,6 +84,8 @@ def run_screen(
             console=console, predictor=predictor, reader=reader, team=team, stack=stack,
         )  # fmt: skip
         team.record = lambda text: EventLog(job.folder.log)("failed", rank=team.rank, error=text)
+        if (line := near.said(team, job.reader, options.copies)) and job.console is not None:
+            job.console.print(line, highlight=False, soft_wrap=True)
         done = durable_chunks(job, stop)
         _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
         suspected = suspects.find(job, done)
@@ -122,7 +123,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
     team, clock, runner = job.team, job.clock, job.runner
     structures = _structures(job, todo)
     writer = job.writer()
-    claims = team.claims(todo, *queues(team, job.reader, job.chunks, todo))
+    claims = team.claims(todo, *near.queues(team, job.reader, job.chunks, todo))
     reading = Reading(job.reader, claims, job.chunks.span, job.journal.begin, lambda: between_batches())
     writing = Writing(writer, job.take)
     view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures - later, job.log,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from io import StringIO
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from screen_fakes import FakePredictor, candidates
 
 from atomsieve.errors import DataError
-from atomsieve.screen.near import queues
+from atomsieve.screen.near import queues, said
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.plan import Chunks
 from atomsieve.screen.run import run_screen
@@ -118,3 +120,23 @@ def test_a_run_with_copies_gives_the_same_bytes(dataset, tmp_path):
         options = ScreenOptions(chunk_size=16, commit_seconds=0.0, copies=copies)
         run_screen(path, "gfm", options, out=tmp_path / out, predictor=FakePredictor())
     assert (tmp_path / "one" / "rows.npy").read_bytes() == (tmp_path / "two" / "rows.npy").read_bytes()
+
+
+def test_a_run_says_how_many_parts_are_copies(dataset, tmp_path):
+    path, near, _ = dataset
+    (tmp_path / "other").mkdir()
+    for copies, line in (
+        (near, f"copies: 1 of 3 parts are read from {near}"),
+        (tmp_path / "other", f"warning: --copies {tmp_path / 'other'} holds no part of the candidates whole"),
+        (None, None),
+    ):
+        shown = StringIO()
+        options = ScreenOptions(chunk_size=16, copies=None if copies is None else str(copies))
+        run_screen(path, "gfm", options, out=tmp_path / "out", predictor=FakePredictor(), overwrite=True,
+                   console=Console(file=shown, width=300))  # fmt: skip
+        assert "copies" not in shown.getvalue() if line is None else shown.getvalue().count(line) == 1
+    with pytest.raises(DataError, match="elsewhere is no folder; name the one that holds copies"):
+        run_screen(path, "gfm", ScreenOptions(copies=str(near / "elsewhere")), out=tmp_path / "no",
+                   predictor=FakePredictor())  # fmt: skip
+    with open_structures(path, copies=near) as reader:  # nodes hold different ones
+        assert said(Several([(1,), (0, 1), ()], 0), reader, "/local") == "copies: 2 of 3 parts are read from /local"
