@@ -40,6 +40,7 @@ def status(
     ] = False,
 ) -> None:
     """Say how far a run is, how fast, and what became of its structures; also while it runs."""
+    from atomsieve.errors import DataError
     from atomsieve.screen.query import Results, said
     from atomsieve.screen.table import status_table
 
@@ -50,6 +51,8 @@ def status(
         screen.print(line, highlight=False, soft_wrap=True)
     if found.status:
         screen.print(status_table(found.status, opened.labels))
+    if found.wrong is not None:
+        raise DataError(found.wrong)
 
 
 def top(
@@ -160,6 +163,7 @@ def pick(
 
 
 def export(
+    ctx: typer.Context,
     results: ResultsArgument,
     out: Annotated[
         Path, typer.Argument(help="File to write: .csv, .parquet, .npz, .extxyz or .bp.", show_default=False)
@@ -187,6 +191,10 @@ def export(
     opened, rows = Results(results), None
     if pareto and k:
         raise UsageError(f"--pareto gives all rows of the front; leave out --top {k}")
+    if not (k or per or pareto):
+        for name, given in (("by", f"--by {by}"), ("descending", "--descending" if descending else "--ascending")):
+            if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE":
+                raise UsageError(f"{given} goes with --top or --per; all rows come in input order: leave it out")
     selection = Selection(top=k, by=by, descending=descending, where=where, head=head, per=per, each=each,
                           symprec=symprec, pareto=pareto)  # fmt: skip
     asked, texts = opened.of_head(where, head), None

@@ -245,6 +245,9 @@ def test_a_head_is_exported_with_its_rows_without_result_in_their_order(tmp_path
     with pytest.raises(UsageError, match="unknown head 'scam'"):
         Results(tmp_path / "out").of_head(None, "scam")
     assert exported("--head", "scan", "--where", "natoms > 5 # big")["position"].tolist() == some["position"].tolist()
+    for given in (["--by", "max_force"], ["--by", "energy_per_atom"], ["--descending"], ["--ascending"]):
+        refused = CliRunner().invoke(app, ["export", str(tmp_path / "out"), str(tmp_path / "no.csv"), *given])
+        assert f"{' '.join(given)} goes with --top or --per; all rows come in input order" in str(refused.exception)
     for wrong in ("natoms > 5) or (natoms > 1", "(natoms > 5"):
         with pytest.raises(UsageError) as caught:
             Results(tmp_path / "out").of_head(wrong, "scan")
