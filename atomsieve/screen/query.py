@@ -29,6 +29,7 @@ from atomsieve.screen.verify import FORCE, forces_path, require_size
 from atomsieve.screen.verify import damaged as chunks_damaged
 from atomsieve.structures.lock import holder
 
+SHOWN = 10  # damaged chunks that are named
 RECENT = 60.0  # seconds of the ledger that the current rate is taken from
 
 
@@ -38,9 +39,10 @@ class RunStatus:
 
     Attributes
     ----------
-    structures, done : to screen, and durable so far.
+    chunks : number of chunks in all.
+    structures, done : to screen, and durable so far, without what is damaged.
     status : rows per status name, of what is done.
-    complete : every row is there under its final name.
+    complete : every row is there under its final name, and nothing is known to be damaged.
     running : who is at work now (host, pid, since), or None.
     per_second : structures per second over the last minute of work, NaN if unknown.
     damaged : chunks whose bytes do not fit the ledger; None if not checked.
@@ -49,6 +51,7 @@ class RunStatus:
 
     folder: Path
     structures: int
+    chunks: int
     done: int
     status: dict[str, int]
     complete: bool
@@ -62,6 +65,17 @@ class RunStatus:
     def seconds_left(self) -> float:
         """Time left at the current rate; NaN if unknown."""
         return (self.structures - self.done) / self.per_second if self.per_second > 0 else float("nan")
+
+    @property
+    def wrong(self) -> str | None:
+        """What is damaged and what to do, in a line for people; None if nothing is known to be."""
+        if not self.damaged:
+            return None
+        some = ", ".join(map(str, self.damaged[:SHOWN])) + (", ..." if len(self.damaged) > SHOWN else "")
+        return (
+            f"{self.folder}: {len(self.damaged):,} of {self.chunks:,} chunks do not fit their checksums ({some}); run "
+            "the screening again, which computes them again"
+        )
 
 
 class Results:
@@ -212,7 +226,9 @@ class Results:
     def status(self, *, verify: bool = False) -> RunStatus:
         """Return how far the run is; `verify` compares every byte with its checksum too."""
         # A chunk may be in the ledgers of several ranks; of equal times the later line counts.
-        latest = {chunk: max(reversed(entries), key=lambda e: e.time) for chunk, entries in self.ledger.items()}
+        damaged = chunks_damaged(self) if verify else None
+        good = self.ledger.keys() - set(damaged or ())
+        latest = {chunk: max(reversed(self.ledger[chunk]), key=lambda e: e.time) for chunk in good}
         counts: Counter[int] = Counter()
         for entry in latest.values():
             counts.update(entry.status)
@@ -220,12 +236,13 @@ class Results:
         return RunStatus(
             folder=self.folder.path,
             structures=self.chunks.n,
+            chunks=self.chunks.count,
             done=done,
             status={self.labels.status(code): n for code, n in sorted(counts.items())},
-            complete=self.complete,
+            complete=self.complete and not damaged,
             running=holder(self.folder.lock),
             per_second=_rate(list(latest.values())),
-            damaged=chunks_damaged(self) if verify else None,
+            damaged=damaged,
             manifest=self.manifest,
             recomputing=self._recomputing() if done == self.chunks.n and not self.complete else None,
         )
@@ -256,7 +273,7 @@ def _rate(entries: list[ledger.Entry]) -> float:
 
 
 def said(status: RunStatus, now: float | None = None) -> list[str]:
-    """Return a status as lines for people."""
+    """Return a status as lines for people, without what is wrong."""
     from atomsieve.screen.progress import duration
 
     share = 100.0 * status.done / status.structures
@@ -275,7 +292,6 @@ def said(status: RunStatus, now: float | None = None) -> list[str]:
             lines.append(f"{status.per_second:,.0f} structures/s in its last minute of work")
     if not status.complete and Folder(status.folder).local.exists():
         lines.append("with --local: what lies on nodes counts once it is brought here, by the run or `screen collect`")
-    if status.damaged is not None:
-        bad = f"{len(status.damaged)} damaged chunks, among them {status.damaged[:10]}; run the same command again"
-        lines.append(bad if status.damaged else "every durable chunk fits its checksum")
+    if status.damaged is not None and not status.damaged:
+        lines.append("every durable chunk fits its checksums")
     return lines

@@ -97,7 +97,7 @@ def test_results_of_a_cascade_are_results(source, gfm, tmp_path, capfd):
     assert f"cascade bf16 -> fp32: {(rows['precision'] == 1).sum():,} of 240 rows recomputed" in said
     assert "energy_per_atom: bound" in said
     assert call("status", tmp_path / "out", "--verify") == 0
-    assert "every durable chunk fits its checksum" in capfd.readouterr().out
+    assert "every durable chunk fits its checksums" in capfd.readouterr().out
     assert call("export", tmp_path / "out", tmp_path / "better.csv", "--where", "precision == 'fp32'") == 0
     with open(tmp_path / "better.csv") as file:
         assert sum(1 for _ in file) - 1 == (rows["precision"] == 1).sum()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from screen_fakes import FakePredictor, candidates
+from typer.testing import CliRunner
 
+from atomsieve.cli.screen import app
 from atomsieve.errors import DataError
 from atomsieve.screen.export import export
 from atomsieve.screen.options import ScreenOptions
@@ -97,6 +99,35 @@ def test_verify_of_a_run_broken_off_compares_what_is_durable(screen, tmp_path):
     last = max(results.ledger)
     flip(tmp_path / "out" / "forces.npy.part", HEADER + results.ledger[last][-1].forces_at[0])
     assert results.status(verify=True).damaged == [last]
+
+
+def test_damage_is_an_error_that_names_chunks_and_remedy(again, out):
+    done = CliRunner().invoke(app, ["status", str(out), "--verify"])
+    assert done.exit_code == 0
+    assert "every durable chunk fits its checksums" in done.stdout
+    for chunk in (1, 3):
+        flip(out / "forces.npy", HEADER + Results(out).ledger[chunk][-1].forces_at[0])
+    done = CliRunner().invoke(app, ["status", str(out), "--verify"])
+    assert isinstance(done.exception, DataError)
+    assert done.exception.exit_code == 1
+    assert str(done.exception) == (
+        f"{out}: 2 of 5 chunks do not fit their checksums (1, 3); run the screening again, which computes them again"
+    )
+    assert "172 of 300 structures" in done.stdout
+    assert "complete" not in done.stdout
+    assert "fits" not in done.stdout
+    again()
+    assert CliRunner().invoke(app, ["status", str(out), "--verify"]).exit_code == 0
+
+
+def test_few_of_many_damaged_chunks_are_named(screen, tmp_path):
+    screen()
+    path = tmp_path / "out" / "rows.npy"
+    path.write_bytes(path.read_bytes()[:HEADER] + bytes(path.stat().st_size - HEADER))
+    status = Results(tmp_path / "out").status(verify=True)
+    assert "16 of 16 chunks do not fit their checksums (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...); run" in status.wrong
+    assert status.done == 0
+    assert not status.complete
 
 
 # -- forces that are read ------------------------------------------------------------------------------------------
