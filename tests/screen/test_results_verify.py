@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from screen_fakes import FakePredictor, candidates
 from typer.testing import CliRunner
@@ -128,6 +130,15 @@ def test_few_of_many_damaged_chunks_are_named(screen, tmp_path):
     assert "16 of 16 chunks do not fit their checksums (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...); run" in status.wrong
     assert status.done == 0
     assert not status.complete
+
+
+def test_results_without_their_ledger_are_computed_again(again, out):
+    names = ("rows.npy", "forces.npy", "top.csv")
+    whole = [(out / name).read_bytes() for name in names]
+    shutil.rmtree(out / "ledger")
+    assert again().computed == 300
+    assert [(out / name).read_bytes() for name in names] == whole
+    assert again().computed == 0
 
 
 # -- forces that are read ------------------------------------------------------------------------------------------
