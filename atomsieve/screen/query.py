@@ -25,7 +25,7 @@ from atomsieve.screen.source import screened_input
 from atomsieve.screen.store import HEADER, Folder, part_of
 from atomsieve.screen.table import Labels, formulas
 from atomsieve.screen.topk import OK, TopK, Where, row_filter
-from atomsieve.screen.verify import FORCE, forces_path, require_size
+from atomsieve.screen.verify import FORCE, forces_path, require_rows, require_size, unreadable
 from atomsieve.screen.verify import damaged as chunks_damaged
 from atomsieve.structures.lock import holder
 
@@ -46,6 +46,7 @@ class RunStatus:
     running : who is at work now (host, pid, since), or None.
     per_second : structures per second over the last minute of work, NaN if unknown.
     damaged : chunks whose bytes do not fit the ledger; None if not checked.
+    broken : which file is gone or of a wrong size, and what to do, in a line, and nothing counts as done; else None.
     recomputing : all is screened in the first of these precisions, and a cascade recomputes a part in the second.
     """
 
@@ -59,6 +60,7 @@ class RunStatus:
     per_second: float
     damaged: list[int] | None
     manifest: dict[str, Any]
+    broken: str | None = None
     recomputing: tuple[str, str] | None = None
 
     @property
@@ -69,8 +71,8 @@ class RunStatus:
     @property
     def wrong(self) -> str | None:
         """What is damaged and what to do, in a line for people; None if nothing is known to be."""
-        if not self.damaged:
-            return None
+        if self.broken or not self.damaged:
+            return self.broken
         some = ", ".join(map(str, self.damaged[:SHOWN])) + (", ..." if len(self.damaged) > SHOWN else "")
         return (
             f"{self.folder}: {len(self.damaged):,} of {self.chunks:,} chunks do not fit their checksums ({some}); run "
@@ -104,7 +106,9 @@ class Results:
         self.chunks = Chunks.of(self.manifest)
         self.ledger = ledger.read(self.folder.ledger)
         self.complete = self.folder.rows.exists()
-        self.path = self.folder.rows if self.complete else part_of(self.folder.rows)
+        part = part_of(self.folder.rows)
+        gone = len(self.ledger) == self.chunks.count and not part.exists()  # of a complete run
+        self.path = self.folder.rows if self.complete or gone else part
 
     @property
     def heads(self) -> int:
@@ -117,13 +121,9 @@ class Results:
 
     def rows(self) -> NDArray[Any]:
         """Return all rows, mapped from the file; those of chunks that are not durable yet mean nothing."""
-        wanted = HEADER + self.chunks.n * self.heads * ROW.itemsize
-        try:
-            size = self.path.stat().st_size
-        except FileNotFoundError as error:
-            raise AtomSieveError(f"{self.folder.path} has no rows yet; start or continue its run first") from error
-        if size != wanted:
-            raise DataError(f"{self.path} has {size} bytes, run.json says {wanted}; run the screening again")
+        if not self.ledger and not self.path.exists():
+            raise AtomSieveError(f"{self.folder.path} has no rows yet; start or continue its run first")
+        require_rows(self)
         return np.memmap(self.path, ROW, "r", HEADER, (self.chunks.n * self.heads,))
 
     def forces(self, atoms: int) -> NDArray[Any] | None:
@@ -224,10 +224,11 @@ class Results:
             return formulas(rows["position"], reader)
 
     def status(self, *, verify: bool = False) -> RunStatus:
-        """Return how far the run is; `verify` compares every byte with its checksum too."""
+        """Return how far the run is, by its ledger and the sizes of its files; `verify` compares all checksums too."""
         # A chunk may be in the ledgers of several ranks; of equal times the later line counts.
-        damaged = chunks_damaged(self) if verify else None
-        good = self.ledger.keys() - set(damaged or ())
+        broken = unreadable(self)
+        damaged = chunks_damaged(self) if verify and broken is None else None
+        good = set() if broken else self.ledger.keys() - set(damaged or ())
         latest = {chunk: max(reversed(self.ledger[chunk]), key=lambda e: e.time) for chunk in good}
         counts: Counter[int] = Counter()
         for entry in latest.values():
@@ -239,10 +240,11 @@ class Results:
             chunks=self.chunks.count,
             done=done,
             status={self.labels.status(code): n for code, n in sorted(counts.items())},
-            complete=self.complete and not damaged,
+            complete=self.complete and not damaged and not broken,
             running=holder(self.folder.lock),
             per_second=_rate(list(latest.values())),
             damaged=damaged,
+            broken=broken,
             manifest=self.manifest,
             recomputing=self._recomputing() if done == self.chunks.n and not self.complete else None,
         )
@@ -278,6 +280,8 @@ def said(status: RunStatus, now: float | None = None) -> list[str]:
 
     share = 100.0 * status.done / status.structures
     lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]
+    if status.broken is not None:
+        lines = [f"{status.folder}: {status.structures:,} structures"]
     if status.recomputing is not None:
         lines[0] += " screened in {}, recomputing in {} is not finished".format(*status.recomputing)
     if status.running is not None:
@@ -286,7 +290,7 @@ def said(status: RunStatus, now: float | None = None) -> list[str]:
         if status.recomputing is None and np.isfinite(status.seconds_left):
             end = time.strftime("%H:%M:%S", time.localtime((now or time.time()) + status.seconds_left))
             lines.append(f"{status.per_second:,.0f} structures/s, {duration(status.seconds_left)} left (until {end})")
-    else:
+    elif status.broken is None:
         lines.append("complete" if status.complete else "not running; run the same command again to continue")
         if np.isfinite(status.per_second):
             lines.append(f"{status.per_second:,.0f} structures/s in its last minute of work")

@@ -52,6 +52,31 @@ def require_forces(results: Results) -> None:
         require_size(path, HEADER + max(ends, default=0), "the ledger says", least=not every)
 
 
+def unreadable(results: Results) -> str | None:
+    """Return a line that says which file is gone or of a wrong size, and what to do; None if none is.
+
+    Only sizes are looked at. Of a run that has just begun the files may not be there yet.
+    """
+    known, wanted = len(results.ledger), results.chunks.count
+    if not known and not results.complete:
+        return None
+    try:
+        require_rows(results)
+        require_forces(results)
+    except DataError as error:
+        return str(error)
+    if known < wanted and results.complete:
+        where = f"the ledger of the results, {results.folder.ledger},"
+        lacks = f"{where} tells of {known:,} of {wanted:,} chunks" if known else f"{where} is gone"
+        return f"{lacks}, though {results.path.name} is complete; {REMEDY}, which computes again what it lacks"
+    return None
+
+
+def require_rows(results: Results) -> None:
+    """Refuse a row store that is gone, or of another size than its rows need."""
+    require_size(results.path, HEADER + results.chunks.n * results.heads * ROW.itemsize, "run.json says")
+
+
 def require_headers(results: Results) -> None:
     """Refuse files that say of themselves that they hold something else; their sizes are known to be right."""
     shapes: dict[Path, tuple[tuple[int, ...], Any]] = {results.path: ((results.chunks.n * results.heads,), ROW)}

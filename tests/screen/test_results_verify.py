@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import DataError
+from atomsieve.screen import ledger
 from atomsieve.screen.export import export
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.query import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.store import HEADER
+from atomsieve.screen.verify import damaged
 from atomsieve.structures import open_structures, write_structures
 
 
@@ -75,17 +77,12 @@ def test_verify_compares_the_headers(again, out, name):
     assert (out / name).read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", ["cut", "longer", "gone"])
-def test_verify_compares_the_size_of_the_forces(out, change):
+def test_verify_compares_the_size_of_the_forces(out):
     path = out / "forces.npy"
     size = path.stat().st_size
-    if change == "gone":
-        path.unlink()
-    else:
-        cut(path, 5001 if change == "cut" else size + 12)
-    said = "is gone" if change == "gone" else rf"has {path.stat().st_size} bytes, the ledger says {size}"
-    with pytest.raises(DataError, match=rf"forces.npy {said}; run the screening again"):
-        Results(out).status(verify=True)
+    cut(path, size + 12)
+    with pytest.raises(DataError, match=rf"forces.npy has {size + 12} bytes, the ledger says {size}; run"):
+        damaged(Results(out))
 
 
 def test_verify_of_a_run_broken_off_compares_what_is_durable(screen, tmp_path):
@@ -139,6 +136,69 @@ def test_results_without_their_ledger_are_computed_again(again, out):
     assert again().computed == 300
     assert [(out / name).read_bytes() for name in names] == whole
     assert again().computed == 0
+
+
+# -- status --------------------------------------------------------------------------------------------------------
+
+
+def status_of(out, *more):
+    done = CliRunner().invoke(app, ["status", str(out), *more])
+    assert isinstance(done.exception, DataError), done.output
+    assert done.exception.exit_code == 1
+    assert done.stdout == f"{out}: 300 structures\n"
+    return str(done.exception)
+
+
+@pytest.mark.parametrize("more", [(), ("--verify",)])
+@pytest.mark.parametrize("name", ["rows.npy", "forces.npy"])
+def test_status_looks_at_the_sizes_of_files(again, out, name, more):
+    path = out / name
+    size = path.stat().st_size
+    cut(path, 5001)
+    by = "run.json" if name == "rows.npy" else "the ledger"
+    assert status_of(out, *more) == f"{path} has 5001 bytes, {by} says {size}; run the screening again"
+    path.unlink()
+    assert status_of(out, *more) == f"{path} is gone; run the screening again"
+    if name == "rows.npy":
+        with pytest.raises(DataError, match=r"out/rows.npy is gone; run the screening again"):
+            Results(out).top(3, "energy")
+    again()
+    assert Results(out).status(verify=True).complete
+
+
+def test_status_of_a_run_broken_off_whose_rows_are_gone(screen, tmp_path):
+    class Breaks(FakePredictor):
+        def before(self, batch):
+            if self.calls == 20:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        screen(Breaks(), commit_seconds=0.0)
+    assert Results(tmp_path / "out").status().broken is None
+    (tmp_path / "out" / "rows.npy.part").unlink()
+    assert Results(tmp_path / "out").status().broken.endswith("rows.npy.part is gone; run the screening again")
+
+
+def test_status_of_a_run_that_has_just_begun(again, out):
+    shutil.rmtree(out / "ledger")
+    for name in ("rows.npy", "forces.npy"):
+        (out / name).unlink()
+    for verify in (False, True):
+        status = Results(out).status(verify=verify)
+        assert (status.done, status.complete, status.wrong) == (0, False, None)
+
+
+def test_status_says_that_the_ledger_is_gone(again, out):
+    path = out / "ledger" / "00000.ledger"
+    last = list(ledger.entries(path))
+    path.unlink()
+    ledger.append(path, last[:3])
+    remedy = "though rows.npy is complete; run the screening again, which computes again what it lacks"
+    assert status_of(out) == f"the ledger of the results, {out}/ledger, tells of 3 of 5 chunks, {remedy}"
+    shutil.rmtree(out / "ledger")
+    assert status_of(out) == f"the ledger of the results, {out}/ledger, is gone, {remedy}"
+    again()
+    assert Results(out).status(verify=True).complete
 
 
 # -- forces that are read ------------------------------------------------------------------------------------------
