@@ -18,6 +18,7 @@ from atomsieve.screen.outputs import output_errors, require_writable
 from atomsieve.screen.query import Results
 from atomsieve.screen.runner import OK
 from atomsieve.screen.source import read_at, screened_input
+from atomsieve.screen.topk import NO_REASON
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
 from atomsieve.structures.batch import ragged_index
 
@@ -203,9 +204,10 @@ def _write_extxyz(results: Results, path: Path, chosen: Rows, texts: Texts) -> i
                 atoms.info |= {name: said[k] for name, said in texts.items()}
                 for name in COLUMNS:
                     if name not in ("energy", "natoms"):
-                        coded = name in ("head", "precision", "status", "outside")
-                        # A key without a value would swallow the next one when the file is read.
-                        atoms.info[name] = results.labels.text(name, row[name]) or "none" if coded else row[name].item()
+                        atoms.info[name] = row[name].item()
+                        if name in ("head", "precision", "status", "outside"):
+                            # A key without a value would swallow the next one when the file is read.
+                            atoms.info[name] = results.labels.text(name, row[name]) or NO_REASON
             write_extxyz(file, images)
             n += len(rows)
     return n

@@ -27,6 +27,7 @@ from atomsieve.screen.runner import OK
 from atomsieve.screen.select import one_head
 from atomsieve.screen.source import read_at, screened_input
 from atomsieve.screen.table import formula
+from atomsieve.screen.topk import NO_REASON
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.split import formula_groups
 
@@ -288,5 +289,5 @@ def _lines(picked: Picked, results: Results) -> Iterator[dict[str, Any]]:
             "sigma": float(row["sigma_energy"]),
             "spread": float(row["energy_std"]),
             "distance": float(row["distance"]),
-            "reasons": results.labels.text("outside", row["outside"]) or "none",
+            "reasons": results.labels.text("outside", row["outside"]) or NO_REASON,
         }

@@ -12,6 +12,8 @@ from atomsieve.errors import UsageError, unknown
 from atomsieve.screen.columns import COLUMNS, ROW, reasons_text
 
 OK = 0
+NO_REASON = "none"
+"""Stands for no reason in the column `outside`, where its text cannot be empty."""
 
 Where = Callable[[NDArray[Any]], NDArray[np.bool_]]
 """Tells for each row whether it fulfils an expression."""
@@ -26,14 +28,15 @@ def row_filter(
 ) -> Where | None:
     """Compile `--where` over the columns; `head`, `precision`, `status` and `outside` are compared by name.
 
-    E.g. `status == "TOO_LARGE"`. Each reason is also a flag of its own, in lower case: `not unseen_pair`.
+    E.g. `status == "TOO_LARGE"`. Each reason is also a flag of its own, in lower case: `not unseen_pair`. Where there
+    is no reason, `outside` is "none", as in the files that cannot leave it empty, and "" as in the others.
     """
     if text is None:
         return None
     from atomsieve.structures.expression import compile_where
 
     bits = {name.lower(): bit for bit, name in (reasons or {}).items()}
-    compiled = compile_where(text, [*COLUMNS, *bits])
+    compiled = compile_where(text, [*COLUMNS, *bits]).with_text("outside", NO_REASON, "")
     status_names = np.array([statuses.get(code, str(code)) for code in range(256)])
     names = {"head": np.array(heads, str), "precision": np.array(precisions, str), "status": status_names}
     for name, allowed in (("head", heads), ("precision", precisions), ("status", list(statuses.values()))):
@@ -64,7 +67,7 @@ def _check_reasons(value: str, reasons: Mapping[int, str]) -> None:
     given = value.split("+") if value else []
     for name in given:
         if name not in order:
-            raise unknown("reason in the row filter", name, order)
+            raise unknown("reason in the row filter", name, [*order, NO_REASON] if len(given) == 1 else order)
     proper = "+".join(name for name in order if name in given)
     if proper != value:
         raise UsageError(f"outside is never {value!r} in the row filter; write {proper!r}, or the flags in lower case")

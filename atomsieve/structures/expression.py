@@ -11,9 +11,10 @@ too); `in`/`not in` a literal list; `and`, `or`, `not`; `abs`, `sqrt`, `exp`, `l
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,14 +97,24 @@ class Where:
 
     def texts(self, name: str) -> set[str]:
         """Return the texts that a column is compared with, so that names that do not exist can be refused."""
-        found: set[str] = set()
-        for node in ast.walk(self._tree):
-            if isinstance(node, ast.Compare):
-                sides = [node.left, *node.comparators]
-                if any(isinstance(side, ast.Name) and side.id == name for side in sides):
-                    inside = (leaf for side in sides for leaf in ast.walk(side))
-                    found |= {n.value for n in inside if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-        return found
+        return {str(leaf.value) for leaf in _texts(self._tree, name)}
+
+    def with_text(self, name: str, said: str, meant: str) -> Where:
+        """Return the filter that takes the text `said` for `meant` where the column `name` is compared with it."""
+        tree = copy.deepcopy(self._tree)
+        for leaf in _texts(tree, name):
+            leaf.value = meant if leaf.value == said else leaf.value
+        return Where(self.text, self.names, tree)
+
+
+def _texts(tree: ast.expr, name: str) -> Iterator[ast.Constant]:
+    """Yield the texts that a column is compared with."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(isinstance(side, ast.Name) and side.id == name for side in sides):
+                inside = (leaf for side in sides for leaf in ast.walk(side))
+                yield from (leaf for leaf in inside if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str))
 
 
 def compile_where(text: str, columns: Iterable[str]) -> Where:

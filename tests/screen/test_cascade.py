@@ -255,7 +255,7 @@ FILTERS = [
     "max_force > 1 and max_force <= 3 or natoms == 4",
     "not (0.5 < distance < 1.5)",
     "in_domain",
-    "outside == 'FAR_FROM_TRAINING' or outside == ''",
+    "outside == 'FAR_FROM_TRAINING' or outside == 'none'",
     "far_from_training and head == 'pbe'",
     "energy / natoms < energy_per_atom + 0.1",
     "energy * max_force > -distance",

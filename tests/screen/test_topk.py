@@ -69,14 +69,19 @@ def test_a_filter_by_reason(rows):
     assert np.array_equal(one(rows), (rows["outside"] & 10) == 2)
     exactly = row_filter("outside == 'UNSEEN_PAIR+SHORT_CONTACT'", ["pbe"], STATUSES, REASONS)
     assert np.array_equal(exactly(rows), rows["outside"] == 6)
-    none = row_filter("outside == ''", ["pbe"], STATUSES, REASONS)
-    assert np.array_equal(none(rows), rows["outside"] == 0)
+    for empty in ("outside == ''", "outside == 'none'", "'none' == outside", "outside in ['none']"):
+        none = row_filter(empty, ["pbe"], STATUSES, REASONS)
+        assert np.array_equal(none(rows), rows["outside"] == 0)
+    rows["head"] = np.arange(1000) % 2  # a head may be called so
+    some = row_filter("outside not in ['none', 'UNSEEN_PAIR'] or head == 'none'", ["pbe", "none"], STATUSES, REASONS)
+    assert np.array_equal(some(rows), ~np.isin(rows["outside"], [0, 2]) | (rows["head"] == 1))
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("outside == 'FOO'", "unknown reason in the row filter 'FOO'"),
+        ("outside == 'FOO'", "unknown reason in the row filter 'FOO'.*allowed: .*none"),
+        ("outside == 'UNSEEN_PAIR+none'", "unknown reason in the row filter 'none'; allowed: F"),
         ("outside == 'SHORT_CONTACT+UNSEEN_PAIR'", r"write 'UNSEEN_PAIR\+SHORT_CONTACT'"),
         ("outside in ['UNSEEN_PAIR', 'unseen_element']", "did you mean|allowed"),
         ("head == 'pbee'", "did you mean 'pbe'"),
