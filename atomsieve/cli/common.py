@@ -218,12 +218,13 @@ def show_table(screen: Console, title: str, headings: tuple[str, ...], rows: lis
 
 
 class Steps:
-    """A bar on stderr, moved by calls `step(done, total)`; nothing with `quiet`."""
+    """A bar on stderr, moved by calls `step(done, total)`; nothing with `quiet`, or where stderr is no terminal."""
 
     def __init__(self, quiet: bool, what: str) -> None:
         from rich.progress import Progress
 
-        self._bar = Progress(console=console(stderr=True), transient=True, disable=quiet)
+        screen = console(stderr=True)
+        self._bar = Progress(console=screen, transient=True, disable=quiet or not screen.is_interactive)
         self._what = what
 
     def __enter__(self) -> Steps:

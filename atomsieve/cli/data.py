@@ -419,10 +419,10 @@ def _prepare() -> None:
 
 @contextmanager
 def _bar(what: str, total: int, screen: Console) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar over structures; give the function that advances it."""
+    """Show a progress bar over structures, on a terminal; give the function that advances it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("structures"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=screen.quiet) as progress:
+    with Progress(*columns, console=screen, transient=True, disable=screen.quiet or not screen.is_interactive) as progress:
         task = progress.add_task(what, total=max(total, 1))
         yield lambda count: progress.advance(task, count)

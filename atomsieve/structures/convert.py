@@ -239,7 +239,7 @@ def _bar(console: Console | None, files: int) -> Iterator[Show]:
         TextColumn("{task.percentage:>3.0f}%  {task.fields[count]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task("", total=float(files), count="")
         start, last = time.monotonic(), 0.0
 

@@ -49,6 +49,19 @@ def test_the_whole_verb(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(open_structures("again.bp")) == 10
 
 
+def test_no_bar_is_drawn_where_nobody_sees_it(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (
+        ("convert", "a.xyz", "o.bp", "--no-labels"),
+        ("info", "o.bp"),
+        ("export", "o.bp", "x.extxyz"),
+        ("generate", "random", "b.bp", "-n", "5"),
+    ):
+        assert call(*args) == 0
+        shown = capsys.readouterr()
+        assert shown.out.splitlines()[0].strip(), args  # not the empty line that the end of a bar leaves
+        assert not shown.err, args
+
+
 @pytest.mark.parametrize("out", [".", "..", "/"])
 def test_an_output_without_a_name_is_refused(work: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
     for args in ((), ("--split", "train=0.5,test=0.5"), ("--overwrite",)):
