@@ -99,11 +99,7 @@ class Results:
 
     def __init__(self, path: str | Path) -> None:
         self.folder = Folder(Path(path))
-        self.manifest = manifest.read(self.folder)
-        self.labels = Labels.of(self.manifest)
-        if manifest.record(self.manifest) != manifest.record({"columns": describe()}):
-            raise DataError(f"{self.folder.run}: columns of another version of atomsieve; screen again (--overwrite)")
-        self.chunks = Chunks.of(self.manifest)
+        self.manifest, self.labels, self.chunks = _described(self.folder)
         self.ledger = ledger.read(self.folder.ledger)
         self.complete = self.folder.rows.exists()
         part = part_of(self.folder.rows)
@@ -256,6 +252,35 @@ class Results:
         except (FileNotFoundError, ValueError, KeyError):  # not there yet; the run itself says what is wrong with it
             settled = False
         return None if made is None or settled else (made["first"], made["then"])
+
+
+def _described(folder: Folder) -> tuple[dict[str, Any], Labels, Chunks]:
+    """Return run.json and what is made of it; errors name the command that starts afresh, for here it is another one.
+
+    Raises
+    ------
+    AtomSieveError
+        if the folder holds no results; DataError if run.json is damaged, or of another version.
+    """
+    remedy = "start afresh with `screen run ... --overwrite`"
+    try:
+        found = manifest.read(folder)
+        if manifest.record(found) != manifest.record({"columns": describe()}):
+            raise DataError(f"{folder.run}: columns of another version of atomsieve; {remedy}")
+        return found, Labels.of(found), Chunks.of(found)
+    except DataError as error:
+        if error.__cause__ is not None:
+            raise DataError(f"{folder.run} is damaged: no valid JSON ({error.__cause__}); {remedy}") from error
+        plain = json.loads(folder.run.read_text())
+        known = plain.get("format") if isinstance(plain, dict) else None
+        if known == manifest.FORMAT:
+            raise
+        if known is None:
+            raise DataError(f"{folder.run} is damaged: it does not say its format; {remedy}") from error
+        version = f"another version of atomsieve (format {known}, this one reads {manifest.FORMAT})"
+        raise DataError(f"{folder.run} is of {version}; {remedy}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder.run} is damaged: it lacks what a run writes ({error}); {remedy}") from error
 
 
 def _names(where: str | None) -> set[str]:

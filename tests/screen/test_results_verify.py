@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -199,6 +200,33 @@ def test_status_says_that_the_ledger_is_gone(again, out):
     assert status_of(out) == f"the ledger of the results, {out}/ledger, is gone, {remedy}"
     again()
     assert Results(out).status(verify=True).complete
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "is damaged: no valid JSON (Expecting value: line 1 column 1 (char 0))"),
+    ("{}", "is damaged: it does not say its format"),
+    ("[]", "is damaged: it does not say its format"),
+    ('{"format": 7}', "is of another version of atomsieve (format 7, this one reads 2)"),
+    ('{"format": 2}', ": columns of another version of atomsieve"),
+    (None, "is damaged: it lacks what a run writes ('chunks')"),
+])  # fmt: skip
+def test_a_damaged_manifest_names_the_command_that_starts_afresh(screen, tmp_path, text, said):
+    screen()
+    out, path = tmp_path / "out", tmp_path / "out" / "run.json"
+    if text is None:
+        found = json.loads(path.read_text())
+        del found["chunks"]
+        text = json.dumps(found)
+    path.write_text(text)
+    verbs = [("status",), ("top",), ("relax",), ("dedup",), ("hull", "-r", out), ("export", tmp_path / "x.csv"),
+             ("pick", "--n", 3, "--out", tmp_path / "x.extxyz")]  # fmt: skip
+    for verb, *args in verbs:
+        done = CliRunner().invoke(app, [verb, str(out), *map(str, args)])
+        assert isinstance(done.exception, DataError), (verb, done.output)
+        joint = "" if said.startswith(":") else " "
+        assert str(done.exception) == f"{path}{joint}{said}; start afresh with `screen run ... --overwrite`"
+    screen(overwrite=True)
+    assert Results(out).status().complete
 
 
 # -- forces that are read ------------------------------------------------------------------------------------------
