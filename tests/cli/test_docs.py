@@ -15,6 +15,7 @@ from atomsieve.models.domain import _ARRAYS, _NUMBERS
 from atomsieve.predict.outside import Outside
 from atomsieve.predict.status import Status
 from atomsieve.screen.columns import COLUMNS
+from atomsieve.screen.store import Folder
 from atomsieve.serve.wire import INPUTS, OUTPUTS
 from atomsieve.structures.fields import FIELDS
 
@@ -43,6 +44,15 @@ def test_every_column_and_status_is_documented_as_it_is():
         assert f"| `{c.name}` | `{c.dtype}` | {c.unit} | {c.doc} |" in text
     for status in Status:
         assert f"| {status.value} | {status.name} |" in text
+
+
+def test_every_file_of_a_results_folder_is_documented():
+    text = (ROOT / "docs/formats.md").read_text()
+    listed = re.findall(r"^      ([\w.]+)/? ", text.partition("    results/\n")[2].partition("\n\n")[0], re.MULTILINE)
+    folder = Folder(Path())
+    names = [name for name, member in vars(Folder).items() if isinstance(member, property)]
+    assert sorted(listed) == sorted(getattr(folder, name).name for name in names)
+    assert "[N,H,3] for H heads" in text
 
 
 def test_every_array_of_a_domain_is_documented_as_it_is():
