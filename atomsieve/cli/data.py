@@ -19,6 +19,7 @@ from atomsieve.cli.common import (
     StructuresArgument,
     console,
 )
+from atomsieve.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -337,7 +338,7 @@ def _generate(recipe: Recipe, out: Path, number: int, seed: int, positions: str,
             writer.append(batch)
             advance(len(batch))
     if rank == 0:
-        console(quiet=quiet).print(f"{number:,} structures in {out}", highlight=False)
+        console(quiet=quiet).print(f"{counted(number, 'structure')} in {out}", highlight=False)
 
 
 def _team() -> tuple[Any, int, int]:
@@ -401,7 +402,7 @@ def export_command(
         with _bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:
             written, skipped = export(reader, out, selection, overwrite=overwrite, progress=advance)
     screen = console(quiet=quiet)
-    screen.print(f"{written:,} structures in {out}", highlight=False)
+    screen.print(f"{counted(written, 'structure')} in {out}", highlight=False)
     if skipped:
         screen.print(f"skipped {skipped:,}: the format cannot hold them (no cell)", style="yellow")
     return EXIT_SOME_FAILED if skipped else EXIT_DONE
@@ -423,6 +424,7 @@ def _bar(what: str, total: int, screen: Console) -> Iterator[Callable[[int], Non
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("structures"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=screen.quiet or not screen.is_interactive) as progress:
+    hidden = screen.quiet or not screen.is_interactive
+    with Progress(*columns, console=screen, transient=True, disable=hidden) as progress:
         task = progress.add_task(what, total=max(total, 1))
         yield lambda count: progress.advance(task, count)

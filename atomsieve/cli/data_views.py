@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from atomsieve.words import counted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -37,7 +39,7 @@ def show_report(report: ConvertReport, screen: Console) -> None:
 
 def show_summary(found: dict[str, Any], screen: Console) -> None:
     """Print the summary of a dataset."""
-    size = f": {found['structures']:,} structures, {found['atoms']:,} atoms"
+    size = f": {counted(found['structures'], 'structure')}, {counted(found['atoms'], 'atom')}"
     screen.print(Text.assemble((found["path"], "bold"), size))
     if sizes := found["atoms_per_structure"]:
         screen.print(

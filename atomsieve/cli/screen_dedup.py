@@ -25,6 +25,7 @@ from atomsieve.cli.common import (
     console,
 )
 from atomsieve.cli.screen_results import SYMPREC
+from atomsieve.words import counted
 
 
 def dedup(
@@ -103,8 +104,9 @@ def dedup(
     write_twins(opened, rows, found, twins, overwrite=overwrite)
     screen = console()
     screen.print(
-        f"{n:,} different structures among the best {len(rows):,} rows, {len(rows) - n:,} duplicates; "
-        f"{found.compared:,} pairs were compared\n{out}, {twins}", highlight=False, soft_wrap=True,
+        f"{counted(n, 'different structure')} among the best {counted(len(rows), 'row')}, "
+        f"{counted(len(rows) - n, 'duplicate')}; pairs compared: {found.compared:,}\n{out}, {twins}",
+        highlight=False, soft_wrap=True,
     )  # fmt: skip
     if line := opened.mixed([rows]):
         screen.print(f"{line}; energies of both are compared with --energy {energy:g}", highlight=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from atomsieve.cli.common import (
     console,
     wide,
 )
+from atomsieve.words import counted
 
 if TYPE_CHECKING:
     from atomsieve.screen.query import Results
@@ -86,7 +87,7 @@ def top(
         title = f"{len(rows)} of {len(chosen.rows):,} rows that no other beats in {' and '.join(shown)}{note}"
     else:
         shown, among = by, f", at most {each} of each {per}" if per else ""
-        title = f"{len(rows)} rows with the {order} {by}{among}{note}"
+        title = f"{counted(len(rows), 'row')} with the {order} {by}{among}{note}"
     # a formula column beside formulas as groups would say the same
     names = {} if per == "formula" else opened.formulas(rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
@@ -205,7 +206,7 @@ def export(
     elif k is not None:
         rows = opened.top(k, by, descending=descending, where=asked)
     n = write(opened, out, where=asked, overwrite=overwrite, rows=rows, texts=texts)
-    console().print(f"{n:,} rows written to {out}", highlight=False, soft_wrap=True)
+    console().print(f"{counted(n, 'row')} written to {out}", highlight=False, soft_wrap=True)
     if k is not None and (line := _zeros(opened, by, head, where)):
         console().print(line, highlight=False, soft_wrap=True)
     if line := opened.mixed(rows_of(opened, asked) if rows is None else [rows]):

@@ -27,6 +27,7 @@ from atomsieve.screen.suspects import DEATHS
 from atomsieve.screen.table import Labels, csv_of_top, formulas, ranked_together, status_table, top_table
 from atomsieve.screen.topk import TopK
 from atomsieve.screen.vitals import lines_of
+from atomsieve.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -155,7 +156,7 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
         )  # fmt: skip
     rate = f" at {result.rate:,.0f} structures/s" if result.computed else ""
     console.print(
-        f"{result.structures:,} structures screened, {result.computed:,} of them now{rate} "
+        f"{counted(result.structures, 'structure')} screened, {result.computed:,} of them now{rate} "
         f"({duration(result.seconds)} with loading)\n"
         f"results: {result.folder}",
         highlight=False, soft_wrap=True,

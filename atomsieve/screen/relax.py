@@ -34,6 +34,7 @@ from atomsieve.screen.store import disk_errors, write_whole
 from atomsieve.screen.team import Team, connect, guarded
 from atomsieve.structures import StructureBatch, open_structures
 from atomsieve.structures.lock import PathLock
+from atomsieve.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,9 +172,9 @@ def _prepare(
     team.first(occupy)
     if lead and console is not None:
         console.print(
-            f"head: {head}\n{len(rows):,} structures, {int(rows['natoms'].sum()):,} atoms, in {len(bounds) - 1:,} "
-            f"group{'s'[: len(bounds) != 2]}; batches of {max_atoms:,} atoms, {model.precision} on {model.device}\n"
-            f"relaxed: {folder.path}",
+            f"head: {head}\n{counted(len(rows), 'structure')}, {counted(int(rows['natoms'].sum()), 'atom')}, in "
+            f"{counted(len(bounds) - 1, 'group')}; batches of {max_atoms:,} atoms, {model.precision} on "
+            f"{model.device}\nrelaxed: {folder.path}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         if line := results.mixed([rows]):

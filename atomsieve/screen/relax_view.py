@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from atomsieve.calculators.fire import Stop
 from atomsieve.screen.progress import duration
+from atomsieve.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +60,7 @@ def print_relaxed(screen: Console, result: Relaxed, shown: int) -> None:
         screen.print(f"{count:>8,}  {name}: {Stop[name].meaning}", highlight=False, soft_wrap=True)
     if result.computed:
         rate = result.computed / max(result.seconds, 1e-9)
-        screen.print(f"{result.computed:,} structures in {duration(result.seconds)}, {rate:.2f} structures/s",
+        screen.print(f"{counted(result.computed, 'structure')} in {duration(result.seconds)}, {rate:.2f} structures/s",
                      highlight=False)  # fmt: skip
     else:
         screen.print("all of it was done before", highlight=False)

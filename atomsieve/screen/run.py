@@ -24,6 +24,7 @@ from atomsieve.screen.served import Served, Watch, kept
 from atomsieve.screen.signals import StopRequest
 from atomsieve.screen.team import Team, connect, guarded
 from atomsieve.screen.writing import Writing
+from atomsieve.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -217,6 +218,6 @@ def _leave_if_stopped(job: Job, stop: StopRequest, remaining: int) -> None:
 
 def _interrupted(job: Job, done: int) -> Interrupted:
     return Interrupted(
-        f"{done:,} structures were screened now and are safe in {job.folder.path}; "
+        f"screened now and safe in {job.folder.path}: {counted(done, 'structure')}; "
         "run the same command again to continue"
     )

@@ -28,6 +28,7 @@ from atomsieve.screen.poison import lost_with, no_forces, whole_chunk
 from atomsieve.screen.runner import OK
 from atomsieve.screen.signals import StopRequest
 from atomsieve.structures.fields import CONDITIONS
+from atomsieve.words import counted
 
 if TYPE_CHECKING:
     from atomsieve.screen.prepare import Job
@@ -54,10 +55,11 @@ def find(job: Job, done: set[int]) -> dict[int, Record]:
     if job.retried:
         found |= {chunk: Record() for chunk in job.retried}
         if job.console is not None:
-            job.console.print(f"{len(job.retried):,} chunks with POISONED rows are computed once more", highlight=False)
+            job.console.print(f"computed once more: {counted(len(job.retried), 'chunk')} with POISONED rows",
+                              highlight=False)  # fmt: skip
     elif found and job.console is not None:
         job.console.print(
-            f"{len(found):,} chunks were at hand when an earlier run died; they are computed last, in processes apart",
+            f"at hand when an earlier run died: {counted(len(found), 'chunk')}; computed last, in processes apart",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     if found and job.log is not None:

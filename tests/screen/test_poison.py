@@ -95,7 +95,7 @@ def test_what_kills_is_found_and_the_rest_of_its_chunk_is_computed(whole, tmp_pa
     rows = compare(expected, out, mates)
     assert np.array_equal(rows["id"], FIRST_ID + mates)
     assert np.array_equal(rows["natoms"], candidates(N, bad=False).counts[mates])
-    assert "1 chunks were at hand when an earlier run died" in done.stderr
+    assert "at hand when an earlier run died: 1 chunk;" in done.stderr
     assert done.stderr.count("the process that computed it died (SIGKILL)") == 4
     line = f"{len(mates)} structures of chunk 2 (positions {mates[0]:,} to {mates[-1]:,})"
     assert f"set aside, because computing them ended their process 3 times: {line}" in done.stdout
@@ -104,7 +104,7 @@ def test_what_kills_is_found_and_the_rest_of_its_chunk_is_computed(whole, tmp_pa
     again = go(source, out, 3, **order)
     assert line in again.stdout and "died" not in again.stderr
     mended = go(source, out, 0, options={"forces": True, "retry_poisoned": True})
-    assert "1 chunks with POISONED rows are computed once more" in mended.stderr
+    assert "computed once more: 1 chunk with POISONED rows" in mended.stderr
     compare(expected, out, np.array([], int))
     assert (out / "top.csv").read_bytes() == (expected / "top.csv").read_bytes()
 
@@ -116,7 +116,7 @@ def test_an_innocent_chunk_gives_the_bytes_of_an_undisturbed_run(whole, tmp_path
     go(source, out, KILLED, **order)
     (tmp_path / "healed").touch()
     done = go(source, out, 0, **order)
-    assert "1 chunks were at hand" in done.stderr
+    assert "at hand when an earlier run died: 1 chunk;" in done.stderr
     compare(expected, out, np.array([], int))
     assert (out / "top.csv").read_bytes() == (expected / "top.csv").read_bytes()
     assert left(out) == []
@@ -327,7 +327,7 @@ def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd, monkeypa
     capfd.readouterr()
     assert run("screen", call) in (0, 3)
     said = capfd.readouterr()
-    assert "2 chunks were at hand" in said.err and "48 of them now" in said.out
+    assert "at hand when an earlier run died: 2 chunks;" in said.err and "48 of them now" in said.out
     assert {name: (out.path / name).read_bytes() for name in names} == before
     log = [json.loads(line) for line in out.log.read_text().splitlines()]
     assert [e["chunks"] for e in log if e["event"] == "suspects"] == [{"1": 1, "2": 1}]

@@ -80,8 +80,8 @@ def test_names_in_brackets_are_shown_as_they_are(work: Path, capsys: pytest.Capt
     assert "p[bold].bp" in shown
     assert "source n[/2] ([PBE]): 1" in shown
     assert "skipped 1: " in shown
-    assert "[o].bp: 1 structures" in shown
-    assert "1 structures in [/x].xyz" in shown
+    assert "[o].bp: 1 structure, 2 atoms" in shown
+    assert "1 structure in [/x].xyz" in shown
     assert not any(tag in shown for tag in ("\\[", "[yellow]", "[/]"))
 
 
