@@ -74,10 +74,10 @@ class RunStatus:
         if self.broken or not self.damaged:
             return self.broken
         some = ", ".join(map(str, self.damaged[:SHOWN])) + (", ..." if len(self.damaged) > SHOWN else "")
-        return (
-            f"{self.folder}: {len(self.damaged):,} of {self.chunks:,} chunks do not fit their checksums ({some}); run "
-            "the screening again, which computes them again"
-        )
+        lacks = f"{len(self.damaged):,} of {self.chunks:,} chunks do not fit their checksums ({some})"
+        if self.running is not None:  # which may be about to enter better rows of a cascade that it has written
+            return f"{self.folder}: {lacks}; a run is at work there, ask again when it has ended"
+        return f"{self.folder}: {lacks}; run the screening again, which computes them again"
 
 
 class Results:

@@ -19,6 +19,7 @@ from atomsieve.screen.run import run_screen
 from atomsieve.screen.store import HEADER
 from atomsieve.screen.verify import damaged
 from atomsieve.structures import open_structures, write_structures
+from atomsieve.structures.lock import PathLock
 
 
 @pytest.fixture(params=[("pbe",), ("pbe", "scan")], ids=["head", "heads"])
@@ -116,6 +117,9 @@ def test_damage_is_an_error_that_names_chunks_and_remedy(again, out):
     assert "172 of 300 structures" in done.stdout
     assert "complete" not in done.stdout
     assert "fits" not in done.stdout
+    with PathLock(out / "lock.json"):
+        status = Results(out).status(verify=True)
+    assert status.wrong.endswith("(1, 3); a run is at work there, ask again when it has ended")
     again()
     assert CliRunner().invoke(app, ["status", str(out), "--verify"]).exit_code == 0
 
