@@ -238,7 +238,8 @@ class Results:
             status={self.labels.status(code): n for code, n in sorted(counts.items())},
             complete=self.complete and not damaged and not broken,
             running=holder(self.folder.lock),
-            per_second=_rate(list(latest.values())),
+            # the second pass of a cascade enters a chunk again, of which it computed little
+            per_second=_rate([min(self.ledger[chunk], key=lambda e: e.time) for chunk in good]),
             damaged=damaged,
             broken=broken,
             manifest=self.manifest,

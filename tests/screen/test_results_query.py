@@ -57,6 +57,14 @@ def test_status_of_a_run_broken_off(half):
     assert any("run the same command again to continue" in line for line in said(status))
 
 
+def test_the_rate_is_that_of_computing_all_of_a_chunk(half):
+    results = Results(half)
+    before = results.status().per_second
+    again = {k: [*e, replace(e[-1], time=e[-1].time + 30, seconds=1e-3)] for k, e in results.ledger.items()}
+    results.__dict__["ledger"] = again  # as the second pass of a cascade enters what it has looked at
+    assert results.status().per_second == before > 0
+
+
 def test_status_of_a_run_at_work(half):
     with PathLock(half / "lock.json"):
         lines = said(Results(half).status())
