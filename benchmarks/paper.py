@@ -345,7 +345,7 @@ def _screen(folder: Path, source: Path, precision: str, ranks: int, cpu: bool, d
     program += ["--head", "auto", "--precision", precision, "--out", str(out), "--overwrite", "--quiet", "--forces"]
     program += ["--device", device]
     if ranks > 1:
-        program = ["mpirun", "-n", str(ranks), *program]
+        program = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks), *program]
     began = _clock(cpu)
     done = subprocess.run(
         program, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
