@@ -97,8 +97,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     opened = time.perf_counter() - began
     dtype = torch.float64 if precision == "fp64" else torch.float32
     times = {}
-    plain = functools.partial(message, implementation="edges")
-    patch = mock.patch.object(painn, "message", plain) if route == "edges" else mock.patch.dict({})
+    plain = {"message": functools.partial(message, implementation="edges"), "layer_serves": lambda *given: False}
+    patch = mock.patch.multiple(painn, **plain) if route == "edges" else mock.patch.dict({})
     with patch:
         for size in arguments.sizes.split(","):
             batch = crystals(int(size), ATOMS)

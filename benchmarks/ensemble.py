@@ -90,14 +90,15 @@ def main() -> None:
         f"{options.structures} structures, {graph.n_atoms} atoms, {graph.n_edges} edges, {options.members} members, "
         f"{options.layers} x {options.hidden}, FP32, {torch.get_num_threads()} threads; energies and forces"
     )
-    ways = [("edges", apart), ("edges", together), ("table", together), ("native", apart), ("native", together)]
+    ways = [("edges", apart), ("edges", together), ("table", together), ("native", apart), ("native", together),
+            ("layers", apart), ("layers", together)]  # fmt: skip
     print("| task | message | members | ms | structures/s | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for task in (predict, learn):
         base = 0.0
         for way, models in ways:
-            if (way == "table" and task is learn) or (way == "native" and kernels() is None):
+            if (way in ("table", "layers") and task is learn) or (way in ("native", "layers") and kernels() is None):
                 continue
-            with mock.patch.object(painn, "message", functools.partial(message, implementation=way)):
+            with mock.patch.multiple(painn, **patches(way)):
                 seconds = median_time(functools.partial(task, models, graph), options.repeats)
             base = base or seconds
             how = "stacked" if models is together else "one by one"
@@ -106,6 +107,13 @@ def main() -> None:
                 f"{base / seconds:.1f} |",
                 flush=True,
             )
+
+
+def patches(way: str) -> dict[str, object]:
+    """Return what is to be replaced in `painn` so that layers go one way: compiled as a whole, or with a message."""
+    if way == "layers":
+        return {"layer_serves": painn.layer_serves}
+    return {"layer_serves": lambda *given: False, "message": functools.partial(message, implementation=way)}
 
 
 if __name__ == "__main__":
