@@ -299,7 +299,7 @@ def draw(parts: list[list[Sample]], figure: Path, n: int) -> None:
         if k < len(parts) - 1:
             axes.axvline(start, color="grey", linestyle=":", label="a rank is killed")
     axes.set(xlabel="seconds", ylabel="resident MiB", title=f"{n:,} structures", ylim=(0, None))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center")
     fig.tight_layout()
     fig.savefig(figure, dpi=120)
 
