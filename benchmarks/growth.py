@@ -288,7 +288,7 @@ def draw(parts: list[list[Sample]], figure: Path, n: int) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    fig, axes = pyplot.subplots(figsize=(7, 3))
+    fig, axes = pyplot.subplots(figsize=(8, 3))
     start = 0.0
     for k, part in enumerate(parts):
         at = [start + s.seconds for s in part]
@@ -299,7 +299,7 @@ def draw(parts: list[list[Sample]], figure: Path, n: int) -> None:
         if k < len(parts) - 1:
             axes.axvline(start, color="grey", linestyle=":", label="a rank is killed")
     axes.set(xlabel="seconds", ylabel="resident MiB", title=f"{n:,} structures", ylim=(0, None))
-    axes.legend(fontsize=8, loc="center")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     fig.tight_layout()
     fig.savefig(figure, dpi=120)
 
