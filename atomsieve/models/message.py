@@ -182,7 +182,8 @@ class _Table(torch.autograd.Function):
         return grad_x, grad_filters, grad_unit, None
 
 
-def _pointer(t: Tensor | None) -> ctypes.c_void_p:
+def pointer(t: Tensor | None) -> ctypes.c_void_p:
+    """Return where the data of a tensor lies, null for None."""
     return ctypes.c_void_p(t.data_ptr() if t is not None else None)
 
 
@@ -208,15 +209,15 @@ def call_kernel(
     list_ = graph.neighbors
     function(
         *(ctypes.c_int64(n) for n in sizes),
-        _pointer(list_.row_ptr),
-        _pointer(list_.sender),
-        _pointer(x),
-        _pointer(a),
+        pointer(list_.row_ptr),
+        pointer(list_.sender),
+        pointer(x),
+        pointer(a),
         ctypes.c_int64(a_stride),
-        _pointer(u),
+        pointer(u),
         ctypes.c_int64(u_stride),
-        _pointer(weights),
-        *(_pointer(t) for t in rest),
+        pointer(weights),
+        *(pointer(t) for t in rest),
     )
 
 

@@ -1,7 +1,7 @@
 """A PaiNN layer for inference on a CPU: compiled steps between its matrix products, with the backward pass written out.
 
-The mathematics is that of `painn.PaiNNLayer`, where it is read from its weights. What the general path does by a dozen
-operations over arrays of atoms times channels, each with its gradient, is here one pass over memory.
+The mathematics is that of `painn.PaiNNLayer`. What the general path does by a dozen operations over arrays of atoms
+times channels, each with its gradient, is here one pass over memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from atomsieve.graphs.graph import Graph
 from atomsieve.models import message as messages
 from atomsieve.models.layers import StackedLinear, StackedMLP, product
-from atomsieve.models.message import SUFFIX, Wanted, call_kernel
+from atomsieve.models.message import SUFFIX, Wanted, call_kernel, pointer
 from atomsieve.native import kernels
 
 if TYPE_CHECKING:
@@ -112,15 +112,14 @@ class _Layer(torch.autograd.Function):
 
 def _step(name: str, like: Tensor, *arrays: Tensor | None) -> None:
     """Call a compiled step over all atoms of all members; `like [K,N,F]`."""
-    rows, width = like.shape[0] * like.shape[1], like.shape[2]
-    getattr(kernels(), f"painn_{name}_{SUFFIX[like.dtype]}")(
-        ctypes.c_int64(rows), ctypes.c_int64(width), *(_pointer(t) for t in arrays)
-    )
+    members, atoms, width = like.shape
+    _call(name, like.dtype, (members * atoms, width), *arrays)
 
 
-def _pointer(t: Tensor | None) -> ctypes.c_void_p:
-    assert t is None or t.is_contiguous()
-    return ctypes.c_void_p(None if t is None else t.data_ptr())
+def _call(name: str, dtype: torch.dtype, sizes: tuple[int, ...], *arrays: Tensor | None) -> None:
+    assert all(t is None or t.is_contiguous() for t in arrays)
+    function = getattr(kernels(), f"painn_{name}_{SUFFIX[dtype]}")
+    function(*(ctypes.c_int64(n) for n in sizes), *(pointer(t) for t in arrays))
 
 
 def _map(linear: StackedLinear, x: Tensor) -> Tensor:
@@ -138,15 +137,11 @@ def _mlp(mlp: StackedMLP, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return what an MLP makes of `x`, and the derivative of its nonlinearity."""
     slope = _map(mlp.first, x)
     hidden = torch.empty_like(slope)
-    getattr(kernels(), f"painn_silu_{SUFFIX[x.dtype]}")(
-        ctypes.c_int64(slope.numel()), _pointer(slope), _pointer(hidden)
-    )
+    _call("silu", x.dtype, (slope.numel(),), slope, hidden)
     return _map(mlp.second, hidden), slope
 
 
 def _mlp_back(mlp: StackedMLP, grad: Tensor, slope: Tensor) -> Tensor:
     by_hidden = _map_back(mlp.second, grad)
-    getattr(kernels(), f"painn_scale_{SUFFIX[grad.dtype]}")(
-        ctypes.c_int64(slope.numel()), _pointer(slope), _pointer(by_hidden)
-    )
+    _call("scale", grad.dtype, (slope.numel(),), slope, by_hidden)
     return _map_back(mlp.first, by_hidden)

@@ -52,7 +52,9 @@ def settle_budget(
     model : the predictor. share : processes that share the device, or the machine if that is a CPU. loaded : the
         predictor computes in this process and was loaded for this run; of any other the usual budget is taken.
     """
-    usual = options.budget(usual_budget(getattr(model, "better", model)))
+    lanes = getattr(model, "lanes", 1)
+    model = getattr(model, "better", model)  # of a cascade, the one that takes more
+    usual = options.budget(usual_budget(model))
     given = {"max_atoms": options.max_atoms, "max_edges": options.max_edges}
     automatic = tuple(name for name, value in given.items() if value is None)
     if not automatic:
@@ -65,11 +67,8 @@ def settle_budget(
         return Settled(*usual, "usual", automatic)
     from atomsieve.predict.memory import budget_of
 
-    lanes = getattr(model, "lanes", 1)
-    model = getattr(model, "better", model)  # of a cascade, the one that takes more
     some = lambda: sample(reader, options.max_structure_atoms)  # noqa: E731 - larger ones are not computed
-    found = budget_of(model, some, usual_budget(model), want=want, head=head,
-                      share=share * lanes)  # fmt: skip
+    found = budget_of(model, some, usual_budget(model), want=want, head=head, share=share * lanes)
     atoms, edges = options.max_atoms or found.max_atoms, options.max_edges or found.max_edges
     return Settled(atoms, edges, found.why if len(automatic) == 2 else f"partly as asked; {found.why}", automatic)
 

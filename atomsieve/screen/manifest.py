@@ -167,7 +167,8 @@ def settle(folder: Folder, manifest: dict[str, Any], *, overwrite: bool) -> bool
     plain = json.loads(json.dumps(manifest))
     if folder.ours() and overwrite:
         folder.clear()
-    if folder.run.is_file():
+    continued = folder.run.is_file()
+    if continued:
         before = read(folder)
         changed = differences(before, plain)
         if changed:
@@ -177,7 +178,7 @@ def settle(folder: Folder, manifest: dict[str, Any], *, overwrite: bool) -> bool
             )
         if not folder.rows.exists():  # else all is computed
             warn_if_changed(before.get("software"), plain.get("software"))
-        return True
-    folder.ledger.mkdir(exist_ok=True)
-    write_whole(folder.run, (json.dumps(manifest, indent=1) + "\n").encode())
-    return False
+    folder.ledger.mkdir(exist_ok=True)  # gone where results were copied in part: all is computed again
+    if not continued:
+        write_whole(folder.run, (json.dumps(manifest, indent=1) + "\n").encode())
+    return continued

@@ -21,7 +21,7 @@ def said(team: Team, reader: Any, copies: str | None) -> str | None:
     """
     if copies is None or not hasattr(reader, "manifest"):  # a reader of the caller has no parts
         return None
-    held = team.gather(tuple(sorted(getattr(reader, "copied", ()))))
+    held = _held(team, reader)
     found, parts = len({part for own in held for part in own}), len(reader.manifest.parts)
     if found:
         return f"copies: {found:,} of {counted(parts, 'part')} are read from {copies}"
@@ -31,13 +31,18 @@ def said(team: Team, reader: Any, copies: str | None) -> str | None:
     )
 
 
+def _held(team: Team, reader: Any) -> list[tuple[int, ...]]:
+    """Return the parts that each rank reads from copies."""
+    return team.gather(tuple(sorted(getattr(reader, "copied", ()))))
+
+
 def queues(team: Team, reader: Any, chunks: Chunks, todo: list[int]) -> tuple[NDArray[np.int64] | None, int]:
     """Return the queue of each chunk of `todo`, and this rank's own; None where no rank has copies of parts.
 
     Ranks that hold the same parts share a queue. A chunk goes to those that hold the part of its first structure, in
     turn if several do; queue 0 has the chunks of which nobody has a copy.
     """
-    held = team.gather(tuple(sorted(getattr(reader, "copied", ()))))
+    held = _held(team, reader)
     groups = sorted({parts for parts in held if parts})[: MOST - 1]
     if not groups:
         return None, 0

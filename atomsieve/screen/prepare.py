@@ -347,7 +347,6 @@ def _occupy(
             stack.enter_context(lock)
             folder.sweep()
         manifest.settle(folder, wanted, overwrite=overwrite)
-        folder.ledger.mkdir(exist_ok=True)  # gone where results were copied in part: all is computed again
         needed = sum(file.missing_bytes() for file in files)
         usage = os.statvfs(folder.path)
         free = usage.f_bavail * usage.f_frsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -18,6 +19,13 @@ COMPUTING = ("atomsieve", "torch", "kernels")
 """What decides the last bits of numbers that this process computes."""
 
 
+@functools.cache
+def _kernels() -> str:
+    """Return what names the build of the compiled kernels: the beginning of the SHA-256 of their file."""
+    library = kernels()
+    return "none" if library is None else hashlib.sha256(Path(library._name).read_bytes()).hexdigest()[:16]
+
+
 def versions() -> dict[str, str]:
     """Return the versions of packages, and what names the build of the compiled kernels."""
     found = {}
@@ -26,9 +34,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
-    library = kernels()
-    found["kernels"] = "none" if library is None else hashlib.sha256(Path(library._name).read_bytes()).hexdigest()[:16]
-    return found
+    return found | {"kernels": _kernels()}
 
 
 def computing() -> dict[str, str]:
