@@ -31,11 +31,13 @@ from atomsieve.export.artefact import Artefact
 from atomsieve.export.spec import Spec, entry_of, format_module, machine
 from atomsieve.export.trace import example_inputs, trace
 from atomsieve.export.trust import trust
+from atomsieve.gfm import ExportEntry, ensemble_id, load_gfm, save_gfm
 from atomsieve.graphs import build_graph
 from atomsieve.graphs.table import table_arrays
-from atomsieve.models import Ensemble, ExportEntry, HeadSpec, ModelConfig, ensemble_id, load_gfm, painn, save_gfm
-from atomsieve.models.message import message
-from atomsieve.predict.backends import NativeBackend
+from atomsieve.models import Ensemble, HeadSpec, ModelConfig
+from atomsieve.models.messages.message import message
+from atomsieve.models.painn import encoder as painn
+from atomsieve.predict.backends.select import NativeBackend
 
 ROUTES = ("edges", "native", "compile", "torchscript", "onnx", "pt2")
 ATOMS = 20

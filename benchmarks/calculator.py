@@ -50,7 +50,7 @@ def step_times(atoms: Atoms, steps: int) -> np.ndarray:
 
 def members_of(gfm: Path, keep: int, into: Path) -> Path:
     """Write an ensemble of the first `keep` members of another one."""
-    from atomsieve.models import load_gfm, save_gfm
+    from atomsieve.gfm import load_gfm, save_gfm
 
     ensemble, manifest = load_gfm(gfm)
     return save_gfm(into, ensemble.take(range(keep)), default_head=manifest.default_head)

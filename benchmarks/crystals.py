@@ -57,7 +57,8 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 
 def untrained(folder: Path, options: argparse.Namespace, members: int, kind: str = "deep") -> Path:
     """Write an untrained ensemble and return its folder."""
-    from atomsieve.models import Ensemble, HeadSpec, ModelConfig, save_gfm
+    from atomsieve.gfm import save_gfm
+    from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 
     head = HeadSpec(
         name="any", level_of_theory="none", references=dict.fromkeys(range(1, 119), -1.0), scale=1.0, elements={}
@@ -68,7 +69,7 @@ def untrained(folder: Path, options: argparse.Namespace, members: int, kind: str
 
 def parameters(folder: Path) -> int:
     """Return the parameters of one member, its heads included."""
-    from atomsieve.models import load_gfm
+    from atomsieve.gfm import load_gfm
 
     return sum(p.numel() for p in load_gfm(folder)[0].take([0]).parameters())
 
@@ -155,7 +156,7 @@ def mace(options: argparse.Namespace) -> None:
     """Print the table of rates beside MACE."""
     from ensemble import crystals
 
-    from atomsieve.models import load_gfm, save_gfm
+    from atomsieve.gfm import load_gfm, save_gfm
     from atomsieve.predict import Predictor
 
     with ExitStack() as stack:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from atomsieve.graphs import Graph, build_graph
-from atomsieve.models import Ensemble, HeadSpec, ModelConfig, painn
-from atomsieve.models.message import message
+from atomsieve.models import Ensemble, HeadSpec, ModelConfig
+from atomsieve.models.messages.message import message
+from atomsieve.models.painn import encoder as painn
 from atomsieve.native import kernels
 from atomsieve.structures import StructureBatch
 

@@ -128,8 +128,8 @@ def loop(device: str, folder: Path, structures: int, lanes: int) -> tuple[bytes,
 
     from atomsieve.predict import Predictor
     from atomsieve.predict.packing import usual_budget
-    from atomsieve.screen.lanes import Lanes
-    from atomsieve.screen.runner import Runner
+    from atomsieve.screen.engine.cuda_streams import Lanes
+    from atomsieve.screen.engine.runner import Runner
 
     batch, predictor = lattice(structures, 20, seed=1), Predictor.load(folder, device=device)
     with Lanes(predictor, lanes) as several:

@@ -68,7 +68,8 @@ def candidates(path: Path, n: int, atoms: int) -> Path:
 
 def ensemble(folder: Path, options: argparse.Namespace) -> Path:
     """Write an untrained ensemble."""
-    from atomsieve.models import Ensemble, HeadSpec, ModelConfig, save_gfm
+    from atomsieve.gfm import save_gfm
+    from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 
     references = dict.fromkeys(range(1, 119), -1.0)
     head = HeadSpec(name="any", level_of_theory="none", references=references, scale=1.0, elements={})
@@ -195,7 +196,7 @@ def look(process: subprocess.Popen[bytes], out: Path, began: float) -> Sample:
     resident: dict[bool, list[int]] = {True: [0], False: [0]}
     for child in family(process.pid):
         try:
-            reads = any("screen.reading" in word for word in child.cmdline())
+            reads = any("engine.reader_process" in word for word in child.cmdline())
             resident[reads].append(child.memory_info().rss)
         except psutil.Error:
             continue
@@ -227,7 +228,7 @@ def watched(call: list[str], out: Path, kill_at: int | None) -> tuple[list[Sampl
     while process.poll() is None:
         samples.append(look(process, out, began))
         if kill_at is not None and samples[-1].done >= kill_at:
-            workers = [p for p in family(process.pid) if not any("screen.reading" in w for w in p.cmdline())]
+            workers = [p for p in family(process.pid) if not any("engine.reader_process" in w for w in p.cmdline())]
             workers[-1].send_signal(signal.SIGKILL)
             kill_at = None
         time.sleep(1.0)

@@ -40,17 +40,17 @@ from eager_hydragnn import ELEMENTS, BranchWeights, EagerHydraGNN, build
 from scipy.spatial import cKDTree
 
 from atomsieve.cli.launch import relaunch
+from atomsieve.gfm import record_files, save_gfm
 from atomsieve.graphs import build_graph
 from atomsieve.graphs.distance import shortest_distances
-from atomsieve.models import record_files, save_gfm
-from atomsieve.models.hydragnn_fast import FastHydraGNN, spans
-from atomsieve.models.hydragnn_state import from_hydragnn_state
-from atomsieve.models.mixture import MIXTURE, composition, from_hydragnn_mixture, mixture_bytes
+from atomsieve.models.hydragnn.fast.model import FastHydraGNN, spans
+from atomsieve.models.hydragnn.state_dict import from_hydragnn_state
 from atomsieve.predict import Predictor
 from atomsieve.predict.status import SHORTEST_DISTANCE
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.generate import RandomBoxes, generate
 from atomsieve.structures.writer import write_structures
+from atomsieve.uncertainty.head_mixture import MIXTURE, composition, from_hydragnn_mixture, mixture_bytes
 
 CUTOFF, NEIGHBORS, SEED = 5.0, 20, 42
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}

@@ -22,9 +22,9 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE
 
 from atomsieve.calculators import GFMCalculator
+from atomsieve.followup.relax.group import begin, finished
+from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.predict import Predictor
-from atomsieve.screen.relax_group import begin, finished
-from atomsieve.screen.relax_options import RelaxOptions
 from atomsieve.structures import StructureBatch, open_structures
 
 

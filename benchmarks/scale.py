@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.screen import ledger
-from atomsieve.screen.columns import ROW
-from atomsieve.screen.ledger import KNOWN, Entry
-from atomsieve.screen.plan import LARGEST_CHUNK, Chunks
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.chunks import LARGEST_CHUNK, Chunks
+from atomsieve.screen.results.columns import ROW
+from atomsieve.screen.results.ledger import KNOWN, Entry
 from atomsieve.structures.manifest import Manifest, PartRow, SourceInfo, StepRow
 
 RANKS = (16, 128, 1024, 4096, 16384)

@@ -18,11 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from atomsieve.screen.columns import ROW, blank_rows
-from atomsieve.screen.groups import Grouping
-from atomsieve.screen.pareto import Front, objectives
-from atomsieve.screen.select import BestOfGroups
-from atomsieve.screen.topk import TopK
+from atomsieve.screen.results.columns import ROW, blank_rows
+from atomsieve.screen.selection.groups import Grouping
+from atomsieve.screen.selection.pareto import Front, objectives
+from atomsieve.screen.selection.select import BestOfGroups
+from atomsieve.screen.selection.top_k import TopK
 from atomsieve.structures import StructureBatch, StructureWriter, open_structures
 
 ELEMENTS = np.array([3, 8, 12, 13, 14, 20, 22, 25, 26, 28, 29, 38])

@@ -38,8 +38,11 @@ from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.graphs import edge_budget_estimate
 from atomsieve.predict import Prediction, Predictor
 from atomsieve.predict.packing import BUDGETS, pack
-from atomsieve.serve.repository import Served, write_model
-from atomsieve.serve.server import (
+from atomsieve.remote.transport import EndpointError, Transport, parse_url
+from atomsieve.remote.wire import outputs_for, prediction_of, request_arrays
+from atomsieve.serve.model.settings import Settings
+from atomsieve.serve.repository.write import Served, write_model
+from atomsieve.serve.server.process import (
     ServerOptions,
     TritonProcess,
     assemble_backends,
@@ -48,9 +51,6 @@ from atomsieve.serve.server import (
     find_server,
     free_ports,
 )
-from atomsieve.serve.settings import Settings
-from atomsieve.serve.transport import EndpointError, Transport, parse_url
-from atomsieve.serve.wire import outputs_for, prediction_of, request_arrays
 from atomsieve.structures import StructureBatch
 
 WANT = ("energy", "forces", "spread")
@@ -247,7 +247,8 @@ class Bench:
 def cost_of_lines(lines: int = 2000) -> float:
     """Return the microseconds that a log line per batch costs, written into a pipe that another process reads."""
     code = (
-        "import sys,time\nfrom atomsieve.serve.triton_model import log\nn=int(sys.argv[1])\nb=time.perf_counter()\n"
+        "import sys,time\nfrom atomsieve.serve.model.triton_model import log\nn=int(sys.argv[1])\n"
+        "b=time.perf_counter()\n"
         "for k in range(n): log('batch', model='gfm', requests=32, structures=32, atoms=640, evaluations=1,"
         " seconds=0.012345, status={'OK': 32}, errors={})\n"
         "print((time.perf_counter()-b)/n*1e6)"

@@ -25,10 +25,10 @@ from ensemble import crystals
 from serving import served
 from tritonclient.utils import shared_memory
 
-from atomsieve.models import read_manifest
-from atomsieve.serve.repository import Served, write_model
-from atomsieve.serve.settings import Settings
-from atomsieve.serve.wire import INPUTS, OUTPUTS, request_arrays
+from atomsieve.gfm import read_manifest
+from atomsieve.remote.wire import INPUTS, OUTPUTS, request_arrays
+from atomsieve.serve.model.settings import Settings
+from atomsieve.serve.repository.write import Served, write_model
 from atomsieve.structures import StructureBatch
 
 ASKED = ("status", "energy", "energy_std", "forces", "forces_std", "in_domain")

@@ -92,9 +92,9 @@ def alone(options: argparse.Namespace, source: Path, gfm: Path, out: Path) -> di
     """Return the seconds of each stage over the whole input, one stage after the other."""
     from atomsieve.predict import Predictor
     from atomsieve.predict.packing import BUDGETS
-    from atomsieve.screen.plan import Chunks, chunk_size
-    from atomsieve.screen.runner import Runner
-    from atomsieve.screen.topk import TopK
+    from atomsieve.screen.engine.runner import Runner
+    from atomsieve.screen.results.chunks import Chunks, chunk_size
+    from atomsieve.screen.selection.top_k import TopK
     from atomsieve.structures import open_structures
     from atomsieve.structures.fields import CONDITIONS
 
@@ -122,7 +122,7 @@ def alone(options: argparse.Namespace, source: Path, gfm: Path, out: Path) -> di
 
 def write(out: Path, chunks: Any, rows: list[Any]) -> None:
     """Write all rows as a run does, and make them durable once."""
-    from atomsieve.screen.store import Folder, ResultWriter, row_file
+    from atomsieve.screen.results.files import Folder, ResultWriter, row_file
 
     folder = Folder(out)
     folder.ledger.mkdir(parents=True)

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from atomsieve.screen.query import Results
+from atomsieve.screen.results.record import Results
 
 results = Results(sys.argv[1])
 rows = results.rows()  # mapped from the file: any size

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atomsieve.models import Ensemble, HeadSpec, ModelConfig, save_gfm
+from atomsieve.gfm import save_gfm
+from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 from atomsieve.structures import StructureBatch
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.calculators.lists import skin_list
+from atomsieve.calculators.verlet import skin_list
 from atomsieve.errors import UsageError
 from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch

@@ -21,11 +21,11 @@ from ase.calculators.calculator import (
 from numpy.typing import NDArray
 
 from atomsieve.calculators.explain import explain
-from atomsieve.calculators.lists import skin_list
+from atomsieve.calculators.verlet import skin_list
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.ase_door import charge_and_spin
+from atomsieve.structures.ase_adapter import charge_and_spin
 
 SETTINGS = {"gfm": None, "head": None, "precision": "fp64", "device": "auto", "backend": "native", "skin": None}
 """Parameters and their defaults."""

@@ -11,8 +11,8 @@ from atomsieve.calculators.gfm import GFMCalculator
 from atomsieve.errors import AtomSieveError
 
 if TYPE_CHECKING:
-    from atomsieve.serve.remote import RemotePredictor
-    from atomsieve.serve.transport import Credentials
+    from atomsieve.remote.predictor import RemotePredictor
+    from atomsieve.remote.transport import Credentials
 
 SETTINGS = {"endpoint": None, "model": "gfm", "head": None}
 """Parameters and their defaults."""
@@ -33,7 +33,7 @@ class RemoteCalculator(GFMCalculator):
         has a model, credentials and times of its own.
     model : name of the ensemble there; None means gfm.
     head : the level of theory to use; None takes the server's default.
-    credentials : token and TLS files, `atomsieve.serve.transport.Credentials`. A pickle of the calculator holds them.
+    credentials : token and TLS files, `atomsieve.remote.transport.Credentials`. A pickle of the calculator holds them.
     deadline : seconds for one answer (60). patience : seconds that a calculation waits for a server that is gone (60).
 
     Raises
@@ -58,7 +58,7 @@ class RemoteCalculator(GFMCalculator):
         alone: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        from atomsieve.serve.remote import RemotePredictor
+        from atomsieve.remote.predictor import RemotePredictor
 
         if endpoint is None:
             raise CalculatorSetupError("no endpoint given; name it: RemoteCalculator('grpc://127.0.0.1:8001')")
@@ -104,7 +104,7 @@ class RemoteCalculator(GFMCalculator):
 
 
 def _reopen(way: tuple[Any, ...], head: str) -> RemoteCalculator:
-    from atomsieve.serve.remote import reconnect
+    from atomsieve.remote.predictor import reconnect
 
     try:
         calc = RemoteCalculator(reconnect(*way), head=head)

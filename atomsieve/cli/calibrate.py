@@ -67,8 +67,8 @@ def app(
     what the others gave: of the raw spread, of the spread times the factor (both taken as a Gaussian's), and of the
     interval that is used.
     """
-    from atomsieve.models import read_calibration
-    from atomsieve.predict.calibrate import HEADINGS, calibrate_gfm, calibration_rows, check_data
+    from atomsieve.evaluation.calibrate import HEADINGS, calibrate_gfm, calibration_rows, check_data
+    from atomsieve.gfm import read_calibration
 
     if domain_data is not None and head is not None:
         raise UsageError(
@@ -77,7 +77,7 @@ def app(
         )
     if domain_data is not None:
         check_data(folder, data, allow_training_data=allow_training_data)
-        from atomsieve.predict.domain_fit import fit_folder
+        from atomsieve.evaluation.fit_domain import fit_folder
 
         with Steps(quiet, "fitting domains") as step:
             fitted = fit_folder(folder, domain_data, data, progress=step)

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atomsieve.serve.transport import Credentials
+    from atomsieve.remote.transport import Credentials
 
 IN_OUT = "Input and output"
 MODEL = "Model"
@@ -164,8 +164,8 @@ def credentials(
         if a file is missing, or a certificate comes without its key.
     """
     from atomsieve.errors import UsageError
-    from atomsieve.serve.exposure import read_token
-    from atomsieve.serve.transport import Credentials
+    from atomsieve.remote.transport import Credentials
+    from atomsieve.serve.server.access import read_token
 
     for option, path in (("--tls-ca", tls_ca), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         if path is not None and not path.is_file():

@@ -19,7 +19,7 @@ from atomsieve.cli.common import (
     StructuresArgument,
     console,
 )
-from atomsieve.words import counted
+from atomsieve.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,8 +127,8 @@ def convert_command(
     from atomsieve.cli.data_views import show_report
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures.convert import ConvertOptions, convert
-    from atomsieve.structures.judge import LabelKeys
     from atomsieve.structures.split import Split
+    from atomsieve.structures.validation import LabelKeys
 
     options = ConvertOptions(
         keys=LabelKeys(energy_key, forces_key, stress_key, charge_key, spin_key, id_key, no_labels),
@@ -310,7 +310,7 @@ def _parents(path: Path) -> Any:
     from atomsieve.structures import StructureBatch, open_structures
     from atomsieve.structures.formats import find_files, read_items
     from atomsieve.structures.generate import in_memory
-    from atomsieve.structures.judge import Judge, LabelKeys, to_batch
+    from atomsieve.structures.validation import Judge, LabelKeys, to_batch
 
     files = find_files(path)
     if [kind for _, kind in files] == ["bp"]:

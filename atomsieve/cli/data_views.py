@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from atomsieve.words import counted
+from atomsieve.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console

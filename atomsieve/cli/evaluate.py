@@ -38,8 +38,8 @@ def app(
 
     Writes index.html (all in one file), metrics.json, structures.npz and the plots. Needs the extra `uncertainty`.
     """
-    from atomsieve.predict.evaluation import evaluate_gfm
-    from atomsieve.predict.evaluation_page import HEADINGS, notices, table_row, write_evaluation
+    from atomsieve.evaluation.metrics import evaluate_gfm
+    from atomsieve.evaluation.page import HEADINGS, notices, table_row, write_evaluation
 
     with Steps(quiet, "predicting") as step:
         found = evaluate_gfm(folder, data, head=head, precision=precision, device=device, progress=step)

@@ -63,7 +63,7 @@ def run(
     """
     from atomsieve.errors import UsageError, unknown
     from atomsieve.export.run import ExportOptions, export_gfm
-    from atomsieve.models.exports import FORMATS, PRECISIONS
+    from atomsieve.gfm.exports import FORMATS, PRECISIONS
 
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     for what, given, allowed in (
@@ -94,7 +94,7 @@ def report(
     """Show how far each artefact is from FP64 and how fast it was, and write exports/report.md."""
     from atomsieve.errors import EXIT_DONE
     from atomsieve.export.report import table, write_report
-    from atomsieve.models import read_manifest
+    from atomsieve.gfm import read_manifest
 
     shown, code = console(), EXIT_DONE
     if check:
@@ -126,8 +126,8 @@ def trust(folder: FolderArgument) -> int:
     from atomsieve.errors import EXIT_DONE, EXIT_ERROR
     from atomsieve.export.trust import CODE_FREE
     from atomsieve.export.trust import trust as mark
-    from atomsieve.models import read_manifest
-    from atomsieve.models.exports import check_export
+    from atomsieve.gfm import read_manifest
+    from atomsieve.gfm.exports import check_export
 
     shown = console()
     files = []

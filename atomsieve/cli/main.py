@@ -16,7 +16,7 @@ from typer.main import get_command as command_of
 from atomsieve.errors import EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, AtomSieveError, Interrupted
 
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("atomsieve.cli.demo", "See it all work: labels, training, screening, a ranked list. No data needed."),
+    "demo": ("atomsieve.cli.demo.run", "See it all work: labels, training, screening, a ranked list. No data needed."),
     "data": ("atomsieve.cli.data", "Convert, inspect, generate and export structures."),
     "train": ("atomsieve.cli.train", "Train an ensemble from a configuration file."),
     "export": (

@@ -46,7 +46,7 @@ def app(
     Afterwards `--head auto` mixes the heads by these weights. Weights, heads and calibration stay as they are, but the
     ensemble has a new id: finish screenings that are under way before.
     """
-    from atomsieve.predict.mixture import mixture_of
+    from atomsieve.evaluation.fit_mixture import mixture_of
 
     found = mixture_of(folder, data, inputs, seed, None if heads is None else heads.split(","))
     screen = console(quiet=quiet)

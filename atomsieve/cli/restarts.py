@@ -69,10 +69,10 @@ def supervised(ctx: typer.Context) -> int | None:
         return None
     from atomsieve.cli.common import console
     from atomsieve.errors import UsageError
-    from atomsieve.screen.prepare import default_out
-    from atomsieve.screen.store import Folder
-    from atomsieve.screen.supervisor import Supervisor, launched_by
-    from atomsieve.screen.team import launched
+    from atomsieve.runs.mpi import launched
+    from atomsieve.screen.restart import Supervisor, launched_by
+    from atomsieve.screen.results.files import Folder
+    from atomsieve.screen.setup import default_out
 
     if launched(os.environ)[1] > 1:
         raise UsageError(

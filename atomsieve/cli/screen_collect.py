@@ -22,7 +22,7 @@ def collect(
 
     On several nodes: `mpirun --map-by ppr:1:node screen collect results/ --local DIR`.
     """
-    from atomsieve.screen.collect import collect as bring
+    from atomsieve.screen.node_local.collect import collect as bring
 
     report = bring(results, local)
     if report.rank:

@@ -25,7 +25,7 @@ from atomsieve.cli.common import (
     console,
 )
 from atomsieve.cli.screen_results import SYMPREC
-from atomsieve.words import counted
+from atomsieve.text import counted
 
 
 def dedup(
@@ -74,11 +74,11 @@ def dedup(
 ) -> None:  # fmt: skip
     """Drop those of the best rows whose crystal is there already with a better row, and write the others."""
     from atomsieve.errors import AtomSieveError, unknown
-    from atomsieve.screen.dedup import Tolerances, write_twins
-    from atomsieve.screen.dedup import dedup as find
-    from atomsieve.screen.export import WRITERS, check_target, export
-    from atomsieve.screen.query import Results
-    from atomsieve.screen.select import Selection, one_head, select
+    from atomsieve.followup.dedup import Tolerances, write_twins
+    from atomsieve.followup.dedup import dedup as find
+    from atomsieve.screen.results.export import WRITERS, check_target, export
+    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.selection.select import Selection, one_head, select
 
     tolerances = Tolerances(length=length, site=site, angle=angle, volume=volume, energy=energy,
                             cell_energy=cell_energy, shift=shift)  # fmt: skip

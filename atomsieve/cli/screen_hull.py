@@ -25,8 +25,8 @@ from atomsieve.cli.common import (
 from atomsieve.cli.screen_results import SYMPREC
 
 if TYPE_CHECKING:
-    from atomsieve.screen.hull import Hull
-    from atomsieve.screen.references import References
+    from atomsieve.followup.hull import Hull
+    from atomsieve.followup.hull_references import References
 
 SHOWN = 20
 
@@ -62,12 +62,12 @@ def hull(
 ) -> None:  # fmt: skip
     """Compare rows with reference phases of the same ensemble and head: formation energy, energy above the hull."""
     from atomsieve.errors import AtomSieveError
-    from atomsieve.screen import hull as hulls
+    from atomsieve.followup import hull as hulls
+    from atomsieve.followup.hull_references import all_members, entries_of, gather
     from atomsieve.screen.options import PRECISIONS
-    from atomsieve.screen.query import Results
-    from atomsieve.screen.references import all_members, entries_of, gather
-    from atomsieve.screen.select import Selection, one_head, select
-    from atomsieve.screen.source import screened_input
+    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.screened_input import screened_input
+    from atomsieve.screen.selection.select import Selection, one_head, select
 
     opened = Results(results)
     hulls.check_output(out, overwrite, opened)
@@ -100,8 +100,8 @@ def hull(
 def _show(table: dict[str, list[Any]], found: Hull, known: References, more: list[str]) -> None:
     import numpy as np
 
-    from atomsieve.screen.hull import ROUNDING, symbol
-    from atomsieve.words import counted
+    from atomsieve.followup.hull import ROUNDING, symbol
+    from atomsieve.text import counted
 
     screen = console()
     above = found.above[np.isfinite(found.above)]

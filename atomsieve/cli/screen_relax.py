@@ -118,9 +118,9 @@ def relax(
 
     if every != 1 and not trajectory:
         raise UsageError(f"--every {every} goes with --trajectory; add that, or leave --every out")
-    from atomsieve.screen.relax import run_relax
-    from atomsieve.screen.relax_options import RelaxOptions
-    from atomsieve.screen.relax_view import print_relaxed
+    from atomsieve.followup.relax.options import RelaxOptions
+    from atomsieve.followup.relax.report import print_relaxed
+    from atomsieve.followup.relax.run import run_relax
 
     options = RelaxOptions(
         fmax=fmax, cell=cell, max_steps=max_steps, rattle=rattle, top=top, by=by, descending=descending, where=where,

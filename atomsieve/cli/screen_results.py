@@ -25,12 +25,12 @@ from atomsieve.cli.common import (
     console,
     wide,
 )
-from atomsieve.words import counted
+from atomsieve.text import counted
 
 if TYPE_CHECKING:
-    from atomsieve.screen.query import Results
+    from atomsieve.screen.results.record import Results
 
-SYMPREC = 0.01  # Angstrom, as in atomsieve.screen.groups
+SYMPREC = 0.01  # Angstrom, as in atomsieve.screen.selection.groups
 SHOWN = 20  # rows that `screen top` shows unless asked otherwise
 
 
@@ -42,8 +42,8 @@ def status(
 ) -> None:
     """Say how far a run is, how fast, and what became of its structures; also while it runs."""
     from atomsieve.errors import DataError
-    from atomsieve.screen.query import Results, said
-    from atomsieve.screen.table import status_table
+    from atomsieve.screen.results.record import Results, said
+    from atomsieve.screen.results.tables import status_table
 
     opened = Results(results)
     found = opened.status(verify=verify)
@@ -69,10 +69,10 @@ def top(
     symprec: SymprecOption = SYMPREC,
 ) -> None:
     """Show the best rows, exactly, over all rows; of a run at work, over those that are durable."""
-    from atomsieve.screen.pareto import objectives
-    from atomsieve.screen.query import Results
-    from atomsieve.screen.select import Selection, select
-    from atomsieve.screen.table import top_table
+    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.tables import top_table
+    from atomsieve.screen.selection.pareto import objectives
+    from atomsieve.screen.selection.select import Selection, select
 
     opened = Results(results)
     chosen = select(opened, Selection(
@@ -103,7 +103,7 @@ def top(
 
 def _zeros(results: Results, by: str, head: str | None, where: str | None) -> str | None:
     """Return a line for people if energies of several heads were ranked together."""
-    from atomsieve.screen.table import ranked_together
+    from atomsieve.screen.results.tables import ranked_together
 
     return None if head is not None else ranked_together(results.labels, by, where)
 
@@ -139,9 +139,9 @@ def pick(
     overwrite: OverwriteOption = False,
 ) -> None:  # fmt: skip
     """Pick uncertain and different structures to label next, and write them for a first-principles code."""
-    from atomsieve.screen.pick import pick as choose
-    from atomsieve.screen.pick import targets, write_picked
-    from atomsieve.screen.query import Results
+    from atomsieve.followup.label_candidates import pick as choose
+    from atomsieve.followup.label_candidates import targets, write_picked
+    from atomsieve.screen.results.record import Results
 
     opened = Results(results)
     targets(out, overwrite, opened)
@@ -184,10 +184,10 @@ def export(
 ) -> None:
     """Write rows as a table (csv, parquet, npz), or their structures with the results as labels (extxyz, bp)."""
     from atomsieve.errors import UsageError
-    from atomsieve.screen.export import export as write
-    from atomsieve.screen.export import rows_of
-    from atomsieve.screen.query import Results
-    from atomsieve.screen.select import Selection, select
+    from atomsieve.screen.results.export import export as write
+    from atomsieve.screen.results.export import rows_of
+    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.selection.select import Selection, select
 
     opened, rows = Results(results), None
     if pareto and k:

@@ -38,7 +38,7 @@ from atomsieve.cli.restarts import GraceOption, LauncherOption, MaxRestartsOptio
 from atomsieve.cli.watching import MetricsOption, OversizedOption
 
 if TYPE_CHECKING:
-    from atomsieve.screen.served import Served
+    from atomsieve.screen.engine.servers import Served
 
 SHOWN = 20  # rows of the table of best rows that a run prints
 
@@ -182,7 +182,7 @@ def _on_nodes(local: Path | None, collect_every: float | None) -> dict[str, Any]
 def _served(ctx: typer.Context) -> Served | None:
     """Return the servers that `screen run` names; refuse options that do not go with them, or only with them."""
     from atomsieve.errors import UsageError
-    from atomsieve.screen.served import OF_SERVERS, Served, refused
+    from atomsieve.screen.engine.servers import OF_SERVERS, Served, refused
 
     given = ctx.params
     explicit = {name for name in given if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}

@@ -21,8 +21,8 @@ from atomsieve.cli.common import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomsieve.serve.server import ServerOptions
-    from atomsieve.serve.start import Listening
+    from atomsieve.serve.server.process import ServerOptions
+    from atomsieve.serve.server.start import Listening
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True,
@@ -89,7 +89,7 @@ def start(
     from tempfile import TemporaryDirectory
 
     from atomsieve.errors import UsageError
-    from atomsieve.serve.start import Listening, models_of, server_options
+    from atomsieve.serve.server.start import Listening, models_of, server_options
 
     if bool(folders) == (repository is not None):
         raise UsageError("name either ensemble folders to serve, or a model repository with --repository")
@@ -183,7 +183,7 @@ def _settings(precision: str, backend: str, head: str | None, device: str, threa
     import re
 
     from atomsieve.errors import UsageError, unknown
-    from atomsieve.serve.settings import Limits, Settings
+    from atomsieve.serve.model.settings import Limits, Settings
 
     for what, name, allowed in (("precision", precision, ("fp64", "fp32", "bf16")), ("backend", backend, BACKENDS)):
         if name not in allowed:
@@ -191,7 +191,7 @@ def _settings(precision: str, backend: str, head: str | None, device: str, threa
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise UsageError(f"unknown device {device!r}; allowed: auto, cpu, cuda, cuda:N")
     if device == "auto":
-        from atomsieve.predict.backends import choose_device
+        from atomsieve.predict.backends.select import choose_device
 
         device = choose_device(device).type
     limits = Limits(structures=structures, atoms=atoms, bytes=size, structure_atoms=structure_atoms)
@@ -204,8 +204,8 @@ def _settings(precision: str, backend: str, head: str | None, device: str, threa
 def _checked(folders: list[str], settings: Any, gpus: str) -> list[int]:
     """Return the numbers of the GPUs; look at them and at the head before anything is loaded."""
     from atomsieve.errors import UsageError, unknown
-    from atomsieve.models import read_manifest
-    from atomsieve.serve.repository import named
+    from atomsieve.gfm import read_manifest
+    from atomsieve.serve.repository.write import named
 
     numbers = [word for word in gpus.replace(",", " ").split() if word]
     if not all(word.isdigit() for word in numbers):
@@ -223,8 +223,8 @@ def _build(out: Path, folders: list[str], settings: Any, version: int, instances
            queue_delay: int, overwrite: bool, graph_backend: str) -> list[Path]:  # fmt: skip
     """Write the models into a repository; return their version folders."""
     from atomsieve.errors import AtomSieveError
-    from atomsieve.serve.repository import Served, named, write_repository
-    from atomsieve.serve.server import find_server
+    from atomsieve.serve.repository.write import Served, named, write_repository
+    from atomsieve.serve.server.process import find_server
 
     try:
         server = find_server() if graph_backend == "auto" else None
@@ -246,11 +246,11 @@ def _run(options: ServerOptions, warnings: list[str], listening: Listening, watc
     from dataclasses import replace
 
     from atomsieve.cli.launch import without_own_threads
-    from atomsieve.serve.exposure import require_free
     from atomsieve.serve.logs import Log
-    from atomsieve.serve.server import find_server
-    from atomsieve.serve.start import models_of, next_line, open_ports, require_gpu, urls
-    from atomsieve.serve.supervisor import Supervisor
+    from atomsieve.serve.server.access import require_free
+    from atomsieve.serve.server.process import find_server
+    from atomsieve.serve.server.start import models_of, next_line, open_ports, require_gpu, urls
+    from atomsieve.serve.server.supervisor import Supervisor
 
     for address, ports in open_ports(options).items():
         require_free(address, ports)

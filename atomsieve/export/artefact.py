@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.export.interface import Slot, check_inputs, check_symmetric, inputs
 from atomsieve.export.spec import format_module
+from atomsieve.gfm import ExportEntry, Manifest, same_weights, weights_id
+from atomsieve.gfm.exports import check_export
 from atomsieve.graphs import Graph
 from atomsieve.graphs.table import table_arrays
-from atomsieve.models import ExportEntry, Manifest, same_weights, weights_id
-from atomsieve.models.exports import check_export
 from atomsieve.structures import StructureBatch
 
 

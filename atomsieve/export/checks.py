@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError
+from atomsieve.gfm import Manifest
 from atomsieve.graphs import build_graph, count_edges, edge_budget_estimate
-from atomsieve.models import HeadSpec, Manifest
+from atomsieve.models import HeadSpec
 from atomsieve.structures import StructureBatch, open_structures
 
 VARIED, RANKED = 200, 5000

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.checks import Checks, Part
+from atomsieve.gfm import ExportEntry, Manifest
 from atomsieve.graphs import build_graph
-from atomsieve.models import Ensemble, ExportEntry, Manifest, set_precision
+from atomsieve.models import Ensemble, set_precision
 from atomsieve.structures import StructureBatch
 
 __all__ = ["LIMITS", "TOLERANCES", "Checks", "Values", "compare", "make_checks", "measured", "reference", "verdict"]

@@ -17,9 +17,9 @@ from atomsieve.graphs.table import TableGraph, gather_sent
 from atomsieve.models import Ensemble, set_precision
 from atomsieve.models.basis import Geometry
 from atomsieve.models.layers import StackedLinear
-from atomsieve.models.message import Wanted
+from atomsieve.models.messages.message import Wanted
+from atomsieve.models.messages.table import paired_edges
 from atomsieve.models.readout import Readout
-from atomsieve.models.table_message import paired_edges
 
 
 def needs_reverse(ensemble: Ensemble) -> bool:

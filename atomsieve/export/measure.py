@@ -20,8 +20,9 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.export.artefact import Artefact
 from atomsieve.export.checks import Checks, Part
 from atomsieve.export.fidelity import evaluated
+from atomsieve.gfm import ExportEntry, load_gfm
 from atomsieve.graphs import build_graph
-from atomsieve.models import Ensemble, ExportEntry, load_gfm, set_precision
+from atomsieve.models import Ensemble, set_precision
 from atomsieve.structures import StructureBatch
 
 MEMORY = 4e8  # bytes that one piece may take, roughly

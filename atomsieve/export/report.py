@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomsieve.export.fidelity import LIMITS, TOLERANCES
-from atomsieve.models import ExportEntry, Manifest, read_manifest
-from atomsieve.models.card import worst
-from atomsieve.models.exports import FOLDER
-from atomsieve.models.folder import replace_text
+from atomsieve.gfm import ExportEntry, Manifest, read_manifest
+from atomsieve.gfm.card import worst
+from atomsieve.gfm.exports import FOLDER
+from atomsieve.gfm.folder import replace_text
 
 if TYPE_CHECKING:
     from rich.table import Table

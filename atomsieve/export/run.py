@@ -17,19 +17,11 @@ from atomsieve.export.interface import OUTPUTS
 from atomsieve.export.report import write_report
 from atomsieve.export.spec import Spec, entry_of, format_module, machine
 from atomsieve.export.trust import trust
-from atomsieve.models import (
-    Ensemble,
-    ExportEntry,
-    Manifest,
-    load_gfm,
-    read_manifest,
-    record_exports,
-    same_weights,
-    weights_id,
-)
-from atomsieve.models.exports import FOLDER, check_export
-from atomsieve.predict.backends import choose_device
-from atomsieve.structures.lock import PathLock
+from atomsieve.gfm import ExportEntry, Manifest, load_gfm, read_manifest, record_exports, same_weights, weights_id
+from atomsieve.gfm.exports import FOLDER, check_export
+from atomsieve.models import Ensemble
+from atomsieve.predict.backends.select import choose_device
+from atomsieve.runs.lock import PathLock
 from atomsieve.structures.manifest import sync_file, sync_folder
 
 LOCK = ".exports.lock"

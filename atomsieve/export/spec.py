@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from atomsieve.errors import unknown
 from atomsieve.export.functional import Functional, needs_reverse
 from atomsieve.export.interface import inputs, outputs
-from atomsieve.models import Ensemble, ExportEntry
-from atomsieve.models.exports import FORMATS, PRECISIONS, export_key
+from atomsieve.gfm import ExportEntry
+from atomsieve.gfm.exports import FORMATS, PRECISIONS, export_key
+from atomsieve.models import Ensemble
 from atomsieve.structures.manifest import sha256_of
 
 

@@ -22,7 +22,8 @@ from atomsieve.export.functional import Functional
 from atomsieve.export.onnx_graph import finish, prepare, store_low_precision, tidy
 from atomsieve.export.spec import Session, Spec, Written
 from atomsieve.export.trace import dynamic_shapes, example_inputs, quiet, trace
-from atomsieve.models import Ensemble, ExportEntry
+from atomsieve.gfm import ExportEntry
+from atomsieve.models import Ensemble
 
 OPSET = 18
 INTERFACE = 1

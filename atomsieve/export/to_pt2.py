@@ -20,7 +20,8 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.export.spec import Spec, Written, machine
 from atomsieve.export.trace import program, quiet
 from atomsieve.export.trust import require_trust
-from atomsieve.models import Ensemble, ExportEntry
+from atomsieve.gfm import ExportEntry
+from atomsieve.models import Ensemble
 from atomsieve.models.layers import multiplies_bf16
 
 PROGRAM, COMPILED = "program.pt2", "compiled.pt2"

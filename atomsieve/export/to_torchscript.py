@@ -26,7 +26,8 @@ from atomsieve.export.functional import Functional
 from atomsieve.export.spec import Spec, Written
 from atomsieve.export.trace import trace
 from atomsieve.export.trust import require_trust
-from atomsieve.models import Ensemble, ExportEntry
+from atomsieve.gfm import ExportEntry
+from atomsieve.models import Ensemble
 from atomsieve.models.layers import multiplies_bf16
 
 MODEL = "model.ts"

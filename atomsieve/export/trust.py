@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.models import ExportEntry
-from atomsieve.models.exports import FOLDER
+from atomsieve.gfm import ExportEntry
+from atomsieve.gfm.exports import FOLDER
 from atomsieve.structures.manifest import sha256_of
 
 CODE_FREE = ("onnx",)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
-from atomsieve.graphs.faults import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_fault
 from atomsieve.graphs.lattice import lattices
+from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_fault
 from atomsieve.structures.batch import StructureBatch
 
 MOST_IMAGES = 500_000

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.graphs.faults import (
+from atomsieve.graphs.limits import (
     BAD_CELL,
     BAD_POSITIONS,
     LARGEST_DEFECT,

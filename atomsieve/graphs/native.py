@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.graphs.faults import MAX_EDGES, MAX_NEIGHBORS_PER_ATOM, raise_fault
+from atomsieve.graphs.limits import MAX_EDGES, MAX_NEIGHBORS_PER_ATOM, raise_fault
 from atomsieve.native import kernels
 from atomsieve.structures.batch import StructureBatch
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from atomsieve.errors import UsageError, unknown
 from atomsieve.graphs import native
-from atomsieve.graphs.faults import refuse_long_vectors
 from atomsieve.graphs.graph import Graph, NeighborList
+from atomsieve.graphs.limits import refuse_long_vectors
 from atomsieve.structures.batch import StructureBatch
 
 IMPLEMENTATIONS: tuple[str, ...] = ("native", "torch", "nvalchemi", "brute")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from atomsieve.errors import require
-from atomsieve.graphs.faults import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_fault
 from atomsieve.graphs.lattice import Lattices, lattices
+from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_fault
 from atomsieve.graphs.torch_list import Found, exact, list_order
 from atomsieve.structures.batch import StructureBatch
 

@@ -83,7 +83,8 @@ class TableGraph:
     reverse : [N,V] int64 or None. None means that the list is complete, hence symmetric, and that gradients by geometry
         are those of pairs: an edge and its reverse count as one variable, whose gradient stands on both.
     inline : write filters as sums over radial functions instead of matrix products, for compilers that fuse them.
-    moments : sum over neighbours before filters (see `atomsieve.models.table_moments`), for runtimes that fuse nothing.
+    moments : sum over neighbours before filters (see `atomsieve.models.messages.moments`), for runtimes that do not
+        fuse operations.
     paired : where `reverse` is None: `(distance [K,N,W], unit [K,N,W,3])`, the leaves that get the gradients of pairs,
         and the basis and its slope `[N,W,R]`.
     """

@@ -8,14 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atomsieve.graphs.faults import (
-    MAX_EDGES,
-    MAX_NEIGHBORS_PER_ATOM,
-    TOO_DENSE,
-    TOO_MANY_EDGES,
-    raise_fault,
-)
 from atomsieve.graphs.lattice import lattices
+from atomsieve.graphs.limits import MAX_EDGES, MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, TOO_MANY_EDGES, raise_fault
 from atomsieve.structures.batch import StructureBatch
 
 CHUNK = {"cpu": 2**19, "cuda": 2**23}

@@ -20,7 +20,7 @@ from atomsieve.graphs.graph import Graph
 from atomsieve.models.config import KINDS, HeadSpec, Kind, ModelConfig
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.models.layers import Seeds, StackedLinear
-from atomsieve.models.message import Wanted
+from atomsieve.models.messages.message import Wanted
 from atomsieve.models.readout import PooledReadout, Readout
 from atomsieve.models.registry import build_encoder
 

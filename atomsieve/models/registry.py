@@ -12,7 +12,7 @@ from atomsieve.graphs.graph import Graph
 from atomsieve.models.basis import Geometry
 from atomsieve.models.config import ModelConfig
 from atomsieve.models.layers import Seeds
-from atomsieve.models.message import Wanted
+from atomsieve.models.messages.message import Wanted
 
 
 class Encoder(nn.Module):
@@ -25,8 +25,8 @@ class Encoder(nn.Module):
 
     Attributes
     ----------
-    edges_in_messages_only : the encoder reads edges through `atomsieve.models.message.message` and nowhere else; its
-        exports then need no reverse table, and are faster.
+    edges_in_messages_only : the encoder reads edges through `atomsieve.models.messages.message.message` and nowhere
+        else; its exports then need no reverse table, and are faster.
     pooled : its heads read the sum of the scalars over the atoms of a structure, not those of each atom.
     raw_condition : `condition` is `[K,N,2]`, charge and multiplicity themselves.
     exportable : `atomsieve.export` can write it.
@@ -73,7 +73,8 @@ def register_encoder(name: str) -> Callable[[type[Encoder]], type[Encoder]]:
 
 def encoders() -> dict[str, type[Encoder]]:
     """Return all encoders by name."""
-    from atomsieve.models import hydragnn, painn  # noqa: F401  (they register themselves)
+    from atomsieve.models.hydragnn import encoder as hydragnn  # noqa: F401  (they register themselves)
+    from atomsieve.models.painn import encoder as painn  # noqa: F401
 
     return dict(_ENCODERS)
 

@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atomsieve.predict.domain_flags import Outside
     from atomsieve.predict.interface import AnyPredictor
-    from atomsieve.predict.outside import Outside
     from atomsieve.predict.prediction import Prediction
     from atomsieve.predict.predictor import Predictor
     from atomsieve.predict.status import Status
 
 _HOMES = {
     "AnyPredictor": "interface",
-    "Outside": "outside",
+    "Outside": "domain_flags",
     "Prediction": "prediction",
     "Predictor": "predictor",
     "Status": "status",

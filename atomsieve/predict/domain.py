@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atomsieve.gfm import Manifest
 from atomsieve.graphs import Graph, shortest_edges
-from atomsieve.models import Manifest
-from atomsieve.models.domain import SIZE, HeadDomain, pair_limits
-from atomsieve.predict.outside import Outside
+from atomsieve.predict.domain_flags import Outside
 from atomsieve.structures import StructureBatch
+from atomsieve.uncertainty.domain import SIZE, HeadDomain, pair_limits
 
 
 class DomainTest:

@@ -12,21 +12,22 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.gfm import Manifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.graphs import Graph, build_graph, shortest_edges
-from atomsieve.models import Ensemble, Manifest, ensemble_id, load_gfm, read_calibration
-from atomsieve.models.calibration import Calibration
-from atomsieve.models.domain import HeadDomain, read_domain
+from atomsieve.models import Ensemble
 from atomsieve.models.elements import MAX_NUMBER
-from atomsieve.models.mixture import AUTO, Mixture, read_mixture, reference_gap
-from atomsieve.predict.backends import Backend, choose_device, make_backend
+from atomsieve.predict.backends.select import Backend, choose_device, make_backend
 from atomsieve.predict.domain import DomainTest
-from atomsieve.predict.outside import Outside
+from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.results import Results
 from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
 from atomsieve.predict.uncertainty import HeadUncertainty
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import check_batch
+from atomsieve.uncertainty.calibration import Calibration
+from atomsieve.uncertainty.domain import HeadDomain, read_domain
+from atomsieve.uncertainty.head_mixture import AUTO, Mixture, read_mixture, reference_gap
 
 Builder = Callable[..., Graph]
 FAR_APART = 1.0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.predict.backends import Evaluation
+from atomsieve.predict.backends.select import Evaluation
 from atomsieve.predict.prediction import Prediction
 from atomsieve.predict.status import Status
 from atomsieve.predict.uncertainty import HeadUncertainty

@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.graphs.faults import LARGEST_DEFECT, LONGEST_VECTOR, SHORTEST_VECTOR
+from atomsieve.graphs.limits import LARGEST_DEFECT, LONGEST_VECTOR, SHORTEST_VECTOR
 from atomsieve.structures import StructureBatch
 
 SHORTEST_DISTANCE = 0.1

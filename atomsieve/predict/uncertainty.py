@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.models.calibration import HeadCalibration, PropertyCalibration
-from atomsieve.models.groups import applicable, candidates, element_group
 from atomsieve.structures import StructureBatch
+from atomsieve.uncertainty.calibration import HeadCalibration, PropertyCalibration
+from atomsieve.uncertainty.strata import applicable, candidates, element_group
 
 
 class HeadUncertainty:
@@ -37,7 +37,7 @@ class HeadUncertainty:
     ) -> NDArray[np.float64]:
         """Return half the width [S] eV of the interval that holds the energy with probability `level`.
 
-        spread : [S] eV. level : one of `atomsieve.models.calibration.LEVELS`.
+        spread : [S] eV. level : one of `atomsieve.uncertainty.calibration.LEVELS`.
         """
         if self._energy is None:
             return np.full(len(spread), np.nan)

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
-from atomsieve.screen.manifest import uncalibrated
+from atomsieve.screen.engine.force_spread import with_spread
+from atomsieve.screen.engine.progress import duration
+from atomsieve.screen.engine.servers import kept
 from atomsieve.screen.options import MIXED
-from atomsieve.screen.poison import told
-from atomsieve.screen.prepare import Job
-from atomsieve.screen.progress import duration
-from atomsieve.screen.served import kept
-from atomsieve.screen.software import versions
-from atomsieve.screen.spread import with_spread
-from atomsieve.screen.store import write_whole
-from atomsieve.screen.suspects import DEATHS
-from atomsieve.screen.table import Labels, csv_of_top, formulas, ranked_together, status_table, top_table
-from atomsieve.screen.topk import TopK
-from atomsieve.screen.vitals import lines_of
-from atomsieve.words import counted
+from atomsieve.screen.quarantine.retry import DEATHS
+from atomsieve.screen.quarantine.rows import told
+from atomsieve.screen.results.files import write_whole
+from atomsieve.screen.results.run_record import uncalibrated
+from atomsieve.screen.results.software import versions
+from atomsieve.screen.results.tables import Labels, csv_of_top, formulas, ranked_together, status_table, top_table
+from atomsieve.screen.selection.top_k import TopK
+from atomsieve.screen.setup import Job
+from atomsieve.screen.telemetry.monitor import lines_of
+from atomsieve.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ class ScreenResult:
     labels : names of heads and statuses.
     structures : structures screened.
     status : rows per status name.
-    top : the best rows, best first (dtype `atomsieve.screen.columns.ROW`); other ranks than 0 may have none.
+    top : the best rows, best first (dtype `atomsieve.screen.results.columns.ROW`); other ranks than 0 may have none.
     formulas : chemical formula by position, of the best rows.
     rank : of this process; rank 0 has the table of best rows and speaks.
     seconds : wall time of this run, loading included.

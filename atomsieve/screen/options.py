@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atomsieve.errors import UsageError, unknown
-from atomsieve.screen.columns import rankable
+from atomsieve.screen.results.columns import rankable
 
 PRECISIONS = ("fp64", "fp32", "bf16")
 BACKENDS = ("native", "onnx", "torchscript", "pt2", "auto")
 ALL_HEADS = "all"
 MIXED = "auto"
-"""Name of the learned mixture of heads, as in `atomsieve.models.mixture`; servers list it among their heads."""
+"""Name of the learned mixture of heads, as in `atomsieve.uncertainty.head_mixture`; servers list it as a head."""
 FORCE_SPREAD = ("auto", "all", "top", "none")
 OVERSIZED = ("cpu", "mark")
 
@@ -108,7 +108,7 @@ class ScreenOptions:
             if self.cascade_members is not None:
                 raise UsageError("cascade-members goes with cascade; give e.g. --cascade bf16:fp32, or leave it out")
             return
-        from atomsieve.screen.cascade_models import parsed
+        from atomsieve.screen.cascade.predictors import parsed
 
         first, then = parsed(self.cascade, PRECISIONS, self.cascade_members)
         if self.precision not in ("fp32", first, then):

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomsieve.errors import Interrupted
-from atomsieve.screen import near, suspects
-from atomsieve.screen.cascade import refine
+from atomsieve.runs.mpi import Team, connect, guarded
+from atomsieve.runs.signals import StopRequest
+from atomsieve.screen.cascade.driver import refine
+from atomsieve.screen.engine import locality as near
+from atomsieve.screen.engine.progress import EventLog, ProgressView
+from atomsieve.screen.engine.reader_process import Reading
+from atomsieve.screen.engine.runner import OK, Begun, PredictorLike
+from atomsieve.screen.engine.servers import Served, Watch, kept
+from atomsieve.screen.engine.writer_thread import Writing
 from atomsieve.screen.finish import ScreenResult, finish
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.prepare import Job, durable_chunks, prepare
-from atomsieve.screen.progress import EventLog, ProgressView
-from atomsieve.screen.reading import Reading
-from atomsieve.screen.runner import OK, Begun, PredictorLike
-from atomsieve.screen.served import Served, Watch, kept
-from atomsieve.screen.signals import StopRequest
-from atomsieve.screen.team import Team, connect, guarded
-from atomsieve.screen.writing import Writing
-from atomsieve.words import counted
+from atomsieve.screen.quarantine import retry as suspects
+from atomsieve.screen.setup import Job, durable_chunks, prepare
+from atomsieve.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import AtomSieveError, UsageError, unknown
-from atomsieve.serve.crew import EMPTY
-from atomsieve.serve.pool import description_of, different
-from atomsieve.serve.transport import Credentials, EndpointError, Transport, Url, parse_url
-from atomsieve.serve.vector import compare, rounded
+from atomsieve.remote.endpoints import description_of, different
+from atomsieve.remote.test_vector import compare, rounded
+from atomsieve.remote.transport import Credentials, EndpointError, Transport, Url, parse_url
+from atomsieve.remote.workers import EMPTY
 
 
 def check_endpoint(
@@ -106,8 +106,8 @@ def _server(transport: Transport) -> str:
 
 def _local_vector(folder: Path, description: Mapping[str, Any], target: str) -> dict[str, Any]:
     """Return the test vector of an ensemble folder, which must be what is served."""
-    from atomsieve.models import ensemble_id
-    from atomsieve.serve.vector import stored_vector
+    from atomsieve.gfm import ensemble_id
+    from atomsieve.remote.test_vector import stored_vector
 
     own, served = ensemble_id(folder), description["ensemble_id"]
     if own != served:

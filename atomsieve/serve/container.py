@@ -10,9 +10,9 @@ from pathlib import Path
 from types import FrameType
 
 from atomsieve.errors import AtomSieveError, unknown
-from atomsieve.serve.exposure import is_loopback
-from atomsieve.serve.server import ServerOptions
-from atomsieve.serve.start import Listening
+from atomsieve.serve.server.access import is_loopback
+from atomsieve.serve.server.process import ServerOptions
+from atomsieve.serve.server.start import Listening
 
 ENGINES = ("docker", "apptainer")
 USER = 10001

@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.interface import Slot, inputs, outputs
+from atomsieve.gfm import ExportEntry, Manifest
 from atomsieve.graphs import Graph, build_graph
-from atomsieve.graphs.faults import MAX_NEIGHBORS_PER_ATOM
+from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM
 from atomsieve.graphs.table import table_arrays
-from atomsieve.models import ExportEntry, Manifest
 from atomsieve.predict import Predictor, Status
-from atomsieve.predict.backends import Evaluation, NativeBackend, atoms_at_once, places_per_atom
+from atomsieve.predict.backends.select import Evaluation, NativeBackend, atoms_at_once, places_per_atom
 from atomsieve.predict.prediction import Prediction
 from atomsieve.predict.results import Results
-from atomsieve.serve.engine import Arrays, Engine
-from atomsieve.serve.request import Refused, Request
-from atomsieve.serve.settings import Settings
-from atomsieve.serve.wire import given
+from atomsieve.remote.wire import given
+from atomsieve.serve.model.engine import Arrays, Engine
+from atomsieve.serve.model.request import Refused, Request
+from atomsieve.serve.model.settings import Settings
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
@@ -121,7 +121,7 @@ class Recorder:
     def __call__(
         self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.float64], want: Collection[str]
     ) -> Evaluation:
-        """See `atomsieve.predict.backends.Backend`."""
+        """See `atomsieve.predict.backends.select.Backend`."""
         self.seen.append((batch, graph))
         zeros = np.zeros((self._members, len(batch)))
         features = None

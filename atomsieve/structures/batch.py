@@ -183,13 +183,13 @@ class StructureBatch:
         `charge` and `spin` are read from `atoms.info` ("charge"; "spin" or "multiplicity") and stay NaN otherwise.
         For scripts and converters: it loops in Python.
         """
-        from atomsieve.structures.ase_door import batch_from_ase
+        from atomsieve.structures.ase_adapter import batch_from_ase
 
         return batch_from_ase(atoms_list, ids)
 
     def to_ase(self) -> list[Atoms]:
         """Return one ASE `Atoms` per structure, labels in a `SinglePointCalculator`, charge and spin in `info`."""
-        from atomsieve.structures.ase_door import batch_to_ase
+        from atomsieve.structures.ase_adapter import batch_to_ase
 
         return batch_to_ase(self)
 

@@ -394,7 +394,7 @@ def open_structures(
     if copies is not None:
         raise UsageError(f"{path} is no dataset folder of parts, so there are no copies of parts; leave them out")
     if (path / "md.idx").exists() or (path / "data.0").exists():
-        from atomsieve.structures.foreign import open_foreign
+        from atomsieve.structures.third_party_bp import open_foreign
 
         return open_foreign(path, label=label, restore_energies=restore_energies, timeout=timeout)
     if (path / NAME).exists():

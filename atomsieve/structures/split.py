@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.formats.item import Item
+from atomsieve.structures.item import Item
 
 WAYS = ("structure", "formula", "group")
 

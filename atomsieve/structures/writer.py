@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.runs.lock import PathLock
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import DATA_FILES, Bp5Writer
 from atomsieve.structures.fields import FIELDS
-from atomsieve.structures.lock import PathLock
 from atomsieve.structures.manifest import (
     FileRow,
     Manifest,

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atomsieve.models.calibration import DataIdentity, Residuals
 from atomsieve.train.config import TrainConfig
 from atomsieve.train.distributed import Team
 from atomsieve.train.store import Store
+from atomsieve.uncertainty.calibration import DataIdentity, Residuals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def calibrate(
     digests : identity of each data file.
     """
     # The one room above that is called from here: a calibration holds for what the Predictor gives, and nothing else.
-    from atomsieve.predict.calibrate import make_calibration, record_calibration
+    from atomsieve.evaluation.calibrate import make_calibration, record_calibration
     from atomsieve.predict.predictor import Predictor
 
     if not len(rows) or config.ensemble.members < 2:
@@ -78,7 +78,7 @@ def _say(console: Console | None, text: str) -> None:
 
 def _residuals(predictor: Predictor, store: Store, rows: NDArray[np.int64], head: str, team: Team) -> Residuals:
     """Return errors and spreads of the structures `rows`, all of one head, predicted by all ranks."""
-    from atomsieve.predict.residuals import atoms_apart, join_rows, predict_rows
+    from atomsieve.evaluation.residuals import atoms_apart, join_rows, predict_rows
 
     every = atoms_apart(int(store.catalog.n_atoms[rows].sum()))
     shares = np.array_split(np.arange(len(rows)), team.size)

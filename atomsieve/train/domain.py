@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.models.domain import DOMAIN, HeadDomain, domain_bytes
-from atomsieve.models.domain_fit import fit_head
+from atomsieve.gfm.folder import record_files
 from atomsieve.models.ensemble import Ensemble
-from atomsieve.models.folder import record_files
 from atomsieve.train.distributed import Team
 from atomsieve.train.split import CALIBRATION, TRAIN
 from atomsieve.train.store import Store
+from atomsieve.uncertainty.domain import DOMAIN, HeadDomain, domain_bytes
+from atomsieve.uncertainty.domain_fit import fit_head
 
 
 def fit_domain(

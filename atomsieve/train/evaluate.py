@@ -16,7 +16,7 @@ from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
 from atomsieve.train.config import BatchSection, LossSection
 from atomsieve.train.distributed import Team
 from atomsieve.train.likelihood import fair_crps
-from atomsieve.train.order import Sizes, deal, pack
+from atomsieve.train.sampler import Sizes, deal, pack
 from atomsieve.train.store import Store
 
 FORCE_SAMPLE = 1500

@@ -27,7 +27,7 @@ from atomsieve.train.evaluate import evaluate, head_metrics, member_scores, shal
 from atomsieve.train.log import RunLog, clock
 from atomsieve.train.loss import batch_loss
 from atomsieve.train.optim import RunningMean, clip_members, gradient_norms, learning_rate, make_optimizer
-from atomsieve.train.order import Order, Sizes, deal
+from atomsieve.train.sampler import Order, Sizes, deal
 from atomsieve.train.store import Store
 
 log = logging.getLogger(__name__)

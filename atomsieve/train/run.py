@@ -19,16 +19,16 @@ from atomsieve.models import Ensemble
 from atomsieve.train.batches import Labels
 from atomsieve.train.catalog import Catalog, Reader, scan
 from atomsieve.train.checkpoint import load_tensors
-from atomsieve.train.clean import Cleaning, clean
 from atomsieve.train.config import TrainConfig, dump_config, flatten, parse_config
 from atomsieve.train.distributed import Team, alone, join, leave
 from atomsieve.train.domain import fit_domain
 from atomsieve.train.evaluate import Evaluation, evaluate, head_metrics, write_evaluation
+from atomsieve.train.label_scales import HeadData, describe_heads, residual_energy
 from atomsieve.train.log import RunLog
 from atomsieve.train.loop import Material, Run
-from atomsieve.train.order import Sizes, bootstrap_weights
+from atomsieve.train.outliers import Cleaning, clean
 from atomsieve.train.plots import metrics_table, parity_plot, write_metrics
-from atomsieve.train.scales import HeadData, describe_heads, residual_energy
+from atomsieve.train.sampler import Sizes, bootstrap_weights
 from atomsieve.train.split import CALIBRATION, PARTS, TEST, TRAIN, VAL, assign_parts
 from atomsieve.train.store import Store
 
@@ -350,7 +350,7 @@ def _finish(
     console: Console | None,
 ) -> TrainResult:
     """Evaluate on the parts kept from training, write tables and plot, save the ensemble, and calibrate it."""
-    from atomsieve.models.folder import save_gfm
+    from atomsieve.gfm.folder import save_gfm
     from atomsieve.train.calibrate import calibrate
 
     material, part = prepared.material, prepared.part

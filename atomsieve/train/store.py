@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from atomsieve.structures import StructureBatch
 from atomsieve.train.catalog import Catalog, Reader
-from atomsieve.train.scales import ForceSums
+from atomsieve.train.label_scales import ForceSums
 
 BLOCK = 256
 """Structures of one file that are read together when the data are not held in memory."""

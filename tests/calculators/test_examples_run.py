@@ -66,7 +66,8 @@ def test_water_is_skipped_without_data(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_water_with_guard(shared_data: Path, tmp_path: Path) -> None:
     """An untrained ensemble stands in: the run, the guard and the files are what is tested."""
-    from atomsieve.models import Ensemble, HeadSpec, ModelConfig, save_gfm
+    from atomsieve.gfm import save_gfm
+    from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 
     known = {1: -13.6, 8: -2040.0}
     head = HeadSpec(name="water_pbe0ts", level_of_theory="none", references=known, scale=0.3, elements={1: 9, 8: 9})

@@ -21,7 +21,8 @@ from ase.calculators.calculator import (
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 
 from atomsieve.calculators import GFMCalculator, Guard, Stop, relax
-from atomsieve.models import Ensemble, save_gfm
+from atomsieve.gfm import save_gfm
+from atomsieve.models import Ensemble
 from atomsieve.predict import Predictor
 from atomsieve.structures import StructureBatch
 from tests.helpers import tiny_ensemble, tiny_gfm

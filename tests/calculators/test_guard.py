@@ -19,9 +19,9 @@ from ase.optimize import FIRE
 
 from atomsieve.calculators import GFMCalculator, Guard, GuardStop, GuardWarning
 from atomsieve.errors import UsageError
-from atomsieve.models import load_gfm, save_gfm
-from atomsieve.models.calibration import parse_calibration
+from atomsieve.gfm import load_gfm, save_gfm
 from atomsieve.predict import Predictor
+from atomsieve.uncertainty.calibration import parse_calibration
 
 SCALE_E, SCALE_F = 2.0, 3.0
 

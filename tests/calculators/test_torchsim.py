@@ -14,7 +14,8 @@ from torch_sim.models.interface import validate_model_outputs  # noqa: E402
 from atomsieve.calculators import relax  # noqa: E402
 from atomsieve.calculators.torchsim import TorchSimModel  # noqa: E402
 from atomsieve.errors import DataError, UsageError  # noqa: E402
-from atomsieve.models import Ensemble, HeadSpec, ModelConfig, save_gfm  # noqa: E402
+from atomsieve.gfm import save_gfm  # noqa: E402
+from atomsieve.models import Ensemble, HeadSpec, ModelConfig  # noqa: E402
 from atomsieve.predict import Predictor  # noqa: E402
 from atomsieve.structures import StructureBatch  # noqa: E402
 from tests.helpers import tiny_ensemble, tiny_gfm  # noqa: E402

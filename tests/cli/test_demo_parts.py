@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from atomsieve.cli import demo as demo_verb
-from atomsieve.cli.demo import Demo, app, full_plan, quick_plan
-from atomsieve.cli.demo_report import compared, first_of_each
+from atomsieve.cli.demo import run as demo_verb
+from atomsieve.cli.demo.report import compared, first_of_each
+from atomsieve.cli.demo.run import Demo, app, full_plan, quick_plan
 from atomsieve.cli.main import run
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError
-from atomsieve.screen.columns import blank_rows
+from atomsieve.screen.results.columns import blank_rows
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_the_defaults_of_the_full_demo():
 
     assert inspect.signature(app).parameters["ranks"].default == 2
     plan = full_plan(0, 20_000)
-    from atomsieve.structures.labels import LABEL_SOURCES
+    from atomsieve.cli.demo.labels import LABEL_SOURCES
 
     for name, groups in plan.groups.items():
         assert groups * LABEL_SOURCES[name].group_size >= 2500

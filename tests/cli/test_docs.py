@@ -11,13 +11,13 @@ import pytest
 from atomsieve import errors
 from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.cli.main import VERBS
-from atomsieve.models.domain import _ARRAYS, _NUMBERS
-from atomsieve.predict.outside import Outside
+from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.status import Status
-from atomsieve.screen.columns import COLUMNS
-from atomsieve.screen.store import Folder
-from atomsieve.serve.wire import INPUTS, OUTPUTS
+from atomsieve.remote.wire import INPUTS, OUTPUTS
+from atomsieve.screen.results.columns import COLUMNS
+from atomsieve.screen.results.files import Folder
 from atomsieve.structures.fields import FIELDS
+from atomsieve.uncertainty.domain import _ARRAYS, _NUMBERS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))

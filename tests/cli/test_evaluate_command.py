@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from atomsieve.cli.main import run
-from atomsieve.models import read_calibration
-from atomsieve.predict import evaluation
-from atomsieve.predict.evaluation import Errors, coverage, scores
+from atomsieve.evaluation import metrics as evaluation
+from atomsieve.evaluation.metrics import Errors, coverage, scores
+from atomsieve.gfm import read_calibration
 from atomsieve.structures.reader import open_structures
 from tests.helpers import tiny_gfm
 from tests.labelled import labelled_file, noisy_labels

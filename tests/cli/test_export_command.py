@@ -8,7 +8,7 @@ from atomsieve.cli.main import run
 from atomsieve.errors import DataError
 from atomsieve.export import run as making
 from atomsieve.export.run import Outcome
-from atomsieve.models import ExportEntry, read_manifest, record_exports
+from atomsieve.gfm import ExportEntry, read_manifest, record_exports
 from atomsieve.structures.manifest import sha256_of
 from tests.helpers import tiny_gfm
 

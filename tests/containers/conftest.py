@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from atomsieve.native import kernels
-from atomsieve.serve.server import free_ports
-from atomsieve.serve.transport import Credentials, Transport, parse_url
+from atomsieve.remote.transport import Credentials, Transport, parse_url
+from atomsieve.serve.server.process import free_ports
 from tests.helpers import tiny_gfm
 from tests.serve.triton import installation
 

@@ -60,7 +60,7 @@ def test_larger_uncertainty_means_larger_error(report):
 
 def test_every_candidate_has_a_row(demo):
     out, _ = demo
-    from atomsieve.screen.query import Results
+    from atomsieve.screen.results.record import Results
     from atomsieve.structures.reader import open_structures
 
     rows = Results(out / "results").rows()
@@ -77,7 +77,7 @@ def test_every_candidate_has_a_row(demo):
 def test_rows_are_what_the_ensemble_predicts(demo):
     out, _ = demo
     from atomsieve.predict import Predictor
-    from atomsieve.screen.query import Results
+    from atomsieve.screen.results.record import Results
     from atomsieve.structures.reader import open_structures
 
     rows = Results(out / "results").rows()[700:720]
@@ -92,7 +92,7 @@ def test_rows_are_what_the_ensemble_predicts(demo):
 
 def test_the_list_is_sorted_and_holds_the_best(demo):
     out, _ = demo
-    from atomsieve.screen.query import Results
+    from atomsieve.screen.results.record import Results
 
     with open(out / "results" / "top.csv") as file:
         top = list(csv.DictReader(file))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atomsieve.models import read_manifest
+from atomsieve.gfm import read_manifest
 from atomsieve.structures import write_structures
 from tests.helpers import copper_oxides, tiny_gfm
 

@@ -17,8 +17,8 @@ from atomsieve.export.checks import DENSEST, Checks, Part, generated
 from atomsieve.export.fidelity import MARGIN, TOLERANCES, compare, measured, reference, verdict
 from atomsieve.export.spec import Spec, entry_of, format_module
 from atomsieve.export.trust import trust
+from atomsieve.gfm import ensemble_id, load_gfm, read_manifest
 from atomsieve.graphs import build_graph, shortest_distances
-from atomsieve.models import ensemble_id, load_gfm, read_manifest
 from atomsieve.structures import StructureBatch, write_structures
 from tests.export.export_checks import eager_outputs
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm, tiny_heads

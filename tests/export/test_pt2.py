@@ -13,8 +13,8 @@ from atomsieve.export import to_pt2
 from atomsieve.export.artefact import Artefact
 from atomsieve.export.spec import Spec, entry_of
 from atomsieve.export.trust import trust
+from atomsieve.gfm import ensemble_id, load_gfm
 from atomsieve.graphs import build_graph
-from atomsieve.models import ensemble_id, load_gfm
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_gfm
 

@@ -7,7 +7,8 @@ from export_checks import assert_close, call, eager_outputs, given_arrays
 from atomsieve.errors import UsageError
 from atomsieve.export.functional import Functional
 from atomsieve.export.run import ExportOptions, export_gfm
-from atomsieve.models import Ensemble, save_gfm
+from atomsieve.gfm import save_gfm
+from atomsieve.models import Ensemble
 from atomsieve.predict import Predictor
 from tests.helpers import copper_oxides, tiny_ensemble
 

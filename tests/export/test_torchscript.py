@@ -21,7 +21,7 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.export.spec import Spec, entry_of
 from atomsieve.export.to_torchscript import METADATA, MODEL, open_session, write
 from atomsieve.export.trust import trust
-from atomsieve.models import ExportEntry
+from atomsieve.gfm import ExportEntry
 from atomsieve.structures import StructureBatch
 from tests.conftest import ROOT
 from tests.helpers import copper_oxides, tiny_ensemble

@@ -10,7 +10,7 @@ import pytest
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.trust import is_trusted, require_trust, trust, trusted_directory
-from atomsieve.models import ExportEntry
+from atomsieve.gfm import ExportEntry
 from atomsieve.structures.manifest import sha256_of
 
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import torch
 
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models import message as module
 from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.models.ensemble import Ensemble
-from atomsieve.models.message import Wanted, message
+from atomsieve.models.messages import message as module
+from atomsieve.models.messages.message import Wanted, message
 from tests.helpers import copper_oxides
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,9 +9,9 @@ import json
 
 import torch
 
-from atomsieve.models import hydragnn_fast
-from atomsieve.models.hydragnn_fast import FastHydraGNN
-from atomsieve.models.hydragnn_gpu import GpuSteps
+from atomsieve.models.hydragnn.fast import model as hydragnn_fast
+from atomsieve.models.hydragnn.fast.gpu_steps import GpuSteps
+from atomsieve.models.hydragnn.fast.model import FastHydraGNN
 from tests.models.test_hydragnn_fast import (
     SMALL,
     awkward,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.models.calibration import Calibration, HeadCalibration, Isotonic, Residuals, parse_calibration
-from atomsieve.models.calibration_fit import (
+from atomsieve.structures import StructureBatch
+from atomsieve.uncertainty.calibration import Calibration, HeadCalibration, Isotonic, Residuals, parse_calibration
+from atomsieve.uncertainty.calibration_fit import (
     FEWEST,
     FEWEST_GROUP,
     calibrate_head,
@@ -18,8 +19,7 @@ from atomsieve.models.calibration_fit import (
     fit_scale,
     quantiles,
 )
-from atomsieve.models.groups import ELEMENT_GROUPS, applicable, candidates, element_group, size_edges
-from atomsieve.structures import StructureBatch
+from atomsieve.uncertainty.strata import ELEMENT_GROUPS, applicable, candidates, element_group, size_edges
 
 
 def sample(n: int, seed: int = 0, factor: float = 3.0, power: float = 1.0, elements: np.ndarray | None = None):

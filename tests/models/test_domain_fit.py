@@ -8,10 +8,11 @@ from ase.neighborlist import neighbor_list as ase_neighbors
 from safetensors.numpy import load, save
 
 from atomsieve.errors import DataError
+from atomsieve.gfm import load_gfm, record_files
 from atomsieve.graphs import build_graph
-from atomsieve.models import load_gfm, record_files
-from atomsieve.models.domain import DOMAIN, POWER, SUMS, domain_bytes, pair_limits, pooled, read_domain, relatives
-from atomsieve.models.domain_fit import (
+from atomsieve.structures import StructureBatch
+from atomsieve.uncertainty.domain import DOMAIN, POWER, SUMS, domain_bytes, pair_limits, pooled, read_domain, relatives
+from atomsieve.uncertainty.domain_fit import (
     _features,
     _hold_back,
     encode,
@@ -21,7 +22,6 @@ from atomsieve.models.domain_fit import (
     k_means,
     usual_contact,
 )
-from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
 
 CUTOFF = 5.0

@@ -12,8 +12,8 @@ from ase.build import molecule
 from atomsieve.errors import UsageError
 from atomsieve.graphs.neighbors import build_graph
 from atomsieve.models import Ensemble, HeadSpec, ModelConfig, set_precision
-from atomsieve.models import message as messages
 from atomsieve.models.layers import multiplies_bf16
+from atomsieve.models.messages import message as messages
 from atomsieve.models.registry import encoders
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_ensemble

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models import (
+from atomsieve.gfm import (
     ExportEntry,
     ensemble_id,
     load_gfm,
@@ -23,9 +22,10 @@ from atomsieve.models import (
     save_gfm,
     weights_id,
 )
-from atomsieve.models.calibration import Calibration
-from atomsieve.models.testvector import evaluate
+from atomsieve.gfm.test_vector import evaluate
+from atomsieve.graphs.neighbors import build_graph
 from atomsieve.structures import StructureBatch
+from atomsieve.uncertainty.calibration import Calibration
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
 
 
@@ -111,7 +111,7 @@ def test_an_artefact_of_an_older_version_outlives_a_new_calibration(own_copy, fo
 
 @pytest.mark.parametrize("reached", ["waiting", "manifest"])
 def test_a_recording_that_was_killed_leaves_the_old_or_the_new(own_copy, folder, reached, monkeypatch):
-    from atomsieve.models import folder as module
+    from atomsieve.gfm import folder as module
 
     def die(*_):
         raise KeyboardInterrupt
@@ -132,7 +132,7 @@ def test_a_recording_that_was_killed_leaves_the_old_or_the_new(own_copy, folder,
 
 
 def test_the_calibration_that_is_read_is_the_one_that_the_manifest_means(own_copy, monkeypatch):
-    from atomsieve.models import folder as module
+    from atomsieve.gfm import folder as module
 
     new = Calibration(members=3, heads={"metal": {"energy_per_atom": {"n": 20, "scale": 2.0}}})
     settle, calls = module._settle, []
@@ -152,7 +152,7 @@ def test_the_calibration_that_is_read_is_the_one_that_the_manifest_means(own_cop
 
 
 def test_a_reader_at_any_moment_of_a_recording_sees_one_state(own_copy, monkeypatch):
-    from atomsieve.models import folder as module
+    from atomsieve.gfm import folder as module
 
     seen, check = [], module._check_files
 
@@ -180,7 +180,7 @@ def test_what_builds_on_the_file_that_is_there_is_made_while_no_other_can_change
 
 def test_a_file_that_waits_is_never_that_of_another_recording(own_copy, monkeypatch):
     """A second recording may write what waits between the check of the first one's file and its move."""
-    from atomsieve.models import folder as module
+    from atomsieve.gfm import folder as module
 
     first, second = b'{"heads": {}}', b'{"heads":  {}}'
     check = module.sha256_of
@@ -210,7 +210,7 @@ def test_a_fitted_file_that_is_not_listed_is_refused(own_copy, name):
 def test_files_of_a_stranger_are_refused_in_one_line(own_copy, monkeypatch):
     edit(own_copy, lambda m: m["files"]["calibration.json"].update(sha256="../../x"))
     assert read_calibration(own_copy) == Calibration()
-    monkeypatch.setattr("atomsieve.models.folder._LARGEST_CALIBRATION", 1)
+    monkeypatch.setattr("atomsieve.gfm.folder._LARGEST_CALIBRATION", 1)
     with pytest.raises(DataError, match="2 bytes, more than any calibration"):
         read_calibration(own_copy)
     (own_copy / "manifest.json").write_bytes(b"[" * 200_000)

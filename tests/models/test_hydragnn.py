@@ -6,9 +6,10 @@ import torch.nn.functional as F  # noqa: N812
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.export.functional import Functional
+from atomsieve.gfm import load_gfm, save_gfm
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models import Ensemble, ModelConfig, load_gfm, save_gfm
-from atomsieve.models.hydragnn_state import from_hydragnn_state, hydragnn_config, plain_heads, to_hydragnn_state
+from atomsieve.models import Ensemble, ModelConfig
+from atomsieve.models.hydragnn.state_dict import from_hydragnn_state, hydragnn_config, plain_heads, to_hydragnn_state
 from tests.helpers import copper_oxides, tiny_ensemble
 
 HEADS, CUTOFF, STEP = 3, 4.0, 1e-4

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.graphs import Graph, build_graph
-from atomsieve.models import hydragnn_fast
-from atomsieve.models.hydragnn_fast import FastHydraGNN, FastResult, fast_available, spans
+from atomsieve.models.hydragnn.fast import model as hydragnn_fast
+from atomsieve.models.hydragnn.fast.model import FastHydraGNN, FastResult, fast_available, spans
 from atomsieve.structures import StructureBatch
 
 pytestmark = pytest.mark.skipif(not fast_available(), reason="compiled kernels are not installed")

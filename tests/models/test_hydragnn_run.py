@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from atomsieve.gfm import save_gfm
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models import Ensemble, ModelConfig, save_gfm
+from atomsieve.models import Ensemble, ModelConfig
 from atomsieve.models.config import HeadSpec
-from atomsieve.models.hydragnn_fast import fast_available
-from atomsieve.models.hydragnn_run import FastEnsemble, fast_serves
+from atomsieve.models.hydragnn.fast.ensemble import FastEnsemble, fast_serves
+from atomsieve.models.hydragnn.fast.model import fast_available
 from atomsieve.predict import Predictor
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides

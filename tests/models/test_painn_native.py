@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models import Ensemble, painn, set_precision
+from atomsieve.models import Ensemble, set_precision
+from atomsieve.models.painn import encoder as painn
 from atomsieve.native import kernels
 from tests.helpers import copper_oxides, tiny_ensemble
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atomsieve.errors import DataError, UsageError
+from atomsieve.gfm import load_gfm, read_manifest, save_gfm
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models import Ensemble, load_gfm, read_manifest, save_gfm, set_precision
+from atomsieve.models import Ensemble, set_precision
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.manifest import sha256_of
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm

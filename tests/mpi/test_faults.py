@@ -45,8 +45,8 @@ def whole(tmp_path_factory):
 
 
 def supervised(words, out, restarts):
-    from atomsieve.screen.store import Folder
-    from atomsieve.screen.supervisor import Supervisor
+    from atomsieve.screen.restart import Supervisor
+    from atomsieve.screen.results.files import Folder
 
     console = Console(file=StringIO(), width=300)
     code = Supervisor(words, Folder(out), restarts, console, pause=0.01)()

@@ -11,10 +11,10 @@ import torch
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.export.spec import Spec, entry_of, format_module
 from atomsieve.export.trust import trust
-from atomsieve.models import ensemble_id, load_gfm, read_manifest, record_exports
-from atomsieve.models.exports import FOLDER
+from atomsieve.gfm import ensemble_id, load_gfm, read_manifest, record_exports
+from atomsieve.gfm.exports import FOLDER
 from atomsieve.predict import Predictor, Status
-from atomsieve.predict.backends import atoms_at_once, fastest
+from atomsieve.predict.backends.select import atoms_at_once, fastest
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_gfm
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.models import ensemble_id, load_gfm, read_calibration, weights_id
-from atomsieve.models.calibration import LEVELS, HeadCalibration, PropertyCalibration
-from atomsieve.models.groups import applicable, candidates, element_group
-from atomsieve.predict import Predictor, residuals
-from atomsieve.predict.calibrate import calibrate_gfm
-from atomsieve.predict.residuals import atoms_apart, collect
+from atomsieve.evaluation import residuals
+from atomsieve.evaluation.calibrate import calibrate_gfm
+from atomsieve.evaluation.residuals import atoms_apart, collect
+from atomsieve.gfm import ensemble_id, load_gfm, read_calibration, weights_id
+from atomsieve.predict import Predictor
 from atomsieve.predict.uncertainty import HeadUncertainty
 from atomsieve.structures.reader import open_structures
+from atomsieve.uncertainty.calibration import LEVELS, HeadCalibration, PropertyCalibration
+from atomsieve.uncertainty.strata import applicable, candidates, element_group
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.labelled import ENERGY_FACTOR, FORCE_FACTOR, labelled_file, noisy_labels
 
@@ -140,7 +141,7 @@ def test_what_a_file_cannot_fit_keeps_its_calibration(gfm, plain, tmp_path):
 
 def test_of_two_calibrations_at_once_none_is_lost(plain, held_out, tmp_path, monkeypatch):
     """Another process calibrates another head while this one predicts."""
-    from atomsieve.predict import calibrate as module
+    from atomsieve.evaluation import calibrate as module
 
     own, other = shutil.copytree(plain, tmp_path / "gfm"), HeadCalibration(energy_per_atom={"n": 20, "scale": 7.0})
     collected = module.collect

@@ -7,14 +7,14 @@ import pytest
 from ase import Atoms
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.models import ensemble_id, load_gfm, record_files
-from atomsieve.models.domain import DOMAIN, domain_bytes, read_domain
-from atomsieve.models.domain_fit import fit_head
+from atomsieve.evaluation.fit_domain import fit_domain, fit_folder
+from atomsieve.gfm import ensemble_id, load_gfm, record_files
 from atomsieve.predict import Outside, Predictor, Status
 from atomsieve.predict import predictor as module
-from atomsieve.predict.domain_fit import fit_domain, fit_folder
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.writer import StructureWriter
+from atomsieve.uncertainty.domain import DOMAIN, domain_bytes, read_domain
+from atomsieve.uncertainty.domain_fit import fit_head
 from tests.helpers import copper_oxides, tiny_gfm
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.predict import memory
-from atomsieve.predict.memory import MemoryLaw, budget_of, fit, rounded
-from atomsieve.predict.room import free_bytes, group_free, limits_free
+from atomsieve.predict import memory_law as memory
+from atomsieve.predict.free_memory import free_bytes, group_free, limits_free
+from atomsieve.predict.memory_law import MemoryLaw, budget_of, fit, rounded
 from atomsieve.structures import StructureBatch
 
 USUAL = (4096, 250_000)
@@ -296,6 +296,6 @@ def test_on_a_gpu_the_allocator_tells_the_law_and_the_budget_fits(monkeypatch, c
     assert len(list(cache.iterdir())) == 1
     halves = budget_of(predictor, crystals(20), (100_000, 5_000_000), share=2)
     assert 0.4 * budget.max_atoms < halves.max_atoms < 0.6 * budget.max_atoms
-    from atomsieve.screen.metrics import memory_in_use
+    from atomsieve.screen.telemetry.prometheus import memory_in_use
 
     assert memory_in_use("cuda:0")["device_total"] == 4e9

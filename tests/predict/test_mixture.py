@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.models import Ensemble, HeadSpec, ModelConfig, ensemble_id, load_gfm, record_files, save_gfm, weights_id
-from atomsieve.models.mixture import (
+from atomsieve.evaluation.fit_mixture import mixture_of
+from atomsieve.gfm import ensemble_id, load_gfm, record_files, save_gfm, weights_id
+from atomsieve.models import Ensemble, HeadSpec, ModelConfig
+from atomsieve.predict import Outside, Predictor, Status
+from atomsieve.structures import SourceInfo, StructureBatch, write_structures
+from atomsieve.uncertainty.head_mixture import (
     MIXTURE,
     Mixture,
     composition,
@@ -19,10 +23,7 @@ from atomsieve.models.mixture import (
     read_mixture,
     reference_gap,
 )
-from atomsieve.models.mixture_fit import fit_mixture
-from atomsieve.predict import Outside, Predictor, Status
-from atomsieve.predict.mixture import mixture_of
-from atomsieve.structures import SourceInfo, StructureBatch, write_structures
+from atomsieve.uncertainty.head_mixture_fit import fit_mixture
 from tests.helpers import copper_oxides
 
 NAMES = ("oxides", "metals", "molecules")

@@ -8,16 +8,16 @@ from ase.calculators.calculator import CalculatorSetupError
 
 from atomsieve.calculators import GFMCalculator
 from atomsieve.errors import UsageError
-from atomsieve.models import record_files
-from atomsieve.models.mixture import MIXTURE, Mixture, mixture_bytes
+from atomsieve.gfm import record_files
 from atomsieve.predict import Predictor
+from atomsieve.remote.requests import Described
+from atomsieve.remote.wire import request_arrays
 from atomsieve.screen.options import MIXED, ScreenOptions
 from atomsieve.screen.run import run_screen
-from atomsieve.serve.described import Described
-from atomsieve.serve.engine import Engine, about
-from atomsieve.serve.settings import Settings
-from atomsieve.serve.wire import request_arrays
+from atomsieve.serve.model.engine import Engine, about
+from atomsieve.serve.model.settings import Settings
 from atomsieve.structures import write_structures
+from atomsieve.uncertainty.head_mixture import MIXTURE, Mixture, mixture_bytes
 from tests.helpers import copper_oxides, tiny_gfm
 
 HEADS = ("organic", "metal")

@@ -6,10 +6,10 @@ import torch
 from ase import Atoms
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.models import load_gfm, save_gfm
-from atomsieve.models.calibration import parse_calibration
+from atomsieve.gfm import load_gfm, save_gfm
 from atomsieve.predict import Predictor, Status
 from atomsieve.structures import StructureBatch
+from atomsieve.uncertainty.calibration import parse_calibration
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
 
 ALL = {"energy", "forces", "stress", "spread", "members"}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from atomsieve.models import Ensemble, save_gfm
+from atomsieve.gfm import save_gfm
+from atomsieve.models import Ensemble
 from atomsieve.predict import Predictor
 from tests.helpers import copper_oxides, tiny_ensemble
 

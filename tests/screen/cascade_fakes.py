@@ -77,7 +77,7 @@ def cascade(
     **given: Any,
 ) -> Any:
     """Run a cascade of two fakes."""
-    from atomsieve.screen.cascade_models import Cascaded
+    from atomsieve.screen.cascade.predictors import Cascaded
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
@@ -104,7 +104,7 @@ def main() -> None:
         package = types.ModuleType(f"atomsieve.{name}")
         package.__path__ = [str(Path(atomsieve.__file__).parent / name)]
         sys.modules[package.__name__] = package
-    from atomsieve.screen.team import connect
+    from atomsieve.runs.mpi import connect
 
     source, out, options, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
     team = connect()

@@ -13,8 +13,8 @@ from screen_fakes import without_torch
 def main() -> None:
     without_torch()
 
-    from atomsieve.screen.collect import collect
-    from atomsieve.screen.team import connect
+    from atomsieve.runs.mpi import connect
+    from atomsieve.screen.node_local.collect import collect
 
     team = connect()
     report = collect(sys.argv[2], f"{sys.argv[1]}{team.rank}", team)

@@ -75,10 +75,10 @@ def main() -> None:
     from rich.console import Console
 
     from atomsieve.errors import AtomSieveError
+    from atomsieve.runs.mpi import connect
     from atomsieve.screen.finish import print_result
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
-    from atomsieve.screen.team import connect
 
     source, out, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     team = connect()

@@ -176,11 +176,11 @@ def main() -> None:
     from rich.console import Console
 
     from atomsieve.errors import AtomSieveError
-    from atomsieve.screen import prepare
+    from atomsieve.runs.mpi import connect
+    from atomsieve.screen import setup as prepare
+    from atomsieve.screen.engine.servers import Served
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
-    from atomsieve.screen.served import Served
-    from atomsieve.screen.team import connect
 
     source, out, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     team = connect()

@@ -13,13 +13,13 @@ from cascade_fakes import Better, Cheap, cascade
 from screen_fakes import FakePredictor, MemoryReader, candidates
 
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.screen import cascade as module
-from atomsieve.screen.bounds import OpenFilter, Tables, errors, scale
-from atomsieve.screen.columns import MEASURED, ROW
+from atomsieve.screen.cascade import driver as module
+from atomsieve.screen.cascade.error_bounds import OpenFilter, Tables, errors, scale
+from atomsieve.screen.cascade.passes import Choice, Note, Rule, read_notes, write_note
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.rounds import Choice, Note, Rule, read_notes, write_note
+from atomsieve.screen.results.columns import MEASURED, ROW
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.topk import row_filter
+from atomsieve.screen.selection.top_k import row_filter
 
 BATCH = candidates(700)
 REASONS = {1: "UNSEEN_ELEMENT", 2: "UNSEEN_PAIR", 4: "SHORT_CONTACT", 8: "FAR_FROM_TRAINING"}

@@ -10,9 +10,10 @@ import pytest
 
 from atomsieve.cli.main import run
 from atomsieve.errors import UsageError
-from atomsieve.models import Ensemble, HeadSpec, ModelConfig, save_gfm
+from atomsieve.gfm import save_gfm
+from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 from atomsieve.predict import Predictor
-from atomsieve.screen.cascade_models import with_members
+from atomsieve.screen.cascade.predictors import with_members
 from atomsieve.structures import StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm, tiny_heads
 

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import UsageError
-from atomsieve.screen.cascade_models import Cascaded
+from atomsieve.followup.label_candidates import pick
+from atomsieve.screen.cascade.predictors import Cascaded
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.pick import pick
-from atomsieve.screen.query import Results, said
+from atomsieve.screen.results.record import Results, said
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.select import Selection, select
+from atomsieve.screen.selection.select import Selection, select
 from atomsieve.structures import write_structures
 
 N = 500

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atomsieve.predict.packing import pack
-from atomsieve.screen.plan import ALIGN, Chunks, chunk_size
+from atomsieve.screen.results.chunks import ALIGN, Chunks, chunk_size
 
 
 @settings(deadline=None, derandomize=True)

@@ -9,8 +9,8 @@ import pytest
 from screen_fakes import FakePredictor, candidates
 
 from atomsieve.predict.status import Status
-from atomsieve.screen import runner as module
-from atomsieve.screen.runner import Runner
+from atomsieve.screen.engine import runner as module
+from atomsieve.screen.engine.runner import Runner
 
 
 def make(predictor=None, heads=("pbe",), forces=True, max_atoms=50, max_structure_atoms=10**6):

@@ -17,11 +17,12 @@ from screen_fakes import FakePredictor
 from typer.testing import CliRunner
 
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError
-from atomsieve.screen import ledger, local
-from atomsieve.screen.collect import collect
+from atomsieve.screen.node_local import writer as local
+from atomsieve.screen.node_local.collect import collect
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.plan import Chunks
-from atomsieve.screen.store import Folder, row_file
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.chunks import Chunks
+from atomsieve.screen.results.files import Folder, row_file
 
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
 

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import UsageError
-from atomsieve.screen.dedup import Tolerances, crystal, different
+from atomsieve.followup.dedup import Tolerances, crystal, different
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.query import Results
+from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.select import Selection, select
+from atomsieve.screen.selection.select import Selection, select
 from atomsieve.structures import StructureBatch, write_structures
 
 ANYTHING = Tolerances(volume=np.inf, energy=np.inf)

@@ -17,8 +17,8 @@ import pytest
 from screen_fakes import FakePredictor, candidates, save
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.screen import ledger
 from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.results import ledger
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import open_structures, write_structures
 

@@ -11,10 +11,11 @@ from screen_fakes import FakePredictor, MemoryReader
 from screen_fakes import candidates as spring_candidates
 
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.models import Ensemble, save_gfm
+from atomsieve.gfm import save_gfm
+from atomsieve.models import Ensemble
 from atomsieve.predict import Predictor
-from atomsieve.screen.columns import ROW
 from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.run import run_screen
 from atomsieve.structures.writer import write_structures
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_heads

@@ -17,17 +17,17 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.screen import groups, pareto
-from atomsieve.screen import select as selecting
-from atomsieve.screen.columns import blank_rows
-from atomsieve.screen.groups import Grouping, composition_keys
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.pareto import Front
-from atomsieve.screen.query import Results
+from atomsieve.screen.results.columns import blank_rows
+from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.screened_input import numbers_at, read_at
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.select import BestOfGroups, Selection, ranks_in_groups, select
-from atomsieve.screen.source import numbers_at, read_at
-from atomsieve.screen.topk import TopK
+from atomsieve.screen.selection import groups, pareto
+from atomsieve.screen.selection import select as selecting
+from atomsieve.screen.selection.groups import Grouping, composition_keys
+from atomsieve.screen.selection.pareto import Front
+from atomsieve.screen.selection.select import BestOfGroups, Selection, ranks_in_groups, select
+from atomsieve.screen.selection.top_k import TopK
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures, write_structures, writer
 
 N = 400

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.followup import hull as hulls
+from atomsieve.followup.hull import energies, lowest
+from atomsieve.followup.hull_references import Entries, entries_of, gather, join
 from atomsieve.predict import Predictor
-from atomsieve.screen import hull as hulls
-from atomsieve.screen.hull import energies, lowest
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.query import Results
-from atomsieve.screen.references import Entries, entries_of, gather, join
+from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import StructureBatch, open_structures, write_structures
 from tests.helpers import copper_oxides, tiny_gfm

@@ -8,9 +8,10 @@ import pytest
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.predict.packing import is_out_of_memory
-from atomsieve.screen import journal, poison
-from atomsieve.screen.journal import Record
-from atomsieve.screen.store import Folder
+from atomsieve.screen.engine import in_flight as journal
+from atomsieve.screen.engine.in_flight import Record
+from atomsieve.screen.quarantine import rows as poison
+from atomsieve.screen.results.files import Folder
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from screen_fakes import FakePredictor, MemoryReader, candidates
 
-from atomsieve.screen.lanes import Lanes
+from atomsieve.screen.engine.cuda_streams import Lanes
+from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.runner import Runner
 
 OPTIONS = ScreenOptions(chunk_size=64, max_atoms=100, commit_seconds=0.0, forces=True, head="all")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from atomsieve.screen import ledger
-from atomsieve.screen.ledger import Entry
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.ledger import Entry
 
 ENTRIES = [Entry(k, 1000 + k, None if k % 2 else 77, 64, {0: 60, 3: 4}, 1.5, 0.25) for k in range(5)]
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from screen_fakes import FakePredictor, candidates
 
 from atomsieve.errors import DataError
-from atomsieve.screen.near import queues, said
+from atomsieve.runs.mpi import Team
+from atomsieve.screen.engine.locality import queues, said
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.plan import Chunks
+from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.team import Team
 from atomsieve.structures import StructureWriter, open_structures
 
 ranks_of = st.integers(1, 4)

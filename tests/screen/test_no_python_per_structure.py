@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from atomsieve.predict import Predictor
-from atomsieve.screen.runner import Runner
-from atomsieve.screen.topk import TopK
+from atomsieve.screen.engine.runner import Runner
+from atomsieve.screen.selection.top_k import TopK
 from atomsieve.structures import StructureBatch
 from tests.helpers import tiny_gfm
 

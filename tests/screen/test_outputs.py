@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.screen import outputs
-from atomsieve.screen.export import check_target, export
-from atomsieve.screen.hull import COLUMNS
-from atomsieve.screen.hull import write as write_hull
+from atomsieve.followup.hull import COLUMNS
+from atomsieve.followup.hull import write as write_hull
+from atomsieve.followup.hull_references import gather
+from atomsieve.followup.relax.files import differences
+from atomsieve.runs import output_files as outputs
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.query import Results
-from atomsieve.screen.references import gather
-from atomsieve.screen.relax_files import differences
+from atomsieve.screen.results.export import check_target, export
+from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import StructureBatch, write_structures
 

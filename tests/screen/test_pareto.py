@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import UsageError
-from atomsieve.screen import pareto
-from atomsieve.screen.columns import blank_rows
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.pareto import Front, non_dominated, objectives
-from atomsieve.screen.query import Results
+from atomsieve.screen.results.columns import blank_rows
+from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.select import Selection, select
+from atomsieve.screen.selection import pareto
+from atomsieve.screen.selection.pareto import Front, non_dominated, objectives
+from atomsieve.screen.selection.select import Selection, select
 from atomsieve.structures import write_structures
 
 

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.followup.label_candidates import farthest_points, most_uncertain, pick, write_picked
+from atomsieve.gfm import load_gfm
 from atomsieve.graphs import build_graph
-from atomsieve.models import load_gfm
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.pick import farthest_points, most_uncertain, pick, write_picked
-from atomsieve.screen.query import Results
+from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_gfm

@@ -18,15 +18,19 @@ from atomsieve.errors import Interrupted
 from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict.packing import Limit, pack
 from atomsieve.predict.status import Status
-from atomsieve.screen import isolated, journal, ledger, poison, suspects
-from atomsieve.screen.isolated import CannotStart, Child, Death, Recipe
-from atomsieve.screen.journal import Record
+from atomsieve.runs.mpi import Team, guarded
+from atomsieve.screen.engine import in_flight as journal
+from atomsieve.screen.engine.in_flight import Record
+from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.plan import Chunks
+from atomsieve.screen.quarantine import retry as suspects
+from atomsieve.screen.quarantine import rows as poison
+from atomsieve.screen.quarantine import sandbox as isolated
+from atomsieve.screen.quarantine.sandbox import CannotStart, Child, Death, Recipe
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.chunks import Chunks
+from atomsieve.screen.results.files import Folder
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.runner import Runner
-from atomsieve.screen.store import Folder
-from atomsieve.screen.team import Team, guarded
 from atomsieve.structures import write_structures
 from tests.helpers import copper_oxides, tiny_gfm
 

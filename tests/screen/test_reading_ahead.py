@@ -13,11 +13,11 @@ import pytest
 from screen_fakes import MemoryReader, candidates
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.screen import reading
-from atomsieve.screen.columns import blank_rows
-from atomsieve.screen.plan import Chunks
-from atomsieve.screen.reading import AHEAD, Reading
-from atomsieve.screen.writing import WAITING, Writing
+from atomsieve.screen.engine import reader_process as reading
+from atomsieve.screen.engine.reader_process import AHEAD, Reading
+from atomsieve.screen.engine.writer_thread import WAITING, Writing
+from atomsieve.screen.results.chunks import Chunks
+from atomsieve.screen.results.columns import blank_rows
 from atomsieve.structures import StructureWriter, open_structures
 from atomsieve.structures.fields import CONDITIONS
 

@@ -11,13 +11,13 @@ from ase.build import bulk
 
 from atomsieve.calculators import Stop, relax
 from atomsieve.errors import UsageError
+from atomsieve.followup.relax import group as relax_group
+from atomsieve.followup.relax.budget import settle_budget
+from atomsieve.followup.relax.files import FORMAT, RelaxFolder
+from atomsieve.followup.relax.group import begin, finished, moved, rattled, read_arrays, write_arrays
+from atomsieve.followup.relax.options import RelaxOptions
+from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.predict import Predictor, Status
-from atomsieve.screen import relax_group
-from atomsieve.screen.relax_budget import settle_budget
-from atomsieve.screen.relax_files import FORMAT, RelaxFolder
-from atomsieve.screen.relax_frames import Frames
-from atomsieve.screen.relax_group import begin, finished, moved, rattled, read_arrays, write_arrays
-from atomsieve.screen.relax_options import RelaxOptions
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_gfm
 
@@ -214,7 +214,7 @@ def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monk
         asked.append((sample(), head, share))
         return SimpleNamespace(max_atoms=7000, max_edges=90000)
 
-    monkeypatch.setattr("atomsieve.predict.memory.budget_of", budget_of)
+    monkeypatch.setattr("atomsieve.predict.memory_law.budget_of", budget_of)
     folder, on_gpu = RelaxFolder(tmp_path), SimpleNamespace(device="cuda:0")
 
     def settle(model=on_gpu, overwrite=False, **options):

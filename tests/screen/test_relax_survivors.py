@@ -19,14 +19,15 @@ from typer.testing import CliRunner
 from atomsieve.calculators import GFMCalculator, Stop
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
+from atomsieve.followup.relax import files as relax_files
+from atomsieve.followup.relax import group as relax_group
+from atomsieve.followup.relax import run as relax_module
+from atomsieve.followup.relax.files import COLUMNS
+from atomsieve.followup.relax.options import RelaxOptions
+from atomsieve.followup.relax.run import group_bounds, run_relax
 from atomsieve.predict import Predictor
-from atomsieve.screen import relax as relax_module
-from atomsieve.screen import relax_files, relax_group
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.query import Results
-from atomsieve.screen.relax import group_bounds, run_relax
-from atomsieve.screen.relax_files import COLUMNS
-from atomsieve.screen.relax_options import RelaxOptions
+from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import open_structures, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
@@ -131,7 +132,7 @@ def test_trajectories_end_where_the_structure_is(whole):
 def test_broken_off_and_continued_gives_the_same_bytes(screened, whole, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(relax_group, "KEEP_SECONDS", 0.0)
     forward, calls = Predictor.__call__, []
-    request = "atomsieve.screen.relax.StopRequest.__enter__"
+    request = "atomsieve.followup.relax.run.StopRequest.__enter__"
 
     def breaking(self, *args, **kwargs):
         calls.append(1)

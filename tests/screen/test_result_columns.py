@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.predict.outside import Outside
-from atomsieve.screen.columns import (
+from atomsieve.predict.domain_flags import Outside
+from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.results.columns import (
     COLUMNS,
     MEASURED,
     ROW,
@@ -17,7 +18,6 @@ from atomsieve.screen.columns import (
     rankable,
     reasons_text,
 )
-from atomsieve.screen.options import ScreenOptions
 
 
 def test_the_record_is_compact_and_aligned():

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.predict.status import Status
-from atomsieve.screen import ledger
-from atomsieve.screen.columns import ROW
-from atomsieve.screen.export import export
+from atomsieve.runs.lock import PathLock
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.query import Results, said
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.columns import ROW
+from atomsieve.screen.results.export import export
+from atomsieve.screen.results.record import Results, said
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import SourceInfo, open_structures, write_structures
-from atomsieve.structures.lock import PathLock
 
 
 class Breaks(FakePredictor):

@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import DataError
-from atomsieve.screen import ledger
-from atomsieve.screen.export import export
+from atomsieve.runs.lock import PathLock
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.query import Results
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.export import export
+from atomsieve.screen.results.files import HEADER
+from atomsieve.screen.results.integrity import damaged
+from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.store import HEADER
-from atomsieve.screen.verify import damaged
 from atomsieve.structures import open_structures, write_structures
-from atomsieve.structures.lock import PathLock
 
 
 @pytest.fixture(params=[("pbe",), ("pbe", "scan")], ids=["head", "heads"])

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from atomsieve.screen import devices, energy
-from atomsieve.screen.energy import Counter, EnergyMeter, meter, nvml_counters, rapl_counters, said, total
-from atomsieve.screen.team import Team
+from atomsieve.runs.mpi import Team
+from atomsieve.screen.engine import placement as devices
+from atomsieve.screen.telemetry import energy
+from atomsieve.screen.telemetry.energy import Counter, EnergyMeter, meter, nvml_counters, rapl_counters, said, total
 
 
 @pytest.fixture(autouse=True)

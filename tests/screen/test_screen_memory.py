@@ -12,18 +12,22 @@ from rich.console import Console
 from screen_fakes import FakePredictor, MemoryReader, candidates
 
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.predict import Predictor, Status, memory
-from atomsieve.predict.memory import MemoryLaw
+from atomsieve.predict import Predictor, Status
+from atomsieve.predict import memory_law as memory
+from atomsieve.predict.memory_law import MemoryLaw
 from atomsieve.predict.packing import Limit, cached_budget
-from atomsieve.screen import energy, journal, suspects, vitals
-from atomsieve.screen.budget import OnCpu, sample, settle_budget
-from atomsieve.screen.cascade_models import Cascaded
+from atomsieve.screen.cascade.predictors import Cascaded
+from atomsieve.screen.engine import in_flight as journal
+from atomsieve.screen.engine.batch_budget import OnCpu, sample, settle_budget
+from atomsieve.screen.engine.cuda_streams import Lanes
+from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.finish import print_result
-from atomsieve.screen.lanes import Lanes
 from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.quarantine import retry as suspects
+from atomsieve.screen.results.files import Folder
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.runner import Runner
-from atomsieve.screen.store import Folder
+from atomsieve.screen.telemetry import energy
+from atomsieve.screen.telemetry import monitor as vitals
 from tests.helpers import copper_oxides, tiny_gfm
 
 

@@ -14,7 +14,7 @@ import pytest
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
 
 from atomsieve.errors import AtomSieveError, UsageError  # noqa: E402
-from atomsieve.screen.metrics import Metrics, Snapshot, memory_in_use  # noqa: E402
+from atomsieve.screen.telemetry.prometheus import Metrics, Snapshot, memory_in_use  # noqa: E402
 
 LABELS = {"ensemble": "0123", "head": 'with "quotes"\nand \\', "device": "cpu"}
 

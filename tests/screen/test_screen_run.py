@@ -15,13 +15,14 @@ from rich.console import Console
 from screen_fakes import FakePredictor, MemoryReader, candidates
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
-from atomsieve.screen import ledger, store
-from atomsieve.screen.columns import ROW
+from atomsieve.runs.lock import PathLock
+from atomsieve.runs.mpi import Team
 from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.results import files as store
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.columns import ROW
+from atomsieve.screen.results.files import Folder
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.store import Folder
-from atomsieve.screen.team import Team
-from atomsieve.structures.lock import PathLock
 
 SMALL = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 100.0, "top": 50}
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from screen_fakes import MemoryReader, candidates
 
-from atomsieve.screen import ledger
-from atomsieve.screen.ledger import Entry
-from atomsieve.screen.plan import Chunks
-from atomsieve.screen.shared import atom_bounds, known_chunks
-from atomsieve.screen.store import Folder
-from atomsieve.screen.team import Team
+from atomsieve.runs.mpi import Team
+from atomsieve.screen.engine.startup_scan import atom_bounds, known_chunks
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.chunks import Chunks
+from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.ledger import Entry
 from atomsieve.structures import open_structures, write_structures
 
 
@@ -71,7 +71,7 @@ class Counting(MemoryReader):
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("chunks", [Chunks(1000, 64), Chunks(1000, 64, taper=True), Chunks(5, 64), Chunks(1000, 1)])
 def test_atoms_before_each_chunk(monkeypatch, size, chunks):
-    monkeypatch.setattr("atomsieve.screen.shared.PIECE", 150)
+    monkeypatch.setattr("atomsieve.screen.engine.startup_scan.PIECE", 150)
     batch = candidates(1000)
     expected = batch.ptr[chunks.starts()]
     readers = [Counting(batch) for _ in range(size)]

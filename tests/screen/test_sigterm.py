@@ -11,10 +11,10 @@ import pytest
 from screen_fakes import FakePredictor
 
 from atomsieve.errors import Interrupted, UsageError
-from atomsieve.screen import ledger
-from atomsieve.screen.journal import at_hand
+from atomsieve.runs.signals import StopRequest, unheard
+from atomsieve.screen.engine.in_flight import at_hand
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.signals import StopRequest, unheard
+from atomsieve.screen.results import ledger
 
 
 class Signalled(FakePredictor):

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from atomsieve.cli.main import run
 from atomsieve.errors import UsageError
-from atomsieve.screen.store import Folder
-from atomsieve.screen.supervisor import Supervisor, cause_of_death, launched_by
-from atomsieve.structures.lock import PathLock
+from atomsieve.runs.lock import PathLock
+from atomsieve.screen.restart import Supervisor, cause_of_death, launched_by
+from atomsieve.screen.results.files import Folder
 
 BEGIN = "out.mkdir(exist_ok=True); (out / 'run.json').write_text('{}'); (out / 'ledger').mkdir(exist_ok=True)\n"
 COMPLETE = "[(out / name).write_text('') for name in ('rows.npy', 'top.csv')]\n"
@@ -129,8 +129,8 @@ def ordered(tmp_path, life):
             os.rename({str(ready)!r} + '.draft', {str(ready)!r})
     """) + textwrap.dedent(life))  # fmt: skip
     outer = (
-        "import sys; from pathlib import Path; from atomsieve.screen.supervisor import Supervisor;"
-        "from atomsieve.screen.store import Folder;"
+        "import sys; from pathlib import Path; from atomsieve.screen.restart import Supervisor;"
+        "from atomsieve.screen.results.files import Folder;"
         f"sys.exit(Supervisor([sys.executable, {str(program)!r}], Folder(Path({str(tmp_path / 'out')!r})), 9)())"
     )
     process = subprocess.Popen([sys.executable, "-c", outer])
@@ -210,7 +210,7 @@ def test_wrong_calls_are_one_line(tmp_path, capfd, monkeypatch):
 
 def test_the_command_line_is_passed_on(tmp_path, capfd, monkeypatch):
     """What the supervised command sees is what was typed, but for what the supervisor itself keeps."""
-    from atomsieve.screen import supervisor
+    from atomsieve.screen import restart as supervisor
 
     seen = []
     monkeypatch.setattr(supervisor.Supervisor, "__call__", lambda self: seen.append(self) or 0)

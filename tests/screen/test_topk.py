@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.screen.columns import blank_rows
-from atomsieve.screen.topk import TopK, row_filter
+from atomsieve.screen.results.columns import blank_rows
+from atomsieve.screen.selection.top_k import TopK, row_filter
 
 STATUSES = {0: "OK", 3: "UNSEEN_ELEMENT"}
 REASONS = {1: "UNSEEN_ELEMENT", 2: "UNSEEN_PAIR", 4: "SHORT_CONTACT", 8: "FAR_FROM_TRAINING"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from atomsieve.predict import Predictor
-from atomsieve.serve.repository import Served, write_model
-from atomsieve.serve.settings import Settings
+from atomsieve.serve.model.settings import Settings
+from atomsieve.serve.repository.write import Served, write_model
 from tests.helpers import tiny_gfm
 from tests.serve.exported import KINDS, add_export
 from tests.serve.triton import RunningServer, installation

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atomsieve.export.spec import Spec, entry_of, format_module
 from atomsieve.export.trust import trust
-from atomsieve.models import load_gfm, record_exports, weights_id
+from atomsieve.gfm import load_gfm, record_exports, weights_id
 
 KINDS = ("onnx", "torchscript")
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from atomsieve.serve.engine import Engine
-from atomsieve.serve.request import Refused
-from atomsieve.serve.settings import Limits, Settings
-from atomsieve.serve.wire import INPUTS, OUTPUTS, request_arrays
+from atomsieve.remote.wire import INPUTS, OUTPUTS, request_arrays
+from atomsieve.serve.model.engine import Engine
+from atomsieve.serve.model.request import Refused
+from atomsieve.serve.model.settings import Limits, Settings
 
 KINDS = {"invalid", "unsupported", "too_large", "other_ensemble"}
 ASKED = ("status", "energy", "forces", "stress", "energy_std", "in_domain", "head", "energy_members")
@@ -122,12 +122,12 @@ def main() -> None:
     """Fuzz until the options of the command line say stop."""
     import atheris
 
-    with atheris.instrument_imports(include=["atomsieve.serve.request", "atomsieve.serve.crowding"]):
+    with atheris.instrument_imports(include=["atomsieve.serve.model.request", "atomsieve.graphs.crowding"]):
         import importlib
 
         for name in ("request", "crowding"):
             importlib.reload(sys.modules[f"atomsieve.serve.{name}"])
-        importlib.reload(sys.modules["atomsieve.serve.engine"])
+        importlib.reload(sys.modules["atomsieve.serve.model.engine"])
     from pathlib import Path
 
     from atomsieve.predict import Predictor
@@ -135,7 +135,7 @@ def main() -> None:
 
     with TemporaryDirectory() as folder:
         predictor = Predictor.load(tiny_gfm(Path(folder) / "gfm", members=2), precision="fp64")
-    engine_module = sys.modules["atomsieve.serve.engine"]
+    engine_module = sys.modules["atomsieve.serve.model.engine"]
     globals()["Refused"] = engine_module.Refused
     judge = Judge(engine_module.Engine(predictor, Settings(precision="fp64", limits=NARROW, max_atoms=30)),
                   copper_oxides(1))  # fmt: skip

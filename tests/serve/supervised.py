@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from atomsieve.serve import keeper
-from atomsieve.serve.server import free_ports
-from atomsieve.serve.transport import Credentials, Transport, parse_url
+from atomsieve.remote.transport import Credentials, Transport, parse_url
+from atomsieve.serve.server import reaper as keeper
+from atomsieve.serve.server.process import free_ports
 from tests.serve.triton import installation
 
 

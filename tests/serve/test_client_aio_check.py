@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import AtomSieveError, UsageError
+from atomsieve.remote.async_predictor import AsyncRemotePredictor
+from atomsieve.remote.transport import DeadlineExceeded, Rejected, Unavailable, parse_url
 from atomsieve.serve import check
-from atomsieve.serve.aio import AsyncRemotePredictor
 from atomsieve.serve.check import check_endpoint
-from atomsieve.serve.server import free_ports
-from atomsieve.serve.transport import DeadlineExceeded, Rejected, Unavailable, parse_url
+from atomsieve.serve.server.process import free_ports
 from tests.helpers import copper_oxides, tiny_gfm
 
 ALL = {"energy", "forces", "stress", "spread", "members", "energies", "features"}

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from atomsieve.serve.remote import RemotePredictor
-from atomsieve.serve.transport import Credentials, DeadlineExceeded
+from atomsieve.remote.predictor import RemotePredictor
+from atomsieve.remote.transport import Credentials, DeadlineExceeded
 from tests.helpers import copper_oxides
 
 CLIENTS, CALLS = 32, 4

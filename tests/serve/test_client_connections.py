@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.serve.aio import AsyncRemotePredictor
-from atomsieve.serve.crew import Closed
-from atomsieve.serve.remote import RemotePredictor
-from atomsieve.serve.transport import Credentials, DeadlineExceeded, Transport, Unavailable, parse_url
+from atomsieve.remote.async_predictor import AsyncRemotePredictor
+from atomsieve.remote.predictor import RemotePredictor
+from atomsieve.remote.transport import Credentials, DeadlineExceeded, Transport, Unavailable, parse_url
+from atomsieve.remote.workers import Closed
 from tests.helpers import copper_oxides
 from tests.serve.spoiled import proxy
 

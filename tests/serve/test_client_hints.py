@@ -10,8 +10,8 @@ from threading import Thread
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.serve.pool import parse_urls
-from atomsieve.serve.transport import Credentials, Rejected, Transport, Unavailable, parse_url
+from atomsieve.remote.endpoints import parse_urls
+from atomsieve.remote.transport import Credentials, Rejected, Transport, Unavailable, parse_url
 
 trustme, grpc = pytest.importorskip("trustme"), pytest.importorskip("grpc")
 
@@ -79,7 +79,7 @@ def test_a_port_is_no_host(text):
 
 
 def test_a_model_for_graphs_and_one_that_is_not_there():
-    from atomsieve.serve.hints import advised
+    from atomsieve.remote.diagnostics import advised
 
     assert "takes ready graphs" in advised("unexpected inference output 'description' for model 'gfm_graph'")
     assert "--model" in advised("Request for unknown model: 'x' is not found")

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import AtomSieveError, UsageError
+from atomsieve.followup.label_candidates import pick
 from atomsieve.predict import Predictor
+from atomsieve.remote.async_predictor import AsyncRemotePredictor
+from atomsieve.remote.predictor import RemotePredictor
+from atomsieve.remote.transport import Credentials, Denied, Unavailable
+from atomsieve.screen.engine.servers import Served as Endpoints
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.pick import pick
-from atomsieve.screen.query import Results
+from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.served import Served as Endpoints
-from atomsieve.serve.aio import AsyncRemotePredictor
-from atomsieve.serve.remote import RemotePredictor
-from atomsieve.serve.repository import Served, write_model
-from atomsieve.serve.settings import Settings
-from atomsieve.serve.transport import Credentials, Denied, Unavailable
+from atomsieve.serve.model.settings import Settings
+from atomsieve.serve.repository.write import Served, write_model
 from atomsieve.structures import StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.serve.spoiled import proxy
@@ -325,7 +325,7 @@ def write_other(tmp_path):
 
 
 def test_one_that_is_not_there_at_first_is_left_out_with_a_warning(first, caplog):
-    from atomsieve.serve.server import free_ports
+    from atomsieve.serve.server.process import free_ports
 
     gone = f"grpc://127.0.0.1:{free_ports(1)[0]}"
     with RemotePredictor.connect(f"{first.grpc},{gone}", credentials=SHOWN, deadline=2) as remote:

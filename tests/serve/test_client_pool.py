@@ -7,9 +7,19 @@ import logging
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.serve.pool import MOST_BROKEN, MOST_EASED, STEADY, SUSPECT, Policy, Pool, Tries, different, parse_urls
-from atomsieve.serve.transport import Broken, DeadlineExceeded, Denied, Rejected, Unavailable
-from atomsieve.serve.wire import WIRE
+from atomsieve.remote.endpoints import (
+    MOST_BROKEN,
+    MOST_EASED,
+    STEADY,
+    SUSPECT,
+    Policy,
+    Pool,
+    Tries,
+    different,
+    parse_urls,
+)
+from atomsieve.remote.transport import Broken, DeadlineExceeded, Denied, Rejected, Unavailable
+from atomsieve.remote.wire import WIRE
 
 SAID = {
     "wire": WIRE, "ensemble_id": "a" * 64, "precision": "fp32", "backend": "native", "artefact": None, "device": "cpu",

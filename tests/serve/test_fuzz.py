@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from atomsieve.serve.wire import INPUTS, request_arrays
+from atomsieve.remote.wire import INPUTS, request_arrays
 from tests.helpers import copper_oxides
 from tests.serve.fuzz_requests import ASKED, COUNTS, DTYPES, NUMBERS, Judge, engine_of
 

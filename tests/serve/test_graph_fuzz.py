@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from atomsieve.models import read_manifest
-from atomsieve.serve.graph_model import FinishModel, GraphModel, PrepareModel
+from atomsieve.gfm import read_manifest
+from atomsieve.remote.wire import OUTPUTS, request_arrays
+from atomsieve.serve.graph.model import FinishModel, GraphModel, PrepareModel
+from atomsieve.serve.model.settings import Limits, Settings
 from atomsieve.serve.pipeline import USED
-from atomsieve.serve.repository import Served, write_repository
-from atomsieve.serve.settings import Limits, Settings
-from atomsieve.serve.wire import OUTPUTS, request_arrays
+from atomsieve.serve.repository.write import Served, write_repository
 from tests.helpers import copper_oxides
 from tests.serve.fake_backend import Asked, Family, backend
 from tests.serve.fuzz_requests import DTYPES
@@ -40,7 +40,7 @@ def parts(exported, tmp_path_factory):
     write_repository(place / "models", [Served("gfm", exported, own)], graph_backend="python")
     patch = pytest.MonkeyPatch()
     patch.setitem(sys.modules, "triton_python_backend_utils", backend())
-    patch.setattr("atomsieve.serve.graph_model._probe_dlpack", lambda pb: None)
+    patch.setattr("atomsieve.serve.graph.model._probe_dlpack", lambda pb: None)
     models = {name: kind() for name, kind in MODELS.items()}
     for name, model in models.items():
         folder = str(place / "models" / f"gfm_{name}")
@@ -208,6 +208,6 @@ def test_what_was_done_is_counted_and_logged(parts, capfd):
 
 def test_a_long_call_shows_signs_of_life(parts, monkeypatch, capfd):
     model, good, outputs = parts["prepare"]
-    monkeypatch.setattr("atomsieve.serve.graph_model.SIGN_OF_LIFE", -1.0)
+    monkeypatch.setattr("atomsieve.serve.graph.model.SIGN_OF_LIFE", -1.0)
     ask(model, good, outputs)
     assert '"working"' in capfd.readouterr().err

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atomsieve.gfm import read_manifest
 from atomsieve.graphs import build_graph
-from atomsieve.models import read_manifest
 from atomsieve.predict import Predictor, Status
-from atomsieve.serve import graph_repository as graphs
+from atomsieve.remote.transport import Rejected
+from atomsieve.remote.wire import INPUTS, OUTPUTS, outputs_for, request_arrays
 from atomsieve.serve.check import check_endpoint
-from atomsieve.serve.health import probes
-from atomsieve.serve.repository import Served, read_config, write_repository
-from atomsieve.serve.settings import Settings, beside
-from atomsieve.serve.transport import Rejected
-from atomsieve.serve.wire import INPUTS, OUTPUTS, outputs_for, request_arrays
+from atomsieve.serve.graph import config as graphs
+from atomsieve.serve.model.settings import Settings, beside
+from atomsieve.serve.repository.write import Served, read_config, write_repository
+from atomsieve.serve.server.health import probes
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
 from tests.serve.exported import KINDS
@@ -304,7 +304,7 @@ def test_all_models_are_written_or_none(exported, tmp_path, broken):
 
 
 def test_which_backend_follows_from_the_server(tmp_path):
-    from atomsieve.serve.server import Installation
+    from atomsieve.serve.server.process import Installation
 
     (tmp_path / "onnxruntime").mkdir()
     server = Installation(tmp_path / "tritonserver", tmp_path)
@@ -317,8 +317,8 @@ def test_which_backend_follows_from_the_server(tmp_path):
 
 def test_halves_of_the_pipeline_check_what_they_are_given(exported, predictors):
     from atomsieve.export.artefact import digest_of
+    from atomsieve.serve.model.request import Refused
     from atomsieve.serve.pipeline import Finisher, Preparer, served_ensemble
-    from atomsieve.serve.request import Refused
 
     manifest, chosen = read_manifest(exported), settings("onnx")
     entry = manifest.exports["onnx-fp64"]
@@ -352,8 +352,8 @@ def test_halves_of_the_pipeline_check_what_they_are_given(exported, predictors):
 
 
 def test_a_graph_model_takes_no_more_than_its_capacity(exported):
+    from atomsieve.serve.model.request import Refused
     from atomsieve.serve.pipeline import Capacity, Preparer, served_ensemble
-    from atomsieve.serve.request import Refused
 
     capacity = Capacity(4096, 500_000)
     assert capacity.refusal(4096, 100) is None and "places" in capacity.refusal(4096, 130)

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from atomsieve.serve.engine import Engine
-from atomsieve.serve.request import Refused
-from atomsieve.serve.settings import Limits, Settings
-from atomsieve.serve.transport import DeadlineExceeded, Rejected
-from atomsieve.serve.wire import request_arrays
+from atomsieve.remote.transport import DeadlineExceeded, Rejected
+from atomsieve.remote.wire import request_arrays
+from atomsieve.serve.model.engine import Engine
+from atomsieve.serve.model.request import Refused
+from atomsieve.serve.model.settings import Limits, Settings
 from tests.helpers import copper_oxides
 from tests.serve.triton import until_at_work
 
@@ -70,7 +70,7 @@ def test_a_malformed_request_is_told_what_is_wrong(server, http, name):
 
 @pytest.mark.parametrize("http", [False, True], ids=["grpc", "http"])
 def test_unknown_names_and_types_are_refused(server, http):
-    from atomsieve.serve.wire import INPUTS
+    from atomsieve.remote.wire import INPUTS
 
     with server.transport(http=http) as transport:
         for model, outputs in (("gfn", OUT), ("../gfm", OUT), ("gfm", ["energies_of_all"]), ("", OUT)):
@@ -220,7 +220,7 @@ def test_crowded_structures_are_bounded_before_memory_is(local):
 
 def test_the_estimate_of_crowded_structures_is_no_less_than_a_tenth_of_the_truth():
     from atomsieve.graphs import count_edges, edge_budget_estimate
-    from atomsieve.serve.crowding import crowded_edges
+    from atomsieve.graphs.crowding import crowded_edges
     from atomsieve.structures import StructureBatch
 
     rng = np.random.default_rng(2)
@@ -295,9 +295,9 @@ def test_what_is_gathered_stays_within_the_limits_of_one_request(local, monkeypa
     """Sizes of what is put on one pile are those that a request may have, and answers fit into so much memory."""
     from itertools import pairwise
 
-    from atomsieve.serve import engine as module
-    from atomsieve.serve.engine import Engine
-    from atomsieve.serve.settings import Limits, Settings
+    from atomsieve.serve.model import engine as module
+    from atomsieve.serve.model.engine import Engine
+    from atomsieve.serve.model.settings import Limits, Settings
 
     seen = []
     evaluate = Engine._evaluate

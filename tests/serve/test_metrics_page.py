@@ -11,8 +11,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from atomsieve.serve.transport import Rejected
-from atomsieve.serve.wire import request_arrays
+from atomsieve.remote.transport import Rejected
+from atomsieve.remote.wire import request_arrays
 from tests.helpers import copper_oxides
 from tests.serve.triton import until_at_work
 

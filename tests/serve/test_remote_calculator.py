@@ -21,7 +21,7 @@ from ase.optimize import BFGS
 from atomsieve.calculators import GFMCalculator, Guard, RemoteCalculator, relax
 from atomsieve.errors import UsageError
 from atomsieve.predict import AnyPredictor
-from atomsieve.serve.remote import RemotePredictor
+from atomsieve.remote.predictor import RemotePredictor
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
 from tests.serve.spoiled import proxy

@@ -12,11 +12,11 @@ import pytest
 
 from atomsieve.errors import UsageError
 from atomsieve.graphs import edge_budget_estimate
+from atomsieve.graphs.crowding import crowded_edges
 from atomsieve.predict import Status
 from atomsieve.predict.packing import pack
-from atomsieve.serve.crowding import crowded_edges
-from atomsieve.serve.remote import RemotePredictor
-from atomsieve.serve.transport import Rejected, Unavailable
+from atomsieve.remote.predictor import RemotePredictor
+from atomsieve.remote.transport import Rejected, Unavailable
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
 
@@ -198,7 +198,7 @@ def test_endpoints_with_a_typo():
 
 
 def test_nobody_at_home():
-    from atomsieve.serve.server import free_ports
+    from atomsieve.serve.server.process import free_ports
 
     ports = free_ports(2)
     with pytest.raises(Unavailable, match=f"no endpoint answers.*{ports[0]}.*{ports[1]}"):
@@ -208,7 +208,8 @@ def test_nobody_at_home():
 def test_no_client_needs_torch():
     code = (
         "import sys\n"
-        "import atomsieve.serve.remote, atomsieve.serve.aio, atomsieve.serve.check, atomsieve.screen.run\n"
+        "import atomsieve.remote.predictor, atomsieve.remote.async_predictor\n"
+        "import atomsieve.serve.check, atomsieve.screen.run\n"
         "import atomsieve.predict.status\n"
         "print([m for m in ('torch', 'adios2', 'e3nn', 'sklearn') if m in sys.modules])"
     )

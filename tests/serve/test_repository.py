@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.models import ensemble_id, read_manifest
-from atomsieve.serve import repository as module
-from atomsieve.serve.repository import Served, named, read_config, write_model, write_repository
-from atomsieve.serve.settings import Settings
-from atomsieve.serve.transport import EndpointError
-from atomsieve.serve.wire import INPUTS, OUTPUTS, given, request_arrays
+from atomsieve.gfm import ensemble_id, read_manifest
+from atomsieve.remote.transport import EndpointError
+from atomsieve.remote.wire import INPUTS, OUTPUTS, given, request_arrays
+from atomsieve.serve.model.settings import Settings
+from atomsieve.serve.repository import write as module
+from atomsieve.serve.repository.write import Served, named, read_config, write_model, write_repository
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.serve.exported import add_export
 from tests.serve.triton import RunningServer, installation

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.serve.exposure import belongs, check_exposure, conceal, is_loopback, read_token
-from atomsieve.serve.server import ServerOptions, free_ports
-from atomsieve.serve.start import Listening, server_options
-from atomsieve.serve.transport import Credentials, Denied, EndpointError, Transport, Unavailable, parse_url
-from atomsieve.serve.wire import request_arrays
+from atomsieve.remote.transport import Credentials, Denied, EndpointError, Transport, Unavailable, parse_url
+from atomsieve.remote.wire import request_arrays
+from atomsieve.serve.server.access import belongs, check_exposure, conceal, is_loopback, read_token
+from atomsieve.serve.server.process import ServerOptions, free_ports
+from atomsieve.serve.server.start import Listening, server_options
 from tests.helpers import copper_oxides
 from tests.serve.supervised import Supervised
 

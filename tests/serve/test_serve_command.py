@@ -16,9 +16,9 @@ import pytest
 from atomsieve.cli.main import run
 from atomsieve.serve.container import unreadable
 from atomsieve.serve.logs import Log, model_of
-from atomsieve.serve.server import TritonProcess, free_ports
-from atomsieve.serve.settings import Settings
-from atomsieve.serve.start import Listening, server_options
+from atomsieve.serve.model.settings import Settings
+from atomsieve.serve.server.process import TritonProcess, free_ports
+from atomsieve.serve.server.start import Listening, server_options
 from tests.helpers import tiny_gfm
 from tests.serve.triton import installation
 
@@ -105,7 +105,7 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, served_gfm, capsys)
 
 def test_what_is_cheap_is_checked_before_anything_is_written(tmp_path, served_gfm, capsys, monkeypatch):
     installation()
-    monkeypatch.setattr("atomsieve.serve.repository.write_repository", None)
+    monkeypatch.setattr("atomsieve.serve.repository.write.write_repository", None)
     authority = pytest.importorskip("trustme").CA()
     for name in ("one", "two"):
         issued = authority.issue_cert("127.0.0.1")

@@ -11,9 +11,9 @@ import urllib.request
 import numpy as np
 import pytest
 
-from atomsieve.serve import keeper
-from atomsieve.serve.vector import compare
-from atomsieve.serve.wire import outputs_for, prediction_of, request_arrays
+from atomsieve.remote.test_vector import compare
+from atomsieve.remote.wire import outputs_for, prediction_of, request_arrays
+from atomsieve.serve.server import reaper as keeper
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atomsieve.serve import keeper
-from atomsieve.serve.health import PATIENCE, Health, stubs
+from atomsieve.remote.transport import Credentials, DeadlineExceeded, EndpointError, Unavailable
+from atomsieve.remote.wire import request_arrays
 from atomsieve.serve.logs import Log
-from atomsieve.serve.repository import Served, write_model
-from atomsieve.serve.settings import Settings
-from atomsieve.serve.transport import Credentials, DeadlineExceeded, EndpointError, Unavailable
-from atomsieve.serve.wire import request_arrays
+from atomsieve.serve.model.settings import Settings
+from atomsieve.serve.repository.write import Served, write_model
+from atomsieve.serve.server import reaper as keeper
+from atomsieve.serve.server.health import PATIENCE, Health, stubs
 from tests.helpers import copper_oxides
 from tests.serve.supervised import Supervised
 
@@ -280,7 +280,7 @@ def test_nothing_outlives_a_supervisor_that_was_killed(tmp_path):
         textwrap.dedent(f"""
         import os, sys, time
         from pathlib import Path
-        from atomsieve.serve.server import TritonProcess
+        from atomsieve.serve.server.process import TritonProcess
         process = TritonProcess([sys.executable, {str(child)!r}], dict(os.environ), lambda line: None,
                                 [Path({str(tmp_path / "scratch")!r})])
         print(process.pid, flush=True)

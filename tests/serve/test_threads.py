@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from atomsieve.serve import threads
-from atomsieve.serve.threads import instances_of, threads_of, usable_cores
+from atomsieve.serve.model import threads
+from atomsieve.serve.model.threads import instances_of, threads_of, usable_cores
 
 
 @pytest.mark.parametrize(

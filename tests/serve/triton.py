@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.serve.server import (
+from atomsieve.remote.transport import Credentials, EndpointError, Transport, parse_url
+from atomsieve.serve.server.process import (
     ServerOptions,
     TritonProcess,
     assemble_backends,
@@ -24,7 +25,6 @@ from atomsieve.serve.server import (
     find_server,
     free_ports,
 )
-from atomsieve.serve.transport import Credentials, EndpointError, Transport, parse_url
 
 
 def installation():

@@ -25,8 +25,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.convert import ConvertOptions, ConvertReport, Input, convert
 from atomsieve.structures.formats import format_of
-from atomsieve.structures.judge import LabelKeys
 from atomsieve.structures.split import Split, reduced_formula
+from atomsieve.structures.validation import LabelKeys
 
 SOURCE = SourceInfo("a", "PBE")
 

@@ -14,8 +14,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
 from atomsieve.structures.convert import ConvertOptions, Input, convert
 from atomsieve.structures.export import COLUMNS, Selection, columns_of, export
-from atomsieve.structures.judge import LabelKeys
 from atomsieve.structures.summary import Running, summarise
+from atomsieve.structures.validation import LabelKeys
 
 SOURCES = [SourceInfo("a", "PBE"), SourceInfo("b", "wB97X/6-31G(d)")]
 

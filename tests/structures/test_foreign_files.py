@@ -13,7 +13,7 @@ from structure_samples import assert_equal, random_batch
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
-from atomsieve.structures import foreign as foreign_module
+from atomsieve.structures import third_party_bp as foreign_module
 
 SOURCES = [SourceInfo("a", "PBE"), SourceInfo("b", "LDA")]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from atomsieve.cli.demo.labels import LABEL_SOURCES, METALS, alloy_group, label_groups, molecule_group, prototype
 from atomsieve.errors import UsageError
-from atomsieve.structures.labels import LABEL_SOURCES, METALS, alloy_group, label_groups, molecule_group, prototype
 
 
 def test_alloy_labels_are_gradients_of_the_energy():

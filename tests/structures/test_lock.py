@@ -11,8 +11,8 @@ import time
 import pytest
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.structures import lock as module
-from atomsieve.structures.lock import PathLock, holder
+from atomsieve.runs import lock as module
+from atomsieve.runs.lock import PathLock, holder
 
 
 def test_one_run_at_a_time(tmp_path):
@@ -27,7 +27,7 @@ def test_one_run_at_a_time(tmp_path):
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     path = tmp_path / "lock.json"
-    code = f"from atomsieve.structures.lock import PathLock; import os, pathlib; \
+    code = f"from atomsieve.runs.lock import PathLock; import os, pathlib; \
 PathLock(pathlib.Path({str(path)!r})).__enter__(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert path.exists()
@@ -38,7 +38,7 @@ PathLock(pathlib.Path({str(path)!r})).__enter__(); os._exit(9)"
 
 
 def test_the_draft_of_a_process_that_is_gone_goes_at_once(tmp_path):
-    code = f"from atomsieve.structures.lock import PathLock; import os, pathlib; os.link = lambda *a: os._exit(9); \
+    code = f"from atomsieve.runs.lock import PathLock; import os, pathlib; os.link = lambda *a: os._exit(9); \
 PathLock(pathlib.Path({str(tmp_path / 'lock.json')!r})).__enter__()"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert len(list(tmp_path.iterdir())) == 1

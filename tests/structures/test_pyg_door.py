@@ -10,8 +10,8 @@ import pytest
 from structure_samples import assert_equal, random_batch
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.structures import pyg_door
-from atomsieve.structures.pyg_door import from_pyg, to_pyg
+from atomsieve.structures import pyg_adapter as pyg_door
+from atomsieve.structures.pyg_adapter import from_pyg, to_pyg
 
 
 def test_there_and_back() -> None:

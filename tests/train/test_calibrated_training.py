@@ -10,16 +10,16 @@ import torch
 from test_ranks import launch
 
 from atomsieve.errors import UsageError
-from atomsieve.models.folder import load_gfm, read_calibration
+from atomsieve.evaluation.calibrate import calibrate_gfm
+from atomsieve.gfm.folder import load_gfm, read_calibration
 from atomsieve.predict import Predictor
-from atomsieve.predict.calibrate import calibrate_gfm
 from atomsieve.structures.reader import open_structures
 from atomsieve.structures.writer import write_structures
 from atomsieve.train.calibrate import _joined
 from atomsieve.train.catalog import scan
-from atomsieve.train.clean import clean
 from atomsieve.train.config import dump_config
 from atomsieve.train.distributed import Team
+from atomsieve.train.outliers import clean
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, assign_parts
 

@@ -12,8 +12,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.manifest import SourceInfo
 from atomsieve.train.catalog import Catalog, scan
-from atomsieve.train.clean import clean
 from atomsieve.train.config import CleaningSection, DataItem, SplitSection
+from atomsieve.train.outliers import clean
 from atomsieve.train.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
 
 

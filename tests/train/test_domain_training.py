@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.models.domain import DOMAIN, read_domain
-from atomsieve.models.folder import load_gfm
+from atomsieve.gfm.folder import load_gfm
 from atomsieve.predict import Predictor
 from atomsieve.structures.reader import open_structures
 from atomsieve.train.catalog import scan
-from atomsieve.train.clean import clean
 from atomsieve.train.distributed import Team
 from atomsieve.train.domain import fit_domain
+from atomsieve.train.outliers import clean
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, TRAIN, assign_parts
+from atomsieve.uncertainty.domain import DOMAIN, read_domain
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
 
 

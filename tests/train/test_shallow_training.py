@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from atomsieve.errors import Interrupted, UsageError
-from atomsieve.models import EnsembleOutput, load_gfm
+from atomsieve.gfm import load_gfm
+from atomsieve.models import EnsembleOutput
 from atomsieve.train import loop
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.config import LossSection, parse_config

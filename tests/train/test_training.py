@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError
-from atomsieve.models.folder import load_gfm, read_calibration, read_manifest
+from atomsieve.gfm.folder import load_gfm, read_calibration, read_manifest
 from atomsieve.train import loop
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.config import dump_config

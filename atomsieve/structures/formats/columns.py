@@ -11,7 +11,7 @@ import numpy as np
 from atomsieve.errors import DataError, require
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import LABELS
-from atomsieve.structures.formats.item import Bad, Item, Tick
+from atomsieve.structures.item import Bad, Item, Tick
 from atomsieve.structures.manifest import SourceInfo
 
 ROWS = 2000

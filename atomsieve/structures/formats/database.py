@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import DataError, require
-from atomsieve.structures.formats.item import Bad, Item, Tick, item_from_atoms
+from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import DataError
-from atomsieve.structures.formats.item import Bad, Item, Tick, open_counted
+from atomsieve.structures.item import Bad, Item, Tick, open_counted
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from atomsieve.errors import DataError, unknown
 from atomsieve.structures.formats.columns import read_bp, read_parquet
 from atomsieve.structures.formats.database import read_ase_db, read_lmdb, read_traj
-from atomsieve.structures.formats.item import Bad, Item, Tick
 from atomsieve.structures.formats.pymatgen_json import read_pymatgen
 from atomsieve.structures.formats.text import read_cif, read_extxyz, read_poscar
+from atomsieve.structures.item import Bad, Item, Tick
 
 Read = Callable[[Path, Tick], Iterator[Item | Bad]]
 

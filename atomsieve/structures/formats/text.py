@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atomsieve.errors import DataError
-from atomsieve.structures.formats.item import Bad, Item, Tick, item_from_atoms, open_counted
+from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms, open_counted
 
 if TYPE_CHECKING:
     from ase import Atoms

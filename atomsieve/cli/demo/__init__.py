@@ -1,0 +1,1 @@
+"""`atomsieve demo`: the whole path on labels made on the spot."""

@@ -1,0 +1,402 @@
+"""`atomsieve demo`: the whole path on labels made on the spot, each stage by the command that a user would type."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atomsieve.cli.common import IN_OUT, WORK, OverwriteOption, SeedOption, console
+from atomsieve.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, AtomSieveError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MEMBERS = 4
+"""Networks in the demo's ensemble."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made, and how much of it.
+
+    Attributes
+    ----------
+    seed : seed of everything random.
+    candidates : crystals to screen.
+    groups : groups of labelled structures per source (see `atomsieve.cli.demo.labels`).
+    epochs : passes over the labels in training.
+    hidden, layers, cutoff : size of the networks; the cutoff in Angstrom.
+    """
+
+    seed: int
+    candidates: int
+    groups: dict[str, int]
+    epochs: float
+    hidden: int
+    layers: int
+    cutoff: float
+
+
+def full_plan(seed: int, candidates: int) -> Plan:
+    """Return the plan of the demo: about 2,500 labels per source and a few minutes in all on two cores."""
+    return Plan(seed, candidates, {"gfn2_xtb": 256, "emt": 640}, 20, 32, 2, 4.5)
+
+
+def quick_plan(seed: int, candidates: int) -> Plan:
+    """Return the plan of `--quick`: a quarter of the labels and of the training."""
+    return Plan(seed, candidates, {"gfn2_xtb": 60, "emt": 150}, 20, 32, 2, 4.5)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo under way: its folder, plan, ranks, the console it talks to, and the options that it was called with."""
+
+    out: Path
+    plan: Plan
+    ranks: int
+    console: Console
+    options: tuple[str, ...] = ()
+
+    @property
+    def gfm(self) -> Path:
+        """The ensemble folder."""
+        return self.out / "gfm"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints, logs, metrics and plots of training."""
+        return self.out / "training"
+
+    @property
+    def results(self) -> Path:
+        """The screening results."""
+        return self.out / "results"
+
+    @property
+    def candidates(self) -> Path:
+        """The structures to screen."""
+        return self.out / "candidates.bp"
+
+    def labelled(self, source: str) -> Path:
+        """Return the extxyz file with the labels of a source."""
+        return self.out / "labels" / f"{source}.extxyz"
+
+    def dataset(self, part: str) -> Path:
+        """Return the dataset folder of the labels: `part` is train or test."""
+        return self.out / f"labelled-{part}.bp"
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Print a line, whole even where paths are long."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def show_command(self, *words: str) -> None:
+        """Print a command as a user would type it."""
+        self.console.print(f"$ {shlex.join(words)}", style="bold cyan", highlight=False, markup=False, soft_wrap=True)
+
+    def command(self, *words: str | Path, ranks: int = 1) -> None:
+        """Print a command as a user would type it, and run it.
+
+        Raises
+        ------
+        Interrupted
+            if it was, or this process is.
+        AtomSieveError
+            if it fails; what it says of itself is above.
+        """
+        typed = [str(w) for w in words]
+        program = _program(typed[0])
+        mpirun = _mpirun() if ranks > 1 else None
+        if ranks > 1 and mpirun is None:
+            self.say("no mpirun at hand: one process (pip install 'atomsieve\\[mpi]' brings one)")
+        if mpirun is not None:
+            typed = ["mpirun", "-n", str(ranks), *typed]
+            program = [mpirun, "-n", str(ranks), *program]
+        self.show_command(*typed)
+        code = _run([*program, *[str(w) for w in words[1:]]], _environment(self.console))
+        if code in (EXIT_INTERRUPTED, -signal.SIGINT, 128 + signal.SIGINT):
+            raise Interrupted("the demo stopped; run the same command again to go on where it was")
+        if code not in (0, EXIT_SOME_FAILED):
+            raise AtomSieveError(f"`{shlex.join(typed)}` ended with exit code {code}; what it said is above")
+
+
+def _program(name: str) -> list[str]:
+    """Return how to start `atomsieve` or `screen` with this very interpreter."""
+    beside = Path(sys.executable).with_name(name)
+    if beside.exists():
+        return [str(beside)]
+    return [sys.executable, "-m", "atomsieve", *(["screen"] if name == "screen" else [])]
+
+
+def _mpirun() -> str | None:
+    """Return the mpirun beside this interpreter, which fits the MPI library beside it, or else one on the path."""
+    beside = Path(sys.executable).with_name("mpirun")
+    return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def _environment(console: Console) -> dict[str, str]:
+    """Return the user's environment; under mpirun, which is no terminal itself, a live bar needs to be asked for."""
+    from atomsieve.cli.launch import users_environment
+
+    environment = users_environment(dict(os.environ))
+    if console.is_terminal:
+        environment |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": str(console.width)}
+    return environment
+
+
+def _run(program: list[str], environment: dict[str, str]) -> int:
+    """Run a program to its end and return its exit code; a signal to us is passed on and the program waited for."""
+    with subprocess.Popen(program, env=environment) as child:
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            child.send_signal(signal.SIGINT)
+
+        # Ctrl-C reaches the child from the terminal; it needs time to make its work safe.
+        before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+            signal.SIGINT: signal.getsignal(signal.SIGINT),
+        }
+        signal.signal(signal.SIGINT, _leave_it_to_the_child)
+        try:
+            return child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _leave_it_to_the_child(number: int, frame: FrameType | None) -> None:
+    """Do nothing: not SIG_IGN, which the child would inherit."""
+
+
+# -- stages --------------------------------------------------------------------------------------------------------
+
+
+def make_labels(demo: Demo) -> None:
+    """Make the labels of every source and write them as extxyz, the form in which labels usually come."""
+    from ase.io import write
+
+    from atomsieve.cli.demo.labels import LABEL_SOURCES, label_groups
+
+    demo.show_command("atomsieve", "demo", "--out", str(demo.out), *demo.options, "--only", "labels")
+    for name, groups in demo.plan.groups.items():
+        path = demo.labelled(name)
+        if path.exists():
+            demo.say(f"{path} is there already")
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames: list[Any] = []
+        source = LABEL_SOURCES[name]
+        with progress_bar(demo.console, f"{name} labels", groups * source.group_size) as advance:
+            for group in label_groups(name, groups, seed=demo.plan.seed, workers=_workers()):
+                frames += group
+                advance(len(group))
+        partial = path.with_suffix(".partial")
+        write(partial, frames, format="extxyz")
+        partial.replace(path)
+        demo.say(f"{path}: {len(frames):,} structures, {source.level_of_theory}")
+
+
+def convert(demo: Demo) -> None:
+    """Turn the labels into dataset folders: a training and a test part, with both sources in each."""
+    from atomsieve.cli.demo.labels import LABEL_SOURCES
+
+    parts = [demo.dataset(part) for part in ("train", "test")]
+    if all(p.exists() for p in parts):
+        demo.say(f"{parts[0]} and {parts[1].name} are there already")
+        return
+    levels = [w for n in demo.plan.groups for w in ("--level-of-theory", f"{n}={LABEL_SOURCES[n].level_of_theory}")]
+    demo.command(
+        "atomsieve", "data", "convert", *(f"{name}={demo.labelled(name)}" for name in demo.plan.groups),
+        demo.out / "labelled.bp", *levels, "--split", "train=0.9,test=0.1", "--split-by", "group:group",
+        "--seed", str(demo.plan.seed), "--overwrite",
+    )  # fmt: skip
+
+
+def train(demo: Demo) -> None:
+    """Train the ensemble by a configuration that lies beside it."""
+    config = demo.out / "train.yaml"
+    ranks = min(demo.ranks, MEMBERS)
+    config.write_text(_train_config(demo.plan, ranks if _mpirun() else 1))
+    if demo.gfm.exists():
+        demo.say(f"{demo.gfm} is there already")
+        return
+    demo.command("atomsieve", "train", config, ranks=ranks)
+    partial = demo.gfm.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(demo.training / "gfm", partial)
+    partial.rename(demo.gfm)
+    demo.say(f"The ensemble is copied from {demo.training / 'gfm'} to {demo.gfm}.")
+
+
+def _train_config(plan: Plan, ranks: int) -> str:
+    # Members dealt to the ranks exchange nothing; in one process they share geometry.
+    mode = "spread" if ranks > 1 else "together"
+    return f"""\
+# Four networks, two heads. `atomsieve train init` writes an example with every key.
+data:
+  - {{path: labelled-train.bp}}
+  - {{path: labelled-test.bp, use: test}}
+output: training
+default_head: emt
+model: {{hidden: {plan.hidden}, layers: {plan.layers}, cutoff: {plan.cutoff}}}
+ensemble: {{members: {MEMBERS}, seed: {plan.seed}, mode: {mode}}}
+split: {{train: 0.83, val: 0.05, test: 0.0, calibration: 0.12}}
+budget: {{epochs: {plan.epochs}}}
+device: cpu
+"""
+
+
+def generate(demo: Demo) -> None:
+    """Generate candidates: metals put into crystal prototypes, strained and rattled."""
+    from ase.io import write
+
+    from atomsieve.cli.demo.labels import METALS, prototype
+
+    if demo.candidates.exists():
+        demo.say(f"{demo.candidates} is there already")
+        return
+    prototypes = demo.out / "prototypes.extxyz"
+    crystals = [prototype(k, ["Cu", "Au"], a) for k in ("L1_2", "L1_0", "D0_22", "B2") for a in (3.85, 4.0, 4.15)]
+    write(prototypes, crystals, format="extxyz")
+    demo.command(
+        "atomsieve", "data", "generate", "substitute", demo.candidates, "--prototypes", prototypes,
+        "--elements", ",".join(METALS), "--by", "sites", "--rattle", "0.03", "--strain", "0.03",
+        "-n", str(demo.plan.candidates), "--seed", str(demo.plan.seed),
+    )  # fmt: skip
+
+
+def screen(demo: Demo) -> None:
+    """Screen the candidates on several ranks; the lowest energies per atom come first."""
+    demo.command(
+        "screen", "run", demo.candidates, "--ensemble", demo.gfm, "--out", demo.results, "--head", "emt",
+        "--top", "1000", "--by", "energy_per_atom", ranks=demo.ranks,
+    )  # fmt: skip
+
+
+def report(demo: Demo) -> None:
+    """Show the best rows, the held-out errors and what the uncertainty is worth."""
+    from atomsieve.cli.demo.report import show_report
+
+    show_report(demo)
+
+
+STAGES: dict[str, tuple[str, Callable[[Demo], None]]] = {
+    "labels": ("Label structures", make_labels),
+    "convert": ("Convert them", convert),
+    "train": ("Train four networks", train),
+    "candidates": ("Generate candidates", generate),
+    "screen": ("Screen them", screen),
+    "report": ("What came out", report),
+}
+"""The stages in order: name, heading, function."""
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def _workers() -> int:
+    return max(1, min(8, len(os.sched_getaffinity(0))))
+
+
+@contextmanager
+def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar; yields the function that moves it on by so many."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+def _say_where_the_commands_are(demo: Demo) -> None:
+    """Tell how to type the commands that the stages show, where the shell would not find them."""
+    beside = Path(sys.executable).with_name("atomsieve")
+    if beside.exists() and shutil.which("atomsieve") != str(beside):
+        activate = beside.with_name("activate")
+        demo.say(f"To type the commands below yourself: source {os.path.relpath(activate)}")
+
+
+def _claim(out: Path, plan: Plan, overwrite: bool) -> None:
+    """Make the folder this demo's own, or make sure that it is."""
+    note = out / "demo.json"
+    if overwrite and note.exists():
+        shutil.rmtree(out)
+    wanted = asdict(plan)
+    if note.exists():
+        found = json.loads(note.read_text())
+        changed = [f"{k} {found.get(k)} (now {wanted[k]})" for k in wanted if found.get(k) != wanted[k]]
+        if changed:
+            raise UsageError(f"{out} holds a demo with {', '.join(changed)}; choose another --out, or --overwrite")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty and holds no demo; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(wanted, indent=1) + "\n")
+
+
+def app(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where everything goes.", rich_help_panel=IN_OUT)] = Path(
+        "demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer labels, smaller networks, 2,000 candidates.", rich_help_panel=WORK)
+    ] = False,
+    seed: SeedOption = 0,
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="MPI ranks that screen.", rich_help_panel=WORK)] = 2,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--candidates",
+            min=1,
+            help="Structures to screen. [default: 20000]",
+            rich_help_panel=WORK,
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", help=f"Run one stage: {', '.join(STAGES)}.", rich_help_panel=WORK, show_default=False),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """See it all work: make labels, train an ensemble, screen candidates, rank them. Needs no data and no network.
+
+    Stages whose results are there are not repeated: run the same command again after an interruption.
+    """
+    from rich.text import Text
+
+    from atomsieve.errors import unknown
+
+    if only is not None and only not in STAGES:
+        raise unknown("stage", only, STAGES)
+    plan = (quick_plan if quick else full_plan)(seed, candidates or (2000 if quick else 20_000))
+    _claim(out, plan, overwrite)
+    options = [*(["--quick"] if quick else []), *(["--seed", str(seed)] if seed else [])]
+    options += ["--candidates", str(candidates)] if candidates else []
+    demo = Demo(out, plan, ranks, console(), tuple(options))
+    _say_where_the_commands_are(demo)
+    begun = time.perf_counter()
+    for number, (name, (heading, stage)) in enumerate(STAGES.items(), start=1):
+        if only in (None, name):
+            demo.console.rule(Text(f"{number}/{len(STAGES)}  {heading}", "bold"), align="left")
+            started = time.perf_counter()
+            stage(demo)
+            demo.console.print(f"{time.perf_counter() - started:.0f} s", style="dim", highlight=False)
+    if only is None:
+        demo.say(f"All of it took {time.perf_counter() - begun:.0f} s. Everything lies under {out}/.")

@@ -1,0 +1,1 @@
+"""Predictions beside labels: errors, calibration, domain and mixture fitted on them, plots and a page."""

@@ -1,0 +1,1 @@
+"""After a screening: duplicates, the convex hull, structures to label next, relaxations."""

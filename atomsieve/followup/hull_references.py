@@ -1,0 +1,247 @@
+"""Reference entries of a convex hull: compositions and energies, all from one ensemble and one head.
+
+References come from results folders of the ensemble and head that screened the candidates, or are structures in files,
+which are computed now with that ensemble and head. Energies from anywhere else are never used, labels in files
+included: zero points of different methods, and of different heads, have nothing to do with each other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.screened_input import numbers_at, read_at, screened_input
+from atomsieve.screen.selection.groups import amounts
+from atomsieve.screen.selection.top_k import OK
+from atomsieve.structures import SourceInfo, StructureReader
+from atomsieve.structures.batch import ragged_index
+
+AUTO = "auto"
+"""The head that mixes others by composition: its energies of two compositions are not of one level of theory."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Compositions with energies, n of them.
+
+    Attributes
+    ----------
+    energy : [n] eV/atom.
+    structure, element, count : [P] the atoms of each element in each entry, sorted by the first two.
+    usable : [n] neutral, and with atoms: charged cells have no place on a hull.
+    """
+
+    energy: NDArray[np.float64]
+    structure: NDArray[np.int64]
+    element: NDArray[np.int64]
+    count: NDArray[np.int64]
+    usable: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.energy)
+
+    def content(self, chosen: NDArray[np.int64], elements: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the atoms [c,d] of each of the sorted `elements [d]` in the entries `chosen [c]`."""
+        starts, stops = (np.searchsorted(self.structure, chosen, side) for side in ("left", "right"))
+        here = ragged_index(starts, stops - starts)
+        column = np.searchsorted(elements, self.element[here])
+        inside = elements[np.minimum(column, len(elements) - 1)] == self.element[here]
+        found = np.zeros((len(chosen), len(elements)), np.int64)
+        owner = np.repeat(np.arange(len(chosen)), stops - starts)
+        found[owner[inside], column[inside]] = self.count[here][inside]
+        return found
+
+    def masks(self) -> NDArray[np.uint64]:
+        """Return which elements are in each entry, one bit each, [n,4]."""
+        found = np.zeros((len(self), 4), np.uint64)
+        bits = np.uint64(1) << (self.element % 64).astype(np.uint64)
+        np.bitwise_or.at(found, (self.structure, self.element // 64), bits)
+        return found
+
+
+def join(parts: Sequence[Entries]) -> Entries:
+    """Return several sets of entries as one, in order."""
+    offsets = np.cumsum([0, *(len(part) for part in parts)])
+    return Entries(
+        np.concatenate([part.energy for part in parts]),
+        np.concatenate([part.structure + offset for part, offset in zip(parts, offsets, strict=False)]),
+        np.concatenate([part.element for part in parts]),
+        np.concatenate([part.count for part in parts]),
+        np.concatenate([part.usable for part in parts]),
+    )
+
+
+def entries_of(reader: StructureReader, rows: NDArray[Any]) -> Entries:
+    """Return the entries of rows with results, in their order."""
+    positions, place = np.unique(rows["position"], return_inverse=True)
+    if len(positions) != len(rows):
+        raise UsageError("entries of a hull are of one head; name it with --head")
+    order = np.argsort(place.reshape(-1), kind="stable")  # the row at each sorted position
+    ptr, numbers = numbers_at(reader, positions)
+    structure, element, count = amounts(ptr, numbers)
+    usable = np.diff(ptr) > 0
+    if "charge" in reader.fields:
+        charge = read_at(reader, positions, ("charge",)).charge
+        usable &= True if charge is None else ~(np.nan_to_num(charge) != 0)
+    by_row = np.argsort(order[structure], kind="stable")
+    back = np.empty(len(rows), bool)
+    back[order] = usable
+    return Entries(rows["energy_per_atom"].astype(np.float64), order[structure][by_row], element[by_row],
+                   count[by_row], back)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class References:
+    """Where the entries are from.
+
+    Attributes
+    ----------
+    entries : all references with a result.
+    failed : references without one.
+    outside : references with a result outside of the domain of the head.
+    precisions : what they were computed in.
+    """
+
+    entries: Entries
+    failed: int
+    outside: int
+    precisions: frozenset[str]
+
+
+def gather(
+    results: Results, head: str, precision: str, paths: Sequence[Path], ensemble: Path | None = None
+) -> References:
+    """Return the references in `paths` for candidates of `results` with this head.
+
+    precision : in which structures are computed now. ensemble : the folder of the ensemble, if it was moved.
+
+    Raises
+    ------
+    UsageError
+        if a results folder is of another ensemble or has no such head; AtomSieveError if one is not complete.
+    """
+    if head == AUTO:
+        raise UsageError(
+            "the head auto mixes levels of theory by composition, so energies of different compositions make no hull; "
+            "screen with the name of one head"
+        )
+    if not paths:
+        raise UsageError("--references is needed: structures, or results of the same ensemble and head")
+    for path in paths:
+        _require_structures(path)
+    parts, failed, outside, precisions = [], 0, 0, set()
+    for path in paths:
+        with _screened(results, head, precision, path, ensemble) as found:
+            rows = np.concatenate([_of_head(found, part, head) for part in found.iter_rows()])
+            good = rows[rows["status"] == OK]
+            failed += len(rows) - len(good)
+            outside += int(np.count_nonzero(~good["in_domain"]))
+            precisions |= all_members(found, good, "screen the references without --cascade-members")
+            with screened_input(found) as reader:
+                parts.append(entries_of(reader, good))
+    return References(join(parts), failed, outside, frozenset(precisions))
+
+
+def _require_structures(path: Path) -> None:
+    """Refuse a file that no format of structures knows by its name."""
+    from atomsieve.structures.formats.registry import FORMATS, format_of
+
+    if path.is_file() and format_of(path) is None:
+        raise UsageError(
+            f"--references {path}: its name is of no known format of structures ({', '.join(FORMATS)}); give "
+            "structures, or the results folder of a run; `atomsieve data convert --format` makes a dataset of files "
+            "with other names"
+        )
+
+
+def all_members(results: Results, rows: NDArray[Any], remedy: str) -> set[str]:
+    """Return the precisions of the rows; refuse such as a part of the members gave.
+
+    Their energies are off those of all members by much more than rounding.
+    """
+    found = {results.labels.precisions[code] for code in np.unique(rows["precision"])}
+    if partial := sorted(name for name in found if "/" in name):
+        raise UsageError(
+            f"some rows of {results.folder.path} are in {partial[0]}, by a part of the members; energies of a part and "
+            f"of all of them make no hull: {remedy}"
+        )
+    return found
+
+
+def _of_head(results: Results, rows: NDArray[Any], head: str) -> NDArray[Any]:
+    return np.asarray(rows[rows["head"] == results.labels.heads.index(head)])
+
+
+@contextmanager
+def _screened(results: Results, head: str, precision: str, path: Path, ensemble: Path | None) -> Iterator[Results]:
+    """Open references as results: those that are there, or such that are computed now and forgotten afterwards."""
+    if (path / "run.json").is_file():
+        found = Results(path)
+        _same(results, found, head)
+        yield found
+        return
+    from atomsieve.screen.run import run_screen
+
+    folder = ensemble_folder(results, ensemble)
+    with tempfile.TemporaryDirectory(prefix="atomsieve-references-") as place:
+        structures = _as_dataset(path, Path(place) / "references.bp")
+        run_screen(structures, folder, ScreenOptions(head=head, precision=precision, top=0, force_spread="none"),
+                   out=Path(place) / "results")  # fmt: skip
+        yield Results(Path(place) / "results")
+
+
+def _same(results: Results, found: Results, head: str) -> None:
+    """Refuse results that are not of the same ensemble and head."""
+    own, other = (r.manifest["ensemble"]["id"] for r in (results, found))
+    if own != other:
+        raise UsageError(
+            f"{found.folder.path} was screened by another ensemble (id {other[:12]}, the candidates by {own[:12]}); "
+            "energies of two ensembles make no hull: screen the references with the ensemble of the candidates"
+        )
+    if head not in found.labels.heads:
+        raise UsageError(
+            f"{found.folder.path} has the head {', '.join(found.labels.heads)}, the candidates are of {head}; energies "
+            f"of two heads make no hull: screen the references with --head {head}"
+        )
+    if not found.complete:
+        raise AtomSieveError(f"{found.folder.path} is not complete; run the screening again first")
+
+
+def _as_dataset(path: Path, draft: Path) -> Path:
+    """Return structures as a dataset that can be screened; files of other formats are converted to `draft`."""
+    from atomsieve.structures.convert import ConvertOptions, Input, convert
+    from atomsieve.structures.formats.registry import find_files
+
+    files = find_files(path)
+    if len(files) == 1 and files[0][1] == "bp":
+        return path
+    convert([Input(path, SourceInfo("references", "not used"))], draft, ConvertOptions(keep_bad=True))
+    return draft
+
+
+def ensemble_folder(results: Results, given: Path | None) -> Path:
+    """Return the folder of the ensemble that screened, after comparing its identity."""
+    from atomsieve.gfm import ensemble_id
+
+    known, screened = given or results.manifest.get("ensemble_path"), results.manifest["ensemble"]["id"]
+    if known is None or not (Path(known) / "manifest.json").is_file():
+        raise AtomSieveError(
+            f"references are computed with the ensemble that screened, which is not at {known}; name its folder with "
+            "--ensemble"
+        )
+    if (found := ensemble_id(Path(known))) != screened:
+        raise DataError(
+            f"{known} is not the ensemble that screened (id {found[:12]}, screened with {screened[:12]}); name that "
+            "one with --ensemble"
+        )
+    return Path(known)

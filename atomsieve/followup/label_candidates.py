@@ -1,0 +1,293 @@
+"""Picking: which screened structures are worth a first-principles calculation, to be trained on next.
+
+The most uncertain rows are candidates. Among them structures are chosen one after another, each the one whose
+uncertainty times distance from all chosen so far is largest (farthest-point sampling, T. F. Gonzalez, Theor. Comput.
+Sci. 38, 293 (1985), weighted). Distances are Euclidean, between the structures' mean features of the first member's
+encoder.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
+from atomsieve.runs.output_files import output_errors
+from atomsieve.screen.engine.runner import OK
+from atomsieve.screen.results.columns import ROW
+from atomsieve.screen.results.export import check_target
+from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.screened_input import read_at, screened_input
+from atomsieve.screen.results.tables import formula
+from atomsieve.screen.selection.select import one_head
+from atomsieve.screen.selection.top_k import NO_REASON
+from atomsieve.structures import StructureBatch
+from atomsieve.structures.split import formula_groups
+
+if TYPE_CHECKING:
+    from atomsieve.models import Ensemble
+
+MEASURES = ("sigma_energy", "energy_std", "sigma_force", "max_force_std", "distance")
+"""Columns that can be picked by; those of the energy count per atom."""
+PER_ATOM = ("sigma_energy", "energy_std")
+_ATOMS = 5000  # encoded at once
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Structures to label next, in the order in which they were chosen.
+
+    Attributes
+    ----------
+    rows : [n] of dtype `ROW`; structures : theirs; score : [n] what they were picked by; by : its name.
+    head, level_of_theory : the head whose rows they are.
+    good, candidates : rows that could have been picked, and those that were compared.
+    """
+
+    rows: NDArray[Any]
+    structures: StructureBatch
+    score: NDArray[np.float64]
+    by: str
+    head: str
+    level_of_theory: str
+    good: int
+    candidates: int
+
+
+def pick(
+    results: Results,
+    n: int,
+    *,
+    by: str | None = None,
+    where: str | None = None,
+    per_formula: int | None = None,
+    head: str | None = None,
+    candidates: int = 20,
+    ensemble: str | Path | None = None,
+) -> Picked:
+    """Choose `n` structures worth labelling next; fewer only where `per_formula` leaves no more.
+
+    by : column of `MEASURES`; None takes sigma_energy where the head is calibrated, else energy_std.
+    where : only rows that fulfil this expression. Rows with a bad status are never picked.
+    per_formula : at most so many structures of one reduced formula.
+    head : whose rows; needed where the run had several.
+    candidates : the most uncertain `candidates * n` rows are compared with each other.
+    ensemble : folder of the ensemble that screened; None takes the path in run.json.
+
+    Raises
+    ------
+    UsageError
+        for a name or number that is not allowed, or `n` above the number of good rows.
+    AtomSieveError
+        if the run is not complete, or input or ensemble are gone; DataError if one of them changed.
+    """
+    for name, value in (("n", n), ("candidates", candidates), ("per-formula", per_formula)):
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}")
+    if not results.complete:
+        raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
+    head = one_head(results, head)
+    measure = _measure(results, head, by)
+    rows, score, good = most_uncertain(results, measure, head, where, n * candidates)
+    if good < n:
+        remedy = f"give --n {good} or less" if good else "give another --by or --where"
+        asked = f"status OK, {measure} known{', --where' if where else ''}"
+        raise UsageError(f"--n {n} is more than the {good:,} rows that can be picked ({asked}); {remedy}")
+    member, level = _member(results, head, ensemble)
+    structures, features = _described(results, rows, member)
+    chosen = farthest_points(features, score, formula_groups(structures), n, per_formula)
+    return Picked(
+        rows=rows[chosen], structures=structures.take(chosen), score=score[chosen], by=measure, head=head,
+        level_of_theory=level, good=good, candidates=len(rows),
+    )  # fmt: skip
+
+
+def _measure(results: Results, head: str, by: str | None) -> str:
+    """Return the column to pick by."""
+    if by is not None:
+        if by not in MEASURES:
+            raise unknown("measure to pick by", by, MEASURES)
+        return by
+    number = results.labels.heads.index(head)
+    for rows in results.iter_rows():
+        if np.isfinite(rows["sigma_energy"][rows["head"] == number]).any():
+            return "sigma_energy"
+    return "energy_std"
+
+
+def most_uncertain(
+    results: Results, measure: str, head: str, where: str | None, most: int
+) -> tuple[NDArray[Any], NDArray[np.float64], int]:
+    """Return the `most` rows with the largest measure, it [M], and how many rows could have been taken.
+
+    Ties go to the earlier position, and the rows come in that order: largest first. Memory holds `most` rows.
+    """
+    number, keep = results.labels.heads.index(head), results.filter(where)
+    results.check_columns([measure], where)
+    kept, key, good = np.zeros(0, ROW), np.zeros(0), 0
+    for rows in results.iter_rows():
+        value = rows[measure].astype(np.float64)
+        if measure in PER_ATOM:
+            value /= np.maximum(rows["natoms"], 1)
+        usable = (rows["status"] == OK) & (rows["head"] == number) & np.isfinite(value)
+        if keep is not None:
+            usable &= keep(rows)
+        good += int(usable.sum())
+        kept, key = np.concatenate([kept, rows[usable]]), np.concatenate([key, value[usable]])
+        order = np.lexsort((kept["position"], -key))[:most]
+        kept, key = kept[order], key[order]
+    return kept, key, good
+
+
+def farthest_points(
+    features: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    group: NDArray[np.int64],
+    n: int,
+    per_group: int | None = None,
+) -> NDArray[np.int64]:
+    """Return the indices of up to `n` of the M points, in the order chosen.
+
+    First comes the largest weight [M]; then always the largest weight times distance to the nearest chosen point.
+    features : [M,F]. group : [M]; at most `per_group` points of one group are chosen. The first of equals wins.
+    """
+    free, taken = np.ones(len(weight), bool), np.zeros(group.max(initial=-1) + 1, np.int64)
+    nearest = np.full(len(weight), np.inf)
+    chosen: list[int] = []
+    positive = np.maximum(weight, 1e-30 * max(float(weight.max(initial=0.0)), 1e-270))  # so that distance counts at 0
+    while len(chosen) < n and free.any():
+        merit = positive * nearest if chosen else positive
+        best = int(np.argmax(np.where(free, merit, -np.inf)))
+        chosen.append(best)
+        free[best] = False
+        taken[group[best]] += 1
+        if per_group is not None and taken[group[best]] >= per_group:
+            free[group == group[best]] = False
+        nearest = np.minimum(nearest, np.linalg.norm(features - features[best], axis=1))
+    return np.array(chosen, np.int64)
+
+
+# -- structures and their features ---------------------------------------------------------------------------------
+
+
+def _member(results: Results, head: str, folder: str | Path | None) -> tuple[Ensemble, str]:
+    """Return the first member of the ensemble that screened, and the level of theory of the head."""
+    from atomsieve.gfm import ensemble_id, load_gfm
+
+    screened = results.manifest["ensemble"]["id"]
+    known = folder or results.manifest.get("ensemble_path")
+    if known is None:
+        raise AtomSieveError(
+            f"{', '.join(results.manifest.get('endpoints', []))} screened, and structures are picked with the ensemble "
+            "itself; name its folder with --ensemble"
+        )
+    path = Path(known)
+    if not (path / "manifest.json").is_file():
+        raise AtomSieveError(f"the ensemble that screened is not at {path}; say where it is with --ensemble")
+    found = ensemble_id(path)
+    if found != screened:
+        raise DataError(
+            f"{path} is not the ensemble that screened (id {found[:12]}, screened with {screened[:12]}); name that one "
+            "with --ensemble, or screen again"
+        )
+    ensemble, manifest = load_gfm(path)
+    level = next((h.level_of_theory for h in manifest.heads if h.name == head), "a mixture of those of the heads")
+    return ensemble.take([0]), level
+
+
+def _described(results: Results, rows: NDArray[Any], member: Ensemble) -> tuple[StructureBatch, NDArray[np.float64]]:
+    """Return the structures of the rows and their mean features [M,F]; only these are held in memory."""
+    from atomsieve.graphs import build_graph
+    from atomsieve.uncertainty.domain_fit import encode
+
+    with screened_input(results) as reader:
+        structures = read_at(reader, rows["position"])
+    config = member.config
+    features = np.zeros((len(structures), config.hidden))
+    ends = np.searchsorted(structures.ptr, np.arange(0, structures.n_atoms + _ATOMS, _ATOMS), "right") - 1
+    for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        batch = structures.slice(start, stop)
+        if len(batch):
+            graph = build_graph(batch, config.cutoff, max_neighbors=config.max_neighbors)
+            sums = np.add.reduceat(encode(member, batch, graph).astype(np.float64), batch.ptr[:-1])
+            features[start:stop] = sums / batch.counts[:, None]
+    return structures, features
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
+    """Write the structures as extxyz, and the same as a table beside them; return both paths.
+
+    No predicted energy or force is written: these are structures without labels.
+
+    Raises
+    ------
+    UsageError
+        if `out` does not end in .extxyz; AtomSieveError if a file is there already.
+    """
+    from ase.io.extxyz import write_extxyz
+
+    path, table = targets(out, overwrite, results)
+    lines = list(_lines(picked, results))
+    images = picked.structures.to_ase()
+    for atoms, line in zip(images, lines, strict=True):
+        atoms.calc = None
+        atoms.info |= {name: value for name, value in line.items() if name not in ("natoms", "formula")}
+    drafts = [target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}") for target in (path, table)]
+    with output_errors(path):
+        try:
+            with open(drafts[0], "w") as file:
+                write_extxyz(file, images)
+            with open(drafts[1], "w", newline="") as file:
+                writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(
+                    {k: f"{v:.9g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines
+                )
+            for draft, target in zip(drafts, (path, table), strict=True):
+                os.replace(draft, target)
+        finally:
+            for draft in drafts:
+                draft.unlink(missing_ok=True)
+    return path, table
+
+
+def targets(out: str | Path, overwrite: bool, results: Results) -> tuple[Path, Path]:
+    """Return the files that picking writes, after checking that it may."""
+    path = Path(out)
+    if path.suffix.lower() not in (".extxyz", ".xyz"):
+        raise unknown("format", path.suffix.lstrip("."), ("extxyz", "xyz"))
+    for target in (path, path.with_suffix(".csv")):
+        check_target(target, overwrite, results)
+    return path, path.with_suffix(".csv")
+
+
+def _lines(picked: Picked, results: Results) -> Iterator[dict[str, Any]]:
+    """Yield what is said of each picked structure; sigma and spread are of the total energy, eV."""
+    batch = picked.structures
+    for k, row in enumerate(picked.rows):
+        yield {
+            "order": k + 1,
+            "position": int(row["position"]),
+            "id": int(row["id"]),
+            "formula": formula(batch.numbers[batch.ptr[k] : batch.ptr[k + 1]]),
+            "natoms": int(row["natoms"]),
+            "head": picked.head,
+            "precision": results.labels.text("precision", row["precision"]),
+            "level_of_theory": picked.level_of_theory,
+            "picked_by": picked.by,
+            "score": float(picked.score[k]),
+            "sigma": float(row["sigma_energy"]),
+            "spread": float(row["energy_std"]),
+            "distance": float(row["distance"]),
+            "reasons": results.labels.text("outside", row["outside"]) or NO_REASON,
+        }

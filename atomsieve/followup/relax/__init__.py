@@ -1,0 +1,1 @@
+"""Relaxing the best rows of a screening, many at once, resumable."""

@@ -1,0 +1,289 @@
+"""The folder of a relaxation: what lies where, what it was asked, and the files that are made of finished groups.
+
+    relaxed/
+      relax.json         what was asked and of what
+      relaxed.csv        one line for each structure, in the order of the selection
+      relaxed.extxyz     the structures as they are now, with energy, forces, stress, why they stopped, steps
+      relaxed.bp         the same structures and labels as a dataset
+      summary.json       counts and rates
+      run.log.jsonl      events with their time
+      groups/NNNNN.npz   a finished group; NNNNN.state.npz one that was broken off
+      trajectories/      <position>.extxyz, if asked for
+      lock.json          while it is at work
+
+All but summary and log are the same bytes whatever the number of ranks, and whether or not it was broken off.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.calculators.fire import Stop
+from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.followup.relax.group import Arrays, read_arrays
+from atomsieve.predict import Status
+from atomsieve.screen.results.files import disk_errors, write_whole
+from atomsieve.screen.results.run_record import flatten
+from atomsieve.screen.results.tables import Labels, formula
+from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
+
+FORMAT = 1
+LONG = 60  # characters of a setting in a message
+COLUMNS: dict[str, tuple[str, str]] = {
+    "rank": ("", "place in the selection, from 1"),
+    "position": ("", "place of the structure in the input, from 0"),
+    "id": ("", "id of the structure in the input"),
+    "formula": ("", "Hill order"),
+    "natoms": ("", "number of atoms"),
+    "reason": ("", "why it is no longer relaxed"),
+    "status": ("", "OK, or why there is no result"),
+    "steps": ("", "steps taken"),
+    "energy": ("eV", "total energy now, mean over the members"),
+    "energy_per_atom": ("eV/atom", "energy / natoms"),
+    "energy_before": ("eV", "total energy that the screening found"),
+    "max_force": ("eV/Angstrom", "what is compared with fmax: the largest force, or with the cell virial row per atom"),
+    "energy_std": ("eV", "spread of the total energy over the members"),
+    "sigma_energy": ("eV", "calibrated standard error of the energy; empty if uncalibrated"),
+    "distance": ("", "distance in feature space from the training data; the limit is 1"),
+    "in_domain": ("", "the structure is like the head's training data"),
+    "outside": ("", "reasons against it, joined by +"),
+    "moved": ("Angstrom", "how far the atom that moved most went, beyond the deformation of its cell"),
+    "volume": ("Angstrom^3", "of the cell now"),
+    "volume_before": ("Angstrom^3", "of the cell in the input"),
+    "guard": ("", "what the guard found"),
+}
+"""Columns of relaxed.csv: unit and meaning."""
+
+
+@dataclass(frozen=True)
+class RelaxFolder:
+    """Names inside a folder of relaxed structures."""
+
+    path: Path
+
+    manifest = property(lambda self: self.path / "relax.json")
+    table = property(lambda self: self.path / "relaxed.csv")
+    extxyz = property(lambda self: self.path / "relaxed.extxyz")
+    dataset = property(lambda self: self.path / "relaxed.bp")
+    summary = property(lambda self: self.path / "summary.json")
+    log = property(lambda self: self.path / "run.log.jsonl")
+    groups = property(lambda self: self.path / "groups")
+    trajectories = property(lambda self: self.path / "trajectories")
+    lock = property(lambda self: self.path / "lock.json")
+
+    def group(self, number: int) -> Path:
+        """Return the file of a finished group."""
+        return Path(self.groups / f"{number:05d}.npz")
+
+    def state(self, number: int) -> Path:
+        """Return the file of a group that was broken off."""
+        return Path(self.groups / f"{number:05d}.state.npz")
+
+    def occupy(self) -> None:
+        """Have a folder that holds nothing else."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise AtomSieveError(f"{self.path} is a file; choose another place with --out") from error
+        except OSError as error:
+            raise AtomSieveError(
+                f"cannot make the folder {self.path} ({error.strerror}); choose another place with --out"
+            ) from error
+        drafts = (self.lock.name, f".{self.manifest.name}.")  # of a first start that was killed
+        own = {path.name for path in (*self._folders, *self._files)}
+        if not self.manifest.is_file() and not all(n in own or n.startswith(drafts) for n in os.listdir(self.path)):
+            raise AtomSieveError(f"{self.path} holds other files than relaxed structures; choose another --out")
+
+    _folders = property(lambda self: (self.groups, self.trajectories, self.dataset))
+    _files = property(lambda self: (self.table, self.extxyz, self.summary, self.log, self.manifest))
+
+    def clear(self) -> None:
+        """Remove what a relaxation wrote, the manifest last; the lock stays."""
+        for path in self._folders:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+    def settle(self, wanted: dict[str, Any], *, overwrite: bool) -> None:
+        """Begin, or agree to continue what is there.
+
+        Raises
+        ------
+        AtomSieveError
+            if an earlier relaxation was asked something else: the message names every difference. If there are results
+            and nothing says what was asked.
+        """
+        plain = json.loads(json.dumps(wanted))
+        if overwrite:
+            self.clear()
+        if self.manifest.is_file():
+            changed = differences(self.read(), plain)
+            if changed:
+                raise AtomSieveError(
+                    f"{self.path} holds a relaxation with other settings ({'; '.join(changed)}); repeat the earlier "
+                    "settings, choose another --out, or discard it with --overwrite"
+                )
+        elif left := [p.name for p in (*self._folders, *self._files) if p.exists() and not _empty(p)]:
+            raise AtomSieveError(
+                f"{self.path} holds {', '.join(left)} without {self.manifest.name}, which says what was asked; choose "
+                "another --out, or discard them with --overwrite"
+            )
+        with disk_errors(self.path):
+            for draft in self.path.glob(f".{self.manifest.name}.*"):
+                draft.unlink(missing_ok=True)
+            if not self.manifest.is_file():  # first of all: a folder with anything else and without it is not continued
+                write_whole(self.manifest, (json.dumps(wanted, indent=1) + "\n").encode())
+            self.groups.mkdir(exist_ok=True)
+
+    def read(self) -> dict[str, Any]:
+        """Read relax.json."""
+        try:
+            found = json.loads(self.manifest.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.manifest} cannot be read ({error}); start afresh with --overwrite") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise DataError(f"{self.manifest} is of another version; start afresh with --overwrite")
+        return found
+
+
+def _empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two manifests, each as `key: old -> new`; selections that differ only once."""
+    names = ("input", "ensemble", "options", "batches", "selection")
+    before, after = (flatten({n: m.get(n) for n in names}) for m in (old, new))
+    keys = [k for k in dict.fromkeys([*before, *after]) if before.get(k) != after.get(k)]
+    if any(not key.startswith("selection") for key in keys):
+        keys = [key for key in keys if not key.startswith("selection")]
+    return [f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
+
+
+def _short(value: Any) -> str:
+    """Return a value for a line; long ones, such as identities, lose their end, visibly."""
+    text = str(value)
+    return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
+
+
+def digest(rows: NDArray[Any]) -> str:
+    """Return what names a selection of rows."""
+    whole = hashlib.sha256()
+    for name in ("position", "head"):
+        whole.update(np.ascontiguousarray(rows[name]).tobytes())
+    return whole.hexdigest()
+
+
+# -- what is made of finished groups -------------------------------------------------------------------------------
+
+
+def arrays_of(folder: RelaxFolder, number: int) -> Arrays:
+    """Return the arrays of a finished group.
+
+    Raises
+    ------
+    DataError
+        if its file went away or was damaged since the relaxation began, which looks at all.
+    """
+    arrays = read_arrays(folder.group(number))
+    if arrays is None:
+        raise DataError(f"{folder.group(number)} is gone or damaged; run the same command again to compute it anew")
+    return arrays
+
+
+def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays]:
+    """Return the structures of a finished group, labelled where they have a result, and what is said of them."""
+    arrays = arrays_of(folder, number)
+    fields = {name.removeprefix("batch."): array for name, array in arrays.items() if name.startswith("batch.")}
+    energy, forces, stress = arrays["energy"], arrays["forces"], arrays.get("stress")
+    batch = StructureBatch(**fields)
+    known = (arrays["status"] == Status.OK) & np.isfinite(energy)
+    labels: dict[str, Any] = {"energy": energy, "forces": forces, "has_energy": known, "has_forces": known}
+    if stress is not None:
+        labels |= {"stress": stress, "has_stress": known & np.isfinite(stress).all((1, 2))}
+    return batch.replace(**labels), arrays
+
+
+def lines(
+    batch: StructureBatch, arrays: Arrays, rows: NDArray[Any], first: int, labels: Labels
+) -> Iterator[dict[str, Any]]:
+    """Yield what is said of each structure of a group, by the names of `COLUMNS`; `first` is the rank of the first."""
+    volume = np.abs(np.linalg.det(batch.cell))
+    for s, row in enumerate(rows):
+        status, outside = Status(int(arrays["status"][s])), int(arrays["outside"][s])
+        own = batch.numbers[batch.ptr[s] : batch.ptr[s + 1]]
+        yield {
+            "rank": first + s,
+            "position": int(row["position"]),
+            "id": int(row["id"]),
+            "formula": formula(own),
+            "natoms": len(own),
+            "reason": Stop(int(arrays["reason"][s])).name,
+            "status": status.name,
+            "steps": int(arrays["steps"][s]),
+            "energy": float(arrays["energy"][s]),
+            "energy_per_atom": float(arrays["energy"][s]) / max(len(own), 1),
+            "energy_before": float(row["energy"]),
+            "max_force": float(arrays["max_force"][s]),
+            "energy_std": float(arrays["energy_std"][s]),
+            "sigma_energy": float(arrays["sigma_energy"][s]),
+            "distance": float(arrays["distance"][s]),
+            "in_domain": bool(status == Status.OK and outside == 0),
+            "outside": labels.text("outside", outside),
+            "moved": float(arrays["moved"][s]),
+            "volume": float(volume[s]),
+            "volume_before": float(arrays["volume_before"][s]),
+            "guard": str(arrays["said"][s]),
+        }
+
+
+def publish(folder: RelaxFolder, bounds: NDArray[np.int64], rows: NDArray[Any], labels: Labels, about: str) -> None:
+    """Write the three files of all groups, group after group; the table last, which says that all is there.
+
+    bounds : [G+1], group g has the rows `bounds[g]:bounds[g+1]`. about : where the labels come from.
+    """
+    from ase.io.extxyz import write_extxyz
+
+    finals = (folder.extxyz, folder.table)
+    drafts = {path: path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in finals}
+    head = labels.heads[int(rows["head"][0])]
+    try:
+        with (
+            disk_errors(folder.path),
+            open(drafts[folder.extxyz], "w") as frames,
+            open(drafts[folder.table], "w", newline="") as file,
+            StructureWriter(folder.dataset, sources=[SourceInfo(head, about)], overwrite=True) as dataset,
+        ):
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow([f"{name} [{unit}]" if unit else name for name, (unit, _) in COLUMNS.items()])
+            for g, first in enumerate(bounds[:-1].tolist()):
+                batch, arrays = load_group(folder, g)
+                said = list(lines(batch, arrays, rows[first : bounds[g + 1]], first + 1, labels))
+                table.writerows([_text(value) for value in line.values()] for line in said)
+                images = batch.to_ase()
+                for atoms, line in zip(images, said, strict=True):
+                    atoms.info |= {name: line[name] for name in ("rank", "position", "reason", "status", "steps")}
+                write_extxyz(frames, images)
+                dataset.append(batch.replace(head=np.zeros(len(batch), np.int32)))
+        for path, draft in drafts.items():
+            os.replace(draft, path)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.10g}"
+    return str(value)

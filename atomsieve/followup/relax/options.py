@@ -1,0 +1,103 @@
+"""What relaxing the best rows of a screening may be told, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.predict.packing import BUDGETS
+from atomsieve.screen.options import PRECISIONS
+from atomsieve.screen.results.columns import rankable
+
+CPU_ATOMS = 512
+"""Atoms of a batch on a CPU: more are not faster, and fewer leave less to compute alone at a group's end."""
+GROUP_BATCHES = 4
+LIMITS = ("max_sigma_energy", "max_sigma_force", "max_energy_std", "max_force_std")
+DECIDING = (
+    "fmax", "cell", "max_steps", "rattle", "precision", "threads", "skin", "guard", *LIMITS, "trajectory", "top", "by",
+    "descending", "where",
+)  # fmt: skip
+"""Options that decide what comes out."""
+
+
+@dataclass(frozen=True)
+class RelaxOptions:
+    """Options of one relaxation.
+
+    Attributes
+    ----------
+    fmax : eV/Angstrom; done when no force is longer and, with `cell`, no row of the virial per atom.
+    cell : relax the cell too. max_steps : at most so many for each structure. rattle : Angstrom; displace atoms first,
+        by normal random numbers of this width that depend on the place in the input alone.
+    top, by, descending, where, head : which rows of the screening; `head` is needed where it had several.
+    precision : fp64, fp32 or bf16. device : auto, cpu, cuda or cuda:N. threads : of each process on a CPU.
+    max_atoms, max_edges : budget of a batch (edges are estimated); None takes the device's default.
+    group_atoms : structures of about so many atoms are one piece of work, done by one process from its first to its
+        last; None takes four batches.
+    skin : Angstrom, see `atomsieve.graphs.SkinList`. A list is kept while no structure joins or leaves the batch, so it
+        may pay for a few large structures; 0 finds each list anew.
+    guard : stop a structure that leaves the head's domain. max_sigma_energy, max_sigma_force, max_energy_std,
+        max_force_std : and one whose uncertainty is larger, see `atomsieve.calculators.Guard`.
+    trajectory : write every n-th step of each structure; 0 writes none.
+    """
+
+    fmax: float = 0.02
+    cell: bool = False
+    max_steps: int = 500
+    rattle: float = 0.0
+    top: int = 1000
+    by: str = "energy_per_atom"
+    descending: bool = False
+    where: str | None = None
+    head: str | None = None
+    precision: str = "fp32"
+    device: str = "auto"
+    threads: int = 1
+    max_atoms: int | None = None
+    max_edges: int | None = None
+    group_atoms: int | None = None
+    skin: float = 0.0
+    guard: bool = False
+    max_sigma_energy: float | None = None
+    max_sigma_force: float | None = None
+    max_energy_std: float | None = None
+    max_force_std: float | None = None
+    trajectory: int = 0
+
+    def __post_init__(self) -> None:
+        rankable(self.by)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        if not 0 < self.fmax < float("inf"):
+            raise UsageError(f"fmax must be above 0 eV/Angstrom, got {self.fmax}; 0.02 is usual")
+        for name, least in (
+            ("top", 1),
+            ("max_steps", 0),
+            ("threads", 1),
+            ("trajectory", 0),
+            ("skin", 0),
+            ("rattle", 0),
+        ):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        for name in ("max_atoms", "max_edges", "group_atoms"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+
+    @property
+    def guarded(self) -> bool:
+        """Tell whether anything is watched."""
+        return self.guard or any(getattr(self, name) is not None for name in LIMITS)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides the results, as plain data."""
+        known = asdict(self)
+        return {name: known[name] for name in DECIDING}
+
+    def budget(self, device_kind: str) -> tuple[int, int, int]:
+        """Return the atoms and edges of a batch, and the atoms of a group, on `cpu` or `cuda`."""
+        atoms, edges = BUDGETS.get(device_kind, BUDGETS["cpu"])
+        atoms = self.max_atoms or (min(atoms, CPU_ATOMS) if device_kind == "cpu" else atoms)
+        return atoms, self.max_edges or edges, self.group_atoms or GROUP_BATCHES * atoms

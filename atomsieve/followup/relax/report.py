@@ -1,0 +1,68 @@
+"""What people see of a relaxation: why structures stopped, and the best of those that converged."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+from atomsieve.calculators.fire import Stop
+from atomsieve.screen.engine.progress import duration
+from atomsieve.text import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from atomsieve.followup.relax.run import Relaxed
+
+SHOWN = {
+    "rank": "rank\nscreened", "position": "position", "formula": "formula", "steps": "steps",
+    "energy_per_atom [eV/atom]": "energy\neV/atom", "change": "change\neV/atom", "moved [Angstrom]": "moved\nÅ",
+    "sigma_energy [eV]": "sigma\neV", "energy_std [eV]": "spread\neV", "in_domain": "in\ndomain",
+}  # fmt: skip
+"""Columns of the table on the terminal."""
+
+
+def best_table(result: Relaxed, shown: int) -> Table:
+    """Return the structures with the smallest energy per atom among those that converged, smallest first."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    with open(result.folder.table, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["reason"] == Stop.CONVERGED.name]
+    for row in rows:
+        before = float(row["energy_before [eV]"]) / max(int(row["natoms"]), 1)
+        row["change"] = str(float(row["energy_per_atom [eV/atom]"]) - before)
+    rows.sort(key=lambda row: (float(row["energy_per_atom [eV/atom]"]), int(row["rank"])))
+    names = [name for name in SHOWN if name != "sigma_energy [eV]" or any(row[name] for row in rows)]
+    title = f"{min(shown, len(rows))} of {len(rows):,} converged structures with the smallest energy per atom"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        out.add_column(SHOWN[name], justify="left" if name == "formula" else "right")
+    for row in rows[:shown]:
+        out.add_row(*(_cell(name, row[name]) for name in names))
+    return out
+
+
+def _cell(name: str, text: str) -> str:
+    if name in ("rank", "position", "formula", "steps"):
+        return text
+    if name == "in_domain":
+        return "yes" if text == "True" else "no"
+    return f"{float(text):.4f}" if text else ""
+
+
+def print_relaxed(screen: Console, result: Relaxed, shown: int) -> None:
+    """Say how a relaxation ended."""
+    if result.reasons.get(Stop.CONVERGED.name):
+        screen.print(best_table(result, shown))
+    for name, count in result.reasons.items():
+        screen.print(f"{count:>8,}  {name}: {Stop[name].meaning}", highlight=False, soft_wrap=True)
+    if result.computed:
+        rate = result.computed / max(result.seconds, 1e-9)
+        screen.print(f"{counted(result.computed, 'structure')} in {duration(result.seconds)}, {rate:.2f} structures/s",
+                     highlight=False)  # fmt: skip
+    else:
+        screen.print("all of it was done before", highlight=False)
+    folder = result.folder
+    screen.print(f"{folder.table}, {folder.extxyz.name}, {folder.dataset.name}", highlight=False, soft_wrap=True)

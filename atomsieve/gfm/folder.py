@@ -1,0 +1,397 @@
+"""The gfm/ folder: an ensemble on disk, complete, checked byte for byte, and safe to open from a stranger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from atomsieve import __version__
+from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.gfm.card import model_card
+from atomsieve.gfm.exports import ExportEntry
+from atomsieve.gfm.test_vector import make_test_vector
+from atomsieve.gfm.weights import read_weights, write_weights
+from atomsieve.models.config import HeadSpec, Kind, ModelConfig
+from atomsieve.models.ensemble import Ensemble
+from atomsieve.runs.lock import PathLock
+from atomsieve.structures import StructureBatch
+from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
+from atomsieve.uncertainty.calibration import Calibration, parse_calibration
+from atomsieve.uncertainty.domain import DOMAIN
+from atomsieve.uncertainty.head_mixture import MIXTURE
+
+SCHEMA = "atomsieve-gfm"
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CARD = "README.md"
+CALIBRATION = "calibration.json"
+FITTED = (CALIBRATION, DOMAIN, MIXTURE)
+"""Files that are fitted to an ensemble afterwards: weights and exports do not depend on them."""
+LOCK = ".manifest.lock"
+_LARGEST_MANIFEST = 256 << 20
+_LARGEST_CALIBRATION = 64 << 20
+_PATIENCE = 20.0  # seconds to wait for another process that changes the manifest
+
+
+class MemberEntry(BaseModel):
+    """One member: its folder and the seed of its initial weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    seed: int
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: everything about an ensemble that is not weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_name: str
+    schema_version: int
+    atomsieve: str
+    cutoff: float
+    config: ModelConfig
+    default_head: str
+    heads: list[HeadSpec]
+    kind: Kind = "deep"
+    members: list[MemberEntry]
+    precision: dict[str, dict[str, float]]
+    test_vector: dict[str, Any]
+    training: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    exports: dict[str, ExportEntry] = {}
+    formerly: list[str] = []
+    """Identities that artefacts of these same weights may carry, from before a calibration changed the identity."""
+
+
+def save_gfm(
+    folder: str | Path,
+    ensemble: Ensemble,
+    *,
+    default_head: str | None = None,
+    examples: StructureBatch | None = None,
+    calibration: Calibration | None = None,
+    training: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an ensemble as a gfm/ folder, whole or not at all, and return its path.
+
+    default_head : must be named if there are several heads.
+    examples : a few structures of the training domain for the test vector; small built-in ones are always added.
+    calibration : of the spread (None: all heads uncalibrated).
+    training : anything JSON-able that says how the ensemble came to be.
+
+    Raises
+    ------
+    UsageError
+        if the default head is not stated, or the folder exists and `overwrite` is not given.
+    """
+    target = Path(folder)
+    names = [h.name for h in ensemble.heads]
+    if default_head is None:
+        if len(names) > 1:
+            raise UsageError(f"an ensemble of several heads needs a default_head; allowed: {', '.join(names)}")
+        default_head = names[0]
+    ensemble.head_index(default_head)
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists; choose another folder or ask to overwrite")
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise UsageError(f"{target} holds something that is not an ensemble; refusing to overwrite it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _write(work, ensemble, default_head, examples, calibration or Calibration(), dict(training or {}))
+        work.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return target
+
+
+def _write(
+    work: Path, ensemble: Ensemble, default_head: str, examples: StructureBatch | None, calibration: Calibration,
+    training: dict[str, Any],
+) -> None:  # fmt: skip
+    members = [MemberEntry(path=f"members/{k:03d}", seed=seed) for k, seed in enumerate(ensemble.seeds)]
+    write_weights(work, ensemble, [m.path for m in members])
+    for member in members:
+        description = {"seed": member.seed, **ensemble.config.model_dump(mode="json")}
+        (work / member.path / "model.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    vector, precision = make_test_vector(ensemble, examples)
+    (work / CALIBRATION).write_bytes(calibration.dumps())
+    manifest = Manifest(
+        schema_name=SCHEMA,
+        schema_version=SCHEMA_VERSION,
+        atomsieve=__version__,
+        cutoff=ensemble.config.cutoff,
+        config=ensemble.config,
+        default_head=default_head,
+        heads=ensemble.heads,
+        kind=ensemble.kind,
+        members=members,
+        precision=precision,
+        test_vector=vector,
+        training=training,
+        files={},
+    )
+    for path in sorted(p for p in work.rglob("*") if p.is_file()):
+        manifest.files[path.relative_to(work).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    (work / CARD).write_text(model_card(manifest.model_dump(), calibration))
+    (work / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    for path in work.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read and check `manifest.json` alone (no weights).
+
+    Raises
+    ------
+    AtomSieveError
+        if there is no such folder; DataError if the manifest is damaged or of a newer schema.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise AtomSieveError(f"no ensemble at {folder}: {MANIFEST} is missing; give the folder that training wrote")
+    if path.stat().st_size > _LARGEST_MANIFEST:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, more than any manifest; it is not an ensemble's")
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); the folder is damaged, copy it again") from error
+    if not isinstance(raw, dict) or raw.get("schema_name") != SCHEMA:
+        raise DataError(f"{path} is not an ensemble's manifest (schema_name must be {SCHEMA!r})")
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{folder} has schema version {raw.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
+            "install the version of atomsieve that wrote it"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise DataError(f"{path}: {where}: {first['msg']}; the folder is damaged, copy it again") from error
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for name, expected in manifest.files.items():
+        if name == CARD:  # for people, who may add to it
+            continue
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise DataError(
+                f"{folder}: the manifest names a file outside the folder, {name!r}; do not trust this folder"
+            )
+        path = folder / relative
+        if name in FITTED:
+            _settle(path, expected)
+        if not path.is_file():
+            raise DataError(f"{folder}: {name} is missing; the folder is incomplete, copy it again")
+        size = path.stat().st_size
+        if size != expected.get("size"):
+            raise DataError(
+                f"{folder}: {name} has {size} bytes, the manifest says {expected.get('size')}; copy it again"
+            )
+        if sha256_of(path) != expected.get("sha256"):
+            raise DataError(f"{folder}: {name} was changed (its SHA-256 differs from the manifest's); copy it again")
+    for name in FITTED:
+        if name not in manifest.files and (folder / name).exists():
+            raise DataError(f"{folder}: {name} is not listed in {MANIFEST}; remove it, or copy the folder again")
+
+
+def _checked_manifest(place: Path) -> Manifest:
+    """Read the manifest and check all files; once more where another process changed the manifest meanwhile."""
+    while True:
+        manifest = read_manifest(place)
+        try:
+            _check_files(place, manifest)
+        except DataError:
+            if read_manifest(place).files == manifest.files:
+                raise
+        else:
+            return manifest
+
+
+def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
+    """Read an ensemble (FP32 weights, on the CPU) and its manifest, after checking every file's size and SHA-256.
+
+    Raises
+    ------
+    DataError
+        naming the file that is missing, changed or of the wrong shape.
+    """
+    place = Path(folder)
+    manifest = _checked_manifest(place)
+    ensemble = Ensemble(manifest.config, manifest.heads, [m.seed for m in manifest.members], manifest.kind)
+    read_weights(place, ensemble, [m.path for m in manifest.members], manifest.files)
+    return ensemble.eval(), manifest
+
+
+def read_calibration(folder: str | Path) -> Calibration:
+    """Read calibration.json, of whatever version; without the file no head is calibrated."""
+    path = Path(folder) / CALIBRATION
+    if (Path(folder) / MANIFEST).is_file():
+        _settle(path, _raw(Path(folder)).get("files", {}).get(CALIBRATION, {}))
+    if not path.is_file():
+        return Calibration()
+    if (size := path.stat().st_size) > _LARGEST_CALIBRATION:
+        raise DataError(f"{path} has {size} bytes, more than any calibration; calibrate the ensemble again")
+    return parse_calibration(path.read_bytes(), str(path))
+
+
+def ensemble_id(folder: str | Path) -> str:
+    """Return the SHA-256 that names weights, heads, calibration and everything else of the ensemble.
+
+    Neither exports nor the card count: the ensemble stays the same when it is exported.
+    """
+    return _digest(_raw(Path(folder)), (CARD,))
+
+
+def weights_id(folder: str | Path) -> str:
+    """Return the SHA-256 that names what an artefact depends on: `ensemble_id` without what is fitted afterwards."""
+    return _digest(_raw(Path(folder)), (CARD, *FITTED))
+
+
+def same_weights(folder: str | Path, identity: str) -> bool:
+    """Say whether an artefact of this identity was made of the weights in a folder.
+
+    Older artefacts carry the `ensemble_id` of their day; they stay valid when the ensemble is calibrated anew.
+    """
+    return identity in (weights_id(folder), ensemble_id(folder), *_raw(Path(folder)).get("formerly", ()))
+
+
+def _raw(place: Path) -> dict[str, Any]:
+    if not (place / MANIFEST).is_file():
+        read_manifest(place)  # says so
+    return dict(json.loads((place / MANIFEST).read_bytes()))
+
+
+def _digest(raw: dict[str, Any], without: tuple[str, ...]) -> str:
+    kept = {k: v for k, v in raw.items() if k not in ("exports", "formerly")}
+    kept["files"] = {name: of for name, of in raw.get("files", {}).items() if name not in without}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]) -> Manifest:
+    """Enter artefacts into the manifest (None strikes one out), write the card anew, and return the manifest.
+
+    The manifest is replaced whole, so that a reader sees it as it was before or after.
+    """
+    place = Path(folder)
+    with _changing(place) as raw:
+        exports = raw.get("exports", {})
+        for key, entry in changed.items():
+            exports.pop(key, None)
+            if entry is not None:
+                exports[key] = entry.model_dump(mode="json")
+        raw["exports"] = dict(sorted(exports.items()))
+        replace_text(place / MANIFEST, json.dumps(raw, indent=1))
+        return _new_card(place)
+
+
+def record_files(folder: str | Path, contents: Mapping[str, bytes | Callable[[], bytes]]) -> Manifest:
+    """Put files that are fitted afterwards (names of `FITTED`) into the folder, durably, and return the manifest.
+
+    The new manifest is what makes them valid: each file waits beside its place until then, and whoever reads the
+    folder in between, or after this process was killed, moves it there. The identity of the ensemble changes; that of
+    its weights does not. What gives bytes is called while no other process can change the file that it builds on.
+    """
+    place = Path(folder)
+    for name in contents:
+        if name not in FITTED:
+            raise UsageError(f"{name!r} cannot be put into an ensemble afterwards; allowed: {', '.join(FITTED)}")
+    with _changing(place) as raw:
+        made = {name: content if isinstance(content, bytes) else content() for name, content in contents.items()}
+        before = ensemble_id(place)
+        if any(entry.get("ensemble_id") == before for entry in raw.get("exports", {}).values()):
+            raw["formerly"] = sorted({before, *raw.get("formerly", ())})
+        for name, content in made.items():
+            digest = hashlib.sha256(content).hexdigest()
+            waiting = _waiting(place / name, digest)
+            waiting.write_bytes(content)
+            sync_file(waiting)
+            raw["files"][name] = {"size": len(content), "sha256": digest}
+        sync_folder(place)
+        replace_text(place / MANIFEST, json.dumps(raw, indent=1))
+        for name in contents:
+            _settle(place / name, raw["files"][name])
+            for left in place.glob(f".{name}.*.next"):  # of a process that was killed before its manifest
+                left.unlink(missing_ok=True)
+        sync_folder(place)
+        return _new_card(place)
+
+
+@contextmanager
+def _changing(place: Path) -> Iterator[dict[str, Any]]:
+    """Give the manifest as it stands, checked, while no other process changes it; fields of it stay as written."""
+    with ExitStack() as stack:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                stack.enter_context(PathLock(place / LOCK))
+                break
+            except AtomSieveError:
+                if time.monotonic() > deadline or not (place / LOCK).exists():
+                    raise
+                time.sleep(0.1)
+        for name, expected in read_manifest(place).files.items():
+            if name in FITTED:
+                _settle(place / name, expected)
+        yield _raw(place)
+
+
+def _waiting(path: Path, digest: str) -> Path:
+    """Return where a file waits: of its content, so that it never changes once a manifest means it."""
+    return path.with_name(f".{path.name}.{digest[:16]}.next")
+
+
+def _settle(path: Path, expected: Mapping[str, Any]) -> None:
+    """Move a file to its place that waits for it, if it is the one that the manifest means."""
+    digest = str(expected.get("sha256"))
+    if not digest.isalnum():  # it becomes part of a path
+        return
+    waiting = _waiting(path, digest)
+    try:
+        if waiting.is_file() and sha256_of(waiting) == digest:
+            os.replace(waiting, path)
+    except FileNotFoundError:  # another process moved it
+        return
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: {path.name} was changed, and this process may not finish that ({error.strerror}); let its "
+            "owner run any command on the folder once"
+        ) from error
+
+
+def _new_card(place: Path) -> Manifest:
+    """Write the card anew and return the manifest that it shows."""
+    manifest = read_manifest(place)
+    replace_text(place / CARD, model_card(manifest.model_dump(), read_calibration(place)))
+    return manifest
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file anew, durably; a reader sees it as it was before or after."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    sync_file(new)
+    os.replace(new, path)
+    sync_folder(path.parent)

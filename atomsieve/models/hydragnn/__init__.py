@@ -1,0 +1,1 @@
+"""HydraGNN's PaiNN for a stack of members."""

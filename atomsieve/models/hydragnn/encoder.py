@@ -1,0 +1,160 @@
+"""HydraGNN's PaiNN, for a stack of members: the mathematics of its graph foundation models, from the formulas.
+
+Beside the PaiNN of this package: atoms start from their atomic number alone (one scalar), so the first layer has width
+1; radial functions are `sin(n pi r / rc) / r` with a cosine cutoff; a message along the direction falls off with
+another 1/r; vectors are mixed between layers; total charge and multiplicity are joined to the scalars after every
+layer; and heads read the sum over atoms (`atomsieve.models.readout.PooledReadout`).
+
+Here the plain way, by automatic differentiation, for any device and any neighbour list. `hydragnn_fast` holds another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from atomsieve.graphs.graph import Graph
+from atomsieve.models.config import HYDRAGNN, ModelConfig
+from atomsieve.models.layers import Seeds, StackedLinear, StackedMLP
+from atomsieve.models.messages.message import Wanted
+from atomsieve.models.registry import Encoder, register_encoder
+
+SMALL = 1e-9
+"""Angstrom, added to distances where directions are formed."""
+NOTHING = 1e-24
+
+
+@dataclass(frozen=True)
+class EdgeView:
+    """Edges as this encoder sees them.
+
+    Attributes
+    ----------
+    vec : [K,E,3] Angstrom, a leaf of autograd when forces are wanted.
+    basis : [1 or K,E,R+1], radial functions times the cutoff, and last the cutoff itself.
+    along : [1 or K,E,3], direction from receiver to sender over the distance, 1/Angstrom.
+    """
+
+    vec: Tensor
+    basis: Tensor
+    along: Tensor
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What is differentiated by."""
+        return (self.vec,)
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Return gradients `[K,E,3]` by the edge vectors, which they are already."""
+        return gradient
+
+
+def sinc_basis(r: Tensor, n_basis: int, cutoff: float) -> Tensor:
+    """Return `[..., R+1]` at distances r `[...]`: sin(n pi r / rc) / r times the cosine cutoff, and the cutoff."""
+    r = r.unsqueeze(-1)
+    n = torch.arange(1, n_basis + 1, device=r.device, dtype=r.dtype) * (math.pi / cutoff)
+    cut = torch.where(r < cutoff, 0.5 * (torch.cos(r * (math.pi / cutoff)) + 1), 0)
+    return torch.cat([torch.sin(n * r) / r * cut, cut], -1)
+
+
+def length(v: Tensor) -> Tensor:
+    """Return the lengths `[K,N,F]` of vectors `[K,N,3,F]`; those below 1e-12 are zero, with all their derivatives.
+
+    An atom without neighbours, or at a centre of symmetry, has such vectors; the second derivative that training needs
+    is not finite there.
+    """
+    square = (v * v).sum(2)
+    nothing = square < NOTHING
+    return torch.where(nothing, 0, torch.sqrt(torch.where(nothing, 1, square)))
+
+
+class HydraLayer(nn.Module):
+    """One message, one update, and the maps to the width of the next layer."""
+
+    def __init__(self, config: ModelConfig, seeds: Seeds, width: int, *, last: bool) -> None:
+        super().__init__()
+        assert config.hydragnn is not None
+        hidden, biased = config.hidden, config.hydragnn.vector_bias
+        self.width = width
+        self.payload = StackedMLP(width, width, 3 * width, seeds)
+        bound = math.sqrt(6.0 / (config.n_basis + 1 + width)) / math.sqrt(config.typical_neighbors / 3.0)
+        self.filters = seeds.uniform(config.n_basis + 1, 3 * width, bound=bound)
+        self.left = StackedLinear(width, width, seeds, bias=biased)
+        self.right = StackedLinear(width, width, seeds, bias=biased)
+        self.update = StackedMLP(2 * width, width, (2 if last else 3) * width, seeds)
+        self.node_first = StackedLinear(width, hidden, seeds)
+        self.node_second = StackedLinear(hidden, hidden, seeds)
+        self.vector = None if last else StackedLinear(width, hidden, seeds, bias=biased)
+
+    def forward(self, s: Tensor, v: Tensor | None, graph: Graph, edges: EdgeView) -> tuple[Tensor, Tensor | None]:
+        """Turn scalars `[K,N,F]` and vectors `[K,N,3,F]` (None: zero) into those of width H; none after the last."""
+        s, v = self._message(s, v, graph, edges)
+        members, atoms, _, width = v.shape
+        flat = v.reshape(members, 3 * atoms, width)
+        left, right = (mix(flat).view(members, atoms, 3, width) for mix in (self.left, self.right))
+        norm = length(right)
+        parts = self.update(torch.cat([norm, s], -1)).split(width, -1)
+        a_sv, a_ss = parts[-2:]
+        s = s + a_sv * (left * right).sum(2) + a_ss
+        s = self.node_second(torch.tanh(self.node_first(s)))
+        if self.vector is None:
+            return s, None
+        v = v + parts[0].unsqueeze(2) * left
+        return s, self.vector(v.reshape(members, 3 * atoms, width)).view(members, atoms, 3, -1)
+
+    def _message(self, s: Tensor, v: Tensor | None, graph: Graph, edges: EdgeView) -> tuple[Tensor, Tensor]:
+        """Add to each atom what its neighbours send."""
+        members, atoms, width = s.shape
+        sender, receiver = graph.neighbors.sender, graph.neighbors.receiver
+        filters = torch.bmm(edges.basis, self.filters)
+        g_v, g_e, m_s = (filters * self.payload(s).index_select(1, sender)).split(width, -1)
+        m_v = edges.along.unsqueeze(3) * g_e.unsqueeze(2)
+        if v is None:
+            v = s.new_zeros(members, atoms, 3, width)
+        else:
+            m_v = m_v + v.index_select(1, sender) * g_v.unsqueeze(2)
+        return s.index_add(1, receiver, m_s), v.index_add(1, receiver, m_v)
+
+
+@register_encoder(HYDRAGNN)
+class HydraGNNPaiNN(Encoder):
+    """HydraGNN's PaiNN stack with `concat_node` conditioning where the model has charge and spin."""
+
+    pooled = True
+    raw_condition = True
+    exportable = False
+
+    def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
+        super().__init__(config, seeds)
+        widths = [1, *[config.hidden] * (config.layers - 1)]
+        self.layers = nn.ModuleList(
+            HydraLayer(config, seeds, width, last=k == config.layers - 1) for k, width in enumerate(widths)
+        )
+        self.projector = StackedLinear(config.hidden + 2, config.hidden, seeds) if config.charge_spin else None
+
+    def geometry(self, vec: Tensor, members: int, *, differentiable: bool) -> EdgeView:
+        """Return what the encoder sees of edge vectors `vec [E,3]` (Angstrom)."""
+        many = vec.detach().expand(members, *vec.shape)
+        if differentiable:
+            many.requires_grad_()
+        r = torch.linalg.vector_norm(many, dim=2)
+        far = r.unsqueeze(2)
+        return EdgeView(many, sinc_basis(r, self.config.n_basis, self.config.cutoff), many / (far + SMALL) / far)
+
+    def forward(
+        self, graph: Graph, geometry: EdgeView, condition: Tensor | None, wanted: Wanted
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return scalars `[K,N,H]` after the last layer; there are no vectors then."""
+        members = geometry.vec.shape[0]
+        s = graph.numbers.to(geometry.vec.dtype).view(1, -1, 1).expand(members, -1, -1)
+        v: Tensor | None = None
+        for layer in self.layers:
+            s, v = layer(s, v, graph, geometry)
+            if self.projector is not None:
+                assert condition is not None
+                s = self.projector(torch.cat([s, condition], -1))
+            s = torch.relu(s)
+        return s, v

@@ -1,0 +1,1 @@
+"""HydraGNN's model without autograd, on a CPU and on a GPU."""

@@ -1,0 +1,1 @@
+"""The message filter(distance) x sender of a stack of members, and its implementations."""

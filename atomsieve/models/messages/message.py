@@ -1,0 +1,295 @@
+"""The PaiNN message of a stack of members: one operation, four implementations, twice differentiable.
+
+`message(x, basis, unit, weights, graph)` maps node payloads to what each atom receives (Schuett et al., ICML
+2021, eq. 7-8):
+
+    w_s, w_a, w_b = basis[e] @ weights          filter of edge e (sender j, receiver i)
+    ds[i] = sum_e w_s * p_s[j]
+    dv[i] = sum_e w_a * q[j] + (w_b * p_b[j]) (x) unit[e]
+
+Shapes: `x [K,N,5,F]` holds (p_s, p_b, q_x, q_y, q_z), `basis [K,E,R]`, `unit [K,E,3]`, `weights [K,R,3F]`; the result
+`[K,N,4,F]` holds (ds, dv_x, dv_y, dv_z). K members, N atoms, E edges, F channels, R radial functions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from atomsieve.graphs.graph import Graph
+from atomsieve.graphs.table import TableGraph
+from atomsieve.models.messages.table import message_on_table_graph
+from atomsieve.native import kernels
+
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+_LANES = 16  # channels must fill whole vectors of the compiled kernels
+
+
+@dataclass
+class Wanted:
+    """Which gradients the next backward is for; autograd itself does not tell a function.
+
+    Forces need those of the geometry (basis, unit); an optimizer needs those of the weights. Switching off what is not
+    asked for saves about a third of the work of a training step.
+    """
+
+    geometry: bool = True
+    parameters: bool = True
+    twice: bool = True
+    """Gradients of the geometry will themselves be differentiated, as a loss on forces needs."""
+
+
+def message(
+    x: Tensor,
+    basis: Tensor,
+    unit: Tensor,
+    weights: Tensor,
+    graph: Graph | TableGraph,
+    implementation: str = "auto",
+    wanted: Wanted | None = None,
+) -> Tensor:
+    """Return what each atom receives, `[K,N,4,F]` (see the module's page).
+
+    wanted : what backward passes through the result are for; may be changed between passes.
+    implementation : "native" (compiled, CPU, complete lists), "table" (padded neighbour table, complete lists),
+        "triton" (fused, GPU, once differentiable), "edges" (any list, any device), or "auto": the first that serves.
+    """
+    if isinstance(graph, TableGraph):
+        return message_on_table_graph(x, basis, unit, weights, graph)
+    if implementation == "auto":
+        implementation = "native" if native_serves(x, graph) else "edges"
+        if implementation == "edges" and triton_serves(x, wanted or Wanted()):
+            implementation = "triton"
+            if not (wanted or Wanted()).parameters:  # which it does not give
+                weights = weights.detach()
+        if implementation == "edges" and table_serves(graph, wanted or Wanted()):
+            implementation = "table"
+    if implementation in ("native", "table") and not graph.neighbors.symmetric:
+        raise ValueError(
+            f"the {implementation} message needs a complete neighbour list; use 'edges' on a truncated one"
+        )
+    if implementation == "native":
+        return _Native.apply(x, basis, unit, weights, graph, wanted or Wanted())
+    if implementation == "table":
+        return message_on_table(x, basis, unit, weights, graph)
+    if implementation == "triton":
+        from atomsieve.models.messages.triton_kernels import message_on_gpu
+
+        return message_on_gpu(x, basis, unit, weights, graph)
+    if implementation == "edges":
+        return message_on_edges(x, basis, unit, weights, graph)
+    raise ValueError(f"unknown message implementation {implementation!r}; allowed: auto, native, table, triton, edges")
+
+
+def native_serves(x: Tensor, graph: Graph) -> bool:
+    """Say whether the compiled kernels can be used for this payload and graph."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in SUFFIX
+        and x.shape[-1] % _LANES == 0
+        and graph.neighbors.symmetric
+        and kernels() is not None
+    )
+
+
+def triton_serves(x: Tensor, wanted: Wanted) -> bool:
+    """Say whether the fused GPU kernels can be used: for inference, where Triton is installed."""
+    learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
+    return x.device.type == "cuda" and x.dtype in SUFFIX and not learning and find_spec("triton") is not None
+
+
+def table_serves(graph: Graph, wanted: Wanted) -> bool:
+    """Say whether the padded table can be used and is not mostly padding."""
+    if wanted.twice or not graph.neighbors.symmetric or not graph.n_edges:
+        return False
+    row_ptr = graph.neighbors.row_ptr
+    widest = int((row_ptr[1:] - row_ptr[:-1]).max())
+    return widest * graph.n_atoms <= 2 * graph.n_edges
+
+
+def message_on_edges(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph) -> Tensor:
+    """Compute the message with one row per edge: any list, any device, differentiable any number of times."""
+    members, atoms, _, width = x.shape
+    sender, receiver = graph.neighbors.sender, graph.neighbors.receiver
+    w_s, w_a, w_b = torch.bmm(basis, weights).split(width, dim=-1)  # [K,E,F] each
+    sent = x.index_select(1, sender)  # [K,E,5,F]
+    ds = (w_s * sent[:, :, 0]).unsqueeze(2)
+    dv = w_a.unsqueeze(2) * sent[:, :, 2:] + (w_b * sent[:, :, 1]).unsqueeze(2) * unit.unsqueeze(3)
+    out = x.new_zeros(members, atoms, 4, width)
+    return out.index_add(1, receiver, torch.cat([ds, dv], dim=2))
+
+
+def message_on_table(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph) -> Tensor:
+    """Compute the message on the padded neighbour table `[N,W]`: no scatter, forward or backward.
+
+    The backward gathers with the same table, because the list is symmetric: needs equal `basis` and opposite `unit`
+    on an edge and its reverse. Differentiable once.
+    """
+    nbr, slot = graph.table
+    members, atoms, _, width = x.shape
+    wide = nbr.shape[1]
+    filters = torch.bmm(basis, weights)
+    laid = (
+        x.new_zeros(members, atoms * wide, 3 * width).index_copy(1, slot, filters).view(members, atoms, wide, 3, width)
+    )
+    turned = x.new_zeros(members, atoms * wide, 3).index_copy(1, slot, unit).view(members, atoms, wide, 3)
+    return _Table.apply(x, laid, turned, nbr)
+
+
+class _Table(torch.autograd.Function):
+    """Message on the table; x [K,N,5,F], filters [K,N,W,3,F], unit [K,N,W,3], nbr [N,W]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, filters: Tensor, unit: Tensor, nbr: Tensor) -> Tensor:
+        ctx.save_for_backward(x, filters, unit, nbr)
+        near = x.index_select(1, nbr.reshape(-1)).view(*filters.shape[:3], 5, -1)
+        w_s, w_a, w_b = filters.unbind(3)
+        ds = (w_s * near[:, :, :, 0]).sum(2)
+        pushed = (w_b * near[:, :, :, 1]).unsqueeze(3) * unit.unsqueeze(4)
+        dv = (w_a.unsqueeze(3) * near[:, :, :, 2:] + pushed).sum(2)
+        return torch.cat([ds.unsqueeze(2), dv], dim=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, filters, unit, nbr = ctx.saved_tensors
+        flat, shape = nbr.reshape(-1), filters.shape[:3]
+        w_s, w_a, w_b = filters.unbind(3)
+        near = x.index_select(1, flat).view(*shape, 5, -1)
+        far = grad.index_select(1, flat).view(*shape, 4, -1)
+        here = grad.unsqueeze(2)
+        u = unit.unsqueeze(4)
+        along_far = (far[:, :, :, 1:] * u).sum(3)
+        along = (here[:, :, :, 1:] * u).sum(3)
+        grad_x = torch.cat(
+            [
+                (w_s * far[:, :, :, 0]).sum(2).unsqueeze(2),
+                -(w_b * along_far).sum(2).unsqueeze(2),
+                (w_a.unsqueeze(3) * far[:, :, :, 1:]).sum(2),
+            ],
+            dim=2,
+        )
+        p_b = near[:, :, :, 1]
+        grad_a = (here[:, :, :, 1:] * near[:, :, :, 2:]).sum(3)
+        grad_filters = torch.stack([here[:, :, :, 0] * near[:, :, :, 0], grad_a, along * p_b], dim=3)
+        grad_unit = (here[:, :, :, 1:] * (w_b * p_b).unsqueeze(3)).sum(4)
+        return grad_x, grad_filters, grad_unit, None
+
+
+def pointer(t: Tensor | None) -> ctypes.c_void_p:
+    """Return where the data of a tensor lies, null for None."""
+    return ctypes.c_void_p(t.data_ptr() if t is not None else None)
+
+
+def edge_data(t: Tensor) -> tuple[Tensor, int]:
+    """Return edge data and its stride over members: 0 where all members share one array."""
+    if t.shape[0] > 1 and t.stride(0) == 0 and t[0].is_contiguous():
+        return t, 0
+    t = t.contiguous()
+    return t, t.stride(0) if t.shape[0] > 1 else 0
+
+
+def call_kernel(
+    name: str, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, *rest: Tensor | None
+) -> None:
+    """Call a compiled kernel of the message: "forward", "vjp", "pull" or "second", with its further arrays `rest`."""
+    library = kernels()
+    assert library is not None
+    function = getattr(library, f"message_{name}_{SUFFIX[x.dtype]}")
+    members, atoms, _, width = x.shape
+    sizes = (members, atoms, graph.n_edges, width, basis.shape[-1])
+    a, a_stride = edge_data(basis)
+    u, u_stride = edge_data(unit)
+    list_ = graph.neighbors
+    function(
+        *(ctypes.c_int64(n) for n in sizes),
+        pointer(list_.row_ptr),
+        pointer(list_.sender),
+        pointer(x),
+        pointer(a),
+        ctypes.c_int64(a_stride),
+        pointer(u),
+        ctypes.c_int64(u_stride),
+        pointer(weights),
+        *(pointer(t) for t in rest),
+    )
+
+
+class _Native(torch.autograd.Function):
+    """The compiled message; its backward is `_NativeGrad`, so that losses on forces can be differentiated."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, wanted: Wanted
+    ) -> Tensor:
+        x, weights = x.contiguous(), weights.contiguous()
+        ctx.graph, ctx.wanted = graph, wanted
+        ctx.save_for_backward(x, basis, unit, weights)
+        out = x.new_empty(x.shape[0], x.shape[1], 4, x.shape[3])
+        call_kernel("forward", x, basis, unit, weights, graph, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        wanted, needs = ctx.wanted, ctx.needs_input_grad
+        need = (wanted.geometry and needs[1], wanted.geometry and needs[2], wanted.parameters and needs[3])
+        grads = _NativeGrad.apply(grad, *ctx.saved_tensors, ctx.graph, wanted, *need)
+        return (*grads, None, None)
+
+
+class _NativeGrad(torch.autograd.Function):
+    """Gradients of the message with respect to x, basis, unit and weights, differentiable once more.
+
+    The second derivative is taken for gradients of a loss on energies, forces and stresses with respect to parameters;
+    it does not reach back to the geometry (Hessians go through the "edges" implementation).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad: Tensor,
+        x: Tensor,
+        basis: Tensor,
+        unit: Tensor,
+        weights: Tensor,
+        graph: Graph,
+        wanted: Wanted,
+        need_basis: bool,
+        need_unit: bool,
+        need_weights: bool,
+    ) -> tuple[Tensor | None, ...]:
+        grad = grad.contiguous()
+        ctx.graph, ctx.wanted, ctx.weights_given = graph, wanted, need_weights
+        ctx.save_for_backward(grad, x, basis, unit, weights)
+        grad_x = torch.empty_like(x)
+        grad_basis = torch.empty(basis.shape, dtype=x.dtype) if need_basis else None
+        grad_unit = torch.empty(unit.shape, dtype=x.dtype) if need_unit else None
+        grad_weights = torch.empty_like(weights) if need_weights else None
+        call_kernel("vjp", x, basis, unit, weights, graph, grad, grad_x, grad_basis, grad_unit, grad_weights)
+        return grad_x, grad_basis, grad_unit, grad_weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, h_x: Tensor, h_basis: Tensor | None, h_unit: Tensor | None, h_weights: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if ctx.wanted.geometry or ctx.weights_given:
+            raise RuntimeError(
+                "the compiled message gives second derivatives of geometry with respect to parameters only: set "
+                "wanted.parameters = False for the first backward and wanted.geometry = False for the second, "
+                "or take implementation='edges'"
+            )
+        grad, x, basis, unit, weights = ctx.saved_tensors
+        h_x = h_x.contiguous()
+        h_basis = torch.zeros(basis.shape, dtype=x.dtype) if h_basis is None else h_basis.contiguous()
+        h_unit = torch.zeros(unit.shape, dtype=x.dtype) if h_unit is None else h_unit.contiguous()
+        out_grad, out_x, out_weights = torch.empty_like(grad), torch.empty_like(x), torch.empty_like(weights)
+        more = (grad, h_x, h_basis, h_unit, out_grad, out_x, out_weights)
+        call_kernel("second", x, basis, unit, weights, ctx.graph, *more)
+        return out_grad, out_x, None, None, out_weights, None, None, None, None, None

@@ -1,0 +1,1 @@
+"""PaiNN for a stack of members."""

@@ -1,0 +1,199 @@
+"""RemotePredictor: an ensemble that servers hold, called as one that is here."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import UsageError
+from atomsieve.predict.prediction import Prediction
+from atomsieve.remote.endpoints import Policy, Pool, parse_urls
+from atomsieve.remote.requests import Arrays, Described, Job
+from atomsieve.remote.transport import Credentials
+from atomsieve.remote.workers import Crew, ask_all
+from atomsieve.structures.batch import StructureBatch
+
+
+class RemotePredictor(Described):
+    """An ensemble that servers hold, with the interface of `atomsieve.predict.Predictor`; made by `connect`.
+
+    Threads may share it. Copies share its connections, a pickle connects again (it holds the token).
+    """
+
+    def __init__(self, crew: Crew, head: str | None, *, alone: bool, given: dict[str, Any]) -> None:
+        super().__init__(crew.pool.description, head, alone=alone)
+        self._crew, self._given = crew, given
+        self.model = crew.model
+        self._close = weakref.finalize(self, crew.close)
+
+    @staticmethod
+    def connect(
+        endpoints: str | Sequence[str],
+        model: str = "gfm",
+        head: str | None = None,
+        *,
+        credentials: Credentials | None = None,
+        deadline: float = 60.0,
+        patience: float = 300.0,
+        in_flight: int = 4,
+        alone: bool = False,
+    ) -> RemotePredictor:
+        """Connect to endpoints that serve the same ensemble alike.
+
+        endpoints : `grpc://h1:8001,h2:8001`, or a list; grpcs, http and https too.
+        model : its name there. head : used when a call names none; None takes the server's default.
+        credentials : token and TLS files.
+        deadline : seconds for one answer; a server that turns out to be sound, but busy, gets up to eight times as
+            much, and fewer requests at once.
+        patience : seconds for all tries of a request, from its first failure, or the latest answer to any request, on;
+            meanwhile it is sent again, elsewhere or when a server is back.
+        in_flight : requests on their way to one endpoint at once.
+        alone : have every request computed apart from those of other clients, so that the same call gives the same
+            bits whatever else the server does.
+
+        Raises
+        ------
+        UsageError
+            for what is no endpoint, an unknown head, a file for TLS, or endpoints that do not serve alike.
+        EndpointError
+            if none answers, the model is unknown, or the token is wrong.
+        """
+        policy = Policy(deadline=deadline, patience=patience, in_flight=in_flight)
+        pool = Pool(parse_urls(endpoints), policy)
+        pool.admit(ask_all([e.url for e in pool.endpoints], model, credentials, policy))
+        given = {
+            "endpoints": [str(e.url) for e in pool.endpoints], "model": model, "credentials": credentials,
+            "deadline": deadline, "patience": patience, "in_flight": in_flight, "alone": alone,
+        }  # fmt: skip
+        return RemotePredictor(Crew(pool, model, credentials), head, alone=alone, given=given)
+
+    @property
+    def endpoints(self) -> list[str]:
+        """The endpoints, as URLs."""
+        return list(self._given["endpoints"])
+
+    @property
+    def patience(self) -> float:
+        """How long a request goes on without any answer; seconds."""
+        return float(self._given["patience"])
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The endpoints that are out, by URL, and why."""
+        return {str(e.url): e.refused or str(e.error) for e in self._crew.pool.endpoints if not e.up}
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are on their way at once, to all endpoints together."""
+        return int(self._given["in_flight"]) * len(self._given["endpoints"])
+
+    def __call__(
+        self,
+        batch: StructureBatch,
+        want: Collection[str] = ("energy", "forces", "spread"),
+        head: str | None = None,
+        max_structure_atoms: int | None = None,
+        build: Any = None,
+    ) -> Prediction:
+        """Evaluate a batch for one head, as `atomsieve.predict.Predictor` does; `build` is not used.
+
+        A large batch is cut into several requests, which are on their way together. A structure beyond the limits of
+        the server gets the status TOO_LARGE.
+
+        Raises
+        ------
+        UsageError
+            for an unknown head or property.
+        EndpointError
+            if a request is rejected or denied, or patience has run out.
+        """
+        sent = self.submit(batch, want, head, max_structure_atoms)
+        try:
+            return sent.result()
+        except BaseException:  # Ctrl-C too
+            sent.cancel()
+            raise
+
+    def submit(
+        self,
+        batch: StructureBatch,
+        want: Collection[str] = ("energy", "forces", "spread"),
+        head: str | None = None,
+        max_structure_atoms: int | None = None,
+    ) -> Sent:
+        """Send a batch and return at once; parameters and errors as of a call."""
+        job = self._job(batch, want, head, max_structure_atoms)
+        return Sent(self, job, [self._crew.submit(_Tensors(job, piece), job) for piece in job.pieces])
+
+    def close(self) -> None:
+        """Give everything up at once: calls that are on their way raise `atomsieve.remote.workers.Closed`."""
+        self._close()
+
+    def __enter__(self) -> RemotePredictor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemotePredictor:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reconnect, (self._given, self.head, self.ensemble_id)
+
+
+class _Tensors:
+    """Makes the tensors of a request when its turn comes, so that those waiting take no memory."""
+
+    def __init__(self, job: Job, piece: NDArray[np.int64]) -> None:
+        self._job, self._piece = job, piece
+
+    def __call__(self) -> Arrays:
+        return self._job.arrays(self._piece)
+
+
+class Sent:
+    """A batch on its way. It keeps its predictor connected."""
+
+    def __init__(self, predictor: RemotePredictor, job: Job, futures: list[Future[Arrays]]) -> None:
+        self._predictor, self._job, self._futures = predictor, job, futures
+
+    def result(self, seconds: float | None = None) -> Prediction:
+        """Wait for the answer.
+
+        Raises
+        ------
+        TimeoutError
+            if it is not there after so long; it may be asked for again. Errors of a call, too.
+        """
+        finished, open_ = wait(self._futures, seconds, "FIRST_EXCEPTION")
+        for future in self._futures:
+            if future in finished:
+                future.result()  # raises the error of one that failed, without waiting for the others
+        if open_:
+            raise TimeoutError
+        return self._job.prediction([future.result() for future in self._futures])
+
+    def cancel(self) -> None:
+        """Take back what was not sent yet."""
+        for future in self._futures:
+            future.cancel()
+
+
+def reconnect(given: dict[str, Any], head: str, identity: str) -> RemotePredictor:
+    """Connect as `given` to `RemotePredictor.connect` before, and only to the ensemble `identity`."""
+    predictor = RemotePredictor.connect(**given, head=head)
+    if predictor.ensemble_id != identity:
+        with suppress(Exception):
+            predictor.close()
+        raise UsageError(
+            f"{', '.join(given['endpoints'])} now serve another ensemble ({predictor.ensemble_id[:12]}, was "
+            f"{identity[:12]}); connect anew"
+        )
+    return predictor

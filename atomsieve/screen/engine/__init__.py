@@ -1,0 +1,1 @@
+"""The loop of a screening on one rank: reading, packing, computing, writing."""

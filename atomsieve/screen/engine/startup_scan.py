@@ -1,0 +1,58 @@
+"""What all ranks must know before they begin, found by all of them together: no rank reads it all alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.runs.mpi import Team
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.chunks import Chunks
+from atomsieve.screen.results.files import Folder
+
+PIECE = 1 << 20  # structures whose atom counts are in memory at once
+
+
+def known_chunks(team: Team, folder: Folder) -> NDArray[Any]:
+    """Return what the ledgers tell of every chunk (dtype `ledger.KNOWN`), sorted by chunk; torn ends are cut off.
+
+    A chunk has as many entries as it was entered. The ledgers are shared out among the ranks, and 16 bytes of each
+    entry go to all. The run's lock must be held.
+    """
+    names = team.first(lambda: sorted(path.name for path in folder.ledger.glob("*.ledger")))
+    return _gathered(team, lambda: ledger.known([folder.ledger / name for name in names[team.rank :: team.size]]))
+
+
+def _gathered(team: Team, work: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    found = np.concatenate(team.gather(team.together(work)))
+    return found[np.argsort(found["chunk"], kind="stable")]
+
+
+def atom_bounds(team: Team, reader: Any, chunks: Chunks) -> NDArray[np.int64]:
+    """Return the atoms before each chunk [C+1], which say where its forces lie; each rank counts a part."""
+    starts = chunks.starts()
+    first, stop = np.searchsorted(starts, [chunks.n * (team.rank + k) // team.size for k in (0, 1)]).tolist()
+    found = np.concatenate(team.gather(team.together(lambda: _atoms(reader, starts[first : stop + 1]))))
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(found)])
+
+
+def _atoms(reader: Any, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the atoms of the chunks [C] between the positions `starts` [C+1]."""
+    atoms = np.zeros(len(starts) - 1, np.int64)
+    k = 0
+    while k < len(atoms):
+        end = max(k + 1, int(np.searchsorted(starts, starts[k] + PIECE, side="right")) - 1)
+        ptr = _ptr(reader, int(starts[k]), int(starts[end]))
+        atoms[k:end] = np.diff(ptr[starts[k : end + 1] - starts[k]])
+        k = end
+    return atoms
+
+
+def _ptr(reader: Any, first: int, stop: int) -> NDArray[np.int64]:
+    if hasattr(reader, "read_arrays"):
+        found: NDArray[np.int64] = reader.read_arrays(first, stop, ())["ptr"]
+        return found
+    return np.concatenate([[0], np.cumsum(reader.counts()[first:stop])]).astype(np.int64)

@@ -1,0 +1,1 @@
+"""Results on the disks of the nodes first, collected afterwards."""

@@ -1,0 +1,294 @@
+"""Results on the disks of the nodes first, so that the shared file system sees few and large writes.
+
+    DIR/atomsieve-KEY/
+      token                 random; processes that read the same token share this folder
+      rows.npy.part         the whole row store, of which only the chunks computed here take room (a sparse file)
+      forces.npy.part       likewise
+      ledger/NNNNN.ledger   the chunks that are durable here, per rank
+
+A chunk has the same place here as in the results folder, so bringing it there is a copy of bytes and nothing is encoded
+again. KEY stands in `local.json` of the results folder together with the digest of its run.json: what other settings or
+discarded results left on a node is never taken for results of this run.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.screen.results import ledger
+from atomsieve.screen.results.files import (
+    BLOCK,
+    HEADER,
+    Folder,
+    ResultFile,
+    ResultWriter,
+    crc_of,
+    disk_errors,
+    part_of,
+    write_whole,
+)
+from atomsieve.structures.manifest import sync_folder
+
+TOGETHER = 256 << 20  # bytes copied between two ledger writes: what a death in the middle has copied again
+NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY)
+"""What the kernel says where it does not copy from one of the two file systems to the other."""
+TURN = 0.618  # of the time between two collections that each rank is ahead of the one before: never all at once
+Place = tuple[int, int]
+"""First byte and the byte after the last, header included."""
+
+
+def key_of(folder: Folder, *, make: bool) -> str | None:
+    """Return the KEY of a run, None if it has none; `make` starts one where there is none that fits its run.json."""
+    run = hashlib.sha256(folder.run.read_bytes()).hexdigest()
+    try:
+        found = json.loads(folder.local.read_text())
+    except (FileNotFoundError, ValueError):
+        found = {}
+    if isinstance(found, dict) and found.get("run") == run and isinstance(found.get("key"), str):
+        return str(found["key"])
+    if not make:
+        return None
+    key = os.urandom(8).hex()
+    write_whole(folder.local, (json.dumps({"key": key, "run": run}) + "\n").encode())
+    return key
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """The part of a run that lies on this node.
+
+    Attributes
+    ----------
+    folder : `DIR/atomsieve-KEY`.
+    token : equal for the processes that share it.
+    """
+
+    folder: Folder
+    token: str
+
+    @staticmethod
+    def at(place: Path, key: str) -> Folder:
+        """Return where the results of a run lie below `place`."""
+        return Folder(place / f"atomsieve-{key}")
+
+    @staticmethod
+    def open(place: Path, key: str, results: Path) -> LocalStore:
+        """Find or start the folder of a run below `place`.
+
+        Raises
+        ------
+        AtomSieveError
+            if it cannot be written.
+        """
+        folder = LocalStore.at(place, key)
+        if place.absolute() == results.absolute():
+            raise AtomSieveError(f"--local {place} is the results folder; name a folder on a disk of the node")
+        if not place.is_dir() and (not place.parent.is_dir() or place.absolute().parent == Path("/")):
+            raise AtomSieveError(f"--local {place}: there is no such folder; make it on every node, or name another")
+        try:
+            folder.ledger.mkdir(parents=True, exist_ok=True)
+            token = _token(folder.path / "token")
+        except OSError as error:
+            raise AtomSieveError(
+                f"cannot keep results in --local {place} ({error.strerror}); name a folder that can be written on "
+                "every node, or leave --local out"
+            ) from error
+        return LocalStore(folder, token)
+
+    def files(self, files: Iterable[ResultFile]) -> list[ResultFile]:
+        """Return the files here that have the places of `files`, ready to be written."""
+        here = [replace(file, path=self.folder.path / file.path.name) for file in files]
+        with disk_errors(self.folder.path):
+            for file in here:
+                file.prepare()
+            sync_folder(self.folder.path)
+        return here
+
+    def require_room(self, files: Iterable[ResultFile], nodes: int, left: float) -> None:
+        """Refuse a disk that cannot hold an equal share of what is `left` (0 to 1) of the results for all `nodes`.
+
+        Raises
+        ------
+        AtomSieveError
+            naming what is needed and what is free.
+        """
+        needed, taken = 0, 0
+        for file in files:
+            needed += int(file.nbytes * left) // nodes
+            with suppress(FileNotFoundError):
+                taken += (self.folder.path / part_of(file.path).name).stat().st_blocks * 512
+        usage = os.statvfs(self.folder.path)
+        free = usage.f_bavail * usage.f_frsize
+        if needed - taken > free:
+            raise AtomSieveError(
+                f"no space left for results in {self.folder.path}: an equal share of {nodes} node{'s'[: nodes > 1]} is "
+                f"{needed / 1e6:.3f} MB, {free / 1e6:.3f} MB are free; make room, name another --local, or leave it out"
+            )
+
+    def remove(self) -> None:
+        """Remove what lies here; several processes may do so at once."""
+        shutil.rmtree(self.folder.path, ignore_errors=True)
+
+
+def _token(path: Path) -> str:
+    """Return the token of a folder; the first process makes it, and no process sees half of it."""
+    draft = path.with_name(f"token.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        draft.write_text(os.urandom(16).hex())
+        with suppress(FileExistsError):
+            os.link(draft, path)
+        return path.read_text()
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def copy(source: int, target: int, place: Place) -> None:
+    """Copy the bytes of a place from one open file to the same place of another, by the kernel where it can.
+
+    Raises
+    ------
+    DataError
+        if the source ends before.
+    """
+    at, stop = place
+    kernel = hasattr(os, "copy_file_range")
+    while at < stop:
+        if kernel:
+            try:
+                done = os.copy_file_range(source, target, stop - at, at, at)
+            except OSError as error:
+                if error.errno not in NO_COPY:
+                    raise
+                kernel = False
+                continue
+        else:
+            done = os.pwrite(target, os.pread(source, min(BLOCK, stop - at), at), at)
+        if done == 0:
+            raise DataError(f"a file of results ends at byte {at}, {stop} were expected")
+        at += done
+
+
+class Carrier:
+    """Brings chunks to the results folder and enters them in a ledger there.
+
+    folder : the results folder. rows : its row store. forces : whether there are forces. rank : whose ledger is used.
+    """
+
+    def __init__(self, folder: Folder, rows: ResultFile, forces: bool, rank: int) -> None:
+        self.folder, self._rows = folder, rows
+        self.paths = [part_of(folder.rows), *([part_of(folder.forces)] if forces else [])]
+        self._ledger = folder.ledger / f"{rank:05d}.ledger"
+
+    def places(self, entry: ledger.Entry) -> list[Place]:
+        """Return where a chunk lies in each file."""
+        spans = [(self._rows.bounds(entry.chunk), self._rows.bounds(entry.chunk + 1))]
+        if len(self.paths) > 1:
+            if entry.forces_at is None:
+                raise DataError(f"chunk {entry.chunk} has no forces in the ledger; the run stores them")
+            spans.append(entry.forces_at)
+        return [(HEADER + start, HEADER + stop) for start, stop in spans]
+
+    def carry(self, entries: Sequence[ledger.Entry], sources: Sequence[int]) -> list[ledger.Entry]:
+        """Copy chunks from the open files `sources` (rows, forces); return those whose bytes are damaged there.
+
+        A chunk is in the ledger only once the disk has its bytes and they fit its checksums, read back from the copy.
+        """
+        damaged: list[ledger.Entry] = []
+        with disk_errors(self.folder.path):
+            targets = [os.open(path, os.O_RDWR) for path in self.paths]
+            try:
+                for group in self._groups(entries):
+                    good: list[ledger.Entry] = []
+                    for entry in group:
+                        (good if self._copied(entry, sources, targets) else damaged).append(entry)
+                    for target in targets:
+                        os.fdatasync(target)
+                    if good:
+                        ledger.append(self._ledger, good)
+            finally:
+                for target in targets:
+                    os.close(target)
+        return damaged
+
+    def _groups(self, entries: Sequence[ledger.Entry]) -> Iterable[list[ledger.Entry]]:
+        group: list[ledger.Entry] = []
+        size = 0
+        for entry in entries:
+            group.append(entry)
+            size += sum(stop - start for start, stop in self.places(entry))
+            if size >= TOGETHER:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _copied(self, entry: ledger.Entry, sources: Sequence[int], targets: Sequence[int]) -> bool:
+        expected = [entry.rows, entry.forces]
+        for place, source, target, crc in zip(self.places(entry), sources, targets, expected, strict=False):
+            try:
+                if os.fstat(source).st_size < place[1] or crc_of(source, *place) != crc:
+                    return False
+            except OSError:  # a sector that cannot be read
+                return False
+            copy(source, target, place)
+            if crc_of(target, *place) != crc:
+                raise AtomSieveError(
+                    f"chunk {entry.chunk} does not read back from {self.folder.path} as it was copied there; the disk "
+                    "or file system is at fault: run the same command again to continue"
+                )
+        return True
+
+
+class LocalWriter(ResultWriter):
+    """Writes chunks on this node, and brings them to the results folder now and then and at the end."""
+
+    def __init__(
+        self, store: LocalStore, carrier: Carrier, files: Sequence[ResultFile], rank: int, commit_seconds: float,
+        collect_seconds: float,
+    ) -> None:  # fmt: skip
+        rows, *forces = store.files(files)
+        super().__init__(store.folder, rows, forces[0] if forces else None, rank, commit_seconds)
+        self._carrier = carrier
+        self._here: list[ledger.Entry] = []  # durable here and not yet there
+        self._collect_every = collect_seconds
+        self._collected = time.monotonic() - collect_seconds * (rank * TURN % 1.0)
+
+    def commit(self) -> None:
+        """Make what was put durable here; from time to time also in the results folder."""
+        waiting = list(self._waiting)
+        super().commit()
+        self._here += waiting
+        if time.monotonic() - self._collected >= self._collect_every:
+            self.collect()
+
+    def collect(self) -> None:
+        """Bring what this rank has made durable here to the results folder.
+
+        Raises
+        ------
+        AtomSieveError
+            if the bytes here are not those that were written.
+        """
+        damaged = self._carrier.carry(self._here, self._handles)
+        self._here, self._collected = [], time.monotonic()
+        if damaged:
+            raise AtomSieveError(
+                f"{len(damaged)} chunks do not fit their checksums in {self.folder.path}, among them "
+                f"{[entry.chunk for entry in damaged[:5]]}: that disk loses data; run the same command again, they are "
+                "computed again"
+            )
+
+    def flush(self) -> None:
+        """See `ResultWriter.flush`."""
+        self.commit()
+        self.collect()

@@ -1,0 +1,1 @@
+"""The results folder: columns, chunks, files, ledger, and the questions that it answers."""

@@ -1,0 +1,61 @@
+"""The structures behind the rows: the screened input, read again where the rows are asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.screen.results.tables import pieces
+from atomsieve.structures import StructureBatch, StructureReader, open_structures
+from atomsieve.structures.batch import ragged_index
+from atomsieve.structures.fields import CONDITIONS
+
+if TYPE_CHECKING:
+    from atomsieve.screen.results.record import Results
+
+
+@contextmanager
+def screened_input(results: Results) -> Iterator[StructureReader]:
+    """Open the input of a results folder.
+
+    Raises
+    ------
+    AtomSieveError
+        if it is gone; DataError if it is no longer what was screened.
+    """
+    path = Path(results.manifest["input_path"])
+    if not path.exists():
+        raise AtomSieveError(f"the structures that were screened are no longer at {path}; put them back")
+    with open_structures(path) as reader:
+        if reader.identity() != results.manifest["input"]["identity"]:
+            raise DataError(f"{path} is no longer what was screened; put the original back")
+        yield reader
+
+
+def read_at(
+    reader: StructureReader, positions: NDArray[np.int64], fields: Iterable[str] = CONDITIONS
+) -> StructureBatch:
+    """Return the structures at `positions` of the input, in that order; a position may come more than once."""
+    wanted, place = np.unique(positions, return_inverse=True)
+    read = []
+    for first, stop in pieces(wanted):
+        inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, stop)]
+        read.append(reader.read(first, stop, fields).take(inside - first))
+    return StructureBatch.concatenate(read).take(place.reshape(-1))
+
+
+def numbers_at(reader: StructureReader, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return `ptr [n+1]` and the atomic numbers of the structures at the sorted `positions [n]`, nothing else read."""
+    counts, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
+    for first, stop in pieces(positions):
+        found = reader.read_arrays(first, stop, ("numbers",))
+        inside = positions[np.searchsorted(positions, first) : np.searchsorted(positions, stop)] - first
+        counts.append(np.diff(found["ptr"])[inside])
+        numbers.append(found["numbers"][ragged_index(found["ptr"][:-1][inside], counts[-1])])
+    return np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64), np.concatenate(numbers)

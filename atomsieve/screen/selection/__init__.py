@@ -1,0 +1,1 @@
+"""Choosing rows: the best, the best of each group, the Pareto front."""

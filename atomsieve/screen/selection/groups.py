@@ -1,0 +1,170 @@
+"""Groups of structures: by formula, reduced formula, chemical system, space group or source; a key for each structure.
+
+Compositions become keys of 128 bits by sums of fixed random numbers, one pair for each element, without a Python object
+per structure: two different compositions share a key with a probability of about 2^-120.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.screen.results.screened_input import numbers_at, read_at
+from atomsieve.screen.results.tables import formula
+from atomsieve.structures import StructureBatch, StructureReader
+
+Keys = NDArray[np.uint64]
+"""[n,2]: rows of one group are equal."""
+
+COMPOSITIONS = ("formula", "reduced-formula", "chemsys")
+GROUPS = (*COMPOSITIONS, "space-group", "source")
+SYMPREC = 0.01
+"""Angstrom; within it positions count as symmetric."""
+UNKNOWN = 231
+"""Stands for the space group of a crystal of which spglib finds none; the 230 that there are begin with 1."""
+BLOCK = 65_536  # structures whose elements are counted at once: 50 MB
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return random-looking numbers (SplitMix64; Steele, Lea and Flood, OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        z = (values + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def amounts(
+    ptr: NDArray[np.int64], numbers: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the elements of each structure: (structure, atomic number, atoms), each [P], sorted by the first two."""
+    width, n = int(numbers.max(initial=0)) + 1, len(ptr) - 1
+    parts = [(np.zeros(0, np.int64),) * 3]
+    for first in range(0, n, BLOCK):
+        own = ptr[first : first + BLOCK + 1]
+        owner = np.repeat(np.arange(len(own) - 1, dtype=np.int64), np.diff(own))
+        table = np.bincount(owner * width + numbers[own[0] : own[-1]], minlength=(len(own) - 1) * width)
+        found = np.flatnonzero(table)
+        parts.append((found // width + first, found % width, table[found]))
+    structure, element, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return structure, element, count
+
+
+def composition_keys(ptr: NDArray[np.int64], numbers: NDArray[np.uint8], kind: str) -> Keys:
+    """Return the keys [S,2] of structures by `kind`, one of `COMPOSITIONS`; structures without atoms have key 0."""
+    structure, element, count = amounts(ptr, numbers)
+    keys = np.zeros((len(ptr) - 1, 2), np.uint64)
+    if not len(structure):
+        return keys
+    starts = np.flatnonzero(np.diff(structure, prepend=-1))
+    if kind == "reduced-formula":
+        count = count // np.repeat(np.gcd.reduceat(count, starts), np.diff(starts, append=len(count)))
+    elif kind == "chemsys":
+        count = np.ones_like(count)
+    with np.errstate(over="ignore"):
+        for k in range(2):
+            weight = _mix(np.arange(256, dtype=np.uint64) + np.uint64(256 * k))[element]
+            keys[structure[starts], k] = np.add.reduceat(weight * count.astype(np.uint64), starts)
+    return keys
+
+
+def space_group(structure: StructureBatch, symprec: float = SYMPREC) -> tuple[int, str]:
+    """Return number and symbol of the space group of a structure; 0 if it is no crystal, `UNKNOWN` if none is found."""
+    import spglib
+
+    if not structure.pbc.all() or abs(np.linalg.det(structure.cell[0])) < 1e-9:
+        return 0, "not a crystal"
+    fractional = np.linalg.solve(structure.cell[0].T, structure.positions.astype(np.float64).T).T
+    cell: Any = (structure.cell[0], fractional, structure.numbers.astype(int))
+    try:
+        found: Any = spglib.get_symmetry_dataset(cell, symprec=symprec)
+    except spglib.SpglibError:  # newer versions raise where older ones return None
+        found = None
+    return (UNKNOWN, "unknown") if found is None else (int(found.number), str(found.international))
+
+
+class Grouping:
+    """Keys and labels of the groups that `kind` makes of an input; space groups are remembered by position.
+
+    Raises
+    ------
+    UsageError
+        for a kind that does not exist, or `source` where the input says none.
+    """
+
+    def __init__(self, kind: str, reader: StructureReader, symprec: float = SYMPREC) -> None:
+        if kind not in GROUPS:
+            raise unknown("group", kind, GROUPS)
+        if not symprec > 0:
+            raise UsageError(f"--symprec must be above 0 Angstrom, got {symprec:g}")
+        self.kind, self.reader, self.symprec = kind, reader, symprec
+        self._space: dict[int, tuple[int, str]] = {}
+        self._source: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
+        if kind == "source":
+            self._source, self._names = _sources(reader)
+
+    def keys(self, positions: NDArray[np.int64]) -> Keys:
+        """Return the keys [n,2] of the structures at `positions [n]`, in any order."""
+        wanted, place = np.unique(positions, return_inverse=True)
+        if self.kind in COMPOSITIONS:
+            keys = composition_keys(*numbers_at(self.reader, wanted), self.kind)
+        else:
+            keys = np.zeros((len(wanted), 2), np.uint64)
+            keys[:, 0] = self._space_groups(wanted) if self._source is None else self._source(wanted)
+        return keys[place.reshape(-1)]
+
+    def labels(self, positions: NDArray[np.int64]) -> list[str]:
+        """Return what people call the groups of the structures at `positions`."""
+        if self.kind == "source":
+            assert self._source is not None
+            return [self._names[k] for k in self._source(positions)]
+        if self.kind == "space-group":
+            self._space_groups(positions)
+            found = (self._space[int(p)] for p in positions)
+            return [f"{symbol} ({number})" if 0 < number < UNKNOWN else symbol for number, symbol in found]
+        batch = read_at(self.reader, positions, ())
+        return [_label(batch.numbers[a:b], self.kind) for a, b in zip(batch.ptr[:-1], batch.ptr[1:], strict=True)]
+
+    def _space_groups(self, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+        new = np.array([p for p in positions.tolist() if p not in self._space], np.int64)
+        if len(new):
+            batch = read_at(self.reader, new, ())
+            for k, p in enumerate(new.tolist()):
+                self._space[p] = space_group(batch.slice(k, k + 1), self.symprec)
+        return np.array([self._space[p][0] for p in positions.tolist()], np.uint64)
+
+
+def _label(numbers: NDArray[np.uint8], kind: str) -> str:
+    found, counts = np.unique(numbers, return_counts=True)
+    if kind == "chemsys":
+        return "-".join(sorted(formula(np.array([z], np.uint8)) for z in found))
+    if kind == "reduced-formula":
+        return formula(np.repeat(found, counts // max(int(np.gcd.reduce(counts)), 1)))
+    return formula(numbers)
+
+
+def _sources(reader: StructureReader) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.int64]], list[str]]:
+    """Return how positions become sources, and their names: what each structure states, else the part it lies in."""
+    if "head" in reader.fields and reader.sources:
+        names = [*(source.name for source in reader.sources), "no source"]
+
+        def stated(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+            if not len(positions):
+                return np.zeros(0, np.int64)
+            head = read_at(reader, positions, ("head",)).head
+            assert head is not None
+            return np.where(head < 0, len(names) - 1, head).astype(np.int64)
+
+        return stated, names
+    parts = getattr(getattr(reader, "manifest", None), "parts", [])
+    if len(parts) < 2:
+        raise UsageError(
+            f"{reader.path} names no source and is one part, so --per source has nothing to go by; use one of "
+            f"{', '.join(kind for kind in GROUPS if kind != 'source')}"
+        )
+    ends = np.cumsum([part.structures for part in parts])
+    return lambda positions: np.searchsorted(ends, positions, side="right"), [part.path for part in parts]

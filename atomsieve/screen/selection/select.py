@@ -1,0 +1,251 @@
+"""Choosing rows of a results folder: the best by a column, the best of each group, or the Pareto front; exactly.
+
+Every choice goes once through the rows and holds what it has chosen so far, not more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.screen.results.columns import ROW, rankable
+from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.screened_input import screened_input
+from atomsieve.screen.selection.groups import GROUPS, SYMPREC, Grouping, Keys
+from atomsieve.screen.selection.pareto import LARGEST, Front, objectives
+from atomsieve.screen.selection.top_k import OK, TopK, Where
+
+AT_ONCE = 64  # structures whose space groups are found before it is asked whether that is enough
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to choose.
+
+    Attributes
+    ----------
+    top : at most so many rows, the best ones; None for all that the rest allows.
+    by, descending : the column that ranks, smallest first unless descending.
+    where : an expression over the columns that a row must fulfil. Only rows with a result are ever chosen.
+    head : rows of this head only; needed for `per` and `pareto` where the run had several.
+    per, each : at most `each` rows of one group, a name of `groups.GROUPS`.
+    symprec : tolerance of space groups, Angstrom.
+    pareto : columns of a front, e.g. `energy_per_atom,energy_std`; then `by`, `top` and `per` must not be given.
+    """
+
+    top: int | None = None
+    by: str = "energy_per_atom"
+    descending: bool = False
+    where: str | None = None
+    head: str | None = None
+    per: str | None = None
+    each: int = 1
+    symprec: float = SYMPREC
+    pareto: str | None = None
+
+    def __post_init__(self) -> None:
+        rankable(self.by)
+        if self.per is not None and self.per not in GROUPS:
+            raise unknown("group", self.per, GROUPS)
+        for name in ("top", "each"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}")
+        if self.each != 1 and self.per is None:
+            raise UsageError(f"--each {self.each} goes with --per; name a group: {', '.join(GROUPS)}")
+        if self.symprec != SYMPREC and self.per != "space-group":
+            raise UsageError(f"--symprec {self.symprec:g} goes with --per space-group; leave it out")
+        if self.pareto is not None:
+            objectives(self.pareto)
+            if self.by != "energy_per_atom" or self.descending:
+                raise UsageError(
+                    "--pareto ranks by its own columns, large ones first where `:max` follows; leave out --by and "
+                    "--descending"
+                )
+            if self.per is not None:
+                raise UsageError("--pareto and --per exclude each other; choose one, and the other from its export")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What was chosen.
+
+    Attributes
+    ----------
+    rows : [n] of dtype `ROW`, best first; a front is sorted by its columns as named.
+    groups : what the group of each row is called; None without `per`.
+    """
+
+    rows: NDArray[Any]
+    groups: list[str] | None = None
+
+
+def select(results: Results, selection: Selection) -> Selected:
+    """Return the rows that `selection` asks for, over all durable rows.
+
+    Raises
+    ------
+    UsageError
+        if a name is not allowed, or more rows would be held than fit in memory.
+    AtomSieveError
+        if structures are needed and the input is gone; DataError if it changed.
+    """
+    where = _where(results, selection)
+    named = [selection.by] if selection.pareto is None else [name for name, _ in objectives(selection.pareto)]
+    results.check_columns(named, selection.where)
+    if selection.pareto is not None:
+        front = Front(objectives(selection.pareto), where=where)
+        return Selected(_through(results, front))
+    if selection.per is None:
+        most = min(selection.top or LARGEST + 1, LARGEST + 1)  # one more than allowed tells that there are too many
+        best = TopK(most, selection.by, descending=selection.descending, where=where)
+        return Selected(_within(_through(results, best), "rows would be chosen"))
+    with screened_input(results) as reader:
+        grouping = Grouping(selection.per, reader, selection.symprec)
+        choose = _best_first if selection.per == "space-group" else _streamed
+        rows = choose(results, selection, where, grouping)
+        return Selected(rows, grouping.labels(rows["position"]))
+
+
+def one_head(results: Results, head: str | None) -> str:
+    """Return the head whose rows are meant; refuse to guess where there are several."""
+    names = results.labels.heads
+    if head is None:
+        if len(names) > 1:
+            raise UsageError(f"{results.folder.path} has several heads; name one with --head: {', '.join(names)}")
+        return names[0]
+    if head not in names:
+        raise unknown("head", head, names)
+    return head
+
+
+def _where(results: Results, selection: Selection) -> Where | None:
+    """Return the filter of `--where` and `--head` together."""
+    expression = results.filter(selection.where)
+    if selection.head is None and selection.per is None and selection.pareto is None:
+        return expression
+    number = results.labels.heads.index(one_head(results, selection.head))
+    if len(results.labels.heads) == 1:
+        return expression
+
+    def where(rows: NDArray[Any]) -> NDArray[np.bool_]:
+        mine = rows["head"] == number
+        return mine if expression is None else mine & expression(rows)
+
+    return where
+
+
+def _through(results: Results, reducer: TopK | Front | BestOfGroups) -> NDArray[Any]:
+    for rows in results.iter_rows():
+        reducer.add(np.asarray(rows))
+    return reducer.rows()
+
+
+def _within(rows: NDArray[Any], what: str) -> NDArray[Any]:
+    if len(rows) > LARGEST:
+        raise UsageError(f"more than {LARGEST:,} {what}; give a smaller --top, or keep fewer rows by --where")
+    return rows
+
+
+# -- groups --------------------------------------------------------------------------------------------------------
+
+
+def ranks_in_groups(keys: Keys) -> NDArray[np.int64]:
+    """Return how many rows of the same group come before each row [n]."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: within a group the rows keep their order
+    first = np.ones(len(keys), bool)
+    first[1:] = (keys[order][1:] != keys[order][:-1]).any(axis=1)
+    starts = np.flatnonzero(first)
+    ranks = np.empty(len(keys), np.int64)
+    ranks[order] = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
+    return ranks
+
+
+class BestOfGroups:
+    """Keeps the best `n` rows of which at most `each` are of one group, among those that are OK and fulfil `where`.
+
+    Exact although it forgets: a row is dropped if `each` better ones of its group, or `n` better ones that may all be
+    chosen, were seen; more rows can only make more of either. Ties as in `TopK`.
+    """
+
+    def __init__(
+        self,
+        n: int | None,
+        each: int,
+        by: str,
+        keys: Callable[[NDArray[np.int64]], Keys],
+        *,
+        descending: bool = False,
+        where: Where | None = None,
+    ) -> None:
+        self.n, self.each, self.by, self.descending, self.where = n, each, by, descending, where
+        self._keys_of = keys
+        self._kept, self._keys = np.zeros(0, ROW), np.zeros((0, 2), np.uint64)
+        self._fresh: list[NDArray[Any]] = []
+        self._n_fresh = 0
+        self._worst = np.inf
+
+    def _value(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        value = rows[self.by].astype(np.float64)
+        return -value if self.descending else value
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Take rows [n] (dtype `ROW`) into account; the groups of those that may be kept are looked up."""
+        value = self._value(rows)
+        wanted = np.isfinite(value) & (rows["status"] == OK) & (value <= self._worst)
+        if self.where is not None and wanted.any():
+            wanted &= self.where(rows)
+        if wanted.any():
+            self._fresh.append(rows[wanted])
+            self._n_fresh += int(wanted.sum())
+            if self._n_fresh > max(len(self._kept), 4096):
+                self._settle()
+
+    def _settle(self) -> None:
+        fresh = np.concatenate(self._fresh)
+        rows = np.concatenate([self._kept, fresh])
+        keys = np.concatenate([self._keys, self._keys_of(fresh["position"])])
+        order = np.lexsort((rows["head"], rows["position"], self._value(rows)))
+        order = order[ranks_in_groups(keys[order]) < self.each][: self.n]
+        self._kept, self._keys, self._fresh, self._n_fresh = rows[order], keys[order], [], 0
+        _within(self._kept, "rows would be chosen")
+        if len(self._kept) == self.n:
+            self._worst = float(self._value(self._kept[-1:])[0])
+
+    def rows(self) -> NDArray[Any]:
+        """Return the chosen rows, best first."""
+        if self._fresh:
+            self._settle()
+        return self._kept
+
+
+def _streamed(results: Results, selection: Selection, where: Where | None, grouping: Grouping) -> NDArray[Any]:
+    best = BestOfGroups(selection.top, selection.each, selection.by, grouping.keys,
+                        descending=selection.descending, where=where)  # fmt: skip
+    return _through(results, best)
+
+
+def _best_first(results: Results, selection: Selection, where: Where | None, grouping: Grouping) -> NDArray[Any]:
+    """Return the best rows of each group where groups cost much: found for the best rows first, until they suffice."""
+    n = LARGEST + 1 if selection.top is None else min(max(4 * selection.top, AT_ONCE), LARGEST + 1)
+    while True:
+        best = TopK(n, selection.by, descending=selection.descending, where=where)
+        rows = _within(_through(results, best), "space groups would have to be found")
+        chosen: list[int] = []
+        taken: Counter[int] = Counter()
+        for start in range(0, len(rows), AT_ONCE):
+            for k, key in enumerate(grouping.keys(rows["position"][start : start + AT_ONCE])[:, 0].tolist(), start):
+                if taken[key] < selection.each and (selection.top is None or len(chosen) < selection.top):
+                    taken[key] += 1
+                    chosen.append(k)
+            if len(chosen) == selection.top:
+                return rows[chosen]
+        if len(rows) < n:
+            return rows[chosen]
+        n = min(4 * n, LARGEST + 1)

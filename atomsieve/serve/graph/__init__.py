@@ -1,0 +1,1 @@
+"""Models inside Triton that take graphs."""

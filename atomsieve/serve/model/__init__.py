@@ -1,0 +1,1 @@
+"""The model inside Triton: settings, requests, the engine, tensors in and out."""

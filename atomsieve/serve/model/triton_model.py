@@ -1,0 +1,277 @@
+"""The model that Triton's Python backend runs: tensors in and out, metrics and log lines around an `Engine`.
+
+numpy's C interface inside the backend of older servers does not fit numpy 2: it gives wrong values without an error.
+Tensors therefore pass by DLPack both ways, and a probe at start compares what came through.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.remote.test_vector import compare, rounded, stored_vector
+from atomsieve.remote.wire import given
+from atomsieve.serve.model.engine import Arrays, Engine, Work, about, internal_error
+from atomsieve.serve.model.request import Refused, Request, RequestError, read_parameters
+from atomsieve.serve.model.settings import GFM, Settings
+from atomsieve.serve.model.threads import instances_of, threads_of
+
+CODES = {"internal": "INTERNAL", "unsupported": "UNSUPPORTED", "cancelled": "CANCELLED"}
+"""Error codes of Triton by kind of refusal; every other kind is INVALID_ARG, which is of the 400 class."""
+
+SIGN_OF_LIFE = 0.5
+"""Seconds of work between lines that say so."""
+BUCKETS = {
+    "requests": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf),
+    "structures": (0.0, *(4.0**k for k in range(9)), math.inf),
+}
+"""Upper ends of the buckets of batch sizes."""
+
+
+def log(event: str, **facts: Any) -> None:
+    """Write one JSON line; the server's supervisor passes it on."""
+    line = {"time": round(time.time(), 3), "event": event, **facts}
+    print(json.dumps(line, default=str), file=sys.stderr, flush=True)
+
+
+def refusal_response(pb: Any, refused: Refused) -> Any:
+    """Return the response of the Python backend `pb` that says why a request has no answer."""
+    code = getattr(pb.TritonError, CODES.get(refused.kind, "INVALID_ARG"))
+    return pb.InferenceResponse(error=pb.TritonError(refused.message, code))
+
+
+class JsonLines(logging.Handler):
+    """Writes what the package logs, tracebacks included, as JSON lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        facts = {"level": record.levelname.lower(), "text": record.getMessage(), "where": record.name}
+        if record.exc_info is not None:
+            facts["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        log("log", **facts)
+
+
+class TritonPythonModel:
+    """One instance of a served ensemble."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the ensemble and compare it with its test vector; a model that fails this is not loaded."""
+        import triton_python_backend_utils as pb
+
+        self._pb = pb
+        logging.basicConfig(handlers=[JsonLines()], level=logging.WARNING)
+        began = time.perf_counter()
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.name = args["model_name"]
+        self.settings = Settings.read(folder)
+        predictor = load(
+            folder, self.settings, args["model_instance_kind"], args["model_instance_device_id"], instances_of(args)
+        )
+        self._said = time.monotonic()
+        self.engine = Engine(predictor, self.settings, self._progress)
+        self.given = given(predictor.outputs, predictor.kind)
+        vector = stored_vector(folder / GFM)
+        worst = compare(vector, self.engine.answer_one, predictor.precision, self.given)
+        self._about = {
+            "description": _bytes(about(predictor, self.settings, self.given)),
+            "test_vector": _bytes(vector),
+        }
+        _probe_dlpack(pb)
+        self._metrics = Metrics(pb, self.name)
+        log("loaded", model=self.name, instance=args["model_instance_name"], ensemble_id=predictor.ensemble_id,
+            backend=predictor.backend, precision=predictor.precision, device=str(predictor.device),
+            error_of_allowed=rounded(worst), seconds=round(time.perf_counter() - began, 3))  # fmt: skip
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer the requests of a dynamic batch; each has its own answer or its own error."""
+        self._said = time.monotonic()
+        try:
+            read = [self._read(request) for request in requests]
+            answers = self.engine(read)
+            work = self.engine.work
+            self._metrics.add(work, len(requests))
+            log("batch", model=self.name, requests=len(requests), structures=work.structures, atoms=work.atoms,
+                evaluations=work.evaluations, seconds=round(work.seconds, 6), status=dict(work.status),
+                errors=dict(work.errors))  # fmt: skip
+            return [self._response(r, a) for r, a in zip(read, answers, strict=True)]
+        except Exception:  # what leaves this method goes to every client of the batch, traceback and all
+            refused = self._internal()
+            return [self._response(refused, refused) for _ in requests]
+
+    def _progress(self) -> None:
+        """Say now and then that a long call is at work: the supervisor takes silence for a model that hangs."""
+        now = time.monotonic()
+        if now - self._said > SIGN_OF_LIFE:
+            self._said = now
+            log("working", model=self.name, structures=self.engine.work.structures)
+
+    def finalize(self) -> None:
+        """Say that the instance ends."""
+        log("unloaded", model=self.name)
+
+    # -- tensors ---------------------------------------------------------------------------------------------------
+
+    def _read(self, request: Any) -> Request | Refused:
+        if request.is_cancelled():
+            return Refused("cancelled", "the client gave the request up")
+        try:
+            arrays = {t.name(): np.from_dlpack(t) for t in request.inputs()}
+            parameters = read_parameters(request.parameters())
+        except RequestError as error:
+            return Refused(error.kind, str(error))
+        except Exception as error:  # a tensor that no library can read is the client's fault, not the batch's
+            return Refused("invalid", f"the tensors cannot be read ({type(error).__name__}: {error})")
+        names = set(request.requested_output_names())
+        if names == {*self.given, *self._about}:  # nothing was named: all that speaks of structures
+            names -= self._about.keys()
+        try:
+            return self.engine.read(arrays, parameters, names)
+        except Exception:  # none is expected; if there is one after all, it is this request's alone
+            return internal_error()
+
+    def _response(self, request: Request | Refused, answer: Arrays | Refused) -> Any:
+        pb = self._pb
+        if isinstance(request, Request) and not isinstance(answer, Refused):
+            arrays = {**answer, **{name: self._about[name] for name in request.about}}
+            try:
+                return pb.InferenceResponse([pb.Tensor.from_dlpack(n, _packed(a)) for n, a in arrays.items()])
+            except Exception:  # e.g. no shared memory for so large an answer: the others may fit
+                answer = self._internal()
+        refused = answer if isinstance(answer, Refused) else request
+        assert isinstance(refused, Refused)
+        return refusal_response(pb, refused)
+
+    def _internal(self) -> Refused:
+        """Log the current exception; return what a client may know of it."""
+        refused = internal_error()
+        self._metrics.count_error(refused.kind)
+        return refused
+
+
+class Metrics:
+    """Prometheus counters of a model, on the server's metrics page."""
+
+    def __init__(self, pb: Any, model: str) -> None:
+        self._model = model
+        self._known: dict[tuple[str, str], Any] = {}
+        counter = pb.MetricFamily.COUNTER
+        self._families = {
+            name: pb.MetricFamily(name=f"atomsieve_{name}_total", description=text, kind=counter)
+            for name, text in {
+                "requests": "Requests that were answered",
+                "structures": "Structures by status",
+                "atoms": "Atoms of structures that were evaluated",
+                "evaluations": "Calls of the ensemble",
+                "batches": "Groups of requests that came together",
+                "compute_seconds": "Time spent on answers",
+                "errors": "Requests that got an error, by kind",
+            }.items()
+        }
+        # older servers have no histograms; these series are what one would consist of, and read the same
+        self._families |= {
+            f"batch_{what}_bucket": pb.MetricFamily(
+                name=f"atomsieve_batch_{what}_bucket", description=f"Batches of at most `le` {what}", kind=counter
+            )
+            for what in BUCKETS
+        }
+        for what, ends in BUCKETS.items():
+            for end in ends:  # all of them are there from the start, as a histogram's are
+                self._metric(f"batch_{what}_bucket", "le", bound(end))
+
+    def count_error(self, kind: str) -> None:
+        """Count a request that got an error outside the engine."""
+        self._metric("errors", "kind", kind).increment(1.0)
+
+    def add(self, work: Work, requests: int) -> None:
+        """Count what a call of the engine with so many requests did."""
+        for what, size in (("requests", requests), ("structures", work.structures)):
+            for end in BUCKETS[what]:
+                if size <= end:
+                    self._metric(f"batch_{what}_bucket", "le", bound(end)).increment(1.0)
+        one = {"requests": work.requests, "atoms": work.atoms, "evaluations": work.evaluations, "batches": 1,
+               "compute_seconds": work.seconds}  # fmt: skip
+        for name, value in one.items():
+            self._metric(name).increment(float(value))
+        for name, counts in (("structures", work.status), ("errors", work.errors)):
+            label = "status" if name == "structures" else "kind"
+            for key, value in counts.items():
+                self._metric(name, label, key).increment(float(value))
+
+    def _metric(self, name: str, label: str = "", value: str = "") -> Any:
+        if (name, value) not in self._known:
+            labels = {"model": self._model} | ({label: value} if label else {})
+            self._known[name, value] = self._families[name].Metric(labels=labels)
+        return self._known[name, value]
+
+
+def bound(end: float) -> str:
+    """Return the upper end of a bucket as Prometheus writes it."""
+    return "+Inf" if math.isinf(end) else f"{end:g}"
+
+
+def load(folder: Path, settings: Settings, kind: str, gpu: str, instances: int = 1) -> Any:
+    """Return the predictor of a version folder, on the GPU that Triton gives the instance if it is one for GPUs.
+
+    instances : copies of the model, which share the cores.
+    """
+    import torch
+
+    from atomsieve.predict import Predictor
+
+    device = f"cuda:{gpu}" if settings.device == "cuda" and kind == "GPU" else settings.device
+    if not device.startswith("cuda"):
+        torch.set_num_threads(threads_of(settings.threads, instances))
+    return Predictor.load(
+        folder / GFM, head=settings.head, precision=settings.precision, device=device, backend=settings.backend
+    )
+
+
+def _bytes(value: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(value, default=str).encode(), np.uint8).copy()
+
+
+def _packed(values: NDArray[Any]) -> Any:
+    """Return an array as a torch tensor [1,...] that the backend's DLPack reader takes.
+
+    It wants rows one after another; where an axis has length 0, the strides that multiplying the lengths gives. Torch
+    lends the memory, since the backend does not give numpy's capsules back as numpy expects.
+    """
+    import torch
+
+    shape, strides, step = (1, *values.shape), [], 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= length
+    flat = torch.from_numpy(values.reshape(-1).copy()) if values.size else torch.zeros(1, dtype=_torch_type(values))
+    return torch.as_strided(flat, shape, strides[::-1])
+
+
+def _torch_type(values: NDArray[Any]) -> Any:
+    import torch
+
+    return torch.from_numpy(np.zeros(1, values.dtype)).dtype
+
+
+def _probe_dlpack(pb: Any) -> None:
+    """Send arrays through the backend's tensors and compare.
+
+    Raises
+    ------
+    RuntimeError
+        if what comes back is something else: then nothing that this server says can be trusted.
+    """
+    for values in (np.arange(6.0).reshape(1, 2, 3), np.arange(5, dtype=np.uint8)[None], np.zeros((1, 0), np.int64)):
+        back = np.from_dlpack(pb.Tensor.from_dlpack("probe", _packed(values[0])))
+        if back.shape != values.shape or back.dtype != values.dtype or not np.array_equal(back, values):
+            raise RuntimeError(
+                f"this server's Python backend changes tensors: {values.tolist()} became {back.tolist()}"
+            )

@@ -1,0 +1,1 @@
+"""A Triton model repository made of ensemble folders."""

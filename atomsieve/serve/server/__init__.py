@@ -1,0 +1,1 @@
+"""The server process: started, checked by true inference, supervised, ended gently."""

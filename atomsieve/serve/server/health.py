@@ -1,0 +1,264 @@
+"""Health by true inference: a structure of the test vector is sent to each model, and the answer compared.
+
+A server calls a model ready whose process has died, so readiness is never asked. What is found wrong is put right here
+if loading the model anew does it; if not, the verdict is that the server must be started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from atomsieve.errors import AtomSieveError
+from atomsieve.remote.test_vector import compare, rounded, stored_vector
+from atomsieve.remote.transport import DeadlineExceeded, Transport, Unavailable
+from atomsieve.serve.logs import Log
+from atomsieve.serve.model.settings import FILE, GFM, Settings, beside
+from atomsieve.serve.server import reaper as keeper
+
+PATIENCE = 3
+"""Probes in a row without an answer in time (or refused as unavailable) after which a model is loaded anew."""
+LOADING = 300.0
+"""Seconds that a model may take to load."""
+STUB = "triton_python_backend_stub"
+ALL_VERSIONS = re.compile(r"^version_policy\s*:?\s*\{\s*all\b", re.MULTILINE)
+"""In a model's configuration: every version is served, not the newest alone."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model is asked, and what it must answer.
+
+    model : its name. precision : that it computes in. vector : the test vector; small : one structure of one head.
+    parts : models that it consists of, and that are loaded anew with it. version : that is asked, "" for the newest.
+    """
+
+    model: str
+    precision: str
+    vector: Mapping[str, Any]
+    small: Mapping[str, Any]
+    parts: tuple[str, ...] = ()
+    version: str = ""
+
+    @property
+    def name(self) -> str:
+        """Model and version for people."""
+        return f"{self.model} version {self.version}" if self.version else self.model
+
+    def ask(self, transport: Transport, seconds: float, *, whole: bool = False) -> float:
+        """Ask and compare; return the largest error relative to what is allowed.
+
+        Raises
+        ------
+        AtomSieveError
+            if there is no answer, or a wrong one.
+        """
+
+        def answer(arrays: dict[str, Any], head: str, names: list[str]) -> Mapping[str, Any]:
+            parameters = {"head": head}
+            return transport.infer(self.model, arrays, names, parameters, seconds=seconds, version=self.version)
+
+        return compare(self.vector if whole else self.small, answer, self.precision, ("status", "energy"))
+
+
+def probes(repository: Path, models: Sequence[str]) -> list[Probe]:
+    """Return the probes of the models of a repository that answer requests for an ensemble, of each version one."""
+    found = []
+    for model in models:
+        versions = [p for p in (repository / model).iterdir() if p.name.isdigit() and (p / FILE).is_file()]
+        versions.sort(key=lambda p: int(p.name))
+        if not ALL_VERSIONS.search((repository / model / "config.pbtxt").read_text()):
+            versions = versions[-1:]
+        for folder in versions:
+            vector = stored_vector(folder / GFM)
+            version = folder.name if len(versions) > 1 else ""
+            precision = Settings.read(folder).precision
+            found.append(Probe(model, precision, vector, first_structure(vector), version=version))
+        *parts, pipeline = beside(model)
+        if versions and pipeline in models:
+            found.append(replace(found[-1], model=pipeline, parts=tuple(parts), version=""))
+    return found
+
+
+def stubs(server: int) -> dict[int, str]:
+    """Return the processes of models that a server has, with the names of their models."""
+    found = {}
+    for pid in keeper.members(server):
+        with contextlib.suppress(OSError, IndexError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            if words[0].endswith(STUB):
+                found[pid] = Path(words[1]).parent.parent.name
+    return found
+
+
+def first_structure(vector: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a test vector of the first structure of its first head."""
+    head, stored = next(iter(vector["heads"].items()))
+    atoms = stored["ptr"][1]
+    small = {
+        "ptr": stored["ptr"][:2],
+        **{name: stored[name][:atoms] for name in ("numbers", "positions", "forces")},
+        **{name: stored[name][:1] for name in ("cell", "pbc")},
+        "energy_members": [member[:1] for member in stored["energy_members"]],
+    }
+    return {**vector, "heads": {head: small}}
+
+
+class Health(threading.Thread):
+    """Asks the models of one running server again and again.
+
+    Parameters
+    ----------
+    connect : opens a connection with the admin's secret, on which an answer may take so many seconds.
+    probes : what is asked. log : where events go.
+    pid : of the server. every : seconds between checks. seconds : for an answer of a model that is at work already;
+        loading : for the first one, and for loading.
+    reaches : says whether it is the server that would be asked.
+
+    Attributes
+    ----------
+    ready : is set when every model has answered its whole test vector.
+    verdict : why the server must be started again, None if it need not.
+    passed : checks of all models without a fault. reloads : models that were loaded anew.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[float], Transport],
+        probes: Sequence[Probe],
+        log: Log,
+        pid: int,
+        *,
+        every: float,
+        seconds: float,
+        loading: float = LOADING,
+        reaches: Callable[[], bool] = lambda: True,
+    ) -> None:
+        super().__init__(daemon=True, name="health")
+        self._connect, self._probes, self._log, self._pid = connect, probes, log, pid
+        self._transport = connect(seconds)
+        self._every, self._seconds, self._loading, self._reaches = every, seconds, loading, reaches
+        self._silent: dict[str, int] = {}
+        self._life: dict[str, float] = {}
+        self._stubs: Counter[str] = Counter()
+        self._ended = threading.Event()
+        self.ready = threading.Event()
+        self.verdict: str | None = None
+        self.passed = self.reloads = 0
+
+    def life(self, model: str) -> None:
+        """Note that a model has shown a sign of life: one at work on a long request is not hung."""
+        self._life[model] = time.monotonic()
+
+    def end(self) -> None:
+        """Check no more."""
+        self._ended.set()
+
+    def run(self) -> None:
+        """Check until the end, or until the server must be started again."""
+        try:
+            if self._begin():
+                while not self._ended.wait(self._every) and self.verdict is None:
+                    # where the server is gone, another's may listen on its port, who must not see a secret
+                    if self._reaches() and all([*self._count(), *map(self._check, self._probes)]):
+                        self.passed += 1
+        except Exception as error:  # a fault here must not end the watch silently
+            self.verdict = f"the check failed ({type(error).__name__}: {error})"
+        finally:
+            self._transport.close()
+
+    def _begin(self) -> bool:
+        """Compare whole test vectors when all models are loaded; return whether that went well."""
+        with self._connect(self._loading) as patient:
+            for probe in self._probes:
+                try:
+                    error = probe.ask(patient, self._loading, whole=True)
+                except AtomSieveError as fault:
+                    if not self._ended.is_set():
+                        self.verdict = f"{probe.name} does not answer as it must ({fault})"
+                    return False
+                self._log.event("checked", model=probe.name, error_of_allowed=rounded(error))
+        self._stubs = Counter(stubs(self._pid).values())
+        self.ready.set()
+        return True
+
+    def _count(self) -> Iterator[bool]:
+        """Put models right of which a process has died: of several copies, any may be the one that is asked."""
+        there = Counter(stubs(self._pid).values())
+        for probe in {p.model: p for p in self._probes}.values():
+            for model in (probe.model, *probe.parts):
+                if not self._ended.is_set() and there[model] < self._stubs[model] and self.verdict is None:
+                    why = f"{self._stubs[model] - there[model]} of {self._stubs[model]} processes of {model} have died"
+                    self._log.event("failed", "error", model=model, text=why)
+                    self._reload(probe, why)
+                    yield False
+                    break
+
+    def _check(self, probe: Probe) -> bool:
+        """Ask a model; put it right if it fails. Return whether all was well."""
+        asked, name = time.monotonic(), probe.name
+        if self._ended.is_set() or self.verdict is not None:
+            return False
+        try:
+            probe.ask(self._transport, self._seconds)
+        except (DeadlineExceeded, Unavailable) as error:
+            if self._ended.is_set():
+                return False
+            late = isinstance(error, DeadlineExceeded)
+            alive = late and any(self._life.get(model, 0.0) >= asked for model in (probe.model, *probe.parts))
+            self._silent[name] = 0 if alive else self._silent.get(name, 0) + 1
+            self._log.event("no_answer", "warning", model=name, text=str(error), in_a_row=self._silent[name])
+            if self._silent[name] >= PATIENCE:
+                self._reload(probe, str(error))
+        except AtomSieveError as error:
+            if not self._ended.is_set():
+                self._log.event("failed", "error", model=name, text=str(error))
+                self._reload(probe, str(error))
+        else:
+            self._silent[name] = 0
+            return True
+        return False
+
+    def _reload(self, probe: Probe, why: str) -> None:
+        """Load a model anew and ask it; if that fails, the server must be started again."""
+        began = time.monotonic()
+        self._silent[probe.name] = 0
+        self._log.event("reloading", "warning", model=probe.model, text=why)
+        every = (probe.model, *probe.parts)
+        for model in every:
+            self._kill_stubs(model)
+        try:
+            with self._connect(self._loading) as transport:
+                # a server does not load what it has and whose files are as they were
+                for model in every:
+                    transport.unload(model, seconds=self._loading)
+                for model in reversed(every):
+                    transport.load(model, seconds=self._loading)
+                for one in self._probes:
+                    if one.model == probe.model:  # each version
+                        one.ask(transport, self._loading, whole=True)
+        except AtomSieveError as error:
+            if not self._ended.is_set():
+                self.verdict = f"{probe.model} fails after it was loaded anew ({error})"
+            return
+        there = Counter(stubs(self._pid).values())
+        self._stubs.update({model: there[model] - self._stubs[model] for model in every})
+        self.reloads += 1
+        self._log.event("reloaded", model=probe.model, seconds=round(time.monotonic() - began, 2))
+
+    def _kill_stubs(self, model: str) -> None:
+        """End what is left of the processes of a model: loading it anew would wait for one that hangs."""
+        for pid, name in stubs(self._pid).items():
+            if name == model:
+                self._log.event("killed", "warning", model=model, pid=pid, text="before it is loaded anew")
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
