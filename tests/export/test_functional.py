@@ -5,7 +5,6 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from export_checks import assert_close, call, eager_outputs, given_arrays
 
 from atomsieve.errors import UsageError
 from atomsieve.export.functional import Functional
@@ -13,6 +12,7 @@ from atomsieve.export.to_torchscript import script
 from atomsieve.export.trace import trace
 from atomsieve.models.registry import encoders
 from atomsieve.structures import StructureBatch
+from tests.export.export_checks import assert_close, call, eager_outputs, given_arrays
 from tests.helpers import copper_oxides, tiny_ensemble
 
 EXACT = 1e-12  # of two ways to compute the same in FP64, relative to the largest value

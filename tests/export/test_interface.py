@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from export_checks import given_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from atomsieve.export.interface import check_inputs, check_symmetric, inputs, ou
 from atomsieve.graphs import build_graph
 from atomsieve.graphs.table import gather_sent, table_arrays
 from atomsieve.structures import StructureBatch
+from tests.export.export_checks import given_arrays
 from tests.helpers import copper_oxides, tiny_ensemble
 
 HEADS = 2

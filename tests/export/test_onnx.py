@@ -15,13 +15,13 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import write as write_structure
-from export_checks import eager_outputs, given_arrays
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.export import onnx_graph, to_onnx
 from atomsieve.export.spec import Spec, entry_of
 from atomsieve.graphs.table import EMPTY
 from atomsieve.structures import StructureBatch
+from tests.export.export_checks import eager_outputs, given_arrays
 from tests.helpers import copper_oxides, tiny_ensemble
 
 ID = "0123456789abcdef"

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from export_checks import assert_close, call, eager_outputs, given_arrays
 
 from atomsieve.errors import UsageError
 from atomsieve.export.functional import Functional
@@ -10,6 +9,7 @@ from atomsieve.export.run import ExportOptions, export_gfm
 from atomsieve.gfm import save_gfm
 from atomsieve.models import Ensemble
 from atomsieve.predict import Predictor
+from tests.export.export_checks import assert_close, call, eager_outputs, given_arrays
 from tests.helpers import copper_oxides, tiny_ensemble
 
 MEMBERS = 3

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from export_checks import assert_close, eager_outputs, given_arrays
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.export.spec import Spec, entry_of
@@ -24,6 +23,7 @@ from atomsieve.export.trust import trust
 from atomsieve.gfm import ExportEntry
 from atomsieve.structures import StructureBatch
 from tests.conftest import ROOT
+from tests.export.export_checks import assert_close, eager_outputs, given_arrays
 from tests.helpers import copper_oxides, tiny_ensemble
 
 IDENTITY = "ab" * 32

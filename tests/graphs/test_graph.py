@@ -5,15 +5,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from awkward_cells import AWKWARD, BCC, FCC, single, structures, together
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neighbor_checks import IMPLEMENTATIONS, lengths, rows, vectors
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.graphs import build_graph, count_edges, neighbor_list
 from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.structures.batch import StructureBatch
+from tests.graphs.awkward_cells import AWKWARD, BCC, FCC, single, structures, together
+from tests.graphs.neighbor_checks import IMPLEMENTATIONS, lengths, rows, vectors
 
 CUTOFF = 5.0
 SMALL = [name for name, batch in AWKWARD.items() if batch.n_atoms < 20]

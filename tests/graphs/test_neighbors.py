@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from awkward_cells import AWKWARD, random_cells, structures, together
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from neighbor_checks import IMPLEMENTATIONS, agree, lengths, near_cutoff, rows
 
 from atomsieve.errors import DataError
 from atomsieve.graphs import build_graph, count_edges, neighbor_list
 from atomsieve.graphs import native as native_module
 from atomsieve.structures.batch import StructureBatch
+from tests.graphs.awkward_cells import AWKWARD, random_cells, structures, together
+from tests.graphs.neighbor_checks import IMPLEMENTATIONS, agree, lengths, near_cutoff, rows
 
 FAST = [name for name in IMPLEMENTATIONS if name != "brute"]
 CUTOFF = 5.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parents[1] / "screen" / "cascade_fakes.py"
+PROGRAM = Path(__file__).parents[1] / "screen" / "cascade" / "cascade_fakes.py"
 MPIRUN = Path(sys.executable).parent / "mpirun"
 OPTIONS = {"forces": True, "where": "max_force < 9"}
 
@@ -37,8 +37,7 @@ def artefacts(path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The input, and what one undisturbed process makes of it."""
-    sys.path.insert(0, str(PROGRAM.parent))
-    from screen_fakes import candidates, save
+    from tests.screen.screen_fakes import candidates, save
 
     folder = tmp_path_factory.mktemp("cascade")
     source = save(folder / "candidates.npz", candidates(700))

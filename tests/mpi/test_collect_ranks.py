@@ -41,8 +41,7 @@ def options(near, **more):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    sys.path.insert(0, str(SCREEN))
-    from screen_fakes import candidates, save
+    from tests.screen.screen_fakes import candidates, save
 
     folder = tmp_path_factory.mktemp("nodes")
     source = save(folder / "candidates.npz", candidates(1500))
@@ -79,7 +78,7 @@ def test_a_chunk_that_lies_on_two_nodes_counts_once(whole, tmp_path):
         run(1, tmp_path / "out", None, source=source, fault="kill", after=30, options=near)
     known = [sum(len(p.read_text().splitlines()) for p in tmp_path.glob(f"node{k}/*/ledger/*")) for k in (0, 1)]
     assert min(known) > 0
-    said = run(2, tmp_path / "out", 0, "collect_fake.py", tmp_path / "node")
+    said = run(2, tmp_path / "out", 0, "node_local/collect_fakes.py", tmp_path / "node")
     assert f"{max(known)} chunks from 2 nodes, {max(known)} of 24" in said
 
 
@@ -88,11 +87,11 @@ def test_one_process_per_node_collects(whole, tmp_path):
     order = {"nodes": 2, "options": options(tmp_path / "node")}
     run(3, tmp_path / "out", None, source=source, fault="kill", after=10, rank=2, slow=0.02, slow_others=0.02, **order)
     kept = sum(len(path.read_text().splitlines()) for path in tmp_path.glob("node*/*/ledger/*"))
-    said = run(2, tmp_path / "out", 0, "collect_fake.py", tmp_path / "node")
+    said = run(2, tmp_path / "out", 0, "node_local/collect_fakes.py", tmp_path / "node")
     assert f"{kept} chunks from 2 nodes, {kept} of 24" in said
     assert said.count(" chunks from ") == 1
     assert not list(tmp_path.glob("node*/*"))
-    said = run(2, tmp_path / "out", 1, "collect_fake.py", tmp_path / "elsewhere")
+    said = run(2, tmp_path / "out", 1, "node_local/collect_fakes.py", tmp_path / "elsewhere")
     assert said.count("error: ") == 1 and "nothing of this run lies in" in said
     run(2, tmp_path / "out", 3, source=source, options={"forces": True})
     assert artefacts(tmp_path / "out") == expected

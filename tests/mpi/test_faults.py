@@ -35,8 +35,7 @@ def artefacts(path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The input, and what one undisturbed process makes of it."""
-    sys.path.insert(0, str(PROGRAMS))
-    from screen_fakes import candidates, save
+    from tests.screen.screen_fakes import candidates, save
 
     folder = tmp_path_factory.mktemp("faults")
     source = save(folder / "candidates.npz", candidates(1000, bad=False))
@@ -63,7 +62,7 @@ def until(true, seconds=60):
 def test_a_job_that_a_structure_kills_finishes_unattended(whole, tmp_path):
     source, expected = whole
     out = tmp_path / "out"
-    code, said = supervised(command("fault_program.py", 2, source, out, poison=[1150]), out, restarts=3)
+    code, said = supervised(command("quarantine/fault_program.py", 2, source, out, poison=[1150]), out, restarts=3)
     assert code == 3
     assert said.count("the run died") == 1  # the second start survives
     rows, before = np.load(out / "rows.npy"), np.load(expected / "rows.npy")
@@ -80,7 +79,7 @@ def test_deaths_of_ranks_leave_the_same_bytes(whole, tmp_path):
     source, expected = whole
     out, marks = tmp_path / "out", tmp_path / "marks"
     marks.mkdir()
-    words = command("fault_program.py", 2, source, out, poison=[1100, 1500, 1900], once=str(marks))
+    words = command("quarantine/fault_program.py", 2, source, out, poison=[1100, 1500, 1900], once=str(marks))
     code, said = supervised(words, out, restarts=3)
     assert code == 0, said
     assert 1 <= said.count("the run died") <= 3
@@ -99,8 +98,8 @@ def test_sigterm_to_one_rank_ends_all_after_their_chunks(whole, tmp_path):
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 75, said
     assert said.count("run the same command again to continue") == 1
-    again = subprocess.run(command("fault_program.py", 2, source, out), capture_output=True, text=True, timeout=60,
-                           check=False)  # fmt: skip
+    words = command("quarantine/fault_program.py", 2, source, out)
+    again = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 0, again.stderr
     assert "at hand when an earlier run died" not in again.stderr
     assert artefacts(out) == artefacts(expected)

@@ -47,8 +47,7 @@ OPTIONS = {"options": {"forces": True}}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The input, and what one undisturbed process makes of it."""
-    sys.path.insert(0, str(PROGRAM.parent))
-    from screen_fakes import candidates, save
+    from tests.screen.screen_fakes import candidates, save
 
     folder = tmp_path_factory.mktemp("ranks")
     source = save(folder / "candidates.npz", candidates(1500))

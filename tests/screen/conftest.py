@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from screen_fakes import FakePredictor, MemoryReader, candidates
+
+from tests.screen.screen_fakes import FakePredictor, MemoryReader, candidates
 
 SMALL: dict[str, Any] = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 100.0, "top": 50}
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from screen_fakes import FakePredictor, candidates, save
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import open_structures, write_structures
+from tests.screen.screen_fakes import FakePredictor, candidates, save
 
 PROGRAM = Path(__file__).parent / "screen_fakes.py"
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")

@@ -12,7 +12,6 @@ from io import StringIO
 import numpy as np
 import pytest
 from rich.console import Console
-from screen_fakes import FakePredictor, MemoryReader, candidates
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.runs.lock import PathLock
@@ -23,6 +22,7 @@ from atomsieve.screen.results import ledger
 from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.files import Folder
 from atomsieve.screen.run import run_screen
+from tests.screen.screen_fakes import FakePredictor, MemoryReader, candidates
 
 SMALL = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 100.0, "top": 50}
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")

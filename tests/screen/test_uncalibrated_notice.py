@@ -8,9 +8,9 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
-from screen_fakes import FakePredictor
 
 from atomsieve.screen.finish import print_result
+from tests.screen.screen_fakes import FakePredictor
 
 
 @pytest.mark.parametrize(

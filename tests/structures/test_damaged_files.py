@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from structure_samples import assert_equal, random_batch
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures, write_structures
 from atomsieve.structures import manifest as manifest_module
 from atomsieve.structures.manifest import _digest
+from tests.structures.structure_samples import assert_equal, random_batch
 
 SOURCE = [SourceInfo("a", "PBE")]
 PART = "part-00000.r000.bp"
@@ -223,7 +223,7 @@ def test_text_in_a_bp_directory(tmp_path: Path) -> None:
 WRITER = """
 import sys, time
 sys.path.insert(0, {samples!r})
-from structure_samples import random_batch
+from tests.structures.structure_samples import random_batch
 from atomsieve.structures import StructureWriter
 with StructureWriter({path!r}, step_size=50) as writer:
     for k in range(10_000):
@@ -235,7 +235,7 @@ with StructureWriter({path!r}, step_size=50) as writer:
 @pytest.fixture
 def running_writer(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     path = tmp_path / "x.bp"
-    program = WRITER.format(path=str(path), samples=str(Path(__file__).parent))
+    program = WRITER.format(path=str(path), samples=str(Path(__file__).parents[2]))
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     for line in child.stdout:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from structure_samples import assert_equal, random_batch
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.structures import (
@@ -24,6 +23,7 @@ from atomsieve.structures import (
     write_structures,
 )
 from atomsieve.structures import writer as writer_module
+from tests.structures.structure_samples import assert_equal, random_batch
 
 SOURCES = [SourceInfo("a", "PBE"), SourceInfo("b", "wB97X/6-31G(d)")]
 

@@ -8,7 +8,6 @@ import ase.db
 import ase.io
 import numpy as np
 import pytest
-from structure_samples import random_batch
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
@@ -16,6 +15,7 @@ from atomsieve.structures.convert import ConvertOptions, Input, convert
 from atomsieve.structures.export import COLUMNS, Selection, columns_of, export
 from atomsieve.structures.summary import Running, summarise
 from atomsieve.structures.validation import LabelKeys
+from tests.structures.structure_samples import random_batch
 
 SOURCES = [SourceInfo("a", "PBE"), SourceInfo("b", "wB97X/6-31G(d)")]
 

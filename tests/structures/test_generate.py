@@ -8,11 +8,11 @@ from ase.build import bulk, molecule
 from ase.data import covalent_radii
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structure_samples import assert_equal
 
 from atomsieve.errors import UsageError
 from atomsieve.structures import StructureBatch, generate_random_boxes, generate_rattled, generate_substituted
 from atomsieve.structures.generate import BLOCK, RandomBoxes, Rattled, Substituted, atomic_numbers_of, generate
+from tests.structures.structure_samples import assert_equal
 
 PARENTS = StructureBatch.from_ase(
     [bulk("NaCl", "rocksalt", a=5.6, cubic=True), molecule("CH4"), bulk("Fe", cubic=True), bulk("Cu")]

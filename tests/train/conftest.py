@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from train_samples import SOURCES, labelled
 
 from atomsieve.structures.writer import write_structures
 from atomsieve.train.config import TrainConfig, parse_config
+from tests.train.train_samples import SOURCES, labelled
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import io
 import numpy as np
 import pytest
 import torch
-from test_ranks import launch
 
 from atomsieve.errors import UsageError
 from atomsieve.evaluation.calibrate import calibrate_gfm
@@ -22,6 +21,7 @@ from atomsieve.train.distributed import Team
 from atomsieve.train.outliers import clean
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, assign_parts
+from tests.train.test_ranks import launch
 
 
 def console():

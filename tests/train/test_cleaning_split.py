@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from train_samples import SOURCES, labelled
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import StructureBatch
@@ -15,6 +14,7 @@ from atomsieve.train.catalog import Catalog, scan
 from atomsieve.train.config import CleaningSection, DataItem, SplitSection
 from atomsieve.train.outliers import clean
 from atomsieve.train.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
+from tests.train.train_samples import SOURCES, labelled
 
 
 class Memory:

@@ -34,7 +34,7 @@ def launch(launcher: str, *arguments: str | Path, check: bool = True) -> subproc
     command = [*LAUNCHERS[launcher], *map(str, arguments)]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=env, check=False)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done

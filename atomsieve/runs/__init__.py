@@ -1,0 +1,1 @@
+"""Any long job: its processes and launcher, signals, child processes, locks and output files."""
