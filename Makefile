@@ -53,8 +53,10 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py Makefile $(NATIVE)
 
 venv: $(STAMP)  ## make .venv and install everything into it
 
-lint: $(STAMP)  ## ruff
+lint: $(STAMP)  ## ruff (rules and format), import contracts
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy

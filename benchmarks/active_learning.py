@@ -25,8 +25,12 @@ import yaml
 PROGRAM = Path(sys.executable).with_name("atomsieve")
 SOURCE = "organics_wb97x"
 WAYS = ("picked", "random")
-TITLES = {"energy_mae": "energy MAE, meV/atom", "energy_rmse": "energy RMSE, meV/atom",
-          "force_mae": "force MAE, meV/Å", "force_rmse": "force RMSE, meV/Å"}  # fmt: skip
+TITLES = {
+    "energy_mae": "energy MAE, meV/atom",
+    "energy_rmse": "energy RMSE, meV/atom",
+    "force_mae": "force MAE, meV/Å",
+    "force_rmse": "force RMSE, meV/Å",
+}
 
 
 def run(*words: object, log: Path) -> None:
@@ -70,7 +74,7 @@ def configuration(data: Path, output: Path, steps: int, seed: int) -> dict:
         "optimizer": {"lr": 4e-3, "schedule": "cosine", "ema": 0.99, "clip": 20.0, "warmup": 0.02},
         "batch": {"atoms": 192},
         "budget": {"steps": steps, "eval_every": steps // 4, "checkpoint_minutes": 10},
-    }  # fmt: skip
+    }
 
 
 def errors(gfm: Path, test: Path) -> dict[str, float]:
@@ -86,10 +90,12 @@ def errors(gfm: Path, test: Path) -> dict[str, float]:
     good = found.status == 0
     force, energy = force[np.repeat(good, batch.counts)], energy[good]
     return {
-        "energy_mae": float(np.abs(energy).mean()), "energy_rmse": float(np.sqrt((energy**2).mean())),
-        "force_mae": float(np.abs(force).mean()), "force_rmse": float(np.sqrt((force**2).mean())),
+        "energy_mae": float(np.abs(energy).mean()),
+        "energy_rmse": float(np.sqrt((energy**2).mean())),
+        "force_mae": float(np.abs(force).mean()),
+        "force_rmse": float(np.sqrt((force**2).mean())),
         "judged": int(good.sum()),
-    }  # fmt: skip
+    }
 
 
 def pick(pool: Pool, chosen: np.ndarray, gfm: Path, place: Path, n: int) -> np.ndarray:
@@ -97,8 +103,19 @@ def pick(pool: Pool, chosen: np.ndarray, gfm: Path, place: Path, n: int) -> np.n
     rest = np.setdiff1d(np.arange(len(pool)), chosen)
     pool.write(place / "rest.bp", rest)
     log = place / "log.txt"
-    run(PROGRAM, "screen", "run", place / "rest.bp", "--ensemble", gfm, "--out", place / "results", "--overwrite",
-        "--quiet", log=log)  # fmt: skip
+    run(
+        PROGRAM,
+        "screen",
+        "run",
+        place / "rest.bp",
+        "--ensemble",
+        gfm,
+        "--out",
+        place / "results",
+        "--overwrite",
+        "--quiet",
+        log=log,
+    )
     out = ("--out", place / "picked.extxyz", "--overwrite")
     run(PROGRAM, "screen", "pick", place / "results", "--n", n, *out, log=log)
     with (place / "picked.csv").open() as file:

@@ -76,10 +76,13 @@ def runner(route: str, precision: str, folder: Path, place: Path, device: torch.
 
         def call(batch: Any, graph: Any) -> Any:
             given = {
-                "numbers": batch.numbers, "positions": batch.positions, "cell": batch.cell,
-                "structure": batch.structure_of_atom, "head": np.zeros(len(batch), np.int64),
+                "numbers": batch.numbers,
+                "positions": batch.positions,
+                "cell": batch.cell,
+                "structure": batch.structure_of_atom,
+                "head": np.zeros(len(batch), np.int64),
                 **table_arrays(graph.neighbors, batch.n_atoms),
-            }  # fmt: skip
+            }
             with torch.no_grad():
                 return graph_module(*(torch.from_numpy(given[s.name]).to(device) for s in functional.inputs))
 
@@ -117,9 +120,19 @@ def in_process(arguments: argparse.Namespace, route: str, precision: str, work: 
     """Run one route in a fresh process and return what it measured."""
     environ = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(arguments.threads)}
     command = [
-        sys.executable, __file__, "--route", route, "--precisions", precision, "--sizes", arguments.sizes,
-        "--work", str(work), "--device", arguments.device,
-    ]  # fmt: skip
+        sys.executable,
+        __file__,
+        "--route",
+        route,
+        "--precisions",
+        precision,
+        "--sizes",
+        arguments.sizes,
+        "--work",
+        str(work),
+        "--device",
+        arguments.device,
+    ]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["failed"])[-1][:100]}

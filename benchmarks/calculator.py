@@ -104,12 +104,22 @@ def mace(given: argparse.Namespace) -> None:
     irreps = "+".join(f"{channels}x{k}{'eo'[k % 2]}" for k in range(largest + 1))
     torch.set_default_dtype(torch.float64 if given.precision == "fp64" else torch.float32)
     model = modules.MACE(
-        r_max=4.5, num_bessel=8, num_polynomial_cutoff=5, max_ell=3, num_interactions=2, num_elements=1,
+        r_max=4.5,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        num_interactions=2,
+        num_elements=1,
         interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
         interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
-        hidden_irreps=o3.Irreps(irreps), MLP_irreps=o3.Irreps("16x0e"), atomic_energies=np.zeros(1),
-        avg_num_neighbors=40.0, atomic_numbers=[29], correlation=3, gate=torch.nn.functional.silu,
-    )  # fmt: skip
+        hidden_irreps=o3.Irreps(irreps),
+        MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.zeros(1),
+        avg_num_neighbors=40.0,
+        atomic_numbers=[29],
+        correlation=3,
+        gate=torch.nn.functional.silu,
+    )
     calc = MACECalculator(models=[model], device="cpu", default_dtype=f"float{given.precision[2:]}")
     atoms = copper(64)
     atoms.calc = calc

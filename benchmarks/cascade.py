@@ -26,9 +26,14 @@ from atomsieve.screen.run import run_screen
 def run(arguments: argparse.Namespace, out: Path, **options: Any) -> float:
     """Screen, and return the seconds of computing."""
     chosen = ScreenOptions(
-        head=arguments.head, top=arguments.top, by=arguments.by, descending=arguments.descending,
-        where=arguments.where, device=arguments.device, **options,
-    )  # fmt: skip
+        head=arguments.head,
+        top=arguments.top,
+        by=arguments.by,
+        descending=arguments.descending,
+        where=arguments.where,
+        device=arguments.device,
+        **options,
+    )
     clock = time.perf_counter if arguments.device.startswith("cuda") else time.thread_time
     with mock.patch.object(time, "perf_counter", clock):  # others on the machine count little
         run_screen(arguments.candidates, arguments.ensemble, chosen, out=out, overwrite=True)
@@ -79,8 +84,11 @@ def main() -> None:
             for precision in dict.fromkeys(pair.partition(":")[2] for pair, _ in cascades):
                 full.setdefault(precision, []).append(run(arguments, folder / precision, precision=precision))
             for pair, members in cascades:
-                options = {"cascade": pair, "cascade_safety": arguments.safety,
-                           "cascade_members": int(members) if members else None}  # fmt: skip
+                options = {
+                    "cascade": pair,
+                    "cascade_safety": arguments.safety,
+                    "cascade_members": int(members) if members else None,
+                }
                 out = folder / f"{pair}-{members}"
                 taken.setdefault((pair, members), []).append(run(arguments, out, **options))
         print("| cascade | rows | recomputed | rounds | bound | largest error | s | full run, s | time | same |")
@@ -95,8 +103,18 @@ def main() -> None:
             bound, error = (report[key].get(arguments.by) or 0.0 for key in ("bounds", "largest_errors"))
             label = f"{pair}, {members} member(s) first" if members else pair
             share = report["recomputed"] / report["rows"]
-            cells = (label, f"{report['rows']:,}", f"{share:.1%}", report["rounds"], f"{bound:.2g}", f"{error:.2g}",
-                     f"{spent:.1f}", f"{alone:.1f}", f"{spent / alone:.2f}", off)  # fmt: skip
+            cells = (
+                label,
+                f"{report['rows']:,}",
+                f"{share:.1%}",
+                report["rounds"],
+                f"{bound:.2g}",
+                f"{error:.2g}",
+                f"{spent:.1f}",
+                f"{alone:.1f}",
+                f"{spent / alone:.2f}",
+                off,
+            )
             print("| " + " | ".join(map(str, cells)) + " |")
 
 

@@ -81,8 +81,21 @@ class Worker:
     """MACE in torch-sim in a process of its own; a call evaluates the crystals once and returns the seconds."""
 
     def __init__(self, python: str, kind: str, precision: str, cutoff: float, device: str, crystals: Path) -> None:
-        program = [python, __file__, "worker", "--kind", kind, "--precision", precision, "--cutoff", str(cutoff),
-                   "--device", device, "--crystals", str(crystals)]  # fmt: skip
+        program = [
+            python,
+            __file__,
+            "worker",
+            "--kind",
+            kind,
+            "--precision",
+            precision,
+            "--cutoff",
+            str(cutoff),
+            "--device",
+            device,
+            "--crystals",
+            str(crystals),
+        ]
         self.process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.parameters = int(self._answer())
 
@@ -124,13 +137,22 @@ def worker(options: argparse.Namespace) -> None:
     elements = sorted(set(arrays["numbers"].tolist()))
     channels, largest = MACES[options.kind]
     model = modules.MACE(
-        r_max=options.cutoff, num_bessel=8, num_polynomial_cutoff=5, max_ell=3, num_interactions=2,
+        r_max=options.cutoff,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        num_interactions=2,
         interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
         interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
-        num_elements=len(elements), atomic_numbers=elements, atomic_energies=np.zeros(len(elements)),
+        num_elements=len(elements),
+        atomic_numbers=elements,
+        atomic_energies=np.zeros(len(elements)),
         hidden_irreps=o3.Irreps("+".join(f"{channels}x{k}{'eo'[k % 2]}" for k in range(largest + 1))),
-        MLP_irreps=o3.Irreps("16x0e"), avg_num_neighbors=30.0, correlation=3, gate=torch.nn.functional.silu,
-    )  # fmt: skip
+        MLP_irreps=o3.Irreps("16x0e"),
+        avg_num_neighbors=30.0,
+        correlation=3,
+        gate=torch.nn.functional.silu,
+    )
     device = torch.device(options.device)
     in_torch_sim = MaceModel(model, device=device, dtype=dtype, compute_stress=False)
     counts = np.diff(arrays["ptr"])
@@ -184,14 +206,17 @@ def mace(options: argparse.Namespace) -> None:
             model.compute_stress = False
             calls[f"{name} members, in torch-sim"] = timed(lambda: model(state))
         for kind in MACES if options.mace_python else ():
-            process = Worker(options.mace_python, kind, options.precision, manifest.cutoff, options.device,
-                             place / "crystals.npz")  # fmt: skip
+            process = Worker(
+                options.mace_python, kind, options.precision, manifest.cutoff, options.device, place / "crystals.npz"
+            )
             stack.callback(process.close)
             calls[f"MACE {kind}, in torch-sim"] = process
             sizes[f"MACE {kind}, in torch-sim"] = process.parameters
         times = take_turns(calls, options.rounds)
-    print(f"{len(batch)} crystals of {ATOMS} atoms, cutoff {manifest.cutoff:g} Angstrom, {options.precision}, "
-          f"{options.device}, medians of {options.rounds} rounds\n")  # fmt: skip
+    print(
+        f"{len(batch)} crystals of {ATOMS} atoms, cutoff {manifest.cutoff:g} Angstrom, {options.precision}, "
+        f"{options.device}, medians of {options.rounds} rounds\n"
+    )
     print("| model | parameters of one network | structures/s | ratio |\n| --- | --- | --- | --- |")
     base = np.array(next(iter(times.values())))
     for name, seconds in times.items():
@@ -230,11 +255,15 @@ def members(options: argparse.Namespace) -> None:
         ("shallow", "shallow, forces of the mean", {"energy", "forces", "spread"}),
         ("shallow", "shallow, forces and spread of all", {"energy", "forces", "spread", "force_spread"}),
     )
-    print(f"{options.members} members beside one, crystals of {ATOMS} atoms, {options.layers} x {options.hidden}, "
-          f"cutoff {options.cutoff:g} Angstrom, {options.precision}, {options.device}, medians of {options.rounds} "
-          "rounds\n")  # fmt: skip
-    print("| crystals | way | one, structures/s | all, structures/s | cost of all in calls of one (range) |\n"
-          "| --- | --- | --- | --- | --- |")  # fmt: skip
+    print(
+        f"{options.members} members beside one, crystals of {ATOMS} atoms, {options.layers} x {options.hidden}, "
+        f"cutoff {options.cutoff:g} Angstrom, {options.precision}, {options.device}, medians of {options.rounds} "
+        "rounds\n"
+    )
+    print(
+        "| crystals | way | one, structures/s | all, structures/s | cost of all in calls of one (range) |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
     with tempfile.TemporaryDirectory() as place:
         load = {}
         for kind, n in (("deep", 1), ("deep", options.members), ("shallow", options.members)):

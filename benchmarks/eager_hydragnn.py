@@ -160,9 +160,15 @@ class EagerHydraGNN(nn.Module):
         return self
 
     def fused(
-        self, numbers: Tensor, vec: Tensor, sender: Tensor, receiver: Tensor, structure: Tensor, attributes: Tensor,
+        self,
+        numbers: Tensor,
+        vec: Tensor,
+        sender: Tensor,
+        receiver: Tensor,
+        structure: Tensor,
+        attributes: Tensor,
         mix: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return energies of heads `[S,B]`, weighted energies `[S]` and the gradient by edge vectors `[E,3]`."""
         vec = vec.detach().requires_grad_()
         each = self.heads_batched(self.encode(numbers, vec, sender, receiver, structure, attributes))

@@ -91,8 +91,15 @@ def main() -> None:
         f"{options.structures} structures, {graph.n_atoms} atoms, {graph.n_edges} edges, {options.members} members, "
         f"{options.layers} x {options.hidden}, FP32, {torch.get_num_threads()} threads; energies and forces"
     )
-    ways = [("edges", apart), ("edges", together), ("table", together), ("native", apart), ("native", together),
-            ("layers", apart), ("layers", together)]  # fmt: skip
+    ways = [
+        ("edges", apart),
+        ("edges", together),
+        ("table", together),
+        ("native", apart),
+        ("native", together),
+        ("layers", apart),
+        ("layers", together),
+    ]
     print("| task | message | members | ms | structures/s | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for task in (predict, learn):
         base = 0.0

@@ -58,8 +58,14 @@ def kernels(checks: Checks, device: str) -> None:
     if not device.startswith("cuda"):
         env["TRITON_INTERPRET"] = "1"
     for name in ("fused_kernels_program", "hydragnn_gpu_program"):
-        done = subprocess.run([sys.executable, "-m", f"tests.models.{name}"], cwd=HERE.parent, env=env,
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", f"tests.models.{name}"],
+            cwd=HERE.parent,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             print(done.stderr[-3000:], file=sys.stderr)
             checks(f"{name} ended with {done.returncode}", float("nan"), 0.0)
@@ -81,8 +87,10 @@ def lists(checks: Checks, device: str) -> None:
 
     batch = lattice(50, 20, seed=3)
     for most in (None, 20):
-        here, there = (build_graph(batch, 5.0, max_neighbors=most, device=torch.device(d), dtype=torch.float64)
-                       for d in ("cpu", device))  # fmt: skip
+        here, there = (
+            build_graph(batch, 5.0, max_neighbors=most, device=torch.device(d), dtype=torch.float64)
+            for d in ("cpu", device)
+        )
         same = here.n_edges == there.n_edges and all(
             torch.equal(getattr(here.neighbors, name), getattr(there.neighbors, name).cpu())
             for name in ("sender", "receiver")
@@ -146,8 +154,10 @@ def screening(checks: Checks, device: str, folder: Path, structures: int) -> Non
     first = found[1, 0][0]
     checks("screening loop: runs that differ from the first", sum(rows != first for rows, _ in found.values()), 0.0)
     one, two = (max(found[lanes, k][1] for k in (0, 1)) for lanes in (1, 2))
-    print(f"\n{structures:,} crystals of 20 atoms, four members: {one:,.0f} structures/s with one batch at work, "
-          f"{two:,.0f} with two (ratio {two / one:.2f})\n")  # fmt: skip
+    print(
+        f"\n{structures:,} crystals of 20 atoms, four members: {one:,.0f} structures/s with one batch at work, "
+        f"{two:,.0f} with two (ratio {two / one:.2f})\n"
+    )
 
 
 def measure(device: str, quick: bool) -> None:
@@ -155,13 +165,23 @@ def measure(device: str, quick: bool) -> None:
     few = ["--structures", "4"] if quick else []
     calls = [
         ["paper.py", "device", *(few or ["--structures", "200", "--eager-batch", "50"])],
-        ["paper.py", "loop", *(few or ["--structures", "400", "--eager-batch", "50", "--eager-structures", "100"]),
-         "--batch-atoms", "65536"],
-        ["paper.py", "files", *(few or ["--structures", "5000", "--eager-batch", "50", "--eager-structures", "100"]),
-         "--precisions", "fp64,fp32,bf16"],
+        [
+            "paper.py",
+            "loop",
+            *(few or ["--structures", "400", "--eager-batch", "50", "--eager-structures", "100"]),
+            "--batch-atoms",
+            "65536",
+        ],
+        [
+            "paper.py",
+            "files",
+            *(few or ["--structures", "5000", "--eager-batch", "50", "--eager-structures", "100"]),
+            "--precisions",
+            "fp64,fp32,bf16",
+        ],
         ["crystals.py", "members", "--sizes", "1,16" if quick else "1,16,64,1024", "--rounds", "3" if quick else "9"],
         ["stages.py", "--structures", "200" if quick else "50000"],
-    ]  # fmt: skip
+    ]
     for call in calls:
         print(f"\n## {' '.join(call)} --device {device}\n", flush=True)
         done = subprocess.run([sys.executable, str(HERE / call[0]), *call[1:], "--device", device], check=False)

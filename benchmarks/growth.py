@@ -200,8 +200,13 @@ def look(process: subprocess.Popen[bytes], out: Path, began: float) -> Sample:
             resident[reads].append(child.memory_info().rss)
         except psutil.Error:
             continue
-    return Sample(time.perf_counter() - began, last_event(out, "progress").get("done", 0), max(resident[False]),
-                  max(resident[True]), sum(resident[False]) + sum(resident[True]))  # fmt: skip
+    return Sample(
+        time.perf_counter() - began,
+        last_event(out, "progress").get("done", 0),
+        max(resident[False]),
+        max(resident[True]),
+        sum(resident[False]) + sum(resident[True]),
+    )
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -260,15 +265,21 @@ def many(options: argparse.Namespace, folder: Path) -> None:
         raise SystemExit(f"screen run ended with code {code}; see {out}/run.log.jsonl")
     summary = json.loads((out / "summary.json").read_text())
     rate = f"{summary['structures_per_second']:,.0f} structures/s in the last start"
-    print(f"\n{n:,} crystals of {size} atoms on {n_ranks} ranks; {describe(options)}: {seconds:,.0f} s, status "
-          f"{summary['status']}, {rate}, which computed {summary['computed_in_this_run']:,}\n")  # fmt: skip
-    print("| start | done | largest rank, MiB | largest reader, MiB | all processes, MiB |\n"
-          "| --- | --- | --- | --- | --- |")  # fmt: skip
+    print(
+        f"\n{n:,} crystals of {size} atoms on {n_ranks} ranks; {describe(options)}: {seconds:,.0f} s, status "
+        f"{summary['status']}, {rate}, which computed {summary['computed_in_this_run']:,}\n"
+    )
+    print(
+        "| start | done | largest rank, MiB | largest reader, MiB | all processes, MiB |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
     for k, part in enumerate(parts):
         for s in part[:: max(len(part) // 8, 1)]:
             print(f"| {k + 1} | {s.done:,} | {s.rank / 2**20:,.0f} | {s.reading / 2**20:,.0f} | {s.all / 2**20:,.0f} |")
-        print(f"| {k + 1} | growth per million after a fifth of the way | {slope(part, 'rank'):.1f} | "
-              f"{slope(part, 'reading'):.1f} | {slope(part, 'all'):.1f} |")  # fmt: skip
+        print(
+            f"| {k + 1} | growth per million after a fifth of the way | {slope(part, 'rank'):.1f} | "
+            f"{slope(part, 'reading'):.1f} | {slope(part, 'all'):.1f} |"
+        )
     if options.figure is not None:
         draw(parts, options.figure, n)
 

@@ -15,8 +15,16 @@ import numpy as np
 from atomsieve.predict import Predictor
 from atomsieve.structures import open_structures
 
-HEADINGS = ("source", "structures", "own weight", "own heaviest", "energy, own", "energy, auto", "force, own",
-            "force, auto")  # fmt: skip
+HEADINGS = (
+    "source",
+    "structures",
+    "own weight",
+    "own heaviest",
+    "energy, own",
+    "energy, auto",
+    "force, own",
+    "force, auto",
+)
 
 
 def main() -> None:

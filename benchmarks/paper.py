@@ -138,9 +138,14 @@ class Inputs:
         a, b = int(g.ptr[first]), int(g.ptr[last])
         e, f = int(near.row_ptr[a]), int(near.row_ptr[b])
         return model.fused(
-            g.numbers[a:b], g.vec[e:f].to(dtype), near.sender[e:f] - a, near.receiver[e:f] - a,
-            g.structure[a:b] - first, self.attributes[first:last].to(dtype), self.mix[first:last].to(dtype),
-        )  # fmt: skip
+            g.numbers[a:b],
+            g.vec[e:f].to(dtype),
+            near.sender[e:f] - a,
+            near.receiver[e:f] - a,
+            g.structure[a:b] - first,
+            self.attributes[first:last].to(dtype),
+            self.mix[first:last].to(dtype),
+        )
 
     def fast(self, model: FastHydraGNN) -> tuple[torch.Tensor, ...]:
         """Return the same by the fast path."""
@@ -362,8 +367,10 @@ def main() -> None:
     verbs = parser.add_subparsers(required=True)
     listed = lambda kind: lambda text: [kind(x) for x in text.split(",")]  # noqa: E731
     for name, task, count, precisions in (
-        ("device", device, 24, "fp64,fp32,bf16"), ("loop", loop, 100, "fp32"), ("files", files, 1000, "fp32"),
-    ):  # fmt: skip
+        ("device", device, 24, "fp64,fp32,bf16"),
+        ("loop", loop, 100, "fp32"),
+        ("files", files, 1000, "fp32"),
+    ):
         verb = verbs.add_parser(name, help=str(task.__doc__).splitlines()[0])
         verb.add_argument("--structures", type=int, default=count)
         verb.add_argument("--precisions", type=listed(str), default=precisions.split(","))

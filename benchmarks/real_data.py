@@ -63,11 +63,16 @@ def configuration(work: Path, hours: float, ranks: int) -> dict:
         "split": {"train": 0.77, "val": 0.03, "test": 0.0, "calibration": 0.2, "by": "formula"},
         "loss": {"energy": 1.0, "energy_end": 3.0, "force": 3.0, "force_floor": 0.6, "energy_range": [0.05, 0.2]},
         "optimizer": {
-            "lr": 3e-3, "betas": [0.9, 0.99], "schedule": "cosine", "ema": 0.999, "clip": 20.0, "warmup": 0.01,
+            "lr": 3e-3,
+            "betas": [0.9, 0.99],
+            "schedule": "cosine",
+            "ema": 0.999,
+            "clip": 20.0,
+            "warmup": 0.01,
         },
         "batch": {"atoms": 192, "balance": 0.5},
         "budget": {"hours": hours, "eval_every": 4000, "eval_structures": 300, "checkpoint_minutes": 3},
-    }  # fmt: skip
+    }
 
 
 def run(*words: object, ranks: int = 1) -> float:

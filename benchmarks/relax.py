@@ -46,8 +46,10 @@ def main() -> None:
     without = given.without.split(",")
     double = Predictor.load(given.gfm, given.head, "fp64")
     batch = _candidates(given, double)
-    print(f"{len(batch)} structures, {batch.n_atoms} atoms, head {double.head}, {double.members} members, "
-          f"{double.kind}; fmax {given.fmax}, at most {given.steps} steps, cell {given.cell}")  # fmt: skip
+    print(
+        f"{len(batch)} structures, {batch.n_atoms} atoms, head {double.head}, {double.members} members, "
+        f"{double.kind}; fmax {given.fmax}, at most {given.steps} steps, cell {given.cell}"
+    )
     ways: dict[str, Callable[[], Minima]] = {
         "ASE FIRE, one by one, fp64": lambda: _ase(double, batch, given, FIRE),
         "at once, fp64": lambda: _own(double, batch, given),
@@ -75,8 +77,11 @@ def main() -> None:
         ratio = spent["ASE FIRE, one by one, fp64"] / spent[name]
         ours = found[name]
         steps = f"{ours.steps.mean():.1f}" if ours.steps is not None else ""
-        print(f"| {name} | {spent[name]:.1f} | {wall:.1f} | {ratio:.2f} | {ours.converged.sum()} | {steps} | "
-              f"{len(batch) / spent[name]:.2f} |", flush=True)  # fmt: skip
+        print(
+            f"| {name} | {spent[name]:.1f} | {wall:.1f} | {ratio:.2f} | {ours.converged.sum()} | {steps} | "
+            f"{len(batch) / spent[name]:.2f} |",
+            flush=True,
+        )
     _compare(batch, found)
 
 
@@ -137,9 +142,14 @@ def _torchsim(predictor: Predictor, batch: StructureBatch, given: argparse.Names
     reached = ts.generate_force_convergence_fn(force_tol=given.fmax, include_cell_forces=given.cell)
     fire = ts.optimizers.frechet_cell_fire if given.cell else ts.optimizers.fire
     final = ts.optimize(
-        system=batch.to_ase(), model=model, optimizer=fire, convergence_fn=reached, autobatcher=batcher,
-        max_steps=given.steps, steps_between_swaps=5,
-    )  # fmt: skip
+        system=batch.to_ase(),
+        model=model,
+        optimizer=fire,
+        convergence_fn=reached,
+        autobatcher=batcher,
+        max_steps=given.steps,
+        steps_between_swaps=5,
+    )
     after = StructureBatch.from_ase(final.to_atoms())
     largest = np.array([np.linalg.norm(f.numpy(), axis=1).max() for f in final.forces.split(batch.counts.tolist())])
     return Minima(after, final.energy.numpy(), largest < given.fmax, None)
@@ -149,8 +159,10 @@ def _compare(batch: StructureBatch, found: dict[str, Minima]) -> None:
     """Print how far the minima of each way are from those of ASE's FIRE."""
     first, *others = found
     base = found[first]
-    print(f"\n| beside {first} | both converged | same energy (1 meV/atom) | largest difference of these, meV/atom | "
-          "median distance of atoms, A | largest of 95 % | lower by more | higher by more |")  # fmt: skip
+    print(
+        f"\n| beside {first} | both converged | same energy (1 meV/atom) | largest difference of these, meV/atom | "
+        "median distance of atoms, A | largest of 95 % | lower by more | higher by more |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in others:
         both = base.converged & found[name].converged
@@ -159,8 +171,10 @@ def _compare(batch: StructureBatch, found: dict[str, Minima]) -> None:
         apart = _apart(base.after, found[name].after)[same]
         largest = 1e3 * np.abs(gap[same]).max(initial=0.0)
         distances = (np.quantile(apart, q) if len(apart) else np.nan for q in (0.5, 0.95))
-        print(f"| {name} | {both.sum()} | {same.sum()} | {largest:.3f} | {next(distances):.4f} | "
-              f"{next(distances):.4f} | {(both & (gap < -1e-3)).sum()} | {(both & (gap > 1e-3)).sum()} |")  # fmt: skip
+        print(
+            f"| {name} | {both.sum()} | {same.sum()} | {largest:.3f} | {next(distances):.4f} | "
+            f"{next(distances):.4f} | {(both & (gap < -1e-3)).sum()} | {(both & (gap > 1e-3)).sum()} |"
+        )
 
 
 def _apart(one: StructureBatch, other: StructureBatch) -> np.ndarray:

@@ -141,8 +141,11 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 def balance(n: int, load: Load, repeats: int) -> dict[str, list[float]]:
     """Print and return the share of the ideal speed by ranks and by how work is handed out."""
-    sizes = {"fixed": Chunks(n, LARGEST_CHUNK), "guided": Chunks(n, LARGEST_CHUNK, taper=True),
-             f"--chunk-size {SMALL:,}": Chunks(n, SMALL)}  # fmt: skip
+    sizes = {
+        "fixed": Chunks(n, LARGEST_CHUNK),
+        "guided": Chunks(n, LARGEST_CHUNK, taper=True),
+        f"--chunk-size {SMALL:,}": Chunks(n, SMALL),
+    }
     ways = ["equal parts", *sizes, *(f"{way}, stragglers" for way in ("equal parts", *list(sizes)[1:]))]
     found: dict[str, list[float]] = {way: [] for way in ways}
     rows = []
@@ -186,13 +189,20 @@ def failures(n: int, load: Load, repeats: int) -> None:
                 added[way].append(time - whole)
                 lost[way].append(work / 3600)
         expected = ranks / PER_NODE * whole / 3600 / NODE_HOURS
-        rows.append([f"{ranks:,}", f"{whole / 3600:.3g}", f"{expected:.2g}",
-                     *(f"{np.mean(added[way]):.0f} s; {np.mean(lost[way]):.3g} h" for way in ways)])  # fmt: skip
+        rows.append(
+            [
+                f"{ranks:,}",
+                f"{whole / 3600:.3g}",
+                f"{expected:.2g}",
+                *(f"{np.mean(added[way]):.0f} s; {np.mean(lost[way]):.3g} h" for way in ways),
+            ]
+        )
     table(
         f"{n:,} structures, one node of {PER_NODE} ranks dies at a random moment (mean of {repeats}): seconds that the "
         f"run takes longer, {RESTART:.0f} of them the restart; hours of ranks computed for nothing",
-        ["ranks", "hours", f"failures at 1 in {NODE_HOURS:,.0f} node hours", *ways], rows,
-    )  # fmt: skip
+        ["ranks", "hours", f"failures at 1 in {NODE_HOURS:,.0f} node hours", *ways],
+        rows,
+    )
 
 
 # -- what grows -------------------------------------------------------------------------------------------------------
@@ -201,11 +211,14 @@ def failures(n: int, load: Load, repeats: int) -> None:
 def measured() -> dict[str, float]:
     """Return bytes that were measured now: of a ledger line, of the input's manifest per step, of a chunk in memory."""
     line = len(ledger.encode(Entry(61_035, 2**31, None, 16384, {0: 16300, 3: 84}, 1.7e9, 54.123456)))
-    rows = [StepRow(structures=STEP, atoms=460_000, end=k * 10**7, crc32=2**31, counts_crc32=2**31)
-            for k in range(STEPS_PER_PART)]  # fmt: skip
+    rows = [
+        StepRow(structures=STEP, atoms=460_000, end=k * 10**7, crc32=2**31, counts_crc32=2**31)
+        for k in range(STEPS_PER_PART)
+    ]
     fields = ["ptr", "numbers", "positions", "cell", "pbc", "id"]
-    part = PartRow(path="part-00000.r000.bp", fields=fields, positions="float64", structures=STEP, atoms=1, files={},
-                   steps=rows)  # fmt: skip
+    part = PartRow(
+        path="part-00000.r000.bp", fields=fields, positions="float64", structures=STEP, atoms=1, files={}, steps=rows
+    )
     text = json.dumps(Manifest.of([part], [SourceInfo("x")], {}).model_dump(), indent=1)
     tracemalloc.start()
     held = Manifest(**json.loads(text))
@@ -230,21 +243,42 @@ def grows(rate: float) -> None:
     for n, ranks in cases:
         chunks, steps = Chunks(n, LARGEST_CHUNK, taper=True).count, n // STEP
         hours = n / rate / ranks / 3600
-        found.append([
-            f"{hours:.3g} h", f"{chunks:,}", f"{n * ROW.itemsize / 1e12:.3g} TB", f"{chunks * of['line'] / 1e6:.4g} MB",
-            f"{ranks:,}", f"{chunks / hours / 3600:.3g}", f"{ranks / COMMIT:,.0f}", f"{ranks / COLLECT:.3g}",
-            f"{steps * of['manifest'] / 1e6:.4g} MB", f"{4 * -(-steps // STEPS_PER_PART):,}",
-            f"{steps * of['step'] / 1e6:.4g} MB", f"{chunks * of['chunk'] / 1e6:.4g} MB",
-            f"{chunks * 16 / 1e6:.4g} MB", f"{n * ROW.itemsize / ranks / 1e6:.4g} MB",
-            f"{ranks / PER_NODE * hours / NODE_HOURS:.2g}",
-        ])  # fmt: skip
+        found.append(
+            [
+                f"{hours:.3g} h",
+                f"{chunks:,}",
+                f"{n * ROW.itemsize / 1e12:.3g} TB",
+                f"{chunks * of['line'] / 1e6:.4g} MB",
+                f"{ranks:,}",
+                f"{chunks / hours / 3600:.3g}",
+                f"{ranks / COMMIT:,.0f}",
+                f"{ranks / COLLECT:.3g}",
+                f"{steps * of['manifest'] / 1e6:.4g} MB",
+                f"{4 * -(-steps // STEPS_PER_PART):,}",
+                f"{steps * of['step'] / 1e6:.4g} MB",
+                f"{chunks * of['chunk'] / 1e6:.4g} MB",
+                f"{chunks * 16 / 1e6:.4g} MB",
+                f"{n * ROW.itemsize / ranks / 1e6:.4g} MB",
+                f"{ranks / PER_NODE * hours / NODE_HOURS:.2g}",
+            ]
+        )
     names = [
-        f"time at {rate:g} structures/s and rank", "chunks", "rows.npy", "ledgers, all", "ledger files",
-        "claims of chunks per second", "commits per second on the shared disk", "the same with --local",
-        "manifest of the input", "files of the input", "memory per rank: manifest of the input",
-        "memory per rank: chunks known, done, to do", "sent to each rank at a continued start",
-        "rows checked by each rank at a continued start", f"node failures at 1 in {NODE_HOURS:,.0f} node hours",
-    ]  # fmt: skip
+        f"time at {rate:g} structures/s and rank",
+        "chunks",
+        "rows.npy",
+        "ledgers, all",
+        "ledger files",
+        "claims of chunks per second",
+        "commits per second on the shared disk",
+        "the same with --local",
+        "manifest of the input",
+        "files of the input",
+        "memory per rank: manifest of the input",
+        "memory per rank: chunks known, done, to do",
+        "sent to each rank at a continued start",
+        "rows checked by each rank at a continued start",
+        f"node failures at 1 in {NODE_HOURS:,.0f} node hours",
+    ]
     for k, name in enumerate(names):
         rows.append([name, *(column[k] for column in found)])
     print(

@@ -35,8 +35,14 @@ def structures(n: int, rng: np.random.Generator) -> StructureBatch:
     counts = rng.integers(2, 7, n)
     ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     cell = np.broadcast_to(4.0 * np.eye(3), (n, 3, 3)).copy()
-    return StructureBatch(ptr, rng.choice(ELEMENTS, ptr[-1]).astype(np.uint8), 4.0 * rng.random((ptr[-1], 3)), cell,
-                          np.ones((n, 3), bool), np.arange(n, dtype=np.int64))  # fmt: skip
+    return StructureBatch(
+        ptr,
+        rng.choice(ELEMENTS, ptr[-1]).astype(np.uint8),
+        4.0 * rng.random((ptr[-1], 3)),
+        cell,
+        np.ones((n, 3), bool),
+        np.arange(n, dtype=np.int64),
+    )
 
 
 def make(place: Path, n: int) -> None:

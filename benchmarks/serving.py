@@ -254,8 +254,9 @@ def cost_of_lines(lines: int = 2000) -> float:
         "print((time.perf_counter()-b)/n*1e6)"
     )
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
-        done = subprocess.run([sys.executable, "-c", code, str(lines)], stdout=subprocess.PIPE, stderr=reader.stdin,
-                              text=True, check=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(lines)], stdout=subprocess.PIPE, stderr=reader.stdin, text=True, check=True
+        )
     return float(done.stdout)
 
 
@@ -286,8 +287,10 @@ def run(arguments: argparse.Namespace, gfm: Path, work: Path) -> None:
 
 def table(points: list[Point], local: dict[int, Point]) -> None:
     """Print the medians in markdown."""
-    print("\n| structures | route | clients | requests/s | structures/s | against in process | p50 ms | p99 ms | "
-          "CPU ms/structure | together |")  # fmt: skip
+    print(
+        "\n| structures | route | clients | requests/s | structures/s | against in process | p50 ms | p99 ms | "
+        "CPU ms/structure | together |"
+    )
     print("| --- " * 10 + "|")
     for size, base in local.items():
         for point in (p for p in (base, *points) if p.size == size and p.rates):

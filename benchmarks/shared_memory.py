@@ -87,9 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gfm", type=Path, help="an ensemble; by default an untrained one of four members")
     parser.add_argument("--sizes", default="1,8,256", help="structures per request")
-    parser.add_argument(
-        "--calls", type=int, default=40, help="timed calls of each way; fewer of large ones"
-    )
+    parser.add_argument("--calls", type=int, default=40, help="timed calls of each way; fewer of large ones")
     parser.set_defaults(hidden=64, layers=2, members=4)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -138,8 +138,9 @@ def overlapped(options: argparse.Namespace, source: Path, gfm: Path, out: Path) 
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
-    given = ScreenOptions(head=options.head, precision=options.precision, device=options.device,
-                          limit=options.structures)  # fmt: skip
+    given = ScreenOptions(
+        head=options.head, precision=options.precision, device=options.device, limit=options.structures
+    )
     result = run_screen(source, gfm, given, out=out)
     found: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return found | {"loop": result.computed / result.rate}

@@ -81,11 +81,16 @@ def train(work: Path, minutes: float) -> None:
         "split": {"train": 0.82, "val": 0.03, "test": 0.0, "calibration": 0.15, "by": "formula"},
         "loss": {"energy": 1.0, "energy_end": 3.0, "force": 3.0, "force_floor": 0.6, "energy_range": [0.05, 0.2]},
         "optimizer": {
-            "lr": 3e-3, "betas": [0.9, 0.99], "schedule": "cosine", "ema": 0.99, "clip": 20.0, "warmup": 0.01,
+            "lr": 3e-3,
+            "betas": [0.9, 0.99],
+            "schedule": "cosine",
+            "ema": 0.99,
+            "clip": 20.0,
+            "warmup": 0.01,
         },
         "batch": {"atoms": 192},
         "budget": {"hours": minutes / 60, "eval_every": 1000, "eval_structures": 200, "checkpoint_minutes": 3},
-    }  # fmt: skip
+    }
     (work / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run(PROGRAM, "train", work / "train.yaml")
 
@@ -154,8 +159,15 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
     from atomsieve.predict import Outside
 
     names = [reason.name for reason in Outside]
-    heads = ["set", "structures", "flagged", *names, "median energy error meV/atom: inside, flagged",
-             "before the correction", "median force error meV/Å: inside, flagged"]  # fmt: skip
+    heads = [
+        "set",
+        "structures",
+        "flagged",
+        *names,
+        "median energy error meV/atom: inside, flagged",
+        "before the correction",
+        "median force error meV/Å: inside, flagged",
+    ]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, title in SETS.items():
         own = found[name]
@@ -167,17 +179,33 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
         ]
         cells = [title, str(len(own["all"])), f"{(own['all'] != 0).mean():.1%}", *shares, *errors]
         lines.append(f"| {' | '.join(cells)} |")
-    heads = ["set", "error", "flagged", "worst 10 % flagged", "top 10 % by spread", "top 20 % by spread",
-             "by spread, as many as flagged", "flagged or top 20 % by spread", "top 20 % by distance", "AUROC spread",
-             "AUROC distance"]  # fmt: skip
+    heads = [
+        "set",
+        "error",
+        "flagged",
+        "worst 10 % flagged",
+        "top 10 % by spread",
+        "top 20 % by spread",
+        "by spread, as many as flagged",
+        "flagged or top 20 % by spread",
+        "top 20 % by distance",
+        "AUROC spread",
+        "AUROC distance",
+    ]
     lines += ["", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, title in {**SETS, "every": "all three"}.items():
         own = pooled(found) if name == "every" else found[name]
         flag, far = own["outside"] != 0, own["distance"]
         for kind in ("energy", "force"):
             bad, spread = largest(own[kind], 0.1), own[f"{kind} spread"]
-            caught = [flag, largest(spread, 0.1), largest(spread, 0.2), largest(spread, flag.mean()),
-                      flag | largest(spread, 0.2), largest(far, 0.2)]  # fmt: skip
+            caught = [
+                flag,
+                largest(spread, 0.1),
+                largest(spread, 0.2),
+                largest(spread, flag.mean()),
+                flag | largest(spread, 0.2),
+                largest(far, 0.2),
+            ]
             cells = [f"{who[bad].mean():.0%}" for who in caught]
             scores = [f"{auroc(bad, spread):.2f}", f"{auroc(bad, far):.2f}"]
             lines.append(f"| {title} | {kind} | {flag.mean():.0%} | {' | '.join(cells + scores)} |")
@@ -201,11 +229,22 @@ def figure(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         own, ax = found[name], axes[0]
         flag = own["outside"] != 0
         for which, fill in ((~flag, "none"), (flag, colour)):
-            ax.scatter(own["distance"][which], 1e3 * own["force"][which], s=9, lw=0.6, edgecolors=colour,
-                       facecolors=fill, label=title if fill != "none" else None)  # fmt: skip
+            ax.scatter(
+                own["distance"][which],
+                1e3 * own["force"][which],
+                s=9,
+                lw=0.6,
+                edgecolors=colour,
+                facecolors=fill,
+                label=title if fill != "none" else None,
+            )
     axes[0].axvline(1.0, color="k", lw=0.8, ls="--")
-    axes[0].set(yscale="log", ylim=(10, None), xlabel="distance (limit 1); filled: flagged",
-                ylabel="mean force error of the structure, meV/Å")  # fmt: skip
+    axes[0].set(
+        yscale="log",
+        ylim=(10, None),
+        xlabel="distance (limit 1); filled: flagged",
+        ylabel="mean force error of the structure, meV/Å",
+    )
     axes[0].legend(fontsize=8)
     own, share = pooled(found), np.linspace(0.0, 1.0, 101)
     for ax, kind in zip(axes[1:], ("energy", "force"), strict=True):

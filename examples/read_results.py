@@ -14,5 +14,7 @@ print(f"{len(rows):,} rows, {np.count_nonzero(ok):,} of them OK; columns: {', '.
 sure = results.top(5, "energy_per_atom", where="in_domain and max_force < 0.5")
 formulas = results.formulas(sure)
 for row in sure:
-    print(f"{formulas[int(row['position'])]:12s} {row['energy_per_atom']:8.4f} eV/atom, "
-          f"largest force {row['max_force']:.3f} eV/Angstrom")  # fmt: skip
+    print(
+        f"{formulas[int(row['position'])]:12s} {row['energy_per_atom']:8.4f} eV/atom, "
+        f"largest force {row['max_force']:.3f} eV/Angstrom"
+    )

@@ -33,9 +33,15 @@ species = Path("socket_species.xyz")
 write(species, atoms)
 name = f"atomsieve_{os.getpid()}"
 client = [
-    sys.executable, str(Path(__file__).with_name("socket_client.py")), "--ensemble", str(given.ensemble),
-    "--species", str(species), "--unixsocket", name,
-]  # fmt: skip
+    sys.executable,
+    str(Path(__file__).with_name("socket_client.py")),
+    "--ensemble",
+    str(given.ensemble),
+    "--species",
+    str(species),
+    "--unixsocket",
+    name,
+]
 client += ["--head", given.head] if given.head else []
 
 direct = GFMCalculator(given.ensemble, given.head)

@@ -23,9 +23,12 @@ def noisy_labels(gfm: Path, n: int, seed: int, head: str = "metal") -> Structure
     noise = FORCE_FACTOR * atom_spread(out.forces_std)[:, None] * rng.normal(size=(batch.n_atoms, 3))
     yes = np.ones(n, bool)
     return batch.replace(
-        energy=out.energy + ENERGY_FACTOR * out.energy_std * rng.normal(size=n), has_energy=yes,
-        forces=out.forces + noise, has_forces=yes, head=np.zeros(n, np.int32),
-    )  # fmt: skip
+        energy=out.energy + ENERGY_FACTOR * out.energy_std * rng.normal(size=n),
+        has_energy=yes,
+        forces=out.forces + noise,
+        has_forces=yes,
+        head=np.zeros(n, np.int32),
+    )
 
 
 def labelled_file(path: Path, batch: StructureBatch, source: str = "metal") -> Path:

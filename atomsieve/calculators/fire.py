@@ -136,22 +136,41 @@ class Fire:
         many, atoms = len(batch), batch.n_atoms
         positions = np.array(batch.positions, np.float64)
         self.result = RelaxResult(
-            batch.replace(positions=positions, cell=np.array(batch.cell), energy=None, forces=None, stress=None,
-                          has_energy=None, has_forces=None, has_stress=None),
-            np.full(many, np.nan), np.full((atoms, 3), np.nan), np.full((many, 3, 3), np.nan) if cell else None,
-            np.full(many, np.nan), np.zeros(many, bool), np.zeros(many, np.int64),
-            np.full(many, Stop.STEPS, np.uint8), np.zeros(many, np.uint8),
-        )  # fmt: skip
+            batch.replace(
+                positions=positions,
+                cell=np.array(batch.cell),
+                energy=None,
+                forces=None,
+                stress=None,
+                has_energy=None,
+                has_forces=None,
+                has_stress=None,
+            ),
+            np.full(many, np.nan),
+            np.full((atoms, 3), np.nan),
+            np.full((many, 3, 3), np.nan) if cell else None,
+            np.full(many, np.nan),
+            np.zeros(many, bool),
+            np.zeros(many, np.int64),
+            np.full(many, Stop.STEPS, np.uint8),
+            np.zeros(many, np.uint8),
+        )
         self.extra: dict[str, NDArray[Any]] = {
             name: np.zeros(many, np.uint8) if name == "outside" else np.full(many, np.nan) for name in record
         }
         self.said: dict[int, str] = {}
         self._kept: dict[str, NDArray[Any]] = {
-            "cell": batch.cell.copy(), "original": batch.cell.copy(), "positions": positions.copy(),
-            "frame": positions.copy(), "log_strain": np.zeros((many, 3, 3)), "cell_velocity": np.zeros((many, 3, 3)),
-            "velocity": np.zeros((atoms, 3)), "dt": np.full(many, DT), "alpha": np.full(many, A_START),
+            "cell": batch.cell.copy(),
+            "original": batch.cell.copy(),
+            "positions": positions.copy(),
+            "frame": positions.copy(),
+            "log_strain": np.zeros((many, 3, 3)),
+            "cell_velocity": np.zeros((many, 3, 3)),
+            "velocity": np.zeros((atoms, 3)),
+            "dt": np.full(many, DT),
+            "alpha": np.full(many, A_START),
             "downhill": np.zeros(many, np.int64),
-        }  # fmt: skip
+        }
         self._load(np.arange(many) if active is None else np.asarray(active, np.int64))
 
     # -- which are active ------------------------------------------------------------------------------------------

@@ -167,11 +167,19 @@ class GFMCalculator(Calculator):
         many = predictor.members > 1
         calibrated = set(predictor.describe()["calibrated"][self._head]) if many else set()
         rows = {
-            "energy": True, "free_energy": True, "energies": "energies" in outputs, "forces": "forces" in outputs,
-            "stress": "stress" in outputs, "in_domain": True, "energy_std": many, "energy_ensemble": many,
-            "forces_std": many and "forces" in outputs, "forces_ensemble": many and "forces_members" in outputs,
-            "sigma_energy": "energy" in calibrated, "sigma_forces": "forces" in calibrated and "forces" in outputs,
-        }  # fmt: skip
+            "energy": True,
+            "free_energy": True,
+            "energies": "energies" in outputs,
+            "forces": "forces" in outputs,
+            "stress": "stress" in outputs,
+            "in_domain": True,
+            "energy_std": many,
+            "energy_ensemble": many,
+            "forces_std": many and "forces" in outputs,
+            "forces_ensemble": many and "forces_members" in outputs,
+            "sigma_energy": "energy" in calibrated,
+            "sigma_forces": "forces" in calibrated and "forces" in outputs,
+        }
         return [name for name, given in rows.items() if given]
 
     def _why_not(self, name: str) -> str:

@@ -63,8 +63,12 @@ class RemoteCalculator(GFMCalculator):
         if endpoint is None:
             raise CalculatorSetupError("no endpoint given; name it: RemoteCalculator('grpc://127.0.0.1:8001')")
         asked = {
-            "model": model, "credentials": credentials, "deadline": deadline, "patience": patience, "alone": alone,
-        }  # fmt: skip
+            "model": model,
+            "credentials": credentials,
+            "deadline": deadline,
+            "patience": patience,
+            "alone": alone,
+        }
         own: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         self._opened = not isinstance(endpoint, RemotePredictor)
         try:

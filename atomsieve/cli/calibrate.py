@@ -84,9 +84,14 @@ def app(
         console().print(f"domain of {', '.join(fitted)}: wrote {folder}/domain.safetensors", soft_wrap=True)
     with Steps(quiet, "predicting") as step:
         found = calibrate_gfm(
-            folder, data, head=head, precision=precision, device=device, allow_training_data=allow_training_data,
+            folder,
+            data,
+            head=head,
+            precision=precision,
+            device=device,
+            allow_training_data=allow_training_data,
             progress=step,
-        )  # fmt: skip
+        )
     screen = console()
     rows = calibration_rows({name: fit for name, (fit, _) in found.items()})
     show_table(screen, "Share of errors within the 90 % interval, cross-fitted", HEADINGS, rows)

@@ -10,21 +10,34 @@ CASCADE = "Precision cascade"
 
 CascadeOption = Annotated[
     str | None,
-    typer.Option("--cascade", rich_help_panel=CASCADE, show_default=False,
-                 help="Screen all in a cheaper precision, then what matters in a better one, e.g. bf16:fp32."),
-]  # fmt: skip
+    typer.Option(
+        "--cascade",
+        rich_help_panel=CASCADE,
+        show_default=False,
+        help="Screen all in a cheaper precision, then what matters in a better one, e.g. bf16:fp32.",
+    ),
+]
 
 CascadeMembersOption = Annotated[
     int | None,
-    typer.Option("--cascade-members", min=1, rich_help_panel=CASCADE, show_default=False,
-                 help="Screen all with so many members. [default: all members]"),
-]  # fmt: skip
+    typer.Option(
+        "--cascade-members",
+        min=1,
+        rich_help_panel=CASCADE,
+        show_default=False,
+        help="Screen all with so many members. [default: all members]",
+    ),
+]
 
 CascadeSafetyOption = Annotated[
     float,
-    typer.Option("--cascade-safety", min=1.0, rich_help_panel=CASCADE,
-                 help="The error bound is the largest measured error times this."),
-]  # fmt: skip
+    typer.Option(
+        "--cascade-safety",
+        min=1.0,
+        rich_help_panel=CASCADE,
+        help="The error bound is the largest measured error times this.",
+    ),
+]
 
 
 def check_cascade(ctx: Any) -> None:

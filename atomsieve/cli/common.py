@@ -107,9 +107,13 @@ TokenFileOption = Annotated[
 
 TlsCaOption = Annotated[
     Path | None,
-    typer.Option("--tls-ca", help="PEM file: whom to trust, with grpcs:// and https://. [default: gRPC's own roots]",
-                 rich_help_panel=SERVER, show_default=False),
-]  # fmt: skip
+    typer.Option(
+        "--tls-ca",
+        help="PEM file: whom to trust, with grpcs:// and https://. [default: gRPC's own roots]",
+        rich_help_panel=SERVER,
+        show_default=False,
+    ),
+]
 
 TlsCertOption = Annotated[
     Path | None,
@@ -128,28 +132,37 @@ DescendingOption = Annotated[
 PerOption = Annotated[
     str | None,
     typer.Option(
-        "--per", help="At most --each rows of one formula, reduced-formula, chemsys, space-group or source.",
-        rich_help_panel=CHOICE, show_default=False,
+        "--per",
+        help="At most --each rows of one formula, reduced-formula, chemsys, space-group or source.",
+        rich_help_panel=CHOICE,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 EachOption = Annotated[
     int, typer.Option("--each", min=1, help="Rows of one group, with --per.", rich_help_panel=CHOICE)
 ]
 ParetoOption = Annotated[
     str | None,
     typer.Option(
-        "--pareto", help="All rows that no other beats in these 2 to 4 columns, e.g. energy_per_atom,energy_std; "
-        "`:max` after one where large is good.", rich_help_panel=CHOICE, show_default=False,
+        "--pareto",
+        help="All rows that no other beats in these 2 to 4 columns, e.g. energy_per_atom,energy_std; "
+        "`:max` after one where large is good.",
+        rich_help_panel=CHOICE,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 SymprecOption = Annotated[
     float, typer.Option("--symprec", help="Tolerance of space groups, Å.", rich_help_panel=CHOICE)
 ]
 RowHeadOption = Annotated[
     str | None,
-    typer.Option("--head", help="Rows of this head only; needed where the run had several and heads must not mix.",
-                 rich_help_panel=CHOICE, show_default=False),
-]  # fmt: skip
+    typer.Option(
+        "--head",
+        help="Rows of this head only; needed where the run had several and heads must not mix.",
+        rich_help_panel=CHOICE,
+        show_default=False,
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.", rich_help_panel=WORK)]
 
 

@@ -14,19 +14,23 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    cls=RunFirst, add_completion=False, no_args_is_help=True,
+    cls=RunFirst,
+    add_completion=False,
+    no_args_is_help=True,
     help="Turn an ensemble into files that run without this package: `atomsieve export gfm/ --format onnx`. Each is "
     "checked against FP64 in a fresh process, and written only if it is as good as its precision must be.",
-)  # fmt: skip
+)
 
 FolderArgument = Annotated[Path, typer.Argument(help="The ensemble folder (gfm/).", show_default=False)]
 StructuresOption = Annotated[
     Path | None,
     typer.Option(
-        "--structures", help="Check on these structures (.bp) instead of generated ones.", rich_help_panel=WORK,
+        "--structures",
+        help="Check on these structures (.bp) instead of generated ones.",
+        rich_help_panel=WORK,
         show_default=False,
     ),
-]  # fmt: skip
+]
 
 
 @app.command("run")
@@ -34,13 +38,23 @@ def run(
     folder: FolderArgument,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", "-f", help="onnx, torchscript or pt2; may be repeated. [default: onnx]",
-                     rich_help_panel=CHOICE, show_default=False),
+        typer.Option(
+            "--format",
+            "-f",
+            help="onnx, torchscript or pt2; may be repeated. [default: onnx]",
+            rich_help_panel=CHOICE,
+            show_default=False,
+        ),
     ] = None,
     precisions: Annotated[
         list[str] | None,
-        typer.Option("--precision", "-p", help="fp64, fp32 or bf16; may be repeated. [default: fp32]",
-                     rich_help_panel=CHOICE, show_default=False),
+        typer.Option(
+            "--precision",
+            "-p",
+            help="fp64, fp32 or bf16; may be repeated. [default: fp32]",
+            rich_help_panel=CHOICE,
+            show_default=False,
+        ),
     ] = None,
     energy_only: Annotated[
         bool, typer.Option("--energy-only", help="Energies and their spread alone: faster.", rich_help_panel=CHOICE)
@@ -56,7 +70,7 @@ def run(
     ] = False,
     structures: StructuresOption = None,
     quiet: QuietOption = False,
-) -> int:  # fmt: skip
+) -> int:
     """Export an ensemble in every format and precision named (`run` may be left out); what is there already stays.
 
     Exit code 3 if an artefact could not be made or failed its check; its line says why.
@@ -67,17 +81,24 @@ def run(
 
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     for what, given, allowed in (
-        ("format", formats, FORMATS), ("precision", precisions, PRECISIONS), ("device", [device], ("cpu", "cuda")),
-    ):  # fmt: skip
+        ("format", formats, FORMATS),
+        ("precision", precisions, PRECISIONS),
+        ("device", [device], ("cpu", "cuda")),
+    ):
         for name in given:
             if name not in allowed:
                 raise unknown(what, name, allowed)
     if energy_only and members:
         raise UsageError("--energy-only gives no forces, so --members has nothing to add; leave one of them out")
     options = ExportOptions(
-        formats=tuple(formats), precisions=tuple(precisions), kind="energy" if energy_only else "forces",
-        members=members, device=device, force=force, structures=structures,
-    )  # fmt: skip
+        formats=tuple(formats),
+        precisions=tuple(precisions),
+        kind="energy" if energy_only else "forces",
+        members=members,
+        device=device,
+        force=force,
+        structures=structures,
+    )
     with _Progress(quiet) as progress:
         outcomes = export_gfm(folder, options, progress.say, progress.done)
     return _exit_code(outcomes)

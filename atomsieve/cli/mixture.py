@@ -60,5 +60,6 @@ def app(
     screen.print(
         f"wrote {folder}/mixture.safetensors; the ensemble has a new id now: a run that is not finished "
         "must be begun anew, and verbs that compute again for older results refuse them",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -14,21 +14,33 @@ FAULTS = "Faults"
 
 MaxRestartsOption = Annotated[
     int,
-    typer.Option("--max-restarts", min=0, rich_help_panel=FAULTS,
-                 help="Start the run again after it died, at most so many times."),
-]  # fmt: skip
+    typer.Option(
+        "--max-restarts",
+        min=0,
+        rich_help_panel=FAULTS,
+        help="Start the run again after it died, at most so many times.",
+    ),
+]
 
 LauncherOption = Annotated[
     str | None,
-    typer.Option("--launcher", rich_help_panel=FAULTS, show_default=False,
-                 help="Start it by this command each time, e.g. 'mpirun -n 64'."),
-]  # fmt: skip
+    typer.Option(
+        "--launcher",
+        rich_help_panel=FAULTS,
+        show_default=False,
+        help="Start it by this command each time, e.g. 'mpirun -n 64'.",
+    ),
+]
 
 GraceOption = Annotated[
     float,
-    typer.Option("--grace", min=0.0, rich_help_panel=FAULTS,
-                 help="Seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch."),
-]  # fmt: skip
+    typer.Option(
+        "--grace",
+        min=0.0,
+        rich_help_panel=FAULTS,
+        help="Seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch.",
+    ),
+]
 
 RetryPoisonedOption = Annotated[
     bool,

@@ -14,10 +14,11 @@ def collect(
     results: ResultsArgument,
     local: Annotated[
         Path,
-        typer.Option("--local", help="Where the run kept its results on each node.", rich_help_panel=IN_OUT,
-                     show_default=False),
+        typer.Option(
+            "--local", help="Where the run kept its results on each node.", rich_help_panel=IN_OUT, show_default=False
+        ),
     ],
-) -> None:  # fmt: skip
+) -> None:
     """Bring what a run with --local left on nodes to its results folder; a run that is continued there does so itself.
 
     On several nodes: `mpirun --map-by ppr:1:node screen collect results/ --local DIR`.
@@ -35,5 +36,6 @@ def collect(
         f"{now.chunks:,} chunks ({now.structures:,} structures) brought to {results} from {nodes}{damaged}\n"
         f"{report.durable:,} of {report.count:,} chunks are there, {then}: run the same command of `screen run` again "
         f"to {'continue' if left else 'finish'}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -42,12 +42,15 @@ def dedup(
     symprec: SymprecOption = SYMPREC,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="File for the different ones (.csv, .parquet, .npz, .extxyz or .bp); a table "
-                     "of the duplicates comes beside.", rich_help_panel=IN_OUT),
+        typer.Option(
+            "--out",
+            "-o",
+            help="File for the different ones (.csv, .parquet, .npz, .extxyz or .bp); a table "
+            "of the duplicates comes beside.",
+            rich_help_panel=IN_OUT,
+        ),
     ] = Path("different.csv"),
-    energy: Annotated[
-        float, typer.Option(help="Duplicates differ by no more, eV/atom.", rich_help_panel=WORK)
-    ] = 0.05,
+    energy: Annotated[float, typer.Option(help="Duplicates differ by no more, eV/atom.", rich_help_panel=WORK)] = 0.05,
     volume: Annotated[
         float, typer.Option(help="Nor by more of the volume per atom, a fraction.", rich_help_panel=WORK)
     ] = 0.1,
@@ -55,23 +58,33 @@ def dedup(
         float, typer.Option(help="StructureMatcher: tolerance of cell lengths, a fraction.", rich_help_panel=WORK)
     ] = 0.2,
     site: Annotated[
-        float, typer.Option(help="StructureMatcher: tolerance of sites, fraction of the free length per atom.",
-                            rich_help_panel=WORK)
+        float,
+        typer.Option(
+            help="StructureMatcher: tolerance of sites, fraction of the free length per atom.", rich_help_panel=WORK
+        ),
     ] = 0.3,
     angle: Annotated[
         float, typer.Option(help="StructureMatcher: tolerance of cell angles, degrees.", rich_help_panel=WORK)
     ] = 5.0,
     cell_energy: Annotated[
-        float, typer.Option("--cell-energy", help="Slabs and molecules with empty space in the cell: duplicates differ "
-                            "by no more, eV per cell.", rich_help_panel=WORK)
+        float,
+        typer.Option(
+            "--cell-energy",
+            help="Slabs and molecules with empty space in the cell: duplicates differ by no more, eV per cell.",
+            rich_help_panel=WORK,
+        ),
     ] = 0.05,
     shift: Annotated[
-        float, typer.Option("--shift", help="Slabs and molecules with empty space in the cell: no site differs by "
-                            "more, Å.", rich_help_panel=WORK)
+        float,
+        typer.Option(
+            "--shift",
+            help="Slabs and molecules with empty space in the cell: no site differs by more, Å.",
+            rich_help_panel=WORK,
+        ),
     ] = 0.3,
     quiet: QuietOption = False,
     overwrite: OverwriteOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Drop those of the best rows whose crystal is there already with a better row, and write the others."""
     from atomsieve.errors import AtomSieveError, unknown
     from atomsieve.followup.dedup import Tolerances, write_twins
@@ -80,8 +93,9 @@ def dedup(
     from atomsieve.screen.results.record import Results
     from atomsieve.screen.selection.select import Selection, one_head, select
 
-    tolerances = Tolerances(length=length, site=site, angle=angle, volume=volume, energy=energy,
-                            cell_energy=cell_energy, shift=shift)  # fmt: skip
+    tolerances = Tolerances(
+        length=length, site=site, angle=angle, volume=volume, energy=energy, cell_energy=cell_energy, shift=shift
+    )
     if (kind := out.suffix.lstrip(".").lower()) not in WRITERS:
         raise unknown("format", kind, WRITERS)
     twins = out.with_name(f"{out.stem}.duplicates.csv")
@@ -95,8 +109,16 @@ def dedup(
     check_target(twins, overwrite, opened)
     if not opened.complete:
         raise AtomSieveError(f"{results} is not complete; run the screening again first")
-    selection = Selection(top=k, by=by, descending=descending, where=where, head=one_head(opened, head), per=per,
-                          each=each, symprec=symprec)  # fmt: skip
+    selection = Selection(
+        top=k,
+        by=by,
+        descending=descending,
+        where=where,
+        head=one_head(opened, head),
+        per=per,
+        each=each,
+        symprec=symprec,
+    )
     rows = select(opened, selection).rows
     with Steps(quiet, "comparing") as step:
         found = find(opened, rows, tolerances, step)
@@ -106,18 +128,22 @@ def dedup(
     screen.print(
         f"{counted(n, 'different structure')} among the best {counted(len(rows), 'row')}, "
         f"{counted(len(rows) - n, 'duplicate')}; pairs compared: {found.compared:,}\n{out}, {twins}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
     if line := opened.mixed([rows]):
         screen.print(f"{line}; energies of both are compared with --energy {energy:g}", highlight=False, soft_wrap=True)
     if found.empty:
         screen.print(
             f"{found.empty:,} of the {len(rows):,} have empty space in the cell (slabs, molecules): duplicates of them "
             f"are also within --cell-energy {cell_energy:g} eV per cell and --shift {shift:g} Å",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            soft_wrap=True,
+        )
     if found.alone:
         screen.print(
             f"{found.alone:,} of them are not crystals (no cell, or little empty space along an axis that is not "
-            "periodic); they are kept without comparing", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            "periodic); they are kept without comparing",
+            highlight=False,
+            soft_wrap=True,
+        )

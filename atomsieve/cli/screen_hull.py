@@ -35,16 +35,23 @@ def hull(
     results: ResultsArgument,
     references: Annotated[
         list[Path],
-        typer.Option("--references", "-r", help="Results of the same ensemble and head, or structures, which are "
-                     "computed now; may be given more than once.", rich_help_panel=IN_OUT, show_default=False),
+        typer.Option(
+            "--references",
+            "-r",
+            help="Results of the same ensemble and head, or structures, which are "
+            "computed now; may be given more than once.",
+            rich_help_panel=IN_OUT,
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Table to write: .csv or .parquet.", rich_help_panel=IN_OUT)
     ] = Path("hull.csv"),
     k: Annotated[
         int | None,
-        typer.Option("--top", "-k", min=1, help="Only so many of the best rows.", rich_help_panel=CHOICE,
-                     show_default=False),
+        typer.Option(
+            "--top", "-k", min=1, help="Only so many of the best rows.", rich_help_panel=CHOICE, show_default=False
+        ),
     ] = None,
     by: ByOption = "energy_per_atom",
     descending: DescendingOption = False,
@@ -55,11 +62,16 @@ def hull(
     symprec: SymprecOption = SYMPREC,
     ensemble: Annotated[
         Path | None,
-        typer.Option("--ensemble", "-e", help="Folder of the ensemble that screened, if it was moved.",
-                     rich_help_panel=IN_OUT, show_default=False),
+        typer.Option(
+            "--ensemble",
+            "-e",
+            help="Folder of the ensemble that screened, if it was moved.",
+            rich_help_panel=IN_OUT,
+            show_default=False,
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compare rows with reference phases of the same ensemble and head: formation energy, energy above the hull."""
     from atomsieve.errors import AtomSieveError
     from atomsieve.followup import hull as hulls
@@ -74,8 +86,10 @@ def hull(
     if not opened.complete:
         raise AtomSieveError(f"{results} is not complete; run the screening again first")
     name = one_head(opened, head)
-    rows = select(opened, Selection(top=k, by=by, descending=descending, where=where, head=name, per=per,
-                                    each=each, symprec=symprec)).rows  # fmt: skip
+    rows = select(
+        opened,
+        Selection(top=k, by=by, descending=descending, where=where, head=name, per=per, each=each, symprec=symprec),
+    ).rows
     if not len(rows):
         raise AtomSieveError(f"no row of {results} has a result and fulfils --where; there is nothing to compare")
     used = all_members(opened, rows, f"give --where \"precision == '{opened.labels.precisions[-1]}'\"")
@@ -84,8 +98,9 @@ def hull(
         entries = entries_of(reader, rows)
     found = hulls.energies(entries, known.entries)
     formulas = opened.formulas(rows)
-    table = hulls.columns(rows, [formulas[p] for p in rows["position"].tolist()], name, opened.labels.precisions, found,
-                          known.entries)  # fmt: skip
+    table = hulls.columns(
+        rows, [formulas[p] for p in rows["position"].tolist()], name, opened.labels.precisions, found, known.entries
+    )
     hulls.write(table, opened, out, overwrite=overwrite)
     said = []
     if charged := len(rows) - int(entries.usable.sum()):
@@ -106,11 +121,14 @@ def _show(table: dict[str, list[Any]], found: Hull, known: References, more: lis
     screen = console()
     above = found.above[np.isfinite(found.above)]
     shown = [name for name in table if name not in ("head", "precision", "missing", "natoms", "energy_per_atom")]
-    lines = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in line]
-             for line in zip(*(table[name][: min(SHOWN, len(above))] for name in shown), strict=True)]  # fmt: skip
+    lines = [
+        [f"{v:.4f}" if isinstance(v, float) else str(v) for v in line]
+        for line in zip(*(table[name][: min(SHOWN, len(above))] for name in shown), strict=True)
+    ]
     if lines:  # rows without a hull come last
-        show_table(screen, f"the {len(lines)} of {len(table['id']):,} rows lowest above the hull, eV/atom",
-                   tuple(shown), lines)  # fmt: skip
+        show_table(
+            screen, f"the {len(lines)} of {len(table['id']):,} rows lowest above the hull, eV/atom", tuple(shown), lines
+        )
     said = [
         f"references: {len(known.entries):,} entries of head {table['head'][0]}, {known.failed:,} without result, "
         f"{known.outside:,} outside of its domain",

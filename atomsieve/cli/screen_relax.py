@@ -48,8 +48,12 @@ def relax(
     ] = 500,
     rattle: Annotated[
         float,
-        typer.Option("--rattle", min=0, help="Displace atoms first, Angstrom; 0.01 leaves most saddle points.",
-                     rich_help_panel=WORK),
+        typer.Option(
+            "--rattle",
+            min=0,
+            help="Displace atoms first, Angstrom; 0.01 leaves most saddle points.",
+            rich_help_panel=WORK,
+        ),
     ] = 0.0,
     guard: Annotated[
         bool, typer.Option("--guard", help="Stop what leaves the domain of the head.", rich_help_panel=GUARD)
@@ -60,8 +64,9 @@ def relax(
     ] = None,
     max_sigma_force: Annotated[
         float | None,
-        typer.Option(help="And above this one of a force component, eV/Angstrom.", rich_help_panel=GUARD,
-                     show_default=False),
+        typer.Option(
+            help="And above this one of a force component, eV/Angstrom.", rich_help_panel=GUARD, show_default=False
+        ),
     ] = None,
     max_energy_std: Annotated[
         float | None,
@@ -73,8 +78,13 @@ def relax(
     ] = None,
     ensemble: Annotated[
         Path | None,
-        typer.Option("--ensemble", "-e", help="Folder of the ensemble that screened, if it was moved.",
-                     rich_help_panel=MODEL, show_default=False),
+        typer.Option(
+            "--ensemble",
+            "-e",
+            help="Folder of the ensemble that screened, if it was moved.",
+            rich_help_panel=MODEL,
+            show_default=False,
+        ),
     ] = None,
     precision: PrecisionOption = "fp32",
     device: DeviceOption = "auto",
@@ -88,8 +98,12 @@ def relax(
     ] = 1,
     skin: Annotated[
         float,
-        typer.Option("--skin", min=0, help="Angstrom; keep neighbour lists while atoms move less than half of it.",
-                     rich_help_panel=WORK),
+        typer.Option(
+            "--skin",
+            min=0,
+            help="Angstrom; keep neighbour lists while atoms move less than half of it.",
+            rich_help_panel=WORK,
+        ),
     ] = 0.0,
     max_atoms: Annotated[
         int | None,
@@ -97,19 +111,24 @@ def relax(
     ] = None,
     max_edges: Annotated[
         int | None,
-        typer.Option(help="Estimated edges per batch. [default: by the device]", rich_help_panel=WORK,
-                     show_default=False, min=1),
+        typer.Option(
+            help="Estimated edges per batch. [default: by the device]", rich_help_panel=WORK, show_default=False, min=1
+        ),
     ] = None,
     group_atoms: Annotated[
         int | None,
-        typer.Option(help="Atoms that one process relaxes in one go. [default: four batches]", rich_help_panel=WORK,
-                     show_default=False, min=1),
+        typer.Option(
+            help="Atoms that one process relaxes in one go. [default: four batches]",
+            rich_help_panel=WORK,
+            show_default=False,
+            min=1,
+        ),
     ] = None,
     threads: Annotated[
         int, typer.Option(help="CPU threads of each process; more processes are faster.", rich_help_panel=WORK, min=1)
     ] = 1,
     quiet: QuietOption = False,
-) -> int:  # fmt: skip
+) -> int:
     """Relax the best structures of a screening, many at once, or continue a relaxation that was broken off.
 
     `mpirun -n 4 screen relax ...` shares the work among four processes; the results are the same bytes.
@@ -123,12 +142,29 @@ def relax(
     from atomsieve.followup.relax.run import run_relax
 
     options = RelaxOptions(
-        fmax=fmax, cell=cell, max_steps=max_steps, rattle=rattle, top=top, by=by, descending=descending, where=where,
-        head=head, precision=precision, device=device, threads=threads, max_atoms=max_atoms, max_edges=max_edges,
-        group_atoms=group_atoms, skin=skin, guard=guard, max_sigma_energy=max_sigma_energy,
-        max_sigma_force=max_sigma_force, max_energy_std=max_energy_std, max_force_std=max_force_std,
+        fmax=fmax,
+        cell=cell,
+        max_steps=max_steps,
+        rattle=rattle,
+        top=top,
+        by=by,
+        descending=descending,
+        where=where,
+        head=head,
+        precision=precision,
+        device=device,
+        threads=threads,
+        max_atoms=max_atoms,
+        max_edges=max_edges,
+        group_atoms=group_atoms,
+        skin=skin,
+        guard=guard,
+        max_sigma_energy=max_sigma_energy,
+        max_sigma_force=max_sigma_force,
+        max_energy_std=max_energy_std,
+        max_force_std=max_force_std,
         trajectory=every if trajectory else 0,
-    )  # fmt: skip
+    )
     screen = console(stderr=True, quiet=quiet)
     result = run_relax(results, options, ensemble=ensemble, out=out, overwrite=overwrite, console=screen)
     if result.rank == 0:

@@ -75,10 +75,20 @@ def top(
     from atomsieve.screen.selection.select import Selection, select
 
     opened = Results(results)
-    chosen = select(opened, Selection(
-        top=None if pareto else k, by=by, descending=descending, where=where, head=head, per=per, each=each,
-        symprec=symprec, pareto=pareto,
-    ))  # fmt: skip
+    chosen = select(
+        opened,
+        Selection(
+            top=None if pareto else k,
+            by=by,
+            descending=descending,
+            where=where,
+            head=head,
+            per=per,
+            each=each,
+            symprec=symprec,
+            pareto=pareto,
+        ),
+    )
     rows = chosen.rows[:k]
     order = "largest" if descending else "smallest"
     note = "" if opened.complete else " (the run is not complete)"
@@ -116,28 +126,40 @@ def pick(
     ] = Path("picked.extxyz"),
     by: Annotated[
         str | None,
-        typer.Option("--by", help="sigma_energy, energy_std (both per atom), sigma_force, max_force_std or distance. "
-                     "[default: sigma_energy, or energy_std without calibration]", rich_help_panel=CHOICE,
-                     show_default=False),
+        typer.Option(
+            "--by",
+            help="sigma_energy, energy_std (both per atom), sigma_force, max_force_std or distance. "
+            "[default: sigma_energy, or energy_std without calibration]",
+            rich_help_panel=CHOICE,
+            show_default=False,
+        ),
     ] = None,
     where: WhereOption = None,
     per_formula: Annotated[
         int | None,
-        typer.Option("--per-formula", help="At most so many of one reduced formula.", rich_help_panel=CHOICE,
-                     show_default=False),
+        typer.Option(
+            "--per-formula", help="At most so many of one reduced formula.", rich_help_panel=CHOICE, show_default=False
+        ),
     ] = None,
     head: HeadOption = None,
     candidates: Annotated[
-        int, typer.Option("--candidates", help="Compare this many times n rows, the most uncertain.",
-                          rich_help_panel=CHOICE)
+        int,
+        typer.Option(
+            "--candidates", help="Compare this many times n rows, the most uncertain.", rich_help_panel=CHOICE
+        ),
     ] = 20,
     ensemble: Annotated[
         Path | None,
-        typer.Option("--ensemble", "-e", help="Folder of the ensemble that screened, if it was moved.",
-                     rich_help_panel=IN_OUT, show_default=False),
+        typer.Option(
+            "--ensemble",
+            "-e",
+            help="Folder of the ensemble that screened, if it was moved.",
+            rich_help_panel=IN_OUT,
+            show_default=False,
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Pick uncertain and different structures to label next, and write them for a first-principles code."""
     from atomsieve.followup.label_candidates import pick as choose
     from atomsieve.followup.label_candidates import targets, write_picked
@@ -152,15 +174,19 @@ def pick(
     screen = console()
     screen.print(
         f"{len(picked.rows):,} of {picked.good:,} rows picked by {picked.by}, head {picked.head}, among the "
-        f"{picked.candidates:,} most uncertain: {path}, {table}", highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{picked.candidates:,} most uncertain: {path}, {table}",
+        highlight=False,
+        soft_wrap=True,
+    )
     if line := opened.mixed([picked.rows]):
         screen.print(line, highlight=False, soft_wrap=True)
     if len(picked.rows) < n:
         screen.print(
             f"fewer than --n {n}: the candidates hold no more with --per-formula {per_formula}; raise it, or "
-            f"--candidates (now {candidates})", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"--candidates (now {candidates})",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def export(
@@ -196,8 +222,9 @@ def export(
         for name, given in (("by", f"--by {by}"), ("descending", "--descending" if descending else "--ascending")):
             if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE":
                 raise UsageError(f"{given} goes with --top or --per; all rows come in input order: leave it out")
-    selection = Selection(top=k, by=by, descending=descending, where=where, head=head, per=per, each=each,
-                          symprec=symprec, pareto=pareto)  # fmt: skip
+    selection = Selection(
+        top=k, by=by, descending=descending, where=where, head=head, per=per, each=each, symprec=symprec, pareto=pareto
+    )
     asked, texts = opened.of_head(where, head), None
     if per or pareto:
         chosen = select(opened, selection)

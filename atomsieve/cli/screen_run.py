@@ -48,25 +48,33 @@ def run(
     ctx: typer.Context,
     ensemble: Annotated[
         Path | None,
-        typer.Option("--ensemble", "-e", help="The ensemble folder (gfm/); not needed with --endpoint.",
-                     rich_help_panel=MODEL, show_default=False),
+        typer.Option(
+            "--ensemble",
+            "-e",
+            help="The ensemble folder (gfm/); not needed with --endpoint.",
+            rich_help_panel=MODEL,
+            show_default=False,
+        ),
     ] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option("--endpoint", help="Servers that compute instead, e.g. grpc://h1:8001,h2:8001.",
-                     rich_help_panel=SERVER, show_default=False),
+        typer.Option(
+            "--endpoint",
+            help="Servers that compute instead, e.g. grpc://h1:8001,h2:8001.",
+            rich_help_panel=SERVER,
+            show_default=False,
+        ),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", help="Name of the ensemble there.", rich_help_panel=SERVER)
-    ] = "gfm",
+    model: Annotated[str, typer.Option("--model", help="Name of the ensemble there.", rich_help_panel=SERVER)] = "gfm",
     token_file: TokenFileOption = None,
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
     deadline: Annotated[
         float,
-        typer.Option("--deadline", help="Seconds for one answer; up to 8 times as many of a busy server.",
-                     rich_help_panel=SERVER),
+        typer.Option(
+            "--deadline", help="Seconds for one answer; up to 8 times as many of a busy server.", rich_help_panel=SERVER
+        ),
     ] = 60.0,
     patience: Annotated[
         float, typer.Option("--patience", help="Seconds to go on without any answer.", rich_help_panel=SERVER)
@@ -77,9 +85,7 @@ def run(
     precision: PrecisionOption = "fp32",
     backend: BackendOption = "native",
     device: DeviceOption = "auto",
-    top: Annotated[
-        int, typer.Option("--top", "-k", min=0, help="Rows of top.csv.", rich_help_panel=CHOICE)
-    ] = 1000,
+    top: Annotated[int, typer.Option("--top", "-k", min=0, help="Rows of top.csv.", rich_help_panel=CHOICE)] = 1000,
     by: ByOption = "energy_per_atom",
     descending: DescendingOption = False,
     where: WhereOption = None,
@@ -87,15 +93,22 @@ def run(
     forces: Annotated[bool, typer.Option("--forces", help="Store the forces too.", rich_help_panel=IN_OUT)] = False,
     force_spread: Annotated[
         str,
-        typer.Option(help="Rows with a spread of forces, if the ensemble is shallow: all, top, none. [default: top]",
-                     rich_help_panel=WORK, show_default=False),
+        typer.Option(
+            help="Rows with a spread of forces, if the ensemble is shallow: all, top, none. [default: top]",
+            rich_help_panel=WORK,
+            show_default=False,
+        ),
     ] = "auto",
     oversized: OversizedOption = "cpu",
     metrics: MetricsOption = None,
     chunk_size: Annotated[
         int | None,
-        typer.Option(help="Structures per chunk. [default: by the size of the input]", rich_help_panel=WORK,
-                     show_default=False, min=1),
+        typer.Option(
+            help="Structures per chunk. [default: by the size of the input]",
+            rich_help_panel=WORK,
+            show_default=False,
+            min=1,
+        ),
     ] = None,
     max_atoms: Annotated[
         int | None,
@@ -103,8 +116,9 @@ def run(
     ] = None,
     max_edges: Annotated[
         int | None,
-        typer.Option(help="Estimated edges per batch. [default: by the device]", rich_help_panel=WORK,
-                     show_default=False, min=1),
+        typer.Option(
+            help="Estimated edges per batch. [default: by the device]", rich_help_panel=WORK, show_default=False, min=1
+        ),
     ] = None,
     max_structure_atoms: Annotated[
         int, typer.Option(help="Larger structures get the status TOO_LARGE.", rich_help_panel=WORK, min=1)
@@ -114,18 +128,33 @@ def run(
     ] = 1,
     copies: Annotated[
         Path | None,
-        typer.Option("--copies", help="Folder on each node with copies of some parts of the candidates: they are read "
-                     "there, and mostly by its ranks.", rich_help_panel=IN_OUT, show_default=False),
+        typer.Option(
+            "--copies",
+            help="Folder on each node with copies of some parts of the candidates: they are read "
+            "there, and mostly by its ranks.",
+            rich_help_panel=IN_OUT,
+            show_default=False,
+        ),
     ] = None,
     local: Annotated[
         Path | None,
-        typer.Option("--local", help="Folder on a disk of each node that takes the results first; they are brought to "
-                     "--out now and then, and at the end.", rich_help_panel=IN_OUT, show_default=False),
+        typer.Option(
+            "--local",
+            help="Folder on a disk of each node that takes the results first; they are brought to "
+            "--out now and then, and at the end.",
+            rich_help_panel=IN_OUT,
+            show_default=False,
+        ),
     ] = None,
     collect_every: Annotated[
         float | None,
-        typer.Option("--collect-every", help="Seconds, with --local: what a lost node can lose. [default: 600]",
-                     rich_help_panel=IN_OUT, show_default=False, min=0.0),
+        typer.Option(
+            "--collect-every",
+            help="Seconds, with --local: what a lost node can lose. [default: 600]",
+            rich_help_panel=IN_OUT,
+            show_default=False,
+            min=0.0,
+        ),
     ] = None,
     cascade: CascadeOption = None,
     cascade_members: CascadeMembersOption = None,
@@ -135,7 +164,7 @@ def run(
     grace: GraceOption = 60.0,
     retry_poisoned: RetryPoisonedOption = False,
     quiet: QuietOption = False,
-) -> int:  # fmt: skip
+) -> int:
     """Screen every candidate, or continue a run that was broken off: then give the same command again.
 
     `mpirun -n 4 screen run ...` shares the work among four processes; the results are the same bytes. With --endpoint
@@ -148,19 +177,41 @@ def run(
     from atomsieve.screen.run import run_screen
 
     options = ScreenOptions(
-        oversized=oversized, metrics=None if metrics is None else str(metrics),
-        head=head, precision=precision, backend=backend, device=device, top=top, by=by, descending=descending,
-        where=where, forces=forces, force_spread=force_spread, limit=limit, chunk_size=chunk_size,
-        max_atoms=max_atoms, max_edges=max_edges, max_structure_atoms=max_structure_atoms, threads=threads, grace=grace,
+        oversized=oversized,
+        metrics=None if metrics is None else str(metrics),
+        head=head,
+        precision=precision,
+        backend=backend,
+        device=device,
+        top=top,
+        by=by,
+        descending=descending,
+        where=where,
+        forces=forces,
+        force_spread=force_spread,
+        limit=limit,
+        chunk_size=chunk_size,
+        max_atoms=max_atoms,
+        max_edges=max_edges,
+        max_structure_atoms=max_structure_atoms,
+        threads=threads,
+        grace=grace,
         retry_poisoned=retry_poisoned,
         copies=None if copies is None else str(copies),
         **_on_nodes(local, collect_every),
-        cascade=cascade, cascade_members=cascade_members, cascade_safety=cascade_safety,
-    )  # fmt: skip
+        cascade=cascade,
+        cascade_members=cascade_members,
+        cascade_safety=cascade_safety,
+    )
     result = run_screen(
-        candidates, ensemble, options, served=_served(ctx), out=out, overwrite=overwrite,
+        candidates,
+        ensemble,
+        options,
+        served=_served(ctx),
+        out=out,
+        overwrite=overwrite,
         console=console(stderr=True, quiet=quiet),
-    )  # fmt: skip
+    )
     if result.rank == 0:
         from atomsieve.screen.finish import print_result
 

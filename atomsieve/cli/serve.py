@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from atomsieve.serve.server.start import Listening
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True,
+    add_completion=False,
+    no_args_is_help=True,
     help="Serve an ensemble with a Triton Inference Server: `atomsieve serve start gfm/`.",
-)  # fmt: skip
+)
 
 BACKENDS = {"python": "native", "onnx": "onnx", "libtorch": "torchscript", "pt2": "pt2"}
 """Backend of the predictor by what it is called here."""
@@ -37,19 +38,39 @@ BACKENDS = {"python": "native", "onnx": "onnx", "libtorch": "torchscript", "pt2"
 def repository(
     folders: o.Folders,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The model repository; a new model or version is added to it.",
-                           rich_help_panel=IN_OUT)
+        Path,
+        typer.Option(
+            "--out", "-o", help="The model repository; a new model or version is added to it.", rich_help_panel=IN_OUT
+        ),
     ] = Path("model_repository"),
-    version: o.Version = 1, overwrite: o.Overwrite = False,
-    precision: o.Precision = "fp32", backend: o.Backend = "python", head: o.Head = None, device: o.Device = "cpu",
-    instances: o.Instances = 1, gpus: o.Gpus = "", threads: o.Threads = None, queue_delay: o.QueueDelay = 0,
+    version: o.Version = 1,
+    overwrite: o.Overwrite = False,
+    precision: o.Precision = "fp32",
+    backend: o.Backend = "python",
+    head: o.Head = None,
+    device: o.Device = "cpu",
+    instances: o.Instances = 1,
+    gpus: o.Gpus = "",
+    threads: o.Threads = None,
+    queue_delay: o.QueueDelay = 0,
     graph_backend: o.GraphBackend = "auto",
-    max_request_atoms: o.RequestAtoms = 200_000, max_request_structures: o.RequestStructures = 65_536,
-    max_request_bytes: o.RequestBytes = 64 * 2**20, max_structure_atoms: o.StructureAtoms = 20_000,
-) -> None:  # fmt: skip
+    max_request_atoms: o.RequestAtoms = 200_000,
+    max_request_structures: o.RequestStructures = 65_536,
+    max_request_bytes: o.RequestBytes = 64 * 2**20,
+    max_structure_atoms: o.StructureAtoms = 20_000,
+) -> None:
     """Write a model repository for a Triton Inference Server; it is complete, ensembles included."""
-    settings = _settings(precision, backend, head, device, threads, max_request_atoms, max_request_structures,
-                         max_request_bytes, max_structure_atoms)  # fmt: skip
+    settings = _settings(
+        precision,
+        backend,
+        head,
+        device,
+        threads,
+        max_request_atoms,
+        max_request_structures,
+        max_request_bytes,
+        max_structure_atoms,
+    )
     numbers = _checked(folders, settings, gpus)
     console(stderr=True).print(f"writing {out} ...", highlight=False, soft_wrap=True, markup=False)
     written = _build(out, folders, settings, version, instances, numbers, queue_delay, overwrite, graph_backend)
@@ -64,24 +85,45 @@ def start(
     context: typer.Context,
     folders: Annotated[
         list[str] | None,
-        typer.Argument(help="Ensemble folders (gfm/), each as PATH or NAME=PATH.", metavar="[FOLDER...]",
-                       show_default=False),
+        typer.Argument(
+            help="Ensemble folders (gfm/), each as PATH or NAME=PATH.", metavar="[FOLDER...]", show_default=False
+        ),
     ] = None,
     repository: o.Given = None,
-    precision: o.Precision = "fp32", backend: o.Backend = "python", head: o.Head = None, device: o.Device = "cpu",
-    instances: o.Instances = 1, gpus: o.Gpus = "", threads: o.Threads = None, queue_delay: o.QueueDelay = 0,
+    precision: o.Precision = "fp32",
+    backend: o.Backend = "python",
+    head: o.Head = None,
+    device: o.Device = "cpu",
+    instances: o.Instances = 1,
+    gpus: o.Gpus = "",
+    threads: o.Threads = None,
+    queue_delay: o.QueueDelay = 0,
     graph_backend: o.GraphBackend = "none",
-    max_request_atoms: o.RequestAtoms = 200_000, max_request_structures: o.RequestStructures = 65_536,
-    max_request_bytes: o.RequestBytes = 64 * 2**20, max_structure_atoms: o.StructureAtoms = 20_000,
-    listen: o.Listen = "127.0.0.1", grpc_port: o.GrpcPort = 8001, http_port: o.HttpPort = None,
+    max_request_atoms: o.RequestAtoms = 200_000,
+    max_request_structures: o.RequestStructures = 65_536,
+    max_request_bytes: o.RequestBytes = 64 * 2**20,
+    max_structure_atoms: o.StructureAtoms = 20_000,
+    listen: o.Listen = "127.0.0.1",
+    grpc_port: o.GrpcPort = 8001,
+    http_port: o.HttpPort = None,
     metrics_port: o.MetricsPort = 8002,
-    token_file: o.TokenFile = None, insecure: o.Insecure = False,
-    tls_cert: o.TlsCert = None, tls_key: o.TlsKey = None, tls_client_ca: o.TlsClientCa = None,
-    check_seconds: o.CheckSeconds = 10.0, answer_seconds: o.AnswerSeconds = 30.0,
-    start_seconds: o.StartSeconds = 600.0, drain_seconds: o.DrainSeconds = 30,
-    max_restarts: o.MaxRestarts = 5, log: o.LogForm = None, log_file: o.LogFile = None,
-    tritonserver: o.Program = None, container: o.Container = None, image: o.Image = None, show: o.Show = False,
-) -> int:  # fmt: skip
+    token_file: o.TokenFile = None,
+    insecure: o.Insecure = False,
+    tls_cert: o.TlsCert = None,
+    tls_key: o.TlsKey = None,
+    tls_client_ca: o.TlsClientCa = None,
+    check_seconds: o.CheckSeconds = 10.0,
+    answer_seconds: o.AnswerSeconds = 30.0,
+    start_seconds: o.StartSeconds = 600.0,
+    drain_seconds: o.DrainSeconds = 30,
+    max_restarts: o.MaxRestarts = 5,
+    log: o.LogForm = None,
+    log_file: o.LogFile = None,
+    tritonserver: o.Program = None,
+    container: o.Container = None,
+    image: o.Image = None,
+    show: o.Show = False,
+) -> int:
     """Start a Triton server, check it by true inference, and watch over it until it is asked to end.
 
     It answers on 127.0.0.1 alone unless --listen says otherwise. SIGTERM or Ctrl-C lets running requests finish.
@@ -94,19 +136,35 @@ def start(
     if bool(folders) == (repository is not None):
         raise UsageError("name either ensemble folders to serve, or a model repository with --repository")
     if show and folders:
-        raise UsageError("--print shows a command for a repository that stays: make one with serve repository, "
-                         "and name it with --repository")  # fmt: skip
+        raise UsageError(
+            "--print shows a command for a repository that stays: make one with serve repository, "
+            "and name it with --repository"
+        )
     given = [p.opts[-1] for p in context.command.params if _was_given(context, p.name)]
     contained = container is not None or show
     _refuse_unused(given, repository is not None, contained)
-    listening = Listening(listen, grpc_port, http_port, metrics_port, token_file, insecure, tls_cert, tls_key,
-                          tls_client_ca)  # fmt: skip
-    watch: dict[str, Any] = {"check_seconds": check_seconds, "answer_seconds": answer_seconds,
-                             "start_seconds": start_seconds, "max_restarts": max_restarts,
-                             "drain_seconds": drain_seconds}  # fmt: skip
+    listening = Listening(
+        listen, grpc_port, http_port, metrics_port, token_file, insecure, tls_cert, tls_key, tls_client_ca
+    )
+    watch: dict[str, Any] = {
+        "check_seconds": check_seconds,
+        "answer_seconds": answer_seconds,
+        "start_seconds": start_seconds,
+        "max_restarts": max_restarts,
+        "drain_seconds": drain_seconds,
+    }
     # what is cheap to check comes first: writing a repository takes seconds
-    settings = _settings(precision, backend, head, device, threads, max_request_atoms, max_request_structures,
-                         max_request_bytes, max_structure_atoms)  # fmt: skip
+    settings = _settings(
+        precision,
+        backend,
+        head,
+        device,
+        threads,
+        max_request_atoms,
+        max_request_structures,
+        max_request_bytes,
+        max_structure_atoms,
+    )
     with TemporaryDirectory(prefix="atomsieve-serve-") as scratch:
         place = repository if repository is not None else Path(scratch) / "models"
         models = models_of(place) if repository is not None else []  # known when they are written
@@ -120,19 +178,37 @@ def start(
 
         if contained:
             build()
-            return _contained(container or "docker", image, show, options, warnings, listening, watch,
-                              settings.device != "cpu")  # fmt: skip
-        return _run(options, warnings, listening, watch, tritonserver, threads, log, log_file, Path(scratch),
-                    settings.device, build if folders else None)  # fmt: skip
+            return _contained(
+                container or "docker", image, show, options, warnings, listening, watch, settings.device != "cpu"
+            )
+        return _run(
+            options,
+            warnings,
+            listening,
+            watch,
+            tritonserver,
+            threads,
+            log,
+            log_file,
+            Path(scratch),
+            settings.device,
+            build if folders else None,
+        )
 
 
 @app.command("check")
 def check(
     url: Annotated[str, typer.Argument(help="grpc://HOST:PORT, or grpcs, http, https.", show_default=False)],
-    model: o.Model = "gfm", ensemble: o.Ensemble = None, heads: o.Heads = None,
-    token_file: TokenFileOption = None, tls_ca: TlsCaOption = None, tls_cert: TlsCertOption = None,
-    tls_key: TlsKeyOption = None, seconds: o.Timeout = 60.0, quiet: o.Quiet = False,
-) -> None:  # fmt: skip
+    model: o.Model = "gfm",
+    ensemble: o.Ensemble = None,
+    heads: o.Heads = None,
+    token_file: TokenFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    seconds: o.Timeout = 60.0,
+    quiet: o.Quiet = False,
+) -> None:
     """Send the test vector of the ensemble to a server and compare what comes back: more than readiness."""
     from atomsieve.serve.check import check_endpoint
 
@@ -161,9 +237,19 @@ def _refuse_unused(given: list[str], repository: bool, contained: bool) -> None:
     """
     from atomsieve.errors import UsageError
 
-    written = {"--precision", "--backend", "--head", "--instances", "--gpus", "--queue-delay", "--graph-backend",
-               "--max-request-atoms", "--max-request-structures", "--max-request-bytes",
-               "--max-structure-atoms"}  # fmt: skip
+    written = {
+        "--precision",
+        "--backend",
+        "--head",
+        "--instances",
+        "--gpus",
+        "--queue-delay",
+        "--graph-backend",
+        "--max-request-atoms",
+        "--max-request-structures",
+        "--max-request-bytes",
+        "--max-structure-atoms",
+    }
     here = {"--log", "--log-file", "--tritonserver"}
     rules = [
         (repository, written, "--repository", "they stand in the repository: give them to atomsieve serve repository"),
@@ -178,8 +264,17 @@ def _refuse_unused(given: list[str], repository: bool, contained: bool) -> None:
             raise UsageError(f"{', '.join(unused)} would do nothing with {beside}; {why}")
 
 
-def _settings(precision: str, backend: str, head: str | None, device: str, threads: int | None, atoms: int,
-              structures: int, size: int, structure_atoms: int) -> Any:  # fmt: skip
+def _settings(
+    precision: str,
+    backend: str,
+    head: str | None,
+    device: str,
+    threads: int | None,
+    atoms: int,
+    structures: int,
+    size: int,
+    structure_atoms: int,
+) -> Any:
     import re
 
     from atomsieve.errors import UsageError, unknown
@@ -196,9 +291,15 @@ def _settings(precision: str, backend: str, head: str | None, device: str, threa
         device = choose_device(device).type
     limits = Limits(structures=structures, atoms=atoms, bytes=size, structure_atoms=structure_atoms)
     return Settings.model_validate(
-        {"precision": precision, "backend": BACKENDS[backend], "head": head, "device": device, "threads": threads,
-         "limits": limits}
-    )  # fmt: skip
+        {
+            "precision": precision,
+            "backend": BACKENDS[backend],
+            "head": head,
+            "device": device,
+            "threads": threads,
+            "limits": limits,
+        }
+    )
 
 
 def _checked(folders: list[str], settings: Any, gpus: str) -> list[int]:
@@ -219,8 +320,17 @@ def _checked(folders: list[str], settings: Any, gpus: str) -> list[int]:
     return [int(word) for word in numbers]
 
 
-def _build(out: Path, folders: list[str], settings: Any, version: int, instances: int, gpus: list[int],
-           queue_delay: int, overwrite: bool, graph_backend: str) -> list[Path]:  # fmt: skip
+def _build(
+    out: Path,
+    folders: list[str],
+    settings: Any,
+    version: int,
+    instances: int,
+    gpus: list[int],
+    queue_delay: int,
+    overwrite: bool,
+    graph_backend: str,
+) -> list[Path]:
     """Write the models into a repository; return their version folders."""
     from atomsieve.errors import AtomSieveError
     from atomsieve.serve.repository.write import Served, named, write_repository
@@ -231,15 +341,31 @@ def _build(out: Path, folders: list[str], settings: Any, version: int, instances
     except AtomSieveError:  # none here; the repository is for another machine
         server = None
     return write_repository(
-        out, [Served(name, path, settings) for name, path in named(folders)], version=version, instances=instances,
-        gpus=gpus, queue_delay=queue_delay, overwrite=overwrite,
-        graph_backend=graph_backend, server=server,
-    )  # fmt: skip
+        out,
+        [Served(name, path, settings) for name, path in named(folders)],
+        version=version,
+        instances=instances,
+        gpus=gpus,
+        queue_delay=queue_delay,
+        overwrite=overwrite,
+        graph_backend=graph_backend,
+        server=server,
+    )
 
 
-def _run(options: ServerOptions, warnings: list[str], listening: Listening, watch: dict[str, Any],
-         program: Path | None, threads: int | None, form: str | None, log_file: Path | None, scratch: Path,
-         device: str, build: Callable[[], None] | None) -> int:  # fmt: skip
+def _run(
+    options: ServerOptions,
+    warnings: list[str],
+    listening: Listening,
+    watch: dict[str, Any],
+    program: Path | None,
+    threads: int | None,
+    form: str | None,
+    log_file: Path | None,
+    scratch: Path,
+    device: str,
+    build: Callable[[], None] | None,
+) -> int:
     """Serve a repository in the foreground. build : makes it first. device : that its models are made for."""
     import os
     import sys
@@ -272,16 +398,32 @@ def _run(options: ServerOptions, warnings: list[str], listening: Listening, watc
             build()
             options = replace(options, models=tuple(models_of(options.repository)))
         return Supervisor(
-            server, options, log, check_seconds=watch["check_seconds"], answer_seconds=watch["answer_seconds"],
-            start_seconds=watch["start_seconds"], max_restarts=watch["max_restarts"], threads=threads,
-            on_ready=ready, scratch=[scratch], environ=without_own_threads(dict(os.environ)),
-        ).run()  # fmt: skip
+            server,
+            options,
+            log,
+            check_seconds=watch["check_seconds"],
+            answer_seconds=watch["answer_seconds"],
+            start_seconds=watch["start_seconds"],
+            max_restarts=watch["max_restarts"],
+            threads=threads,
+            on_ready=ready,
+            scratch=[scratch],
+            environ=without_own_threads(dict(os.environ)),
+        ).run()
     finally:
         log.close()
 
 
-def _contained(engine: str, image: str | None, show: bool, options: ServerOptions, warnings: list[str],
-               listening: Listening, watch: dict[str, Any], gpus: bool) -> int:  # fmt: skip
+def _contained(
+    engine: str,
+    image: str | None,
+    show: bool,
+    options: ServerOptions,
+    warnings: list[str],
+    listening: Listening,
+    watch: dict[str, Any],
+    gpus: bool,
+) -> int:
     """Serve a repository in a container, or print how."""
     import os
     import shlex
@@ -292,8 +434,10 @@ def _contained(engine: str, image: str | None, show: bool, options: ServerOption
     line = container_command(engine, image, options, listening, more, gpus=gpus)
     errors = console(stderr=True)
     if engine == "docker" and os.getuid() == 0 and (closed := unreadable(options, listening)):
-        warnings.append(f"the image's user {USER} cannot read {closed[0]}; give it to that user with chown, or run "
-                        "this command as the owner, not as root")  # fmt: skip
+        warnings.append(
+            f"the image's user {USER} cannot read {closed[0]}; give it to that user with chown, or run "
+            "this command as the owner, not as root"
+        )
     for text in warnings:
         errors.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
     if show:

@@ -10,9 +10,11 @@ import typer
 from atomsieve.cli.common import OverwriteOption, QuietOption, RunFirst
 
 app = typer.Typer(
-    cls=RunFirst, add_completion=False, no_args_is_help=True,
+    cls=RunFirst,
+    add_completion=False,
+    no_args_is_help=True,
     help="Train an ensemble: `atomsieve train config.yaml`; `atomsieve train init` writes an example to start from.",
-)  # fmt: skip
+)
 
 
 @app.command(hidden=True)

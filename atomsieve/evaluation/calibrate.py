@@ -135,6 +135,9 @@ HEADINGS = ("head", "property", "structures", "errors", "scale", "groups", "raw"
 def _cells(fit: PropertyCalibration) -> list[str]:
     shares: list[Any] = [fit.coverage.get(kind) for kind in ("raw", "scale", "conformal")]
     return [
-        str(fit.structures), str(fit.n), f"{fit.scale:.2f}", str(len(fit.groups)),
+        str(fit.structures),
+        str(fit.n),
+        f"{fit.scale:.2f}",
+        str(len(fit.groups)),
         *("-" if share is None else f"{share:.3f}" for share in shares),
-    ]  # fmt: skip
+    ]

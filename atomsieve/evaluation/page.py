@@ -20,10 +20,18 @@ from atomsieve.structures.manifest import sync_file, sync_folder
 METRICS, ROWS, PAGE = "metrics.json", "structures.npz", "index.html"
 TEMPLATE = "evaluation.html.jinja"
 HEADINGS = (
-    ("structures", "structures"), ("mae", "MAE"), ("rmse", "RMSE"), ("coverage", "in 90 % interval"),
-    ("coverage_se", "±"), ("coverage_raw", "raw"), ("area_raw", "area raw"), ("area", "area"), ("crps", "CRPS"),
-    ("sharpness", "sharpness"), ("spearman", "rho"),
-)  # fmt: skip
+    ("structures", "structures"),
+    ("mae", "MAE"),
+    ("rmse", "RMSE"),
+    ("coverage", "in 90 % interval"),
+    ("coverage_se", "±"),
+    ("coverage_raw", "raw"),
+    ("area_raw", "area raw"),
+    ("area", "area"),
+    ("crps", "CRPS"),
+    ("sharpness", "sharpness"),
+    ("spearman", "rho"),
+)
 """Number of a row, and its heading."""
 CAPTIONS = {
     "coverage": "Share of errors within the 90 % interval, with its standard error (a structure counts once); "
@@ -78,9 +86,17 @@ def put(path: Path, data: bytes) -> None:
 def _rows(evaluation: Evaluation) -> bytes:
     """Return the arrays per structure, all heads one after another (`head` indexes `heads`), as .npz."""
     names = (
-        "position", "natoms", "elements", "status", "outside", "energy", "predicted", "energy_std", "sigma_energy",
+        "position",
+        "natoms",
+        "elements",
+        "status",
+        "outside",
+        "energy",
+        "predicted",
+        "energy_std",
+        "sigma_energy",
         "interval_energy",
-    )  # fmt: skip
+    )
     rows = evaluation.rows
     arrays: dict[str, Any] = {n: np.concatenate([getattr(r, n) for r in rows.values()]) for n in names}
     arrays["head"] = np.repeat(np.arange(len(rows)), [len(r.position) for r in rows.values()])
@@ -105,10 +121,13 @@ def table_row(row: dict[str, Any] | None) -> list[str]:
     sizes = {k: v for k, v in (("mae", row["mae"]), ("rmse", row["rmse"])) if v is not None}
     sizes |= {k: best[k] for k in ("crps", "sharpness") if k in best}
     shares = {
-        "coverage": row["coverage"], "coverage_se": row["coverage_se"], "coverage_raw": row["coverage_raw"],
-        "area_raw": raw.get("miscalibration_area"), "area": fitted.get("miscalibration_area"),
+        "coverage": row["coverage"],
+        "coverage_se": row["coverage_se"],
+        "coverage_raw": row["coverage_raw"],
+        "area_raw": raw.get("miscalibration_area"),
+        "area": fitted.get("miscalibration_area"),
         "spearman": row.get("spearman"),
-    }  # fmt: skip
+    }
     cells = []
     for key, _ in HEADINGS:
         if key == "structures":
@@ -159,10 +178,14 @@ def _page(metrics: dict[str, Any], plots: dict[str, bytes]) -> str:
     ]
     return str(
         template.render(
-            m=metrics, notices=notices(metrics), tables=tables, headings=[h for _, h in HEADINGS], images=images,
+            m=metrics,
+            notices=notices(metrics),
+            tables=tables,
+            headings=[h for _, h in HEADINGS],
+            images=images,
             parts=_parts(metrics),
         )
-    )  # fmt: skip
+    )
 
 
 def _parts(metrics: dict[str, Any]) -> list[dict[str, Any]]:

@@ -31,8 +31,10 @@ def make_plots(evaluation: Evaluation) -> dict[str, bytes]:
     """Return the PNG of each plot by its name, in the order in which they are shown."""
     made: dict[str, bytes] = {"coverage": _png(_coverage(evaluation.metrics["heads"]))}
     panels: dict[str, Callable[[Axes, str, str, Evaluation], None]] = {
-        "reliability": _reliability, "error_vs_sigma": _error_vs_sigma, "parity": _parity,
-    }  # fmt: skip
+        "reliability": _reliability,
+        "error_vs_sigma": _error_vs_sigma,
+        "parity": _parity,
+    }
     for what, draw in panels.items():
         for name in PROPERTIES:
             heads = [h for h, row in evaluation.metrics["heads"].items() if name in row]
@@ -112,9 +114,14 @@ def _reliability(axes: Axes, head: str, name: str, evaluation: Evaluation) -> No
     state = "" if row["calibrated"] else "uncalibrated, "
     axes.text(0.97, 0.05, f"{state}area {area:.3f}" if area is not None else "one member", fontsize=7.5, ha="right")
     axes.set(
-        xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal",
-        xlabel="expected share of errors within the interval", ylabel="observed share",
-    )  # fmt: skip
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xticks=(0, 0.5, 1),
+        yticks=(0, 0.5, 1),
+        aspect="equal",
+        xlabel="expected share of errors within the interval",
+        ylabel="observed share",
+    )
 
 
 def _error_vs_sigma(axes: Axes, head: str, name: str, evaluation: Evaluation) -> None:

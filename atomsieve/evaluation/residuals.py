@@ -63,10 +63,14 @@ class HeadRows:
         """Return errors and spreads, as calibration takes them."""
         n = np.maximum(self.natoms, 1)
         return Residuals(
-            energy_error=(self.predicted - self.energy) / n, energy_spread=self.energy_std / n,
-            natoms=self.natoms, elements=self.elements, force_error=self.predicted_force - self.force,
-            force_spread=self.force_spread, structure=self.atom_structure,
-        )  # fmt: skip
+            energy_error=(self.predicted - self.energy) / n,
+            energy_spread=self.energy_std / n,
+            natoms=self.natoms,
+            elements=self.elements,
+            force_error=self.predicted_force - self.force,
+            force_spread=self.force_spread,
+            structure=self.atom_structure,
+        )
 
 
 def predict_rows(
@@ -91,8 +95,15 @@ def predict_rows(
     spread = none if out.forces_std is None else atom_spread(out.forces_std)
     assert out.energy_std is not None and out.sigma_energy is not None and out.interval_energy is not None
     return HeadRows(
-        position=position, natoms=batch.counts, elements=element_group(batch), status=out.status, outside=out.outside,
-        energy=energy, predicted=out.energy, energy_std=out.energy_std, sigma_energy=out.sigma_energy,
+        position=position,
+        natoms=batch.counts,
+        elements=element_group(batch),
+        status=out.status,
+        outside=out.outside,
+        energy=energy,
+        predicted=out.energy,
+        energy_std=out.energy_std,
+        sigma_energy=out.sigma_energy,
         interval_energy=out.interval_energy,
         reference=np.bincount(batch.structure_of_atom, predictor.references(head)[batch.numbers], n).astype(float),
         atom_structure=batch.structure_of_atom[use],
@@ -101,7 +112,7 @@ def predict_rows(
         force_spread=spread[use],
         sigma_force=(none if out.sigma_forces is None else out.sigma_forces)[use],
         interval_force=(none if out.interval_forces is None else out.interval_forces)[use],
-    )  # fmt: skip
+    )
 
 
 def join_rows(parts: list[HeadRows]) -> HeadRows:

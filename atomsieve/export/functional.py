@@ -153,9 +153,12 @@ class Functional(nn.Module):
         stored = torch.cat([geometry.basis[0], geometry.slope, geometry.unit[0]], 1)
         stored = stored.view(atoms, places, 2 * radial + 3)
         edges = paired_edges(
-            geometry.distance.view(atoms, places), stored[:, :, 2 * radial :], stored[:, :, :radial],
-            stored[:, :, radial : 2 * radial], members,
-        )  # fmt: skip
+            geometry.distance.view(atoms, places),
+            stored[:, :, 2 * radial :],
+            stored[:, :, :radial],
+            stored[:, :, radial : 2 * radial],
+            members,
+        )
         graph = TableGraph(numbers, structure, neighbors, None, self.inline, edges, self.moments)
         return geometry, graph, (edges.distance, edges.unit)
 

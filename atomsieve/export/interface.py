@@ -120,8 +120,10 @@ def check_inputs(
     wanted = [s.name for s in slots]
     lacking, odd = [n for n in wanted if n not in arrays], [n for n in arrays if n not in wanted]
     if lacking or odd:
-        raise UsageError(f"inputs {', '.join(lacking + odd)}: {'missing' if lacking else 'unknown'}; "
-                         f"this model takes {', '.join(wanted)}")  # fmt: skip
+        raise UsageError(
+            f"inputs {', '.join(lacking + odd)}: {'missing' if lacking else 'unknown'}; "
+            f"this model takes {', '.join(wanted)}"
+        )
     found: dict[str, NDArray[Any]] = {}
     sizes: dict[str, tuple[int, str]] = {}
     for slot in slots:

@@ -78,9 +78,14 @@ def _plain_slices(graph: fx.GraphModule) -> None:
 
 
 def _assigned(
-    at: fx.Graph, into: fx.Node, part: fx.Node, dim: int = 0, start: int | None = None, end: int | None = None,
+    at: fx.Graph,
+    into: fx.Node,
+    part: fx.Node,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
     step: int = 1,
-) -> fx.Node:  # fmt: skip
+) -> fx.Node:
     """Return `into` with a slice of one axis replaced by `part`."""
     if _whole(dim, start, end, step):
         return part
@@ -150,8 +155,10 @@ def _rounds(number: float) -> bool:
 
 
 def _rounding(node: fx.Node) -> AtomSieveError:
-    return AtomSieveError(f"{node.target} holds a number that ONNX would round to FP32: {node.args} {node.kwargs}; "
-                          "make it a FP64 buffer of the model")  # fmt: skip
+    return AtomSieveError(
+        f"{node.target} holds a number that ONNX would round to FP32: {node.args} {node.kwargs}; "
+        "make it a FP64 buffer of the model"
+    )
 
 
 def _taking_tensors(node: fx.Node, places: list[int]) -> Callable[..., Any]:
@@ -162,9 +169,12 @@ def _taking_tensors(node: fx.Node, places: list[int]) -> Callable[..., Any]:
         taken = [a for a in variant._schema.arguments if not a.is_out]
         tensors = [k for k, a in enumerate(taken) if str(a.type) in ("Tensor", "Optional[Tensor]")]
         given = [k for k, a in enumerate(node.args) if isinstance(a, fx.Node)]
-        if len(taken) >= len(node.args) and not variant._schema.name.endswith("_") and (
-            set(places) | set(given) <= set(tensors)
-        ) and not any(a.is_out for a in variant._schema.arguments):  # fmt: skip
+        if (
+            len(taken) >= len(node.args)
+            and not variant._schema.name.endswith("_")
+            and (set(places) | set(given) <= set(tensors))
+            and not any(a.is_out for a in variant._schema.arguments)
+        ):
             return variant  # type: ignore[no-any-return]
     raise _rounding(node)
 

@@ -52,9 +52,18 @@ def line(key: str, entry: ExportEntry, seconds: float | None = None) -> str:
 
 
 _COLUMNS = (
-    "artefact", "energy", "force", "stress", "energy spread", "force spread", "rank correlation", "best 1 %",
-    "structures/s", "native", "size",
-)  # fmt: skip
+    "artefact",
+    "energy",
+    "force",
+    "stress",
+    "energy spread",
+    "force spread",
+    "rank correlation",
+    "best 1 %",
+    "structures/s",
+    "native",
+    "size",
+)
 
 
 def rows(manifest: Manifest) -> list[list[str]]:
@@ -145,11 +154,17 @@ def _made(manifest: Manifest) -> list[list[str]]:
         speed = entry.speed
         versions = ", ".join(f"{name} {version}" for name, version in entry.versions.items())
         opset = f", opset {entry.flags['opset']}" if "opset" in entry.flags else ""
-        found.append([
-            f"`{key}`", entry.device, entry.machine, number(speed.get("threads"), 6),
-            f"{number(speed.get('load_s'))} s", f"{speed['peak_mib']:.0f} MiB" if "peak_mib" in speed else "-",
-            versions + opset,
-        ])  # fmt: skip
+        found.append(
+            [
+                f"`{key}`",
+                entry.device,
+                entry.machine,
+                number(speed.get("threads"), 6),
+                f"{number(speed.get('load_s'))} s",
+                f"{speed['peak_mib']:.0f} MiB" if "peak_mib" in speed else "-",
+                versions + opset,
+            ]
+        )
     return found
 
 

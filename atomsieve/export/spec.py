@@ -55,9 +55,15 @@ class Spec:
     ) -> Functional:
         """Return the ensemble as the function that is to be lowered."""
         return Functional(
-            ensemble, precision=self.precision, kind=self.kind, members=self.members, inline=inline,
-            moments=moments, low_precision_products=low_precision_products, device=torch.device(self.device),
-        )  # fmt: skip
+            ensemble,
+            precision=self.precision,
+            kind=self.kind,
+            members=self.members,
+            inline=inline,
+            moments=moments,
+            low_precision_products=low_precision_products,
+            device=torch.device(self.device),
+        )
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,9 @@ def entry_of(ensemble: Ensemble, spec: Spec, place: Path, ensemble_id: str, writ
     """Return what the manifest will say of the artefact whose files lie in `place`, but for errors and speed."""
     config = ensemble.config
     taken = inputs(charge_spin=config.charge_spin, truncated=needs_reverse(ensemble))
-    given = outputs(spec.kind, conservative=config.forces == "conservative", members=spec.members,
-                    shallow=ensemble.shallow)  # fmt: skip
+    given = outputs(
+        spec.kind, conservative=config.forces == "conservative", members=spec.members, shallow=ensemble.shallow
+    )
     return ExportEntry(
         format=spec.format,
         precision=spec.precision,

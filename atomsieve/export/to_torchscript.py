@@ -32,8 +32,16 @@ from atomsieve.models.layers import multiplies_bf16
 
 MODEL = "model.ts"
 METADATA = (
-    "ensemble_id", "precision", "kind", "cutoff", "heads", "default_head", "elements", "inputs", "outputs",
-)  # fmt: skip
+    "ensemble_id",
+    "precision",
+    "kind",
+    "cutoff",
+    "heads",
+    "default_head",
+    "elements",
+    "inputs",
+    "outputs",
+)
 """Names of the extra files. default_head is null where it is not known; elements : atomic numbers of each head."""
 
 _WRITERS_OWN = ("version", ".data/serialization_id")
@@ -74,10 +82,16 @@ def _metadata(ensemble: Ensemble, functional: Functional, spec: Spec, ensemble_i
     names = [h.name for h in ensemble.heads]
     default = spec.default_head or (names[0] if len(names) == 1 else None)
     values = (
-        ensemble_id, spec.precision, spec.kind, ensemble.config.cutoff, names, default,
-        [sorted(h.references) for h in ensemble.heads], [s.name for s in functional.inputs],
+        ensemble_id,
+        spec.precision,
+        spec.kind,
+        ensemble.config.cutoff,
+        names,
+        default,
+        [sorted(h.references) for h in ensemble.heads],
+        [s.name for s in functional.inputs],
         [s.name for s in functional.outputs],
-    )  # fmt: skip
+    )
     return dict(zip(METADATA, values, strict=True))
 
 

@@ -82,6 +82,8 @@ def program(functional: Functional, *, core: bool = False) -> torch.export.Expor
     """Return the exported program of a functional ensemble, with all sizes free."""
     with quiet():
         return torch.export.export(
-            trace(functional, core=core), example_inputs(functional),
-            dynamic_shapes=dynamic_shapes(functional.inputs), strict=False,
-        )  # fmt: skip
+            trace(functional, core=core),
+            example_inputs(functional),
+            dynamic_shapes=dynamic_shapes(functional.inputs),
+            strict=False,
+        )

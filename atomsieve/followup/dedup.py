@@ -138,8 +138,7 @@ def different(
         else:
             rivals.append(k)
     step(len(batch), len(batch))
-    return Deduped(twin, matcher.compared, int(np.count_nonzero(~able)),
-                   int(np.count_nonzero(able & empty)))  # fmt: skip
+    return Deduped(twin, matcher.compared, int(np.count_nonzero(~able)), int(np.count_nonzero(able & empty)))
 
 
 def _comparable(batch: StructureBatch) -> NDArray[np.bool_]:

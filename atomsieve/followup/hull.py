@@ -68,8 +68,9 @@ def lowest(entries: Entries) -> NDArray[np.int64]:
 def energies(rows: Entries, references: Entries) -> Hull:
     """Return the energies of `rows` relative to `references`, all of one head."""
     n = len(rows)
-    hull = Hull(np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan), [[] for _ in range(n)],
-                [[] for _ in range(n)], 0)  # fmt: skip
+    hull = Hull(
+        np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan), [[] for _ in range(n)], [[] for _ in range(n)], 0
+    )
     known, together = _Phases(references), _Phases(join([references, rows]))
     masks = rows.masks()
     systems, member = np.unique(masks[rows.usable], axis=0, return_inverse=True)
@@ -115,8 +116,9 @@ class _Phases:
         self.index = lowest(entries)
         self.masks = entries.masks()[self.index]
         single = np.bitwise_count(self.masks).sum(axis=1) == 1
-        self.elements = {_elements(self.masks[k])[0]: float(entries.energy[self.index[k]])
-                         for k in np.flatnonzero(single)}  # fmt: skip
+        self.elements = {
+            _elements(self.masks[k])[0]: float(entries.energy[self.index[k]]) for k in np.flatnonzero(single)
+        }
 
     def within(self, system: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the entries that have no other elements than the system, sorted."""
@@ -133,9 +135,10 @@ class _Phases:
         content = self.entries.content(chosen, np.array(elements))
         entries = [
             PDEntry(Composition(dict(zip(symbols, amount, strict=True))), energy * sum(amount), attribute=index)
-            for amount, energy, index in zip(content.tolist(), self.entries.energy[chosen].tolist(), chosen.tolist(),
-                                             strict=True)
-        ]  # fmt: skip
+            for amount, energy, index in zip(
+                content.tolist(), self.entries.energy[chosen].tolist(), chosen.tolist(), strict=True
+            )
+        ]
         diagram = PhaseDiagram(entries, symbols)
         corners = np.array([np.atleast_1d(np.asarray(facet)) for facet in diagram.facets], np.int64)  # [f,d]
         points = diagram.qhull_entries
@@ -174,10 +177,21 @@ def _in_facets(
 # -- the table -----------------------------------------------------------------------------------------------------
 
 COLUMNS: dict[str, str] = {
-    "position": "", "id": "", "formula": "", "natoms": "", "head": "", "precision": "", "energy_per_atom": "eV/atom",
-    "formation_energy": "eV/atom", "energy_above_hull": "eV/atom", "energy_above_all": "eV/atom",
-    "energy_std_per_atom": "eV/atom", "in_domain": "", "decomposes_to": "", "missing": "",
-}  # fmt: skip
+    "position": "",
+    "id": "",
+    "formula": "",
+    "natoms": "",
+    "head": "",
+    "precision": "",
+    "energy_per_atom": "eV/atom",
+    "formation_energy": "eV/atom",
+    "energy_above_hull": "eV/atom",
+    "energy_above_all": "eV/atom",
+    "energy_std_per_atom": "eV/atom",
+    "in_domain": "",
+    "decomposes_to": "",
+    "missing": "",
+}
 """Columns of the table of a hull, with their units."""
 
 

@@ -96,8 +96,9 @@ def entries_of(reader: StructureReader, rows: NDArray[Any]) -> Entries:
     by_row = np.argsort(order[structure], kind="stable")
     back = np.empty(len(rows), bool)
     back[order] = usable
-    return Entries(rows["energy_per_atom"].astype(np.float64), order[structure][by_row], element[by_row],
-                   count[by_row], back)  # fmt: skip
+    return Entries(
+        rows["energy_per_atom"].astype(np.float64), order[structure][by_row], element[by_row], count[by_row], back
+    )
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,12 @@ def _screened(results: Results, head: str, precision: str, path: Path, ensemble:
     folder = ensemble_folder(results, ensemble)
     with tempfile.TemporaryDirectory(prefix="atomsieve-references-") as place:
         structures = _as_dataset(path, Path(place) / "references.bp")
-        run_screen(structures, folder, ScreenOptions(head=head, precision=precision, top=0, force_spread="none"),
-                   out=Path(place) / "results")  # fmt: skip
+        run_screen(
+            structures,
+            folder,
+            ScreenOptions(head=head, precision=precision, top=0, force_spread="none"),
+            out=Path(place) / "results",
+        )
         yield Results(Path(place) / "results")
 
 

@@ -104,9 +104,15 @@ def pick(
     structures, features = _described(results, rows, member)
     chosen = farthest_points(features, score, formula_groups(structures), n, per_formula)
     return Picked(
-        rows=rows[chosen], structures=structures.take(chosen), score=score[chosen], by=measure, head=head,
-        level_of_theory=level, good=good, candidates=len(rows),
-    )  # fmt: skip
+        rows=rows[chosen],
+        structures=structures.take(chosen),
+        score=score[chosen],
+        by=measure,
+        head=head,
+        level_of_theory=level,
+        good=good,
+        candidates=len(rows),
+    )
 
 
 def _measure(results: Results, head: str, by: str | None) -> str:

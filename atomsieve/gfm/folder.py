@@ -124,9 +124,13 @@ def save_gfm(
 
 
 def _write(
-    work: Path, ensemble: Ensemble, default_head: str, examples: StructureBatch | None, calibration: Calibration,
+    work: Path,
+    ensemble: Ensemble,
+    default_head: str,
+    examples: StructureBatch | None,
+    calibration: Calibration,
     training: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     members = [MemberEntry(path=f"members/{k:03d}", seed=seed) for k, seed in enumerate(ensemble.seeds)]
     write_weights(work, ensemble, [m.path for m in members])
     for member in members:

@@ -87,9 +87,12 @@ class Graph:
         if self.vec.device == where:
             return self
         return Graph(
-            self.numbers.to(where), self.ptr.to(where), self.structure.to(where), self.vec.to(where),
+            self.numbers.to(where),
+            self.ptr.to(where),
+            self.structure.to(where),
+            self.vec.to(where),
             self.neighbors.to(where),
-        )  # fmt: skip
+        )
 
     @cached_property
     def table(self) -> tuple[Tensor, Tensor]:

@@ -139,8 +139,10 @@ def reduced_cells(cell: NDArray[np.floating], pbc: NDArray[np.bool_]) -> NDArray
     with np.errstate(all="ignore"):  # the squared volume of unit vectors, from the cosines between them
         a, b, c = basis.transpose(1, 2, 0)
         aa, bb, cc, ab, ac, bc = ((u * v).sum(0) for u, v in ((a, a), (b, b), (c, c), (a, b), (a, c), (b, c)))
-        pairs = (np.divide(uv**2, uu * vv, out=np.zeros_like(uv), where=uu * vv > 0)
-                 for uv, uu, vv in ((ab, aa, bb), (ac, aa, cc), (bc, bb, cc)))  # fmt: skip
+        pairs = (
+            np.divide(uv**2, uu * vv, out=np.zeros_like(uv), where=uu * vv > 0)
+            for uv, uu, vv in ((ab, aa, bb), (ac, aa, cc), (bc, bb, cc))
+        )
         every = aa * bb * cc
         volume2 = 1 - sum(pairs) + 2 * np.divide(ab * ac * bc, every, out=np.zeros_like(every), where=every > 0)
         skewed = np.flatnonzero((volume2 < REDUCE_ABOVE**-2) & (np.abs(basis) < 1e100).all((1, 2)))

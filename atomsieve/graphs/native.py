@@ -77,9 +77,17 @@ def native_edges(
     addresses = [_address(a) for a in inputs]
     handle, bad, dropped = ctypes.c_void_p(), ctypes.c_int64(), ctypes.c_int64()
     n_edges = lib.atomsieve_neighbors_build(
-        batch.n_structures, *addresses, cutoff, max_neighbors or 0, MAX_NEIGHBORS_PER_ATOM, MAX_EDGES, threads,
-        ctypes.byref(handle), ctypes.byref(bad), ctypes.byref(dropped),
-    )  # fmt: skip
+        batch.n_structures,
+        *addresses,
+        cutoff,
+        max_neighbors or 0,
+        MAX_NEIGHBORS_PER_ATOM,
+        MAX_EDGES,
+        threads,
+        ctypes.byref(handle),
+        ctypes.byref(bad),
+        ctypes.byref(dropped),
+    )
     if n_edges < 0:
         raise_fault(-n_edges, bad.value, batch, cutoff)
     try:
@@ -106,9 +114,14 @@ def native_count(batch: StructureBatch, cutoff: float, threads: int) -> NDArray[
     edges = np.zeros(batch.n_structures, np.int64)
     bad = ctypes.c_int64()
     total = lib.atomsieve_neighbors_count(
-        batch.n_structures, *(_address(a) for a in inputs), cutoff, MAX_NEIGHBORS_PER_ATOM, threads, _address(edges),
+        batch.n_structures,
+        *(_address(a) for a in inputs),
+        cutoff,
+        MAX_NEIGHBORS_PER_ATOM,
+        threads,
+        _address(edges),
         ctypes.byref(bad),
-    )  # fmt: skip
+    )
     if total < 0:
         raise_fault(-total, bad.value, batch, cutoff)
     return edges

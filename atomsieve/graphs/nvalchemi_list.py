@@ -64,9 +64,15 @@ def nvalchemi_edges(batch: StructureBatch, cutoff: float, device: torch.device) 
     width = _width(batch, lattice, cutoff)
     while True:
         matrix, found, shifts = ops.neighbor_list(
-            positions, reach, cell=kernel_cell, pbc=pbc, batch_idx=structure.to(torch.int32), batch_ptr=ptr,
-            max_neighbors=width, method=method,
-        )  # fmt: skip
+            positions,
+            reach,
+            cell=kernel_cell,
+            pbc=pbc,
+            batch_idx=structure.to(torch.int32),
+            batch_ptr=ptr,
+            max_neighbors=width,
+            method=method,
+        )
         most = int(found.max())
         if most <= width:
             break
@@ -78,9 +84,15 @@ def nvalchemi_edges(batch: StructureBatch, cutoff: float, device: torch.device) 
 
 
 def _ordered(
-    matrix: Tensor, found: Tensor, shifts: Tensor, positions: Tensor, cell: Tensor, pbc: Tensor, structure: Tensor,
+    matrix: Tensor,
+    found: Tensor,
+    shifts: Tensor,
+    positions: Tensor,
+    cell: Tensor,
+    pbc: Tensor,
+    structure: Tensor,
     cutoff: float,
-) -> Found:  # fmt: skip
+) -> Found:
     """Flatten the neighbour matrix, apply the exact rule and sort."""
     used = torch.arange(matrix.shape[1], device=matrix.device) < found[:, None]
     i, slot = torch.nonzero(used, as_tuple=True)

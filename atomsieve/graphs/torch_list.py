@@ -111,9 +111,17 @@ def _geometry(batch: StructureBatch, cutoff: float, device: torch.device) -> tup
     images = (2 * reach[:, None] * lattice.inverse_height + 1).prod(1)
     cell = np.where(batch.pbc[:, :, None].astype(bool), batch.cell, 0.0)
     arrays = (
-        positions, q, structure, batch.ptr[:-1], batch.counts, cell, lattice.to_cell, lattice.tri,
-        lattice.inverse_height, reach,
-    )  # fmt: skip
+        positions,
+        q,
+        structure,
+        batch.ptr[:-1],
+        batch.counts,
+        cell,
+        lattice.to_cell,
+        lattice.tri,
+        lattice.inverse_height,
+        reach,
+    )
     moved = (torch.from_numpy(np.array(a)).to(device) for a in arrays)
     return _Geometry(*moved), (images * batch.counts)[structure], ~lattice.natural
 

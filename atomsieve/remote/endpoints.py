@@ -22,9 +22,17 @@ log = logging.getLogger(__name__)
 TEMPORARY = (Unavailable, Broken, DeadlineExceeded)
 """Failures after which the same request may succeed, later or elsewhere."""
 ALIKE = (
-    "ensemble_id", "precision", "backend", "artefact", "device", "default_head", "threads", "budget", "limits",
+    "ensemble_id",
+    "precision",
+    "backend",
+    "artefact",
+    "device",
+    "default_head",
+    "threads",
+    "budget",
+    "limits",
     "atomsieve",
-)  # fmt: skip
+)
 """Of a description: what endpoints must agree in, as it decides what is answered, down to the last bits."""
 SUSPECT, MOST_BROKEN = 2, 6
 """How often a server that was sound before fails in a request until it is sent alone, and until it is given up."""
@@ -288,8 +296,12 @@ class Pool:
             endpoint.eased += 1
             endpoint.room = max(1, endpoint.room // 2)
             self._heard = self._clock()
-            log.info("%s is busy: %d requests at once, %g s for an answer", endpoint.url, endpoint.room,
-                     self.deadline(endpoint))  # fmt: skip
+            log.info(
+                "%s is busy: %d requests at once, %g s for an answer",
+                endpoint.url,
+                endpoint.room,
+                self.deadline(endpoint),
+            )
         log.log(logging.INFO if endpoint.up else logging.WARNING, endpoint.refused or f"{endpoint.url} is back")
         return True
 

@@ -68,9 +68,14 @@ class RemotePredictor(Described):
         pool = Pool(parse_urls(endpoints), policy)
         pool.admit(ask_all([e.url for e in pool.endpoints], model, credentials, policy))
         given = {
-            "endpoints": [str(e.url) for e in pool.endpoints], "model": model, "credentials": credentials,
-            "deadline": deadline, "patience": patience, "in_flight": in_flight, "alone": alone,
-        }  # fmt: skip
+            "endpoints": [str(e.url) for e in pool.endpoints],
+            "model": model,
+            "credentials": credentials,
+            "deadline": deadline,
+            "patience": patience,
+            "in_flight": in_flight,
+            "alone": alone,
+        }
         return RemotePredictor(Crew(pool, model, credentials), head, alone=alone, given=given)
 
     @property

@@ -126,8 +126,9 @@ class Credentials:
                     read(Path(path))
             except OSError as error:
                 if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-                    raise UsageError(f"{self.key} is not the key of the certificate {path}; give the one that belongs "
-                                     "to it") from error  # fmt: skip
+                    raise UsageError(
+                        f"{self.key} is not the key of the certificate {path}; give the one that belongs to it"
+                    ) from error
                 said = error.strerror or error
                 both = f"{path} with the key {self.key}" if name == "cert" and self.key else path
                 raise UsageError(f"{both} cannot be used as TLS {name} ({said}); give a readable PEM file") from error
@@ -278,14 +279,20 @@ def grpc_options(url: Url, credentials: Credentials) -> dict[str, Any]:
     """
     c = credentials
     channel = {
-        "max_send_message_length": -1, "max_receive_message_length": -1, "use_local_subchannel_pool": 1,
-        "initial_reconnect_backoff_ms": 100, "min_reconnect_backoff_ms": 1000, "max_reconnect_backoff_ms": 1000,
-    }  # fmt: skip
+        "max_send_message_length": -1,
+        "max_receive_message_length": -1,
+        "use_local_subchannel_pool": 1,
+        "initial_reconnect_backoff_ms": 100,
+        "min_reconnect_backoff_ms": 1000,
+        "max_reconnect_backoff_ms": 1000,
+    }
     return {
         "ssl": url.scheme == "grpcs",
-        "root_certificates": _name(c.ca), "private_key": _name(c.key), "certificate_chain": _name(c.cert),
+        "root_certificates": _name(c.ca),
+        "private_key": _name(c.key),
+        "certificate_chain": _name(c.cert),
         "channel_args": [(f"grpc.{key}", value) for key, value in channel.items()],
-    }  # fmt: skip
+    }
 
 
 def request_options(
@@ -355,12 +362,29 @@ NOT_THERE_NOW = "has no available versions"
 """What a server says of a model that it knows while the model is loaded anew, or the server ends."""
 
 KINDS: dict[str, type[EndpointError]] = {
-    "UNAVAILABLE": Unavailable, "RESOURCE_EXHAUSTED": Unavailable, "503": Unavailable, "429": Unavailable,
-    "502": Unavailable, "504": DeadlineExceeded, "DEADLINE_EXCEEDED": DeadlineExceeded, "499": DeadlineExceeded,
-    "INVALID_ARGUMENT": Rejected, "UNIMPLEMENTED": Rejected, "NOT_FOUND": Rejected, "OUT_OF_RANGE": Rejected,
-    "FAILED_PRECONDITION": Rejected, "ALREADY_EXISTS": Rejected, "400": Rejected, "404": Rejected, "413": Rejected,
-    "501": Rejected, "PERMISSION_DENIED": Denied, "UNAUTHENTICATED": Denied, "401": Denied, "403": Denied,
-}  # fmt: skip
+    "UNAVAILABLE": Unavailable,
+    "RESOURCE_EXHAUSTED": Unavailable,
+    "503": Unavailable,
+    "429": Unavailable,
+    "502": Unavailable,
+    "504": DeadlineExceeded,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "499": DeadlineExceeded,
+    "INVALID_ARGUMENT": Rejected,
+    "UNIMPLEMENTED": Rejected,
+    "NOT_FOUND": Rejected,
+    "OUT_OF_RANGE": Rejected,
+    "FAILED_PRECONDITION": Rejected,
+    "ALREADY_EXISTS": Rejected,
+    "400": Rejected,
+    "404": Rejected,
+    "413": Rejected,
+    "501": Rejected,
+    "PERMISSION_DENIED": Denied,
+    "UNAUTHENTICATED": Denied,
+    "401": Denied,
+    "403": Denied,
+}
 """Kind of failure by status of gRPC or HTTP; anything else is `Broken`."""
 
 

@@ -20,8 +20,12 @@ from atomsieve.structures.fields import FIELDS
 WIRE = 1
 """Version of this table; a client refuses a server of another one."""
 TRITON_TYPES = {
-    "float64": "FP64", "float32": "FP32", "int64": "INT64", "int32": "INT32", "uint8": "UINT8",
-}  # fmt: skip
+    "float64": "FP64",
+    "float32": "FP32",
+    "int64": "INT64",
+    "int32": "INT32",
+    "uint8": "UINT8",
+}
 """Names of dtypes in the KServe protocol."""
 
 Axis = Literal["structure", "atom", "bytes"]
@@ -119,12 +123,36 @@ OUTPUTS: dict[str, Tensor] = {
         _out("in_domain", "structure", (), "uint8", "", "1 if there is a result and no reason against it"),
         _out("distance", "structure", (), "float64", "", "from the training data in feature space, 1 at the limit"),
         _out("forces", "atom", (3,), "float64", "eV/Angstrom", "minus the gradient of the energy", "forces"),
-        _out("forces_std", "atom", (3,), "float64", "eV/Angstrom", "standard deviation over members",
-             "forces", "force_spread"),
-        _out("sigma_forces", "atom", (), "float64", "eV/Angstrom", "calibrated standard error of a component",
-             "forces", "force_spread"),
-        _out("interval_forces", "atom", (), "float64", "eV/Angstrom", "half width of its 90 % interval",
-             "forces", "force_spread"),
+        _out(
+            "forces_std",
+            "atom",
+            (3,),
+            "float64",
+            "eV/Angstrom",
+            "standard deviation over members",
+            "forces",
+            "force_spread",
+        ),
+        _out(
+            "sigma_forces",
+            "atom",
+            (),
+            "float64",
+            "eV/Angstrom",
+            "calibrated standard error of a component",
+            "forces",
+            "force_spread",
+        ),
+        _out(
+            "interval_forces",
+            "atom",
+            (),
+            "float64",
+            "eV/Angstrom",
+            "half width of its 90 % interval",
+            "forces",
+            "force_spread",
+        ),
         _out("stress", "structure", (3, 3), "float64", "eV/Angstrom^3", "ASE sign", "stress"),
         _out("energy_members", "structure", (-1,), "float64", "eV", "what each member says", "members"),
         _out("forces_members", "atom", (-1, 3), "float64", "eV/Angstrom", "of each member", "forces", "members"),
@@ -133,7 +161,7 @@ OUTPUTS: dict[str, Tensor] = {
         _out("description", "bytes", (), "uint8", "", "JSON: what answers, asked for with an empty request"),
         _out("test_vector", "bytes", (), "uint8", "", "JSON: structures and what the ensemble says of them in FP64"),
     )
-}  # fmt: skip
+}
 """Tensors of an answer; what was not asked for is not computed."""
 
 ABOUT = ("description", "test_vector")

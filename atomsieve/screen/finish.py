@@ -146,21 +146,26 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
     if result.exit_code:
         console.print(status_table(result.status, result.labels, "some structures have no result"))
     for line in result.poisoned:
-        console.print(f"set aside, because computing them ended their process {DEATHS} times: {line}",
-                      highlight=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"set aside, because computing them ended their process {DEATHS} times: {line}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if result.uncalibrated:
         console.print(
             f"uncalibrated: {', '.join(result.uncalibrated)}; sigma and interval are empty, and the spread is no "
             f"standard error; {_remedy(result)}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            soft_wrap=True,
+        )
     rate = f" at {result.rate:,.0f} structures/s" if result.computed else ""
     console.print(
         f"{counted(result.structures, 'structure')} screened, {result.computed:,} of them now{rate} "
         f"({duration(result.seconds)} with loading)\n"
         f"results: {result.folder}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
     for line in lines_of(result.measured) if result.computed else ():
         console.print(line, highlight=False, soft_wrap=True)
 

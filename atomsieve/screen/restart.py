@@ -142,14 +142,20 @@ class Supervisor:
             lived = duration(time.monotonic() - since)
             if start == self.restarts:
                 break
-            self._say(f"the run died ({cause}) after {lived}; restart {start + 1} of {self.restarts}",
-                      restart=start + 1, cause=cause)  # fmt: skip
+            self._say(
+                f"the run died ({cause}) after {lived}; restart {start + 1} of {self.restarts}",
+                restart=start + 1,
+                cause=cause,
+            )
             self._wait(pause)
             if self._stopped is not None:
                 return EXIT_INTERRUPTED
         times = "once" if self.restarts == 0 else f"{self.restarts + 1} times"
-        self._say(f"the run died {times}, at last after {lived} ({cause}); what was computed is safe in "
-                  f"{self.folder.path}, run the same command again to continue", cause=cause)  # fmt: skip
+        self._say(
+            f"the run died {times}, at last after {lived} ({cause}); what was computed is safe in "
+            f"{self.folder.path}, run the same command again to continue",
+            cause=cause,
+        )
         return exit_code(code) if code not in FINISHED else EXIT_ERROR
 
     def _run(self, command: list[str]) -> int:
@@ -160,9 +166,7 @@ class Supervisor:
             follow(own, signal.SIGTERM)
 
         # no other thread is at work here, which is what preexec_fn asks for
-        self._child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=follow_me
-        )  # fmt: skip
+        self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=follow_me)
         try:
             if self._stopped is not None:  # it came while the child was made
                 self._child.send_signal(self._stopped)

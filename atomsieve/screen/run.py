@@ -82,9 +82,18 @@ def run_screen(
     team, options = team or connect(), options or ScreenOptions()
     with guarded(team), StopRequest(options.grace) as stop, ExitStack() as stack:
         job = prepare(
-            Path(candidates), ensemble, options, served=served, out=out, overwrite=overwrite,
-            console=console, predictor=predictor, reader=reader, team=team, stack=stack,
-        )  # fmt: skip
+            Path(candidates),
+            ensemble,
+            options,
+            served=served,
+            out=out,
+            overwrite=overwrite,
+            console=console,
+            predictor=predictor,
+            reader=reader,
+            team=team,
+            stack=stack,
+        )
         team.record = lambda text: EventLog(job.folder.log)("failed", rank=team.rank, error=text)
         if (line := near.said(team, job.reader, options.copies)) and job.console is not None:
             job.console.print(line, highlight=False, soft_wrap=True)
@@ -128,8 +137,9 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
     claims = team.claims(todo, *near.queues(team, job.reader, job.chunks, todo))
     reading = Reading(job.reader, claims, job.chunks.span, job.journal.begin, lambda: between_batches())
     writing = Writing(writer, job.take)
-    view = ProgressView(job.console, job.chunks.n, job.chunks.n - structures - later, job.log,
-                        lambda: _vitals(job, reading, writing))  # fmt: skip
+    view = ProgressView(
+        job.console, job.chunks.n, job.chunks.n - structures - later, job.log, lambda: _vitals(job, reading, writing)
+    )
     watch = Watch(runner.predictor, job.console, job.log)
 
     def between_batches() -> None:

@@ -162,8 +162,11 @@ def prepare(
     chunks = team.together(lambda: _chunks(reader, options, source))
     if lead and console is not None:
         if served is not None:
-            console.print(f"computed by {served.endpoints}: {model.precision}, backend {model.backend}, "
-                          f"{model.device}", highlight=False, soft_wrap=True)  # fmt: skip
+            console.print(
+                f"computed by {served.endpoints}: {model.precision}, backend {model.backend}, {model.device}",
+                highlight=False,
+                soft_wrap=True,
+            )
         given = "" if options.head else " (the ensemble's default)"
         console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
         if hasattr(model, "note") and (note := model.note(heads[0])):
@@ -173,17 +176,33 @@ def prepare(
     spread = team.together(lambda: settle(options, model))
     threads = options.threads if device == "cpu" and server is None else None
     where_computed = places(team, model)
-    budget = team.first(lambda: settle_budget(
-        model, reader, options, folder, head=heads[0], want=wanted_of(spread), overwrite=overwrite,
-        share=sharing(where_computed), loaded=loaded,
-    ))  # fmt: skip
+    budget = team.first(
+        lambda: settle_budget(
+            model,
+            reader,
+            options,
+            folder,
+            head=heads[0],
+            want=wanted_of(spread),
+            overwrite=overwrite,
+            share=sharing(where_computed),
+            loaded=loaded,
+        )
+    )
     if lead and console is not None and not budget.why.startswith(("as asked", "usual")):
         console.print(f"batches: up to {budget.max_atoms:,} atoms ({budget.why})", highlight=False, soft_wrap=True)
     runner = Runner(
-        model, heads, options.forces, budget.max_atoms, budget.max_edges, threads, options.max_structure_atoms, spread,
+        model,
+        heads,
+        options.forces,
+        budget.max_atoms,
+        budget.max_edges,
+        threads,
+        options.max_structure_atoms,
+        spread,
         Limit(budget.max_atoms, budget.max_edges),
         OnCpu(Path(ensemble)) if loaded and ensemble is not None and options.oversized == "cpu" else None,
-    )  # fmt: skip
+    )
     if lead and console is not None and threads is not None:
         _advise(console, team.size * threads)
     wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons, ensemble))
@@ -209,16 +228,33 @@ def prepare(
     elif lead and console is not None and folder.local.exists():
         console.print(
             "an earlier part of this run kept results on nodes (--local): what was not brought here by `screen "
-            "collect` is computed again", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            "collect` is computed again",
+            highlight=False,
+            soft_wrap=True,
+        )
     return Job(
-        team=team, reader=reader, runner=runner, chunks=chunks, manifest=wanted, folder=folder, rows=rows,
-        forces=forces, known=known, options=options, status=Counter(),
+        team=team,
+        reader=reader,
+        runner=runner,
+        chunks=chunks,
+        manifest=wanted,
+        folder=folder,
+        rows=rows,
+        forces=forces,
+        known=known,
+        options=options,
+        status=Counter(),
         top=TopK(options.top, options.by, descending=options.descending, where=where),
-        clock=clock, begun=begun, lock=lock, log=EventLog(folder.log) if lead else None,
-        console=console if lead else None, local=local, vitals=vitals, batches=budget.why,
+        clock=clock,
+        begun=begun,
+        lock=lock,
+        log=EventLog(folder.log) if lead else None,
+        console=console if lead else None,
+        local=local,
+        vitals=vitals,
+        batches=budget.why,
         journal=Journal(None if runner.served else folder.at_hand, team.rank, 1 + runner.elsewhere),
-    )  # fmt: skip
+    )
 
 
 def _tell(console: Console, brought: Collected) -> None:
@@ -226,16 +262,20 @@ def _tell(console: Console, brought: Collected) -> None:
     if brought.chunks:
         console.print(f"collected: {brought.chunks:,} chunks, nodes: {brought.places:,}", highlight=False)
     if brought.damaged:
-        console.print(f"{brought.damaged:,} chunks on nodes do not fit their checksums and are computed again",
-                      highlight=False)  # fmt: skip
+        console.print(
+            f"{brought.damaged:,} chunks on nodes do not fit their checksums and are computed again", highlight=False
+        )
 
 
 def _advise(console: Console, used: int) -> None:
     """Say how to use the cores that would stay idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if used == 1 < cores:
-        console.print(f"using 1 of {cores} cores; start it as `mpirun -n {cores} screen run ...` to use all",
-                      highlight=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"using 1 of {cores} cores; start it as `mpirun -n {cores} screen run ...` to use all",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _statuses() -> dict[int, tuple[str, str]]:
@@ -394,8 +434,14 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     )
     job.retried.update(retried)
     if job.log is not None:
-        job.log("start", chunks=job.chunks.count, done=len(done), known=len(chunks), ranks=job.team.size,
-                batches=job.batches)  # fmt: skip
+        job.log(
+            "start",
+            chunks=job.chunks.count,
+            done=len(done),
+            known=len(chunks),
+            ranks=job.team.size,
+            batches=job.batches,
+        )
     damaged = 0 if any(job.team.gather(stop.closing)) else len(chunks) - len(done) - len(retried)
     if job.console is not None and done:
         job.console.print(f"continuing: {len(done):,} of {job.chunks.count:,} chunks are done", highlight=False)

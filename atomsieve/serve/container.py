@@ -52,9 +52,11 @@ def container_command(
     http = o.http if not o.http_private else 0
     inside += ["--http-port", str(http), "--metrics-port", str(o.metrics), *more]
     files = {
-        "--token-file": (w.token_file, "atomsieve-token"), "--tls-cert": (w.tls_cert, "tls.crt"),
-        "--tls-key": (w.tls_key, "tls.key"), "--tls-client-ca": (w.tls_client_ca, "client-ca.crt"),
-    }  # fmt: skip
+        "--token-file": (w.token_file, "atomsieve-token"),
+        "--tls-cert": (w.tls_cert, "tls.crt"),
+        "--tls-key": (w.tls_key, "tls.key"),
+        "--tls-client-ca": (w.tls_client_ca, "client-ca.crt"),
+    }
     for option, (path, name) in files.items():
         if path is not None:
             mounts[f"{SECRETS}/{name}"] = path.resolve()
@@ -66,9 +68,23 @@ def container_command(
         listen = ["--listen", w.address] if not is_loopback(w.address) else []
         return [*line, image or IMAGES[engine], *inside, *listen, *(["--insecure"] if w.insecure else [])]
     # docker would kill it 10 s after asking it to end
-    line = ["docker", "run", "--rm", "--init", "--stop-timeout", str(o.exit_seconds + 15), "--shm-size", "1g",
-            "--read-only", "--tmpfs", "/tmp:exec",  # noqa: S108 - the stub of a model lies there
-            "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # fmt: skip
+    line = [
+        "docker",
+        "run",
+        "--rm",
+        "--init",
+        "--stop-timeout",
+        str(o.exit_seconds + 15),
+        "--shm-size",
+        "1g",
+        "--read-only",
+        "--tmpfs",
+        "/tmp:exec",  # noqa: S108 - the stub of a model lies there
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+    ]
     if os.getuid() != 0:  # the token file belongs to this user; the image's own user is not root either
         line += ["--user", f"{os.getuid()}:{os.getgid()}"]
     for port in filter(None, (o.grpc, http, o.metrics)):

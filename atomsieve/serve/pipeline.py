@@ -177,9 +177,15 @@ class Preparer:
             return Refused("too_large", refusal)
         tables = table_arrays(graph.neighbors, batch.n_atoms, reverse=reverse)
         own: dict[str, Any] = {
-            "numbers": batch.numbers, "positions": batch.positions, "cell": batch.cell,
-            "structure": batch.structure_of_atom, "head": heads, "charge": batch.charge, "spin": batch.spin, **tables,
-        }  # fmt: skip
+            "numbers": batch.numbers,
+            "positions": batch.positions,
+            "cell": batch.cell,
+            "structure": batch.structure_of_atom,
+            "head": heads,
+            "charge": batch.charge,
+            "spin": batch.spin,
+            **tables,
+        }
         found = {s.name: np.ascontiguousarray(own[s.name], s.dtype) for s in self._slots}
         return {**found, "prepared_index": index, **{f"prepared_{name}": answer[name] for name in asked}}
 
@@ -210,10 +216,15 @@ class Preparer:
 
     def _lone_atom(self) -> StructureBatch:
         return StructureBatch(
-            ptr=np.array([0, 1], np.int64), numbers=np.array([self._lone[0]], np.uint8), positions=np.zeros((1, 3)),
-            cell=np.zeros((1, 3, 3)), pbc=np.zeros((1, 3), bool), id=np.zeros(1, np.int64),
-            charge=np.zeros(1, np.float32), spin=np.ones(1, np.float32),
-        )  # fmt: skip
+            ptr=np.array([0, 1], np.int64),
+            numbers=np.array([self._lone[0]], np.uint8),
+            positions=np.zeros((1, 3)),
+            cell=np.zeros((1, 3, 3)),
+            pbc=np.zeros((1, 3), bool),
+            id=np.zeros(1, np.int64),
+            charge=np.zeros(1, np.float32),
+            spin=np.ones(1, np.float32),
+        )
 
 
 def _width(graph: Graph, atoms: int, reverse: bool) -> int:
@@ -361,8 +372,13 @@ def _fit(batch: StructureBatch, network: Arrays, passed: Arrays, members: int) -
     structures, atoms = (len(index), int(counts.sum())) if len(index) else (1, 1)
     for name, values in network.items():
         first = atoms if name.startswith("forces") else structures
-        shape = {"energy_members": (members, first), "forces": (first, 3), "forces_std": (first, 3),
-                 "virial": (first, 3, 3), "forces_members": (members, first, 3)}.get(name, (first,))  # fmt: skip
+        shape = {
+            "energy_members": (members, first),
+            "forces": (first, 3),
+            "forces_std": (first, 3),
+            "virial": (first, 3, 3),
+            "forces_members": (members, first, 3),
+        }.get(name, (first,))
         if values.shape != shape:
             raise AtomSieveError(f"network_{name} has shape {list(values.shape)}, but the request needs {list(shape)}")
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)[:-1]

@@ -112,22 +112,26 @@ def make_batch(
         graph = build_graph(structures, config.cutoff, max_neighbors=config.max_neighbors, device=device, dtype=dtype)
     conditioned = config.charge_spin
     return TrainBatch(
-        graph=graph, head=tensor(head, torch.int64), index=index,
+        graph=graph,
+        head=tensor(head, torch.int64),
+        index=index,
         charge=tensor(structures.charge) if conditioned and structures.charge is not None else None,
         spin=tensor(structures.spin) if conditioned and structures.spin is not None else None,
         energy=tensor(np.where(has_energy, labels.residual[index], 0.0), torch.float64),
-        energy_size=tensor(labels.energy_size[head], torch.float64), n_atoms=tensor(counts, torch.float64),
+        energy_size=tensor(labels.energy_size[head], torch.float64),
+        n_atoms=tensor(counts, torch.float64),
         has_energy=tensor(has_energy, torch.float64),
         forces=tensor(np.where(atom_mask[:, None], forces, 0.0)),
         force_size=tensor(np.repeat(np.nan_to_num(labels.force_size[head], nan=1.0), counts)),
         has_forces=tensor(atom_mask),
         virial=tensor(np.where(has_stress[:, None, None], stress * volume[:, None, None], 0.0), torch.float64),
         virial_size=tensor(labels.stress_size[head] * np.maximum(volume, 1e-9), torch.float64),
-        has_stress=tensor(has_stress, torch.float64), weight=None if weight is None else tensor(weight[:, index]),
+        has_stress=tensor(has_stress, torch.float64),
+        weight=None if weight is None else tensor(weight[:, index]),
         n_energy=int(labels.has_energy[whole].sum()),
         n_forces=int(labels.n_atoms[whole][labels.has_forces[whole]].sum()),
         n_stress=int(labels.has_stress[whole].sum()),
-    )  # fmt: skip
+    )
 
 
 class Prefetch(Iterator[T]):

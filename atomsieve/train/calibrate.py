@@ -43,9 +43,15 @@ def calibrate(
     from atomsieve.predict.predictor import Predictor
 
     if not len(rows) or config.ensemble.members < 2:
-        _say(console, "every head is uncalibrated: " + (
-            "no structures were kept for calibration (split.calibration); later: atomsieve calibrate"
-            if config.ensemble.members > 1 else "one member has no spread"))  # fmt: skip
+        _say(
+            console,
+            "every head is uncalibrated: "
+            + (
+                "no structures were kept for calibration (split.calibration); later: atomsieve calibrate"
+                if config.ensemble.members > 1
+                else "one member has no spread"
+            ),
+        )
         return
     catalog, device = store.catalog, team.device
     name = f"cuda:{device.index}" if device.type == "cuda" and device.index is not None else device.type

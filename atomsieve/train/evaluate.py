@@ -113,11 +113,18 @@ def evaluate(
     catalog = store.catalog
     kept = {head: np.concatenate(rows) for head, rows in sample.items()}
     return Evaluation(
-        index=index, head=catalog.head[index].astype(np.int64), n_atoms=catalog.n_atoms[index],
-        energy=labels.residual[index], energy_members=total[:members], force_error_members=total[members : 2 * members],
-        force_error=total[-3], force_size=total[-2], force_spread=total[-1] / np.maximum(catalog.n_atoms[index], 1),
-        has_forces=labels.has_forces[index], force_sample=kept,
-    )  # fmt: skip
+        index=index,
+        head=catalog.head[index].astype(np.int64),
+        n_atoms=catalog.n_atoms[index],
+        energy=labels.residual[index],
+        energy_members=total[:members],
+        force_error_members=total[members : 2 * members],
+        force_error=total[-3],
+        force_size=total[-2],
+        force_spread=total[-1] / np.maximum(catalog.n_atoms[index], 1),
+        has_forces=labels.has_forces[index],
+        force_sample=kept,
+    )
 
 
 def _collect(
@@ -208,9 +215,15 @@ def head_metrics(result: Evaluation, sources: list[str]) -> dict[str, dict[str, 
 def write_evaluation(path: Path, result: Evaluation) -> None:
     """Write labels and predictions of a part, for calibration and plots of one's own (arrays only)."""
     np.savez_compressed(
-        path, head=result.head, n_atoms=result.n_atoms, energy=result.energy, energy_members=result.energy_members,
-        force_error=result.force_error, force_spread=result.force_spread, has_forces=result.has_forces,
-    )  # fmt: skip
+        path,
+        head=result.head,
+        n_atoms=result.n_atoms,
+        energy=result.energy,
+        energy_members=result.energy_members,
+        force_error=result.force_error,
+        force_spread=result.force_spread,
+        has_forces=result.has_forces,
+    )
 
 
 def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:
@@ -219,9 +232,12 @@ def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDA
     A head's part: energy weight x MAE per atom / energy size + force weight x mean |component| / half the force size.
     """
     return _scores(
-        result, labels, rules, np.abs(result.energy_members - result.energy) / result.n_atoms,
+        result,
+        labels,
+        rules,
+        np.abs(result.energy_members - result.energy) / result.n_atoms,
         result.force_error_members,
-    )  # fmt: skip
+    )
 
 
 def shallow_score(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:

@@ -52,9 +52,13 @@ class HeadData:
     def spec(self) -> HeadSpec:
         """Return the head's description for the model."""
         return HeadSpec(
-            name=self.name, level_of_theory=self.level_of_theory, references=self.references.energies,
-            scale=self.output_scale, elements=self.references.counts, statistics=self.statistics,
-        )  # fmt: skip
+            name=self.name,
+            level_of_theory=self.level_of_theory,
+            references=self.references.energies,
+            scale=self.output_scale,
+            elements=self.references.counts,
+            statistics=self.statistics,
+        )
 
 
 @dataclass(frozen=True)
@@ -127,18 +131,24 @@ def _head_data(
     low, high = loss.energy_range
     shortest = float(catalog.shortest[own].min())
     statistics = {
-        "train_structures": int(own.sum()), "train_atoms": int(catalog.n_atoms[own].sum()),
+        "train_structures": int(own.sum()),
+        "train_atoms": int(catalog.n_atoms[own].sum()),
         "structures_with_forces": int((own & catalog.has_forces).sum()),
-        "residual_energy_per_atom_mae": energy_mae, "residual_energy_per_atom_std": energy_std,
+        "residual_energy_per_atom_mae": energy_mae,
+        "residual_energy_per_atom_std": energy_std,
         "force_norm_mean": None if np.isnan(force_mean) else force_mean,
         "force_component_rms": None if np.isnan(force_rms) else force_rms,
         "inseparable_elements": references.inseparable,
         "shortest_distance": shortest if np.isfinite(shortest) else 0.0,
-    }  # fmt: skip
+    }
     return HeadData(
-        name=catalog.sources[head], level_of_theory=catalog.levels[head], references=references,
+        name=catalog.sources[head],
+        level_of_theory=catalog.levels[head],
+        references=references,
         energy_size=float(np.clip(energy_mae, low * scale, high * scale)),
         force_size=float(np.fmax(force_mean, loss.force_floor * scale)),
-        force_rms=force_rms, stress_size=max(sums.stress / max(sums.stresses, 1), 1e-4), output_scale=scale,
+        force_rms=force_rms,
+        stress_size=max(sums.stress / max(sums.stresses, 1), 1e-4),
+        output_scale=scale,
         statistics=statistics,
-    )  # fmt: skip
+    )

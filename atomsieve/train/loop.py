@@ -310,19 +310,35 @@ class Run:
         loss, energy, force, stress, norm = recent[:, :5].mean(0)
         self._recent = self._recent[-1:]
         self.out.record(
-            "train", p.step, epoch=p.epoch, lr=lr, loss=loss, energy=energy, force=force, stress=stress,
-            gradient_norm=norm, structures_per_second=speed, elapsed=p.elapsed, skipped=p.skipped,
-        )  # fmt: skip
+            "train",
+            p.step,
+            epoch=p.epoch,
+            lr=lr,
+            loss=loss,
+            energy=energy,
+            force=force,
+            stress=stress,
+            gradient_norm=norm,
+            structures_per_second=speed,
+            elapsed=p.elapsed,
+            skipped=p.skipped,
+        )
         self.out.show(self._row(lr, batches, loss, energy, force, speed), important=False)
 
     def _row(self, lr: float, batches: int, loss: float, energy: float, force: float, speed: float) -> dict[str, str]:
         p, part = self.progress, self.done_part(batches)
         left = clock(p.elapsed * (1 - part) / part) if part > 0 else ""
         return {
-            "time": clock(p.elapsed), "epoch": f"{p.epoch + p.position / max(batches, 1):.2f}", "step": str(p.step),
-            "lr": f"{lr:.2g}", "loss": f"{loss:.4f}", "energy": f"{energy:.4f}", "force": f"{force:.4f}",
-            "struct/s": f"{speed:.0f}", "left": left,
-        }  # fmt: skip
+            "time": clock(p.elapsed),
+            "epoch": f"{p.epoch + p.position / max(batches, 1):.2f}",
+            "step": str(p.step),
+            "lr": f"{lr:.2g}",
+            "loss": f"{loss:.4f}",
+            "energy": f"{energy:.4f}",
+            "force": f"{force:.4f}",
+            "struct/s": f"{speed:.0f}",
+            "left": left,
+        }
 
     def validate(self) -> bool:
         """Evaluate the running-mean weights, keep the best of each member; return True when patience has run out."""
@@ -338,9 +354,15 @@ class Run:
             self.mean.swap(self.ensemble)
         try:
             result = evaluate(
-                self.ensemble, self.material.store, self.material.labels, self.material.val, self.material.sizes,
-                rules.batch, self.team, force_spread=False,
-            )  # fmt: skip
+                self.ensemble,
+                self.material.store,
+                self.material.labels,
+                self.material.val,
+                self.material.sizes,
+                rules.batch,
+                self.team,
+                force_spread=False,
+            )
         finally:
             if self.mean is not None:
                 self.mean.swap(self.ensemble)
@@ -353,8 +375,9 @@ class Run:
         p.history.append({"step": p.step, "epoch": p.epoch, "elapsed": round(p.elapsed, 1), "score": scores.tolist()})
         self.out.record("validation", p.step, score=scores.tolist(), elapsed=p.elapsed, heads=metrics)
         if self.out.active:
-            self.out.show({"time": clock(p.elapsed), "step": str(p.step), "validation": f"{scores.mean():.4f}"},
-                          important=True)  # fmt: skip
+            self.out.show(
+                {"time": clock(p.elapsed), "step": str(p.step), "validation": f"{scores.mean():.4f}"}, important=True
+            )
         p.since_best = 0 if improved else p.since_best + 1
         p.plateau_wait = 0 if improved else p.plateau_wait + 1
         if p.plateau_wait >= rules.optimizer.plateau_patience:

@@ -12,9 +12,15 @@ from atomsieve.train.config import CleaningSection
 from atomsieve.train.references import composition_energy, fit_references
 
 REASONS = (
-    "empty", "not finite", "no labels", "atoms too close", "too large", "too sparse", "force too large",
+    "empty",
+    "not finite",
+    "no labels",
+    "atoms too close",
+    "too large",
+    "too sparse",
+    "force too large",
     "energy outlier",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

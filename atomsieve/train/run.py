@@ -227,9 +227,13 @@ def summary(prepared: Prepared) -> dict[str, Any]:
             "level_of_theory": data.level_of_theory,
             **{name: int(n) for name, n in zip(PARTS, counts, strict=True)},
             "left_out": prepared.cleaning.counts[data.name],
-            "energy_size": data.energy_size, "force_size": data.force_size, "output_scale": data.output_scale,
-            "references": data.references.energies, "atoms": data.references.counts, **data.statistics,
-        }  # fmt: skip
+            "energy_size": data.energy_size,
+            "force_size": data.force_size,
+            "output_scale": data.output_scale,
+            "references": data.references.energies,
+            "atoms": data.references.counts,
+            **data.statistics,
+        }
     return out
 
 
@@ -244,9 +248,13 @@ def _say(prepared: Prepared, console: Console) -> None:
         left = sum(row["left_out"].values())
         force = row["force_norm_mean"]
         table.add_row(
-            name, *(str(row[p]) for p in PARTS), str(left), str(len(row["references"])),
-            f"{1e3 * row['residual_energy_per_atom_mae']:.1f}", "-" if force is None else f"{force:.3f}",
-        )  # fmt: skip
+            name,
+            *(str(row[p]) for p in PARTS),
+            str(left),
+            str(len(row["references"])),
+            f"{1e3 * row['residual_energy_per_atom_mae']:.1f}",
+            "-" if force is None else f"{force:.3f}",
+        )
         for reason, number in row["left_out"].items():
             notes.append(f"{name}: {number} left out: {reason}")
         for combination in row["inseparable_elements"][:3]:
@@ -375,9 +383,13 @@ def _finish(
             parity_plot(config.output / "parity.png", evaluations[last], sources, title)
         examples = material.store.fetch(_examples(prepared))
         save_gfm(
-            gfm, ensemble.cpu(), default_head=config.default_head, examples=examples, overwrite=True,
+            gfm,
+            ensemble.cpu(),
+            default_head=config.default_head,
+            examples=examples,
+            overwrite=True,
             training={"config": config.model_dump(mode="json"), "metrics": metrics, "data_sha256": digests},
-        )  # fmt: skip
+        )
         if console is not None:
             for name, heads in metrics.items():
                 console.print(f"\n{name}\n{metrics_table(heads)}", highlight=False, soft_wrap=True)

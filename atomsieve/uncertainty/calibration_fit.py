@@ -195,9 +195,7 @@ def _groups(scores: NDArray[np.float64], category: NDArray[np.str_]) -> dict[str
     return out
 
 
-def _left_over(
-    scores: NDArray[np.float64], structure: NDArray[np.int64], category: NDArray[np.str_]
-) -> Quantiles:
+def _left_over(scores: NDArray[np.float64], structure: NDArray[np.int64], category: NDArray[np.str_]) -> Quantiles:
     """Return the quantiles for structures of no group, whose category [M] is "".
 
     They are those of their own scores [M]. Where these come from fewer than FEWEST_GROUP structures [M], the quantiles

@@ -164,10 +164,16 @@ def pooled(values: NDArray[np.float64], ptr: NDArray[np.int64]) -> NDArray[np.fl
 # -- the file ------------------------------------------------------------------------------------------------------
 
 _ARRAYS: dict[str, tuple[Any, int]] = {
-    "elements": (np.uint8, 1), "seen_in": (np.int32, 1), "pairs": (np.uint8, 2), "closest": (np.float32, 1),
+    "elements": (np.uint8, 1),
+    "seen_in": (np.int32, 1),
+    "pairs": (np.uint8, 2),
+    "closest": (np.float32, 1),
     "structures": (np.int32, 1),
-    "projection": (np.float32, 2), "landmarks": (np.float32, 2), "owner": (np.uint8, 1), "numbers": (np.float64, 1),
-}  # fmt: skip
+    "projection": (np.float32, 2),
+    "landmarks": (np.float32, 2),
+    "owner": (np.uint8, 1),
+    "numbers": (np.float64, 1),
+}
 _NUMBERS = ("paired", "contact", "kin", "expected", "closer", "limit", "fitted", "held")
 
 
@@ -230,10 +236,14 @@ def _checked(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
     pairs, landmarks, numbers = arrays["pairs"], arrays["landmarks"], arrays["numbers"]
     axes = landmarks.shape[1]
     shapes = {
-        "seen_in": (len(arrays["elements"]),), "pairs": (len(pairs), 2), "closest": (len(pairs),),
-        "structures": (len(pairs),), "numbers": (len(_NUMBERS),),
-        "projection": (width, axes), "owner": (len(landmarks),),
-    }  # fmt: skip
+        "seen_in": (len(arrays["elements"]),),
+        "pairs": (len(pairs), 2),
+        "closest": (len(pairs),),
+        "structures": (len(pairs),),
+        "numbers": (len(_NUMBERS),),
+        "projection": (width, axes),
+        "owner": (len(landmarks),),
+    }
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise DataError(f"{name} must have shape {shape}, got {arrays[name].shape}")
@@ -253,6 +263,13 @@ def _checked(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
         raise DataError(f"{', '.join(_NUMBERS)} are out of range: {', '.join(f'{x:g}' for x in numbers)}")
     plain = {n: a for n, a in arrays.items() if n != "numbers"}
     return HeadDomain(
-        **plain, paired=int(paired), contact=contact, kin=int(kin), expected=expected, closer=closer, limit=limit,
-        fitted=int(fitted), held=int(held),
-    )  # fmt: skip
+        **plain,
+        paired=int(paired),
+        contact=contact,
+        kin=int(kin),
+        expected=expected,
+        closer=closer,
+        limit=limit,
+        fitted=int(fitted),
+        held=int(held),
+    )

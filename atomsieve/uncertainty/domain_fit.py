@@ -144,9 +144,19 @@ def fit_head(
     projection = _whiten(numbers, features)
     owner, landmarks = _landmarks(numbers, features @ projection, rng)
     domain = HeadDomain(
-        **_elements(elements, len(rows)), **vars(seen), contact=usual_contact(seen), kin=0, expected=EXPECTED[-1],
-        closer=CLOSER, projection=projection, landmarks=landmarks, owner=owner, limit=1.0, fitted=used, held=0,
-    )  # fmt: skip
+        **_elements(elements, len(rows)),
+        **vars(seen),
+        contact=usual_contact(seen),
+        kin=0,
+        expected=EXPECTED[-1],
+        closer=CLOSER,
+        projection=projection,
+        landmarks=landmarks,
+        owner=owner,
+        limit=1.0,
+        fitted=used,
+        held=0,
+    )
     held = rng.permutation(held)[:MOST_FITTED]
     domain = _with_pair_rules(domain, held, fetch, cutoff)
     numbers, features, ptr, used = _features(encoder, held, fetch)

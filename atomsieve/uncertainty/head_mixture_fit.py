@@ -91,9 +91,15 @@ def fit_mixture(
     maps = [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in net if isinstance(m, nn.Linear)]
     maps[0] = (maps[0][0] / scale, maps[0][1])
     maps[-1][1][~seen] = -1e3  # heads without data get no weight
-    about = {"structures": len(counts), "held": int(held.sum()), "rounds": rounds, "seed": seed,
-             "cross_entropy": best, "uniform": _uniform(test if len(test[0]) else train),
-             "of_head": {names[k]: int((head == k).sum()) for k in present.tolist()}}  # fmt: skip
+    about = {
+        "structures": len(counts),
+        "held": int(held.sum()),
+        "rounds": rounds,
+        "seed": seed,
+        "cross_entropy": best,
+        "uniform": _uniform(test if len(test[0]) else train),
+        "of_head": {names[k]: int((head == k).sum()) for k in present.tolist()},
+    }
     return Mixture(names, tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in maps), inputs, about)
 
 

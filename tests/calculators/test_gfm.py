@@ -28,9 +28,17 @@ from atomsieve.structures import StructureBatch
 from tests.helpers import tiny_ensemble, tiny_gfm
 
 ALL = {
-    "energy", "free_energy", "energies", "forces", "stress", "in_domain", "energy_std", "energy_ensemble",
-    "forces_std", "forces_ensemble",
-}  # fmt: skip
+    "energy",
+    "free_energy",
+    "energies",
+    "forces",
+    "stress",
+    "in_domain",
+    "energy_std",
+    "energy_ensemble",
+    "forces_std",
+    "forces_ensemble",
+}
 
 
 @pytest.fixture
@@ -57,11 +65,17 @@ def test_equals_the_predictor(make, predictor, copper: Atoms) -> None:
     p = predictor(StructureBatch.from_ase(copper), want, head="metal")
     s = p.stress[0]
     expected = {
-        "energy": p.energy[0], "free_energy": p.energy[0], "energies": p.atom_energies, "forces": p.forces,
-        "stress": [s[0, 0], s[1, 1], s[2, 2], s[1, 2], s[0, 2], s[0, 1]], "in_domain": p.in_domain[0],
-        "energy_std": p.energy_std[0], "energy_ensemble": p.energy_members[:, 0], "forces_std": p.forces_std,
+        "energy": p.energy[0],
+        "free_energy": p.energy[0],
+        "energies": p.atom_energies,
+        "forces": p.forces,
+        "stress": [s[0, 0], s[1, 1], s[2, 2], s[1, 2], s[0, 2], s[0, 1]],
+        "in_domain": p.in_domain[0],
+        "energy_std": p.energy_std[0],
+        "energy_ensemble": p.energy_members[:, 0],
+        "forces_std": p.forces_std,
         "forces_ensemble": p.forces_members,
-    }  # fmt: skip
+    }
     assert set(calc.implemented_properties) == set(expected) == ALL
     for name, value in expected.items():
         assert np.allclose(calc.get_property(name, copper), value, rtol=1e-12, atol=1e-12), name
@@ -307,9 +321,10 @@ def test_parameters_and_their_change(make, copper: Atoms, passes: list) -> None:
     with pytest.raises(InputError, match=r"never trained on Cu; it knows H, C, N, O .*use head metal"):
         copper.get_potential_energy()
     for name, value, said in (
-        ("head", "metall", "did you mean 'metal'"), ("hed", "metal", "did you mean 'head'"),
+        ("head", "metall", "did you mean 'metal'"),
+        ("hed", "metal", "did you mean 'head'"),
         ("precision", "fp32", "cannot be changed later"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(CalculatorSetupError, match=said):
             calc.set(**{name: value})
 

@@ -56,9 +56,13 @@ def test_calibrated_sigmas_are_given(calibrated: Predictor, copper: Atoms) -> No
 
 @pytest.mark.parametrize(
     ("limit", "name"),
-    [("max_sigma_energy", "sigma_energy"), ("max_sigma_force", "sigma_forces"), ("max_energy_std", "energy_std"),
-     ("max_force_std", "forces_std")],
-)  # fmt: skip
+    [
+        ("max_sigma_energy", "sigma_energy"),
+        ("max_sigma_force", "sigma_forces"),
+        ("max_energy_std", "energy_std"),
+        ("max_force_std", "forces_std"),
+    ],
+)
 def test_each_limit_bites_just_above_its_value(calibrated: Predictor, copper: Atoms, limit: str, name: str) -> None:
     copper.calc = GFMCalculator(calibrated)
     value = copper.calc.get_property(name, copper)
@@ -186,8 +190,11 @@ def test_what_is_not_a_number_is_not_within_a_limit(calibrated: Predictor) -> No
     ptr, outside = np.array([0, 2, 3, 4]), np.zeros(3, np.uint8)
     values = {"sigma_forces": np.array([0.5, np.nan, 0.5, np.nan]), "energy_std": np.array([0.1, np.nan, np.nan])}
     found = guard.judge(values, ptr, outside, np.array([True, True, False]))
-    assert found == [["sigma_force is not a number, limit 1 eV/A"], ["energy_std per atom is not a number, limit 1 eV"],
-                     []]  # fmt: skip
+    assert found == [
+        ["sigma_force is not a number, limit 1 eV/A"],
+        ["energy_std per atom is not a number, limit 1 eV"],
+        [],
+    ]
 
 
 def test_structures_without_atoms_are_judged_apart(calibrated: Predictor) -> None:

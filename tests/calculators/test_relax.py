@@ -82,9 +82,14 @@ def test_bad_structures_do_not_stop_others(predictor: Predictor) -> None:
     nan = bulk("Cu")
     nan.positions[0] = np.nan
     images = [
-        rattled(0), nan, Atoms(), Atoms("Cu2", [[0, 0, 0], [0, 0, 0.02]]), bulk("Xe", "fcc", a=6.2), rattled(1),
+        rattled(0),
+        nan,
+        Atoms(),
+        Atoms("Cu2", [[0, 0, 0], [0, 0, 0.02]]),
+        bulk("Xe", "fcc", a=6.2),
+        rattled(1),
         Atoms("Cu2", [[0, 0, 0], [2.4, 0, 0]]),
-    ]  # fmt: skip
+    ]
     batch = batch_of(images)
     before = batch.positions.copy()
     result = relax(predictor, batch, fmax=0.02, steps=60)

@@ -76,9 +76,15 @@ def test_a_command_is_shown_as_typed_and_gets_its_words(demo, programs, tmp_path
 
 @pytest.mark.parametrize(
     ("code", "error", "said"),
-    [(1, AtomSieveError, "exit code 1"), (2, AtomSieveError, "exit code 2"), (75, Interrupted, "same command again"),
-     (130, Interrupted, "same command again"), (0, None, ""), (3, None, "")],
-)  # fmt: skip
+    [
+        (1, AtomSieveError, "exit code 1"),
+        (2, AtomSieveError, "exit code 2"),
+        (75, Interrupted, "same command again"),
+        (130, Interrupted, "same command again"),
+        (0, None, ""),
+        (3, None, ""),
+    ],
+)
 def test_how_a_command_ends_decides_how_the_demo_goes_on(demo, programs, code, error, said):
     programs(f"raise SystemExit({code})")
     if error is None:

@@ -59,9 +59,11 @@ def test_calibrate_then_evaluate(gfm, files, tmp_path, capsys):
     page = (out / "index.html").read_text()
     assert "http" not in page.split("</style>")[1] and page.count("data:image/png;base64,") == 7
     assert sorted(p.name for p in out.glob("*.png")) == sorted(
-        ["coverage.png", *(f"{what}_{k}.png" for what in ("reliability", "error_vs_sigma", "parity")
-                           for k in ("energy", "force"))]
-    )  # fmt: skip
+        [
+            "coverage.png",
+            *(f"{what}_{k}.png" for what in ("reliability", "error_vs_sigma", "parity") for k in ("energy", "force")),
+        ]
+    )
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
     assert "Uncalibrated" not in page and "very structures" not in page
 

@@ -31,10 +31,17 @@ def gfm(tmp_path):
 def entry(format_="onnx", files=None, **changes) -> ExportEntry:
     errors = {"energy_per_atom": {"max": 3e-7, "rms": 1e-7}, "force": {"max": 2e-6, "rms": 1e-6}}
     return ExportEntry(
-        format=format_, precision="fp32", ensemble_id="0" * 64, inputs=[], outputs=[], versions={"x": "1"},
-        files=files or {"model": {"size": 2_000_000, "sha256": "0" * 64}}, fidelity={"varied": errors},
-        speed={"structures_per_s": 812.0, "native": 300.0}, **changes,
-    )  # fmt: skip
+        format=format_,
+        precision="fp32",
+        ensemble_id="0" * 64,
+        inputs=[],
+        outputs=[],
+        versions={"x": "1"},
+        files=files or {"model": {"size": 2_000_000, "sha256": "0" * 64}},
+        fidelity={"varied": errors},
+        speed={"structures_per_s": 812.0, "native": 300.0},
+        **changes,
+    )
 
 
 @pytest.fixture
@@ -82,8 +89,23 @@ def test_a_folder_is_enough(gfm, made, capsys):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_everything_can_be_asked_for_before_or_after_the_folder(gfm, made, tmp_path, first, capsys):
-    words = ["--format", "onnx", "-f", "pt2", "--precision", "bf16", "-p", "fp64", "--energy-only", "--device", "cuda",
-             "--force", "--structures", tmp_path / "own.bp", "--quiet"]  # fmt: skip
+    words = [
+        "--format",
+        "onnx",
+        "-f",
+        "pt2",
+        "--precision",
+        "bf16",
+        "-p",
+        "fp64",
+        "--energy-only",
+        "--device",
+        "cuda",
+        "--force",
+        "--structures",
+        tmp_path / "own.bp",
+        "--quiet",
+    ]
     assert call(*([*words, gfm] if first else [gfm, *words])) == 0
     folder, options = made[0]
     assert folder == gfm
@@ -92,7 +114,11 @@ def test_everything_can_be_asked_for_before_or_after_the_folder(gfm, made, tmp_p
     assert options.structures == tmp_path / "own.bp"
     assert capsys.readouterr().err == ""
     assert [s.key for s in options.specs()] == [
-        "onnx-bf16-energy-cuda", "onnx-fp64-energy-cuda", "pt2-bf16-energy-cuda", "pt2-fp64-energy-cuda"]  # fmt: skip
+        "onnx-bf16-energy-cuda",
+        "onnx-fp64-energy-cuda",
+        "pt2-bf16-energy-cuda",
+        "pt2-fp64-energy-cuda",
+    ]
 
 
 def test_run_may_be_written_out(gfm, made):

@@ -40,8 +40,10 @@ def plain(tmp_path_factory):
     prefix = tmp_path_factory.mktemp("plain") / "atomsieve"
     run(
         [CONTAINERS / "build_plain.sh", prefix],
-        PYTHON=sys.executable, ATOMSIEVE_REUSE=sysconfig.get_path("purelib"), ATOMSIEVE_REUSE_KERNELS="1",
-    )  # fmt: skip
+        PYTHON=sys.executable,
+        ATOMSIEVE_REUSE=sysconfig.get_path("purelib"),
+        ATOMSIEVE_REUSE_KERNELS="1",
+    )
     return prefix
 
 

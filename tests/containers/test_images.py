@@ -19,8 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "containers"
 DOCKERFILES = sorted(FOLDER.glob("Dockerfile*"))
 SECTIONS = (
-    "arguments", "setup", "files", "post", "environment", "runscript", "startscript", "test", "labels", "help",
-)  # fmt: skip
+    "arguments",
+    "setup",
+    "files",
+    "post",
+    "environment",
+    "runscript",
+    "startscript",
+    "test",
+    "labels",
+    "help",
+)
 """Sections of an Apptainer definition (those of apps left out)."""
 HEADER = {"bootstrap", "from", "stage", "fingerprints"}
 

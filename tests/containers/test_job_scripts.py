@@ -48,10 +48,16 @@ def site(tmp_path):
     def environment(**variables):
         known = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PBS", "PMI", "OMPI"))}
         return known | {
-            "PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"), "SLURM_JOB_ID": "7",
-            "SLURM_CPUS_PER_TASK": "1", "PBS_JOBID": "7.head", "PBS_O_WORKDIR": str(tmp_path),
-            "PBS_NODEFILE": str(tmp_path / "nodes"), "PAUSE": "0", **variables,
-        }  # fmt: skip
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "CALLS": str(tmp_path / "calls"),
+            "SLURM_JOB_ID": "7",
+            "SLURM_CPUS_PER_TASK": "1",
+            "PBS_JOBID": "7.head",
+            "PBS_O_WORKDIR": str(tmp_path),
+            "PBS_NODEFILE": str(tmp_path / "nodes"),
+            "PAUSE": "0",
+            **variables,
+        }
 
     def job(script, **variables):
         (tmp_path / "calls").unlink(missing_ok=True)
@@ -124,9 +130,15 @@ def test_a_pbs_job_is_submitted_again_only_when_it_was_interrupted(site, code, e
     if again:
         variables = dict(pair.split("=", 1) for pair in calls[2].split()[2].split(","))
         assert variables == {
-            "CANDIDATES": "c.bp", "ENSEMBLE": "gfm", "RESULTS": "results", "IMAGE": "", "MPI_ROOT": "",
-            "MPI_LIBRARY": "", "LIMIT": "14100", "RESUBMITTED": "1",
-        }  # fmt: skip
+            "CANDIDATES": "c.bp",
+            "ENSEMBLE": "gfm",
+            "RESULTS": "results",
+            "IMAGE": "",
+            "MPI_ROOT": "",
+            "MPI_LIBRARY": "",
+            "LIMIT": "14100",
+            "RESUBMITTED": "1",
+        }
         _, second = site(PBS / "screen.pbs", **variables, CODE_SCREEN="75")
         assert "RESUBMITTED=2" in second[2]
 

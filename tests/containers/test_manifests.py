@@ -229,9 +229,11 @@ def test_grafana_finds_what_is_provisioned():
         for other in panels:
             o = other["gridPos"]
             apart = (
-                place["x"] + place["w"] <= o["x"] or o["x"] + o["w"] <= place["x"]
-                or place["y"] + place["h"] <= o["y"] or o["y"] + o["h"] <= place["y"]
-            )  # fmt: skip
+                place["x"] + place["w"] <= o["x"]
+                or o["x"] + o["w"] <= place["x"]
+                or place["y"] + place["h"] <= o["y"]
+                or o["y"] + o["h"] <= place["y"]
+            )
             assert apart or other is panel, (panel["title"], other["title"])
     variables = {v["name"] for v in board["templating"]["list"]}
     used = set(re.findall(r"\$(\w+)", " ".join(t["expr"] for p in panels for t in p["targets"])))

@@ -36,8 +36,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     tiny_gfm(folder / "gfm", members=2, layers=1)
     write_structures(folder / "candidates.bp", copper_oxides(300), [])
-    said = run("atomsieve", "export", folder / "gfm", "--format", "onnx", "--format", "torchscript",
-               "--precision", "fp32")  # fmt: skip
+    said = run(
+        "atomsieve", "export", folder / "gfm", "--format", "onnx", "--format", "torchscript", "--precision", "fp32"
+    )
     assert "onnx-fp32" in said
     assert "torchscript-fp32" in said
     return folder
@@ -86,8 +87,21 @@ def test_two_ranks_with_an_export_give_the_same_bytes(place):
     files = []
     for ranks in (1, 2):
         out = place / f"ranks-{ranks}"
-        run("screen", "run", place / "candidates.bp", "--ensemble", place / "gfm", "--backend", "onnx", "-o", out, "-q",
-            "--chunk-size", 40, ranks=ranks)  # fmt: skip
+        run(
+            "screen",
+            "run",
+            place / "candidates.bp",
+            "--ensemble",
+            place / "gfm",
+            "--backend",
+            "onnx",
+            "-o",
+            out,
+            "-q",
+            "--chunk-size",
+            40,
+            ranks=ranks,
+        )
         files.append((out / "rows.npy").read_bytes())
     assert files[0] == files[1]
 
@@ -108,12 +122,23 @@ def test_wrong_input_ends_in_one_line(place, tmp_path):
     assert "Traceback" not in said
     path = copied / "exports" / "onnx-fp32" / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1])
-    said = run("screen", "run", place / "candidates.bp", "--ensemble", copied, "--backend", "onnx", "-o",
-               tmp_path / "out", code=1)  # fmt: skip
+    said = run(
+        "screen",
+        "run",
+        place / "candidates.bp",
+        "--ensemble",
+        copied,
+        "--backend",
+        "onnx",
+        "-o",
+        tmp_path / "out",
+        code=1,
+    )
     assert "is damaged or was changed" in said
     assert "atomsieve export" in said
     assert "Traceback" not in said
-    said = run("screen", "run", place / "candidates.bp", "--ensemble", copied, "--backend", "pt2", "-o", tmp_path / "o",
-               code=1)  # fmt: skip
+    said = run(
+        "screen", "run", place / "candidates.bp", "--ensemble", copied, "--backend", "pt2", "-o", tmp_path / "o", code=1
+    )
     assert "no pt2 export in fp32" in said
     assert run("atomsieve", "export", tmp_path, code=1).startswith("error:")

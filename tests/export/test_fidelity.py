@@ -165,14 +165,21 @@ def made_by_hand(n=3, ranked=1000):
     """Checks with n pairs of atoms in a cube each, single atoms to rank, and values for them all, forces 1 eV/A."""
     cell = np.tile(10 * np.eye(3), (n, 1, 1))
     batch = StructureBatch(
-        ptr=2 * np.arange(n + 1, dtype=np.int64), numbers=np.full(2 * n, 8, np.uint8), positions=np.zeros((2 * n, 3)),
-        cell=cell, pbc=np.ones((n, 3), bool), id=np.arange(n),
-    )  # fmt: skip
+        ptr=2 * np.arange(n + 1, dtype=np.int64),
+        numbers=np.full(2 * n, 8, np.uint8),
+        positions=np.zeros((2 * n, 3)),
+        cell=cell,
+        pbc=np.ones((n, 3), bool),
+        id=np.arange(n),
+    )
     small = StructureBatch(
-        ptr=np.arange(ranked + 1, dtype=np.int64), numbers=np.full(ranked, 8, np.uint8),
-        positions=np.zeros((ranked, 3)), cell=np.zeros((ranked, 3, 3)), pbc=np.zeros((ranked, 3), bool),
+        ptr=np.arange(ranked + 1, dtype=np.int64),
+        numbers=np.full(ranked, 8, np.uint8),
+        positions=np.zeros((ranked, 3)),
+        cell=np.zeros((ranked, 3, 3)),
+        pbc=np.zeros((ranked, 3), bool),
         id=np.arange(ranked),
-    )  # fmt: skip
+    )
     part = Part(batch, np.zeros(n, np.int64))
     checks = Checks(part, part, Part(small, np.zeros(ranked, np.int64)))
     values = {}
@@ -216,10 +223,14 @@ def test_errors_are_per_atom_and_by_part():
 
 @pytest.mark.parametrize(
     ("name", "place", "quantity"),
-    [("varied.energy", 0, "energy per atom"), ("vector.energy_std", 2, "energy std per atom"),
-     ("varied.forces", (5, 2), "force"), ("vector.forces_std", (0, 0), "force std"),
-     ("varied.stress", (1, 0, 2), "stress")],
-)  # fmt: skip
+    [
+        ("varied.energy", 0, "energy per atom"),
+        ("vector.energy_std", 2, "energy std per atom"),
+        ("varied.forces", (5, 2), "force"),
+        ("vector.forces_std", (0, 0), "force std"),
+        ("varied.stress", (1, 0, 2), "stress"),
+    ],
+)
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 def test_whatever_exceeds_its_tolerance_fails(name, place, quantity, precision):
     checks, exact = made_by_hand()

@@ -40,10 +40,17 @@ def place(array, index, value):
 
 def test_the_order_and_shapes_of_inputs_and_outputs_are_stated():
     assert [f"{s.name} {s.symbol} {s.dtype}" for s in ALL] == [
-        "numbers [N] uint8", "positions [N,3] float64", "cell [S,3,3] float64", "structure [N] int64",
-        "neighbors [N,W] int64", "shifts [N,W,3] int32", "head [S] int64", "charge [S] float32", "spin [S] float32",
+        "numbers [N] uint8",
+        "positions [N,3] float64",
+        "cell [S,3,3] float64",
+        "structure [N] int64",
+        "neighbors [N,W] int64",
+        "shifts [N,W,3] int32",
+        "head [S] int64",
+        "charge [S] float32",
+        "spin [S] float32",
         "reverse [N,V] int64",
-    ]  # fmt: skip
+    ]
     assert [s.name for s in COMPLETE] == [s.name for s in ALL[:7]]
     names = ["energy", "energy_std", "energy_members", "forces", "forces_std", "virial", "forces_members"]
     assert [s.name for s in outputs("forces", conservative=True, members=True)] == names
@@ -81,7 +88,9 @@ def test_a_structure_without_atoms_passes_between_others():
 
 BAD_SHAPES = {
     "positions in single precision": (
-        "positions", lambda a: a.astype(np.float32), "positions is float32; it must be float64 (use .astype)",
+        "positions",
+        lambda a: a.astype(np.float32),
+        "positions is float32; it must be float64 (use .astype)",
     ),
     "numbers as int64": ("numbers", lambda a: a.astype(np.int64), "numbers is int64; it must be uint8 (use .astype)"),
     "shifts as int64": ("shifts", lambda a: a.astype(np.int64), "shifts is int64; it must be int32 (use .astype)"),
@@ -98,20 +107,28 @@ BAD_SHAPES = {
     "positions of two axes": ("positions", lambda a: a[:, :2].copy(), "positions has shape [{N}, 2]; it must be [N,3]"),
     "cell lengths": ("cell", lambda a: a[:, :1].copy(), "cell has shape [5, 1, 3]; it must be [S,3,3]"),
     "too few positions": (
-        "positions", lambda a: a[1:].copy(), "positions has N = {N-1}, but numbers has N = {N}; they must agree",
+        "positions",
+        lambda a: a[1:].copy(),
+        "positions has N = {N-1}, but numbers has N = {N}; they must agree",
     ),
     "too many heads": ("head", lambda a: np.append(a, 1), "head has S = 6, but cell has S = 5; they must agree"),
     "too few charges": ("charge", lambda a: a[1:], "charge has S = 4, but cell has S = 5; they must agree"),
     "shifts of another width": (
-        "shifts", lambda a: a[:, 1:].copy(), "shifts has W = 11, but neighbors has W = 12; they must agree",
+        "shifts",
+        lambda a: a[:, 1:].copy(),
+        "shifts has W = 11, but neighbors has W = 12; they must agree",
     ),
     "columns first": (
-        "positions", np.asfortranarray, "positions is not contiguous in memory; use numpy.ascontiguousarray",
+        "positions",
+        np.asfortranarray,
+        "positions is not contiguous in memory; use numpy.ascontiguousarray",
     ),
     "a view": (
-        "neighbors", lambda a: np.repeat(a, 2, axis=1)[:, ::2], "neighbors is not contiguous in memory; use numpy.",
+        "neighbors",
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        "neighbors is not contiguous in memory; use numpy.",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "spoil", "message"), BAD_SHAPES.values(), ids=BAD_SHAPES)

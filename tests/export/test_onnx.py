@@ -98,8 +98,10 @@ def shuffled(arrays, seed=0):
     table, places = arrays["neighbors"], arrays["neighbors"].shape[1]
     # Sorted by random keys, empty places last.
     order = np.argsort(rng.random(table.shape) + (table == EMPTY), axis=1)
-    changed = {"neighbors": np.take_along_axis(table, order, 1),
-               "shifts": np.take_along_axis(arrays["shifts"], order[:, :, None], 1)}  # fmt: skip
+    changed = {
+        "neighbors": np.take_along_axis(table, order, 1),
+        "shifts": np.take_along_axis(arrays["shifts"], order[:, :, None], 1),
+    }
     if "reverse" in arrays:
         back = arrays["reverse"]
         moved = np.argsort(order, axis=1)  # old place -> new place
@@ -330,8 +332,10 @@ def test_the_example_needs_no_model_code(artefacts, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(EXAMPLE), str(artefact.file), str(tmp_path / "one.extxyz")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     expected = eager_outputs(artefact.ensemble, read)
     first, second, third, modules = done.stdout.splitlines()
     assert first == f"head metal, fp64, cutoff 5.0 Angstrom, {crystal.n_atoms} atoms" and modules == "[]"
@@ -345,7 +349,9 @@ def test_the_example_guesses_no_charge(artefacts, tmp_path):
     write_structure(tmp_path / "bare.cif", copper_oxides(1, seed=5).to_ase()[0])
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), str(artefacts("direct charged").file), str(tmp_path / "bare.cif")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stderr.strip() == "error: this model needs the structure's charge and spin; give them in the file"

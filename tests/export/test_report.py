@@ -32,11 +32,19 @@ def entry(precision="fp32", kind="forces", **changes):
         for part in ("vector", "varied"):
             fidelity[part] = {"energy_per_atom": error(3e-7)}
     made = {
-        "format": "onnx", "precision": precision, "kind": kind, "ensemble_id": "0" * 64,
-        "files": {"model.onnx": {"size": 1_250_000, "sha256": "1" * 64}}, "inputs": ["numbers"], "outputs": ["energy"],
-        "versions": {"onnx": "1.23"}, "flags": {"opset": 18}, "machine": "A processor, AVX2", "fidelity": fidelity,
+        "format": "onnx",
+        "precision": precision,
+        "kind": kind,
+        "ensemble_id": "0" * 64,
+        "files": {"model.onnx": {"size": 1_250_000, "sha256": "1" * 64}},
+        "inputs": ["numbers"],
+        "outputs": ["energy"],
+        "versions": {"onnx": "1.23"},
+        "flags": {"opset": 18},
+        "machine": "A processor, AVX2",
+        "fidelity": fidelity,
         "speed": {"structures_per_s": 812.4, "native": 401.6, "load_s": 0.25, "peak_mib": 321.7, "threads": 2.0},
-    }  # fmt: skip
+    }
     return ExportEntry(**{**made, **changes})
 
 

@@ -296,13 +296,27 @@ def test_the_example_in_cpp_gives_the_same_numbers(made, tmp_path):
     home = Path(torch.__file__).parent
     subprocess.run(
         [
-            gxx, "-std=c++20", "-O0", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-            "-isystem", home / "include", "-isystem", home / "include" / "torch" / "csrc" / "api" / "include",
-            ROOT / "examples" / "cpp" / "main.cpp", "-o", tmp_path / "predict",
-            "-L", home / "lib", f"-Wl,-rpath,{home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10",
+            gxx,
+            "-std=c++20",
+            "-O0",
+            "-w",
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+            "-isystem",
+            home / "include",
+            "-isystem",
+            home / "include" / "torch" / "csrc" / "api" / "include",
+            ROOT / "examples" / "cpp" / "main.cpp",
+            "-o",
+            tmp_path / "predict",
+            "-L",
+            home / "lib",
+            f"-Wl,-rpath,{home / 'lib'}",
+            "-ltorch",
+            "-ltorch_cpu",
+            "-lc10",
         ],
         check=True,
-    )  # fmt: skip
+    )
     atoms = bulk("Cu", "fcc", a=3.615, cubic=True)
     atoms.positions[0, 0] += 0.1
     expected = eager_outputs(ensemble, StructureBatch.from_ase([atoms]))

@@ -26,9 +26,14 @@ def artefact(tmp_path) -> Path:
 def entry_of(path: Path, format_: str = "torchscript", sha256: str | None = None) -> ExportEntry:
     digest = sha256_of(path) if sha256 is None else sha256
     return ExportEntry(
-        format=format_, precision="fp32", ensemble_id="ab" * 32, files={path.name: {"size": 9, "sha256": digest}},
-        inputs=[], outputs=[], versions={},
-    )  # fmt: skip
+        format=format_,
+        precision="fp32",
+        ensemble_id="ab" * 32,
+        files={path.name: {"size": 9, "sha256": digest}},
+        inputs=[],
+        outputs=[],
+        versions={},
+    )
 
 
 def test_a_file_is_refused_until_it_is_trusted(artefact, trusted):

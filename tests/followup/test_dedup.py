@@ -23,10 +23,15 @@ from tests.screen.screen_fakes import FakePredictor
 
 ANYTHING = Tolerances(volume=np.inf, energy=np.inf)
 KINDS = [
-    bulk("Cu", "fcc", a=3.6), bulk("Cu", "bcc", a=2.87), bulk("Cu", "hcp", a=2.55, c=4.17),
-    bulk("CuO", "rocksalt", a=4.2), bulk("CuO", "cesiumchloride", a=2.6), bulk("CuO", "zincblende", a=4.5),
-    bulk("Cu", "fcc", a=4.4), bulk("CuH", "rocksalt", a=4.2),
-]  # fmt: skip
+    bulk("Cu", "fcc", a=3.6),
+    bulk("Cu", "bcc", a=2.87),
+    bulk("Cu", "hcp", a=2.55, c=4.17),
+    bulk("CuO", "rocksalt", a=4.2),
+    bulk("CuO", "cesiumchloride", a=2.6),
+    bulk("CuO", "zincblende", a=4.5),
+    bulk("Cu", "fcc", a=4.4),
+    bulk("CuH", "rocksalt", a=4.2),
+]
 
 
 def guise(atoms, rng):

@@ -76,9 +76,13 @@ def test_the_same_as_pymatgen_and_linear_programming():
 
     def as_entries(some):
         content = some.content(np.arange(len(some)), np.array(elements))
-        return content, [PDEntry(Composition({Element.from_Z(z): int(n) for z, n in zip(elements, atoms, strict=True)
-                                              if n}), e * atoms.sum())
-                         for atoms, e in zip(content, some.energy, strict=True)]  # fmt: skip
+        return content, [
+            PDEntry(
+                Composition({Element.from_Z(z): int(n) for z, n in zip(elements, atoms, strict=True) if n}),
+                e * atoms.sum(),
+            )
+            for atoms, e in zip(content, some.energy, strict=True)
+        ]
 
     known, known_entries = as_entries(references)
     content, own_entries = as_entries(rows)
@@ -145,8 +149,13 @@ def screened(tmp_path_factory):
     gfm = tiny_gfm(place / "gfm")
     write_structures(place / "c.bp", copper_oxides(40), [])
     run_screen(place / "c.bp", gfm, ScreenOptions(device="cpu", head="all"), out=place / "out")
-    images = [bulk("Cu", "fcc", a=3.6), bulk("Cu", "bcc", a=2.9), Atoms("O2", [[0, 0, 0], [0, 0, 1.2]]),
-              bulk("CuO", "rocksalt", a=4.2), Atoms("Au", cell=[3, 3, 3], pbc=True)]  # fmt: skip
+    images = [
+        bulk("Cu", "fcc", a=3.6),
+        bulk("Cu", "bcc", a=2.9),
+        Atoms("O2", [[0, 0, 0], [0, 0, 1.2]]),
+        bulk("CuO", "rocksalt", a=4.2),
+        Atoms("Au", cell=[3, 3, 3], pbc=True),
+    ]
     for k, atoms in enumerate(images):  # energies of another method, which must not be used
         atoms.calc = SinglePointCalculator(atoms, energy=-1000.0 * (k + 1))
     write_atoms(place / "references.extxyz", images)
@@ -184,8 +193,9 @@ def test_what_is_not_of_the_same_head_is_refused(screened, tmp_path, monkeypatch
         gather(results, "metal", "fp32", [])
     with pytest.raises(DataError, match="does not exist"):
         gather(results, "metal", "fp32", [place / "nowhere"])
-    run_screen(place / "references.bp", "gfm", ScreenOptions(), out=tmp_path / "other",
-               predictor=FakePredictor(("metal",)))  # fmt: skip
+    run_screen(
+        place / "references.bp", "gfm", ScreenOptions(), out=tmp_path / "other", predictor=FakePredictor(("metal",))
+    )
     with pytest.raises(UsageError, match="was screened by another ensemble"):
         gather(results, "metal", "fp32", [tmp_path / "other"])
     with pytest.raises(DataError, match="is not the ensemble that screened"):

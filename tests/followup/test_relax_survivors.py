@@ -34,9 +34,15 @@ from tests.helpers import copper_oxides, tiny_gfm
 
 SAME = ("relax.json", "relaxed.csv", "relaxed.extxyz")
 OPTIONS = {
-    "fmax": 0.02, "max_steps": 18, "top": 20, "cell": True, "precision": "fp64", "max_atoms": 24, "group_atoms": 50,
+    "fmax": 0.02,
+    "max_steps": 18,
+    "top": 20,
+    "cell": True,
+    "precision": "fp64",
+    "max_atoms": 24,
+    "group_atoms": 50,
     "device": "cpu",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

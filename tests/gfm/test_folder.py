@@ -100,8 +100,9 @@ def test_a_new_calibration_changes_the_identity_but_not_that_of_the_weights(own_
 
 
 def test_an_artefact_of_an_older_version_outlives_a_new_calibration(own_copy, folder):
-    entry = ExportEntry(format="onnx", precision="fp32", ensemble_id=ensemble_id(folder), files={}, inputs=[],
-                        outputs=[], versions={})  # fmt: skip
+    entry = ExportEntry(
+        format="onnx", precision="fp32", ensemble_id=ensemble_id(folder), files={}, inputs=[], outputs=[], versions={}
+    )
     record_exports(own_copy, {entry.key: entry})
     record_files(own_copy, {"calibration.json": b'{"heads": {}}'})
     record_files(own_copy, {"calibration.json": b"{}"})

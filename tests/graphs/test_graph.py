@@ -142,12 +142,13 @@ BAD = {
     "parallel vectors": (single([[0, 0, 0]], [[3, 0, 0], [6, 0, 0], [0, 0, 3]], (1, 1, 0)), "cell"),
     "flat cell": (single([[0, 0, 0]], [[3, 0, 0], [0, 3, 0], [2, 1, 0]], (1, 1, 1)), "cell"),
     "incommensurable parallel vectors": (
-        single([[0, 0, 0]], [[3, 0, 0], [3 * 2**0.5, 0, 0], [0, 0, 3]], (1, 1, 1)), "cell",
+        single([[0, 0, 0]], [[3, 0, 0], [3 * 2**0.5, 0, 0], [0, 0, 3]], (1, 1, 1)),
+        "cell",
     ),
     "tiny cell": (single([[0, 0, 0]], 0.05 * np.eye(3), (1, 1, 1)), "20000 neighbours"),
     "short vector": (single([[0, 0, 0]], np.diag([3, 3, 2e-4]), (1, 1, 1)), "20000 neighbours"),
     "far apart": (single([[0, 0, 0], [1e13, 0, 0]], 3 * np.eye(3), (1, 1, 1)), "1e9 cells"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -226,9 +226,13 @@ def test_absurdly_long_cell_vectors_are_refused_before_anything_is_listed(implem
         pytest.skip("no compiled kernels")
     cells = [[[0, 1.85, 1.85], [1.85, 0, long], [1.85, 1.85, 0]] for long in (1e7, 1e10)]
     batch = StructureBatch(
-        ptr=np.array([0, 1, 2]), numbers=np.full(2, 29, np.uint8), positions=np.zeros((2, 3)), cell=np.array(cells),
-        pbc=np.ones((2, 3), bool), id=np.arange(2),
-    )  # fmt: skip
+        ptr=np.array([0, 1, 2]),
+        numbers=np.full(2, 29, np.uint8),
+        positions=np.zeros((2, 3)),
+        cell=np.array(cells),
+        pbc=np.ones((2, 3), bool),
+        id=np.arange(2),
+    )
     with pytest.raises(DataError, match=r"structure 1 .*longer than 1e\+08 Angstrom"):
         neighbor_list(batch, 5.0, implementation=implementation)
     free = batch.replace(pbc=np.array([[1, 1, 1], [1, 0, 1]], bool))

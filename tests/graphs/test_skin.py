@@ -38,9 +38,14 @@ def structures(kind: str) -> list[Atoms]:
     slab.cell[2] = 0
     crystal = bulk("Cu", cubic=True).repeat(2)
     return {
-        "tiny": [tiny], "skewed": [skewed], "slab": [slab], "molecule": [molecule("CH3CH2OH")], "crystal": [crystal],
-        "several": [tiny, molecule("H2O"), slab, crystal, skewed], "no edge": [Atoms("H", cell=[9, 9, 9], pbc=True)],
-    }[kind]  # fmt: skip
+        "tiny": [tiny],
+        "skewed": [skewed],
+        "slab": [slab],
+        "molecule": [molecule("CH3CH2OH")],
+        "crystal": [crystal],
+        "several": [tiny, molecule("H2O"), slab, crystal, skewed],
+        "no edge": [Atoms("H", cell=[9, 9, 9], pbc=True)],
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", ["tiny", "skewed", "slab", "molecule", "crystal", "several", "no edge"])

@@ -65,8 +65,10 @@ def of_ensemble():
         module.native_serves = lambda *given: False
         out = model(graph, which, forces=True, stress=True)
         found[name] = SimpleNamespace(energy=out.energy.detach(), forces=out.forces, virial=out.virial)
-    return {name: apart(getattr(found["fused"], name), getattr(found["plain"], name))
-            for name in ("energy", "forces", "virial")}  # fmt: skip
+    return {
+        name: apart(getattr(found["fused"], name), getattr(found["plain"], name))
+        for name in ("energy", "forces", "virial")
+    }
 
 
 def refusal():
@@ -81,11 +83,15 @@ def refusal():
 
 if __name__ == "__main__":
     double, single = torch.float64, torch.float32
-    print(json.dumps({
-        "shared": of_message(2, 16, 3, double, None, True),
-        "odd widths": of_message(1, 21, 5, double, None, False),
-        "truncated": of_message(2, 16, 1, double, 3, False),
-        "single": of_message(1, 16, 4, single, None, False),
-        "ensemble": of_ensemble(),
-        "refusal": refusal(),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "shared": of_message(2, 16, 3, double, None, True),
+                "odd widths": of_message(1, 21, 5, double, None, False),
+                "truncated": of_message(2, 16, 1, double, 3, False),
+                "single": of_message(1, 16, 4, single, None, False),
+                "ensemble": of_ensemble(),
+                "refusal": refusal(),
+            }
+        )
+    )

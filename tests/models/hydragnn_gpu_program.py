@@ -24,7 +24,7 @@ from tests.models.test_hydragnn_fast import (
     run_eager,
     run_fast,
     worst,
-)  # fmt: skip
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -39,9 +39,16 @@ def evaluate(fast, batch, graph, given, **options):
 
     n = graph.neighbors
     found = fast(
-        there(graph.numbers), there(graph.vec), there(n.sender), there(n.receiver), there(n.row_ptr), there(graph.ptr),
-        *there(given[0]).unbind(1), there(given[1]), **options,
-    )  # fmt: skip
+        there(graph.numbers),
+        there(graph.vec),
+        there(n.sender),
+        there(n.receiver),
+        there(n.row_ptr),
+        there(graph.ptr),
+        *there(given[0]).unbind(1),
+        there(given[1]),
+        **options,
+    )
     return type(found)(*(None if x is None else x.cpu() for x in found))
 
 
@@ -74,14 +81,18 @@ def energies_alone():
 
 if __name__ == "__main__":
     boxes = random_boxes([2, 7, 1, 11])
-    print(json.dumps({
-        "boxes": difference(boxes),
-        "biased vectors": difference(boxes, 5, vector_bias=True),
-        "three radial functions": difference(boxes, 4, radial=3),
-        "crystals": difference(crystals(), 4),
-        "few edges": difference(awkward()),
-        "fp32": difference(crystals(), 4, "fp32"),
-        "bf16": difference(crystals(), 4, "bf16"),
-        "pieces": pieces(),
-        "energies alone": energies_alone(),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "boxes": difference(boxes),
+                "biased vectors": difference(boxes, 5, vector_bias=True),
+                "three radial functions": difference(boxes, 4, radial=3),
+                "crystals": difference(crystals(), 4),
+                "few edges": difference(awkward()),
+                "fp32": difference(crystals(), 4, "fp32"),
+                "bf16": difference(crystals(), 4, "bf16"),
+                "pieces": pieces(),
+                "energies alone": energies_alone(),
+            }
+        )
+    )

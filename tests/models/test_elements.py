@@ -11,11 +11,22 @@ from atomsieve.models.layers import Seeds
 @pytest.mark.parametrize(
     ("symbol", "expected"),
     [
-        ("H", (1, 1, 0)), ("He", (18, 1, 0)), ("C", (14, 2, 0)), ("Cl", (17, 3, 0)), ("Sc", (3, 4, 0)),
-        ("Cu", (11, 4, 0)), ("Xe", (18, 5, 0)), ("Ba", (2, 6, 0)), ("La", (3, 6, 1)), ("Lu", (3, 6, 15)),
-        ("Hf", (4, 6, 0)), ("Au", (11, 6, 0)), ("U", (3, 7, 4)), ("Og", (18, 7, 0)),
+        ("H", (1, 1, 0)),
+        ("He", (18, 1, 0)),
+        ("C", (14, 2, 0)),
+        ("Cl", (17, 3, 0)),
+        ("Sc", (3, 4, 0)),
+        ("Cu", (11, 4, 0)),
+        ("Xe", (18, 5, 0)),
+        ("Ba", (2, 6, 0)),
+        ("La", (3, 6, 1)),
+        ("Lu", (3, 6, 15)),
+        ("Hf", (4, 6, 0)),
+        ("Au", (11, 6, 0)),
+        ("U", (3, 7, 4)),
+        ("Og", (18, 7, 0)),
     ],
-)  # fmt: skip
+)
 def test_places_in_the_table(symbol, expected):
     assert place(atomic_numbers[symbol]) == expected
 

@@ -79,8 +79,12 @@ def by_formulas(state, graph, vec, branch, attributes, layers=2, radial=4):
     energies = []
     for k in range(graph.n_structures):
         x = torch.stack([s[a] for a in range(atoms) if structure[a] == k]).sum(0)
-        for name in ("graph_shared.branch-{}.0", "graph_shared.branch-{}.2", "heads_NN.0.branch-{}.0",
-                     "heads_NN.0.branch-{}.2"):  # fmt: skip
+        for name in (
+            "graph_shared.branch-{}.0",
+            "graph_shared.branch-{}.2",
+            "heads_NN.0.branch-{}.0",
+            "heads_NN.0.branch-{}.2",
+        ):
             x = torch.relu(linear(state, name.format(branch), x))
         energies.append(linear(state, f"heads_NN.0.branch-{branch}.4", x)[0])
     return torch.stack(energies)

@@ -73,9 +73,17 @@ def drawn(structures: int, heads: int, seed: int = 3) -> tuple[Tensor, Tensor]:
 def run_fast(fast: FastHydraGNN, graph: Graph, attributes: Tensor, mix: Tensor, **options: bool) -> FastResult:
     n = graph.neighbors
     return fast(
-        graph.numbers, graph.vec, n.sender, n.receiver, n.row_ptr, graph.ptr, attributes[:, 0], attributes[:, 1], mix,
+        graph.numbers,
+        graph.vec,
+        n.sender,
+        n.receiver,
+        n.row_ptr,
+        graph.ptr,
+        attributes[:, 0],
+        attributes[:, 1],
+        mix,
         **options,
-    )  # fmt: skip
+    )
 
 
 def run_eager(model, graph: Graph, attributes: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

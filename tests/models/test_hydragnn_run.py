@@ -95,10 +95,15 @@ def test_structures_without_neighbours_or_charge(tmp_path):
     folder = save_gfm(tmp_path / "gfm", hydra(1), default_head="two")
     predictor = Predictor.load(folder, precision="fp64")
     lone = StructureBatch(
-        ptr=np.array([0, 1, 2]), numbers=np.array([29, 8], np.uint8), positions=np.zeros((2, 3)),
-        cell=np.zeros((2, 3, 3)), pbc=np.zeros((2, 3), bool), id=np.arange(2),
-        charge=np.array([0, np.nan], np.float32), spin=np.ones(2, np.float32),
-    )  # fmt: skip
+        ptr=np.array([0, 1, 2]),
+        numbers=np.array([29, 8], np.uint8),
+        positions=np.zeros((2, 3)),
+        cell=np.zeros((2, 3, 3)),
+        pbc=np.zeros((2, 3), bool),
+        id=np.arange(2),
+        charge=np.array([0, np.nan], np.float32),
+        spin=np.ones(2, np.float32),
+    )
     found = predictor(lone)
     assert found.status.tolist() == [0, 7]
     assert np.isfinite(found.energy[0])

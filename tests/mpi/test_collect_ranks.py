@@ -22,9 +22,13 @@ def run(ranks, out, expect, program="screen_fakes.py", source="", **order):
     """Start ranks; `nodes: k` gives rank r the folder `<local><r % k>`, as if the ranks were on k machines."""
     command = [str(MPIRUN), "-n", str(ranks), sys.executable, str(SCREEN / program), str(source), str(out)]
     done = subprocess.run(
-        [*command, json.dumps(order)], capture_output=True, text=True, timeout=60, check=False,
+        [*command, json.dumps(order)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     said = done.stdout + done.stderr
     assert expect is None or done.returncode == expect, said
     assert "Traceback" not in said

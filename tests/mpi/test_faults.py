@@ -24,8 +24,14 @@ pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not MPIRUN.exists(), reason=f"
 
 def command(name, ranks, source, out, **order):
     order = {"options": {"forces": True}, **order}
-    return [*([str(MPIRUN), "-n", str(ranks)] if ranks else []), sys.executable, str(PROGRAMS / name), str(source),
-            str(out), json.dumps(order)]  # fmt: skip
+    return [
+        *([str(MPIRUN), "-n", str(ranks)] if ranks else []),
+        sys.executable,
+        str(PROGRAMS / name),
+        str(source),
+        str(out),
+        json.dumps(order),
+    ]
 
 
 def artefacts(path):

@@ -164,9 +164,13 @@ def test_a_truncated_list_is_refused_where_it_must_be_complete(gfm):
 def test_an_empty_batch_and_a_lone_atom(gfm):
     predictor = Predictor.load(gfm, precision="fp64", backend="torchscript")
     lone = StructureBatch(
-        ptr=np.array([0, 0, 1]), numbers=np.array([29], np.uint8), positions=np.zeros((1, 3)),
-        cell=np.zeros((2, 3, 3)), pbc=np.zeros((2, 3), bool), id=np.arange(2),
-    )  # fmt: skip
+        ptr=np.array([0, 0, 1]),
+        numbers=np.array([29], np.uint8),
+        positions=np.zeros((1, 3)),
+        cell=np.zeros((2, 3, 3)),
+        pbc=np.zeros((2, 3), bool),
+        id=np.arange(2),
+    )
     found = predictor(lone)
     assert found.status.tolist() == [Status.EMPTY, Status.OK]
     assert np.abs(found.forces).max() == 0.0

@@ -81,9 +81,13 @@ def test_a_group_of_its_own_has_its_own_quantile():
     batch = copper_oxides(40, 5)
     wide, narrow = ({str(level): k + level for level in LEVELS} for k in (5.0, 1.0))
     fit = PropertyCalibration(
-        n=300, structures=300, scale=2.0, conformal=narrow, size_edges=[4, 8],
+        n=300,
+        structures=300,
+        scale=2.0,
+        conformal=narrow,
+        size_edges=[4, 8],
         groups={"oxide": {"n": 150, "conformal": wide}, "small": {"n": 100, "conformal": {"0.5": 3.0}}},
-    )  # fmt: skip
+    )
     head = HeadUncertainty(HeadCalibration(energy_per_atom=fit, force_component=fit))
     spread = np.linspace(0.1, 1, 40)
     names = candidates(element_group(batch), batch.counts, fit.size_edges)
@@ -152,8 +156,9 @@ def test_of_two_calibrations_at_once_none_is_lost(plain, held_out, tmp_path, mon
 
     monkeypatch.setattr(module, "collect", meanwhile)
     read = []
-    monkeypatch.setattr(module, "read_calibration", lambda f: read.append(f.joinpath(".manifest.lock").exists())
-                        or read_calibration(f))  # fmt: skip
+    monkeypatch.setattr(
+        module, "read_calibration", lambda f: read.append(f.joinpath(".manifest.lock").exists()) or read_calibration(f)
+    )
     calibrate_gfm(own, held_out, device="cpu")
     assert read == [True] and read_calibration(own).heads.keys() == {"organic", "metal"}
 

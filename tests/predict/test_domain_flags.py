@@ -141,8 +141,10 @@ def test_single_atoms_and_empty_batches(predictor):
 
 def test_a_head_without_a_domain_keeps_the_simple_test(predictor):
     said = predictor.describe()["domain"]
-    assert said == {"organic": "elements, shortest contact",
-                    "metal": "elements, bonded pairs, contacts, feature distance"}  # fmt: skip
+    assert said == {
+        "organic": "elements, shortest contact",
+        "metal": "elements, bonded pairs, contacts, feature distance",
+    }
     water = Atoms("OH2", positions=[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
     found = predictor(StructureBatch.from_ase([water]), {"energy"}, head="organic")
     assert found.outside.tolist() == [0]
@@ -164,8 +166,11 @@ def test_asking_for_features_too_changes_nothing(predictor):
 def files(tmp_path_factory):
     place = tmp_path_factory.mktemp("files")
     batch = oxides_without_peroxide(150)
-    for name, source, rows in (("train", "metal", slice(0, 110)), ("held", "metal", slice(110, 150)),
-                               ("foreign", "gold", slice(0, 30))):  # fmt: skip
+    for name, source, rows in (
+        ("train", "metal", slice(0, 110)),
+        ("held", "metal", slice(110, 150)),
+        ("foreign", "gold", slice(0, 30)),
+    ):
         part = batch.slice(rows.start, rows.stop)
         with StructureWriter(place / f"{name}.bp", sources=[SourceInfo(source, "made up")]) as writer:
             writer.append(part.replace(head=np.zeros(len(part), np.int32)))

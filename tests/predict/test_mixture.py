@@ -233,9 +233,13 @@ def labelled(path, n=150):
     atoms = int(counts.sum())
     numbers = np.where(rng.random(atoms) < np.repeat(rng.random(n), counts), 8, 29).astype(np.uint8)
     batch = StructureBatch(
-        ptr=np.concatenate([[0], np.cumsum(counts)]), numbers=numbers, positions=rng.uniform(0, 20, (atoms, 3)),
-        cell=np.zeros((n, 3, 3)), pbc=np.zeros((n, 3), bool), id=np.arange(n),
-    )  # fmt: skip
+        ptr=np.concatenate([[0], np.cumsum(counts)]),
+        numbers=numbers,
+        positions=rng.uniform(0, 20, (atoms, 3)),
+        cell=np.zeros((n, 3, 3)),
+        pbc=np.zeros((n, 3), bool),
+        id=np.arange(n),
+    )
     oxygen = composition(numbers, batch.ptr)[:, 7] / batch.counts
     head = np.where(oxygen >= 0.5, 1, 2).astype(np.int32)
     head[0] = 0

@@ -210,9 +210,7 @@ def test_a_broken_batch_is_an_error_not_a_guess(exact):
 
 def test_a_calibration_of_an_older_version_scales_the_spread(tmp_path):
     old = {"heads": {"metal": {"energy_per_atom": {"scale": 2.0, "n": 20, "coverage_90": 0.9}}}}
-    folder = save_gfm(
-        tmp_path / "g", tiny_ensemble(), default_head="metal", calibration=parse_calibration(old)
-    )  # fmt: skip
+    folder = save_gfm(tmp_path / "g", tiny_ensemble(), default_head="metal", calibration=parse_calibration(old))
     out = Predictor.load(folder)(copper_oxides(4))
     assert out.calibrated == {"energy"}
     assert np.allclose(out.sigma_energy, 2 * out.energy_std)

@@ -60,8 +60,13 @@ def test_what_a_start_left_that_was_killed_while_it_took_the_lock_goes(tmp_path)
 def test_a_dead_process_that_nobody_buried_is_dead(tmp_path):
     path = tmp_path / "lock.json"
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    text = {"host": "x", "pid": process.pid, "machine": module._machine(), "since": "now",
-            "process_start": module._start_of(process.pid)}  # fmt: skip
+    text = {
+        "host": "x",
+        "pid": process.pid,
+        "machine": module._machine(),
+        "since": "now",
+        "process_start": module._start_of(process.pid),
+    }
     path.write_text(json.dumps(text))
     with pytest.raises(AtomSieveError, match=f"process {process.pid}"):
         PathLock(path).__enter__()

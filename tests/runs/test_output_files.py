@@ -31,8 +31,9 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs")
     images = [bulk("Cu", "fcc", a=3.5 + 0.01 * k) for k in range(60)]
     write_structures(folder / "c.bp", StructureBatch.from_ase(images), [])
-    run_screen(folder / "c.bp", "gfm", ScreenOptions(head="all"), out=folder / "out",
-               predictor=FakePredictor(("pbe", "scan")))  # fmt: skip
+    run_screen(
+        folder / "c.bp", "gfm", ScreenOptions(head="all"), out=folder / "out", predictor=FakePredictor(("pbe", "scan"))
+    )
     return Results(folder / "out")
 
 
@@ -62,8 +63,10 @@ def test_a_table_of_a_hull_that_does_not_fit(results, tmp_path, small_files):
 
 
 def test_a_full_disk_says_what_is_free(tmp_path):
-    with (pytest.raises(AtomSieveError, match=r"x.csv: no space left in .* MB free\); make room"),
-          outputs.output_errors(tmp_path / "x.csv")):  # fmt: skip
+    with (
+        pytest.raises(AtomSieveError, match=r"x.csv: no space left in .* MB free\); make room"),
+        outputs.output_errors(tmp_path / "x.csv"),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -25,8 +25,14 @@ def screen(tmp_path, batch):
     def run(predictor=None, structures=None, out="out", overwrite=False, console=None, **options):
         source = MemoryReader(batch if structures is None else structures)
         return run_screen(
-            tmp_path / "candidates.bp", "gfm", ScreenOptions(**{**SMALL, **options}), out=tmp_path / out,
-            overwrite=overwrite, console=console, predictor=predictor or FakePredictor(), reader=source,
-        )  # fmt: skip
+            tmp_path / "candidates.bp",
+            "gfm",
+            ScreenOptions(**{**SMALL, **options}),
+            out=tmp_path / out,
+            overwrite=overwrite,
+            console=console,
+            predictor=predictor or FakePredictor(),
+            reader=source,
+        )
 
     return run

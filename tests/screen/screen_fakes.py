@@ -86,9 +86,18 @@ class FakePredictor:
         distance = 0.2 * np.sqrt(np.abs(energy))
         outside = np.where(unseen, 1, np.where(distance > 1, 8, 0)).astype(np.uint8)
         return FakePrediction(
-            energy, 0.01 * np.abs(energy), uncalibrated, forces, 0.1 * np.abs(forces), status, ~bad & (outside == 0),
-            uncalibrated, 0.2 * np.abs(forces[:, 0]), distance, outside,
-        )  # fmt: skip
+            energy,
+            0.01 * np.abs(energy),
+            uncalibrated,
+            forces,
+            0.1 * np.abs(forces),
+            status,
+            ~bad & (outside == 0),
+            uncalibrated,
+            0.2 * np.abs(forces[:, 0]),
+            distance,
+            outside,
+        )
 
 
 class MemoryReader:
@@ -197,9 +206,16 @@ def main() -> None:
         predictor, served = None, Served("grpc://nowhere")
     try:
         result = run_screen(
-            source, "gfm", options, out=out, predictor=predictor, served=served,
-            reader=MemoryReader(load(source)), team=team, console=Console(stderr=True),
-        )  # fmt: skip
+            source,
+            "gfm",
+            options,
+            out=out,
+            predictor=predictor,
+            served=served,
+            reader=MemoryReader(load(source)),
+            team=team,
+            console=Console(stderr=True),
+        )
     except AtomSieveError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

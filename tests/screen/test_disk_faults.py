@@ -148,9 +148,7 @@ def program(source, out, limit=None, **order):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     if limit is not None:  # the limit would hold for what coverage writes, too
         env = {name: value for name, value in env.items() if not name.startswith("COVERAGE_")}
-    done = subprocess.run(
-        command, preexec_fn=limited, env=env, capture_output=True, text=True, timeout=60, check=False
-    )  # fmt: skip
+    done = subprocess.run(command, preexec_fn=limited, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
     return done
 
@@ -233,14 +231,16 @@ class Here:
         return getattr(self.reader, name)
 
 
-@pytest.mark.parametrize(("fault", "reader"), [
-    ("truncated", None), ("truncated", Here), ("deleted", Here), ("overwritten", Here)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "reader"), [("truncated", None), ("truncated", Here), ("deleted", Here), ("overwritten", Here)]
+)
 def test_a_part_of_the_input_that_cannot_be_read(tmp_path, fault, reader):
     source, out = tmp_path / "candidates.bp", tmp_path / "out"
     write_structures(source, candidates(1000, bad=False), step_size=100)
     options = ScreenOptions(chunk_size=100, max_atoms=200, commit_seconds=0.0)
-    run_screen(source, "gfm", options, out=tmp_path / "whole", predictor=FakePredictor(),
-               reader=Here(open_structures(source)))  # fmt: skip
+    run_screen(
+        source, "gfm", options, out=tmp_path / "whole", predictor=FakePredictor(), reader=Here(open_structures(source))
+    )
     (data,) = source.glob("part-*/data.0")
     kept = data.read_bytes()
 

@@ -40,8 +40,9 @@ def supervise(tmp_path):
             with open(log, 'a') as file: file.write(' '.join(sys.argv[1:]) + chr(10))
             n = len(log.read_text().splitlines())
         """
-        lives_ = "\n".join(f"if n == {k}:\n" + textwrap.indent(textwrap.dedent(life), "    ")
-                           for k, life in enumerate(lives, start=1))  # fmt: skip
+        lives_ = "\n".join(
+            f"if n == {k}:\n" + textwrap.indent(textwrap.dedent(life), "    ") for k, life in enumerate(lives, start=1)
+        )
         program.write_text(f"{textwrap.dedent(head)}\n{before}\n{lives_}\n")
         console = Console(file=StringIO(), width=300)
         command = [sys.executable, str(program), *args]
@@ -51,12 +52,23 @@ def supervise(tmp_path):
     return go
 
 
-@pytest.mark.parametrize(("code", "complete", "cause"), [
-    (0, True, None), (3, True, None), (1, False, None), (2, False, None), (75, False, None),
-    (0, False, "exit code 0 without complete results"), (3, False, "exit code 3 without complete results"),
-    (-9, False, "killed by SIGKILL"), (137, True, "killed by SIGKILL"), (9, False, "exit code 9"),
-    (70, False, "exit code 70"), (255, False, "exit code 255"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "complete", "cause"),
+    [
+        (0, True, None),
+        (3, True, None),
+        (1, False, None),
+        (2, False, None),
+        (75, False, None),
+        (0, False, "exit code 0 without complete results"),
+        (3, False, "exit code 3 without complete results"),
+        (-9, False, "killed by SIGKILL"),
+        (137, True, "killed by SIGKILL"),
+        (9, False, "exit code 9"),
+        (70, False, "exit code 70"),
+        (255, False, "exit code 255"),
+    ],
+)
 def test_what_is_a_death(code, complete, cause):
     assert cause_of_death(code, complete) == cause
 
@@ -67,8 +79,10 @@ def test_a_run_that_dies_is_started_again_until_it_is_complete(supervise):
     assert code == 3
     assert len(starts) == 4
     assert [line.split(" after ")[0] for line in said.splitlines()] == [
-        "the run died (killed by SIGKILL)", "the run died (exit code 0 without complete results)",
-        "the run died (killed by SIGABRT)"]  # fmt: skip
+        "the run died (killed by SIGKILL)",
+        "the run died (exit code 0 without complete results)",
+        "the run died (killed by SIGABRT)",
+    ]
     assert said.splitlines()[2].endswith("restart 3 of 5")
 
 
@@ -80,9 +94,14 @@ def test_an_end_that_the_run_explained_is_not_followed_by_another_start(supervis
     assert (found, said, len(starts)) == (code, expected, 1)
 
 
-@pytest.mark.parametrize(("life", "code"), [
-    ("os.kill(os.getpid(), signal.SIGKILL)", 137), ("sys.exit(9)", 9), ("sys.exit(0)", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("life", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+        ("sys.exit(9)", 9),
+        ("sys.exit(0)", 1),
+    ],
+)
 def test_no_more_restarts_than_allowed(supervise, tmp_path, life, code):
     found, said, starts = supervise(life, life, life, restarts=2, before=BEGIN)
     assert (found, len(starts)) == (code, 3)
@@ -121,13 +140,16 @@ def ordered(tmp_path, life):
     program = tmp_path / "program.py"
     ready = tmp_path / "ready"
     ready.unlink(missing_ok=True)
-    program.write_text(textwrap.dedent(f"""
+    program.write_text(
+        textwrap.dedent(f"""
         import os, signal, sys, time
         from pathlib import Path
         def said():
             Path({str(ready)!r} + '.draft').write_text(str(os.getpid()))
             os.rename({str(ready)!r} + '.draft', {str(ready)!r})
-    """) + textwrap.dedent(life))  # fmt: skip
+    """)
+        + textwrap.dedent(life)
+    )
     outer = (
         "import sys; from pathlib import Path; from atomsieve.screen.restart import Supervisor;"
         "from atomsieve.screen.results.files import Folder;"
@@ -215,15 +237,34 @@ def test_the_command_line_is_passed_on(tmp_path, capfd, monkeypatch):
     seen = []
     monkeypatch.setattr(supervisor.Supervisor, "__call__", lambda self: seen.append(self) or 0)
     where = "energy_std < 0.5 and head == 'a b'"
-    call = ["run", "c.bp", "-e", "g f m", "-k", "7", "--where", where, "--descending", "--forces", "--overwrite",
-            "--max-restarts", "4"]  # fmt: skip
+    call = [
+        "run",
+        "c.bp",
+        "-e",
+        "g f m",
+        "-k",
+        "7",
+        "--where",
+        where,
+        "--descending",
+        "--forces",
+        "--overwrite",
+        "--max-restarts",
+        "4",
+    ]
     assert run("screen", call) == 0
     (made,) = seen
     assert (made.restarts, made.folder.path) == (4, Path("c.bp.results"))
     assert made.command[:6] == [sys.executable, "-P", "-m", "atomsieve", "screen", "run"]
     assert made.command[6:] == [
-        "c.bp", "--ensemble=g f m", "--overwrite", "--top=7", "--descending", f"--where={where}", "--forces",
-    ]  # fmt: skip
+        "c.bp",
+        "--ensemble=g f m",
+        "--overwrite",
+        "--top=7",
+        "--descending",
+        f"--where={where}",
+        "--forces",
+    ]
     assert run("screen", [*call, "--ascending", "--out", "o", "--launcher", f"'{sys.executable}' -u"]) == 0
     assert seen[1].command[:2] == [sys.executable, "-u"]
     assert "--ascending" in seen[1].command and seen[1].folder.path == Path("o")

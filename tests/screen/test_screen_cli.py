@@ -52,7 +52,12 @@ def test_bare(source, gfm, batch, capfd):
     expected = Predictor.load(gfm)(batch, {"energy", "forces", "spread"})
     assert np.array_equal(rows["status"], expected.status)
     assert [Status(s).name for s in rows["status"][30:35]] == [
-        "NAN_INPUT", "UNSEEN_ELEMENT", "BAD_CELL", "OVERLAPPING_ATOMS", "CHARGE_NOT_MODELLED"]  # fmt: skip
+        "NAN_INPUT",
+        "UNSEEN_ELEMENT",
+        "BAD_CELL",
+        "OVERLAPPING_ATOMS",
+        "CHARGE_NOT_MODELLED",
+    ]
     ok = rows["status"] == 0
     assert ok.sum() == 60
     np.testing.assert_allclose(rows["energy"][ok], expected.energy[ok], rtol=1e-6)
@@ -78,15 +83,18 @@ def test_asked_for_more(source, gfm, tmp_path, capfd):
     assert "4 rows written to" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize(("args", "code", "said"), [
-    (["--head", "metall"], 2, "unknown head 'metall' (did you mean 'metal'?)"),
-    (["--by", "energy_per_aton"], 2, "did you mean 'energy_per_atom'"),
-    (["--where", "exit()"], 2, "unknown function 'exit'"),
-    (["--where", "max_force.__class__ == 1"], 2, "not allowed in a row filter"),
-    (["--precision", "fp8"], 2, "unknown precision 'fp8'"),
-    (["--device", "gpu"], 2, "gpu"),
-    (["--limit", "0"], 2, "limit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--head", "metall"], 2, "unknown head 'metall' (did you mean 'metal'?)"),
+        (["--by", "energy_per_aton"], 2, "did you mean 'energy_per_atom'"),
+        (["--where", "exit()"], 2, "unknown function 'exit'"),
+        (["--where", "max_force.__class__ == 1"], 2, "not allowed in a row filter"),
+        (["--precision", "fp8"], 2, "unknown precision 'fp8'"),
+        (["--device", "gpu"], 2, "gpu"),
+        (["--limit", "0"], 2, "limit"),
+    ],
+)
 def test_a_wrong_call_is_one_line(source, gfm, capfd, args, code, said):
     assert call("run", source, "-e", gfm, *args) == code
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -46,7 +46,13 @@ def test_the_rows_are_the_predictions(screen, tmp_path, batch):
     assert sum(result.status.values()) == 1000
     assert result.status["NAN_INPUT"] == (whole.status == 1).sum()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "ledger", "rows.npy", "run.json", "run.log.jsonl", "summary.json", "top.csv"]  # fmt: skip
+        "ledger",
+        "rows.npy",
+        "run.json",
+        "run.log.jsonl",
+        "summary.json",
+        "top.csv",
+    ]
 
 
 def test_no_failure_is_exit_code_0(screen):
@@ -180,8 +186,16 @@ def test_chunks_that_another_rank_did_not_check_are_not_called_damaged(screen, t
     os.rename(tmp_path / "out" / "rows.npy", tmp_path / "out" / "rows.npy.part")
     console = Console(file=StringIO(), width=200)
     with pytest.raises(SystemExit):  # all leave: nothing is to be said of what the other rank did not come to
-        run_screen(tmp_path / "candidates.bp", "gfm", ScreenOptions(**SMALL), out=tmp_path / "out", console=console,
-                   predictor=FakePredictor(), reader=MemoryReader(batch), team=First())  # fmt: skip
+        run_screen(
+            tmp_path / "candidates.bp",
+            "gfm",
+            ScreenOptions(**SMALL),
+            out=tmp_path / "out",
+            console=console,
+            predictor=FakePredictor(),
+            reader=MemoryReader(batch),
+            team=First(),
+        )
     assert "8 of 16 chunks are done" in console.file.getvalue()
     assert "checksums" not in console.file.getvalue()
 
@@ -196,16 +210,19 @@ def test_what_is_read_from_a_file_at_once_has_no_limit(tmp_path, monkeypatch):
         assert store.bytes_of(file.fileno(), 190, 300) == data[190:]
 
 
-@pytest.mark.parametrize(("changed", "said"), [
-    ({"predictor": FakePredictor(ensemble_id="f" * 64)}, r"ensemble.id: eeeeeeeeeeee\.\.\. -> ffffffffffff\.\.\."),
-    ({"structures": candidates(1000, seed=5)}, "input.identity: "),
-    ({"structures": candidates(999)}, "input.structures: 1000 -> 999"),
-    ({"chunk_size": 128}, "chunks.size: 64 -> 128"),
-    ({"max_atoms": 300}, "batches.max_atoms: 200 -> 300"),
-    ({"head": "scan"}, "ensemble.heads: pbe -> scan"),
-    ({"forces": True}, "options.forces: False -> True"),
-    ({"limit": 10}, "options.screened: 1000 -> 10"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"predictor": FakePredictor(ensemble_id="f" * 64)}, r"ensemble.id: eeeeeeeeeeee\.\.\. -> ffffffffffff\.\.\."),
+        ({"structures": candidates(1000, seed=5)}, "input.identity: "),
+        ({"structures": candidates(999)}, "input.structures: 1000 -> 999"),
+        ({"chunk_size": 128}, "chunks.size: 64 -> 128"),
+        ({"max_atoms": 300}, "batches.max_atoms: 200 -> 300"),
+        ({"head": "scan"}, "ensemble.heads: pbe -> scan"),
+        ({"forces": True}, "options.forces: False -> True"),
+        ({"limit": 10}, "options.screened: 1000 -> 10"),
+    ],
+)
 def test_other_settings_are_refused_by_name_unless_overwritten(screen, tmp_path, changed, said):
     screen()
     before = artefacts(tmp_path / "out")
@@ -255,12 +272,15 @@ def test_a_folder_in_use_is_refused(screen, tmp_path):
         screen()
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"head": "pbee"}, "unknown head 'pbee' (did you mean 'pbe'?)"),
-    ({"by": "max_forse"}, "did you mean 'max_force'"),
-    ({"where": "max_forse < 1"}, "did you mean 'max_force'"),
-    ({"where": "__import__('os').abort()"}, "not allowed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"head": "pbee"}, "unknown head 'pbee' (did you mean 'pbe'?)"),
+        ({"by": "max_forse"}, "did you mean 'max_force'"),
+        ({"where": "max_forse < 1"}, "did you mean 'max_force'"),
+        ({"where": "__import__('os').abort()"}, "not allowed"),
+    ],
+)
 def test_typos_and_programs_are_refused_before_anything_is_written(screen, tmp_path, options, said):
     with pytest.raises(UsageError) as caught:
         screen(**options)

@@ -137,8 +137,9 @@ def main() -> None:
         predictor = Predictor.load(tiny_gfm(Path(folder) / "gfm", members=2), precision="fp64")
     engine_module = sys.modules["atomsieve.serve.model.engine"]
     globals()["Refused"] = engine_module.Refused
-    judge = Judge(engine_module.Engine(predictor, Settings(precision="fp64", limits=NARROW, max_atoms=30)),
-                  copper_oxides(1))  # fmt: skip
+    judge = Judge(
+        engine_module.Engine(predictor, Settings(precision="fp64", limits=NARROW, max_atoms=30)), copper_oxides(1)
+    )
 
     def one(data: bytes) -> None:
         with np.errstate(all="ignore"):

@@ -36,9 +36,11 @@ class Supervised:
         line = [sys.executable, "-m", "atomsieve", "serve", "start", *options, *ports, "--log-file", self.log_file]
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
-                list(map(str, line)), stdout=out, stderr=subprocess.STDOUT,
+                list(map(str, line)),
+                stdout=out,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary)},
-            )  # fmt: skip
+            )
 
     def records(self, event: str | None = None) -> list[dict[str, Any]]:
         """Return the records of the log, those of one event if it is named."""

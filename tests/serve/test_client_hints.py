@@ -25,8 +25,11 @@ def places(tmp_path_factory):
     trustme.CA().cert_pem.write_to_path(folder / "other.pem")
     server = grpc.server(ThreadPoolExecutor(2))
     roots, ports = authority.cert_pem.bytes(), {}
-    for kind, name, asks in (("tls", "127.0.0.1", False), ("named", "elsewhere.test", False),
-                             ("asks", "127.0.0.1", True)):  # fmt: skip
+    for kind, name, asks in (
+        ("tls", "127.0.0.1", False),
+        ("named", "elsewhere.test", False),
+        ("asks", "127.0.0.1", True),
+    ):
         issued = authority.issue_cert(name)
         pair = (issued.private_key_pem.bytes(), b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         shown = grpc.ssl_server_credentials([pair], roots if asks else None, asks)
@@ -49,18 +52,21 @@ def ask(places, scheme, kind, ca=None):
         there.metadata()
 
 
-@pytest.mark.parametrize(("scheme", "kind", "ca", "says"), [
-    ("grpcs", "tls", None, "not trusted; name the CA .* --tls-ca"),
-    ("grpcs", "tls", "other.pem", "not trusted; name the CA .* --tls-ca"),
-    ("https", "tls", None, "not trusted; name the CA .* --tls-ca"),
-    ("grpcs", "named", "ca.pem", "its certificate is for another name"),
-    ("https", "named", "ca.pem", "its certificate is for another name"),
-    ("grpcs", "asks", "ca.pem", "asks for a client's certificate"),
-    ("grpcs", "plain", "ca.pem", "does not speak TLS; use grpc://"),
-    ("https", "web", "ca.pem", "does not speak TLS; use http://"),
-    ("grpc", "tls", None, "it speaks TLS .use grpcs://"),
-    ("grpc", "web", None, "speaks no gRPC"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scheme", "kind", "ca", "says"),
+    [
+        ("grpcs", "tls", None, "not trusted; name the CA .* --tls-ca"),
+        ("grpcs", "tls", "other.pem", "not trusted; name the CA .* --tls-ca"),
+        ("https", "tls", None, "not trusted; name the CA .* --tls-ca"),
+        ("grpcs", "named", "ca.pem", "its certificate is for another name"),
+        ("https", "named", "ca.pem", "its certificate is for another name"),
+        ("grpcs", "asks", "ca.pem", "asks for a client's certificate"),
+        ("grpcs", "plain", "ca.pem", "does not speak TLS; use grpc://"),
+        ("https", "web", "ca.pem", "does not speak TLS; use http://"),
+        ("grpc", "tls", None, "it speaks TLS .use grpcs://"),
+        ("grpc", "web", None, "speaks no gRPC"),
+    ],
+)
 def test_what_is_wrong_is_said(places, scheme, kind, ca, says):
     with pytest.raises(Unavailable, match=says):
         ask(places, scheme, kind, ca)

@@ -104,8 +104,25 @@ def artefacts(out):
 
 
 def screening(endpoint, candidates, token_file, out, *more, before=()):
-    line = [*before, sys.executable, "-m", "atomsieve", "screen", "run", candidates, "--endpoint", endpoint,
-            "--out", out, "--chunk-size", 64, "--forces", "--token-file", token_file, *more]  # fmt: skip
+    line = [
+        *before,
+        sys.executable,
+        "-m",
+        "atomsieve",
+        "screen",
+        "run",
+        candidates,
+        "--endpoint",
+        endpoint,
+        "--out",
+        out,
+        "--chunk-size",
+        64,
+        "--forces",
+        "--token-file",
+        token_file,
+        *more,
+    ]
     return subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -22,10 +22,18 @@ from atomsieve.remote.transport import Broken, DeadlineExceeded, Denied, Rejecte
 from atomsieve.remote.wire import WIRE
 
 SAID = {
-    "wire": WIRE, "ensemble_id": "a" * 64, "precision": "fp32", "backend": "native", "artefact": None, "device": "cpu",
-    "default_head": "x", "threads": 2, "budget": {"atoms": None, "edges": None}, "limits": {"atoms": 100},
+    "wire": WIRE,
+    "ensemble_id": "a" * 64,
+    "precision": "fp32",
+    "backend": "native",
+    "artefact": None,
+    "device": "cpu",
+    "default_head": "x",
+    "threads": 2,
+    "budget": {"atoms": None, "edges": None},
+    "limits": {"atoms": 100},
     "atomsieve": "1.0",
-}  # fmt: skip
+}
 
 
 class Clock:

@@ -65,9 +65,13 @@ def requests(draw):
             )
     if draw(st.integers(0, 9)) == 0:
         arrays.pop(draw(st.sampled_from(sorted(arrays))), None)
-    parameters = draw(st.dictionaries(st.sampled_from(["head", "alone", "ensemble_id", "haed", "triton_x"]),
-                                      st.none() | st.booleans() | st.integers() | st.text(max_size=9)
-                                      | st.sampled_from(["metal", "organic"]), max_size=2))  # fmt: skip
+    parameters = draw(
+        st.dictionaries(
+            st.sampled_from(["head", "alone", "ensemble_id", "haed", "triton_x"]),
+            st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.sampled_from(["metal", "organic"]),
+            max_size=2,
+        )
+    )
     return arrays, parameters, draw(st.sets(st.sampled_from(ASKED)))
 
 
@@ -95,10 +99,26 @@ def test_bytes_to_requests_guided_by_coverage(tmp_path):
     rng = np.random.default_rng(7)
     for k in range(RUNS // 2):  # what it begins with, and changes
         (tmp_path / f"{k:04d}").write_bytes(rng.bytes(600))
-    line = [sys.executable, "-m", "tests.serve.fuzz_requests", str(tmp_path), f"-runs={RUNS}", "-seed=7",
-            "-max_len=600", "-len_control=0", "-rss_limit_mb=0", f"-artifact_prefix={tmp_path}/"]  # fmt: skip
-    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    line = [
+        sys.executable,
+        "-m",
+        "tests.serve.fuzz_requests",
+        str(tmp_path),
+        f"-runs={RUNS}",
+        "-seed=7",
+        "-max_len=600",
+        "-len_control=0",
+        "-rss_limit_mb=0",
+        f"-artifact_prefix={tmp_path}/",
+    ]
+    done = subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(re.search(r"Done (\d+) runs", done.stderr)[1]) >= RUNS
 
@@ -115,8 +135,9 @@ def well(server, truth):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
 
 
 @st.composite
@@ -125,8 +146,14 @@ def bodies(draw):
     inputs, binary = [], b""
     for name, values in request_arrays(GOOD).items():
         raw = values.tobytes()
-        inputs.append({"name": name, "shape": list(values.shape), "datatype": INPUTS[name].datatype,
-                       "parameters": {"binary_data_size": len(raw)}})  # fmt: skip
+        inputs.append(
+            {
+                "name": name,
+                "shape": list(values.shape),
+                "datatype": INPUTS[name].datatype,
+                "parameters": {"binary_data_size": len(raw)},
+            }
+        )
         binary += raw
     body = {"inputs": inputs, "outputs": [{"name": "energy"}], "parameters": {"head": "metal"}}
     victim = draw(st.sampled_from(inputs))

@@ -44,10 +44,16 @@ def parts(exported, tmp_path_factory):
     models = {name: kind() for name, kind in MODELS.items()}
     for name, model in models.items():
         folder = str(place / "models" / f"gfm_{name}")
-        model.initialize({
-            "model_repository": folder, "model_name": f"gfm_{name}", "model_version": "1", "model_instance_kind": "CPU",
-            "model_instance_device_id": "0", "model_instance_name": f"gfm_{name}_0",
-        })  # fmt: skip
+        model.initialize(
+            {
+                "model_repository": folder,
+                "model_name": f"gfm_{name}",
+                "model_version": "1",
+                "model_instance_kind": "CPU",
+                "model_instance_device_id": "0",
+                "model_instance_name": f"gfm_{name}_0",
+            }
+        )
     patch.undo()
     raw = request_arrays(copper_oxides(3))
     entry = read_manifest(exported).exports["torchscript-fp64"]

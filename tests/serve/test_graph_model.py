@@ -96,11 +96,14 @@ BAD = {
     "half an edge": lambda a: changed(a, "shifts", x=((0, 0), [7, 0, 0])),
     "neighbour in another structure": lambda a: changed(a, "neighbors", x=((0, 0), len(a["numbers"]) - 1)),
     "too many atoms": lambda a: {
-        **a, "numbers": np.full(10**5, 29, np.uint8), "positions": np.zeros((10**5, 3)),
-        "structure": np.zeros(10**5, np.int64), "neighbors": np.full((10**5, 1), -1),
+        **a,
+        "numbers": np.full(10**5, 29, np.uint8),
+        "positions": np.zeros((10**5, 3)),
+        "structure": np.zeros(10**5, np.int64),
+        "neighbors": np.full((10**5, 1), -1),
         "shifts": np.zeros((10**5, 1, 3), np.int32),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,8 +214,13 @@ def test_configuration_for_tritons_own_backend_fits_the_artefact(exported, predi
     from atomsieve.structures.manifest import sha256_of
 
     assert sha256_of(file) == listed["sha256"]
-    types = {"TYPE_FP64": "double", "TYPE_FP32": "float", "TYPE_INT64": "int64", "TYPE_INT32": "int32",
-             "TYPE_UINT8": "uint8"}  # fmt: skip
+    types = {
+        "TYPE_FP64": "double",
+        "TYPE_FP32": "float",
+        "TYPE_INT64": "int64",
+        "TYPE_INT32": "int32",
+        "TYPE_UINT8": "uint8",
+    }
     schema = config.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
     first = {}
     for tensor in config.input:
@@ -364,8 +372,11 @@ def test_a_graph_model_takes_no_more_than_its_capacity(exported):
     manifest, chosen = read_manifest(exported), settings("onnx")
     entry, batch = manifest.exports["onnx-fp64"], copper_oxides(4)
     lone, crowd = np.arange(40)[:, None] * [9.0, 0, 0], np.random.default_rng(1).uniform(0, 2, (40, 3))
-    spread = {"n_atoms": np.array([[80]]), "numbers": np.full((1, 80), 29, INPUTS["numbers"].dtype),
-              "positions": np.concatenate([lone + 30, crowd * 2])[None]}  # fmt: skip
+    spread = {
+        "n_atoms": np.array([[80]]),
+        "numbers": np.full((1, 80), 29, INPUTS["numbers"].dtype),
+        "positions": np.concatenate([lone + 30, crowd * 2])[None],
+    }
     for raw, small, lists in (
         (request_arrays(batch), {"max_atoms": batch.n_atoms, "max_edges": 1}, False),
         (request_arrays(batch), {"max_atoms": batch.n_atoms - 1}, False),

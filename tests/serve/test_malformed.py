@@ -86,8 +86,9 @@ def test_unknown_names_and_types_are_refused(server, http):
         for tensor, values in zip(right, GOOD.values(), strict=True):
             tensor.set_data_from_numpy(values)
         with pytest.raises(Rejected, match="INT32"):
-            transport._call(transport._client.infer, "gfm", [t if t.name() != "numbers" else wrong for t in right],
-                            seconds=10.0)  # fmt: skip
+            transport._call(
+                transport._client.infer, "gfm", [t if t.name() != "numbers" else wrong for t in right], seconds=10.0
+            )
 
 
 def test_a_bad_request_does_not_fail_those_computed_with_it(server, local):
@@ -106,8 +107,9 @@ def test_a_bad_request_does_not_fail_those_computed_with_it(server, local):
     threads = [threading.Thread(target=ask, args=(-1, request_arrays(long)))]
     until_at_work(server, threads[0])
     for k in range(24):
-        threads.append(threading.Thread(target=ask, args=(k, changed(n_atoms=COUNTS + 1) if k % 3 == 0 else
-                                                          request_arrays(good))))  # fmt: skip
+        threads.append(
+            threading.Thread(target=ask, args=(k, changed(n_atoms=COUNTS + 1) if k % 3 == 0 else request_arrays(good)))
+        )
         threads[-1].start()
     for thread in threads:
         thread.join()
@@ -236,9 +238,13 @@ def test_the_estimate_of_crowded_structures_is_no_less_than_a_tenth_of_the_truth
         (9.0, np.array([[90, 1, 0], [900, 10, 0.1], [0, 9, 9]]), (1, 1, 1)),
     ):
         batch = StructureBatch(
-            ptr=np.array([0, 120]), numbers=np.full(120, 29, np.uint8), positions=rng.uniform(0, box, (120, 3)),
-            cell=cell[None], pbc=np.array([pbc], bool), id=np.zeros(1, np.int64),
-        )  # fmt: skip
+            ptr=np.array([0, 120]),
+            numbers=np.full(120, 29, np.uint8),
+            positions=rng.uniform(0, box, (120, 3)),
+            cell=cell[None],
+            pbc=np.array([pbc], bool),
+            id=np.zeros(1, np.int64),
+        )
         estimate = np.maximum(edge_budget_estimate(batch, 5.0), crowded_edges(batch, 5.0))
         assert estimate[0] > 0.1 * count_edges(batch, 5.0)[0]
 
@@ -326,8 +332,11 @@ def test_what_is_gathered_stays_within_the_limits_of_one_request(local, monkeypa
 
 
 def test_nothing_but_empty_structures_and_nothing_at_all(server):
-    empty = {"n_atoms": np.zeros((1, 3), np.int64), "numbers": np.zeros((1, 0), np.int32),
-             "positions": np.zeros((1, 0, 3))}  # fmt: skip
+    empty = {
+        "n_atoms": np.zeros((1, 3), np.int64),
+        "numbers": np.zeros((1, 0), np.int32),
+        "positions": np.zeros((1, 0, 3)),
+    }
     names = ["status", "energy", "forces", "stress", "features", "energy_members", "in_domain"]
     nothing = request_arrays(copper_oxides(1).slice(0, 0))
     for http in (False, True):

@@ -59,8 +59,11 @@ def test_what_was_computed_is_counted(server):
     with server.transport() as transport:
         for _ in range(3):
             transport.infer("gfm", arrays, ["energy"], {"head": "metal"})
-        for parameters, tensors in (({"head": "metal"}, wrong), ({"head": "mettle"}, arrays),
-                                    ({"ensemble_id": "0" * 64}, arrays)):  # fmt: skip
+        for parameters, tensors in (
+            ({"head": "metal"}, wrong),
+            ({"head": "mettle"}, arrays),
+            ({"ensemble_id": "0" * 64}, arrays),
+        ):
             with pytest.raises(Rejected):
                 transport.infer("gfm", tensors, ["energy"], parameters)
     after = page(server, before, requests=6)

@@ -95,8 +95,14 @@ def test_a_batch_that_is_cut_comes_back_in_order(remotes, local, way, monkeypatc
 
 def test_cuts_keep_to_every_limit_of_the_server(remotes, local, monkeypatch):
     remote, batch = remotes["grpc"], copper_oxides(20, seed=1)
-    limits = {"structures": 3, "atoms": 16, "bytes": 95 * 2 + 25 * 16, "structure_atoms": 7, "structure_edges": 10**6,
-              "edges": 10**7}  # fmt: skip
+    limits = {
+        "structures": 3,
+        "atoms": 16,
+        "bytes": 95 * 2 + 25 * 16,
+        "structure_atoms": 7,
+        "structure_edges": 10**6,
+        "edges": 10**7,
+    }
     monkeypatch.setitem(remote.server, "limits", limits)
     job = remote._job(batch, {"energy"}, None, None)
     large = batch.counts > 7
@@ -132,8 +138,20 @@ def test_heaps_of_atoms_are_cut_so_that_the_server_takes_them(remotes, local, wa
 
 def test_it_is_described_as_the_local_one(remotes, local):
     remote = remotes["http"]
-    for name in ("heads", "default_head", "head", "ensemble_id", "members", "kind", "cutoff", "precision", "backend",
-                 "why", "artefact", "outputs"):  # fmt: skip
+    for name in (
+        "heads",
+        "default_head",
+        "head",
+        "ensemble_id",
+        "members",
+        "kind",
+        "cutoff",
+        "precision",
+        "backend",
+        "why",
+        "artefact",
+        "outputs",
+    ):
         assert getattr(remote, name) == getattr(local, name), name
     assert remote.device == str(local.device)
     for head in local.heads:

@@ -68,11 +68,20 @@ def test_a_stranger_cannot_control_the_server(server, over_http):
         assert admin.models() == ["gfm"]
 
 
-@pytest.mark.parametrize("path", [
-    "/v2/models/..%2f..%2fetc/infer", "/v2/models/../../etc/passwd", "/v2/models/gfm/versions/..%2f1/infer",
-    "/v2/models/gfm/versions/-1/infer", "/v2/models/gfm/versions/99999999999999999999/infer", "/v2/models/%00/infer",
-    "/v2/models/gfm/versions/1%00/infer", "/v2/models/gfm%0d%0aX:1/infer", "/../../../../etc/passwd",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/models/..%2f..%2fetc/infer",
+        "/v2/models/../../etc/passwd",
+        "/v2/models/gfm/versions/..%2f1/infer",
+        "/v2/models/gfm/versions/-1/infer",
+        "/v2/models/gfm/versions/99999999999999999999/infer",
+        "/v2/models/%00/infer",
+        "/v2/models/gfm/versions/1%00/infer",
+        "/v2/models/gfm%0d%0aX:1/infer",
+        "/../../../../etc/passwd",
+    ],
+)
 def test_names_and_versions_lead_nowhere_else(server, path):
     connection = http.client.HTTPConnection("127.0.0.1", server.options.http, timeout=20)
     try:
@@ -98,8 +107,10 @@ def authority():
 def files(authority, tmp_path_factory):
     """PEM files of a server and of a client, and a token file."""
     folder = tmp_path_factory.mktemp("secrets")
-    for name, certificate in (("server", authority.issue_cert("localhost", "127.0.0.1")),
-                              ("client", authority.issue_cert("client@example.org"))):  # fmt: skip
+    for name, certificate in (
+        ("server", authority.issue_cert("localhost", "127.0.0.1")),
+        ("client", authority.issue_cert("client@example.org")),
+    ):
         (folder / f"{name}.key").write_bytes(certificate.private_key_pem.bytes())
         (folder / f"{name}.pem").write_bytes(b"".join(c.bytes() for c in certificate.cert_chain_pems))
     (folder / "ca.pem").write_bytes(authority.cert_pem.bytes())
@@ -113,9 +124,26 @@ def guarded(served_gfm, files, tmp_path_factory):
     """A server with TLS, certificates of clients, a token, and plain HTTP on this machine for a proxy."""
     folder = tmp_path_factory.mktemp("guarded")
     [port] = free_ports(1)
-    options = ["--precision", "fp64", "--threads", "1", "--check-seconds", "1", "--token-file", files / "token",
-               "--tls-cert", files / "server.pem", "--tls-key", files / "server.key", "--tls-client-ca",
-               files / "ca.pem", "--http-port", port, "--listen", "0.0.0.0"]  # fmt: skip
+    options = [
+        "--precision",
+        "fp64",
+        "--threads",
+        "1",
+        "--check-seconds",
+        "1",
+        "--token-file",
+        files / "token",
+        "--tls-cert",
+        files / "server.pem",
+        "--tls-key",
+        files / "server.key",
+        "--tls-client-ca",
+        files / "ca.pem",
+        "--http-port",
+        port,
+        "--listen",
+        "0.0.0.0",
+    ]
     running = Supervised(folder / "run", served_gfm, *options, scheme="grpcs")
     running.http = port
     running.until("ready")
@@ -173,10 +201,16 @@ def test_https_through_the_proxy_of_the_example(guarded, files, local, tmp_path)
     [port] = free_ports(1)
     template = Path(__file__).parents[2] / "containers/nginx/nginx.conf"
     values = {
-        "LISTEN": f"127.0.0.1:{port}", "SERVER_NAME": "localhost", "CERTIFICATE": files / "server.pem",
-        "KEY": files / "server.key", "UPSTREAM": f"127.0.0.1:{guarded.http}", "STATE": tmp_path, "RATE": "20r/s",
-        "BURST": "20", "MAX_BODY": "1m",
-    }  # fmt: skip
+        "LISTEN": f"127.0.0.1:{port}",
+        "SERVER_NAME": "localhost",
+        "CERTIFICATE": files / "server.pem",
+        "KEY": files / "server.key",
+        "UPSTREAM": f"127.0.0.1:{guarded.http}",
+        "STATE": tmp_path,
+        "RATE": "20r/s",
+        "BURST": "20",
+        "MAX_BODY": "1m",
+    }
     text = template.read_text()
     for name, value in values.items():
         text = text.replace("${" + name + "}", str(value))
@@ -211,9 +245,17 @@ def test_https_through_the_proxy_of_the_example(guarded, files, local, tmp_path)
             infer(url, Credentials(ca=files / "ca.pem"))
         with pytest.raises(EndpointError):  # whose certificate is that?
             infer(url, Credentials(token=TOKEN))
-        for path in ("/v2/repository/index", "/v2/repository/models/gfm/load", "/v2/logging", "/v2/trace/setting",
-                     "/v2/systemsharedmemory/status", "/metrics", "/", "/v2/models/../../etc/passwd",
-                     "/v2/models/..%2f..%2fetc/infer"):  # fmt: skip
+        for path in (
+            "/v2/repository/index",
+            "/v2/repository/models/gfm/load",
+            "/v2/logging",
+            "/v2/trace/setting",
+            "/v2/systemsharedmemory/status",
+            "/metrics",
+            "/",
+            "/v2/models/../../etc/passwd",
+            "/v2/models/..%2f..%2fetc/infer",
+        ):
             assert ask("POST", path, "{}") == 404, path
         assert ask("DELETE", "/v2/models/gfm") == 403 and ask("GET", "/v2/models/gfm/infer") == 403
         assert ask("GET", "/v2/models/gfm", atomsieve_admin="guess") == 403
@@ -239,8 +281,12 @@ def test_a_token_file_must_be_private_and_the_token_long(tmp_path):
         read_token(path)
     path.chmod(0o640)
     assert read_token(path) == string.ascii_letters
-    for bad, says in (("short", "has 5 characters"), ("two words that are long", "one word"), ("ü" * 20, "other kinds"),
-                      ("with,comma,and:colon,x", "one word")):  # fmt: skip
+    for bad, says in (
+        ("short", "has 5 characters"),
+        ("two words that are long", "one word"),
+        ("ü" * 20, "other kinds"),
+        ("with,comma,and:colon,x", "one word"),
+    ):
         path.write_text(bad)
         with pytest.raises(UsageError, match=says):
             read_token(path)

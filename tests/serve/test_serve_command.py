@@ -31,8 +31,22 @@ def said(capsys, *args):
 
 def test_a_repository_of_several_ensembles_and_versions(tmp_path, served_gfm, capsys):
     other, out = tiny_gfm(tmp_path / "other", members=2), tmp_path / "models"
-    code, text, _ = said(capsys, "repository", f"a={served_gfm}", f"b={other}", "--out", out, "--precision", "fp64",
-                         "--max-request-atoms", 77, "--threads", 1, "--head", "organic")  # fmt: skip
+    code, text, _ = said(
+        capsys,
+        "repository",
+        f"a={served_gfm}",
+        f"b={other}",
+        "--out",
+        out,
+        "--precision",
+        "fp64",
+        "--max-request-atoms",
+        77,
+        "--threads",
+        1,
+        "--head",
+        "organic",
+    )
     assert code == 0 and f"wrote {out / 'a/1'}" in text and f"serve start --repository {out}" in text
     settings = Settings.read(out / "b/1")
     assert (settings.limits.atoms, settings.precision, settings.threads, settings.head) == (77, "fp64", 1, "organic")
@@ -42,16 +56,19 @@ def test_a_repository_of_several_ensembles_and_versions(tmp_path, served_gfm, ca
     assert (out / "a/2/model.py").is_file()
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    (["--precision", "fp8"], "unknown precision 'fp8'"),
-    (["--backend", "pythn"], "unknown backend 'pythn' (did you mean 'python'?)"),
-    (["--device", "tpu"], "unknown device 'tpu'"),
-    (["--gpus", "0,1"], "--gpus goes with --device cuda"),
-    (["--device", "cuda", "--gpus", "one"], "--gpus takes numbers"),
-    (["--head", "wood"], "unknown head 'wood'"),
-    (["--version", "0"], "--version"),
-    (["--max-request-bytes", "5"], "--max-request-bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--backend", "pythn"], "unknown backend 'pythn' (did you mean 'python'?)"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--gpus", "0,1"], "--gpus goes with --device cuda"),
+        (["--device", "cuda", "--gpus", "one"], "--gpus takes numbers"),
+        (["--head", "wood"], "unknown head 'wood'"),
+        (["--version", "0"], "--version"),
+        (["--max-request-bytes", "5"], "--max-request-bytes"),
+    ],
+)
 def test_wrong_options_are_one_line(tmp_path, served_gfm, capsys, options, says):
     code, _, error = said(capsys, "repository", served_gfm, "--out", tmp_path / "models", *options)
     assert code == 2 and says in error and len(error.strip().splitlines()) == 1
@@ -116,8 +133,10 @@ def test_what_is_cheap_is_checked_before_anything_is_written(tmp_path, served_gf
     for options, says in (
         ([*one, tmp_path / "two.key"], f"{tmp_path / 'two.key'} is not the key of the certificate"),
         ([*one, tmp_path / "junk.pem"], "junk.pem"),
-        ([*one, tmp_path / "one.key", "--http-port", 0, "--tls-client-ca", tmp_path / "junk.pem"],
-         "junk.pem cannot be used as TLS ca"),
+        (
+            [*one, tmp_path / "one.key", "--http-port", 0, "--tls-client-ca", tmp_path / "junk.pem"],
+            "junk.pem cannot be used as TLS ca",
+        ),
         (["--listen", "0.0.0.0"], "--token-file FILE"),
         (["--head", "wood"], "unknown head 'wood'"),
         (["--log-file", tmp_path / "no/log"], "cannot be written"),
@@ -176,8 +195,10 @@ def test_command_lines_of_containers(tmp_path, served_gfm, capsys, monkeypatch):
     assert "10.0.0.1:8001:8001" in out and ":8000" not in out
 
     for name, number in (("localhost", "127.0.0.1"), ("::1", "[::1]")):
-        assert f"--publish '{number}:8001:8001'".replace("'", "" if name == "localhost" else "'") in said(
-            capsys, *given, "docker", "--print", "--listen", name)[1]  # fmt: skip
+        assert (
+            f"--publish '{number}:8001:8001'".replace("'", "" if name == "localhost" else "'")
+            in said(capsys, *given, "docker", "--print", "--listen", name)[1]
+        )
 
     _, out, _ = said(capsys, *given, "apptainer", "--print")
     line = shlex.split(out)
@@ -218,14 +239,18 @@ def test_check_tells_sound_endpoints_from_others(tmp_path, server, served_gfm, c
 
 def test_both_forms_of_the_log(tmp_path):
     lines = [
-        '2026-01-02T03:04:05Z I 31961 model_lifecycle.cc:839] "successfully loaded \'gfm\'"',
+        "2026-01-02T03:04:05Z I 31961 model_lifecycle.cc:839] \"successfully loaded 'gfm'\"",
         "I0102 03:04:05.123456 12 grpc_server.cc:2463] Started GRPCInferenceService at 127.0.0.1:8001",
         '2026-01-02T03:04:05Z E 31961 server.cc:241] "CudaDriverHelper has not been initialized."',
         "2026-01-02T03:04:05Z E 1 model.cc:9] it is hunter2-hunter2 that is wrong",
-        "+-----+", "| table |", "",
+        "+-----+",
+        "| table |",
+        "",
         '{"time": 1795283156.916, "event": "batch", "model": "gfm", "requests": 2}',
-        '{"not": "ours"}', "{broken", "Signal (15) received.",
-    ]  # fmt: skip
+        '{"not": "ours"}',
+        "{broken",
+        "Signal (15) received.",
+    ]
     stream, text = io.StringIO(), io.StringIO()
     log = Log(stream, "json", tmp_path / "log.json", ["hunter2-hunter2"])
     for_people = Log(text, "text", secrets=["hunter2-hunter2"])
@@ -240,8 +265,13 @@ def test_both_forms_of_the_log(tmp_path):
     assert records[0]["text"] == "successfully loaded 'gfm'" and records[1]["text"].startswith("Started GRPC")
     assert [r["level"] for r in records[:4]] == ["info", "info", "info", "error"]
     assert records[3]["text"] == "it is *** that is wrong"
-    assert records[4] == {"time": "2026-11-21T17:45:56.916Z", "level": "info", "event": "batch", "model": "gfm",
-                          "requests": 2}  # fmt: skip
+    assert records[4] == {
+        "time": "2026-11-21T17:45:56.916Z",
+        "level": "info",
+        "event": "batch",
+        "model": "gfm",
+        "requests": 2,
+    }
     assert [r["event"] for r in records[5:]] == ["output", "output", "output", "ready"]
     assert "hunter2" not in stream.getvalue()
     assert [line.split()[1:3] for line in text.getvalue().splitlines()] == [["ERROR", "server"]]
@@ -251,10 +281,12 @@ def test_both_forms_of_the_log(tmp_path):
 def test_no_line_of_a_model_stops_the_log():
     stream, text = io.StringIO(), io.StringIO()
     lines = [
-        json.dumps({"event": "x", "time": 1, "when": 3, "level": 5, "self": 1}), '{"event": "far", "time": 1e300}',
-        '{"event": "no", "time": NaN}', '{"a":' * 5000, json.dumps({"event": "bell", "time": 1, "level": "error",
-                                                                    "text": "a\x1b[31m\nb", "traceback": "1\n\t2"}),
-    ]  # fmt: skip
+        json.dumps({"event": "x", "time": 1, "when": 3, "level": 5, "self": 1}),
+        '{"event": "far", "time": 1e300}',
+        '{"event": "no", "time": NaN}',
+        '{"a":' * 5000,
+        json.dumps({"event": "bell", "time": 1, "level": "error", "text": "a\x1b[31m\nb", "traceback": "1\n\t2"}),
+    ]
     for log in (Log(stream), Log(text, "text")):
         for line in lines:
             log.server_line(line)

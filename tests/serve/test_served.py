@@ -59,11 +59,15 @@ def plain(server, numbers):
         "inputs": [
             {"name": "n_atoms", "shape": [1, 1], "datatype": "INT64", "data": [3]},
             {"name": "numbers", "shape": [1, 3], "datatype": "INT32", "data": numbers},
-            {"name": "positions", "shape": [1, 3, 3], "datatype": "FP64",
-             "data": [0, 0, 0.119, 0, 0.763, -0.477, 0, -0.763, -0.477]},
+            {
+                "name": "positions",
+                "shape": [1, 3, 3],
+                "datatype": "FP64",
+                "data": [0, 0, 0.119, 0, 0.763, -0.477, 0, -0.763, -0.477],
+            },
         ],
         "outputs": [{"name": "status"}, {"name": "energy"}],
-    }  # fmt: skip
+    }
     request = urllib.request.Request(f"{server.http}/v2/models/gfm/infer", json.dumps(body).encode())
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:

@@ -250,8 +250,9 @@ def test_each_copy_and_version_is_watched_and_an_end_after_a_death_is_an_end(sup
         transport.infer("gfm", request_arrays(batch), ["energy"], {"head": "metal"}, version="1", seconds=2)
     running.until("reloaded", 2)
     assert {r["text"] for r in running.records("failed")} >= {
-        "1 of 2 processes of gfm have died", "1 of 2 processes of pair have died"
-    }  # fmt: skip
+        "1 of 2 processes of gfm have died",
+        "1 of 2 processes of pair have died",
+    }
     for model, version in (("gfm", "1"), ("gfm", "2"), ("pair", "")):
         np.testing.assert_allclose(energies(running, batch, model, version), truth, rtol=1e-9)
     running.process.send_signal(signal.SIGTERM)

@@ -13,9 +13,18 @@ from atomsieve.serve.model.threads import instances_of, threads_of, usable_cores
 
 @pytest.mark.parametrize(
     ("asked", "variable", "instances", "expected"),
-    [(3, "5", 2, 3), (None, "5", 2, 5), (None, "5,2", 2, 5), (None, None, 1, 12), (None, None, 5, 2),
-     (None, "", 4, 3), (None, "many", 4, 3), (None, "0", 4, 3), (None, None, 40, 1)],
-)  # fmt: skip
+    [
+        (3, "5", 2, 3),
+        (None, "5", 2, 5),
+        (None, "5,2", 2, 5),
+        (None, None, 1, 12),
+        (None, None, 5, 2),
+        (None, "", 4, 3),
+        (None, "many", 4, 3),
+        (None, "0", 4, 3),
+        (None, None, 40, 1),
+    ],
+)
 def test_threads_of_a_copy(monkeypatch, asked, variable, instances, expected):
     monkeypatch.setattr(threads, "usable_cores", lambda: 12)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -126,8 +126,10 @@ def test_inputs(work: Path) -> None:
 
 
 def test_help_is_quick_and_light() -> None:
-    program = "import sys; from atomsieve.cli.main import run; run('atomsieve', ['data', '--help']); " \
-              "print('torch' in sys.modules, 'adios2' in sys.modules, 'ase' in sys.modules)"
+    program = (
+        "import sys; from atomsieve.cli.main import run; run('atomsieve', ['data', '--help']); "
+        "print('torch' in sys.modules, 'adios2' in sys.modules, 'ase' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False False"
 

@@ -179,9 +179,7 @@ def test_summary(dataset: tuple[Path, StructureBatch], monkeypatch: pytest.Monke
     assert (found["structures"], found["atoms"]) == (40, batch.n_atoms)
     assert found["atoms_per_structure"]["mean"] == batch.counts.mean()
     assert sum(row["atoms"] for row in found["elements"].values()) == batch.n_atoms
-    assert found["periodic_axes"] == {
-        str(k): int(n) for k, n in enumerate(np.bincount(batch.pbc.sum(axis=1))) if n
-    }
+    assert found["periodic_axes"] == {str(k): int(n) for k, n in enumerate(np.bincount(batch.pbc.sum(axis=1))) if n}
     assert found["with_charge"] == np.isfinite(batch.charge).sum()
     for k, row in enumerate(found["sources"]):
         own = batch.take(np.flatnonzero(batch.head == k))

@@ -24,11 +24,17 @@ def small(data_file: Path, tmp_path: Path):
 
     def make(output: str = "run", **sections: dict) -> TrainConfig:
         raw = {
-            "data": [{"path": str(data_file)}], "output": str(tmp_path / output), "default_head": "emt",
+            "data": [{"path": str(data_file)}],
+            "output": str(tmp_path / output),
+            "default_head": "emt",
             "model": {"hidden": 16, "layers": 1, "cutoff": 4.0, "n_basis": 5, "head_hidden": 8},
-            "ensemble": {"members": 2}, "split": {"train": 0.55, "val": 0.15, "test": 0.15, "calibration": 0.15},
-            "batch": {"atoms": 40}, "budget": {"steps": 8}, "device": "cpu", "tensorboard": False,
-        }  # fmt: skip
+            "ensemble": {"members": 2},
+            "split": {"train": 0.55, "val": 0.15, "test": 0.15, "calibration": 0.15},
+            "batch": {"atoms": 40},
+            "budget": {"steps": 8},
+            "device": "cpu",
+            "tensorboard": False,
+        }
         for name, values in sections.items():
             raw[name] = {**raw.get(name, {}), **values} if isinstance(values, dict) else values
         return parse_config(raw)

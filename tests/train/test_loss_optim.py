@@ -22,11 +22,20 @@ def batch(structure=(0, 0, 1, 2), has_energy=(1, 1, 0), has_forces=(1, 0, 1), we
     mask = np.repeat(has_forces, atoms)
     totals = {"n_energy": sum(has_energy), "n_forces": int(mask.sum()), "n_stress": 0} | counts
     return SimpleNamespace(
-        graph=SimpleNamespace(structure=t(structure, torch.int64)), energy=t([1.0, 2.0, 0.0]),
-        energy_size=t([0.5, 0.25, 1.0]), n_atoms=t(atoms), has_energy=t(has_energy), forces=t(rng.normal(size=(4, 3))),
-        force_size=t([1.0, 1.0, 2.0, 4.0]), has_forces=t(mask), virial=t(np.zeros((3, 3, 3))), virial_size=t([1, 1, 1]),
-        has_stress=t([0, 0, 0]), weight=weight, **totals,
-    )  # fmt: skip
+        graph=SimpleNamespace(structure=t(structure, torch.int64)),
+        energy=t([1.0, 2.0, 0.0]),
+        energy_size=t([0.5, 0.25, 1.0]),
+        n_atoms=t(atoms),
+        has_energy=t(has_energy),
+        forces=t(rng.normal(size=(4, 3))),
+        force_size=t([1.0, 1.0, 2.0, 4.0]),
+        has_forces=t(mask),
+        virial=t(np.zeros((3, 3, 3))),
+        virial_size=t([1, 1, 1]),
+        has_stress=t([0, 0, 0]),
+        weight=weight,
+        **totals,
+    )
 
 
 def output(b, energy_error=0.0, force_error=0.0, members=2):

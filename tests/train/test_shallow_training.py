@@ -95,10 +95,19 @@ def test_the_best_spread_is_the_size_of_the_error_however_many_are_drawn(likelih
 def tiny_batch():
     t = lambda x: torch.as_tensor(x, dtype=torch.float64)  # noqa: E731
     return SimpleNamespace(
-        energy=t([1.0, 2.0, 0.0]), energy_size=t([0.5, 0.25, 1.0]), n_atoms=t([2, 1, 1]), has_energy=t([1, 1, 0]),
-        forces=normal(4, 3), force_size=t([1.0, 1.0, 2.0, 4.0]), has_forces=t([1, 1, 0, 1]), virial=t(0), weight=None,
-        n_energy=2, n_forces=3, n_stress=0,
-    )  # fmt: skip
+        energy=t([1.0, 2.0, 0.0]),
+        energy_size=t([0.5, 0.25, 1.0]),
+        n_atoms=t([2, 1, 1]),
+        has_energy=t([1, 1, 0]),
+        forces=normal(4, 3),
+        force_size=t([1.0, 1.0, 2.0, 4.0]),
+        has_forces=t([1, 1, 0, 1]),
+        virial=t(0),
+        weight=None,
+        n_energy=2,
+        n_forces=3,
+        n_stress=0,
+    )
 
 
 def output(batch, energy, forces):
@@ -110,9 +119,10 @@ def test_before_the_likelihood_members_are_right_about_energies_and_their_mean_a
     batch = tiny_batch()
     energy = torch.tensor([[1.0, -1.0, 9.0], [3.0, 1.0, 9.0]], dtype=torch.float64)
     parts = batch_loss(
-        output(batch, energy, torch.tensor([[[3.0, 0.0, 4.0]]], dtype=torch.float64)), batch,
+        output(batch, energy, torch.tensor([[[3.0, 0.0, 4.0]]], dtype=torch.float64)),
+        batch,
         LossSection(likelihood="crps", energy=2.0).at(0.2),
-    )  # fmt: skip
+    )
     # per atom and size: 1 and 3 of the first, 4 and 4 of the second
     assert parts.energy.tolist() == pytest.approx([(2 + 4) / 2])
     assert parts.force.tolist() == pytest.approx([(5 + 5 + 1.25) / 3])
@@ -143,9 +153,12 @@ def rows(config, kind):
 @pytest.mark.parametrize("likelihood", ["crps", "nll"])
 def test_training_learns_and_the_spread_of_energies_comes_to_the_size_of_the_errors(small, likelihood):
     config = small(
-        budget={"steps": 150, "eval_every": 30}, optimizer={"lr": 1e-2, "ema": 0.9}, ensemble={**SHALLOW, "members": 6},
-        loss={"likelihood": likelihood, "likelihood_from": 0.4}, batch={"balance": 0.2},
-    )  # fmt: skip
+        budget={"steps": 150, "eval_every": 30},
+        optimizer={"lr": 1e-2, "ema": 0.9},
+        ensemble={**SHALLOW, "members": 6},
+        loss={"likelihood": likelihood, "likelihood_from": 0.4},
+        batch={"balance": 0.2},
+    )
     result = train(config)
     test = result.metrics["test"]["emt"]
     assert test["force_ratio"] < 0.6
@@ -167,8 +180,11 @@ def test_training_learns_and_the_spread_of_energies_comes_to_the_size_of_the_err
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(small, monkeypatch):
-    options = {"budget": {"steps": 13, "eval_every": 3}, "ensemble": SHALLOW,
-               "loss": {"force_decoders": 2, "likelihood_from": 0.3}}  # fmt: skip
+    options = {
+        "budget": {"steps": 13, "eval_every": 3},
+        "ensemble": SHALLOW,
+        "loss": {"force_decoders": 2, "likelihood_from": 0.3},
+    }
     whole, broken = small("whole", **options), small("broken", **options)
     drawn = []
     plain, chosen = loop.Run.step, loop.Run._drawn
@@ -199,8 +215,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(small, monkeypatch):
 
 def test_the_best_weights_are_kept_as_a_whole(small):
     """Decoders of one moment on the encoder of another would be no ensemble at all."""
-    config = small(ensemble=SHALLOW, budget={"steps": 9, "eval_every": 3}, loss={"likelihood_from": 0.0},
-                   optimizer={"lr": 3e-2, "ema": 0.0, "schedule": "constant", "warmup": 0.0})  # fmt: skip
+    config = small(
+        ensemble=SHALLOW,
+        budget={"steps": 9, "eval_every": 3},
+        loss={"likelihood_from": 0.0},
+        optimizer={"lr": 3e-2, "ema": 0.0, "schedule": "constant", "warmup": 0.0},
+    )
     train(config)
     best, said = load_tensors(config.output / "runs/000/best.safetensors")
     state = load_tensors(config.output / "runs/000/last.safetensors")[1]
@@ -213,8 +233,11 @@ def test_the_best_weights_are_kept_as_a_whole(small):
 
 
 def test_patience_does_not_end_a_run_before_its_likelihood(small):
-    config = small(ensemble=SHALLOW, optimizer={"lr": 1e-12, "warmup": 0.0, "schedule": "constant"},
-                   budget={"steps": 40, "eval_every": 2, "patience": 2})  # fmt: skip
+    config = small(
+        ensemble=SHALLOW,
+        optimizer={"lr": 1e-12, "warmup": 0.0, "schedule": "constant"},
+        budget={"steps": 40, "eval_every": 2, "patience": 2},
+    )
     train(config)
     state = load_tensors(config.output / "runs/000/last.safetensors")[1]
     assert 20 < state["step"] < 40

@@ -46,9 +46,12 @@ class StopAt:
 
 def test_training_learns_and_writes_everything_it_promises(small):
     config = small(
-        budget={"steps": 300}, optimizer={"lr": 1e-2, "ema": 0.9}, loss={"energy_end": 3.0}, batch={"balance": 0.2},
+        budget={"steps": 300},
+        optimizer={"lr": 1e-2, "ema": 0.9},
+        loss={"energy_end": 3.0},
+        batch={"balance": 0.2},
         split={"train": 0.5, "val": 0.2, "test": 0.1, "calibration": 0.2},
-    )  # fmt: skip
+    )
     result = train(config)
     for part in ("val", "test"):
         emt = result.metrics[part]["emt"]
@@ -173,8 +176,10 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_fatal(small
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(small):
-    config = small(optimizer={"lr": 1e-12, "warmup": 0.0, "schedule": "constant"},
-                   budget={"steps": 500, "eval_every": 2, "patience": 3})  # fmt: skip
+    config = small(
+        optimizer={"lr": 1e-12, "warmup": 0.0, "schedule": "constant"},
+        budget={"steps": 500, "eval_every": 2, "patience": 3},
+    )
     train(config)
     state = load_tensors(config.output / "runs/000/last.safetensors")[1]
     assert state["step"] < 100
@@ -211,8 +216,13 @@ def test_sigterm_saves_and_exits_75(small, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
     command = [sys.executable, "-m", "atomsieve", "train", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:  # fmt: skip
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
         log, deadline = config.output / "runs/000/log.jsonl", time.monotonic() + 90
         while time.monotonic() < deadline and not (log.is_file() and '"train"' in log.read_text()):
             time.sleep(0.1)

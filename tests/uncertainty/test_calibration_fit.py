@@ -30,10 +30,14 @@ def sample(n: int, seed: int = 0, factor: float = 3.0, power: float = 1.0, eleme
     if elements is not None:
         size = size * np.where(elements == 1, 4.0, 1.0)
     return Residuals(
-        energy_error=rng.normal(size=n) * size, energy_spread=spread, natoms=rng.integers(2, 60, n),
+        energy_error=rng.normal(size=n) * size,
+        energy_spread=spread,
+        natoms=rng.integers(2, 60, n),
         elements=np.zeros(n, np.int64) if elements is None else elements,
-        force_error=np.zeros((0, 3)), force_spread=np.zeros(0), structure=np.zeros(0, np.int64),
-    )  # fmt: skip
+        force_error=np.zeros((0, 3)),
+        force_spread=np.zeros(0),
+        structure=np.zeros(0, np.int64),
+    )
 
 
 def energies(residuals: Residuals):
@@ -109,15 +113,23 @@ def test_groups_whose_errors_differ_are_covered_each():
 def two_sizes(kind: str, n: int, seed: int) -> Residuals:
     """Oxides of 5 atoms and others of 50, whose errors are three times as large; metals besides, as `kind` says."""
     rng = np.random.default_rng(seed)
-    share = {"oxides": [0.85, 0.15, 0, 0], "few": [0.55, 0.05, 0, 0.4], "rest": [0.5, 0.06, 0.2, 0.24],
-             "many": [0.3, 0.2, 0.3, 0.2]}[kind]  # fmt: skip
+    share = {
+        "oxides": [0.85, 0.15, 0, 0],
+        "few": [0.55, 0.05, 0, 0.4],
+        "rest": [0.5, 0.06, 0.2, 0.24],
+        "many": [0.3, 0.2, 0.3, 0.2],
+    }[kind]
     which = rng.choice(4, n, p=share)
     large = which % 2 == 1
     return Residuals(
         energy_error=rng.normal(size=n) * np.where(large, 3.0, 1.0) * np.where(which == 3, 0.2, 1.0),
-        energy_spread=rng.uniform(0.9, 1.1, n), natoms=np.where(large, 50, 5), elements=(which < 2).astype(np.int64),
-        force_error=np.zeros((0, 3)), force_spread=np.zeros(0), structure=np.zeros(0, np.int64),
-    )  # fmt: skip
+        energy_spread=rng.uniform(0.9, 1.1, n),
+        natoms=np.where(large, 50, 5),
+        elements=(which < 2).astype(np.int64),
+        force_error=np.zeros((0, 3)),
+        force_spread=np.zeros(0),
+        structure=np.zeros(0, np.int64),
+    )
 
 
 @pytest.mark.parametrize("kind", ["oxides", "few", "rest", "many"])
@@ -169,9 +181,14 @@ def test_structures_fall_into_the_documented_groups():
     from ase.build import bulk, molecule
 
     images = [
-        bulk("Cu"), bulk("MgO", "rocksalt", a=4.2), bulk("NaCl", "rocksalt", a=5.6), bulk("GaAs", "zincblende", a=5.6),
-        molecule("CH3CH2OH"), Atoms("BiOCl", positions=[[0, 0, 0], [0, 0, 2], [0, 2, 0]]), bulk("Si"),
-    ]  # fmt: skip
+        bulk("Cu"),
+        bulk("MgO", "rocksalt", a=4.2),
+        bulk("NaCl", "rocksalt", a=5.6),
+        bulk("GaAs", "zincblende", a=5.6),
+        molecule("CH3CH2OH"),
+        Atoms("BiOCl", positions=[[0, 0, 0], [0, 0, 2], [0, 2, 0]]),
+        bulk("Si"),
+    ]
     found = [ELEMENT_GROUPS[g] for g in element_group(StructureBatch.from_ase(images))]
     assert found == ["metallic", "oxide", "halide", "chalcogenide_pnictide", "nonmetallic", "oxide", "metallic"]
 
@@ -292,9 +309,13 @@ def test_a_calibration_file_round_trips_and_names_what_is_wrong():
         assert "\n" not in str(caught.value) and "calibrate the ensemble again" in str(caught.value)
     entry = b'{"heads": {"metal": {"energy_per_atom": %s}}}'
     for damaged in (
-        b"{", b"[]", b"[" * 200_000, entry % b'{"scale": "x"}', entry % b'{"scale": 1, "n": 1e999}',
+        b"{",
+        b"[]",
+        b"[" * 200_000,
+        entry % b'{"scale": "x"}',
+        entry % b'{"scale": 1, "n": 1e999}',
         entry % b'{"scale": 1%s, "n": 1}' % (b"0" * 400),
-    ):  # fmt: skip
+    ):
         with pytest.raises(DataError, match="calibrate the ensemble again"):
             parse_calibration(damaged)
 

@@ -117,9 +117,7 @@ def test_what_is_unlike_is_far(domain, encoder, batch):
     held = batch.take(np.arange(80, 120))
     cell = held.cell * 0.85
     dense = held.replace(cell=cell, positions=held.positions * 0.85)
-    near, far = (
-        domain.distances(b.numbers, encode(encoder, b, build_graph(b, CUTOFF)), b.ptr) for b in (held, dense)
-    )
+    near, far = (domain.distances(b.numbers, encode(encoder, b, build_graph(b, CUTOFF)), b.ptr) for b in (held, dense))
     assert np.median(far) > 2 * np.median(near)
     assert (far > 1).mean() > 0.5 > 0.1 > (near > 1).mean()
 
@@ -194,11 +192,20 @@ def test_k_means_finds_separate_clusters():
 def rules(domain):
     def limits(pairs, closest, structures, kin=0, seen=None, paired=100, expected=5.0):
         seen = seen or {}
-        return pair_limits(dataclasses.replace(
-            domain, pairs=np.array(pairs, np.uint8), closest=np.array(closest, np.float32), kin=kin, contact=0.8,
-            structures=np.array(structures), elements=np.array(list(seen), np.uint8), paired=paired,
-            seen_in=np.array(list(seen.values()), np.int32), expected=expected,
-        ))  # fmt: skip
+        return pair_limits(
+            dataclasses.replace(
+                domain,
+                pairs=np.array(pairs, np.uint8),
+                closest=np.array(closest, np.float32),
+                kin=kin,
+                contact=0.8,
+                structures=np.array(structures),
+                elements=np.array(list(seen), np.uint8),
+                paired=paired,
+                seen_in=np.array(list(seen.values()), np.int32),
+                expected=expected,
+            )
+        )
 
     return limits
 
@@ -278,7 +285,7 @@ def spoil(name, value):
         (lambda a: a | {"1/numbers": a["1/numbers"] * -1}, "out of range"),
         (lambda a: a | {"1/numbers": a["1/numbers"][:2]}, "numbers must have shape"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_not_what_it_must_be_is_refused(folder, change, said):
     arrays = change(load((folder / DOMAIN).read_bytes()))
     (folder / DOMAIN).write_bytes(save(arrays))

@@ -25,9 +25,27 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 MOLECULES = (
-    "CH4", "NH3", "H2O", "CH3OH", "C2H6", "C2H4", "C2H2", "H2CO", "HCOOH", "CH3CN", "H3CNH2", "CH3CHO", "CH3OCH3",
-    "CH3CONH2", "C3H8", "CH3CH2OH", "C6H6", "C5H5N", "C4H4O", "CH3COCH3",
-)  # fmt: skip
+    "CH4",
+    "NH3",
+    "H2O",
+    "CH3OH",
+    "C2H6",
+    "C2H4",
+    "C2H2",
+    "H2CO",
+    "HCOOH",
+    "CH3CN",
+    "H3CNH2",
+    "CH3CHO",
+    "CH3OCH3",
+    "CH3CONH2",
+    "C3H8",
+    "CH3CH2OH",
+    "C6H6",
+    "C5H5N",
+    "C4H4O",
+    "CH3COCH3",
+)
 """Closed-shell molecules of H, C, N, O, by their names in ASE's G2 set."""
 
 TEMPERATURES = (300.0, 500.0, 700.0, 900.0)
@@ -142,8 +160,16 @@ def prototype(kind: str, species: list[str], lattice: float) -> Atoms:
         side = lattice / np.sqrt(2)
         return Atoms([a, b], [[0, 0, 0], [side / 2, side / 2, lattice / 2]], cell=[side, side, lattice], pbc=True)
     if kind == "D0_22":
-        scaled = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0, 0, 0.5],
-                  [0.5, 0, 0.25], [0, 0.5, 0.25], [0.5, 0, 0.75], [0, 0.5, 0.75]]  # fmt: skip
+        scaled = [
+            [0, 0, 0],
+            [0.5, 0.5, 0.5],
+            [0.5, 0.5, 0],
+            [0, 0, 0.5],
+            [0.5, 0, 0.25],
+            [0, 0.5, 0.25],
+            [0.5, 0, 0.75],
+            [0, 0.5, 0.75],
+        ]
         cell = [lattice, lattice, 2 * lattice]
         return Atoms([b, b, a, a, a, a, a, a], scaled_positions=scaled, cell=cell, pbc=True)
     side = lattice / 2 ** (1 / 3)

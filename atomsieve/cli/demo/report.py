@@ -109,9 +109,13 @@ def best_table(rows: NDArray[Any], formulas: dict[int, str], truth: NDArray[np.f
         n = row["natoms"]
         sigma = row["sigma_energy"] if np.isfinite(row["sigma_energy"]) else row["energy_std"]
         table.add_row(
-            str(rank), formulas[int(row["position"])], f"{row['energy_per_atom']:.4f}", f"{sigma / n:.4f}",
-            f"{energy / n:.4f}", f"{row['max_force']:.2f}",
-        )  # fmt: skip
+            str(rank),
+            formulas[int(row["position"])],
+            f"{row['energy_per_atom']:.4f}",
+            f"{sigma / n:.4f}",
+            f"{energy / n:.4f}",
+            f"{row['max_force']:.2f}",
+        )
     return table
 
 
@@ -133,8 +137,11 @@ def show_report(demo: Demo) -> None:
 
     demo.console.print(held_out_table(metrics))
     demo.console.print(best_table(best, formulas, truth[: len(best)]))
-    within = "; the head is uncalibrated" if np.isnan(found["within"]) else (
-        f"; {found['within']:.0%} of the errors are within the 90 % interval")  # fmt: skip
+    within = (
+        "; the head is uncalibrated"
+        if np.isnan(found["within"])
+        else (f"; {found['within']:.0%} of the errors are within the 90 % interval")
+    )
     demo.say(
         f"Of {found['rows']:,} candidates drawn at random: mean error {1e3 * found['error']:.1f} meV/atom; Spearman "
         f"correlation of predicted and true energies {found['rank']:.3f}, of uncertainty and error "

@@ -221,10 +221,20 @@ def convert(demo: Demo) -> None:
         return
     levels = [w for n in demo.plan.groups for w in ("--level-of-theory", f"{n}={LABEL_SOURCES[n].level_of_theory}")]
     demo.command(
-        "atomsieve", "data", "convert", *(f"{name}={demo.labelled(name)}" for name in demo.plan.groups),
-        demo.out / "labelled.bp", *levels, "--split", "train=0.9,test=0.1", "--split-by", "group:group",
-        "--seed", str(demo.plan.seed), "--overwrite",
-    )  # fmt: skip
+        "atomsieve",
+        "data",
+        "convert",
+        *(f"{name}={demo.labelled(name)}" for name in demo.plan.groups),
+        demo.out / "labelled.bp",
+        *levels,
+        "--split",
+        "train=0.9,test=0.1",
+        "--split-by",
+        "group:group",
+        "--seed",
+        str(demo.plan.seed),
+        "--overwrite",
+    )
 
 
 def train(demo: Demo) -> None:
@@ -274,18 +284,46 @@ def generate(demo: Demo) -> None:
     crystals = [prototype(k, ["Cu", "Au"], a) for k in ("L1_2", "L1_0", "D0_22", "B2") for a in (3.85, 4.0, 4.15)]
     write(prototypes, crystals, format="extxyz")
     demo.command(
-        "atomsieve", "data", "generate", "substitute", demo.candidates, "--prototypes", prototypes,
-        "--elements", ",".join(METALS), "--by", "sites", "--rattle", "0.03", "--strain", "0.03",
-        "-n", str(demo.plan.candidates), "--seed", str(demo.plan.seed),
-    )  # fmt: skip
+        "atomsieve",
+        "data",
+        "generate",
+        "substitute",
+        demo.candidates,
+        "--prototypes",
+        prototypes,
+        "--elements",
+        ",".join(METALS),
+        "--by",
+        "sites",
+        "--rattle",
+        "0.03",
+        "--strain",
+        "0.03",
+        "-n",
+        str(demo.plan.candidates),
+        "--seed",
+        str(demo.plan.seed),
+    )
 
 
 def screen(demo: Demo) -> None:
     """Screen the candidates on several ranks; the lowest energies per atom come first."""
     demo.command(
-        "screen", "run", demo.candidates, "--ensemble", demo.gfm, "--out", demo.results, "--head", "emt",
-        "--top", "1000", "--by", "energy_per_atom", ranks=demo.ranks,
-    )  # fmt: skip
+        "screen",
+        "run",
+        demo.candidates,
+        "--ensemble",
+        demo.gfm,
+        "--out",
+        demo.results,
+        "--head",
+        "emt",
+        "--top",
+        "1000",
+        "--by",
+        "energy_per_atom",
+        ranks=demo.ranks,
+    )
 
 
 def report(demo: Demo) -> None:

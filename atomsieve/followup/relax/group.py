@@ -175,9 +175,17 @@ def begin(
 ) -> Group:
     """Return a group, new or as an earlier process left it at `path`."""
     fire = Fire(
-        predictor, batch, options.fmax, options.max_steps, cell=options.cell, guard=guard_of(predictor, options, head),
-        head=head, skin=options.skin, record=RECORD, active=np.zeros(0, np.int64),
-    )  # fmt: skip
+        predictor,
+        batch,
+        options.fmax,
+        options.max_steps,
+        cell=options.cell,
+        guard=guard_of(predictor, options, head),
+        head=head,
+        skin=options.skin,
+        record=RECORD,
+        active=np.zeros(0, np.int64),
+    )
     group = Group(fire, Batching(*budget), path, frames)
     if not group.resume():
         group.waiting = np.lexsort((np.arange(len(batch)), -group.edges, -batch.counts)).astype(np.int64)
@@ -191,9 +199,14 @@ def guard_of(predictor: AnyPredictor, options: RelaxOptions, head: str) -> Guard
     if not options.guarded:
         return None
     return Guard(
-        predictor, max_sigma_energy=options.max_sigma_energy, max_sigma_force=options.max_sigma_force,
-        max_energy_std=options.max_energy_std, max_force_std=options.max_force_std, in_domain=options.guard, head=head,
-    )  # fmt: skip
+        predictor,
+        max_sigma_energy=options.max_sigma_energy,
+        max_sigma_force=options.max_sigma_force,
+        max_energy_std=options.max_energy_std,
+        max_force_std=options.max_force_std,
+        in_domain=options.guard,
+        head=head,
+    )
 
 
 def finished(group: Group, start: StructureBatch) -> Arrays:
@@ -204,11 +217,15 @@ def finished(group: Group, start: StructureBatch) -> Arrays:
     names = ("energy", "forces", "stress", "max_force", "steps", "reason", "status")
     out |= {name: getattr(result, name) for name in names if getattr(result, name) is not None}
     said = [group.fire.said.get(s, "") if result.reason[s] == Stop.GUARD else "" for s in range(len(after))]
-    return out | group.fire.extra | {
-        "moved": moved(start, after),
-        "volume_before": np.abs(np.linalg.det(start.cell)),
-        "said": np.array(said, str),
-    }  # fmt: skip
+    return (
+        out
+        | group.fire.extra
+        | {
+            "moved": moved(start, after),
+            "volume_before": np.abs(np.linalg.det(start.cell)),
+            "said": np.array(said, str),
+        }
+    )
 
 
 def rattled(start: StructureBatch, positions: NDArray[np.int64], width: float) -> StructureBatch:

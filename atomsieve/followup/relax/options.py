@@ -15,9 +15,21 @@ CPU_ATOMS = 512
 GROUP_BATCHES = 4
 LIMITS = ("max_sigma_energy", "max_sigma_force", "max_energy_std", "max_force_std")
 DECIDING = (
-    "fmax", "cell", "max_steps", "rattle", "precision", "threads", "skin", "guard", *LIMITS, "trajectory", "top", "by",
-    "descending", "where",
-)  # fmt: skip
+    "fmax",
+    "cell",
+    "max_steps",
+    "rattle",
+    "precision",
+    "threads",
+    "skin",
+    "guard",
+    *LIMITS,
+    "trajectory",
+    "top",
+    "by",
+    "descending",
+    "where",
+)
 """Options that decide what comes out."""
 
 

@@ -16,10 +16,17 @@ if TYPE_CHECKING:
     from atomsieve.followup.relax.run import Relaxed
 
 SHOWN = {
-    "rank": "rank\nscreened", "position": "position", "formula": "formula", "steps": "steps",
-    "energy_per_atom [eV/atom]": "energy\neV/atom", "change": "change\neV/atom", "moved [Angstrom]": "moved\nÅ",
-    "sigma_energy [eV]": "sigma\neV", "energy_std [eV]": "spread\neV", "in_domain": "in\ndomain",
-}  # fmt: skip
+    "rank": "rank\nscreened",
+    "position": "position",
+    "formula": "formula",
+    "steps": "steps",
+    "energy_per_atom [eV/atom]": "energy\neV/atom",
+    "change": "change\neV/atom",
+    "moved [Angstrom]": "moved\nÅ",
+    "sigma_energy [eV]": "sigma\neV",
+    "energy_std [eV]": "spread\neV",
+    "in_domain": "in\ndomain",
+}
 """Columns of the table on the terminal."""
 
 
@@ -60,8 +67,10 @@ def print_relaxed(screen: Console, result: Relaxed, shown: int) -> None:
         screen.print(f"{count:>8,}  {name}: {Stop[name].meaning}", highlight=False, soft_wrap=True)
     if result.computed:
         rate = result.computed / max(result.seconds, 1e-9)
-        screen.print(f"{counted(result.computed, 'structure')} in {duration(result.seconds)}, {rate:.2f} structures/s",
-                     highlight=False)  # fmt: skip
+        screen.print(
+            f"{counted(result.computed, 'structure')} in {duration(result.seconds)}, {rate:.2f} structures/s",
+            highlight=False,
+        )
     else:
         screen.print("all of it was done before", highlight=False)
     folder = result.folder

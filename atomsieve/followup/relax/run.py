@@ -147,10 +147,15 @@ def _prepare(
     share = sharing(places(team, model))
     max_atoms, max_edges, group_atoms = team.first(
         lambda: settle_budget(
-            model, options, folder, lambda: read_rows(results, rows[:: max(len(rows) // SAMPLE, 1)]), head=head,
-            overwrite=overwrite, share=share,
+            model,
+            options,
+            folder,
+            lambda: read_rows(results, rows[:: max(len(rows) // SAMPLE, 1)]),
+            head=head,
+            overwrite=overwrite,
+            share=share,
         )
-    )  # fmt: skip
+    )
     bounds = group_bounds(rows["natoms"].astype(np.int64), group_atoms)
     lock = PathLock(folder.lock) if lead else None
     wanted = {
@@ -175,14 +180,25 @@ def _prepare(
             f"head: {head}\n{counted(len(rows), 'structure')}, {counted(int(rows['natoms'].sum()), 'atom')}, in "
             f"{counted(len(bounds) - 1, 'group')}; batches of {max_atoms:,} atoms, {model.precision} on "
             f"{model.device}\nrelaxed: {folder.path}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            soft_wrap=True,
+        )
         if line := results.mixed([rows]):
             console.print(f"{line}; all are relaxed in {model.precision}", highlight=False, soft_wrap=True)
     return _Work(
-        team, model, head, results, rows, bounds, folder, options, (max_atoms, max_edges),
-        EventLog(folder.log) if lead else None, lock, console if lead else None,
-    )  # fmt: skip
+        team,
+        model,
+        head,
+        results,
+        rows,
+        bounds,
+        folder,
+        options,
+        (max_atoms, max_edges),
+        EventLog(folder.log) if lead else None,
+        lock,
+        console if lead else None,
+    )
 
 
 def select(results: Results, options: RelaxOptions) -> tuple[str, NDArray[Any]]:
@@ -305,9 +321,15 @@ def _one(work: _Work, number: int, stop: Any, left: Any) -> bool:
         folder.state(number).unlink(missing_ok=True)
     done = group.batching
     EventLog(folder.log)(
-        "group", group=number, rank=work.team.rank, structures=len(rows), evaluations=done.evaluations,
-        atom_steps=done.atom_steps, shrunk=done.shrunk, seconds=round(time.perf_counter() - began, 3),
-    )  # fmt: skip
+        "group",
+        group=number,
+        rank=work.team.rank,
+        structures=len(rows),
+        evaluations=done.evaluations,
+        atom_steps=done.atom_steps,
+        shrunk=done.shrunk,
+        seconds=round(time.perf_counter() - began, 3),
+    )
     return True
 
 
@@ -344,8 +366,12 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> Relaxed:
     result = Relaxed(folder, len(work.rows), reasons, computed, seconds, team.rank)
     if team.rank == 0 and todo:
         summary = {
-            "structures": result.structures, "reasons": reasons, "computed": computed, "ranks": team.size,
-            "seconds": round(seconds, 3), "structures_per_second": round(computed / max(seconds, 1e-9), 3),
-        }  # fmt: skip
+            "structures": result.structures,
+            "reasons": reasons,
+            "computed": computed,
+            "ranks": team.size,
+            "seconds": round(seconds, 3),
+            "structures_per_second": round(computed / max(seconds, 1e-9), 3),
+        }
         write_whole(folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
     return result

@@ -82,10 +82,14 @@ def plain_heads(count: int) -> list[HeadSpec]:
     nothing = dict.fromkeys(range(1, MAX_NUMBER + 1), 0.0)
     return [
         HeadSpec(
-            name=f"branch-{k}", level_of_theory="not stated", references=nothing, scale=1.0, elements={},
+            name=f"branch-{k}",
+            level_of_theory="not stated",
+            references=nothing,
+            scale=1.0,
+            elements={},
         )
         for k in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def from_hydragnn_state(

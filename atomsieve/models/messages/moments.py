@@ -22,9 +22,15 @@ class PairedMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, distance: Tensor, unit: Tensor, basis: Tensor, slope: Tensor, weights: Tensor,
+        ctx: Any,
+        x: Tensor,
+        distance: Tensor,
+        unit: Tensor,
+        basis: Tensor,
+        slope: Tensor,
+        weights: Tensor,
         neighbors: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Return what each atom receives, `[K,N,4,F]`; arguments as for `message`."""
         ctx.save_for_backward(x, unit, basis, slope, weights, neighbors)
         members, atoms, _, width = x.shape

@@ -74,9 +74,16 @@ class _Paired(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, distance: Tensor, unit: Tensor, basis: Tensor, slope: Tensor, weights: Tensor,
-        neighbors: Tensor, inline: bool,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        distance: Tensor,
+        unit: Tensor,
+        basis: Tensor,
+        slope: Tensor,
+        weights: Tensor,
+        neighbors: Tensor,
+        inline: bool,
+    ) -> Tensor:
         ctx.save_for_backward(x, unit, basis, slope, weights, neighbors)
         ctx.inline = inline
         members, atoms, _, width = x.shape

@@ -36,8 +36,22 @@ def _filters(basis, weights, e, r, rows, f, lanes, F: tl.constexpr, R: tl.conste
 
 
 @triton.jit
-def _forward(x, basis, unit, weights, sender, row_ptr, out, basis_stride, unit_stride, atoms,
-             F: tl.constexpr, R: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+def _forward(
+    x,
+    basis,
+    unit,
+    weights,
+    sender,
+    row_ptr,
+    out,
+    basis_stride,
+    unit_stride,
+    atoms,
+    F: tl.constexpr,
+    R: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     i, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     f, r = tl.arange(0, LANES), tl.arange(0, ROWS)
     lanes, rows = f < F, r < R
@@ -63,9 +77,25 @@ def _forward(x, basis, unit, weights, sender, row_ptr, out, basis_stride, unit_s
 
 
 @triton.jit
-def _edge_gradients(grad, x, basis, unit, weights, sender, row_ptr, grad_basis, grad_unit, basis_stride, unit_stride,
-                    atoms, edges, F: tl.constexpr, R: tl.constexpr, LANES: tl.constexpr,
-                    ROWS: tl.constexpr):  # fmt: skip
+def _edge_gradients(
+    grad,
+    x,
+    basis,
+    unit,
+    weights,
+    sender,
+    row_ptr,
+    grad_basis,
+    grad_unit,
+    basis_stride,
+    unit_stride,
+    atoms,
+    edges,
+    F: tl.constexpr,
+    R: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     i, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     f, r = tl.arange(0, LANES), tl.arange(0, ROWS)
     lanes, rows = f < F, r < R
@@ -100,9 +130,24 @@ def _edge_gradients(grad, x, basis, unit, weights, sender, row_ptr, grad_basis, 
 
 
 @triton.jit
-def _payload_gradients(grad, basis, unit, weights, far, edge, col_ptr, grad_x, basis_stride, unit_stride, atoms,
-                       F: tl.constexpr, R: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr,
-                       MIRRORED: tl.constexpr):  # fmt: skip
+def _payload_gradients(
+    grad,
+    basis,
+    unit,
+    weights,
+    far,
+    edge,
+    col_ptr,
+    grad_x,
+    basis_stride,
+    unit_stride,
+    atoms,
+    F: tl.constexpr,
+    R: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    MIRRORED: tl.constexpr,
+):
     j, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     f, r = tl.arange(0, LANES), tl.arange(0, ROWS)
     lanes, rows = f < F, r < R
@@ -194,9 +239,20 @@ class _Fused(torch.autograd.Function):
             far, edge, col_ptr, mirrored = _by_sender(graph)
             with torch.cuda.device_of(x):
                 _edge_gradients[(atoms, members)](
-                    grad, x, basis, unit, weights, list_.sender, list_.row_ptr, grad_basis, grad_unit, *strides, atoms,
-                    graph.n_edges, **sizes,
-                )  # fmt: skip
+                    grad,
+                    x,
+                    basis,
+                    unit,
+                    weights,
+                    list_.sender,
+                    list_.row_ptr,
+                    grad_basis,
+                    grad_unit,
+                    *strides,
+                    atoms,
+                    graph.n_edges,
+                    **sizes,
+                )
                 _payload_gradients[(atoms, members)](
                     grad, basis, unit, weights, far, edge, col_ptr, grad_x, *strides, atoms, **sizes, MIRRORED=mirrored
                 )

@@ -166,7 +166,6 @@ class NativeBackend:
             features=features[0].float().cpu().numpy() if "features" in want else None,
         )
 
-
     def _of_atoms(self, batch: StructureBatch, head: int | NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the references [N] eV of the atoms."""
         table = self.model.references.numpy()

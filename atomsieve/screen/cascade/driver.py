@@ -77,8 +77,14 @@ class State:
     def plain(self) -> dict[str, Any]:
         """Return it as plain data."""
         rules = [rule.plain() for rule in self.rules]
-        return {"format": FORMAT, "settled": self.settled, "rules": rules, "tested": self.tested,
-                "first": self.first, **({"report": self.report} if self.report else {})}  # fmt: skip
+        return {
+            "format": FORMAT,
+            "settled": self.settled,
+            "rules": rules,
+            "tested": self.tested,
+            "first": self.first,
+            **({"report": self.report} if self.report else {}),
+        }
 
 
 def refine(job: Job, stop: StopRequest, computed: int) -> Job:
@@ -205,9 +211,9 @@ class _Refining:
         seen = team.first(lambda: self._seen(state))
         last = state.rules[-1]
         held = last.kind == "bound" and all(e <= last.bounds.get(name, np.inf) for name, e in seen.items())
-        bounds = last.bounds if held else {
-            name: self.options.cascade_safety * max(e, FLOOR) for name, e in seen.items()
-        }  # fmt: skip
+        bounds = (
+            last.bounds if held else {name: self.options.cascade_safety * max(e, FLOOR) for name, e in seen.items()}
+        )
         threshold = self.threshold(bounds, top)
         if held and threshold <= last.threshold:
             state.settled = True
@@ -223,8 +229,10 @@ class _Refining:
         if self.job.console is not None:
             self.job.console.print(
                 f"cascade: {sum(note.rows for note in notes):,} rows recomputed in {self.model.names[1]} after round "
-                f"{len(state.rules)}, largest error of {by} {seen.get(by, 0.0):.3g}", highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                f"{len(state.rules)}, largest error of {by} {seen.get(by, 0.0):.3g}",
+                highlight=False,
+                soft_wrap=True,
+            )
         return seen
 
     def notes(self) -> list[Note]:
@@ -241,8 +249,13 @@ class _Refining:
     def counted(self, state: State) -> Job:
         """Return the job with the best rows and the counts of the final rows, and the better predictor."""
         job, options = self.job, self.options
-        final = replace(job, runner=self.runner, status=Counter(), poisoned=[], top=TopK(
-            options.top, options.by, descending=options.descending, where=job.top.where))  # fmt: skip
+        final = replace(
+            job,
+            runner=self.runner,
+            status=Counter(),
+            poisoned=[],
+            top=TopK(options.top, options.by, descending=options.descending, where=job.top.where),
+        )
 
         def scan() -> None:
             with reading(job) as read:
@@ -269,20 +282,28 @@ class _Refining:
         used = [name for name in MEASURED if name in {self.options.by, *self.choice.filter.used}]
         share = rows / job.rows.shape[0]
         state.report = {
-            "rows": job.rows.shape[0], "recomputed": rows, "rounds": len(state.rules),
-            "status_changed": sum(note.changed for note in notes), "safety": self.options.cascade_safety,
-            "bounds": {name: bounds.get(name) for name in used}, "largest_errors": {n: seen.get(n) for n in used},
+            "rows": job.rows.shape[0],
+            "recomputed": rows,
+            "rounds": len(state.rules),
+            "status_changed": sum(note.changed for note in notes),
+            "safety": self.options.cascade_safety,
+            "bounds": {name: bounds.get(name) for name in used},
+            "largest_errors": {n: seen.get(n) for n in used},
             "recompute_seconds": round(seconds, 3),
             **_saved(state.first, job.chunks.n, rows, seconds, job.rows.shape[0]),
-        }  # fmt: skip
+        }
         self._write_report(state)
         cheap, better = self.model.names
-        lines = [f"cascade {cheap} -> {better}: {rows:,} of {job.rows.shape[0]:,} rows recomputed ({share:.1%}) in "
-                 f"{len(state.rules)} rounds"]  # fmt: skip
+        lines = [
+            f"cascade {cheap} -> {better}: {rows:,} of {job.rows.shape[0]:,} rows recomputed ({share:.1%}) in "
+            f"{len(state.rules)} rounds"
+        ]
         for name in used:
             if name in bounds:
-                lines.append(f"{name}: bound {bounds[name]:.3g}, largest error seen {seen.get(name, 0.0):.3g}, both in "
-                             f"units of the column's scale; safety factor {self.options.cascade_safety:g}")  # fmt: skip
+                lines.append(
+                    f"{name}: bound {bounds[name]:.3g}, largest error seen {seen.get(name, 0.0):.3g}, both in "
+                    f"units of the column's scale; safety factor {self.options.cascade_safety:g}"
+                )
         if "saved" in state.report:
             lines.append(said_saved(state.report, better))
         if job.console is not None:
@@ -338,8 +359,11 @@ def _saved(first: dict[str, float], structures: int, rows: int, seconds: float, 
         return {}
     alone = seconds / rows * all_rows
     cheap = first["seconds"] / first["structures"] * structures
-    return {"first_seconds": round(cheap, 3), "alone_seconds": round(alone, 3),
-            "saved": round(1 - (cheap + seconds) / alone, 4)}  # fmt: skip
+    return {
+        "first_seconds": round(cheap, 3),
+        "alone_seconds": round(alone, 3),
+        "saved": round(1 - (cheap + seconds) / alone, 4),
+    }
 
 
 def said_saved(report: dict[str, Any], better: str) -> str:

@@ -309,8 +309,10 @@ def _settled(low: NDArray[np.float64], high: NDArray[np.float64], *operands: Spa
     moves = np.logical_or.reduce([a[0] != a[1] for a in operands])
     loose = np.logical_or.reduce([_loose(a) for a in operands]) | (moves & (np.isnan(low) | np.isnan(high)))
     unsigned = np.where(moves & (low == 0) & (high == 0), TINY, 0.0)  # 1 / 0 and 1 / -0 differ
-    return (np.where(none, np.nan, np.where(loose, -np.inf, low - unsigned)),
-            np.where(none, np.nan, np.where(loose, np.inf, high + unsigned)))  # fmt: skip
+    return (
+        np.where(none, np.nan, np.where(loose, -np.inf, low - unsigned)),
+        np.where(none, np.nan, np.where(loose, np.inf, high + unsigned)),
+    )
 
 
 def _plus(a: Span, b: Span) -> Span:
@@ -341,5 +343,8 @@ def _absolute(a: Span) -> Span:
 
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Span, Span], Span]] = {
-    ast.Add: _plus, ast.Sub: _less, ast.Mult: _times, ast.Div: _over,
-}  # fmt: skip
+    ast.Add: _plus,
+    ast.Sub: _less,
+    ast.Mult: _times,
+    ast.Div: _over,
+}

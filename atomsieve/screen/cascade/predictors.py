@@ -36,10 +36,15 @@ class Cascaded:
         self.whole = members is None
         self.names = (cheap.precision if members is None else f"{cheap.precision}/{members}", better.precision)
         self.cascade = {
-            "first": self.names[0], "then": self.names[1], "safety": options.cascade_safety, "top": options.top,
-            "by": options.by, "descending": options.descending, "where": options.where,
+            "first": self.names[0],
+            "then": self.names[1],
+            "safety": options.cascade_safety,
+            "top": options.top,
+            "by": options.by,
+            "descending": options.descending,
+            "where": options.where,
             **({"artefact": digest} if (digest := getattr(better, "artefact", None)) else {}),
-        }  # fmt: skip
+        }
 
     @property
     def precision(self) -> str:
@@ -107,13 +112,15 @@ def _batch(stored: dict[str, Any]) -> StructureBatch:
     """Return the structures of a test vector."""
     counts = len(stored["ptr"]) - 1
     return StructureBatch(
-        np.array(stored["ptr"], np.int64), np.array(stored["numbers"], np.uint8),
+        np.array(stored["ptr"], np.int64),
+        np.array(stored["numbers"], np.uint8),
         np.array(stored["positions"], np.float64).reshape(-1, 3),
-        np.array(stored["cell"], np.float64).reshape(-1, 3, 3), np.array(stored["pbc"], bool).reshape(-1, 3),
+        np.array(stored["cell"], np.float64).reshape(-1, 3, 3),
+        np.array(stored["pbc"], bool).reshape(-1, 3),
         np.arange(counts, dtype=np.int64),
         charge=np.array(stored.get("charge", [0.0] * counts), np.float32),
         spin=np.array(stored.get("spin", [1.0] * counts), np.float32),
-    )  # fmt: skip
+    )
 
 
 def tested(model: Cascaded, runner: Runner) -> dict[str, float]:
@@ -124,8 +131,10 @@ def tested(model: Cascaded, runner: Runner) -> dict[str, float]:
     for head in runner.heads:
         if head in model.vector:
             batch = model.vector[head]
-            a, b = (replace(runner, predictor=p, heads=[head], forces=False)(batch, 0)[0]
-                    for p in (model.cheap, model.better))  # fmt: skip
+            a, b = (
+                replace(runner, predictor=p, heads=[head], forces=False)(batch, 0)[0]
+                for p in (model.cheap, model.better)
+            )
             found.append(errors(a, b))
     return largest(found)
 

@@ -83,8 +83,9 @@ class ProgressView:
         if self._console is not None and self._console.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._bar = Progress(TextColumn("screening"), BarColumn(), TextColumn("{task.fields[said]}"),
-                                 console=self._console)  # fmt: skip
+            self._bar = Progress(
+                TextColumn("screening"), BarColumn(), TextColumn("{task.fields[said]}"), console=self._console
+            )
             self._bar.add_task("", total=self._total, completed=self._before, said="starting")
             self._bar.start()
         return self
@@ -106,8 +107,15 @@ class ProgressView:
             self._console.print(f"screening: {self._said(done, failed, rate)}", highlight=False)
             self._shown = now
         if self._log is not None and (now - self._logged > LOG_SECONDS or last):
-            self._log("progress", done=self._before + done, total=self._total, failed=failed, left=left,
-                      per_second=round(rate, 1), **self._vitals())  # fmt: skip
+            self._log(
+                "progress",
+                done=self._before + done,
+                total=self._total,
+                failed=failed,
+                left=left,
+                per_second=round(rate, 1),
+                **self._vitals(),
+            )
             self._logged = now
 
     def _said(self, done: int, failed: int, rate: float) -> str:

@@ -219,8 +219,11 @@ class _Process:
             self._found.put(EOFError())
         except MemoryError as error:
             self._child.kill()
-            self._found.put(AtomSieveError(f"too little memory for the chunks read ahead ({error}); use a smaller "
-                                           "--chunk-size, or fewer ranks"))  # fmt: skip
+            self._found.put(
+                AtomSieveError(
+                    f"too little memory for the chunks read ahead ({error}); use a smaller --chunk-size, or fewer ranks"
+                )
+            )
         except Exception as error:  # every kind: whoever waits for a chunk must be told
             self._child.kill()
             self._found.put(DataError(f"what the process that reads the input sent makes no sense ({error})"))

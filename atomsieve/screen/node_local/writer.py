@@ -253,9 +253,14 @@ class LocalWriter(ResultWriter):
     """Writes chunks on this node, and brings them to the results folder now and then and at the end."""
 
     def __init__(
-        self, store: LocalStore, carrier: Carrier, files: Sequence[ResultFile], rank: int, commit_seconds: float,
+        self,
+        store: LocalStore,
+        carrier: Carrier,
+        files: Sequence[ResultFile],
+        rank: int,
+        commit_seconds: float,
         collect_seconds: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         rows, *forces = store.files(files)
         super().__init__(store.folder, rows, forces[0] if forces else None, rank, commit_seconds)
         self._carrier = carrier

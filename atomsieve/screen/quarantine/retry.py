@@ -55,13 +55,15 @@ def find(job: Job, done: set[int]) -> dict[int, Record]:
     if job.retried:
         found |= {chunk: Record() for chunk in job.retried}
         if job.console is not None:
-            job.console.print(f"computed once more: {counted(len(job.retried), 'chunk')} with POISONED rows",
-                              highlight=False)  # fmt: skip
+            job.console.print(
+                f"computed once more: {counted(len(job.retried), 'chunk')} with POISONED rows", highlight=False
+            )
     elif found and job.console is not None:
         job.console.print(
             f"at hand when an earlier run died: {counted(len(found), 'chunk')}; computed last, in processes apart",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            soft_wrap=True,
+        )
     if found and job.log is not None:
         job.log("suspects", chunks={chunk: record.deaths for chunk, record in found.items()})
     return found
@@ -71,10 +73,15 @@ def recipe(job: Job, ensemble: str | Path | None, given: Any) -> Recipe:
     """Return what a process needs to compute as this rank does; `given` is a predictor that the caller brought."""
     model = job.runner.predictor
     return Recipe(
-        reader=job.reader, identity=job.reader.identity(), runner=replace(job.runner, predictor=None),  # type: ignore[arg-type]
-        predictor=given, ensemble=None if ensemble is None else Path(ensemble).absolute(), options=job.options,
-        backend=model.backend, device=str(model.device),
-    )  # fmt: skip
+        reader=job.reader,
+        identity=job.reader.identity(),
+        runner=replace(job.runner, predictor=None),  # type: ignore[arg-type]
+        predictor=given,
+        ensemble=None if ensemble is None else Path(ensemble).absolute(),
+        options=job.options,
+        backend=model.backend,
+        device=str(model.device),
+    )
 
 
 def screen_suspects(

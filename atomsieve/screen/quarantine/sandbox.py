@@ -166,8 +166,10 @@ class Child:
         with theirs:
             numbers = theirs.fileno(), os.getpid()
             self._process = start(
-                "atomsieve.screen.quarantine.sandbox", *map(str, numbers),
-                stdin=subprocess.DEVNULL, pass_fds=numbers[:1],
+                "atomsieve.screen.quarantine.sandbox",
+                *map(str, numbers),
+                stdin=subprocess.DEVNULL,
+                pass_fds=numbers[:1],
             )
         try:
             self._tell(self._pipe.send, sys.path)
@@ -228,9 +230,7 @@ def release_unused_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def compute(
-    reader: Any, runner: Runner, order: tuple[int, int, frozenset[int]], say: Callable[..., None]
-) -> Computed:
+def compute(reader: Any, runner: Runner, order: tuple[int, int, frozenset[int]], say: Callable[..., None]) -> Computed:
     """Compute one chunk; `say` is told what was read and, before it is begun, the structures of each batch.
 
     Not the batch's number: how a chunk is cut depends on what the process has learned of memory.

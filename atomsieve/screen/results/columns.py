@@ -62,9 +62,16 @@ ROW = np.dtype([(c.name, c.dtype) for c in COLUMNS.values()])
 """The record dtype of `rows.npy`."""
 
 MEASURED: tuple[str, ...] = (
-    "energy", "energy_per_atom", "energy_std", "sigma_energy", "interval_energy", "max_force", "max_force_std",
-    "sigma_force", "distance",
-)  # fmt: skip
+    "energy",
+    "energy_per_atom",
+    "energy_std",
+    "sigma_energy",
+    "interval_energy",
+    "max_force",
+    "max_force_std",
+    "sigma_force",
+    "distance",
+)
 """Columns that are NaN in a row without result."""
 
 

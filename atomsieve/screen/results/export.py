@@ -94,8 +94,10 @@ def check_target(path: Path, overwrite: bool, results: Results) -> None:
 def check_apart(path: Path, results: Results) -> None:
     """Refuse to write over the screened input, into the results folder, or a folder that holds either."""
     target = path.resolve()
-    for kept, what in ((Path(results.manifest["input_path"]), "the structures that were screened"),
-                       (results.folder.path, "the results that are asked")):  # fmt: skip
+    for kept, what in (
+        (Path(results.manifest["input_path"]), "the structures that were screened"),
+        (results.folder.path, "the results that are asked"),
+    ):
         kept = kept.resolve()
         if target == kept or kept in target.parents or target in kept.parents:
             raise UsageError(f"{path} would overwrite {what} ({kept}), or lie among them; choose another place")
@@ -119,8 +121,10 @@ def _write_csv(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
         texts = {name: [_no_command(text) for text in said] for name, said in texts.items()}
         for rows in chosen:
             more = zip(*texts.values(), strict=True) if texts else repeat(())
-            out.writerows([*(results.labels.text(name, row[name]) for name in COLUMNS), *said]
-                          for row, said in zip(rows, more, strict=bool(texts)))  # fmt: skip
+            out.writerows(
+                [*(results.labels.text(name, row[name]) for name in COLUMNS), *said]
+                for row, said in zip(rows, more, strict=bool(texts))
+            )
             n += len(rows)
     return n
 
@@ -132,9 +136,12 @@ def _no_command(text: str) -> str:
 
 def _write_npz(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
     rows = np.concatenate([np.asarray(r) for r in chosen])
-    names = {"heads": np.array(results.labels.heads), "precisions": np.array(results.labels.precisions),
-             "status_codes": np.array(list(results.labels.statuses)),
-             "status_names": np.array(list(results.labels.statuses.values()))}  # fmt: skip
+    names = {
+        "heads": np.array(results.labels.heads),
+        "precisions": np.array(results.labels.precisions),
+        "status_codes": np.array(list(results.labels.statuses)),
+        "status_names": np.array(list(results.labels.statuses.values())),
+    }
     arrays: dict[str, Any] = {name: rows[name] for name in COLUMNS}
     np.savez(path, **{**arrays, **names, **{name: np.array(said) for name, said in texts.items()}})
     return len(rows)
@@ -143,8 +150,11 @@ def _write_npz(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
 def _write_parquet(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
     pa = require("pyarrow", "data", "writing Parquet")
     parquet = require("pyarrow.parquet", "data", "writing Parquet")
-    names = {"head": pa.array(results.labels.heads), "precision": pa.array(results.labels.precisions),
-             "status": pa.array([results.labels.status(code) for code in range(256)])}  # fmt: skip
+    names = {
+        "head": pa.array(results.labels.heads),
+        "precision": pa.array(results.labels.precisions),
+        "status": pa.array([results.labels.status(code) for code in range(256)]),
+    }
 
     def column(name: str, rows: NDArray[Any]) -> Any:
         if name in names:
@@ -152,8 +162,10 @@ def _write_parquet(results: Results, path: Path, chosen: Rows, texts: Texts) -> 
         return pa.array(np.ascontiguousarray(rows[name]))
 
     def schema(rows: NDArray[Any]) -> Any:
-        known = [pa.field(c.name, column(c.name, rows).type, metadata={"unit": c.unit, "doc": c.doc})
-                 for c in COLUMNS.values()]  # fmt: skip
+        known = [
+            pa.field(c.name, column(c.name, rows).type, metadata={"unit": c.unit, "doc": c.doc})
+            for c in COLUMNS.values()
+        ]
         return pa.schema([*known, *(pa.field(name, pa.string()) for name in texts)])
 
     n, out = 0, None

@@ -217,8 +217,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def row_file(folder: Folder, chunks: Chunks, heads: int) -> ResultFile:
     """Return the row store of `chunks` with `heads` rows per structure."""
-    return ResultFile(folder.rows, (chunks.n * heads,), ROW,
-                      lambda k: chunks.start(k) * heads * ROW.itemsize)  # fmt: skip
+    return ResultFile(folder.rows, (chunks.n * heads,), ROW, lambda k: chunks.start(k) * heads * ROW.itemsize)
 
 
 def forces_file(folder: Folder, atom_bounds: NDArray[np.int64], heads: int) -> ResultFile:
@@ -251,14 +250,15 @@ class ResultWriter:
             entry = ledger.Entry(
                 chunk=chunk,
                 rows=_write(self._handles[0], self.rows, chunk, rows),
-                forces=None if self.forces is None or forces is None else _write(
-                    self._handles[1], self.forces, chunk, forces),
+                forces=None
+                if self.forces is None or forces is None
+                else _write(self._handles[1], self.forces, chunk, forces),
                 structures=int(rows["position"][-1] - rows["position"][0] + 1),
                 status=dict(zip(codes.tolist(), counts.tolist(), strict=True)),
                 time=round(time.time(), 3),
                 seconds=round(seconds, 6),
                 forces_at=None if self.forces is None else (self.forces.bounds(chunk), self.forces.bounds(chunk + 1)),
-            )  # fmt: skip
+            )
         self._waiting.append(entry)
         self.commit_if_due()
 
@@ -296,8 +296,10 @@ def _write(handle: int, file: ResultFile, chunk: int, array: NDArray[Any]) -> in
     data = np.ascontiguousarray(array, file.dtype).tobytes()
     start, stop = file.bounds(chunk), file.bounds(chunk + 1)
     if len(data) != stop - start:
-        raise AtomSieveError(f"{file.path}: chunk {chunk} has {len(data)} bytes, its place {stop - start}; "
-                             "the input changed while it was read")  # fmt: skip
+        raise AtomSieveError(
+            f"{file.path}: chunk {chunk} has {len(data)} bytes, its place {stop - start}; "
+            "the input changed while it was read"
+        )
     done = 0
     while done < len(data):
         done += os.pwrite(handle, data[done:], HEADER + start + done)

@@ -109,8 +109,10 @@ def damaged(results: Results) -> list[int]:
         handles = [stack.enter_context(open(path, "rb")).fileno() for path in paths]
         for chunk, entries in sorted(results.ledger.items()):
             spans = [tuple(at * itemsize for at in results.chunks.span(chunk)), entries[-1].forces_at or (0, 0)]
-            found = [crc_of(handle, HEADER + start, HEADER + stop)
-                     for handle, (start, stop) in zip(handles, spans, strict=False)]  # fmt: skip
+            found = [
+                crc_of(handle, HEADER + start, HEADER + stop)
+                for handle, (start, stop) in zip(handles, spans, strict=False)
+            ]
             if all([entry.rows, entry.forces][: len(found)] != found for entry in entries):
                 bad.append(chunk)
     return bad

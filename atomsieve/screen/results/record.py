@@ -190,10 +190,14 @@ class Results:
             counts += np.bincount(rows["precision"][rows["status"] == OK], minlength=2)
         order = ", largest first" if made["descending"] else ""
         kept = "" if made["where"] is None else f", --where {made['where']!r}"
-        return None if not counts[0] else (
-            f"{counts[0]:,} of {counts.sum():,} rows are in {made['first']}, not in {made['then']}; the run was asked "
-            f"for the best {made['top']:,} by {made['by']}{order}{kept}"
-        )  # fmt: skip
+        return (
+            None
+            if not counts[0]
+            else (
+                f"{counts[0]:,} of {counts.sum():,} rows are in {made['first']}, not in {made['then']}; the run was "
+                f"asked for the best {made['top']:,} by {made['by']}{order}{kept}"
+            )
+        )
 
     def top(self, k: int, by: str, *, descending: bool = False, where: str | None = None) -> NDArray[Any]:
         """Return the exact best `k` rows among those that are OK and fulfil `where`, best first."""

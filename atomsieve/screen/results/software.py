@@ -51,5 +51,6 @@ def warn_if_changed(before: Mapping[str, Any] | None, now: Mapping[str, str] | N
     if changed:
         log.warning(
             "this run began with other software (%s): rows that are computed now may differ in their last bits from "
-            "what the earlier software would have given; --overwrite computes all anew", "; ".join(changed),
-        )  # fmt: skip
+            "what the earlier software would have given; --overwrite computes all anew",
+            "; ".join(changed),
+        )

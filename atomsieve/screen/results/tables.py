@@ -71,8 +71,10 @@ def formula(numbers: NDArray[np.uint8]) -> str:
     from ase.data import chemical_symbols
 
     found, counts = np.unique(numbers, return_counts=True)
-    amounts = {chemical_symbols[z] if z < len(chemical_symbols) else f"[{z}]": int(n)
-               for z, n in zip(found, counts, strict=True)}  # fmt: skip
+    amounts = {
+        chemical_symbols[z] if z < len(chemical_symbols) else f"[{z}]": int(n)
+        for z, n in zip(found, counts, strict=True)
+    }
     first = [s for s in ("C", "H") if s in amounts] if "C" in amounts else []
     order = first + sorted(set(amounts) - set(first))
     return "".join(s + (str(amounts[s]) if amounts[s] > 1 else "") for s in order)

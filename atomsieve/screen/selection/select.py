@@ -226,8 +226,9 @@ class BestOfGroups:
 
 
 def _streamed(results: Results, selection: Selection, where: Where | None, grouping: Grouping) -> NDArray[Any]:
-    best = BestOfGroups(selection.top, selection.each, selection.by, grouping.keys,
-                        descending=selection.descending, where=where)  # fmt: skip
+    best = BestOfGroups(
+        selection.top, selection.each, selection.by, grouping.keys, descending=selection.descending, where=where
+    )
     return _through(results, best)
 
 

@@ -65,10 +65,17 @@ class Vitals:
         stages = told.pop("seconds_per_stage", {})
         queues = {name: value for name, value in told.items() if name.startswith("chunks_")}
         snapshot = Snapshot(
-            total=self._structures, done=done, failed=failed, left=self.todo - done,
-            per_second=done / max(now - self._begun, 1e-9), stages=stages, queues=queues, memory=self._memory(),
-            joules=self._joules(), batch_part=self._part,
-        )  # fmt: skip
+            total=self._structures,
+            done=done,
+            failed=failed,
+            left=self.todo - done,
+            per_second=done / max(now - self._begun, 1e-9),
+            stages=stages,
+            queues=queues,
+            memory=self._memory(),
+            joules=self._joules(),
+            batch_part=self._part,
+        )
         self._metrics(snapshot, finished=finished)
 
     def now(self) -> dict[str, Any]:
@@ -129,9 +136,13 @@ def vitals_of(runner: Runner, structures: int, team: Team, metrics: str | None, 
     file = None
     if metrics is not None:
         labels = {
-            "ensemble": model.ensemble_id[:12], "heads": ",".join(runner.heads), "precision": model.precision,
-            "backend": model.backend, "device": str(model.device), "ranks": str(team.size),
-        }  # fmt: skip
+            "ensemble": model.ensemble_id[:12],
+            "heads": ",".join(runner.heads),
+            "precision": model.precision,
+            "backend": model.backend,
+            "device": str(model.device),
+            "ranks": str(team.size),
+        }
         file = Metrics(metrics, team.rank, labels)
     meter = None
     if team.local_rank == 0 and not runner.served:  # what servers take is not this machine's

@@ -173,30 +173,41 @@ def configurations(
     def python(part: str, inputs: list[Any], outputs: list[Any]) -> dict[str, Any]:
         # what stands before and behind an artefact needs no GPU, but for the features of the domain test
         return {
-            "name": f"{served.name}_{part}", "backend": "python", "max_batch_size": 0, "version_policy": ALL_VERSIONS,
-            "input": inputs, "output": outputs, "instance_group": [dict(group)],
+            "name": f"{served.name}_{part}",
+            "backend": "python",
+            "max_batch_size": 0,
+            "version_policy": ALL_VERSIONS,
+            "input": inputs,
+            "output": outputs,
+            "instance_group": [dict(group)],
             "parameters": texts({"FORCE_CPU_ONLY_INPUT_TENSORS": "yes"} | about),
-        }  # fmt: skip
+        }
 
     graph = python("graph", tables, network) | {"model_warmup": [_warmup(tables, first)]}
     if native:
         backend, file = BACKENDS[entry.format]
         threads = str(served.settings.threads or 0)
-        more = {"onnxruntime": {"intra_op_thread_count": threads},
-                # shapes change with every request, and it would optimize anew for each
-                "pytorch": {"DISABLE_OPTIMIZED_EXECUTION": "true", "INFERENCE_MODE": "true"}}[backend]  # fmt: skip
+        more = {
+            "onnxruntime": {"intra_op_thread_count": threads},
+            # shapes change with every request, and it would optimize anew for each
+            "pytorch": {"DISABLE_OPTIMIZED_EXECUTION": "true", "INFERENCE_MODE": "true"},
+        }[backend]
         graph |= {"backend": backend, "default_model_filename": file, "parameters": texts(more | about)}
     return {
         "graph": graph,
         "prepare": python("prepare", raw, [t | {"name": f"graph_{t['name']}"} for t in tables] + passed),
         "finish": python("finish", [*raw, *passed, *(t | {"name": f"network_{t['name']}"} for t in used)], answers),
         "pipeline": {
-            "name": f"{served.name}_pipeline", "platform": "ensemble", "max_batch_size": 0,
-            "version_policy": {"latest": {"num_versions": 1}}, "input": raw, "output": answers,
+            "name": f"{served.name}_pipeline",
+            "platform": "ensemble",
+            "max_batch_size": 0,
+            "version_policy": {"latest": {"num_versions": 1}},
+            "input": raw,
+            "output": answers,
             "ensemble_scheduling": {"step": _steps(served.name, version, tables, used, passed, answers)},
             "parameters": texts(about),
         },
-    }  # fmt: skip
+    }
 
 
 def _steps(

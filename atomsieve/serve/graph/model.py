@@ -106,8 +106,14 @@ class GraphServer:
             self.work = Work(errors=Counter([found.kind]))
         self.work.seconds = time.perf_counter() - began
         self._metrics.add(self.work, 1)
-        log("graph", model=self.name, structures=self.work.structures, atoms=self.work.atoms,
-            seconds=round(self.work.seconds, 6), errors=dict(self.work.errors))  # fmt: skip
+        log(
+            "graph",
+            model=self.name,
+            structures=self.work.structures,
+            atoms=self.work.atoms,
+            seconds=round(self.work.seconds, 6),
+            errors=dict(self.work.errors),
+        )
         return response
 
     def _response(self, found: Arrays, names: set[str]) -> Any:
@@ -158,8 +164,15 @@ class GraphModel(GraphServer):
         config = manifest.config
 
         def answer(arrays: dict[str, Any], head: str, wanted: list[str]) -> Arrays:
-            request = read_request(arrays, {"head": head}, wanted, heads=names, default_head=names[0],
-                                   ensemble_id="", limits=self.settings.limits)  # fmt: skip
+            request = read_request(
+                arrays,
+                {"head": head},
+                wanted,
+                heads=names,
+                default_head=names[0],
+                ensemble_id="",
+                limits=self.settings.limits,
+            )
             assert isinstance(request, Request)
             graph = build_graph(request.batch, config.cutoff, max_neighbors=config.max_neighbors)
             found = self.artefact(request.batch, graph, names.index(head))

@@ -102,9 +102,14 @@ class Engine:
         """Check a request; see `read_request`."""
         predictor, limits = self.predictor, self.settings.limits
         request = read_request(
-            arrays, parameters, outputs, heads=predictor.choices, default_head=predictor.head,
-            ensemble_id=predictor.ensemble_id, limits=limits,
-        )  # fmt: skip
+            arrays,
+            parameters,
+            outputs,
+            heads=predictor.choices,
+            default_head=predictor.head,
+            ensemble_id=predictor.ensemble_id,
+            limits=limits,
+        )
         if isinstance(request, Refused):
             return request
         batch = request.batch
@@ -112,8 +117,11 @@ class Engine:
         large = (batch.counts > limits.structure_atoms) | ~(edges <= limits.structure_edges)
         total = float(edges[~large].sum())
         if total > limits.edges:
-            return Refused("too_large", f"the structures have about {total:.3g} pairs of neighbours, allowed are "
-                           f"{limits.edges} in a request; send fewer at once")  # fmt: skip
+            return Refused(
+                "too_large",
+                f"the structures have about {total:.3g} pairs of neighbours, allowed are "
+                f"{limits.edges} in a request; send fewer at once",
+            )
         return replace(request, edges=np.where(large, np.inf, edges))
 
     def _groups(self, requests: Sequence[Request | Refused]) -> Iterator[list[int]]:

@@ -111,8 +111,9 @@ def _read(
     head, alone = _parameters(parameters, heads, default_head, ensemble_id)
     size = sum(a.nbytes for a in arrays.values())
     if size > limits.bytes:
-        raise RequestError(f"the request has {size} bytes, allowed are {limits.bytes}; send fewer structures at once",
-                           "too_large")  # fmt: skip
+        raise RequestError(
+            f"the request has {size} bytes, allowed are {limits.bytes}; send fewer structures at once", "too_large"
+        )
     flat = {name: _checked(name, values) for name, values in arrays.items()}
     missing = [name for name, t in INPUTS.items() if not t.optional and name not in flat]
     if missing:

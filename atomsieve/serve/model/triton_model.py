@@ -87,9 +87,17 @@ class TritonPythonModel:
         }
         _probe_dlpack(pb)
         self._metrics = Metrics(pb, self.name)
-        log("loaded", model=self.name, instance=args["model_instance_name"], ensemble_id=predictor.ensemble_id,
-            backend=predictor.backend, precision=predictor.precision, device=str(predictor.device),
-            error_of_allowed=rounded(worst), seconds=round(time.perf_counter() - began, 3))  # fmt: skip
+        log(
+            "loaded",
+            model=self.name,
+            instance=args["model_instance_name"],
+            ensemble_id=predictor.ensemble_id,
+            backend=predictor.backend,
+            precision=predictor.precision,
+            device=str(predictor.device),
+            error_of_allowed=rounded(worst),
+            seconds=round(time.perf_counter() - began, 3),
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests of a dynamic batch; each has its own answer or its own error."""
@@ -99,9 +107,17 @@ class TritonPythonModel:
             answers = self.engine(read)
             work = self.engine.work
             self._metrics.add(work, len(requests))
-            log("batch", model=self.name, requests=len(requests), structures=work.structures, atoms=work.atoms,
-                evaluations=work.evaluations, seconds=round(work.seconds, 6), status=dict(work.status),
-                errors=dict(work.errors))  # fmt: skip
+            log(
+                "batch",
+                model=self.name,
+                requests=len(requests),
+                structures=work.structures,
+                atoms=work.atoms,
+                evaluations=work.evaluations,
+                seconds=round(work.seconds, 6),
+                status=dict(work.status),
+                errors=dict(work.errors),
+            )
             return [self._response(r, a) for r, a in zip(read, answers, strict=True)]
         except Exception:  # what leaves this method goes to every client of the batch, traceback and all
             refused = self._internal()
@@ -197,8 +213,13 @@ class Metrics:
             for end in BUCKETS[what]:
                 if size <= end:
                     self._metric(f"batch_{what}_bucket", "le", bound(end)).increment(1.0)
-        one = {"requests": work.requests, "atoms": work.atoms, "evaluations": work.evaluations, "batches": 1,
-               "compute_seconds": work.seconds}  # fmt: skip
+        one = {
+            "requests": work.requests,
+            "atoms": work.atoms,
+            "evaluations": work.evaluations,
+            "batches": 1,
+            "compute_seconds": work.seconds,
+        }
         for name, value in one.items():
             self._metric(name).increment(float(value))
         for name, counts in (("structures", work.status), ("errors", work.errors)):

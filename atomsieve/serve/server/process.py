@@ -94,8 +94,9 @@ def find_server(program: Path | None = None) -> Installation:
             raise AtomSieveError(f"{found} is not a program; name a tritonserver with --tritonserver")
         home = found.resolve().parent.parent
         if not (home / "backends").is_dir():
-            raise AtomSieveError(f"{found} is no tritonserver (there is no folder {home / 'backends'}); name one with "
-                                 "--tritonserver")  # fmt: skip
+            raise AtomSieveError(
+                f"{found} is no tritonserver (there is no folder {home / 'backends'}); name one with --tritonserver"
+            )
         return Installation(found, home / "backends", (home / "lib",))
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
@@ -222,9 +223,15 @@ class TritonProcess:
         self, line: Sequence[str], env: dict[str, str], sink: Callable[[str], None], scratch: Sequence[Path] = ()
     ) -> None:
         self._process = subprocess.Popen(
-            list(line), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, text=True, errors="replace",
-        )  # fmt: skip
+            list(line),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
         self._regions: set[str] = set()
         self._gone = False
         self.lost = 0
@@ -232,9 +239,12 @@ class TritonProcess:
         try:
             self._reader.start()
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(KEEPER), str(self.pid), *map(str, scratch)], stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-I", "-S", str(KEEPER), str(self.pid), *map(str, scratch)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         except BaseException:  # a server that nobody watches must not stay
             os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()

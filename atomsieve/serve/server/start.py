@@ -152,8 +152,10 @@ def _numeric(address: str) -> str:
     try:
         return socket.gethostbyname(address)
     except OSError as error:
-        raise UsageError(f"--listen {address!r} is no address ({error.strerror}); give one of this machine, e.g. "
-                         "127.0.0.1, or 0.0.0.0 for all") from error  # fmt: skip
+        raise UsageError(
+            f"--listen {address!r} is no address ({error.strerror}); give one of this machine, e.g. "
+            "127.0.0.1, or 0.0.0.0 for all"
+        ) from error
 
 
 def _has_gpu() -> bool:

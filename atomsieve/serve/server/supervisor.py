@@ -138,8 +138,11 @@ class Supervisor:
             if not concealed and self._last:  # it has read its command line
                 concealed = True
                 if not conceal(process.pid, [self._options.admin, self._options.token or ""]):
-                    self._log.event("secret_visible", "warning", text="other users of this machine can read the "
-                                    "server's secrets in the list of processes")  # fmt: skip
+                    self._log.event(
+                        "secret_visible",
+                        "warning",
+                        text="other users of this machine can read the server's secrets in the list of processes",
+                    )
             if not said and time.monotonic() - began > self._start:
                 return f"its models did not all answer within {self._start:g} s; say more with --start-seconds"
             if self._health is None:
@@ -151,8 +154,12 @@ class Supervisor:
                 said = True
                 self._log.event("ready", models=",".join(self._options.models))
                 if not self._probes:
-                    self._log.event("unchecked", "warning", text="no model of this repository has a test vector, as "
-                                    "those of `atomsieve serve repository` do: none is checked")  # fmt: skip
+                    self._log.event(
+                        "unchecked",
+                        "warning",
+                        text="no model of this repository has a test vector, as "
+                        "those of `atomsieve serve repository` do: none is checked",
+                    )
                 self._on_ready()
             elif self._health.reloads != reloads:  # a model that was loaded anew has new memory
                 reloads = self._health.reloads
@@ -165,8 +172,16 @@ class Supervisor:
         def connect(seconds: float) -> Transport:
             return Transport(url, Credentials(token=o.token, admin=o.admin), seconds=seconds)
 
-        health = Health(connect, self._probes, self._log, process.pid, every=self._check, seconds=self._answer,
-                        loading=self._start, reaches=lambda: self._reaches(process))  # fmt: skip
+        health = Health(
+            connect,
+            self._probes,
+            self._log,
+            process.pid,
+            every=self._check,
+            seconds=self._answer,
+            loading=self._start,
+            reaches=lambda: self._reaches(process),
+        )
         health.start()
         return health
 

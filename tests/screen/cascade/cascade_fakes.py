@@ -65,9 +65,14 @@ class Cheap(Better):
         distance = exact.distance + self.amplitude * noise(batch.id, 2)
         far = np.where(exact.status == 0, 8 * (distance > 1), exact.outside).astype(np.uint8)
         return replace(
-            exact, energy=exact.energy + off, forces=vectors, distance=distance, outside=far,
-            in_domain=(exact.status == 0) & (far == 0), energy_std=exact.energy_std * (1 + 0.1 * off),
-        )  # fmt: skip
+            exact,
+            energy=exact.energy + off,
+            forces=vectors,
+            distance=distance,
+            outside=far,
+            in_domain=(exact.status == 0) & (far == 0),
+            energy_std=exact.energy_std * (1 + 0.1 * off),
+        )
 
 
 def cascade(

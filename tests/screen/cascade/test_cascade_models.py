@@ -81,7 +81,8 @@ def test_one_member_screens_and_all_decide(source, tmp_path, kind):
     same(ours, theirs)
     if kind == "shallow":  # the spread of forces comes from all members
         assert [float(r["max_force_std [eV/Angstrom]"]) for r in ours] == pytest.approx(
-            [float(r["max_force_std [eV/Angstrom]"]) for r in theirs], rel=1e-3, abs=1e-5)  # fmt: skip
+            [float(r["max_force_std [eV/Angstrom]"]) for r in theirs], rel=1e-3, abs=1e-5
+        )
     again = rows["precision"] == 1
     assert json.loads((tmp_path / "out/run.json").read_text())["precisions"] == ["fp32/1", "fp32"]
     assert np.isnan(rows["energy_std"][~again]).all()

@@ -98,8 +98,10 @@ def test_other_questions_are_answered_and_the_precision_is_said(place, tmp_path)
     rows = mixed.rows()
     good = rows[rows["status"] == 0]
     cheap = int((good["precision"] == 0).sum())
-    line = (f"{cheap:,} of {len(good):,} rows are in bf16, not in fp32; the run was asked for the best 20 by "
-            "energy_per_atom, --where 'max_force < 9'")  # fmt: skip
+    line = (
+        f"{cheap:,} of {len(good):,} rows are in bf16, not in fp32; the run was asked for the best 20 by "
+        "energy_per_atom, --where 'max_force < 9'"
+    )
     assert line in call("export", place / "mixed", tmp_path / "all.csv")
     assert "20 of 20 rows are in bf16" in call(
         "top", place / "mixed", "--by", "natoms", "--where", "precision == 'bf16'"

@@ -131,8 +131,17 @@ def test_batches_that_are_at_work_at_once_share_the_memory(gfm, tmp_path, monkey
     monkeypatch.setattr(memory, "budget_of", lambda *a, share, **k: shares.append(share) or memory.Budget(9, 9, ""))
     model, reader = Predictor.load(gfm), MemoryReader(copper_oxides(4))
     for given in (model, Lanes(model), Lanes(Cascaded(model, model, ScreenOptions(cascade="fp32:fp64")))):
-        settle_budget(given, reader, ScreenOptions(), Folder(tmp_path), head="metal", want=set(), overwrite=True,
-                      share=3, loaded=True)  # fmt: skip
+        settle_budget(
+            given,
+            reader,
+            ScreenOptions(),
+            Folder(tmp_path),
+            head="metal",
+            want=set(),
+            overwrite=True,
+            share=3,
+            loaded=True,
+        )
     assert shares == [3, 6, 6]
 
 

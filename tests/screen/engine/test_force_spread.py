@@ -117,9 +117,13 @@ class Short(FakePredictor):
 def test_with_too_little_memory_for_it_batches_are_halved_and_what_does_not_fit_has_none(tmp_path, caplog, error):
     batch, short = spring_candidates(60, bad=False), Short(error)
     result = run_screen(
-        "springs", "gfm", ScreenOptions(top=30, chunk_size=16), out=tmp_path / "out", predictor=short,
+        "springs",
+        "gfm",
+        ScreenOptions(top=30, chunk_size=16),
+        out=tmp_path / "out",
+        predictor=short,
         reader=MemoryReader(batch),
-    )  # fmt: skip
+    )
     large = result.top["natoms"] > short.room
     assert 3 < large.sum() < 27 and short.tries > large.sum()
     for name in OF_SPREAD:

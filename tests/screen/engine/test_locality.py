@@ -132,11 +132,19 @@ def test_a_run_says_how_many_parts_are_copies(dataset, tmp_path):
     ):
         shown = StringIO()
         options = ScreenOptions(chunk_size=16, copies=None if copies is None else str(copies))
-        run_screen(path, "gfm", options, out=tmp_path / "out", predictor=FakePredictor(), overwrite=True,
-                   console=Console(file=shown, width=300))  # fmt: skip
+        run_screen(
+            path,
+            "gfm",
+            options,
+            out=tmp_path / "out",
+            predictor=FakePredictor(),
+            overwrite=True,
+            console=Console(file=shown, width=300),
+        )
         assert "copies" not in shown.getvalue() if line is None else shown.getvalue().count(line) == 1
     with pytest.raises(DataError, match="elsewhere is no folder; name the one that holds copies"):
-        run_screen(path, "gfm", ScreenOptions(copies=str(near / "elsewhere")), out=tmp_path / "no",
-                   predictor=FakePredictor())  # fmt: skip
+        run_screen(
+            path, "gfm", ScreenOptions(copies=str(near / "elsewhere")), out=tmp_path / "no", predictor=FakePredictor()
+        )
     with open_structures(path, copies=near) as reader:  # nodes hold different ones
         assert said(Several([(1,), (0, 1), ()], 0), reader, "/local") == "copies: 2 of 3 parts are read from /local"

@@ -74,7 +74,8 @@ def test_the_same_bytes_and_nothing_stays_on_the_node(screen, near, tmp_path, wh
     assert artefacts(tmp_path / "out") == whole
     assert list(near.iterdir()) == []
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        p.name for p in (tmp_path / "whole").iterdir())  # fmt: skip
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
     assert sorted(ledger.read(tmp_path / "out" / "ledger")) == list(range(16))
 
 
@@ -229,12 +230,18 @@ def test_a_ledger_line_torn_on_the_node_costs_its_chunk(screen, near, tmp_path, 
     assert artefacts(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda out, near: near.rename(near.with_name("elsewhere")), "nothing of this run lies in"),
-    (lambda out, near: Folder(out).local.unlink(), "is of a run without --local"),
-    (lambda out, near: Folder(out).run.unlink(), "holds no screening results"),
-    (lambda out, near: Folder(out).run.write_text(Folder(out).run.read_text() + " "), "is of a run without --local"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda out, near: near.rename(near.with_name("elsewhere")), "nothing of this run lies in"),
+        (lambda out, near: Folder(out).local.unlink(), "is of a run without --local"),
+        (lambda out, near: Folder(out).run.unlink(), "holds no screening results"),
+        (
+            lambda out, near: Folder(out).run.write_text(Folder(out).run.read_text() + " "),
+            "is of a run without --local",
+        ),
+    ],
+)
 def test_what_cannot_be_collected_is_said(near, tmp_path, broken, change, said):
     change(tmp_path / "out", near)
     with pytest.raises(AtomSieveError, match=said):

@@ -88,8 +88,16 @@ def main() -> None:
     predictor = (Bound if order.get("bound") else Poisonous)(order)
     reader = PoisonousReader(source, order.get("reads", []))
     try:
-        result = run_screen(source, "gfm", options, out=out, predictor=predictor, reader=reader, team=team,
-                            console=Console(stderr=True, width=300))  # fmt: skip
+        result = run_screen(
+            source,
+            "gfm",
+            options,
+            out=out,
+            predictor=predictor,
+            reader=reader,
+            team=team,
+            console=Console(stderr=True, width=300),
+        )
     except AtomSieveError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -306,8 +306,15 @@ def test_where_no_process_can_be_had_the_rank_computes():
 
 def test_a_predictor_that_cannot_be_sent_or_loaded():
     runner = Runner(None, ["pbe"], False, 200, 1000, 1, 100)
-    plain = {"reader": None, "identity": "", "runner": runner, "ensemble": None, "options": ScreenOptions(),
-             "backend": "native", "device": "cpu"}  # fmt: skip
+    plain = {
+        "reader": None,
+        "identity": "",
+        "runner": runner,
+        "ensemble": None,
+        "options": ScreenOptions(),
+        "backend": "native",
+        "device": "cpu",
+    }
     with pytest.raises(CannotStart, match=r"local object|pickle"):
         Child(Recipe(predictor=lambda: None, **plain))
     with Child(Recipe(predictor=FakePredictor(), **plain)) as child, pytest.raises(CannotStart, match="identity"):
@@ -319,8 +326,19 @@ def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd, monkeypa
     write_structures(tmp_path / "c.bp", copper_oxides(48), [])
     gfm = tiny_gfm(tmp_path / "gfm")
     out = Folder(tmp_path / "out")
-    call = ["run", str(tmp_path / "c.bp"), "-e", str(gfm), "-o", str(out.path), "--forces", "--chunk-size", "16",
-            "--head", "all"]  # fmt: skip
+    call = [
+        "run",
+        str(tmp_path / "c.bp"),
+        "-e",
+        str(gfm),
+        "-o",
+        str(out.path),
+        "--forces",
+        "--chunk-size",
+        "16",
+        "--head",
+        "all",
+    ]
     assert run("screen", call) in (0, 3)
     names = ("rows.npy", "forces.npy", "top.csv", "run.json")
     before = {name: (out.path / name).read_bytes() for name in names}

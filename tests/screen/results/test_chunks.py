@@ -37,9 +37,18 @@ def test_chunks_shrink_towards_the_end():
     assert not np.any(chunks.starts()[:-1] % ALIGN)
 
 
-@pytest.mark.parametrize(("n", "atoms", "size"), [(20_000, 6.0, 1024), (20_000, 20.0, 409), (10**6, 20.0, 15360),
-                                                  (10**9, 20.0, 16384), (10**6, 5000.0, 100), (10**6, 1e9, 1),
-                                                  (3, 1.0, 8192)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("n", "atoms", "size"),
+    [
+        (20_000, 6.0, 1024),
+        (20_000, 20.0, 409),
+        (10**6, 20.0, 15360),
+        (10**9, 20.0, 16384),
+        (10**6, 5000.0, 100),
+        (10**6, 1e9, 1),
+        (3, 1.0, 8192),
+    ],
+)
 def test_chunk_size_follows_the_input(n, atoms, size):
     assert chunk_size(n, atoms) == size
 

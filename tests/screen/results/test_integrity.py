@@ -29,9 +29,13 @@ def again(tmp_path, request):
 
     def run(forces=True, overwrite=False):
         return run_screen(
-            tmp_path / "candidates.bp", "gfm", ScreenOptions(forces=forces, chunk_size=64, head="all"),
-            out=tmp_path / "out", overwrite=overwrite, predictor=FakePredictor(request.param),
-        )  # fmt: skip
+            tmp_path / "candidates.bp",
+            "gfm",
+            ScreenOptions(forces=forces, chunk_size=64, head="all"),
+            out=tmp_path / "out",
+            overwrite=overwrite,
+            predictor=FakePredictor(request.param),
+        )
 
     run()
     return run
@@ -206,14 +210,17 @@ def test_status_says_that_the_ledger_is_gone(again, out):
     assert Results(out).status(verify=True).complete
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("", "is damaged: no valid JSON (Expecting value: line 1 column 1 (char 0))"),
-    ("{}", "is damaged: it does not say its format"),
-    ("[]", "is damaged: it does not say its format"),
-    ('{"format": 7}', "is of another version of atomsieve (format 7, this one reads 2)"),
-    ('{"format": 2}', ": columns of another version of atomsieve"),
-    (None, "is damaged: it lacks what a run writes ('chunks')"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is damaged: no valid JSON (Expecting value: line 1 column 1 (char 0))"),
+        ("{}", "is damaged: it does not say its format"),
+        ("[]", "is damaged: it does not say its format"),
+        ('{"format": 7}', "is of another version of atomsieve (format 7, this one reads 2)"),
+        ('{"format": 2}', ": columns of another version of atomsieve"),
+        (None, "is damaged: it lacks what a run writes ('chunks')"),
+    ],
+)
 def test_a_damaged_manifest_names_the_command_that_starts_afresh(screen, tmp_path, text, said):
     screen()
     out, path = tmp_path / "out", tmp_path / "out" / "run.json"
@@ -222,8 +229,15 @@ def test_a_damaged_manifest_names_the_command_that_starts_afresh(screen, tmp_pat
         del found["chunks"]
         text = json.dumps(found)
     path.write_text(text)
-    verbs = [("status",), ("top",), ("relax",), ("dedup",), ("hull", "-r", out), ("export", tmp_path / "x.csv"),
-             ("pick", "--n", 3, "--out", tmp_path / "x.extxyz")]  # fmt: skip
+    verbs = [
+        ("status",),
+        ("top",),
+        ("relax",),
+        ("dedup",),
+        ("hull", "-r", out),
+        ("export", tmp_path / "x.csv"),
+        ("pick", "--n", 3, "--out", tmp_path / "x.extxyz"),
+    ]
     for verb, *args in verbs:
         done = CliRunner().invoke(app, [verb, str(out), *map(str, args)])
         assert isinstance(done.exception, DataError), (verb, done.output)

@@ -41,8 +41,13 @@ def full(tmp_path):
     """Results of structures that lie in files, two heads, with forces; and the structures."""
     batch = candidates(300, bad=True)
     write_structures(tmp_path / "candidates.bp", batch, [])
-    run_screen(tmp_path / "candidates.bp", "gfm", ScreenOptions(forces=True, chunk_size=64),
-               out=tmp_path / "out", predictor=FakePredictor(("pbe",)))  # fmt: skip
+    run_screen(
+        tmp_path / "candidates.bp",
+        "gfm",
+        ScreenOptions(forces=True, chunk_size=64),
+        out=tmp_path / "out",
+        predictor=FakePredictor(("pbe",)),
+    )
     return tmp_path / "out", batch
 
 
@@ -288,16 +293,18 @@ def test_a_chunk_in_the_ledgers_of_two_ranks_counts_as_it_was_last(screen, tmp_p
     last = list(ledger.entries(path))
     path.unlink()
     ledger.append(path, last)  # rank 0 wrote last; rank 1 before it, when nothing had a result
-    ledger.append(path.with_name("00001.ledger"),
-                  [replace(e, time=e.time - 60, status={1: sum(e.status.values())}) for e in last])  # fmt: skip
+    ledger.append(
+        path.with_name("00001.ledger"), [replace(e, time=e.time - 60, status={1: sum(e.status.values())}) for e in last]
+    )
     assert len(Results(tmp_path / "out").ledger[0]) == 2
     assert Results(tmp_path / "out").status().status == told
 
 
 def test_a_structure_carries_the_results_of_one_head(tmp_path):
     write_structures(tmp_path / "candidates.bp", candidates(50, bad=False), [])
-    run_screen(tmp_path / "candidates.bp", "gfm", ScreenOptions(head="all"), out=tmp_path / "out",
-               predictor=FakePredictor())  # fmt: skip
+    run_screen(
+        tmp_path / "candidates.bp", "gfm", ScreenOptions(head="all"), out=tmp_path / "out", predictor=FakePredictor()
+    )
     results = Results(tmp_path / "out")
     with pytest.raises(UsageError, match="has several heads"):
         export(results, tmp_path / "x.bp")

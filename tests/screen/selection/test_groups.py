@@ -48,8 +48,9 @@ def screened(tmp_path_factory):
     batch = candidates(N, seed=3)
     batch = batch.replace(head=np.random.default_rng(0).integers(-1, 2, N).astype(np.int32))
     write_structures(place / "c.bp", batch, [SourceInfo("alpha"), SourceInfo("beta")])
-    run_screen(place / "c.bp", "gfm", ScreenOptions(head="all", chunk_size=32), out=place / "out",
-               predictor=FakePredictor())  # fmt: skip
+    run_screen(
+        place / "c.bp", "gfm", ScreenOptions(head="all", chunk_size=32), out=place / "out", predictor=FakePredictor()
+    )
     return Results(place / "out"), batch
 
 
@@ -155,9 +156,15 @@ def test_rank_within_a_group():
 def crystals():
     """Return crystals of five space groups, twice as many rattled ones, and a molecule."""
     rng = np.random.default_rng(2)
-    made = [bulk("Cu", "fcc", a=3.6), bulk("Cu", "bcc", a=2.9), bulk("Cu", "sc", a=2.5),
-            bulk("CuO", "rocksalt", a=4.2), bulk("CuO", "cesiumchloride", a=2.7),
-            bulk("Cu", "fcc", a=3.7, cubic=True), bulk("CuO", "zincblende", a=4.6)]  # fmt: skip
+    made = [
+        bulk("Cu", "fcc", a=3.6),
+        bulk("Cu", "bcc", a=2.9),
+        bulk("Cu", "sc", a=2.5),
+        bulk("CuO", "rocksalt", a=4.2),
+        bulk("CuO", "cesiumchloride", a=2.7),
+        bulk("Cu", "fcc", a=3.7, cubic=True),
+        bulk("CuO", "zincblende", a=4.6),
+    ]
     for atoms in [a.repeat((2, 1, 1)) for a in made for _ in range(3)]:
         atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
         made.append(atoms)

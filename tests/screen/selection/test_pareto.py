@@ -81,14 +81,17 @@ def test_rows_in_any_order_and_pieces(text):
         assert np.array_equal(np.lexsort((found["position"], *value.T[::-1])), np.arange(len(found)))
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("energy", "takes 2 to 4 columns"),
-    ("energy,energy_std,max_force,natoms,distance", "takes 2 to 4 columns"),
-    ("energy,energie_std", "unknown column 'energie_std' .did you mean 'energy_std'"),
-    ("energy,energy:max", "names 'energy' twice"),
-    ("energy,natoms:big", "ends in 'big'; allowed are :min"),
-    ("energy,status", "cannot be ranked by 'status'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("energy", "takes 2 to 4 columns"),
+        ("energy,energy_std,max_force,natoms,distance", "takes 2 to 4 columns"),
+        ("energy,energie_std", "unknown column 'energie_std' .did you mean 'energy_std'"),
+        ("energy,energy:max", "names 'energy' twice"),
+        ("energy,natoms:big", "ends in 'big'; allowed are :min"),
+        ("energy,status", "cannot be ranked by 'status'"),
+    ],
+)
 def test_columns_are_refused_with_a_reason(text, message):
     with pytest.raises(UsageError, match=message):
         objectives(text)
@@ -104,8 +107,13 @@ def test_a_front_that_is_too_large(monkeypatch):
 
 def test_the_command_line(tmp_path):
     write_structures(tmp_path / "c.bp", candidates(500), [])
-    run_screen(tmp_path / "c.bp", "gfm", ScreenOptions(head="all", chunk_size=64), out=tmp_path / "out",
-               predictor=FakePredictor())  # fmt: skip
+    run_screen(
+        tmp_path / "c.bp",
+        "gfm",
+        ScreenOptions(head="all", chunk_size=64),
+        out=tmp_path / "out",
+        predictor=FakePredictor(),
+    )
     wanted = "max_force,natoms:max"
     front = select(Results(tmp_path / "out"), Selection(pareto=wanted, head="scan")).rows
     rows = np.load(tmp_path / "out" / "rows.npy")

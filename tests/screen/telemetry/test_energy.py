@@ -126,8 +126,12 @@ def test_machines_add_up_and_one_unknown_makes_the_sum_unknown():
     one = {"joules": {"cpu": 10.0, "gpu": 30.0}, "counters": ["a", "b"]}
     two = {"joules": {"cpu": 5.0}, "counters": ["c"]}
     found = total([one, None, two, None], 1000)
-    assert found == {"joules": {"cpu": 15.0, "gpu": 30.0}, "machines": 2, "counters": 3,
-                     "joules_per_million_structures": 45_000.0}  # fmt: skip
+    assert found == {
+        "joules": {"cpu": 15.0, "gpu": 30.0},
+        "machines": 2,
+        "counters": 3,
+        "joules_per_million_structures": 45_000.0,
+    }
     assert "45,000 J per million structures" in said(found)
     half = total([one, {"joules": {"cpu": None}, "counters": []}], 1000)
     assert half["joules"] == {"cpu": None, "gpu": 30.0} and half["joules_per_million_structures"] is None

@@ -32,9 +32,20 @@ def read(path):
 
 def test_every_number_comes_back(tmp_path):
     metrics = Metrics(tmp_path / "screen.prom", 0, LABELS)
-    metrics(Snapshot(total=1000, done=600, failed=7, left=300, per_second=12.5, stages={"read": 1.5, "predict": 40.25},
-                     queues={"batches": 3}, memory={"resident": 1e9}, joules={"cpu": None, "gpu": 77.0},
-                     batch_part=0.6))  # fmt: skip
+    metrics(
+        Snapshot(
+            total=1000,
+            done=600,
+            failed=7,
+            left=300,
+            per_second=12.5,
+            stages={"read": 1.5, "predict": 40.25},
+            queues={"batches": 3},
+            memory={"resident": 1e9},
+            joules={"cpu": None, "gpu": 77.0},
+            batch_part=0.6,
+        )
+    )
     found = read(tmp_path / "screen.prom")
     p = "atomsieve_screen_"
     assert found[(p + "structures", ())] == 1000

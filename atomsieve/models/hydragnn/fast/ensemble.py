@@ -34,9 +34,16 @@ class FastEnsemble:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
 
     def __call__(
-        self, graph: Graph, head_index: Tensor, charge: Tensor, spin: Tensor, *, forces: bool, stress: bool,
+        self,
+        graph: Graph,
+        head_index: Tensor,
+        charge: Tensor,
+        spin: Tensor,
+        *,
+        forces: bool,
+        stress: bool,
         features: bool = False,
-    ) -> EnsembleOutput:  # fmt: skip
+    ) -> EnsembleOutput:
         """Evaluate all members on a batch; arguments and result as of `Ensemble`.
 
         features : else they are empty [K,N,0].
@@ -46,11 +53,21 @@ class FastEnsemble:
         near = graph.neighbors
         found = [
             member(
-                graph.numbers, graph.vec, near.sender, near.receiver, near.row_ptr, graph.ptr, charge, spin,
-                weights * self.scales, gradients=forces or stress, every_head=mixed, features=features,
+                graph.numbers,
+                graph.vec,
+                near.sender,
+                near.receiver,
+                near.row_ptr,
+                graph.ptr,
+                charge,
+                spin,
+                weights * self.scales,
+                gradients=forces or stress,
+                every_head=mixed,
+                features=features,
             )
             for member in self.members
-        ]  # fmt: skip
+        ]
         gradient = torch.stack([one.edge_grad for one in found]) if forces or stress else None
         return EnsembleOutput(
             energy=torch.stack([one.energy for one in found]),

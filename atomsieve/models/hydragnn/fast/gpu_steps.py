@@ -70,9 +70,20 @@ class GpuSteps:
         torch.cumsum(torch.bincount(sender, minlength=atoms), 0, out=column[1:])
 
     def narrow_forward(
-        self, atoms: int, radial: int, row_ptr: Tensor, sender: Tensor, numbers: Tensor, basis: Tensor, table: Tensor,
-        filters: Tensor, p: Tensor, state: Tensor, s0: Tensor, v0: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        atoms: int,
+        radial: int,
+        row_ptr: Tensor,
+        sender: Tensor,
+        numbers: Tensor,
+        basis: Tensor,
+        table: Tensor,
+        filters: Tensor,
+        p: Tensor,
+        state: Tensor,
+        s0: Tensor,
+        v0: Tensor,
+    ) -> None:
         """Fill `state [N,4]`, scalar and vector after layer 0's message, and after its update `s0 [N]`, `v0 [N,4]`."""
         values, along = basis[:, : radial + 1].double(), basis[:, radial + 1 :].double()
         payload = table[numbers[sender]]
@@ -85,10 +96,24 @@ class GpuSteps:
         v0[:, :3] = state[:, 1:] + o.q[:, :1] * o.u
 
     def narrow_backward(
-        self, atoms: int, radial: int, row_ptr: Tensor, sender: Tensor, numbers: Tensor, basis: Tensor, slope: Tensor,
-        vec: Tensor, table: Tensor, filters: Tensor, p: Tensor, state: Tensor, by_s0: Tensor, by_v0: Tensor,
-        wide: Tensor, out: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        atoms: int,
+        radial: int,
+        row_ptr: Tensor,
+        sender: Tensor,
+        numbers: Tensor,
+        basis: Tensor,
+        slope: Tensor,
+        vec: Tensor,
+        table: Tensor,
+        filters: Tensor,
+        p: Tensor,
+        state: Tensor,
+        by_s0: Tensor,
+        by_v0: Tensor,
+        wide: Tensor,
+        out: Tensor,
+    ) -> None:
         """Fill `out [E,3]` with gradients by edge vectors, from those of layer 0's results and of edges in layer 1."""
         o, g_v = _mix(p, state[:, 0], state[:, 1:]), by_v0[:, :3].double()
         g_dot = (by_s0 * o.q[:, 1])[:, None]
@@ -113,27 +138,94 @@ class GpuSteps:
         out.copy_(by_along * q[:, None] + vec * (by_length / r)[:, None])
 
     def wide_forward(
-        self, first: int, last: int, radial: int, length: int, row_ptr: Tensor, sender: Tensor, basis: Tensor,
-        filters: Tensor, w: Tensor, beta: Tensor | None, phi: Tensor, v0: Tensor, s1: Tensor, sm: Tensor, ld: int,
+        self,
+        first: int,
+        last: int,
+        radial: int,
+        length: int,
+        row_ptr: Tensor,
+        sender: Tensor,
+        basis: Tensor,
+        filters: Tensor,
+        w: Tensor,
+        beta: Tensor | None,
+        phi: Tensor,
+        v0: Tensor,
+        s1: Tensor,
+        sm: Tensor,
+        ld: int,
         vm: Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Run layer 1's message for atoms first to last."""
         self._launch(
-            "wide_forward", last - first, first, row_ptr, sender, basis, filters, w, w if beta is None else beta, phi,
-            v0, s1, sm, ld, vm, L=length, K=radial + 1, BIASED=beta is not None,
-        )  # fmt: skip
+            "wide_forward",
+            last - first,
+            first,
+            row_ptr,
+            sender,
+            basis,
+            filters,
+            w,
+            w if beta is None else beta,
+            phi,
+            v0,
+            s1,
+            sm,
+            ld,
+            vm,
+            L=length,
+            K=radial + 1,
+            BIASED=beta is not None,
+        )
 
     def wide_backward(
-        self, first: int, last: int, radial: int, length: int, row_ptr: Tensor, sender: Tensor, receiver: Tensor,
-        column: Tensor, order: Tensor, basis: Tensor, slope: Tensor, filters: Tensor, w: Tensor, beta: Tensor | None,
-        phi: Tensor, v0: Tensor, by_s: Tensor, by_v: Tensor, by_phi: Tensor, by_v0: Tensor, by_edge: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        first: int,
+        last: int,
+        radial: int,
+        length: int,
+        row_ptr: Tensor,
+        sender: Tensor,
+        receiver: Tensor,
+        column: Tensor,
+        order: Tensor,
+        basis: Tensor,
+        slope: Tensor,
+        filters: Tensor,
+        w: Tensor,
+        beta: Tensor | None,
+        phi: Tensor,
+        v0: Tensor,
+        by_s: Tensor,
+        by_v: Tensor,
+        by_phi: Tensor,
+        by_v0: Tensor,
+        by_edge: Tensor,
+    ) -> None:
         """Run its backward pass over the edges that leave atoms first to last."""
         self._launch(
-            "wide_backward", last - first, first, receiver, column, order, basis, slope, filters, w,
-            w if beta is None else beta, phi, v0, by_s, by_v, by_phi, by_v0, by_edge, L=length, K=radial + 1,
+            "wide_backward",
+            last - first,
+            first,
+            receiver,
+            column,
+            order,
+            basis,
+            slope,
+            filters,
+            w,
+            w if beta is None else beta,
+            phi,
+            v0,
+            by_s,
+            by_v,
+            by_phi,
+            by_v0,
+            by_edge,
+            L=length,
+            K=radial + 1,
             BIASED=beta is not None,
-        )  # fmt: skip
+        )
 
     # -- sums over structures --------------------------------------------------------------------------------------
 

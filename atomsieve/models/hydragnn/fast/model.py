@@ -209,10 +209,16 @@ class FastHydraGNN:
             edges = self._edges(row_ptr[a : b + 1] - e, sender[e:f] - a, receiver[e:f] - a, vec[e:f])
             with self.rooms.lock:
                 found = self._group(
-                    numbers[a:b], edges, ptr[first : last + 1] - a, cuts[first : last + 1] - a,
-                    attributes[first:last], mix[first:last],
-                    grad[e:f] if gradients else None, branch, None if of_atoms is None else of_atoms[a:b],
-                )  # fmt: skip
+                    numbers[a:b],
+                    edges,
+                    ptr[first : last + 1] - a,
+                    cuts[first : last + 1] - a,
+                    attributes[first:last],
+                    mix[first:last],
+                    grad[e:f] if gradients else None,
+                    branch,
+                    None if of_atoms is None else of_atoms[a:b],
+                )
             energies.append(found)
         none = torch.zeros(0, self.heads.count, dtype=torch.float64, device=self.device)
         each = torch.cat(energies) if energies else none
@@ -221,9 +227,17 @@ class FastHydraGNN:
     # -- one group ---------------------------------------------------------------------------------------------
 
     def _group(
-        self, numbers: Tensor, edges: _Edges, ptr: Tensor, cuts: np.ndarray, attributes: Tensor, mix: Tensor,
-        grad: Tensor | None, branch: int | None, of_atoms: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        numbers: Tensor,
+        edges: _Edges,
+        ptr: Tensor,
+        cuts: np.ndarray,
+        attributes: Tensor,
+        mix: Tensor,
+        grad: Tensor | None,
+        branch: int | None,
+        of_atoms: Tensor | None,
+    ) -> Tensor:
         """Return energies of heads `[S,B]` of structures that are held together; `cuts` is `ptr` on the host.
 
         Edge gradients are written into `grad`, features of atoms into `of_atoms`, where they are wanted.
@@ -233,9 +247,20 @@ class FastHydraGNN:
         state, s0 = (self._empty(*shape, dtype=torch.float64) for shape in ((atoms, 4), (atoms,)))
         v0 = self._empty(atoms, 4)
         self._call(
-            "narrow_forward", atoms, w.radial, edges.row_ptr, edges.sender, numbers, edges.basis, w.table,
-            w.narrow_filters, w.narrow, state, s0, v0,
-        )  # fmt: skip
+            "narrow_forward",
+            atoms,
+            w.radial,
+            edges.row_ptr,
+            edges.sender,
+            numbers,
+            edges.basis,
+            w.table,
+            w.narrow_filters,
+            w.narrow,
+            state,
+            s0,
+            v0,
+        )
         blocks = [(i, j, int(cuts[i]), int(cuts[j])) for i, j in spans(cuts, BLOCK_ATOMS[self.device.type])]
         per_atom = attributes.repeat_interleave(ptr[1:] - ptr[:-1], dim=0, output_size=atoms)
         features = torch.zeros(structures, w.length, dtype=self.dtype, device=self.device)
@@ -257,9 +282,24 @@ class FastHydraGNN:
             self._call("pool_back", j - i, w.length, ptr[i : j + 1], kept.last[a:b], back[i:j], into)
             self._backward(edges, kept, a, b, v0, into, by_s0, by_v0, by_edge)
         self._call(
-            "narrow_backward", atoms, w.radial, edges.row_ptr, edges.sender, numbers, edges.basis, edges.slope,
-            edges.vec, w.table, w.narrow_filters, w.narrow, state, by_s0, by_v0, by_edge, grad,
-        )  # fmt: skip
+            "narrow_backward",
+            atoms,
+            w.radial,
+            edges.row_ptr,
+            edges.sender,
+            numbers,
+            edges.basis,
+            edges.slope,
+            edges.vec,
+            w.table,
+            w.narrow_filters,
+            w.narrow,
+            state,
+            by_s0,
+            by_v0,
+            by_edge,
+            grad,
+        )
         return each
 
     def _edges(self, row_ptr: Tensor, sender: Tensor, receiver: Tensor, vec: Tensor) -> _Edges:
@@ -285,9 +325,24 @@ class FastHydraGNN:
         self._product(hidden, w.payload_out, k.phi, inner=w.features + 1)
         vectors, x = self._scratch("vectors", n, 3), self._scratch("x", n, 2)
         self._call(
-            "wide_forward", a, b, w.radial, w.length, edges.row_ptr, edges.sender, edges.basis, w.filters, w.vector,
-            w.vector_bias, kept.phi, v0, kept.s1, x[:, w.length :], 2 * w.length, vectors,
-        )  # fmt: skip
+            "wide_forward",
+            a,
+            b,
+            w.radial,
+            w.length,
+            edges.row_ptr,
+            edges.sender,
+            edges.basis,
+            w.filters,
+            w.vector,
+            w.vector_bias,
+            kept.phi,
+            v0,
+            kept.s1,
+            x[:, w.length :],
+            2 * w.length,
+            vectors,
+        )
         flat = vectors.view(3 * n, w.length)
         if w.biased:
             flat[:, w.features] = 1
@@ -302,9 +357,17 @@ class FastHydraGNN:
         self._product(k.closing, w.join_last, k.last, inner=w.features + 3)
 
     def _backward(
-        self, edges: _Edges, kept: _Kept, a: int, b: int, v0: Tensor, into: Tensor, by_s0: Tensor, by_v0: Tensor,
+        self,
+        edges: _Edges,
+        kept: _Kept,
+        a: int,
+        b: int,
+        v0: Tensor,
+        into: Tensor,
+        by_s0: Tensor,
+        by_v0: Tensor,
         by_edge: Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Turn gradients `into [n,L]` of the last features of atoms a to b into those of scalars, vectors and edges."""
         w, n = self.weights, b - a
         k, width = _Kept(*(t[a:b] for t in kept)), (n, w.features, w.length)
@@ -320,10 +383,29 @@ class FastHydraGNN:
         self._call("norm_back", *width, two, k.gates, total, k.uv)
         self._back(k.uv.view(3 * n, -1), w.vectors, three.view(3 * n, -1))
         self._call(
-            "wide_backward", a, b, w.radial, w.length, edges.row_ptr, edges.sender, edges.receiver, edges.column,
-            edges.order, edges.basis, edges.slope, w.filters, w.vector, w.vector_bias, kept.phi, v0, total, three,
-            payload, by_v0, by_edge,
-        )  # fmt: skip
+            "wide_backward",
+            a,
+            b,
+            w.radial,
+            w.length,
+            edges.row_ptr,
+            edges.sender,
+            edges.receiver,
+            edges.column,
+            edges.order,
+            edges.basis,
+            edges.slope,
+            w.filters,
+            w.vector,
+            w.vector_bias,
+            kept.phi,
+            v0,
+            total,
+            three,
+            payload,
+            by_v0,
+            by_edge,
+        )
         self._back(payload, w.payload_out, one)
         self._call("scale", *width, k.slope1, one)
         self._back(one, w.payload, into)

@@ -188,8 +188,25 @@ def _filter(edge, weights, f, lanes, L: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def wide_forward(first, row_ptr, sender, basis, filters, w, beta, phi, v0, s1, sm, ld, vm, L: tl.constexpr,
-                 LANES: tl.constexpr, K: tl.constexpr, BIASED: tl.constexpr):  # fmt: skip
+def wide_forward(
+    first,
+    row_ptr,
+    sender,
+    basis,
+    filters,
+    w,
+    beta,
+    phi,
+    v0,
+    s1,
+    sm,
+    ld,
+    vm,
+    L: tl.constexpr,
+    LANES: tl.constexpr,
+    K: tl.constexpr,
+    BIASED: tl.constexpr,
+):
     """Put scalars and vectors after the message into sm (rows of length ld) and vm [n,3,L]."""
     n, f, lanes = _row(LANES, L)
     i = first + n
@@ -225,8 +242,28 @@ def wide_forward(first, row_ptr, sender, basis, filters, w, beta, phi, v0, s1, s
 
 
 @triton.jit
-def wide_backward(first, receiver, column, order, basis, slope, filters, w, beta, phi, v0, by_s, by_v, by_phi, by_v0,
-                  by_edge, L: tl.constexpr, LANES: tl.constexpr, K: tl.constexpr, BIASED: tl.constexpr):  # fmt: skip
+def wide_backward(
+    first,
+    receiver,
+    column,
+    order,
+    basis,
+    slope,
+    filters,
+    w,
+    beta,
+    phi,
+    v0,
+    by_s,
+    by_v,
+    by_phi,
+    by_v0,
+    by_edge,
+    L: tl.constexpr,
+    LANES: tl.constexpr,
+    K: tl.constexpr,
+    BIASED: tl.constexpr,
+):
     """Put gradients by payload, entering vector, and of leaving edges by length and direction, into the last three."""
     n, f, lanes = _row(LANES, L)
     j = first + n

@@ -139,8 +139,14 @@ def fold(state: Mapping[str, Tensor], dtype: torch.dtype, rounded: bool) -> Fold
         return torch.nn.functional.pad(m, (0, length - m.shape[-1])).to(dtype).contiguous()
 
     folded = Folded(
-        f, length, r, biased, *narrow,
-        spread=line(first[:, 0]), spread_bias=line(first[:, 1]), vector=line(w),
+        f,
+        length,
+        r,
+        biased,
+        *narrow,
+        spread=line(first[:, 0]),
+        spread_bias=line(first[:, 1]),
+        vector=line(w),
         vector_bias=None if beta is None else line(beta),
         join=cast(entering),
         payload=cast(s.linear(f"{message}.scalar_message_mlp.0", f, f)),
@@ -151,7 +157,7 @@ def fold(state: Mapping[str, Tensor], dtype: torch.dtype, rounded: bool) -> Fold
         update_out=cast(_apart(s.linear(f"{update}.update_mlp.2", 2 * f, f).split(f), length)),
         node=cast(s.linear(f"{one}.module_2.0", f, f)),
         join_last=cast(_joined(s.linear(f"{one}.module_2.2", f, f), join, join_bias)),
-    )  # fmt: skip
+    )
     if s.left:
         raise AtomSieveError(f"the fast path does not know the entry {min(s.left)!r} of the state dict")
     return folded

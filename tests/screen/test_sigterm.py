@@ -39,12 +39,15 @@ def durable(path):
     return sorted(ledger.read(path / "ledger"))
 
 
-@pytest.mark.parametrize(("number", "grace", "seconds", "chunks"), [
-    (signal.SIGTERM, 60.0, 0.0, 5),  # the chunk at hand is finished, and no other one is begun
-    (signal.SIGTERM, 0.0, 0.0, 4),
-    (signal.SIGTERM, 0.02, 0.1, 4),  # the time is over before the batch is
-    (signal.SIGINT, 60.0, 0.0, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "grace", "seconds", "chunks"),
+    [
+        (signal.SIGTERM, 60.0, 0.0, 5),  # the chunk at hand is finished, and no other one is begun
+        (signal.SIGTERM, 0.0, 0.0, 4),
+        (signal.SIGTERM, 0.02, 0.1, 4),  # the time is over before the batch is
+        (signal.SIGINT, 60.0, 0.0, 4),
+    ],
+)
 def test_what_a_signal_leaves_time_for(screen, tmp_path, number, grace, seconds, chunks):
     predictor = Signalled(number, seconds=seconds)
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
