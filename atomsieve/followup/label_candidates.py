@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
+from atomsieve.predict.status import Status
 from atomsieve.runs.output_files import output_errors
-from atomsieve.screen.engine.runner import OK
 from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.export import check_target
 from atomsieve.screen.results.record import Results
@@ -142,7 +142,7 @@ def most_uncertain(
         value = rows[measure].astype(np.float64)
         if measure in PER_ATOM:
             value /= np.maximum(rows["natoms"], 1)
-        usable = (rows["status"] == OK) & (rows["head"] == number) & np.isfinite(value)
+        usable = (rows["status"] == Status.OK) & (rows["head"] == number) & np.isfinite(value)
         if keep is not None:
             usable &= keep(rows)
         good += int(usable.sum())

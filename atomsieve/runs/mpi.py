@@ -282,9 +282,9 @@ def guarded(team: Team) -> Iterator[None]:
         if error is not team.agreed and not isinstance(error, AtomSieveError):
             with suppress(Exception):  # every kind: whatever the log does, the ranks must be ended
                 team.record("".join(traceback.format_exception(error)))
-        from atomsieve.screen.quarantine.rows import lost_with
+        from atomsieve.screen.failures import translate_loss
 
-        lost = lost_with(error)  # a dead peer or GPU: the job may be started again
+        lost = translate_loss(error)  # a dead peer or GPU: the job may be started again
         if team.size == 1:
             if lost is None:
                 raise

@@ -19,9 +19,8 @@ from atomsieve.screen.engine.progress import duration
 from atomsieve.screen.engine.servers import kept
 from atomsieve.screen.options import MIXED
 from atomsieve.screen.quarantine.retry import DEATHS
-from atomsieve.screen.quarantine.rows import told
+from atomsieve.screen.quarantine.rows import format_poisoned_lines
 from atomsieve.screen.results.files import write_whole
-from atomsieve.screen.results.run_record import uncalibrated
 from atomsieve.screen.results.software import versions
 from atomsieve.screen.results.tables import Labels, csv_of_top, formulas, ranked_together, status_table, top_table
 from atomsieve.screen.selection.top_k import TopK
@@ -114,9 +113,9 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
         seconds=time.perf_counter() - job.begun,
         computed=computed,
         rate=computed / max(seconds, 1e-9),
-        uncalibrated=tuple(uncalibrated(job.runner)),
+        uncalibrated=tuple(job.runner.uncalibrated),
         choices=tuple(head for head in job.runner.predictor.heads if head != MIXED),
-        poisoned=tuple(told(chain.from_iterable(team.gather(job.poisoned)), job.chunks)),
+        poisoned=tuple(format_poisoned_lines(chain.from_iterable(team.gather(job.poisoned)), job.chunks)),
         measured=job.vitals.measured(team, computed),
     )
     team.first(lambda: _publish(job, result, clocks))

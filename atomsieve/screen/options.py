@@ -16,6 +16,29 @@ FORCE_SPREAD = ("auto", "all", "top", "none")
 OVERSIZED = ("cpu", "mark")
 
 
+def parse_cascade(text: str, members: int | None) -> tuple[str, str]:
+    """Return the two precisions of `cheaper:better`; `members` is the number that screen first, None for all.
+
+    Raises
+    ------
+    UsageError
+        for an unknown precision, or a pair that saves nothing.
+    """
+    first, colon, then = text.partition(":")
+    if not colon:
+        raise UsageError(f"cascade {text!r} names no pair; write cheaper:better, e.g. bf16:fp32")
+    for name in (first, then):
+        if name not in PRECISIONS:
+            raise unknown("precision of the cascade", name, PRECISIONS)
+    order = ("bf16", "fp32", "fp64")
+    if order.index(first) > order.index(then) or (first == then and members is None):
+        raise UsageError(
+            f"cascade {text!r} saves nothing: the first precision must be the cheaper one (bf16, fp32, fp64); the same "
+            "twice goes with --cascade-members"
+        )
+    return first, then
+
+
 @dataclass(frozen=True)
 class ScreenOptions:
     """Options of one run.
@@ -108,9 +131,7 @@ class ScreenOptions:
             if self.cascade_members is not None:
                 raise UsageError("cascade-members goes with cascade; give e.g. --cascade bf16:fp32, or leave it out")
             return
-        from atomsieve.screen.cascade.predictors import parsed
-
-        first, then = parsed(self.cascade, PRECISIONS, self.cascade_members)
+        first, then = parse_cascade(self.cascade, self.cascade_members)
         if self.precision not in ("fp32", first, then):
             raise UsageError(f"precision {self.precision!r} with cascade {self.cascade!r}, which names both; omit one")
         if self.cascade_members is not None and self.cascade_members < 1:

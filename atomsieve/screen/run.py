@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomsieve.errors import Interrupted
+from atomsieve.predict.status import Status
 from atomsieve.runs.mpi import Team, connect, guarded
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.cascade.driver import refine
 from atomsieve.screen.engine import locality as near
 from atomsieve.screen.engine.progress import EventLog, ProgressView
 from atomsieve.screen.engine.reader_process import Reading
-from atomsieve.screen.engine.runner import OK, Begun, PredictorLike
+from atomsieve.screen.engine.runner import Begun, PredictorLike
 from atomsieve.screen.engine.servers import Served, Watch, kept
 from atomsieve.screen.engine.writer_thread import Writing
 from atomsieve.screen.finish import ScreenResult, finish
@@ -192,7 +193,7 @@ def _finish(job: Job, chunk: int, since: float, work: Begun, writing: Writing, b
         rows, forces = job.runner.finish(work, between)
     writing.put((chunk, rows, forces, time.perf_counter() - since), job.team.poke)
     first, end = job.chunks.span(chunk)
-    job.team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
+    job.team.report(end - first, int(np.count_nonzero(rows["status"] != Status.OK)))
 
 
 def _stages(job: Job, reading: Reading, writing: Writing) -> dict[str, float]:

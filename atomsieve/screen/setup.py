@@ -15,25 +15,27 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.predict.packing import Limit
+from atomsieve.predict.status import Status
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Team
 from atomsieve.runs.output_files import beside
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.cascade import driver as cascade
 from atomsieve.screen.cascade.predictors import cascaded
-from atomsieve.screen.engine.batch_budget import OnCpu, settle_budget
+from atomsieve.screen.engine.batch_budget import resolve_batch_budget
+from atomsieve.screen.engine.cpu_fallback import CpuFallback
 from atomsieve.screen.engine.cuda_streams import Lanes
-from atomsieve.screen.engine.force_spread import settle
+from atomsieve.screen.engine.force_spread import resolve_force_spread
 from atomsieve.screen.engine.in_flight import Journal
 from atomsieve.screen.engine.placement import gpus_beside, places, sharing
+from atomsieve.screen.engine.poisoned import PoisonedSpan, find_poisoned
 from atomsieve.screen.engine.progress import Clock, EventLog
-from atomsieve.screen.engine.runner import PredictorLike, Runner, wanted_of
+from atomsieve.screen.engine.runner import PredictorLike, Runner, wanted_properties
 from atomsieve.screen.engine.servers import Served, connect, same_for_all
 from atomsieve.screen.engine.startup_scan import atom_bounds, known_chunks
 from atomsieve.screen.node_local.collect import Collected, resume
 from atomsieve.screen.node_local.writer import Carrier, LocalStore, LocalWriter
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
-from atomsieve.screen.quarantine.rows import POISONED, SetAside, set_aside
 from atomsieve.screen.results import run_record as manifest
 from atomsieve.screen.results.chunks import Chunks, chunk_size
 from atomsieve.screen.results.columns import ROW
@@ -85,7 +87,7 @@ class Job:
     console: Console | None
     local: tuple[LocalStore, Carrier] | None = None
     journal: Journal = field(default_factory=Journal)
-    poisoned: list[SetAside] = field(default_factory=list)
+    poisoned: list[PoisonedSpan] = field(default_factory=list)
     retried: set[int] = field(default_factory=set)
     vitals: Vitals = field(default_factory=Vitals)
     batches: str = ""
@@ -111,8 +113,8 @@ class Job:
         """Count the rows of a chunk, and let them compete for the table of best rows."""
         self.top.add(rows)
         codes, counts = np.unique(rows["status"], return_counts=True)
-        if POISONED in codes:
-            self.poisoned.append(set_aside(rows))
+        if (poisoned := find_poisoned(rows)) is not None:
+            self.poisoned.append(poisoned)
         self.status.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
 
 
@@ -173,17 +175,17 @@ def prepare(
             console.print(note, highlight=False, soft_wrap=True)
     device = manifest.device_kind(model)
     server = getattr(model, "server", None)
-    spread = team.together(lambda: settle(options, model))
+    spread = team.together(lambda: resolve_force_spread(options, model))
     threads = options.threads if device == "cpu" and server is None else None
     where_computed = places(team, model)
     budget = team.first(
-        lambda: settle_budget(
+        lambda: resolve_batch_budget(
             model,
             reader,
             options,
             folder,
             head=heads[0],
-            want=wanted_of(spread),
+            want=wanted_properties(spread),
             overwrite=overwrite,
             share=sharing(where_computed),
             loaded=loaded,
@@ -201,12 +203,15 @@ def prepare(
         options.max_structure_atoms,
         spread,
         Limit(budget.max_atoms, budget.max_edges),
-        OnCpu(Path(ensemble)) if loaded and ensemble is not None and options.oversized == "cpu" else None,
+        CpuFallback(Path(ensemble)) if loaded and ensemble is not None and options.oversized == "cpu" else None,
     )
     if lead and console is not None and threads is not None:
         _advise(console, team.size * threads)
-    wanted = team.first(lambda: manifest.build(source.absolute(), reader, runner, chunks, statuses, reasons, ensemble))
-    wanted["budget"] = budget.describe()
+    wanted = team.first(
+        lambda: manifest.build_record(
+            _facts(source, reader, ensemble, runner, chunks, statuses, reasons, budget.automatic)
+        )
+    )
     gpus = gpus_beside(where_computed, team.rank)
     vitals = team.together(lambda: vitals_of(runner, chunks.n, team, options.metrics, gpus))
     bounds = atom_bounds(team, reader, chunks) if options.forces else None
@@ -257,6 +262,50 @@ def prepare(
     )
 
 
+def _facts(
+    source: Path,
+    reader: Any,
+    ensemble: str | Path | None,
+    runner: Runner,
+    chunks: Chunks,
+    statuses: dict[int, tuple[str, str]],
+    reasons: dict[int, tuple[str, str]],
+    automatic: tuple[str, ...],
+) -> manifest.RunFacts:
+    """Return what run.json records about this run."""
+    predictor: Any = runner.predictor
+    device = manifest.device_kind(predictor)
+    return manifest.RunFacts(
+        input_path=source.absolute(),
+        input_identity=reader.identity(),
+        structures=len(reader),
+        ensemble_path=ensemble,
+        ensemble_id=predictor.ensemble_id,
+        heads=runner.heads,
+        precision=predictor.precision,
+        backend=predictor.backend,
+        device=device,
+        artefact=getattr(predictor, "artefact", None),
+        precisions=getattr(predictor, "precisions", [predictor.precision]),
+        uncalibrated=runner.uncalibrated,
+        cutoff=predictor.cutoff,
+        forces=runner.forces,
+        max_structure_atoms=runner.max_structure_atoms,
+        force_spread=runner.force_spread,
+        oversized_marked=device == "cuda" and runner.oversized is None,
+        chunks=chunks,
+        max_atoms=runner.max_atoms,
+        max_edges=runner.max_edges,
+        threads=runner.threads,
+        automatic=automatic,
+        statuses=statuses,
+        reasons=reasons,
+        cascade=getattr(predictor, "cascade", None),
+        server=getattr(predictor, "server", None),
+        endpoints=getattr(predictor, "endpoints", None),
+    )
+
+
 def _tell(console: Console, brought: Collected) -> None:
     """Say what lay on the nodes."""
     if brought.chunks:
@@ -280,8 +329,6 @@ def _advise(console: Console, used: int) -> None:
 
 def _statuses() -> dict[int, tuple[str, str]]:
     """Return the name and the meaning of each status code."""
-    from atomsieve.predict.status import Status
-
     return {int(status): (status.name, status.meaning) for status in Status}
 
 
@@ -421,7 +468,7 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
                 entries = job.known[slice(*np.searchsorted(job.known["chunk"], [chunk, chunk + 1]))]
                 if any([e["rows"], e["forces"]][: len(found)] == found for e in entries):
                     rows = np.frombuffer(data[0], ROW)
-                    if job.options.retry_poisoned and (rows["status"] == POISONED).any():
+                    if job.options.retry_poisoned and (rows["status"] == Status.POISONED).any():
                         again.append(chunk)
                         continue
                     good.append(chunk)

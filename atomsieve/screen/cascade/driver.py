@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted
+from atomsieve.predict.status import Status
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.cascade.error_bounds import FLOOR, Bounds, OpenFilter, Tables, check_rank, largest, rank_span
 from atomsieve.screen.cascade.passes import (
@@ -41,7 +42,7 @@ from atomsieve.screen.cascade.passes import (
 )
 from atomsieve.screen.cascade.predictors import Cascaded, tested
 from atomsieve.screen.engine.progress import duration
-from atomsieve.screen.engine.runner import OK, Runner
+from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.results.columns import MEASURED
 from atomsieve.screen.results.files import write_whole
 from atomsieve.screen.selection.top_k import TopK
@@ -203,8 +204,8 @@ class _Refining:
         team, top = self.job.team, self.options.top
         if not state.rules:
             counts = sum(team.gather(self.job.status), Counter())
-            sample = min(max(counts[OK] // PART, SAMPLE[0]), SAMPLE[1])
-            share = min(DRAWS, -(-sample * DRAWS // max(counts[OK], 1)))
+            sample = min(max(counts[Status.OK] // PART, SAMPLE[0]), SAMPLE[1])
+            share = min(DRAWS, -(-sample * DRAWS // max(counts[Status.OK], 1)))
             beyond = min(max(top // 4, BEYOND[0]), BEYOND[1])
             rule = Rule("sample", self.threshold(EXACT, top + beyond if top else 0), share)
             return self._store(replace_state(state, rule))

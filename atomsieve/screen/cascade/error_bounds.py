@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
+from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import COLUMNS, MEASURED
-from atomsieve.screen.selection.top_k import OK, Where, row_filter
+from atomsieve.screen.selection.top_k import Where, row_filter
 from atomsieve.structures.expression import compile_where
 
 OF_SPREAD = ("energy_std", "sigma_energy", "interval_energy", "max_force_std", "sigma_force")
@@ -50,7 +51,7 @@ def scale(name: str, rows: NDArray[Any]) -> NDArray[np.float64]:
 
 def errors(cheap: NDArray[Any], better: NDArray[Any]) -> dict[str, float]:
     """Return the largest error of each measured column, in units of its scale, over rows [n] that are OK in both."""
-    both = (cheap["status"] == OK) & (better["status"] == OK)
+    both = (cheap["status"] == Status.OK) & (better["status"] == Status.OK)
     out = {}
     for name in MEASURED:
         a, b = cheap[name][both].astype(np.float64), better[name][both].astype(np.float64)
@@ -185,7 +186,7 @@ class OpenFilter:
             if not unsure:
                 return mask, mask
             low, high = span("distance", rows, bounds)
-            either = (rows["status"] == OK) & (low <= LIMIT) & (high > LIMIT)
+            either = (rows["status"] == Status.OK) & (low <= LIMIT) & (high > LIMIT)
             return mask | either, mask & ~either
 
         return leaf

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from atomsieve.predict.status import Status
 from atomsieve.screen.cascade.error_bounds import Bounds, Mask, OpenFilter, errors, rank_span
-from atomsieve.screen.engine.runner import OK, Runner
+from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.results.columns import MEASURED, ROW
 from atomsieve.screen.results.files import HEADER, ResultWriter, bytes_of, disk_errors, part_of
 from atomsieve.screen.results.screened_input import read_at
@@ -83,7 +83,7 @@ class Choice:
 
     def takes(self, rule: Rule, rows: NDArray[Any]) -> Mask:
         """Return which rows [n] of the cheaper precision a rule takes."""
-        ok = rows["status"] == OK
+        ok = rows["status"] == Status.OK
         if rule.kind == "sample":
             _, high = rank_span(self.by, self.descending, rows, EXACT)
             near, _ = self.filter(rows, EXACT)
@@ -97,7 +97,7 @@ class Choice:
         """Return the largest key that each row may have, of the rows that certainly fulfil the filter."""
         _, must = self.filter(rows, bounds)
         _, high = rank_span(self.by, self.descending, rows, bounds)
-        return high[must & (rows["status"] == OK) & np.isfinite(high)]
+        return high[must & (rows["status"] == Status.OK) & np.isfinite(high)]
 
 
 def _draws(place: NDArray[np.uint64]) -> NDArray[np.uint64]:

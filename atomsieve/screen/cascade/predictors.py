@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomsieve.errors import UsageError, unknown
+from atomsieve.errors import UsageError
 from atomsieve.screen.cascade.error_bounds import errors, largest
 from atomsieve.structures import StructureBatch
 
@@ -137,26 +137,3 @@ def tested(model: Cascaded, runner: Runner) -> dict[str, float]:
             )
             found.append(errors(a, b))
     return largest(found)
-
-
-def parsed(text: str, precisions: tuple[str, ...], members: int | None) -> tuple[str, str]:
-    """Return the two precisions of `cheaper:better`.
-
-    Raises
-    ------
-    UsageError
-        for names that are none, or a pair that saves nothing.
-    """
-    first, colon, then = text.partition(":")
-    if not colon:
-        raise UsageError(f"cascade {text!r} names no pair; write cheaper:better, e.g. bf16:fp32")
-    for name in (first, then):
-        if name not in precisions:
-            raise unknown("precision of the cascade", name, precisions)
-    order = ("bf16", "fp32", "fp64")
-    if order.index(first) > order.index(then) or (first == then and members is None):
-        raise UsageError(
-            f"cascade {text!r} saves nothing: the first precision must be the cheaper one (bf16, fp32, fp64); the same "
-            "twice goes with --cascade-members"
-        )
-    return first, then

@@ -1,10 +1,8 @@
-"""The budget of a run's batches, and what happens to a structure that alone is too large for the device."""
+"""The budget of a run's batches: atoms and edges that are evaluated at once."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +13,12 @@ from atomsieve.screen.results import run_record as manifest
 from atomsieve.screen.results.files import Folder
 from atomsieve.structures import StructureBatch
 
-log = logging.getLogger(__name__)
-
 PLACES, AT_EACH = 4, 64
 """A sample of the candidates: so many places spread over the input, so many structures at each."""
 
 
 @dataclass(frozen=True)
-class Settled:
+class BatchBudget:
     """The budget of a batch, one line on where it comes from, and which of the two numbers no option gave."""
 
     max_atoms: int
@@ -30,12 +26,8 @@ class Settled:
     why: str
     automatic: tuple[str, ...] = ()
 
-    def describe(self) -> dict[str, Any]:
-        """Return what run.json says of it: nothing that may differ between equal runs, as free memory does."""
-        return {"automatic": list(self.automatic)}
 
-
-def settle_budget(
+def resolve_batch_budget(
     model: Any,
     reader: Any,
     options: ScreenOptions,
@@ -46,7 +38,7 @@ def settle_budget(
     overwrite: bool,
     share: int,
     loaded: bool,
-) -> Settled:
+) -> BatchBudget:
     """Return the budget of a run's batches: as the options say, as an earlier part of the run had it, or by memory.
 
     model : the predictor. share : processes that share the device, or the machine if that is a CPU. loaded : the
@@ -58,19 +50,19 @@ def settle_budget(
     given = {"max_atoms": options.max_atoms, "max_edges": options.max_edges}
     automatic = tuple(name for name, value in given.items() if value is None)
     if not automatic:
-        return Settled(*usual, "as asked")
+        return BatchBudget(*usual, "as asked")
     recorded = {} if overwrite else _recorded(folder)
     if set(automatic) <= set(recorded):
         atoms, edges = (recorded[name] if value is None else value for name, value in given.items())
-        return Settled(atoms, edges, "as in the earlier part of this run", automatic)
+        return BatchBudget(atoms, edges, "as in the earlier part of this run", automatic)
     if not loaded:
-        return Settled(*usual, "usual", automatic)
+        return BatchBudget(*usual, "usual", automatic)
     from atomsieve.predict.memory_law import budget_of
 
-    some = lambda: sample(reader, options.max_structure_atoms)  # noqa: E731 - larger ones are not computed
+    some = lambda: sample_structures(reader, options.max_structure_atoms)  # noqa: E731 - larger ones are not computed
     found = budget_of(model, some, usual_budget(model), want=want, head=head, share=share * lanes)
     atoms, edges = options.max_atoms or found.max_atoms, options.max_edges or found.max_edges
-    return Settled(atoms, edges, found.why if len(automatic) == 2 else f"partly as asked; {found.why}", automatic)
+    return BatchBudget(atoms, edges, found.why if len(automatic) == 2 else f"partly as asked; {found.why}", automatic)
 
 
 def _recorded(folder: Folder) -> dict[str, int]:
@@ -81,7 +73,7 @@ def _recorded(folder: Folder) -> dict[str, int]:
     return {name: int(found["batches"][name]) for name in found.get("budget", {}).get("automatic", [])}
 
 
-def sample(reader: Any, largest: int = 1 << 62) -> StructureBatch:
+def sample_structures(reader: Any, largest: int = 1 << 62) -> StructureBatch:
     """Return a few structures of at most `largest` atoms from all over the input."""
     from atomsieve.structures.fields import CONDITIONS
 
@@ -90,35 +82,3 @@ def sample(reader: Any, largest: int = 1 << 62) -> StructureBatch:
     step = AT_EACH if len(starts) > 1 else n
     found = StructureBatch.concatenate([reader.read(s, s + step, CONDITIONS) for s in starts])
     return found if (found.counts <= largest).all() else found.take(np.flatnonzero(found.counts <= largest))
-
-
-@dataclass
-class OnCpu:
-    """Evaluates on the CPU what does not fit into a GPU, with the same ensemble in the same precision.
-
-    The last bits differ from those of a GPU, so what was evaluated here is counted.
-
-    Attributes
-    ----------
-    folder : the ensemble. computed : structures that were evaluated here, once for each head.
-    """
-
-    folder: Path
-    computed: int = 0
-    _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def twin(self, predictor: Any) -> Any:
-        """Return the same predictor on the CPU, loaded when it is first needed; None where there is no such thing."""
-        from atomsieve.predict import Predictor
-
-        predictor = getattr(predictor, "_predictor", predictor)  # of lanes, the one that computes
-        if type(predictor) is not Predictor or manifest.device_kind(predictor) == "cpu":
-            return None
-        if predictor.precision not in self._loaded:
-            log.warning("a structure is too large for %s: the ensemble is loaded on the CPU too", predictor.device)
-            self._loaded[predictor.precision] = Predictor.load(self.folder, precision=predictor.precision)
-        found = self._loaded[predictor.precision]
-        return found if found.ensemble_id == predictor.ensemble_id else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "computed": 0, "_loaded": {}}

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
 from atomsieve.predict.packing import Limit, halved, pack
-from atomsieve.screen.engine.runner import OK, PredictorLike, fill
+from atomsieve.predict.status import Status
+from atomsieve.screen.engine.runner import PredictorLike, fill_rows
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.tables import pieces
 from atomsieve.structures import StructureBatch
@@ -30,7 +31,7 @@ COLUMNS = ("max_force_std", "sigma_force")
 """Columns of a row that need the spread of forces."""
 
 
-def settle(options: ScreenOptions, predictor: PredictorLike) -> str:
+def resolve_force_spread(options: ScreenOptions, predictor: PredictorLike) -> str:
     """Return which rows get the spread of forces: `all`, `top` or `none`.
 
     A deep ensemble gives it for nothing; `auto` means `top` of a shallow one, `none` where its backend has no forces
@@ -67,7 +68,7 @@ def with_spread(job: Job, rows: NDArray[Any], between: Callable[[], None] = lamb
     between : is called before each batch, and every moment while a server is waited for; it may raise.
     """
     rows = rows.copy()
-    able = np.flatnonzero(rows["status"] == OK)
+    able = np.flatnonzero(rows["status"] == Status.OK)
     for head in np.unique(rows["head"][able]):
         own = able[rows["head"][able] == head]
         own = own[np.argsort(rows["position"][own], kind="stable")]
@@ -94,7 +95,7 @@ def _fill(
 
     def compute(some: NDArray[np.int64]) -> None:
         part = batch.take(some)
-        found = fill(rows[here[some]], part, runner.ask(part, want, head, between))
+        found = fill_rows(rows[here[some]], part, runner.ask(part, want, head, between))
         for name in COLUMNS:
             rows[name][here[some]] = found[name]
 

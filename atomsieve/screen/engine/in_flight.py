@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from atomsieve.screen.quarantine.rows import lost_with
+from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.results.files import Folder, disk_errors, write_whole
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class Journal:
         """
         if self._handle is None:
             return
-        lost = lost_with(error)
+        lost = translate_loss(error)
         try:
             if lost is None:
                 self.clear()

@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.predict.packing import Limit, halved, is_out_of_memory, pack
+from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import MEASURED, blank_rows
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
 if TYPE_CHECKING:
-    from atomsieve.screen.engine.batch_budget import OnCpu
-
-OK, TOO_LARGE, NAN_OUTPUT, OUT_OF_MEMORY = 0, 4, 8, 9  # of atomsieve.predict.status.Status, checked by a test
+    from atomsieve.screen.engine.cpu_fallback import CpuFallback
 
 MOMENT = 0.1
 """Seconds after which a wait for a server looks whether the run is to stop."""
@@ -94,7 +93,7 @@ class Runner:
     max_structure_atoms: int
     force_spread: str = "all"
     limit: Limit | None = None
-    oversized: OnCpu | None = None
+    oversized: CpuFallback | None = None
 
     @property
     def elsewhere(self) -> bool:
@@ -107,8 +106,14 @@ class Runner:
         return hasattr(self.predictor, "endpoints")
 
     @property
+    def uncalibrated(self) -> list[str]:
+        """The heads in use whose energies are not calibrated."""
+        known = self.predictor.describe().get("calibrated", {})
+        return [head for head in self.heads if "energy" not in known.get(head, ())]
+
+    @property
     def _want(self) -> set[str]:
-        return wanted_of(self.force_spread)
+        return wanted_properties(self.force_spread)
 
     def __call__(
         self, batch: StructureBatch, first: int, between: Callable[[], None] = lambda: None
@@ -133,7 +138,7 @@ class Runner:
         forces = np.full((batch.n_atoms, n_heads, 3), np.nan, "<f4") if self.forces else None
 
         too_large = counts > self.max_structure_atoms
-        rows["status"][too_large] = TOO_LARGE
+        rows["status"][too_large] = Status.TOO_LARGE
         fits = np.flatnonzero(~too_large)
         edges = edge_budget_estimate(batch, self.predictor.cutoff)
         groups = [fits[group] for group in pack(edges[fits], counts[fits], self.max_atoms, self.max_edges)]
@@ -216,7 +221,7 @@ class Runner:
             other: Any = None if self.oversized is None else self.oversized.twin(self.predictor)
             instead = partial(compute, predictor=other)
             if other is None or halved(instead, np.array([large]), begun.batch.counts):
-                begun.rows[large] = failed(begun.rows[large], OUT_OF_MEMORY)
+                begun.rows[large] = clear_numbers(begun.rows[large], Status.OUT_OF_MEMORY)
             elif self.oversized is not None:
                 self.oversized.computed += 1
 
@@ -224,20 +229,20 @@ class Runner:
     def _enter(begun: Begun, some: NDArray[np.int64], h: int, batch: StructureBatch, prediction: Any) -> None:
         """Take over what head `h` says of the structures `some`, which are those of `batch`."""
         rows = begun.rows
-        rows[some, h] = fill(rows[some, h], batch, prediction)
+        rows[some, h] = fill_rows(rows[some, h], batch, prediction)
         if begun.forces is not None:
             atoms = ragged_index(begun.batch.ptr[:-1][some], batch.counts)  # one after another, as in the chunk
             values = np.asarray(prediction.forces, "<f4").copy()
-            values[np.repeat(rows["status"][some, h] != OK, batch.counts)] = np.nan
+            values[np.repeat(rows["status"][some, h] != Status.OK, batch.counts)] = np.nan
             begun.forces[atoms, h] = values
 
 
-def wanted_of(force_spread: str) -> set[str]:
+def wanted_properties(force_spread: str) -> set[str]:
     """Return what is asked of a predictor for rows; see `Runner.force_spread`."""
     return {"energy", "forces", "spread"} | ({"force_spread"} if force_spread == "all" else set())
 
 
-def fill(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[Any]:
+def fill_rows(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[Any]:
     """Return `rows` [S] with a prediction entered; rows with a bad status have NaN in every measured column."""
     rows = rows.copy()
     natoms = np.maximum(batch.counts, 1)
@@ -250,22 +255,22 @@ def fill(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[
     for name, of_atoms in (("max_force", "forces"), ("max_force_std", "forces_std"), ("sigma_force", "sigma_forces")):
         values = getattr(prediction, of_atoms)
         if values is not None:
-            rows[name] = largest(np.linalg.norm(values, axis=1) if values.ndim == 2 else values, batch)
+            rows[name] = max_per_structure(np.linalg.norm(values, axis=1) if values.ndim == 2 else values, batch)
     rows["status"] = prediction.status
     broken = ~np.isfinite(rows["energy"])
     if prediction.forces is not None:
         broken |= ~np.isfinite(rows["max_force"])
-    rows["status"][broken & (rows["status"] == OK)] = NAN_OUTPUT
+    rows["status"][broken & (rows["status"] == Status.OK)] = Status.NAN_OUTPUT
     rows["outside"] = prediction.outside
     rows["in_domain"] = prediction.in_domain
-    bad = rows["status"] != OK
-    rows[bad] = failed(rows[bad])
+    bad = rows["status"] != Status.OK
+    rows[bad] = clear_numbers(rows[bad])
     for name in MEASURED:  # one bit pattern for all NaN
         rows[name][np.isnan(rows[name])] = np.nan
     return rows
 
 
-def failed(rows: NDArray[Any], status: int | None = None) -> NDArray[Any]:
+def clear_numbers(rows: NDArray[Any], status: int | None = None) -> NDArray[Any]:
     """Return `rows` without numbers, with `status` if given."""
     rows = rows.copy()
     for name in MEASURED:
@@ -276,7 +281,7 @@ def failed(rows: NDArray[Any], status: int | None = None) -> NDArray[Any]:
     return rows
 
 
-def largest(values: NDArray[Any], batch: StructureBatch) -> NDArray[np.float64]:
+def max_per_structure(values: NDArray[Any], batch: StructureBatch) -> NDArray[np.float64]:
     """Return the largest value [S] over the atoms of each structure; NaN where there is no atom or a NaN."""
     out = np.full(len(batch), np.nan)
     filled = batch.counts > 0

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atomsieve.predict.status import Status
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.engine import in_flight as journal
 from atomsieve.screen.engine.in_flight import Record
-from atomsieve.screen.engine.runner import OK
-from atomsieve.screen.quarantine.rows import lost_with, no_forces, whole_chunk
+from atomsieve.screen.failures import translate_loss
+from atomsieve.screen.quarantine.rows import blank_chunk_forces, poisoned_chunk_rows
 from atomsieve.screen.quarantine.sandbox import CannotStart, Child, Computed, Recipe
 from atomsieve.structures.fields import CONDITIONS
 from atomsieve.text import counted
@@ -121,7 +122,7 @@ def screen_suspects(
             writer.put(chunk, rows, forces, time.perf_counter() - since)
             writer.commit()
             first, end = job.chunks.span(chunk)
-            job.team.report(end - first, int(np.count_nonzero(rows["status"] != OK)))
+            job.team.report(end - first, int(np.count_nonzero(rows["status"] != Status.OK)))
         if stop.closing:
             job.team.stop()
 
@@ -149,7 +150,7 @@ class _Court:
         try:
             found = self._judge(chunk, record)
         except BaseException as error:
-            if lost_with(error) is None:  # else what is at hand stays there, for the next start to count
+            if translate_loss(error) is None:  # else what is at hand stays there, for the next start to count
                 self._job.journal.clear()
             raise
         self._job.journal.clear()
@@ -201,8 +202,8 @@ class _Court:
         job = self._job
         first, end = job.chunks.span(chunk)
         log.warning("%s; chunk %d (positions %d to %d) is set aside as POISONED", why, chunk, first, end - 1)
-        rows = whole_chunk(first, end, len(job.runner.heads), ids, natoms)
-        return rows, no_forces(job.forces, chunk)
+        rows = poisoned_chunk_rows(first, end, len(job.runner.heads), ids, natoms)
+        return rows, blank_chunk_forces(job.forces, chunk)
 
 
 def settled(job: Job) -> None:

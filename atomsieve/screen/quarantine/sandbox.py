@@ -28,8 +28,9 @@ from atomsieve.predict.free_memory import give_back
 from atomsieve.runs.child_process import start
 from atomsieve.runs.signals import follow
 from atomsieve.screen.engine.runner import MOMENT, Runner
+from atomsieve.screen.failures import DeviceLost, is_device_lost
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.quarantine.rows import DeviceLost, device_lost, poisoned
+from atomsieve.screen.quarantine.rows import mark_poisoned
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import CONDITIONS
 
@@ -240,7 +241,7 @@ def compute(reader: Any, runner: Runner, order: tuple[int, int, frozenset[int]],
     say("read", batch.id, batch.counts)
     begun = runner.begin(batch, first)
     aside = np.array(sorted(without), np.int64)
-    begun.rows[aside] = poisoned(begun.rows[aside])
+    begun.rows[aside] = mark_poisoned(begun.rows[aside])
     rest = [group[~np.isin(group, aside)] for group in begun.groups]
     begun.groups[:] = [group for group in rest if len(group)]
     coming = iter(begun.groups)
@@ -280,7 +281,7 @@ def main() -> None:
         except BrokenPipeError:
             return
         except Exception as error:  # every kind: it is raised in the rank
-            if device_lost(error):
+            if is_device_lost(error):
                 sys.exit(DeviceLost.exit_code)
             known = isinstance(error, AtomSieveError)
             say("raised", error if known else RuntimeError(f"{type(error).__name__}: {error}"))

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, UsageError, require, unknown
+from atomsieve.predict.status import Status
 from atomsieve.runs.output_files import output_errors, require_writable
-from atomsieve.screen.engine.runner import OK
 from atomsieve.screen.results.columns import COLUMNS
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.screened_input import read_at, screened_input
@@ -196,7 +196,7 @@ def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], 
                     f"with --where \"head == '{results.labels.heads[0]}'\""
                 )
             batch = read_at(reader, rows["position"])
-            ok = rows["status"] == OK
+            ok = rows["status"] == Status.OK
             changes: dict[str, Any] = {"energy": rows["energy"].astype(np.float64), "has_energy": ok}
             if forces is not None and len(rows):
                 atoms = ragged_index(starts[rows["position"]], batch.counts)

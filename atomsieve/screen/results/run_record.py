@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.predict.packing import PACKING_RULE
-from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.results import columns
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import Folder, write_whole
@@ -20,74 +20,100 @@ COMPARED = ("format", "input", "ensemble", "options", "chunks", "batches", "casc
 """Sections that decide the bytes, beside names and dtypes of the columns; the others inform people and may change."""
 
 
-def build(
-    source: Path,
-    reader: Any,
-    runner: Runner,
-    chunks: Chunks,
-    statuses: Mapping[int, tuple[str, str]],
-    reasons: Mapping[int, tuple[str, str]],
-    ensemble: str | Path | None = None,
-) -> dict[str, Any]:
-    """Return the manifest of a run, as plain data."""
-    predictor = runner.predictor
+@dataclass(frozen=True)
+class RunFacts:
+    """The facts that run.json records about a run.
+
+    Attributes
+    ----------
+    input_path, input_identity, structures : the input, the digest of its content, structures in it.
+    ensemble_path, ensemble_id : the ensemble folder, None where servers hold it; the digest that names the ensemble.
+    heads, precision, backend, device : in use; the kind of the device alone, `cpu` or `cuda`.
+    artefact : digest of the exported artefact in use: another export has other last bits. None for native.
+    precisions : names behind the codes of the column `precision`.
+    uncalibrated : heads in use without calibrated energies.
+    cutoff : Angstrom.
+    forces, max_structure_atoms, force_spread : see `ScreenOptions`.
+    oversized_marked : structures too large for the GPU alone get a status and are not computed on the CPU.
+    chunks, max_atoms, max_edges, threads : how work is cut; threads are None where they do not matter.
+    automatic : which of the two numbers of the budget no option gave.
+    statuses, reasons : name and meaning by code, and by bit of the column `outside`.
+    cascade : what decides the recomputed rows; None without a cascade.
+    server : threads of the servers and how they cut a request; None where this process computes.
+    endpoints : the servers; None where this process computes.
+    """
+
+    input_path: Path
+    input_identity: str
+    structures: int
+    ensemble_path: str | Path | None
+    ensemble_id: str
+    heads: list[str]
+    precision: str
+    backend: str
+    device: str
+    artefact: str | None
+    precisions: list[str]
+    uncalibrated: list[str]
+    cutoff: float
+    forces: bool
+    max_structure_atoms: int
+    force_spread: str
+    oversized_marked: bool
+    chunks: Chunks
+    max_atoms: int
+    max_edges: int
+    threads: int | None
+    automatic: tuple[str, ...]
+    statuses: Mapping[int, tuple[str, str]]
+    reasons: Mapping[int, tuple[str, str]]
+    cascade: Mapping[str, Any] | None = None
+    server: Mapping[str, Any] | None = None
+    endpoints: list[str] | None = None
+
+
+def build_record(facts: RunFacts) -> dict[str, Any]:
+    """Return the content of run.json as plain data."""
     return {
         "format": FORMAT,
-        "input": {"identity": reader.identity(), "structures": len(reader)},
+        "input": {"identity": facts.input_identity, "structures": facts.structures},
         "ensemble": {
-            "id": predictor.ensemble_id,
-            "heads": runner.heads,
-            "precision": predictor.precision,
-            "backend": getattr(predictor, "backend", "native"),
-            "device": device_kind(predictor),
-            **_artefact(predictor),
+            "id": facts.ensemble_id,
+            "heads": facts.heads,
+            "precision": facts.precision,
+            "backend": facts.backend,
+            "device": facts.device,
+            **({} if facts.artefact is None else {"artefact": facts.artefact}),
         },
         "options": {
-            "screened": chunks.n,
-            "forces": runner.forces,
-            "max_structure_atoms": runner.max_structure_atoms,
-            **({} if runner.force_spread == "all" else {"force_spread": runner.force_spread}),
-            **({"oversized": "mark"} if device_kind(predictor) == "cuda" and runner.oversized is None else {}),
+            "screened": facts.chunks.n,
+            "forces": facts.forces,
+            "max_structure_atoms": facts.max_structure_atoms,
+            **({} if facts.force_spread == "all" else {"force_spread": facts.force_spread}),
+            **({"oversized": "mark"} if facts.oversized_marked else {}),
         },
-        "chunks": chunks.describe(),
+        "chunks": facts.chunks.describe(),
         "batches": {
             "rule": PACKING_RULE,
-            "max_atoms": runner.max_atoms,
-            "max_edges": runner.max_edges,
-            "cutoff": predictor.cutoff,
-            "threads": runner.threads,
-            **_server(predictor),
+            "max_atoms": facts.max_atoms,
+            "max_edges": facts.max_edges,
+            "cutoff": facts.cutoff,
+            "threads": facts.threads,
+            **({} if facts.server is None else {"server": dict(facts.server)}),
         },
         "columns": columns.describe(),
-        "heads": runner.heads,
-        "precisions": getattr(predictor, "precisions", [predictor.precision]),
-        **({"cascade": predictor.cascade} if hasattr(predictor, "cascade") else {}),
-        "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in statuses.items()},
-        "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in reasons.items()},
-        "uncalibrated": uncalibrated(runner),
-        "software": None if hasattr(predictor, "endpoints") else computing(),
-        "input_path": str(source),
-        "ensemble_path": None if ensemble is None else str(Path(ensemble).absolute()),
-        **({"endpoints": predictor.endpoints} if hasattr(predictor, "endpoints") else {}),
+        "heads": facts.heads,
+        "precisions": facts.precisions,
+        **({} if facts.cascade is None else {"cascade": dict(facts.cascade)}),
+        "statuses": {str(code): {"name": name, "meaning": text} for code, (name, text) in facts.statuses.items()},
+        "reasons": {str(bit): {"name": name, "meaning": text} for bit, (name, text) in facts.reasons.items()},
+        "uncalibrated": facts.uncalibrated,
+        "software": computing() if facts.endpoints is None else None,
+        "input_path": str(facts.input_path),
+        "ensemble_path": None if facts.ensemble_path is None else str(Path(facts.ensemble_path).absolute()),
+        **({} if facts.endpoints is None else {"endpoints": facts.endpoints}),
+        "budget": {"automatic": list(facts.automatic)},
     }
-
-
-def _server(predictor: Any) -> dict[str, Any]:
-    """Return what of a server decides the last bits: its threads, and how it cuts a request."""
-    server = getattr(predictor, "server", None)
-    return {} if server is None else {"server": dict(server)}
-
-
-def uncalibrated(runner: Runner) -> list[str]:
-    """Return the screened heads whose energies are not calibrated."""
-    known = runner.predictor.describe().get("calibrated", {})
-    return [h for h in runner.heads if "energy" not in known.get(h, ())]
-
-
-def _artefact(predictor: Any) -> dict[str, str]:
-    """Return what names the artefact that computes, if it is an exported one: another export has other last bits."""
-    digest = getattr(predictor, "artefact", None)
-    return {} if digest is None else {"artefact": digest}
 
 
 def recorded_backend(folder: Folder) -> str | None:

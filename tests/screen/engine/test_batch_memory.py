@@ -17,7 +17,8 @@ from atomsieve.predict.memory_law import MemoryLaw
 from atomsieve.predict.packing import Limit, cached_budget
 from atomsieve.screen.cascade.predictors import Cascaded
 from atomsieve.screen.engine import in_flight as journal
-from atomsieve.screen.engine.batch_budget import OnCpu, sample, settle_budget
+from atomsieve.screen.engine.batch_budget import resolve_batch_budget, sample_structures
+from atomsieve.screen.engine.cpu_fallback import CpuFallback
 from atomsieve.screen.engine.cuda_streams import Lanes
 from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.finish import print_result
@@ -110,7 +111,7 @@ def gfm(tmp_path_factory):
 
 def test_the_twin_on_the_cpu_is_the_same_ensemble_in_the_same_precision(gfm, monkeypatch):
     predictor = Predictor.load(gfm, precision="fp64")
-    own = OnCpu(gfm)
+    own = CpuFallback(gfm)
     assert own.twin(predictor) is None, "what is on the CPU has no twin there"
     assert own.twin(FakePredictor()) is None
     predictor.device = "cuda:0"
@@ -131,7 +132,7 @@ def test_batches_that_are_at_work_at_once_share_the_memory(gfm, tmp_path, monkey
     monkeypatch.setattr(memory, "budget_of", lambda *a, share, **k: shares.append(share) or memory.Budget(9, 9, ""))
     model, reader = Predictor.load(gfm), MemoryReader(copper_oxides(4))
     for given in (model, Lanes(model), Lanes(Cascaded(model, model, ScreenOptions(cascade="fp32:fp64")))):
-        settle_budget(
+        resolve_batch_budget(
             given,
             reader,
             ScreenOptions(),
@@ -183,12 +184,12 @@ def test_scarce_memory_settles_the_budget_and_a_run_keeps_it(gfm, tmp_path, monk
 
 def test_a_sample_comes_from_all_over_the_input():
     batch = candidates(1000)
-    ids = sample(MemoryReader(batch)).id - batch.id[0]
+    ids = sample_structures(MemoryReader(batch)).id - batch.id[0]
     assert len(ids) == 256 and len(set(ids.tolist())) == 256
     assert ids.min() == 0 and ids.max() == 999 and ((ids > 300) & (ids < 400)).any()
-    assert len(sample(MemoryReader(batch.slice(0, 7)))) == 7
-    small = sample(MemoryReader(batch), largest=5)
-    assert small.counts.max() == 5 and len(small) == (sample(MemoryReader(batch)).counts <= 5).sum()
+    assert len(sample_structures(MemoryReader(batch.slice(0, 7)))) == 7
+    small = sample_structures(MemoryReader(batch), largest=5)
+    assert small.counts.max() == 5 and len(small) == (sample_structures(MemoryReader(batch)).counts <= 5).sum()
 
 
 def test_energy_is_told_or_said_to_be_unknown(screen, tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.predict.packing import is_out_of_memory
+from atomsieve.screen import failures
 from atomsieve.screen.engine import in_flight as journal
 from atomsieve.screen.engine.in_flight import Record
-from atomsieve.screen.quarantine import rows as poison
 from atomsieve.screen.results.files import Folder
 
 
@@ -127,7 +127,7 @@ def test_a_rank_that_cannot_reach_another_is_no_explanation(folder, monkeypatch)
     book = journal.Journal(folder.at_hand, 0).__enter__()
     book.begin(4)
     error = mpi.Exception("MPI_ERR_OTHER: known error not in list")
-    with pytest.raises(poison.PeerLost, match=r"MPI failed \(MPI_ERR_OTHER") as told:
+    with pytest.raises(failures.PeerLost, match=r"MPI failed \(MPI_ERR_OTHER") as told:
         book.__exit__(type(error), error, None)
     assert told.value.exit_code == 70
     assert journal.suspects(folder, set()) == {4: Record(1)}
@@ -135,8 +135,8 @@ def test_a_rank_that_cannot_reach_another_is_no_explanation(folder, monkeypatch)
 
 def test_a_library_without_room_on_the_gpu_is_no_lost_gpu():
     error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    assert is_out_of_memory(error) and not poison.device_lost(error)
-    assert poison.device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert is_out_of_memory(error) and not failures.is_device_lost(error)
+    assert failures.is_device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_damaged_slots_and_files_are_left_out(folder):

@@ -18,13 +18,15 @@ from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict.packing import Limit, pack
 from atomsieve.predict.status import Status
 from atomsieve.runs.mpi import Team, guarded
+from atomsieve.screen import failures
 from atomsieve.screen.engine import in_flight as journal
 from atomsieve.screen.engine.in_flight import Record
+from atomsieve.screen.engine.poisoned import PoisonedSpan, find_poisoned
 from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine import retry as suspects
-from atomsieve.screen.quarantine import rows as poison
 from atomsieve.screen.quarantine import sandbox as isolated
+from atomsieve.screen.quarantine.rows import format_poisoned_lines, poisoned_chunk_rows
 from atomsieve.screen.quarantine.sandbox import CannotStart, Child, Death, Recipe
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
@@ -202,15 +204,11 @@ def test_a_death_apart_for_which_an_error_is_told_is_no_death(whole, tmp_path):
 # -- what is decided -------------------------------------------------------------------------------------------------
 
 
-def test_the_status_is_the_predictors():
-    assert poison.POISONED == Status.POISONED
-
-
 def test_what_is_set_aside_is_told_by_chunk_and_position():
-    rows = poison.whole_chunk(64, 128, 2, None, None)
+    rows = poisoned_chunk_rows(64, 128, 2, None, None)
     assert (rows["status"] == Status.POISONED).all() and len(rows) == 128
-    one = poison.SetAside(200, 200, 1)
-    lines = poison.told([one, poison.set_aside(rows), one], Chunks(1000, 64))
+    one = PoisonedSpan(200, 200, 1)
+    lines = format_poisoned_lines([one, find_poisoned(rows), one], Chunks(1000, 64))
     assert lines == ["64 structures of chunk 1 (positions 64 to 127)", "1 structure of chunk 3 (position 200)"]
 
 
@@ -363,13 +361,13 @@ def test_an_error_of_mpi_wherever_it_comes_up_lets_the_job_be_started_again(monk
         def abort(self, code):
             raise SystemExit(code)
 
-    monkeypatch.setattr(poison, "peer_lost", lambda error: isinstance(error, ConnectionError))
+    monkeypatch.setattr(failures, "is_peer_lost", lambda error: isinstance(error, ConnectionError))
 
     def fails(error):
         with guarded(OneOfTwo()):
             raise error
 
-    with pytest.raises(poison.PeerLost, match="run the same command again"), guarded(Team()):
+    with pytest.raises(failures.PeerLost, match="run the same command again"), guarded(Team()):
         raise ConnectionError("alone")
     with pytest.raises(SystemExit) as left:
         fails(ConnectionError("peer gone"))
