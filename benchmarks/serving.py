@@ -41,7 +41,7 @@ from atomsieve.predict.packing import BUDGETS, pack
 from atomsieve.remote.transport import EndpointError, Transport, parse_url
 from atomsieve.remote.wire import outputs_for, prediction_of, request_arrays
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served, write_model
+from atomsieve.serve.repository.write import Served, write_repository
 from atomsieve.serve.server.process import (
     ServerOptions,
     TritonProcess,
@@ -263,7 +263,7 @@ def cost_of_lines(lines: int = 2000) -> float:
 def run(arguments: argparse.Namespace, gfm: Path, work: Path) -> None:
     """Measure and print."""
     settings = Settings(precision=arguments.precision, backend=arguments.backend, threads=arguments.threads)
-    write_model(work / "repository", Served("gfm", gfm, settings), instances=arguments.instances)
+    write_repository(work / "repository", [Served("gfm", gfm, settings)], instances=arguments.instances)
     predictor = Predictor.load(gfm, precision=arguments.precision, backend=arguments.backend)
     sizes = [int(n) for n in arguments.sizes.split(",")]
     clients = {n: CLIENTS.get(n, (1, 4)) for n in sizes}

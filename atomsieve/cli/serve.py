@@ -120,9 +120,6 @@ def start(
     log: o.LogForm = None,
     log_file: o.LogFile = None,
     tritonserver: o.Program = None,
-    container: o.Container = None,
-    image: o.Image = None,
-    show: o.Show = False,
 ) -> int:
     """Start a Triton server, check it by true inference, and watch over it until it is asked to end.
 
@@ -135,14 +132,8 @@ def start(
 
     if bool(folders) == (repository is not None):
         raise UsageError("name either ensemble folders to serve, or a model repository with --repository")
-    if show and folders:
-        raise UsageError(
-            "--print shows a command for a repository that stays: make one with serve repository, "
-            "and name it with --repository"
-        )
-    given = [p.opts[-1] for p in context.command.params if _was_given(context, p.name)]
-    contained = container is not None or show
-    _refuse_unused(given, repository is not None, contained)
+    if repository is not None:
+        _refuse_unused([p.opts[-1] for p in context.command.params if _was_given(context, p.name)])
     listening = Listening(
         listen, grpc_port, http_port, metrics_port, token_file, insecure, tls_cert, tls_key, tls_client_ca
     )
@@ -151,7 +142,6 @@ def start(
         "answer_seconds": answer_seconds,
         "start_seconds": start_seconds,
         "max_restarts": max_restarts,
-        "drain_seconds": drain_seconds,
     }
     # what is cheap to check comes first: writing a repository takes seconds
     settings = _settings(
@@ -176,11 +166,6 @@ def start(
                 numbers = _checked(folders, settings, gpus)
                 _build(place, folders, settings, 1, instances, numbers, queue_delay, False, graph_backend)
 
-        if contained:
-            build()
-            return _contained(
-                container or "docker", image, show, options, warnings, listening, watch, settings.device != "cpu"
-            )
         return _run(
             options,
             warnings,
@@ -227,8 +212,8 @@ def _was_given(context: typer.Context, name: str | None) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _refuse_unused(given: list[str], repository: bool, contained: bool) -> None:
-    """Refuse options that would change nothing.
+def _refuse_unused(given: list[str]) -> None:
+    """Refuse options that change nothing when a repository is served.
 
     Raises
     ------
@@ -250,18 +235,13 @@ def _refuse_unused(given: list[str], repository: bool, contained: bool) -> None:
         "--max-request-bytes",
         "--max-structure-atoms",
     }
-    here = {"--log", "--log-file", "--tritonserver"}
-    rules = [
-        (repository, written, "--repository", "they stand in the repository: give them to atomsieve serve repository"),
-        (repository and not contained, {"--device"}, "--repository", "the repository says where its models run"),
-        (repository and contained, {"--threads"}, "--container", "give it to atomsieve serve repository"),
-        (contained, here, "--container", "they are for a server outside"),
-        (not contained, {"--image"}, "no --container", "add --container docker or apptainer"),
-    ]
-    for holds, options, beside, why in rules:
+    for options, why in (
+        (written, "they stand in the repository: give them to atomsieve serve repository"),
+        ({"--device"}, "the repository says where its models run"),
+    ):
         unused = [name for name in given if name in options]
-        if holds and unused:
-            raise UsageError(f"{', '.join(unused)} would do nothing with {beside}; {why}")
+        if unused:
+            raise UsageError(f"{', '.join(unused)} would do nothing with --repository; {why}")
 
 
 def _settings(
@@ -412,36 +392,3 @@ def _run(
         ).run()
     finally:
         log.close()
-
-
-def _contained(
-    engine: str,
-    image: str | None,
-    show: bool,
-    options: ServerOptions,
-    warnings: list[str],
-    listening: Listening,
-    watch: dict[str, Any],
-    gpus: bool,
-) -> int:
-    """Serve a repository in a container, or print how."""
-    import os
-    import shlex
-
-    from atomsieve.serve.container import USER, container_command, find_engine, run_in_foreground, unreadable
-
-    more = [word for key, value in watch.items() for word in (f"--{key.replace('_', '-')}", f"{value:g}")]
-    line = container_command(engine, image, options, listening, more, gpus=gpus)
-    errors = console(stderr=True)
-    if engine == "docker" and os.getuid() == 0 and (closed := unreadable(options, listening)):
-        warnings.append(
-            f"the image's user {USER} cannot read {closed[0]}; give it to that user with chown, or run "
-            "this command as the owner, not as root"
-        )
-    for text in warnings:
-        errors.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
-    if show:
-        print(shlex.join(line))
-        return 0
-    line[0] = str(find_engine(engine))
-    return run_in_foreground(line)

@@ -204,19 +204,6 @@ Program = Annotated[
         show_default=False,
     ),
 ]
-Container = Annotated[
-    str | None,
-    typer.Option(
-        "--container", help="docker or apptainer: run in a container.", rich_help_panel=WORK, show_default=False
-    ),
-]
-Image = Annotated[
-    str | None,
-    typer.Option(
-        "--image", help="Its image. [default: atomsieve:cpu or atomsieve.sif]", rich_help_panel=WORK, show_default=False
-    ),
-]
-Show = Annotated[bool, typer.Option("--print", help="Show the container's command line and end.", rich_help_panel=WORK)]
 Model = Annotated[str, typer.Option("--model", help="Name of the served model.", rich_help_panel=MODEL)]
 Ensemble = Annotated[
     Path | None,

@@ -6,9 +6,10 @@ import pytest
 
 from atomsieve.predict import Predictor
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served, write_model
+from atomsieve.serve.repository.write import Served
 from tests.helpers import tiny_gfm
 from tests.serve.exported import KINDS, add_export
+from tests.serve.repositories import write_model
 from tests.serve.triton import RunningServer, installation
 
 

@@ -26,9 +26,10 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.run import run_screen
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served, write_model
+from atomsieve.serve.repository.write import Served
 from atomsieve.structures import StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
+from tests.serve.repositories import write_model
 from tests.serve.spoiled import proxy
 from tests.serve.triton import RunningServer, installation
 

@@ -1,6 +1,6 @@
-"""Strange graphs, and strange tensors between the parts of a pipeline: each is answered or refused in order.
+"""Strange graphs: each is answered or refused in order.
 
-The models run in this process, on what `fake_backend` lends them.
+The model runs in this process, on what `fake_backend` lends it.
 """
 
 from __future__ import annotations
@@ -16,58 +16,45 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from atomsieve.gfm import read_manifest
-from atomsieve.remote.wire import OUTPUTS, request_arrays
-from atomsieve.serve.graph.model import FinishModel, GraphModel, PrepareModel
+from atomsieve.graphs import build_graph
+from atomsieve.serve.graph.model import GraphModel
 from atomsieve.serve.model.settings import Limits, Settings
-from atomsieve.serve.pipeline import USED
 from atomsieve.serve.repository.write import Served, write_repository
 from tests.helpers import copper_oxides
 from tests.serve.fake_backend import Asked, Family, backend
 from tests.serve.fuzz_requests import DTYPES
 
 FEW = settings(deadline=None, derandomize=True, max_examples=250, suppress_health_check=list(HealthCheck))
-MODELS = {"graph": GraphModel, "prepare": PrepareModel, "finish": FinishModel}
 LIMITS = Limits(structures=50, atoms=500, bytes=100_000)
-ANSWERS = ("status", "energy", "forces", "sigma_energy", "head", "in_domain")
 ODD = (0, 1, -1, -2, 2, 7, 29, 119, 255, 10**6, 2**31, 2**62, -(2**63), 2**63 - 1, 0.5, 1e-300, 1e300, np.nan, np.inf)
 
 
 @pytest.fixture(scope="module")
-def parts(exported, tmp_path_factory):
-    """The three models of a pipeline, opened as the server does it, and a request that each answers."""
-    place = tmp_path_factory.mktemp("parts")
+def graph(exported, tmp_path_factory):
+    """A graph model, opened as the server does it, a request that it answers, and its outputs."""
+    place = tmp_path_factory.mktemp("graph")
     own = Settings(precision="fp64", backend="torchscript", threads=1, limits=LIMITS, max_atoms=200, max_edges=4000)
-    write_repository(place / "models", [Served("gfm", exported, own)], graph_backend="python")
+    write_repository(place, [Served("gfm", exported, own)], graph_backend="python")
     patch = pytest.MonkeyPatch()
     patch.setitem(sys.modules, "triton_python_backend_utils", backend())
     patch.setattr("atomsieve.serve.graph.model._probe_dlpack", lambda pb: None)
-    models = {name: kind() for name, kind in MODELS.items()}
-    for name, model in models.items():
-        folder = str(place / "models" / f"gfm_{name}")
-        model.initialize(
-            {
-                "model_repository": folder,
-                "model_name": f"gfm_{name}",
-                "model_version": "1",
-                "model_instance_kind": "CPU",
-                "model_instance_device_id": "0",
-                "model_instance_name": f"gfm_{name}_0",
-            }
-        )
+    model = GraphModel()
+    model.initialize(
+        {
+            "model_repository": str(place / "gfm_graph"),
+            "model_name": "gfm_graph",
+            "model_version": "1",
+            "model_instance_kind": "CPU",
+            "model_instance_device_id": "0",
+            "model_instance_name": "gfm_graph_0",
+        }
+    )
     patch.undo()
-    raw = request_arrays(copper_oxides(3))
-    entry = read_manifest(exported).exports["torchscript-fp64"]
-    every = [f"graph_{n}" for n in entry.inputs]
-    passed = ["prepared_index", "prepared_status", "prepared_outside", "prepared_distance"]
-    tables = ask(models["prepare"], raw, every + passed, {"head": "metal"}).tensors
-    graph = {n: tables[f"graph_{n}"] for n in entry.inputs}
-    network = ask(models["graph"], graph, entry.outputs).tensors
-    joined = raw | {n: tables[n] for n in passed} | {f"network_{n}": network[n] for n in USED if n in network}
-    return {
-        "graph": (models["graph"], graph, entry.outputs),
-        "prepare": (models["prepare"], raw, every + passed),
-        "finish": (models["finish"], joined, ANSWERS),
-    }
+    manifest = read_manifest(exported)
+    entry = manifest.exports["torchscript-fp64"]
+    batch = copper_oxides(3)
+    own_graph = build_graph(batch, manifest.cutoff, max_neighbors=manifest.config.max_neighbors)
+    return model, model.artefact.arrays(batch, own_graph, 1), entry.outputs
 
 
 def ask(model, arrays, outputs, parameters="{}", **more):
@@ -114,20 +101,18 @@ def changed(arrays, how):
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_strange_tensors(parts, name):
-    model, good, outputs = parts[name]
-    truth = ask(model, good, outputs, {"head": "metal"} if name != "graph" else {}).tensors
+def test_strange_tensors(graph):
+    model, good, outputs = graph
+    truth = ask(model, good, outputs).tensors
     assert truth.keys() >= set(outputs)
     seen = Counter()
-    heads = st.sampled_from(["metal", "organic", "", 3, None])
+    values = st.sampled_from(["metal", "organic", "", 3, None])
 
     @FEW
-    @given(changes(good), st.dictionaries(st.sampled_from(["head", "alone", "odd"]), heads, max_size=1))
+    @given(changes(good), st.dictionaries(st.sampled_from(["head", "alone", "odd"]), values, max_size=1))
     def run(how, parameters):
         with np.errstate(all="ignore"):
-            arrays = changed(good, how)
-            response = ask(model, arrays, outputs, parameters)
+            response = ask(model, changed(good, how), outputs, parameters)
         if response.error is not None:
             message = response.error.message
             assert response.error.code in ("invalid", "unsupported"), (message, how)
@@ -139,13 +124,10 @@ def test_strange_tensors(parts, name):
         assert found.keys() == set(outputs)
         for one, values in found.items():
             assert values.dtype == truth[one].dtype and values.ndim == truth[one].ndim, one
-        if name == "finish":
-            counts = {"structure": arrays["n_atoms"].shape[1], "atom": arrays["numbers"].shape[1]}
-            assert all(values.shape[1] == counts[OUTPUTS[n].axis] for n, values in found.items())
 
     run()
     assert seen["refused"] > 20 and seen["answered"] > 20, seen
-    again = ask(model, good, outputs, {"head": "metal"} if name != "graph" else {}).tensors
+    again = ask(model, good, outputs).tensors
     for one, values in truth.items():
         np.testing.assert_array_equal(again[one], values)
 
@@ -153,8 +135,8 @@ def test_strange_tensors(parts, name):
 # -- accidents ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_accident_is_one_requests_alone_and_the_log_holds_it(parts, monkeypatch, caplog):
-    model, good, outputs = parts["graph"]
+def test_an_accident_is_one_requests_alone_and_the_log_holds_it(graph, monkeypatch, caplog):
+    model, good, outputs = graph
     truth = ask(model, good, outputs).tensors["energy"]
     lend = model._pb.Tensor.from_dlpack
     left = [1]
@@ -168,7 +150,7 @@ def test_an_accident_is_one_requests_alone_and_the_log_holds_it(parts, monkeypat
     bad, well = model.execute([Asked(good, outputs), Asked(good, outputs)])
     assert bad.error.code == "internal" and "secret" not in bad.error.message
     np.testing.assert_array_equal(well.tensors["energy"], truth)
-    monkeypatch.setattr(model, "answer", lambda *_: 1 / 0)
+    monkeypatch.setattr(model, "_evaluate", lambda *_: 1 / 0)
     [worse] = model.execute([Asked(good, outputs)])
     for response, said in ((bad, "/dev/shm/secret"), (worse, "ZeroDivisionError")):
         reference = response.error.message.split("reference ")[1].split(":")[0]
@@ -176,44 +158,34 @@ def test_an_accident_is_one_requests_alone_and_the_log_holds_it(parts, monkeypat
         assert record.exc_info is not None and said in caplog.text
 
 
-def test_what_is_too_large_is_refused_before_it_is_copied(parts, monkeypatch):
-    for name, (model, good, outputs) in parts.items():
-        big = {"graph": "shifts", "prepare": "positions", "finish": "network_forces"}[name]
-        wide = {**good, big: np.broadcast_to(np.zeros((), good[big].dtype), (10**5, 10**3, 3))}
-        copies = []
-        own = np.array
-        monkeypatch.setattr(np, "array", lambda *a, own=own, copies=copies, **k: copies.append(a) or own(*a, **k))
-        response = ask(model, wide, outputs)
-        monkeypatch.undo()
-        assert response.error.code == "invalid" and "allowed are" in response.error.message
-        assert not copies
-    model, good, outputs = parts["graph"]
+def test_what_is_too_large_is_refused_before_it_is_copied(graph, monkeypatch):
+    model, good, outputs = graph
+    wide = {**good, "shifts": np.broadcast_to(np.zeros((), good["shifts"].dtype), (10**5, 10**3, 3))}
+    copies = []
+    own = np.array
+    monkeypatch.setattr(np, "array", lambda *a, **k: copies.append(a) or own(*a, **k))
+    response = ask(model, wide, outputs)
+    monkeypatch.undo()
+    assert response.error.code == "invalid" and "allowed are" in response.error.message
+    assert not copies
     response = ask(model, {**good, "neighbors": np.zeros((1, 10**6), np.int64)}, outputs)
     assert "places (N * W), allowed are 20000" in response.error.message
     response = ask(model, good, outputs, {"x" * 20_000: 1})
     assert "parameters have" in response.error.message
 
 
-def test_what_was_done_is_counted_and_logged(parts, capfd):
+def test_what_was_done_is_counted_and_logged(graph, capfd):
     Family.counts.clear()
-    for name, (model, good, outputs) in parts.items():
-        before = Counter(Family.counts)
-        capfd.readouterr()
-        ask(model, good, outputs)
-        ask(model, {}, outputs)
-        ask(model, good, outputs, cancelled=True)
-        new = {key[0]: n for key, n in (Family.counts - before).items() if ("model", f"gfm_{name}") in key}
-        assert new["atomsieve_requests_total"] == 1 and new["atomsieve_evaluations_total"] == 1
-        assert new["atomsieve_atoms_total"] == good["numbers"].size
-        assert new["atomsieve_batches_total"] == 3 and new["atomsieve_compute_seconds_total"] > 0
-        kinds = {dict(key[1:])["kind"] for key in Family.counts - before if key[0] == "atomsieve_errors_total"}
-        assert kinds == {"invalid", "cancelled"}
-        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
-        assert [line["model"] for line in lines if line["event"] == "graph"] == [f"gfm_{name}"] * 3
-
-
-def test_a_long_call_shows_signs_of_life(parts, monkeypatch, capfd):
-    model, good, outputs = parts["prepare"]
-    monkeypatch.setattr("atomsieve.serve.graph.model.SIGN_OF_LIFE", -1.0)
+    model, good, outputs = graph
+    capfd.readouterr()
     ask(model, good, outputs)
-    assert '"working"' in capfd.readouterr().err
+    ask(model, {}, outputs)
+    ask(model, good, outputs, cancelled=True)
+    new = {key[0]: n for key, n in Family.counts.items() if ("model", "gfm_graph") in key}
+    assert new["atomsieve_requests_total"] == 1 and new["atomsieve_evaluations_total"] == 1
+    assert new["atomsieve_atoms_total"] == good["numbers"].size
+    assert new["atomsieve_batches_total"] == 3 and new["atomsieve_compute_seconds_total"] > 0
+    kinds = {dict(key[1:])["kind"] for key in Family.counts if key[0] == "atomsieve_errors_total"}
+    assert kinds == {"invalid", "cancelled"}
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["model"] for line in lines if line["event"] == "graph"] == ["gfm_graph"] * 3

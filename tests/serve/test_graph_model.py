@@ -1,8 +1,8 @@
-"""Exported artefacts on a real server, alone and inside a pipeline, answer as they do in this process."""
+"""Exported artefacts on a real server answer as they do in this process."""
 
 from __future__ import annotations
 
-import json
+import importlib
 import shutil
 import textwrap
 from pathlib import Path
@@ -12,12 +12,9 @@ import pytest
 
 from atomsieve.gfm import read_manifest
 from atomsieve.graphs import build_graph
-from atomsieve.predict import Predictor, Status
-from atomsieve.remote.transport import Rejected
-from atomsieve.remote.wire import INPUTS, OUTPUTS, outputs_for, request_arrays
-from atomsieve.serve.check import check_endpoint
+from atomsieve.predict import Predictor
 from atomsieve.serve.graph import config as graphs
-from atomsieve.serve.model.settings import Settings, beside
+from atomsieve.serve.model.settings import Settings
 from atomsieve.serve.repository.write import Served, read_config, write_repository
 from atomsieve.serve.server.health import probes
 from atomsieve.structures import StructureBatch
@@ -35,12 +32,12 @@ def settings(kind):
 
 @pytest.fixture(scope="module")
 def running(exported, tmp_path_factory):
-    """A server with the pipeline of the ONNX artefact, and the TorchScript artefact alone."""
+    """A server with the ONNX and the TorchScript artefact."""
     installation()
     place = tmp_path_factory.mktemp("models")
     both = [Served(kind, exported, settings(kind)) for kind in KINDS]
     write_repository(place, both, graph_backend="python")
-    server = RunningServer(place, ("onnx_pipeline", "torchscript_graph"))
+    server = RunningServer(place, ("onnx_graph", "torchscript_graph"))
     yield server
     server.close()
 
@@ -118,68 +115,6 @@ def test_bad_graphs_are_refused_and_the_server_stays(running, predictors, kind):
         assert "Traceback" not in caught.value.message()
     here = predictors[kind].run.artefact.evaluate(good)["energy"]
     np.testing.assert_allclose(ask(running, f"{kind}_graph", good, ["energy"])["energy"], here, rtol=1e-9)
-
-
-def mixed():
-    """Good structures between ones that have a status, and an element that only one head knows."""
-    from ase import Atoms
-
-    good = copper_oxides(4).to_ase()
-    bad = [
-        Atoms(),
-        Atoms("CuCu", positions=[[0, 0, 0], [0, 0, 0.01]]),
-        Atoms("U"),
-        Atoms("Cu", positions=[[np.nan, 0, 0]]),
-        Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.2]]),
-    ]
-    return StructureBatch.from_ase([good[0], bad[0], bad[1], good[1], bad[2], bad[3], good[2], bad[4], good[3]])
-
-
-@pytest.mark.parametrize("http", [False, True], ids=["grpc", "http"])
-def test_pipeline_answers_as_the_predictor(running, predictors, http):
-    local, batch = predictors["onnx"], mixed()
-    names = [n for n in outputs_for(WANT, local.kind) if n != "forces_members"]
-    heads = np.array([1, 1, 1, 1, 1, 1, -1, 0, 1], np.int32)
-    with running.transport(http=http) as transport:
-        found = transport.infer("onnx_pipeline", request_arrays(batch, heads), names, {"head": "metal"})
-    for head in (0, 1):
-        own = np.flatnonzero(np.where(heads == -1, 1, heads) == head)
-        truth = local(batch.take(own), WANT - {"members"}, head=local.heads[head]).arrays()
-        atoms = np.concatenate([np.arange(batch.ptr[k], batch.ptr[k + 1]) for k in own])
-        for name, values in truth.items():
-            there = found[name][atoms if OUTPUTS[name].axis == "atom" else own]
-            np.testing.assert_allclose(there, values, rtol=1e-9, atol=1e-9, err_msg=name)
-    assert {Status.OK, Status.EMPTY, Status.OVERLAPPING_ATOMS, Status.UNSEEN_ELEMENT, Status.NAN_INPUT} <= {
-        *found["status"].tolist()
-    }
-    np.testing.assert_allclose(found["energy_members"].mean(1), found["energy"], rtol=1e-12)
-
-
-def test_pipeline_is_checked_and_used_as_any_model(running, predictors, exported):
-    found = check_endpoint(running.grpc, model="onnx_pipeline", credentials=None, ensemble=exported)
-    assert found["model"] == "onnx_pipeline"
-    with running.transport() as transport:
-        none = request_arrays(copper_oxides(1).slice(0, 0))
-        about = json.loads(bytes(transport.infer("onnx_pipeline", none, ["description"])["description"]))
-        alone = transport.infer("onnx_pipeline", request_arrays(mixed().take([1, 2])), ["energy", "status"])
-    assert about["ensemble_id"] == predictors["onnx"].ensemble_id
-    assert (about["backend"], about["precision"]) == ("onnx", "fp64")
-    assert "features" not in about["gives"] and about["budget"]["atoms"] > 0
-    assert np.isnan(alone["energy"]).all() and alone["status"].all()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "parameters", "said"),
-    [
-        (lambda a: a | {"n_atoms": a["n_atoms"] + 1}, {}, "n_atoms"),
-        (lambda a: a, {"head": "metall"}, "did you mean 'metal'"),
-        (lambda a: a, {"ensemble_id": "0" * 64}, "connect anew"),
-        (lambda a: {k: v for k, v in a.items() if k != "pbc"}, {}, "without pbc"),
-    ],
-)
-def test_pipeline_refuses_a_wrong_request(running, spoil, parameters, said):
-    with running.transport() as transport, pytest.raises(Rejected, match=said):
-        transport.infer("onnx_pipeline", spoil(request_arrays(copper_oxides(2))), ["energy"], parameters)
 
 
 def test_example_of_the_documentation(running, predictors, capsys):
@@ -264,23 +199,19 @@ def test_configuration_for_tritons_own_backend_fits_the_artefact(exported, predi
     np.testing.assert_allclose(found["energy"], np.mean(stored["energy_members"], axis=0), rtol=1e-9)
 
 
-def test_a_second_version_of_a_pipeline_never_mixes_with_the_first(exported, tmp_path):
+def test_a_second_version_joins_the_first(exported, tmp_path):
     from atomsieve.errors import AtomSieveError
 
     for version in (1, 2):
         one = [Served("gfm", exported, settings("onnx"))]
         found = write_repository(tmp_path, one, graph_backend="python", version=version)
-        assert [p.parent.name for p in found] == ["gfm", *beside("gfm")]
-        steps = read_config(tmp_path / "gfm_pipeline" / "config.pbtxt").ensemble_scheduling.step
-        assert {step.model_version for step in steps} == {version}
-    for name in ("gfm", "gfm_graph", "gfm_prepare", "gfm_finish"):
+        assert [p.parent.name for p in found] == ["gfm", "gfm_graph"]
+    for name in ("gfm", "gfm_graph"):
         assert {"1", "2"} <= {p.name for p in (tmp_path / name).iterdir()}
         assert read_config(tmp_path / name / "config.pbtxt").version_policy.WhichOneof("policy_choice") == "all"
-    *raw, pipeline = probes(tmp_path, ["gfm", *beside("gfm")])
-    assert [(p.model, p.version, p.parts) for p in raw] == [("gfm", "1", ()), ("gfm", "2", ())]
-    assert (pipeline.model, pipeline.parts) == ("gfm_pipeline", ("gfm_graph", "gfm_prepare", "gfm_finish"))
-    (tmp_path / "gfm_finish" / "config.pbtxt").write_text('name: "gfm_finish"\n')
-    with pytest.raises(AtomSieveError, match="gfm_finish is there already and was not written by this program"):
+    assert [(p.model, p.version) for p in probes(tmp_path, ["gfm", "gfm_graph"])] == [("gfm", "1"), ("gfm", "2")]
+    (tmp_path / "gfm_graph" / "config.pbtxt").write_text('name: "gfm_graph"\n')
+    with pytest.raises(AtomSieveError, match="gfm_graph is there already and was not written by this program"):
         write_repository(tmp_path, one, graph_backend="python", version=3)
     assert not (tmp_path / "gfm" / "3").exists()
 
@@ -299,16 +230,16 @@ def test_all_models_are_written_or_none(exported, tmp_path, broken):
         path.write_bytes(path.read_bytes()[:-1])
     else:
         write_repository(place, [Served("b", exported, chosen)], graph_backend="python")
-        config = place / "b_finish" / "config.pbtxt"
-        config.write_text(config.read_text().replace('"network_virial"', '"network_of_old"'))
+        config = place / "b_graph" / "config.pbtxt"
+        config.write_text(config.read_text().replace('"virial"', '"virial_of_old"'))
     before = sorted(tmp_path.rglob("*"))
     both = [Served("a", exported, settings("onnx")), Served("b", other, chosen)]
-    with pytest.raises(AtomSieveError, match={"other version": "differs in its input"}.get(broken)):
+    with pytest.raises(AtomSieveError, match={"other version": "differs in its output"}.get(broken)):
         write_repository(place, both, graph_backend="python", version=2)
     assert sorted(tmp_path.rglob("*")) == before
     if broken == "head":
         both[1] = Served("b", other, settings("onnx"))
-        assert len(write_repository(place, both, graph_backend="python", version=2)) == 10
+        assert len(write_repository(place, both, graph_backend="python", version=2)) == 4
 
 
 def test_which_backend_follows_from_the_server(tmp_path):
@@ -323,45 +254,8 @@ def test_which_backend_follows_from_the_server(tmp_path):
     assert not graphs.native("python", "onnx", server)
 
 
-def test_halves_of_the_pipeline_check_what_they_are_given(exported, predictors):
-    from atomsieve.export.artefact import digest_of
-    from atomsieve.serve.model.request import Refused
-    from atomsieve.serve.pipeline import Finisher, Preparer, served_ensemble
-
-    manifest, chosen = read_manifest(exported), settings("onnx")
-    entry = manifest.exports["onnx-fp64"]
-    prepare = Preparer(served_ensemble(exported, chosen), manifest, entry, chosen)
-    finish = Finisher(served_ensemble(exported, chosen), entry, digest_of(entry), chosen)
-    batch = mixed()
-    raw = request_arrays(batch)
-    made = prepare(raw, {"head": "metal"})
-    passed = {name: values for name, values in made.items() if name.startswith("prepared_")}
-    network = predictors["onnx"].run.artefact.evaluate({n: a for n, a in made.items() if n not in passed})
-
-    def answer(network=network, passed=passed):
-        return finish.answer(raw, {"head": "metal"}, {"energy", "status", "forces"}, network, passed)[1]
-
-    truth = predictors["onnx"](batch, head="metal")
-    np.testing.assert_allclose(answer()["energy"], truth.energy, rtol=1e-9)
-    for spoilt in (
-        {"passed": passed | {"prepared_index": passed["prepared_index"] + 100}},
-        {"passed": passed | {"prepared_index": passed["prepared_index"] * 0}},
-        {"passed": passed | {"prepared_status": passed["prepared_status"][:-1]}},
-        {"passed": passed | {"prepared_status": passed["prepared_status"] * 0 + 200}},
-        {"network": network | {"forces": network["forces"][:-1]}},
-        {"network": network | {"energy_members": network["energy_members"].T}},
-    ):
-        refused = answer(**spoilt)
-        assert isinstance(refused, Refused) and refused.kind == "invalid", spoilt.keys()
-    small = chosen.model_copy(update={"max_atoms": 5})
-    refused = Preparer(served_ensemble(exported, small), manifest, entry, small)(raw, {})
-    assert isinstance(refused, Refused) and refused.kind == "too_large" and "fewer structures" in refused.message
-    np.testing.assert_allclose(answer()["forces"], truth.forces, rtol=1e-9, atol=1e-9)
-
-
-def test_a_graph_model_takes_no_more_than_its_capacity(exported):
-    from atomsieve.serve.model.request import Refused
-    from atomsieve.serve.pipeline import Capacity, Preparer, served_ensemble
+def test_a_graph_model_takes_no_more_than_its_capacity():
+    from atomsieve.serve.graph.capacity import Capacity
 
     capacity = Capacity(4096, 500_000)
     assert capacity.refusal(4096, 100) is None and "places" in capacity.refusal(4096, 130)
@@ -369,21 +263,39 @@ def test_a_graph_model_takes_no_more_than_its_capacity(exported):
     assert Capacity(10, 100).refusal(1, 20_000) is None and Capacity(0, 0).refusal(1, 1) is None
     assert "places" in capacity.refusal(1, 10**8) and "places" in Capacity(10, 100).refusal(1, 20_001)
 
-    manifest, chosen = read_manifest(exported), settings("onnx")
-    entry, batch = manifest.exports["onnx-fp64"], copper_oxides(4)
-    lone, crowd = np.arange(40)[:, None] * [9.0, 0, 0], np.random.default_rng(1).uniform(0, 2, (40, 3))
-    spread = {
-        "n_atoms": np.array([[80]]),
-        "numbers": np.full((1, 80), 29, INPUTS["numbers"].dtype),
-        "positions": np.concatenate([lone + 30, crowd * 2])[None],
+
+def test_a_pipeline_of_an_older_repository_is_refused_with_advice(exported, tmp_path):
+    """Written before release 0.1.0: its model.py files import the removed kinds from their old place."""
+    from atomsieve.errors import AtomSieveError
+    from atomsieve.serve.server.start import models_of
+
+    write_repository(tmp_path, [Served("gfm", exported, settings("onnx"))], graph_backend="python")
+    assert models_of(tmp_path) == ["gfm", "gfm_graph"]
+    for part in ("prepare", "finish", "pipeline"):
+        (tmp_path / f"gfm_{part}" / "1").mkdir(parents=True)
+        (tmp_path / f"gfm_{part}" / "config.pbtxt").write_text(f'name: "gfm_{part}"\n')
+    for part in ("prepare", "finish"):
+        model = tmp_path / f"gfm_{part}" / "1" / "model.py"
+        model.write_text(f"from atomsieve.serve.graph_model import {part.capitalize()}Model as TritonPythonModel\n")
+        names = {}
+        exec(model.read_text(), names)
+        with pytest.raises(AtomSieveError, match=rf"gfm_{part}: pipelines .* no longer served; remove"):
+            names["TritonPythonModel"]().initialize({"model_name": f"gfm_{part}"})
+    with pytest.raises(AtomSieveError, match=r"gfm_prepare, gfm_finish, gfm_pipeline: .*remove the folders") as caught:
+        models_of(tmp_path)
+    assert "\n" not in str(caught.value)
+    for part in ("prepare", "finish", "pipeline"):
+        shutil.rmtree(tmp_path / f"gfm_{part}")
+    assert models_of(tmp_path) == ["gfm", "gfm_graph"]
+
+
+@pytest.mark.parametrize("name", ["triton_model.TritonPythonModel", "graph_model.GraphModel", "remote.RemotePredictor"])
+def test_old_places_of_names_still_work(name):
+    module, attribute = name.split(".")
+    old = getattr(importlib.import_module(f"atomsieve.serve.{module}"), attribute)
+    places = {
+        "triton_model": "atomsieve.serve.model.triton_model",
+        "graph_model": "atomsieve.serve.graph.model",
+        "remote": "atomsieve.remote.predictor",
     }
-    for raw, small, lists in (
-        (request_arrays(batch), {"max_atoms": batch.n_atoms, "max_edges": 1}, False),
-        (request_arrays(batch), {"max_atoms": batch.n_atoms - 1}, False),
-        (spread, {"max_atoms": 80, "max_edges": 1000}, True),
-    ):
-        own = chosen.model_copy(update=small)
-        prepare = Preparer(served_ensemble(exported, own), manifest, entry, own)
-        refused = prepare(raw, {"head": "metal"})
-        assert isinstance(refused, Refused) and refused.kind == "too_large" and "fewer structures" in refused.message
-        assert bool(prepare.engine.work.evaluations) == lists
+    assert old is getattr(importlib.import_module(places[module]), attribute)

@@ -16,9 +16,10 @@ from atomsieve.remote.transport import EndpointError
 from atomsieve.remote.wire import INPUTS, OUTPUTS, given, request_arrays
 from atomsieve.serve.model.settings import Settings
 from atomsieve.serve.repository import write as module
-from atomsieve.serve.repository.write import Served, named, read_config, write_model, write_repository
+from atomsieve.serve.repository.write import Served, named, read_config, write_repository
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.serve.exported import add_export
+from tests.serve.repositories import write_model
 from tests.serve.triton import RunningServer, installation
 
 FP64 = Settings(precision="fp64", threads=1)

@@ -1,12 +1,10 @@
-"""`atomsieve serve`: repositories, what is refused, the command lines of containers, the log's two forms."""
+"""`atomsieve serve`: repositories, what is refused, the log's two forms."""
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
-import shlex
 import socket
 import sys
 from pathlib import Path
@@ -14,11 +12,9 @@ from pathlib import Path
 import pytest
 
 from atomsieve.cli.main import run
-from atomsieve.serve.container import unreadable
 from atomsieve.serve.logs import Log, model_of
 from atomsieve.serve.model.settings import Settings
 from atomsieve.serve.server.process import TritonProcess, free_ports
-from atomsieve.serve.server.start import Listening, server_options
 from tests.helpers import tiny_gfm
 from tests.serve.triton import installation
 
@@ -112,9 +108,6 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, served_gfm, capsys)
         (["--precision", "fp64", "--instances", 2], "--precision, --instances would do nothing with --repository"),
         (["--max-structure-atoms", 5], "--max-structure-atoms would do nothing with --repository"),
         (["--device", "cuda"], "--device would do nothing with --repository"),
-        (["--image", "mine"], "--image would do nothing with no --container"),
-        (["--print", "--log-file", "log", "--tritonserver", "t"], "--log-file, --tritonserver would do nothing with"),
-        (["--container", "docker", "--threads", 2], "--threads would do nothing with --container"),
     ):
         code, _, error = said(capsys, *given, *options)
         assert code == 2 and says in error and len(error.strip().splitlines()) == 1
@@ -164,57 +157,6 @@ def test_a_gpu_that_is_not_here(tmp_path, served_gfm, capsys, monkeypatch):
 def ports():
     grpc, http, metrics = free_ports(3)
     return "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics
-
-
-def test_command_lines_of_containers(tmp_path, served_gfm, capsys, monkeypatch):
-    models, token = tmp_path / "models", tmp_path / "token"
-    token.write_text("a-token-that-is-long-enough")
-    token.chmod(0o600)
-    said(capsys, "repository", served_gfm, "--out", models, "--threads", 1)
-    given = ["start", "--repository", models, "--container"]
-    _, out, _ = said(capsys, *given, "docker", "--image", "mine:1", "--print", "--token-file", token)
-    line = shlex.split(out)
-    assert line[:3] == ["docker", "run", "--rm"] and "--privileged" not in line and "--read-only" in line
-    published = [line[k + 1] for k, word in enumerate(line) if word == "--publish"]
-    assert published == ["127.0.0.1:8001:8001", "127.0.0.1:8000:8000", "127.0.0.1:8002:8002"]
-    mounts = [line[k + 1] for k, word in enumerate(line) if word == "--mount"]
-    assert mounts[0] == f"type=bind,source={models},target=/models,readonly" and all("readonly" in m for m in mounts)
-    inside = line[line.index("mine:1") + 1 :]
-    assert inside[:5] == ["atomsieve", "serve", "start", "--repository", "/models"]
-    assert "/run/secrets/atomsieve-token" in inside and "--insecure" not in inside
-    assert "a-token" not in out
-    assert "0:0" not in line
-    assert line[line.index("--tmpfs") + 1] == "/tmp:exec"  # where a program must run
-    assert int(line[line.index("--stop-timeout") + 1]) > 30  # the time to drain
-    inner = dict(itertools.pairwise(inside))
-    assert inner["--start-seconds"] == "600" and inner["--drain-seconds"] == "30"
-
-    code, _, error = said(capsys, *given, "docker", "--print", "--listen", "10.0.0.1")
-    assert code == 2 and "--token-file" in error
-    _, out, _ = said(capsys, *given, "docker", "--print", "--listen", "10.0.0.1", "--insecure", "--http-port", 0)
-    assert "10.0.0.1:8001:8001" in out and ":8000" not in out
-
-    for name, number in (("localhost", "127.0.0.1"), ("::1", "[::1]")):
-        assert (
-            f"--publish '{number}:8001:8001'".replace("'", "" if name == "localhost" else "'")
-            in said(capsys, *given, "docker", "--print", "--listen", name)[1]
-        )
-
-    _, out, _ = said(capsys, *given, "apptainer", "--print")
-    line = shlex.split(out)
-    assert line[:3] == ["apptainer", "exec", "--containall"] and f"{models}:/models:ro" in line
-    assert "--listen" not in line  # the network is the machine's own, where only this machine may ask
-    assert said(capsys, *given, "podman", "--print")[0] == 2
-    assert "--repository" in said(capsys, "start", served_gfm, "--container", "docker", "--print")[2]
-
-    engine = tmp_path / "bin/docker"
-    engine.parent.mkdir()
-    engine.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/called\nexit 7\n')
-    engine.chmod(0o755)
-    monkeypatch.setenv("PATH", str(engine.parent))
-    assert said(capsys, *given, "docker")[0] == 7
-    assert "target=/models,readonly" in (tmp_path / "called").read_text()
-    assert "apptainer is not on the PATH" in said(capsys, *given, "apptainer")[2]
 
 
 def test_check_tells_sound_endpoints_from_others(tmp_path, server, served_gfm, capsys):
@@ -331,14 +273,3 @@ def test_what_a_server_writes_is_read_whatever_becomes_of_it():
         process.kill()
         process.kill()
     assert process.lost == 3000
-
-
-def test_what_the_user_of_an_image_cannot_read(tmp_path):
-    (tmp_path / "models/gfm").mkdir(parents=True)
-    (tmp_path / "models/gfm/config.pbtxt").touch(0o644)
-    token = tmp_path / "token"
-    token.write_text("a-token-that-is-long-enough")
-    token.chmod(0o600)
-    options, _ = server_options(tmp_path / "models", ["gfm"], Listening(token_file=token))
-    assert unreadable(options, Listening(token_file=token), user=os.getuid() + 1) == [token]
-    assert unreadable(options, Listening(token_file=token), user=os.getuid()) == []

@@ -11,17 +11,14 @@ from atomsieve.errors import AtomSieveError
 
 FILE = "settings.json"
 GRAPH_FILE = "graph.json"
-"""The same of a model that takes graphs, or stands before or behind one."""
+"""The settings file of a graph model."""
 GFM = "gfm"
 """Name of the ensemble folder inside the version folder of a served model."""
 
-PARTS = ("graph", "prepare", "finish", "pipeline")
-"""Models that may stand beside one that takes raw structures; the last consists of the others."""
 
-
-def beside(model: str) -> list[str]:
-    """Return the names of the models for graphs that stand beside one."""
-    return [f"{model}_{part}" for part in PARTS]
+def graph_model_name(model: str) -> str:
+    """Return the name of the graph model that is served with a model for raw structures."""
+    return f"{model}_graph"
 
 
 class Limits(BaseModel):

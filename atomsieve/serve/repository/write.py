@@ -18,7 +18,7 @@ from atomsieve.gfm.exports import check_export
 from atomsieve.gfm.folder import MANIFEST
 from atomsieve.remote.test_vector import compare, stored_vector
 from atomsieve.remote.wire import given
-from atomsieve.serve.model.settings import FILE, GFM, Settings, beside
+from atomsieve.serve.model.settings import FILE, GFM, Settings, graph_model_name
 from atomsieve.serve.repository.config import MODEL_PY, instance_group, model_config
 
 if TYPE_CHECKING:
@@ -79,9 +79,12 @@ def write_repository(
 ) -> list[Path]:
     """Add models to a repository, or a version to each; return the version folders.
 
-    graph_backend : whether models that take graphs stand beside those that run an ONNX or TorchScript artefact, and
-        what runs them: "triton" (Triton's own backend for the format), "python" (the same artefact in a Python model,
-        which checks what it is given), "auto" (the first if `server` has that backend, else the second), or "none".
+    The ensemble folders are copied, so that the repository is complete and stays as it is. Each is loaded once as the
+    server will load it: a backend without artefact, or a wrong head, is found here.
+
+    graph_backend : what runs the graph models of ensembles served from an ONNX or TorchScript artefact: "triton"
+        (Triton's own backend for the format), "python" (the same artefact in a Python model, which checks its input),
+        "auto" (the first if `server` has that backend, else the second), or "none" (there are no graph models).
 
     Raises
     ------
@@ -101,7 +104,7 @@ def write_repository(
                 "or libtorch"
             )
         wanted = graph_backend != "none" and served.settings.backend in graphs.BACKENDS
-        every += [served.name, *(beside(served.name) if wanted else ())]
+        every += [served.name, *([graph_model_name(served.name)] if wanted else [])]
     twice = sorted({name for name in every if every.count(name) > 1})
     if twice:
         raise UsageError(f"two models would be named {twice[0]!r}; give the ensembles other names: NAME=PATH")
@@ -117,36 +120,11 @@ def write_repository(
             if graph_backend != "none" and served.settings.backend in graphs.BACKENDS:
                 native = graphs.native(graph_backend, served.settings.backend, server)
                 own = new / str(version) / GFM
-                made += graphs.made(work, repository, served, predictor, own, group, version=version, native=native)
+                graph = graphs.make_graph_model(
+                    work, repository, served, predictor, own, group, version=version, native=native
+                )
+                made.append((graph, graph_model_name(served.name)))
         return [placed(new, repository / name, version) for new, name in made]
-
-
-def write_model(
-    repository: Path,
-    served: Served,
-    *,
-    version: int = 1,
-    instances: int = 1,
-    gpus: Sequence[int] = (),
-    queue_delay: int = 0,
-    overwrite: bool = False,
-) -> Path:
-    """Add a model to a repository, or a version to a model; return the version folder.
-
-    The ensemble folder is copied, so that the repository is complete and stays as it is. It is loaded once as the
-    server will load it: a backend without artefact, or a wrong head, is found here.
-
-    Raises
-    ------
-    AtomSieveError
-        if the version is there already (and `overwrite` is not given), the folder holds something else, or the
-        ensemble cannot be loaded.
-    """
-    check_room(repository, served.name, version, overwrite=overwrite)
-    predictor = opened(served)
-    with scratch(repository) as work:
-        new = _made(work, repository, served, predictor, version, instances, gpus, queue_delay)
-        return placed(new, repository / served.name, version)
 
 
 def _made(

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.remote.test_vector import compare, rounded, stored_vector
 from atomsieve.remote.transport import DeadlineExceeded, Transport, Unavailable
 from atomsieve.serve.logs import Log
-from atomsieve.serve.model.settings import FILE, GFM, Settings, beside
+from atomsieve.serve.model.settings import FILE, GFM, Settings
 from atomsieve.serve.server import reaper as keeper
 
 PATIENCE = 3
@@ -39,14 +39,13 @@ class Probe:
     """What a model is asked, and what it must answer.
 
     model : its name. precision : that it computes in. vector : the test vector; small : one structure of one head.
-    parts : models that it consists of, and that are loaded anew with it. version : that is asked, "" for the newest.
+    version : that is asked, "" for the newest.
     """
 
     model: str
     precision: str
     vector: Mapping[str, Any]
     small: Mapping[str, Any]
-    parts: tuple[str, ...] = ()
     version: str = ""
 
     @property
@@ -83,9 +82,6 @@ def probes(repository: Path, models: Sequence[str]) -> list[Probe]:
             version = folder.name if len(versions) > 1 else ""
             precision = Settings.read(folder).precision
             found.append(Probe(model, precision, vector, first_structure(vector), version=version))
-        *parts, pipeline = beside(model)
-        if versions and pipeline in models:
-            found.append(replace(found[-1], model=pipeline, parts=tuple(parts), version=""))
     return found
 
 
@@ -195,13 +191,12 @@ class Health(threading.Thread):
         """Put models right of which a process has died: of several copies, any may be the one that is asked."""
         there = Counter(stubs(self._pid).values())
         for probe in {p.model: p for p in self._probes}.values():
-            for model in (probe.model, *probe.parts):
-                if not self._ended.is_set() and there[model] < self._stubs[model] and self.verdict is None:
-                    why = f"{self._stubs[model] - there[model]} of {self._stubs[model]} processes of {model} have died"
-                    self._log.event("failed", "error", model=model, text=why)
-                    self._reload(probe, why)
-                    yield False
-                    break
+            model = probe.model
+            if not self._ended.is_set() and there[model] < self._stubs[model] and self.verdict is None:
+                why = f"{self._stubs[model] - there[model]} of {self._stubs[model]} processes of {model} have died"
+                self._log.event("failed", "error", model=model, text=why)
+                self._reload(probe, why)
+                yield False
 
     def _check(self, probe: Probe) -> bool:
         """Ask a model; put it right if it fails. Return whether all was well."""
@@ -214,7 +209,7 @@ class Health(threading.Thread):
             if self._ended.is_set():
                 return False
             late = isinstance(error, DeadlineExceeded)
-            alive = late and any(self._life.get(model, 0.0) >= asked for model in (probe.model, *probe.parts))
+            alive = late and self._life.get(probe.model, 0.0) >= asked
             self._silent[name] = 0 if alive else self._silent.get(name, 0) + 1
             self._log.event("no_answer", "warning", model=name, text=str(error), in_a_row=self._silent[name])
             if self._silent[name] >= PATIENCE:
@@ -233,16 +228,12 @@ class Health(threading.Thread):
         began = time.monotonic()
         self._silent[probe.name] = 0
         self._log.event("reloading", "warning", model=probe.model, text=why)
-        every = (probe.model, *probe.parts)
-        for model in every:
-            self._kill_stubs(model)
+        self._kill_stubs(probe.model)
         try:
             with self._connect(self._loading) as transport:
                 # a server does not load what it has and whose files are as they were
-                for model in every:
-                    transport.unload(model, seconds=self._loading)
-                for model in reversed(every):
-                    transport.load(model, seconds=self._loading)
+                transport.unload(probe.model, seconds=self._loading)
+                transport.load(probe.model, seconds=self._loading)
                 for one in self._probes:
                     if one.model == probe.model:  # each version
                         one.ask(transport, self._loading, whole=True)
@@ -250,8 +241,7 @@ class Health(threading.Thread):
             if not self._ended.is_set():
                 self.verdict = f"{probe.model} fails after it was loaded anew ({error})"
             return
-        there = Counter(stubs(self._pid).values())
-        self._stubs.update({model: there[model] - self._stubs[model] for model in every})
+        self._stubs[probe.model] = Counter(stubs(self._pid).values())[probe.model]
         self.reloads += 1
         self._log.event("reloaded", model=probe.model, seconds=round(time.monotonic() - began, 2))
 

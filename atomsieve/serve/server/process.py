@@ -102,7 +102,7 @@ def find_server(program: Path | None = None) -> Installation:
     if spec is None or not spec.submodule_search_locations:
         raise AtomSieveError(
             "no tritonserver on this machine; install the one in a wheel with: pip install --no-deps "
-            f"{WHEEL} (a plain install would pull numpy below 2), or use --container docker"
+            f"{WHEEL} (a plain install would pull numpy below 2), or use an image of containers/"
         )
     package = Path(next(iter(spec.submodule_search_locations)))
     home = package / "tritonserver"

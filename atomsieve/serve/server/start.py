@@ -1,4 +1,4 @@
-"""From the options of `atomsieve serve start` to a supervised server, or to the command line of a container."""
+"""From the options of `atomsieve serve start` to the options of a supervised server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.remote.transport import Credentials
+from atomsieve.serve.graph.removed import removal_advice, removed_models
 from atomsieve.serve.server.access import check_exposure, is_loopback, read_token
 from atomsieve.serve.server.process import ServerOptions, free_ports
 
@@ -80,13 +81,15 @@ def models_of(repository: Path) -> list[str]:
     Raises
     ------
     UsageError
-        if there is none.
+        if there is none; AtomSieveError if some are of a kind that is no longer served.
     """
     found = sorted(p.parent.name for p in repository.glob("*/config.pbtxt")) if repository.is_dir() else []
     if not found:
         raise UsageError(
             f"{repository} is no model repository; make one with: atomsieve serve repository gfm/ --out {repository}"
         )
+    if removed := removed_models(repository):
+        raise AtomSieveError(f"{repository}: {removal_advice(removed)}")
     return found
 
 
