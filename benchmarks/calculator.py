@@ -145,7 +145,7 @@ def days(given: argparse.Namespace) -> None:
             start = time.process_time()
             run.run(given.steps)
             seconds = (time.process_time() - start) / given.steps
-            lists = atoms.calc._skin
+            lists = atoms.calc._lists.build
             print(
                 f"| {precision}, skin {skin} A | {1e3 * seconds:.1f} | {86400 / seconds * 1e-6:.3f} | "
                 f"{lists.builds} in {lists.calls} |",

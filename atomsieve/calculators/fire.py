@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.calculators.verlet import skin_list
+from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import UsageError
 from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch
@@ -131,7 +131,7 @@ class Fire:
         check_batch(batch)
         batch.validate()
         self.predictor, self.fmax, self.limit, self.guard = predictor, fmax, int(steps), guard
-        self.head, self.build, self.cell = head, skin_list(predictor, skin), cell
+        self.head, self.lists, self.cell = head, keep_lists(predictor, skin), cell
         self.want = _wanted(cell, guard, record)
         many, atoms = len(batch), batch.n_atoms
         positions = np.array(batch.positions, np.float64)
@@ -231,7 +231,7 @@ class Fire:
         """
         if not len(self.active):
             return self.active
-        found = self.predictor(self.own, self.want, head=self.head, build=self.build)
+        found = self.predictor(self.own, self.want, head=self.head, build=self.lists.build)
         good = found.status == Status.OK
         fixed = np.asarray(~self.own.pbc.all(1)) if self.cell else np.zeros(len(good), bool)
         self._note(found, good)
@@ -384,7 +384,7 @@ def check(
     if not fmax > 0 or steps < 0 or steps != int(steps):
         raise UsageError(f"fmax must be above 0 and steps a whole number, 0 or more, got fmax={fmax}, steps={steps}")
     for name in ("forces", "stress") if cell else ("forces",):
-        if name not in predictor.outputs:
+        if name not in predictor.capabilities.outputs:
             raise UsageError(f"relaxation needs {name}, which this ensemble with backend {predictor.backend} lacks")
     used = predictor.head if head is None else head
     if guard is not None and guard.head != used:

@@ -21,7 +21,7 @@ from ase.calculators.calculator import (
 from numpy.typing import NDArray
 
 from atomsieve.calculators.explain import explain
-from atomsieve.calculators.verlet import skin_list
+from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch
@@ -96,7 +96,7 @@ class GFMCalculator(Calculator):
                 "precision": self.predictor.precision,
                 "device": str(self.predictor.device),
                 "backend": self.predictor.backend,
-                "skin": self._skin.skin,
+                "skin": self._lists.skin,
             },
             kwargs,
         )
@@ -104,9 +104,9 @@ class GFMCalculator(Calculator):
     def _take(self, predictor: AnyPredictor, head: str | None, skin: float | None) -> None:
         """Compute with a predictor."""
         self.predictor = predictor
-        self._skin = skin_list(predictor, skin)
+        self._lists = keep_lists(predictor, skin)
         self._head = predictor.head if head is None else head
-        choices = getattr(predictor, "choices", predictor.heads)
+        choices = predictor.capabilities.choices
         if self._head not in choices:
             raise unknown("head", self._head, choices)
 
@@ -141,7 +141,7 @@ class GFMCalculator(Calculator):
             if name != "head":
                 kind = type(self).__name__
                 raise CalculatorSetupError(f"{name} cannot be changed later; make a new {kind} with {name}=...")
-            choices = getattr(self.predictor, "choices", self.predictor.heads)
+            choices = self.predictor.capabilities.choices
             if kwargs["head"] not in choices:
                 raise CalculatorSetupError(str(unknown("head", str(kwargs["head"]), choices)))
         if "parameters" not in kwargs and (extra := sorted(set(kwargs) - set(self.settings))):
@@ -156,14 +156,14 @@ class GFMCalculator(Calculator):
     def reset(self) -> None:
         """Forget results and neighbour lists."""
         super().reset()
-        self._skin.clear()
+        self._lists.clear()
         self._asked = set()
 
     # -- what is given ---------------------------------------------------------------------------------------------
 
     def _given_properties(self) -> list[str]:
         """Return the names of all that can be asked for."""
-        predictor, outputs = self.predictor, self.predictor.outputs
+        predictor, outputs = self.predictor, self.predictor.capabilities.outputs
         many = predictor.members > 1
         calibrated = set(predictor.describe()["calibrated"][self._head]) if many else set()
         rows = {
@@ -248,7 +248,7 @@ class GFMCalculator(Calculator):
 
     def _request(self, wanted: frozenset[str]) -> frozenset[str]:
         """Return what to ask the predictor for; what costs nothing more is asked for too."""
-        outputs, many = self.predictor.outputs, self.predictor.members > 1
+        outputs, many = self.predictor.capabilities.outputs, self.predictor.members > 1
         want = {"energy"} | ({"energies"} & outputs)
         if "stress" in wanted or not wanted.isdisjoint(OF_FORCES):
             want |= {"forces"} & outputs
@@ -267,7 +267,7 @@ class GFMCalculator(Calculator):
     def _predict(self, atoms: Atoms, want: frozenset[str]) -> Prediction:
         try:
             batch = single(atoms)
-            prediction = self.predictor(batch, want, head=self._head, build=self._skin)
+            prediction = self.predictor(batch, want, head=self._head, build=self._lists.build)
         except DataError as error:
             raise InputError(str(error)) from error
         except AtomSieveError as error:  # of a server that does not answer, or refuses
@@ -281,7 +281,7 @@ class GFMCalculator(Calculator):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GFMCalculator:
         """Return a calculator with a cache of its own that shares the (unchanging) ensemble."""
-        new = GFMCalculator(self.predictor, self._head, skin=self._skin.skin)
+        new = GFMCalculator(self.predictor, self._head, skin=self._lists.skin)
         new._given = self._given
         new.parameters = copy.deepcopy(self.parameters, memo)
         return new
@@ -289,9 +289,9 @@ class GFMCalculator(Calculator):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the way to the ensemble where it came from a folder, otherwise the predictor itself."""
         if isinstance(self._given, AnyPredictor):
-            return _reopen, (self._given, self._head, {}, self._skin.skin, None)
+            return _reopen, (self._given, self._head, {}, self._lists.skin, None)
         own = {name: self.parameters[name] for name in ("precision", "device", "backend")}
-        return _reopen, (str(self._given), self._head, own, self._skin.skin, self.predictor.ensemble_id)
+        return _reopen, (str(self._given), self._head, own, self._lists.skin, self.predictor.ensemble_id)
 
 
 def _reopen(

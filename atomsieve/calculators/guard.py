@@ -128,7 +128,7 @@ class Guard:
                     f"{limit.name} cannot be limited: head {head!r} is not calibrated for {kind}; run `atomsieve "
                     f"calibrate`, or limit the raw spread by name (max_{kind.removesuffix('s')}_std)"
                 )
-            if kind == "forces" and "forces" not in predictor.outputs:
+            if kind == "forces" and "forces" not in predictor.capabilities.outputs:
                 raise UsageError(f"{limit.name} cannot be limited: backend {predictor.backend} gives no forces")
         self.head = head
 

@@ -60,12 +60,12 @@ class TorchSimModel(ModelInterface):
             gfm = Predictor.load(gfm, head, precision, device, backend)
         self.predictor = gfm
         self.head = self.predictor.head if head is None else head
-        if self.head not in self.predictor.choices:
-            raise unknown("head", self.head, self.predictor.choices)
-        outputs = self.predictor.outputs
+        if self.head not in (choices := self.predictor.capabilities.choices):
+            raise unknown("head", self.head, choices)
+        outputs = self.predictor.capabilities.outputs
         if "forces" not in outputs:
             raise UsageError(f"torch-sim needs forces, which backend {self.predictor.backend} does not give")
-        if self.predictor._config.charge_spin:
+        if self.predictor.capabilities.charge_spin:
             raise UsageError("the ensemble needs charge and spin, which torch-sim models do not get; use GFMCalculator")
         self._device = self.predictor.device
         self._dtype = torch.float64 if self.predictor.precision == "fp64" else torch.float32
@@ -90,7 +90,7 @@ class TorchSimModel(ModelInterface):
 
     @compute_stress.setter
     def compute_stress(self, wanted: bool) -> None:
-        if wanted and "stress" not in self.predictor.outputs:
+        if wanted and "stress" not in self.predictor.capabilities.outputs:
             raise NotImplementedError("this ensemble gives no stress (direct forces, or an export without it)")
         self._compute_stress = bool(wanted)
 

@@ -1,7 +1,8 @@
-"""Neighbour lists between calls of a predictor: kept where it computes in this process, nobody's business elsewhere."""
+"""Neighbour lists that are kept between the calls of a predictor, where it computes in this process."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atomsieve.errors import UsageError
@@ -11,27 +12,38 @@ if TYPE_CHECKING:
     from atomsieve.graphs import SkinList
 
 
-class NoList:
-    """Stands for the lists of a predictor whose server makes them anew in every call. skin : 0 Angstrom."""
+@dataclass(frozen=True)
+class KeptLists:
+    """The neighbour lists of one predictor.
 
-    skin = 0.0
+    build : makes the graphs of its calls; None where a server makes them anew in every call.
+    """
+
+    build: SkinList | None
+
+    @property
+    def skin(self) -> float:
+        """Width of the skin, Angstrom; 0 where no lists are kept."""
+        return 0.0 if self.build is None else self.build.skin
 
     def clear(self) -> None:
-        """Do nothing."""
+        """Forget all lists."""
+        if self.build is not None:
+            self.build.clear()
 
 
-def skin_list(predictor: AnyPredictor, skin: float | None) -> SkinList | NoList:
-    """Return what builds the graphs of a predictor; skin : Angstrom, None for what is faster.
+def keep_lists(predictor: AnyPredictor, skin: float | None) -> KeptLists:
+    """Return the lists of a predictor, none made yet; skin : Angstrom, None for what is faster.
 
     Raises
     ------
     UsageError
-        for a skin that cannot be, or one with a predictor that computes elsewhere.
+        for a skin that cannot be, or one with a predictor that takes no lists.
     """
-    if hasattr(predictor, "endpoints"):
+    if not predictor.capabilities.graphs:
         if skin:
             raise UsageError(f"skin {skin} cannot be had from a server, which keeps no neighbour lists; leave it out")
-        return NoList()
+        return KeptLists(None)
     from atomsieve.graphs import SkinList
 
-    return SkinList(skin, predictor.device)
+    return KeptLists(SkinList(skin, predictor.device))

@@ -17,8 +17,10 @@ from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.predict.backends.select import Backend, choose_device, make_backend
+from atomsieve.predict.base import DeferredCall
 from atomsieve.predict.domain import DomainTest
 from atomsieve.predict.domain_flags import Outside
+from atomsieve.predict.interface import AnyPredictor, Capabilities, Pending
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.results import Results
 from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
@@ -106,6 +108,22 @@ class Predictor:
         self._check_head(AUTO)
         assert self._mixture is not None
         return self._mixture(batch, self._seen[:, 1 : MAX_NUMBER + 1])
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; see `Capabilities`."""
+        return Capabilities(
+            choices=tuple(self.choices),
+            precisions=(self.precision,),
+            outputs=self._run.outputs,
+            graphs=True,
+            charge_spin=self._config.charge_spin,
+            features=self._config.hidden,
+            budget=self.budget,
+            max_atoms=self._run.max_atoms,
+            fallback=True,
+            artefact=self._run.digest,
+        )
 
     @property
     def choices(self) -> list[str]:
@@ -244,6 +262,14 @@ class Predictor:
             "why": self.why,
         }
 
+    def costliest(self) -> AnyPredictor:
+        """Return itself."""
+        return self
+
+    def lost_endpoints(self) -> dict[str, str]:
+        """Return an empty mapping: this process computes."""
+        return {}
+
     def calibrated(self, head: str) -> bool:
         """Say whether the energy uncertainty of a head was calibrated."""
         return "energy" in self._uncertainty[head].calibrated
@@ -254,7 +280,7 @@ class Predictor:
         want: Collection[str] = ("energy", "forces", "spread"),
         head: str | None = None,
         max_structure_atoms: int | None = None,
-        build: Builder = build_graph,
+        build: Builder | None = None,
     ) -> Prediction:
         """Evaluate a batch for one head; results are in input order, one status per structure.
 
@@ -263,7 +289,8 @@ class Predictor:
             always come.
         head : name of a head; None takes `self.head`.
         max_structure_atoms : structures above it get the status TOO_LARGE.
-        build : makes the graph of a batch, called as `atomsieve.graphs.build_graph` is, which is what it must equal.
+        build : makes the graph of a batch, called as `atomsieve.graphs.build_graph` is, which is what it must equal and
+            what None takes.
 
         Raises
         ------
@@ -290,8 +317,17 @@ class Predictor:
         results.outside[results.status == Status.UNSEEN_ELEMENT] = Outside.UNSEEN_ELEMENT
         good = np.flatnonzero(results.status == Status.OK)
         for piece in _pieces(batch.counts[good], self._run.max_atoms):
-            self._evaluate(batch, good[piece], results, build, which)
+            self._evaluate(batch, good[piece], results, build or build_graph, which)
         return results.finish(self._uncertainty[name])
+
+    def submit(
+        self,
+        batch: StructureBatch,
+        want: Collection[str] = ("energy", "forces", "spread"),
+        head: str | None = None,
+    ) -> Pending:
+        """Return a batch that is evaluated when its result is asked for."""
+        return DeferredCall(self, batch, want, head)
 
     def _evaluate(
         self,

@@ -6,12 +6,14 @@ import weakref
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
+from atomsieve.predict.interface import AnyPredictor, Capabilities
 from atomsieve.predict.prediction import Prediction
 from atomsieve.remote.endpoints import Policy, Pool, parse_urls
 from atomsieve.remote.requests import Arrays, Described, Job
@@ -77,6 +79,24 @@ class RemotePredictor(Described):
             "alone": alone,
         }
         return RemotePredictor(Crew(pool, model, credentials), head, alone=alone, given=given)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the servers can do; several requests may be on their way."""
+        return replace(
+            super().capabilities,
+            asynchronous=True,
+            endpoints=tuple(self._given["endpoints"]),
+            patience=float(self._given["patience"]),
+        )
+
+    def costliest(self) -> AnyPredictor:
+        """Return itself."""
+        return self
+
+    def lost_endpoints(self) -> dict[str, str]:
+        """Return the endpoints that do not answer now, by URL, and why."""
+        return self.missing
 
     @property
     def endpoints(self) -> list[str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import unknown
 from atomsieve.graphs.crowding import crowded_edges
 from atomsieve.graphs.estimate import edge_budget_estimate
+from atomsieve.predict.interface import Capabilities
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.status import Status
 from atomsieve.remote.wire import OUTPUTS, outputs_for, prediction_of, request_arrays
@@ -55,6 +56,22 @@ class Described:
         self.server = {name: d[name] for name in ("atomsieve", "threads", "budget", "limits")}
         self.alone = alone
         self.budget: tuple[int, int] = (int(d["budget"]["atoms"]), int(d["budget"]["edges"]))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the server can do, as its description says."""
+        return Capabilities(
+            choices=tuple(self.heads),
+            precisions=(self.precision,),
+            outputs=self.outputs,
+            budget=self.budget,
+            artefact=self.artefact,
+            server=self.server,
+        )
+
+    def note(self, head: str) -> str | None:
+        """Return one line that a user of a head must know: None, as a server gives none."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Return what this predictor is, as plain data."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from atomsieve.predict.base import PredictorBase
 from atomsieve.structures import StructureBatch
 
 SEEN = np.array([1, 6, 8, 29])
@@ -40,18 +41,15 @@ class FakePrediction:
     outside: np.ndarray
 
 
-class FakePredictor:
+class FakePredictor(PredictorBase):
     """Energies and forces of particles on springs to the origin, with a spring constant per element and head."""
 
     def __init__(self, heads: tuple[str, ...] = ("pbe", "scan"), ensemble_id: str = "e" * 64) -> None:
         self.heads = list(heads)
-        self.default_head = heads[0]
+        self.default_head = self.head = heads[0]
         self.ensemble_id = ensemble_id
         self.cutoff = 5.0
         self.precision = "fp32"
-        self.device = "cpu"
-        self.kind = "deep"
-        self.backend = "native"
         self.calls = 0
         self.largest = 0
 
@@ -61,7 +59,7 @@ class FakePredictor:
     def before(self, batch: StructureBatch) -> None:
         """Where a test may let something happen."""
 
-    def __call__(self, batch: StructureBatch, want: set[str], head: str | None = None) -> FakePrediction:
+    def __call__(self, batch: StructureBatch, want: Any, head: str | None = None, **more: Any) -> Any:
         self.before(batch)
         self.calls += 1
         self.largest = max(self.largest, batch.n_atoms)

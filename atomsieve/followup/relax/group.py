@@ -68,10 +68,10 @@ class Group:
         kept = time.monotonic()
         while len(self.fire.active) or len(self.waiting):
             stopping = stop()
-            by_steps = self.fire.build.skin > 0
+            by_steps = self.fire.lists.skin > 0
             due = self.turn % KEEP_STEPS == 0 if by_steps else stopping or time.monotonic() - kept > KEEP_SECONDS
             if due and self.turn:
-                self.fire.build.clear()
+                self.fire.lists.clear()
                 self.keep()
                 kept = time.monotonic()
             if stopping:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
+from atomsieve.predict.interface import Capabilities
 from atomsieve.predict.packing import is_out_of_memory
 from atomsieve.structures import StructureBatch
 
@@ -39,6 +41,12 @@ class Lanes:
     @property
     def _on_gpu(self) -> bool:
         return str(self._predictor.device).partition(":")[0] == "cuda"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the predictor, with several batches on their way."""
+        inner: Capabilities = self._predictor.capabilities
+        return replace(inner, asynchronous=True, streams=self.lanes)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

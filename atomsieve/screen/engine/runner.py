@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.predict.interface import Capabilities
 from atomsieve.predict.packing import Limit, halved, is_out_of_memory, pack
 from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import MEASURED, blank_rows
@@ -34,6 +35,10 @@ class PredictorLike(Protocol):
     precision: str
     device: Any
     backend: str
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
 
     @property
     def kind(self) -> str:
@@ -98,12 +103,12 @@ class Runner:
     @property
     def elsewhere(self) -> bool:
         """Whether others than this thread compute, so that the next chunk can be on its way while one is waited for."""
-        return hasattr(self.predictor, "submit")
+        return self.predictor.capabilities.asynchronous
 
     @property
     def served(self) -> bool:
         """Whether servers compute."""
-        return hasattr(self.predictor, "endpoints")
+        return bool(self.predictor.capabilities.endpoints)
 
     @property
     def uncalibrated(self) -> list[str]:

@@ -21,6 +21,10 @@ class Silent(FakePredictor):
 
     cancelled = 0
 
+    @property
+    def capabilities(self):
+        return replace(super().capabilities, asynchronous=True)
+
     def submit(self, batch, want, head=None):
         return self
 
