@@ -1,3 +1,58 @@
-"""AtomSieve: train ensembles of multi-head graph foundation models of atoms and screen candidates with them."""
+"""AtomSieve: train ensembles of multi-head graph foundation models of atoms and screen candidates with them.
 
-__version__ = "0.1.0"
+import atomsieve
+
+predictor = atomsieve.load_ensemble("gfm/", head="emt")                 # a Predictor
+batch = atomsieve.StructureBatch.from_ase([bulk("Cu")])
+prediction = predictor(batch, want={"energy", "forces", "spread"})
+atoms.calc = atomsieve.GFMCalculator("gfm/", head="emt")
+result = atomsieve.screen("candidates.bp", "gfm/", top=100)            # as the command `screen run`
+result = atomsieve.train("train.yaml")                                  # as the command `atomsieve train`
+
+Names are imported on first use: `import atomsieve` loads neither torch nor any other library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atomsieve.version import __version__
+
+if TYPE_CHECKING:
+    from atomsieve import screen, train
+    from atomsieve.calculators import GFMCalculator
+    from atomsieve.predict import Predictor
+    from atomsieve.structures import StructureBatch
+
+__all__ = ["GFMCalculator", "Predictor", "StructureBatch", "__version__", "load_ensemble", "screen", "train"]
+
+_HOMES = {"GFMCalculator": "calculators", "Predictor": "predict", "StructureBatch": "structures"}
+_ROOMS = ("screen", "train")
+"""Packages that can be called: `atomsieve.screen(...)` screens, `atomsieve.train(...)` trains."""
+
+
+def load_ensemble(
+    folder: str | Path,
+    head: str | None = None,
+    precision: str = "fp32",
+    device: str = "cpu",
+    backend: str = "native",
+) -> Predictor:
+    """Open a gfm/ folder as a `Predictor`; parameters and errors as in `atomsieve.predict.Predictor.load`."""
+    from atomsieve.predict import Predictor
+
+    return Predictor.load(folder, head=head, precision=precision, device=device, backend=backend)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -65,9 +65,9 @@ class VerbGroup(TyperGroup):
 
 def _version(value: bool) -> None:
     if value:
-        import atomsieve
+        from atomsieve.version import __version__
 
-        typer.echo(f"atomsieve {atomsieve.__version__}")
+        typer.echo(f"atomsieve {__version__}")
         raise typer.Exit
 
 

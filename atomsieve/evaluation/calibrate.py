@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atomsieve import __version__
 from atomsieve.errors import DataError, UsageError
 from atomsieve.evaluation.residuals import collect, refuse_mixture, source_heads, trained_on
 from atomsieve.gfm import read_calibration, read_manifest, record_files
@@ -14,6 +13,7 @@ from atomsieve.gfm.folder import CALIBRATION
 from atomsieve.predict.predictor import Predictor
 from atomsieve.uncertainty.calibration import Calibration, DataIdentity, HeadCalibration, PropertyCalibration, Residuals
 from atomsieve.uncertainty.calibration_fit import FEWEST, calibrate_head
+from atomsieve.version import __version__
 
 
 def make_calibration(

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve import __version__
 from atomsieve.errors import DataError, require
 from atomsieve.evaluation.residuals import HeadRows, collect, refuse_mixture, trained_on
 from atomsieve.gfm import read_calibration, read_manifest
@@ -27,6 +26,7 @@ from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
 from atomsieve.uncertainty.calibration import GAUSSIAN
 from atomsieve.uncertainty.strata import ELEMENT_GROUPS, SIZES, size_edges
+from atomsieve.version import __version__
 
 LEVEL = 0.9
 CURVE = 20

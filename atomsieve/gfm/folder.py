@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from atomsieve import __version__
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.gfm.card import model_card
 from atomsieve.gfm.exports import ExportEntry
@@ -30,6 +29,7 @@ from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
 from atomsieve.uncertainty.calibration import Calibration, parse_calibration
 from atomsieve.uncertainty.domain import DOMAIN
 from atomsieve.uncertainty.head_mixture import MIXTURE
+from atomsieve.version import __version__
 
 SCHEMA = "atomsieve-gfm"
 SCHEMA_VERSION = 1

@@ -1,1 +1,50 @@
-"""The screening engine: candidates in, ranked rows with uncertainty out, over MPI, resumable."""
+"""The screening engine: candidates in, ranked rows with uncertainty out, over MPI, resumable.
+
+The package can be called: `atomsieve.screen("candidates.bp", "gfm/", top=100)` is `run_screen` with these options.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atomsieve.screen.finish import ScreenResult
+
+
+class _Screen(ModuleType):
+    """The package as a verb."""
+
+    def __call__(
+        self,
+        candidates: str | Path,
+        ensemble: str | Path,
+        *,
+        out: str | Path | None = None,
+        overwrite: bool = False,
+        console: Console | None = None,
+        **options: Any,
+    ) -> ScreenResult:
+        """Screen every structure of a file with an ensemble folder, or continue a run that was interrupted.
+
+        options : the attributes of `atomsieve.screen.options.ScreenOptions`; the other parameters and the errors are
+            those of `atomsieve.screen.run.run_screen`.
+        """
+        from dataclasses import fields
+
+        from atomsieve.errors import unknown
+        from atomsieve.screen.options import ScreenOptions
+        from atomsieve.screen.run import run_screen
+
+        known = [field.name for field in fields(ScreenOptions)]
+        for name in options:
+            if name not in known:
+                raise unknown("option", name, known)
+        return run_screen(candidates, ensemble, ScreenOptions(**options), out=out, overwrite=overwrite, console=console)
+
+
+sys.modules[__name__].__class__ = _Screen

@@ -103,10 +103,10 @@ class Manifest(_Strict):
     @staticmethod
     def of(parts: list[PartRow], sources: list[SourceInfo], notes: dict[str, str]) -> Manifest:
         """Build the manifest of finished parts."""
-        import atomsieve
+        from atomsieve.version import __version__
 
         return Manifest(
-            created_by=f"atomsieve {atomsieve.__version__}",
+            created_by=f"atomsieve {__version__}",
             sources=[SourceRow(name=s.name, level_of_theory=s.level_of_theory) for s in sources],
             totals=Totals(structures=sum(p.structures for p in parts), atoms=sum(p.atoms for p in parts)),
             parts=parts,

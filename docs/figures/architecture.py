@@ -36,13 +36,14 @@ DOES = {
     "native": "C++ kernels",
     "text": "words of\nmessages",
     "errors": "one-line errors and exit codes",
+    "version": "of the package",
 }
 COLOURS = ["#dbe9f6", "#e6f2e0", "#fbeeda", "#f4e3ec"]
 BAND = {  # which rooms share a colour: people, work, ensemble, ground
     **dict.fromkeys(["cli", "followup", "serve", "screen", "calculators", "train"], 0),
     **dict.fromkeys(["remote", "evaluation", "predict", "export"], 1),
     **dict.fromkeys(["gfm", "uncertainty", "models", "graphs", "structures"], 2),
-    **dict.fromkeys(["runs", "devices", "native", "text", "errors"], 3),
+    **dict.fromkeys(["runs", "devices", "native", "text", "errors", "version"], 3),
 }
 
 

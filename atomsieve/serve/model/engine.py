@@ -264,13 +264,13 @@ def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> M
     """
     import torch
 
-    import atomsieve
     from atomsieve.remote.wire import WIRE
+    from atomsieve.version import __version__
 
     on_cpu = str(predictor.device) == "cpu"
     return {
         "wire": WIRE,
-        "atomsieve": atomsieve.__version__,
+        "atomsieve": __version__,
         **predictor.describe(),
         "heads": predictor.choices,
         "default_head": predictor.head,

@@ -180,11 +180,11 @@ def opened(served: Served) -> Predictor:
 
 def facts(predictor: Predictor) -> dict[str, Any]:
     """Return what the configuration tells clients of an ensemble."""
-    import atomsieve
+    from atomsieve.version import __version__
 
     about = predictor.describe()
     return {
-        WRITER: atomsieve.__version__,
+        WRITER: __version__,
         "ensemble_id": predictor.ensemble_id,
         "heads": predictor.choices,
         "default_head": predictor.head,
