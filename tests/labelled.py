@@ -9,7 +9,7 @@ import numpy as np
 from atomsieve.predict import Predictor
 from atomsieve.predict.uncertainty import atom_spread
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.manifest import SourceInfo
+from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.writer import write_structures
 from tests.helpers import copper_oxides
 

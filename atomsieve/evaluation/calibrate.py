@@ -77,7 +77,7 @@ def calibrate_gfm(
     DataError
         if no structure of the file has a label and a result.
     """
-    from atomsieve.structures.reader import open_structures
+    from atomsieve.structures.open import open_structures
 
     check_data(folder, data, head=head, allow_training_data=allow_training_data)
     with open_structures(data) as reader:
@@ -96,7 +96,7 @@ def check_data(
     folder: str | Path, data: str | Path, *, head: str | None = None, allow_training_data: bool = False
 ) -> None:
     """Refuse with a UsageError what `calibrate_gfm` cannot be fitted to, before anything is computed or written."""
-    from atomsieve.structures.reader import open_structures
+    from atomsieve.structures.open import open_structures
 
     manifest = read_manifest(folder)
     names = [h.name for h in manifest.heads]

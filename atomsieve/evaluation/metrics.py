@@ -99,7 +99,7 @@ def evaluate_gfm(
         if the extra `uncertainty` is not installed; DataError if nothing has a label and a result; UsageError for the
         mixture of heads.
     """
-    from atomsieve.structures.reader import open_structures
+    from atomsieve.structures.open import open_structures
 
     for module in ("uncertainty_toolbox", "jinja2"):
         require(module, "uncertainty", "atomsieve evaluate")

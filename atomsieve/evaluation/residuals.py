@@ -15,7 +15,7 @@ from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
 from atomsieve.predict.uncertainty import atom_spread
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.reader import StructureReader
+from atomsieve.structures.interface import StructureReader
 from atomsieve.uncertainty.calibration import Residuals
 from atomsieve.uncertainty.head_mixture import AUTO
 from atomsieve.uncertainty.strata import element_group

@@ -3,13 +3,17 @@
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import FIELDS, Field
 from atomsieve.structures.generate import generate_random_boxes, generate_rattled, generate_substituted
-from atomsieve.structures.manifest import SourceInfo
-from atomsieve.structures.reader import StructureReader, open_structures
+from atomsieve.structures.interface import PartInfo, StructureReader
+from atomsieve.structures.open import open_structures
+from atomsieve.structures.reader import FileReader
+from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.writer import StructureWriter, write_structures
 
 __all__ = [
     "FIELDS",
     "Field",
+    "FileReader",
+    "PartInfo",
     "SourceInfo",
     "StructureBatch",
     "StructureReader",

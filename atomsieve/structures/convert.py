@@ -15,7 +15,7 @@ import numpy as np
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.formats import find_files, read_items
-from atomsieve.structures.manifest import SourceInfo
+from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.split import Split
 from atomsieve.structures.validation import Judge, Judged, LabelKeys, Tally, to_batch
 from atomsieve.structures.writer import StructureWriter, named

@@ -6,7 +6,7 @@ import gzip
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError, require, unknown
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.expression import Where, compile_where
-from atomsieve.structures.manifest import SourceInfo
-from atomsieve.structures.reader import StructureReader
+from atomsieve.structures.interface import StructureReader
+from atomsieve.structures.reader import FileReader
+from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.writer import StructureWriter
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ COLUMNS: dict[str, str] = {
 """What `--where` may ask about."""
 
 
-def columns_of(batch: StructureBatch, start: int, sources: list[SourceInfo]) -> dict[str, NDArray[Any]]:
+def columns_of(batch: StructureBatch, start: int, sources: Sequence[SourceInfo]) -> dict[str, NDArray[Any]]:
     """Return the filter columns [S] of structures that begin at place `start` of the dataset."""
     count, nan = len(batch), np.full(len(batch), np.nan)
     names = np.array([*(s.name for s in sources), ""])
@@ -143,7 +144,7 @@ class Selection:
 class Sink(ABC):
     """Writes batches to `path` (a temporary name); `skipped` counts what the format cannot hold."""
 
-    def __init__(self, path: Path, sources: list[SourceInfo]) -> None:
+    def __init__(self, path: Path, sources: Sequence[SourceInfo]) -> None:
         self.path, self.sources = path, sources
         self.skipped = 0
 
@@ -167,7 +168,7 @@ class Sink(ABC):
 
 
 class _TextSink(Sink):
-    def __init__(self, path: Path, sources: list[SourceInfo], packed: bool) -> None:
+    def __init__(self, path: Path, sources: Sequence[SourceInfo], packed: bool) -> None:
         super().__init__(path, sources)
         raw = gzip.GzipFile(path, "wb", mtime=0) if packed else path.open("wb")
         self.file: IO[Any] = io.TextIOWrapper(raw, encoding="utf-8")  # type: ignore[type-var]
@@ -224,7 +225,7 @@ class DbSink(Sink):
 class ParquetSink(Sink):
     """Parquet in our layout: `numbers`, `positions`, `cell`, `pbc`, `id`, and the labels; exact."""
 
-    def __init__(self, path: Path, sources: list[SourceInfo]) -> None:
+    def __init__(self, path: Path, sources: Sequence[SourceInfo]) -> None:
         super().__init__(path, sources)
         self.arrow = require("pyarrow", "data", "writing Parquet files")
         self.parquet = require("pyarrow.parquet", "data", "writing Parquet files")
@@ -302,7 +303,7 @@ def _masked(pa: Any, values: Any, has: NDArray[np.bool_] | None, kind: Any, coun
     return pa.compute.if_else(pa.array(has), values.cast(kind), pa.nulls(count, kind))
 
 
-SINKS: dict[str, Callable[[Path, list[SourceInfo]], Sink]] = {
+SINKS: dict[str, Callable[[Path, Sequence[SourceInfo]], Sink]] = {
     ".extxyz": lambda path, sources: ExtxyzSink(path, sources, packed=False),
     ".xyz": lambda path, sources: ExtxyzSink(path, sources, packed=False),
     ".extxyz.gz": lambda path, sources: ExtxyzSink(path, sources, packed=True),
@@ -314,7 +315,7 @@ SINKS: dict[str, Callable[[Path, list[SourceInfo]], Sink]] = {
 
 
 def export(
-    reader: StructureReader,
+    reader: FileReader,
     out: Path,
     selection: Selection,
     *,

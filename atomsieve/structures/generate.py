@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.reader import StructureReader
+from atomsieve.structures.interface import StructureReader
 
 BLOCK = 1000
 """Structures per block; part of the definition of what a seed gives."""
@@ -110,7 +110,7 @@ def in_memory(parents: StructureBatch | StructureReader) -> StructureBatch:
     UsageError
         if there are none, or more than fit in memory.
     """
-    if isinstance(parents, StructureReader):
+    if not isinstance(parents, StructureBatch):
         if parents.n_atoms > LARGEST_PARENTS:
             raise UsageError(
                 f"{parents.path} has {parents.n_atoms:,} atoms, at most {LARGEST_PARENTS:,} are held in memory; choose "

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.structures.manifest import SourceInfo
+from atomsieve.structures.source import SourceInfo
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from atomsieve.errors import DataError
 from atomsieve.structures.bp5 import DATA_FILES
 from atomsieve.structures.fields import FIELDS
+from atomsieve.structures.source import SourceInfo
 
 FORMAT = "atomsieve.structures"
 SCHEMA = 1
@@ -32,14 +32,6 @@ BLOCK = 1 << 22
 
 Count = Annotated[int, Field(ge=0)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-@dataclass(frozen=True)
-class SourceInfo:
-    """A dataset at one level of theory. Its place in the list of sources is the value of the field `head`."""
-
-    name: str
-    level_of_theory: str = ""
 
 
 class _Strict(BaseModel):

@@ -1,8 +1,4 @@
-"""Reads structures by global index from a dataset folder, a bare BP5 directory, or HydraGNN's BP files.
-
-    with open_structures("candidates.bp") as reader:
-        for batch in reader.iter_batches(10_000):
-            ...
+"""Base class of the readers of BP files: any range of structures, read from the steps that hold it.
 
 A reader may be pickled, forked and used from several threads: each process and thread opens its own files.
 """
@@ -11,13 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +21,8 @@ from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.fields import FIELDS
-from atomsieve.structures.manifest import NAME, Manifest, SourceInfo, crc32_of, is_ours, load_manifest, sha256_of
+from atomsieve.structures.interface import StructureReader
+from atomsieve.structures.source import SourceInfo
 
 OPEN_PARTS = 16
 COUNTS_KEPT = 64
@@ -34,7 +30,7 @@ COUNTS_KEPT = 64
 
 
 class _Open(threading.local):
-    """What one thread of one process holds open."""
+    """Files and atom counts that one thread of one process holds open."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -42,18 +38,19 @@ class _Open(threading.local):
         self.counts: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
 
-class StructureReader(ABC):
-    """Structures by global index, whatever the files look like. Make one with `open_structures`.
+class FileReader(StructureReader):
+    """Structures by global index, for any layout of the files. `open_structures` returns one.
 
     Attributes
     ----------
-    path : what was opened.
-    sources : the sources; field `head` is an index into it.
-    fields : names of the fields that the files hold, `ptr` and the required ones always among them.
+    path, sources, fields, n_atoms, parts, copied, reopenable : see `StructureReader`.
     notes : free text by name that came with the files.
-    n_atoms : atoms of all structures.
+    verification : which checks the files allow and which of them were asked for, as a phrase for people.
     step_structures, step_atoms : [T] int64, sizes of the steps: the natural units of work.
     """
+
+    reopenable = True
+    verification = "readable; these files carry no checksums"
 
     def __init__(
         self,
@@ -77,7 +74,7 @@ class StructureReader(ABC):
         self._here = _Open()
         self._counts: NDArray[np.int64] | None = None
 
-    # -- what a kind of file must offer ---------------------------------------------------------------------------
+    # -- for each kind of file ---------------------------------------------------------------------------
 
     @abstractmethod
     def _open_part(self, part: int) -> Bp5Reader:
@@ -95,7 +92,7 @@ class StructureReader(ABC):
     def identity(self) -> str:
         """Return a sha256 (hex) that changes when the content changes."""
 
-    # -- what a user has -----------------------------------------------------------------------------------------
+    # -- for users -----------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -169,13 +166,13 @@ class StructureReader(ABC):
             yield self.read(first, min(first + size, end), chosen)
 
     def close(self) -> None:
-        """Close what this thread holds open; a later read opens it again."""
+        """Close the files of this thread; a later read opens them again."""
         for part in self._here.parts.values():
             part.close()
         self._here.parts.clear()
         self._here.counts.clear()
 
-    def __enter__(self) -> StructureReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -183,7 +180,7 @@ class StructureReader(ABC):
     ) -> None:
         self.close()
 
-    # -- shared machinery ----------------------------------------------------------------------------------------
+    # -- shared by all kinds ----------------------------------------------------------------------------------------
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yield (step, first row, last row + 1) that cover structures `start:stop`."""
@@ -221,182 +218,3 @@ class StructureReader(ABC):
             if len(kept) > COUNTS_KEPT:
                 kept.popitem(last=False)
         return kept[step]
-
-
-class ManifestReader(StructureReader):
-    """Reads a dataset folder written by `StructureWriter`; every byte that is used is verified first."""
-
-    def __init__(self, path: Path, verify: str, copies: Path | None = None) -> None:
-        manifest = load_manifest(path)
-        steps = [(k, j, row) for k, part in enumerate(manifest.parts) for j, row in enumerate(part.steps)]
-        wide = any(part.positions == "float64" for part in manifest.parts) or not manifest.parts
-        super().__init__(
-            path,
-            [SourceInfo(row.name, row.level_of_theory) for row in manifest.sources],
-            {name for part in manifest.parts for name in part.fields},
-            np.array([row.structures for _, _, row in steps], np.int64),
-            np.array([row.atoms for _, _, row in steps], np.int64),
-            np.dtype(np.float64 if wide else np.float32),
-            manifest.notes,
-        )
-        self.manifest = manifest
-        self.verify = verify
-        self.copied = _whole_parts(manifest, copies)
-        self._copies = copies
-        self._steps = steps
-        self._sound = np.zeros(len(steps), bool)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ManifestReader, (self.path, self.verify, self._copies)
-
-    def part_of(self, structure: int) -> int:
-        """Return the number of the part that holds a structure."""
-        return self._steps[int(np.searchsorted(self._first, structure, side="right")) - 1][0]
-
-    def _folder(self, part: int) -> Path:
-        """Return where a part is read from."""
-        near = self._copies is not None and part in self.copied
-        return (self._copies if near and self._copies is not None else self.path) / self.manifest.parts[part].path
-
-    def identity(self) -> str:
-        """Return the checksum of the manifest, which holds those of the files."""
-        return self.manifest.checksum()
-
-    def verify_all(self, progress: Any = None) -> None:
-        """Verify every byte of the dataset; `progress`, if given, is called with the number of bytes after each step.
-
-        Raises
-        ------
-        DataError
-            naming the first damaged file.
-        """
-        for step, (part, _, row) in enumerate(self._steps):
-            self._part(part)
-            self._check_step(step)
-            self._step_counts(step)
-            if progress is not None:
-                progress(row.end)
-
-    def _open_part(self, part: int) -> Bp5Reader:
-        row, folder = self.manifest.parts[part], self._folder(part)
-        for name, file in row.files.items():
-            if file.sha256 and sha256_of(folder / name) != file.sha256:
-                raise DataError(f"{folder / name} is damaged (its checksum does not fit); copy or write it again")
-        opened = Bp5Reader(folder)
-        variables = opened.variables()
-        for name in ("natoms", *row.fields[1:]):
-            if variables.get(name, 0) != len(row.steps):
-                raise DataError(
-                    f"{folder} has {variables.get(name, 0)} steps of {name!r}, the manifest says {len(row.steps)}"
-                )
-        return opened
-
-    def _check_step(self, step: int) -> None:
-        """Verify the bytes of a step before the first use of its data."""
-        if self._sound[step]:
-            return
-        part, place, row = self._steps[step]
-        data = self._folder(part) / "data.0"
-        start = self._steps[step - 1][2].end if place else 0
-        if self.verify == "full" and crc32_of(data, start, row.end) != row.crc32:
-            raise DataError(f"{data} is damaged (bytes {start} to {row.end}, step {place}); copy or write it again")
-        self._sound[step] = True
-
-    def _read_counts(self, step: int) -> NDArray[np.int64]:
-        part, place, row = self._steps[step]
-        data = self._folder(part) / "data.0"
-        if not data.is_file() or data.stat().st_size < row.end:  # reading what is not there would hang
-            raise DataError(f"{data} was truncated or removed after it was opened; copy or write it again")
-        counts = self._part(part).read("natoms", place, 0, row.structures)
-        if self.verify == "full" and zlib.crc32(np.ascontiguousarray(counts).tobytes()) != row.counts_crc32:
-            raise DataError(f"{self.path}: the atom counts of step {step} are damaged; copy or write the files again")
-        return counts
-
-    def _read_rows(self, step: int, name: str, structures: tuple[int, int], atoms: tuple[int, int]) -> NDArray[Any]:
-        part, place, _ = self._steps[step]
-        field = FIELDS[name]
-        first, last = atoms if field.axis == "atom" else structures
-        if name not in self.manifest.parts[part].fields:
-            return np.full((last - first, *field.trailing), field.missing, field.dtype)
-        opened = self._part(part)
-        self._check_step(step)
-        rows = opened.read(name, place, first, last - first)
-        return rows != 0 if field.dtype == bool else rows
-
-
-def _whole_parts(manifest: Manifest, copies: Path | None) -> frozenset[int]:
-    """Return the parts of which a folder holds a copy whose files have the right sizes; their bytes are verified later.
-
-    Raises
-    ------
-    DataError
-        if there is no such folder: a typing error would otherwise go unnoticed.
-    """
-    if copies is None:
-        return frozenset()
-    if not copies.is_dir():
-        raise DataError(f"{copies} is no folder; name the one that holds copies of parts, or leave it out")
-
-    def size(path: Path) -> int:
-        return path.stat().st_size if path.is_file() else -1
-
-    return frozenset(
-        number
-        for number, part in enumerate(manifest.parts)
-        if all(size(copies / part.path / name) == row.size for name, row in part.files.items())
-    )
-
-
-def open_structures(
-    path: str | Path,
-    *,
-    verify: str = "full",
-    label: str = "all",
-    restore_energies: bool = True,
-    timeout: float = 60.0,
-    copies: str | Path | None = None,
-) -> StructureReader:
-    """Open structures for reading by global index.
-
-    Parameters
-    ----------
-    path
-        a dataset folder of ours, a bare BP5 directory in our variable names, or a BP directory of HydraGNN.
-    verify
-        "full" verifies the bytes of each step before their first use; "size" only sizes and metadata.
-    label
-        of HydraGNN's files: "trainset", "valset", "testset", or "all" (those there are, in this order).
-    restore_energies
-        of HydraGNN's files: add the linear regression over the composition back that was taken off.
-    copies
-        folder that holds copies of some parts of a dataset folder under their names, on a disk that is nearer: they are
-        read there, and verified as the originals are.
-    timeout
-        seconds that looking into files that are not ours may take; it happens in a process of its own, since damaged
-        files make the library hang or crash.
-
-    Raises
-    ------
-    DataError
-        if it is not there, not such files, incomplete or damaged.
-    """
-    path = Path(path)
-    if verify not in ("full", "size"):
-        raise unknown("verify", verify, ("full", "size"))
-    if not path.exists():
-        partial = path.with_name(f"{path.name}.partial")
-        hint = f"; {partial.name} beside it is unfinished: its writer was stopped" if partial.exists() else ""
-        raise DataError(f"{path} does not exist{hint}")
-    if not path.is_dir():
-        raise DataError(f"{path} is a file, not a dataset folder; 'atomsieve data convert {path} OUT.bp' makes one")
-    if is_ours(path):
-        return ManifestReader(path, verify, None if copies is None else Path(copies))
-    if copies is not None:
-        raise UsageError(f"{path} is no dataset folder of parts, so there are no copies of parts; leave them out")
-    if (path / "md.idx").exists() or (path / "data.0").exists():
-        from atomsieve.structures.third_party_bp import open_foreign
-
-        return open_foreign(path, label=label, restore_energies=restore_energies, timeout=timeout)
-    if (path / NAME).exists():
-        return ManifestReader(path, verify)  # says what is wrong with it
-    raise DataError(f"{path} is neither a dataset folder ({NAME} is missing) nor a BP5 directory (md.idx is missing)")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.reader import ManifestReader, StructureReader
+from atomsieve.structures.reader import FileReader
 
 BATCH = 20_000
 UNKNOWN = "(none)"
@@ -98,7 +98,7 @@ class SourceSummary:
         return out
 
 
-def summarise(reader: StructureReader, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+def summarise(reader: FileReader, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Read a dataset through and return its summary as plain numbers, ready for JSON.
 
     Every byte is verified on the way (our own folders). `progress` is called with the number of structures done.
@@ -141,7 +141,7 @@ def summarise(reader: StructureReader, progress: Callable[[int], None] | None = 
         "steps": len(reader.step_structures),
         "notes": reader.notes,
         "identity": reader.identity(),
-        "verified": _verification(reader),
+        "verified": reader.verification,
     }
 
 
@@ -167,9 +167,3 @@ def _elements(atoms: NDArray[np.int64], structures: NDArray[np.int64]) -> dict[s
         symbol = chemical_symbols[z] if z < len(chemical_symbols) else f"Z={z}"
         out[symbol] = {"structures": int(structures[z]), "atoms": int(atoms[z])}
     return out
-
-
-def _verification(reader: StructureReader) -> str:
-    if not isinstance(reader, ManifestReader):
-        return "readable; these files carry no checksums"
-    return "sizes and all checksums fit" if reader.verify == "full" else "sizes and metadata checksums fit"

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, unknown
 from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.fields import FIELDS
-from atomsieve.structures.manifest import SourceInfo, sha256_of
+from atomsieve.structures.manifest import sha256_of
 from atomsieve.structures.probe import probe
-from atomsieve.structures.reader import StructureReader
+from atomsieve.structures.reader import FileReader
+from atomsieve.structures.source import SourceInfo
 
 VIRTUAL_STEP = 20_000
 """Rows that are treated as one step where a file has one huge step."""
@@ -24,7 +25,7 @@ UNSTATED = "not stated"
 LARGEST_NUMBER = 118
 
 
-class _ForeignReader(StructureReader):
+class _ThirdPartyReader(FileReader):
     """A BP directory without a manifest: it was probed, and its content is judged when it is read."""
 
     index: dict[str, Any]
@@ -56,7 +57,7 @@ class _ForeignReader(StructureReader):
 # -- our variable names --------------------------------------------------------------------------------------------
 
 
-class BareReader(_ForeignReader):
+class BareReader(_ThirdPartyReader):
     """A BP5 directory with steps of `natoms [S]`, `numbers [N]`, `positions [N,3]` and any other field of ours."""
 
     def __init__(self, path: Path, index: dict[str, Any]) -> None:
@@ -142,7 +143,7 @@ class _Rows(NamedTuple):
     last_atom: int
 
 
-class HydraReader(_ForeignReader):
+class HydraReader(_ThirdPartyReader):
     """HydraGNN's dataset schema: one step, `<label>/<key>` with all samples joined along the axis that varies.
 
     Energies there have a linear regression over the composition taken off, with coefficients in the attribute
@@ -264,7 +265,7 @@ class HydraReader(_ForeignReader):
         return energies + np.bincount(owner, self._coefficients[numbers - 1], minlength=len(energies))
 
 
-def open_foreign(path: Path, *, label: str, restore_energies: bool, timeout: float) -> StructureReader:
+def open_third_party(path: Path, *, label: str, restore_energies: bool, timeout: float) -> FileReader:
     """Probe a BP directory that is not ours and open it with the reader that fits."""
     index = probe(path, timeout)
     variables = index["variables"]

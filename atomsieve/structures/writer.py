@@ -24,7 +24,6 @@ from atomsieve.structures.manifest import (
     FileRow,
     Manifest,
     PartRow,
-    SourceInfo,
     StepRow,
     crc32_of,
     is_ours,
@@ -32,6 +31,7 @@ from atomsieve.structures.manifest import (
     sync_file,
     sync_folder,
 )
+from atomsieve.structures.source import SourceInfo
 
 STEPS_PER_PART = 1000
 """A directory of more steps takes noticeably long to open."""

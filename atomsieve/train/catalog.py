@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
-from atomsieve.structures import StructureBatch
+from atomsieve.structures import StructureBatch, StructureReader
 from atomsieve.train.config import DataItem
 from atomsieve.train.references import element_counts
 
@@ -18,23 +18,6 @@ SCAN_STRUCTURES = 5000
 MIN_CELL_VOLUME = 1e-3
 """A fully periodic cell below this volume (Angstrom^3) is flat: a structure that is not finite in any useful sense."""
 USES = ("auto", "train", "val", "test", "calibration")
-
-
-class Reader(Protocol):
-    """What training needs of a file of structures."""
-
-    @property
-    def sources(self) -> Sequence[Any]:
-        """Sources (name, level_of_theory); index = value of field `head`."""
-
-    def __len__(self) -> int:
-        """Return the number of structures."""
-
-    def read(self, start: int, stop: int) -> StructureBatch:
-        """Return structures `start:stop`."""
-
-    def identity(self) -> str:
-        """Return a digest of the contents."""
 
 
 @dataclass
@@ -143,7 +126,7 @@ def _shortest(batch: StructureBatch, usable: NDArray[np.bool_]) -> NDArray[np.fl
 
 def scan(
     items: Sequence[DataItem],
-    readers: Sequence[Reader],
+    readers: Sequence[StructureReader],
     progress: Callable[[int, int], None] | None = None,
 ) -> Catalog:
     """Read every file once and return the catalogue; sources of one name in several files become one head.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +16,9 @@ import yaml
 
 from atomsieve.errors import UsageError, unknown
 from atomsieve.models import Ensemble
+from atomsieve.structures import StructureReader, open_structures
 from atomsieve.train.batches import Labels
-from atomsieve.train.catalog import Catalog, Reader, scan
+from atomsieve.train.catalog import Catalog, scan
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.config import TrainConfig, dump_config, flatten, parse_config
 from atomsieve.train.distributed import Team, alone, join, leave
@@ -77,7 +78,7 @@ def train(config: TrainConfig, console: Console | None = None, *, overwrite: boo
     screen = console if team.chief else None
     try:
         with ExitStack() as stack:
-            readers = [stack.enter_context(_open(item.path)) for item in config.data]
+            readers = [stack.enter_context(open_structures(item.path)) for item in config.data]
             digests = [r.identity() for r in readers]
             _claim_output(config, digests, team, overwrite)
             prepared = prepare(config, readers, screen)
@@ -87,12 +88,6 @@ def train(config: TrainConfig, console: Console | None = None, *, overwrite: boo
             return _finish(config, prepared, digests, ensemble, team, screen)
     finally:
         leave()
-
-
-def _open(path: Path) -> Any:
-    from atomsieve.structures.reader import open_structures
-
-    return open_structures(path)
 
 
 # -- the output folder ---------------------------------------------------------------------------------------------
@@ -160,7 +155,7 @@ def _clear(folder: Path) -> None:
 # -- data ----------------------------------------------------------------------------------------------------------
 
 
-def prepare(config: TrainConfig, readers: list[Reader], console: Console | None = None) -> Prepared:
+def prepare(config: TrainConfig, readers: Sequence[StructureReader], console: Console | None = None) -> Prepared:
     """Scan, clean and split the data, fit references and sizes, and say what was found on `console`."""
     with _progress(console, "reading") as step:
         everything = scan(config.data, readers, step)

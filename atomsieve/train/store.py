@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.structures import StructureBatch
-from atomsieve.train.catalog import Catalog, Reader
+from atomsieve.structures import StructureBatch, StructureReader
+from atomsieve.train.catalog import Catalog
 from atomsieve.train.label_scales import ForceSums
 
 BLOCK = 256
@@ -31,7 +31,7 @@ class Store:
     limit_bytes : size up to which all of them are held in memory.
     """
 
-    def __init__(self, catalog: Catalog, readers: Sequence[Reader], limit_bytes: float) -> None:
+    def __init__(self, catalog: Catalog, readers: Sequence[StructureReader], limit_bytes: float) -> None:
         self.catalog = catalog
         self._readers = readers
         size = int(catalog.n_atoms.sum()) * BYTES_PER_ATOM + len(catalog) * BYTES_PER_STRUCTURE

@@ -13,7 +13,7 @@ from atomsieve.cli.main import run
 from atomsieve.evaluation import metrics as evaluation
 from atomsieve.evaluation.metrics import Errors, coverage, scores
 from atomsieve.gfm import read_calibration
-from atomsieve.structures.reader import open_structures
+from atomsieve.structures.open import open_structures
 from tests.helpers import tiny_gfm
 from tests.labelled import labelled_file, noisy_labels
 

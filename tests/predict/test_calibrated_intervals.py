@@ -15,7 +15,7 @@ from atomsieve.evaluation.residuals import atoms_apart, collect
 from atomsieve.gfm import ensemble_id, load_gfm, read_calibration, weights_id
 from atomsieve.predict import Predictor
 from atomsieve.predict.uncertainty import HeadUncertainty
-from atomsieve.structures.reader import open_structures
+from atomsieve.structures.open import open_structures
 from atomsieve.uncertainty.calibration import LEVELS, HeadCalibration, PropertyCalibration
 from atomsieve.uncertainty.strata import applicable, candidates, element_group
 from tests.helpers import copper_oxides, tiny_gfm

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.predict.base import PredictorBase
-from atomsieve.structures import StructureBatch
+from atomsieve.structures import SourceInfo, StructureBatch, StructureReader
 
 SEEN = np.array([1, 6, 8, 29])
 
@@ -98,13 +98,15 @@ class FakePredictor(PredictorBase):
         )
 
 
-class MemoryReader:
-    """The reader protocol over a batch in memory."""
+class MemoryReader(StructureReader):
+    """Reads a batch in memory."""
 
     def __init__(self, batch: StructureBatch) -> None:
         self.batch = batch
+        self.path = Path("the input")
         self.n_atoms = batch.n_atoms
-        self.sources: list[Any] = []
+        self.sources: list[SourceInfo] = []
+        self.fields = tuple(batch.present())
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -114,6 +116,10 @@ class MemoryReader:
 
     def read(self, start: int, stop: int, fields: Iterable[str] | None = None) -> StructureBatch:
         return self.batch.slice(start, stop)
+
+    def read_arrays(self, start: int, stop: int, fields: Iterable[str]) -> dict[str, np.ndarray]:
+        found = self.batch.slice(start, stop).present()
+        return {name: array for name, array in found.items() if name == "ptr" or name in set(fields)}
 
     def identity(self) -> str:
         return hashlib.sha256(b"".join(a.tobytes() for a in self.batch.present().values())).hexdigest()

@@ -221,6 +221,8 @@ def test_a_disk_of_a_node_that_is_too_small_is_said_before_work_begins(screen, d
 class Here:
     """A reader that is not handed to a process of its own."""
 
+    reopenable = False
+
     def __init__(self, reader):
         self.reader = reader
 

@@ -12,7 +12,7 @@ from atomsieve.errors import UsageError
 from atomsieve.evaluation.calibrate import calibrate_gfm
 from atomsieve.gfm.folder import load_gfm, read_calibration
 from atomsieve.predict import Predictor
-from atomsieve.structures.reader import open_structures
+from atomsieve.structures.open import open_structures
 from atomsieve.structures.writer import write_structures
 from atomsieve.train.calibrate import _joined
 from atomsieve.train.catalog import scan

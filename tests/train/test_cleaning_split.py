@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.structures import StructureBatch
-from atomsieve.structures.manifest import SourceInfo
+from atomsieve.structures import StructureBatch, StructureReader
+from atomsieve.structures.source import SourceInfo
 from atomsieve.train.catalog import Catalog, scan
 from atomsieve.train.config import CleaningSection, DataItem, SplitSection
 from atomsieve.train.outliers import clean
@@ -17,17 +18,24 @@ from atomsieve.train.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
 from tests.train.train_samples import SOURCES, labelled
 
 
-class Memory:
+class Memory(StructureReader):
     """A file of structures that is not on disk."""
 
     def __init__(self, batch: StructureBatch, sources=SOURCES) -> None:
-        self.batch, self.sources = batch, sources
+        self.batch, self.sources, self.path = batch, sources, Path("memory")
+        self.n_atoms, self.fields = batch.n_atoms, tuple(batch.present())
 
     def __len__(self) -> int:
         return len(self.batch)
 
-    def read(self, start, stop):
+    def counts(self):
+        return self.batch.counts
+
+    def read(self, start, stop, fields=None):
         return self.batch.slice(start, stop)
+
+    def read_arrays(self, start, stop, fields):
+        return self.batch.slice(start, stop).present()
 
     def identity(self):
         return "memory"

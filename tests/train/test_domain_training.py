@@ -14,7 +14,7 @@ import torch
 from atomsieve.errors import AtomSieveError
 from atomsieve.gfm.folder import load_gfm
 from atomsieve.predict import Predictor
-from atomsieve.structures.reader import open_structures
+from atomsieve.structures.open import open_structures
 from atomsieve.train.catalog import scan
 from atomsieve.train.distributed import Team
 from atomsieve.train.domain import fit_domain

@@ -9,7 +9,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.manifest import SourceInfo
+from atomsieve.structures.source import SourceInfo
 
 SOURCES = [SourceInfo("emt", "EMT"), SourceInfo("springs", "harmonic bonds, energies only")]
 

@@ -28,7 +28,7 @@ def true_energies(demo: Demo, positions: NDArray[np.int64]) -> NDArray[np.float6
     from ase.calculators.emt import EMT
 
     from atomsieve.cli.demo.run import progress_bar
-    from atomsieve.structures.reader import open_structures
+    from atomsieve.structures.open import open_structures
 
     energies = np.empty(len(positions))
     with (

@@ -11,7 +11,7 @@ from atomsieve.predict.packing import usual_budget
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import run_record as manifest
 from atomsieve.screen.results.files import Folder
-from atomsieve.structures import StructureBatch
+from atomsieve.structures import StructureBatch, StructureReader
 
 PLACES, AT_EACH = 4, 64
 """A sample of the candidates: so many places spread over the input, so many structures at each."""
@@ -29,7 +29,7 @@ class BatchBudget:
 
 def resolve_batch_budget(
     model: Any,
-    reader: Any,
+    reader: StructureReader,
     options: ScreenOptions,
     folder: Folder,
     *,
@@ -73,7 +73,7 @@ def _recorded(folder: Folder) -> dict[str, int]:
     return {name: int(found["batches"][name]) for name in found.get("budget", {}).get("automatic", [])}
 
 
-def sample_structures(reader: Any, largest: int = 1 << 62) -> StructureBatch:
+def sample_structures(reader: StructureReader, largest: int = 1 << 62) -> StructureBatch:
     """Return a few structures of at most `largest` atoms from all over the input."""
     from atomsieve.structures.fields import CONDITIONS
 

@@ -27,7 +27,7 @@ from atomsieve.runs.child_process import start
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import import_lightly
 from atomsieve.structures.fields import CONDITIONS
-from atomsieve.structures.reader import StructureReader
+from atomsieve.structures.interface import StructureReader
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ class Reading:
 
     Parameters
     ----------
-    reader : the input. One that `open_structures` made is read by a process of its own, which is started after the
-        first chunk if there is another; until it is up, and for any other reader, chunks are read here.
+    reader : the input. A reopenable one is read by a second process, which is started after the first chunk if there is
+        another; until that process is up, and for any other reader, this process reads the chunks.
     claims : chunks, each the next that falls to this rank.
     spans : `(first, end)` of a chunk.
     begin : called with the number of a chunk before it is read by this process itself, which it may kill.
@@ -57,7 +57,7 @@ class Reading:
 
     def __init__(
         self,
-        reader: Any,
+        reader: StructureReader,
         claims: Iterator[int],
         spans: Callable[[int], tuple[int, int]],
         begin: Callable[[int], None] = lambda chunk: None,
@@ -66,7 +66,7 @@ class Reading:
         self._reader, self._claims, self._spans, self._begin, self._idle = reader, claims, spans, begin, idle
         self._asked: deque[int] = deque()
         self._process: _Process | None = None
-        self._here, self._ahead = True, isinstance(reader, StructureReader)
+        self._here, self._ahead = True, reader.reopenable
         self.seconds = self.waited = 0.0
 
     @property

@@ -12,6 +12,7 @@ from atomsieve.runs.mpi import Team
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import Folder
+from atomsieve.structures import StructureReader
 
 PIECE = 1 << 20  # structures whose atom counts are in memory at once
 
@@ -31,7 +32,7 @@ def _gathered(team: Team, work: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     return found[np.argsort(found["chunk"], kind="stable")]
 
 
-def atom_bounds(team: Team, reader: Any, chunks: Chunks) -> NDArray[np.int64]:
+def atom_bounds(team: Team, reader: StructureReader, chunks: Chunks) -> NDArray[np.int64]:
     """Return the atoms before each chunk [C+1], which say where its forces lie; each rank counts a part."""
     starts = chunks.starts()
     first, stop = np.searchsorted(starts, [chunks.n * (team.rank + k) // team.size for k in (0, 1)]).tolist()
@@ -39,20 +40,13 @@ def atom_bounds(team: Team, reader: Any, chunks: Chunks) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(found)])
 
 
-def _atoms(reader: Any, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _atoms(reader: StructureReader, starts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the atoms of the chunks [C] between the positions `starts` [C+1]."""
     atoms = np.zeros(len(starts) - 1, np.int64)
     k = 0
     while k < len(atoms):
         end = max(k + 1, int(np.searchsorted(starts, starts[k] + PIECE, side="right")) - 1)
-        ptr = _ptr(reader, int(starts[k]), int(starts[end]))
+        ptr = reader.read_arrays(int(starts[k]), int(starts[end]), ())["ptr"]
         atoms[k:end] = np.diff(ptr[starts[k : end + 1] - starts[k]])
         k = end
     return atoms
-
-
-def _ptr(reader: Any, first: int, stop: int) -> NDArray[np.int64]:
-    if hasattr(reader, "read_arrays"):
-        found: NDArray[np.int64] = reader.read_arrays(first, stop, ())["ptr"]
-        return found
-    return np.concatenate([[0], np.cumsum(reader.counts()[first:stop])]).astype(np.int64)

@@ -33,6 +33,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine.rows import mark_poisoned
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import CONDITIONS
+from atomsieve.structures.interface import StructureReader
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Recipe:
     predictor : one that was given to the run; None loads `ensemble` as `options`, `backend` and `device` say.
     """
 
-    reader: Any
+    reader: StructureReader
     identity: str
     runner: Runner
     predictor: Any
@@ -62,10 +63,10 @@ class Recipe:
     backend: str
     device: str
 
-    def load(self) -> tuple[Any, Runner]:
+    def load(self) -> tuple[StructureReader, Runner]:
         """Return the reader and a runner that computes."""
         if self.reader.identity() != self.identity:
-            raise DataError(f"{getattr(self.reader, 'path', 'the input')} changed while it was screened")
+            raise DataError(f"{self.reader.path} changed while it was screened")
         predictor = self.predictor
         if predictor is None:
             from atomsieve.screen.setup import load_predictor
@@ -231,7 +232,9 @@ def release_unused_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def compute(reader: Any, runner: Runner, order: tuple[int, int, frozenset[int]], say: Callable[..., None]) -> Computed:
+def compute(
+    reader: StructureReader, runner: Runner, order: tuple[int, int, frozenset[int]], say: Callable[..., None]
+) -> Computed:
     """Compute one chunk; `say` is told what was read and, before it is begun, the structures of each batch.
 
     Not the batch's number: how a chunk is cut depends on what the process has learned of memory.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.screen.results.columns import COLUMNS, format_value, reasons_text
+from atomsieve.structures.interface import StructureReader
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +81,7 @@ def formula(numbers: NDArray[np.uint8]) -> str:
     return "".join(s + (str(amounts[s]) if amounts[s] > 1 else "") for s in order)
 
 
-def formulas(positions: NDArray[np.int64], reader: Any) -> dict[int, str]:
+def formulas(positions: NDArray[np.int64], reader: StructureReader) -> dict[int, str]:
     """Return the formula of each structure at `positions` of the input."""
     wanted = np.unique(positions)
     found = {}

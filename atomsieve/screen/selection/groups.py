@@ -160,11 +160,11 @@ def _sources(reader: StructureReader) -> tuple[Callable[[NDArray[np.int64]], NDA
             return np.where(head < 0, len(names) - 1, head).astype(np.int64)
 
         return stated, names
-    parts = getattr(getattr(reader, "manifest", None), "parts", [])
+    parts = reader.parts
     if len(parts) < 2:
         raise UsageError(
             f"{reader.path} names no source and is one part, so --per source has nothing to go by; use one of "
             f"{', '.join(kind for kind in GROUPS if kind != 'source')}"
         )
     ends = np.cumsum([part.structures for part in parts])
-    return lambda positions: np.searchsorted(ends, positions, side="right"), [part.path for part in parts]
+    return lambda positions: np.searchsorted(ends, positions, side="right"), [part.name for part in parts]

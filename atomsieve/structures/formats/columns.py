@@ -12,7 +12,7 @@ from atomsieve.errors import DataError, require
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.item import Bad, Item, Tick
-from atomsieve.structures.manifest import SourceInfo
+from atomsieve.structures.source import SourceInfo
 
 ROWS = 2000
 COLUMNS = ("numbers", "positions")
@@ -62,7 +62,7 @@ def _item_from_columns(row: dict[str, Any], where: str) -> Item:
 
 def read_bp(path: Path, tick: Tick) -> Iterator[Item | Bad]:
     """Yield the structures of a dataset, with their sources."""
-    from atomsieve.structures.reader import open_structures
+    from atomsieve.structures.open import open_structures
 
     with open_structures(path) as reader:
         done = 0
