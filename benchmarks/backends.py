@@ -28,7 +28,7 @@ from ensemble import crystals, median_time
 
 from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.export.artefact import Artefact
-from atomsieve.export.spec import Spec, entry_of, format_module, machine
+from atomsieve.export.spec import Spec, entry_of, import_format, machine
 from atomsieve.export.trace import example_inputs, trace
 from atomsieve.export.trust import trust
 from atomsieve.gfm import ExportEntry, ensemble_id, load_gfm, save_gfm
@@ -37,7 +37,7 @@ from atomsieve.graphs.table import table_arrays
 from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 from atomsieve.models.messages.message import message
 from atomsieve.models.painn import encoder as painn
-from atomsieve.predict.backends.select import NativeBackend
+from atomsieve.predict.backends.native import NativeBackend
 
 ROUTES = ("edges", "native", "compile", "torchscript", "onnx", "pt2")
 ATOMS = 20
@@ -56,7 +56,7 @@ def prepare(folder: Path, route: str, precision: str, place: Path, device: str) 
     ensemble, _ = load_gfm(folder)
     spec = Spec(route, precision, device=device)
     began = time.perf_counter()
-    written = format_module(route).write(ensemble, spec, place, ensemble_id(folder))
+    written = import_format(route).write(ensemble, spec, place, ensemble_id(folder))
     seconds = time.perf_counter() - began
     entry = entry_of(ensemble, spec, place, ensemble_id(folder), written)
     trust(list(place.iterdir()))

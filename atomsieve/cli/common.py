@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from atomsieve.gfm.backends import FORMATS
+from atomsieve.models.precision import PRECISIONS
+from atomsieve.text import join_choices
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -62,13 +66,15 @@ HeadOption = Annotated[
     ),
 ]
 
-PrecisionOption = Annotated[str, typer.Option("--precision", help="fp64, fp32 or bf16.", rich_help_panel=MODEL)]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help=f"{join_choices(PRECISIONS)}.", rich_help_panel=MODEL)
+]
 
 BackendOption = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="native; onnx, torchscript or pt2 where `atomsieve export` made one; or auto, the fastest checked here.",
+        help=f"native; {join_choices(FORMATS)} where `atomsieve export` made one; or auto, the fastest checked here.",
         rich_help_panel=MODEL,
     ),
 ]

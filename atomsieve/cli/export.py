@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from atomsieve.cli.common import CHOICE, WORK, QuietOption, RunFirst, console
+from atomsieve.gfm.backends import FORMATS, holds_code
+from atomsieve.models.precision import PRECISIONS
+from atomsieve.text import join_choices
 
 if TYPE_CHECKING:
     from atomsieve.export.run import Outcome
@@ -41,7 +44,7 @@ def run(
         typer.Option(
             "--format",
             "-f",
-            help="onnx, torchscript or pt2; may be repeated. [default: onnx]",
+            help=f"{join_choices(FORMATS)}; may be repeated. [default: onnx]",
             rich_help_panel=CHOICE,
             show_default=False,
         ),
@@ -51,7 +54,7 @@ def run(
         typer.Option(
             "--precision",
             "-p",
-            help="fp64, fp32 or bf16; may be repeated. [default: fp32]",
+            help=f"{join_choices(PRECISIONS)}; may be repeated. [default: fp32]",
             rich_help_panel=CHOICE,
             show_default=False,
         ),
@@ -77,7 +80,6 @@ def run(
     """
     from atomsieve.errors import UsageError, unknown
     from atomsieve.export.run import ExportOptions, export_gfm
-    from atomsieve.gfm.exports import FORMATS, PRECISIONS
 
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     for what, given, allowed in (
@@ -145,7 +147,6 @@ def trust(folder: FolderArgument) -> int:
     They hold code that runs with your rights: trust only what comes from somebody whose programs you would run.
     """
     from atomsieve.errors import EXIT_DONE, EXIT_ERROR
-    from atomsieve.export.trust import CODE_FREE
     from atomsieve.export.trust import trust as mark
     from atomsieve.gfm import read_manifest
     from atomsieve.gfm.exports import check_export
@@ -153,7 +154,7 @@ def trust(folder: FolderArgument) -> int:
     shown = console()
     files = []
     for key, entry in read_manifest(folder).exports.items():
-        if entry.format in CODE_FREE:
+        if not holds_code(entry.format):
             continue
         place = check_export(folder, entry)
         for name, expected in entry.files.items():

@@ -76,7 +76,7 @@ def hull(
     from atomsieve.errors import AtomSieveError
     from atomsieve.followup import hull as hulls
     from atomsieve.followup.hull_references import all_members, entries_of, gather
-    from atomsieve.screen.options import PRECISIONS
+    from atomsieve.models.precision import PRECISIONS
     from atomsieve.screen.results.record import Results
     from atomsieve.screen.results.screened_input import screened_input
     from atomsieve.screen.selection.select import Selection, one_head, select

@@ -30,9 +30,6 @@ app = typer.Typer(
     help="Serve an ensemble with a Triton Inference Server: `atomsieve serve start gfm/`.",
 )
 
-BACKENDS = {"python": "native", "onnx": "onnx", "libtorch": "torchscript", "pt2": "pt2"}
-"""Backend of the predictor by what it is called here."""
-
 
 @app.command("repository")
 def repository(
@@ -258,11 +255,13 @@ def _settings(
     import re
 
     from atomsieve.errors import UsageError, unknown
+    from atomsieve.gfm.backends import SERVED_BACKENDS
+    from atomsieve.models.precision import check_precision
     from atomsieve.serve.model.settings import Limits, Settings
 
-    for what, name, allowed in (("precision", precision, ("fp64", "fp32", "bf16")), ("backend", backend, BACKENDS)):
-        if name not in allowed:
-            raise unknown(what, name, allowed)
+    check_precision(precision)
+    if backend not in SERVED_BACKENDS:
+        raise unknown("backend", backend, SERVED_BACKENDS)
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise UsageError(f"unknown device {device!r}; allowed: auto, cpu, cuda, cuda:N")
     if device == "auto":
@@ -273,7 +272,7 @@ def _settings(
     return Settings.model_validate(
         {
             "precision": precision,
-            "backend": BACKENDS[backend],
+            "backend": SERVED_BACKENDS[backend],
             "head": head,
             "device": device,
             "threads": threads,

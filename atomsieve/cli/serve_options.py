@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 from atomsieve.cli.common import IN_OUT, MODEL, WORK
+from atomsieve.gfm.backends import FORMATS, SERVED_BACKENDS
+from atomsieve.models.precision import PRECISIONS
+from atomsieve.text import join_choices
 
+EXPORTED = [shown for shown, name in SERVED_BACKENDS.items() if name in FORMATS]
 LIMITS, WHO, WHERE, WATCH = "What a request may hold", "Who may use it", "Where it listens", "How it is watched"
 
 Folders = Annotated[
@@ -19,11 +23,13 @@ Folders = Annotated[
         show_default=False,
     ),
 ]
-Precision = Annotated[str, typer.Option("--precision", help="fp64, fp32 or bf16.", rich_help_panel=MODEL)]
+Precision = Annotated[str, typer.Option("--precision", help=f"{join_choices(PRECISIONS)}.", rich_help_panel=MODEL)]
 Backend = Annotated[
     str,
     typer.Option(
-        "--backend", help="python, or where `atomsieve export` made one: onnx, libtorch or pt2.", rich_help_panel=MODEL
+        "--backend",
+        help=f"python, or where `atomsieve export` made one: {join_choices(EXPORTED)}.",
+        rich_help_panel=MODEL,
     ),
 ]
 Head = Annotated[

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.export.interface import Slot, check_inputs, check_symmetric, inputs
-from atomsieve.export.spec import format_module
+from atomsieve.export.spec import import_format
 from atomsieve.gfm import ExportEntry, Manifest, same_weights, weights_id
 from atomsieve.gfm.exports import check_export
 from atomsieve.graphs import Graph
@@ -65,7 +65,7 @@ class Artefact:
                 f"anew with: atomsieve export {folder} --format {entry.format} --precision {entry.precision}"
             )
         self._heads = len(manifest.heads)
-        self._session = format_module(entry.format).open_session(check_export(folder, entry, place), entry, device)
+        self._session = import_format(entry.format).open_session(check_export(folder, entry, place), entry, device)
 
     @property
     def digest(self) -> str:

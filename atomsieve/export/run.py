@@ -15,7 +15,7 @@ from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.export import fidelity
 from atomsieve.export.interface import OUTPUTS
 from atomsieve.export.report import write_report
-from atomsieve.export.spec import Spec, entry_of, format_module, machine
+from atomsieve.export.spec import Spec, entry_of, import_format, machine
 from atomsieve.export.trust import trust
 from atomsieve.gfm import ExportEntry, Manifest, load_gfm, read_manifest, record_exports, same_weights, weights_id
 from atomsieve.gfm.exports import FOLDER, check_export
@@ -137,7 +137,7 @@ def _export(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        written = format_module(spec.format).write(ensemble, spec, staging, identity)
+        written = import_format(spec.format).write(ensemble, spec, staging, identity)
         lowered = time.perf_counter() - began
         entry = entry_of(ensemble, spec, staging, identity, written)
         trust(sorted(staging.iterdir()))

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import torch
 from numpy.typing import NDArray
 
-from atomsieve.errors import unknown
 from atomsieve.export.functional import Functional, needs_reverse
 from atomsieve.export.interface import inputs, outputs
 from atomsieve.gfm import ExportEntry
-from atomsieve.gfm.exports import FORMATS, PRECISIONS, export_key
+from atomsieve.gfm.backends import BACKENDS, check_format
+from atomsieve.gfm.exports import export_key
 from atomsieve.models import Ensemble
+from atomsieve.models.precision import check_precision
 from atomsieve.structures.manifest import sha256_of
 
 
@@ -40,10 +41,8 @@ class Spec:
     default_head: str | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise unknown("format", self.format, FORMATS)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
+        check_format(self.format)
+        check_precision(self.precision)
 
     @property
     def key(self) -> str:
@@ -103,8 +102,8 @@ class Session(Protocol):
         """Evaluate one batch."""
 
 
-class Format(Protocol):
-    """The module of a format: `atomsieve.export.to_<format>`."""
+class ExportFormat(Protocol):
+    """The functions of a format's module, `atomsieve.export.to_<format>`; see `atomsieve.gfm.backends`."""
 
     def write(self, ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Written:
         """Write the files of an artefact into an empty folder."""
@@ -113,11 +112,12 @@ class Format(Protocol):
         """Open the files of an artefact, which are known to be whole; refuse what this machine cannot run."""
 
 
-def format_module(name: str) -> Format:
-    """Return the module of a format."""
-    if name not in FORMATS:
-        raise unknown("format", name, FORMATS)
-    module: Any = importlib.import_module(f"atomsieve.export.to_{name}")
+def import_format(name: str) -> ExportFormat:
+    """Import the module of a format."""
+    check_format(name)
+    writer = BACKENDS[name].writer
+    assert writer is not None
+    module: Any = importlib.import_module(writer)
     return module
 
 

@@ -16,11 +16,9 @@ from pathlib import Path
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.gfm import ExportEntry
+from atomsieve.gfm.backends import holds_code
 from atomsieve.gfm.exports import FOLDER
 from atomsieve.structures.manifest import sha256_of
-
-CODE_FREE = ("onnx",)
-"""Formats that hold no code."""
 
 _ELSEWHERE = "set XDG_STATE_HOME to a directory of your own"
 
@@ -64,7 +62,7 @@ def trust(files: Iterable[Path]) -> bool:
 
 def is_trusted(folder: str | Path, entry: ExportEntry) -> bool:
     """Say whether an artefact may be opened, by the digests in the manifest; opening it checks the files themselves."""
-    if entry.format in CODE_FREE:
+    if not holds_code(entry.format):
         return True
     digests = [str(expected.get("sha256", "")) for expected in entry.files.values()]
     try:

@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from atomsieve.errors import DataError
 from atomsieve.structures.manifest import sha256_of
 
-FORMATS = ("onnx", "torchscript", "pt2")
-PRECISIONS = ("fp64", "fp32", "bf16")
 FOLDER = "exports"
 
 
@@ -20,7 +18,8 @@ class ExportEntry(BaseModel):
 
     Attributes
     ----------
-    format, precision : see FORMATS, PRECISIONS. kind : "forces" (everything) or "energy" (energies alone).
+    format, precision : names of `atomsieve.gfm.backends` and `atomsieve.models.precision`.
+    kind : "forces" (everything) or "energy" (energies alone).
     device : kind of device it runs on: "cpu", "cuda", or "any".
     ensemble_id : of the weights that it was made of (`weights_id`; see `same_weights`).
     files : size and sha256 of each file, by name in the artefact's folder.

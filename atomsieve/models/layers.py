@@ -10,10 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from atomsieve.errors import unknown
+from atomsieve.models.precision import check_precision
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-MATMULS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Seeds:
@@ -98,14 +97,18 @@ class StackedMLP(nn.Module):
         return self.second(torch.nn.functional.silu(self.first(x)))
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the dtype of parameters, features and edges."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
 def set_precision(module: AnyModule, precision: str) -> AnyModule:
     """Cast a module for fp64, fp32 or bf16 work and return it.
 
     bf16 means: parameters and everything else in FP32, and only matrix products in BF16.
     """
-    if precision not in MATMULS:
-        raise unknown("precision", precision, MATMULS)
-    module.to(torch.float64 if precision == "fp64" else torch.float32)
+    check_precision(precision)
+    module.to(dtype_of(precision))
     for layer in module.modules():
         if isinstance(layer, StackedLinear):
             layer.low_precision = precision == "bf16"

@@ -16,7 +16,8 @@ from atomsieve.gfm import Manifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble
 from atomsieve.models.elements import MAX_NUMBER
-from atomsieve.predict.backends.select import Backend, choose_device, make_backend
+from atomsieve.predict.backends.interface import Backend
+from atomsieve.predict.backends.select import choose_device, open_backend
 from atomsieve.predict.base import DeferredCall
 from atomsieve.predict.domain import DomainTest
 from atomsieve.predict.domain_flags import Outside
@@ -76,7 +77,7 @@ class Predictor:
         self._specs = manifest.heads
         self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in (*self.heads, AUTO)}
         self._domain = DomainTest(manifest, domains)
-        self._run = make_backend(backend, folder, ensemble, manifest, precision, self.device)
+        self._run = open_backend(backend, folder, ensemble, manifest, precision, self.device)
         self.precision, self.backend, self.why = precision, self._run.name, self._run.why
         self._check_head(self.head)
         self._seen = np.zeros((len(self.heads), 256), bool)

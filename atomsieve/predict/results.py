@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.predict.backends.select import Evaluation
+from atomsieve.predict.backends.interface import BackendOutput
 from atomsieve.predict.prediction import Prediction
 from atomsieve.predict.status import Status
 from atomsieve.predict.uncertainty import HeadUncertainty
@@ -42,7 +42,7 @@ class Results:
         self,
         index: NDArray[np.int64],
         own: StructureBatch,
-        out: Evaluation,
+        out: BackendOutput,
         outside: NDArray[np.uint8],
         distance: NDArray[np.float64],
     ) -> None:

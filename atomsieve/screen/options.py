@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atomsieve.errors import UsageError, unknown
+from atomsieve.gfm.backends import check_backend
+from atomsieve.models.precision import PRECISIONS, check_precision
 from atomsieve.screen.results.columns import rankable
 
-PRECISIONS = ("fp64", "fp32", "bf16")
-BACKENDS = ("native", "onnx", "torchscript", "pt2", "auto")
 ALL_HEADS = "all"
 MIXED = "auto"
 """Name of the learned mixture of heads, as in `atomsieve.uncertainty.head_mixture`; servers list it as a head."""
@@ -28,10 +28,8 @@ def parse_cascade(text: str, members: int | None) -> tuple[str, str]:
     if not colon:
         raise UsageError(f"cascade {text!r} names no pair; write cheaper:better, e.g. bf16:fp32")
     for name in (first, then):
-        if name not in PRECISIONS:
-            raise unknown("precision of the cascade", name, PRECISIONS)
-    order = ("bf16", "fp32", "fp64")
-    if order.index(first) > order.index(then) or (first == then and members is None):
+        check_precision(name, "precision of the cascade")
+    if PRECISIONS.index(first) < PRECISIONS.index(then) or (first == then and members is None):
         raise UsageError(
             f"cascade {text!r} saves nothing: the first precision must be the cheaper one (bf16, fp32, fp64); the same "
             "twice goes with --cascade-members"
@@ -106,10 +104,8 @@ class ScreenOptions:
     def __post_init__(self) -> None:
         rankable(self.by)
         self._check_cascade()
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
-        if self.backend not in BACKENDS:
-            raise unknown("backend", self.backend, BACKENDS)
+        check_precision(self.precision)
+        check_backend(self.backend)
         if self.force_spread not in FORCE_SPREAD:
             raise unknown("force-spread", self.force_spread, FORCE_SPREAD)
         if self.collect_seconds < 0:

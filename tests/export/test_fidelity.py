@@ -15,7 +15,7 @@ from atomsieve.export import checks as checks_module
 from atomsieve.export import fidelity
 from atomsieve.export.checks import DENSEST, Checks, Part, generated
 from atomsieve.export.fidelity import MARGIN, TOLERANCES, compare, measured, reference, verdict
-from atomsieve.export.spec import Spec, entry_of, format_module
+from atomsieve.export.spec import Spec, entry_of, import_format
 from atomsieve.export.trust import trust
 from atomsieve.gfm import ensemble_id, load_gfm, read_manifest
 from atomsieve.graphs import build_graph, shortest_distances
@@ -335,7 +335,7 @@ def artefact(gfm, place, precision="fp32", **options):
     ensemble, _ = load_gfm(gfm)
     spec = Spec("torchscript", precision, **options)
     place.mkdir()
-    written = format_module("torchscript").write(ensemble, spec, place, ensemble_id(gfm))
+    written = import_format("torchscript").write(ensemble, spec, place, ensemble_id(gfm))
     trust(list(place.iterdir()))
     return ensemble, entry_of(ensemble, spec, place, ensemble_id(gfm), written)
 

@@ -9,8 +9,9 @@ import pytest
 from atomsieve.export.interface import inputs, outputs
 from atomsieve.export.report import REPORT, line, report, rows, table, tolerance_rows, write_report
 from atomsieve.gfm import ExportEntry, read_manifest, record_exports
+from atomsieve.gfm.backends import FORMATS
 from atomsieve.gfm.card import worst
-from atomsieve.gfm.exports import FORMATS, PRECISIONS
+from atomsieve.models.precision import PRECISIONS
 from tests.helpers import tiny_gfm
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/export.md"

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.export.spec import Spec, entry_of, format_module
+from atomsieve.export.spec import Spec, entry_of, import_format
 from atomsieve.export.trust import trust
 from atomsieve.gfm import ensemble_id, load_gfm, read_manifest, record_exports
 from atomsieve.gfm.exports import FOLDER
 from atomsieve.predict import Predictor, Status
-from atomsieve.predict.backends.select import atoms_at_once, fastest
+from atomsieve.predict.backends.exported import atoms_at_once
+from atomsieve.predict.backends.select import fastest
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_gfm
 
@@ -27,7 +28,7 @@ def export(folder, spec, **changes):
     ensemble, _ = load_gfm(folder)
     place = folder / FOLDER / spec.key
     place.mkdir(parents=True)
-    written = format_module(spec.format).write(ensemble, spec, place, ensemble_id(folder))
+    written = import_format(spec.format).write(ensemble, spec, place, ensemble_id(folder))
     entry = entry_of(ensemble, spec, place, ensemble_id(folder), written).model_copy(update=changes)
     trust(place.iterdir())
     record_exports(folder, {entry.key: entry})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from atomsieve.errors import UsageError, unknown
+from atomsieve.errors import UsageError
+from atomsieve.models.precision import check_precision
 from atomsieve.predict.packing import BUDGETS
-from atomsieve.screen.options import PRECISIONS
 from atomsieve.screen.results.columns import rankable
 
 CPU_ATOMS = 512
@@ -79,8 +79,7 @@ class RelaxOptions:
 
     def __post_init__(self) -> None:
         rankable(self.by)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
+        check_precision(self.precision)
         if not 0 < self.fmax < float("inf"):
             raise UsageError(f"fmax must be above 0 eV/Angstrom, got {self.fmax}; 0.02 is usual")
         for name, least in (

@@ -1,1 +1,1 @@
-"""How the members are evaluated on a graph: by the ensemble itself or by an exported artefact."""
+"""Backends: ways to evaluate the members of an ensemble on a graph, behind one interface."""

@@ -89,7 +89,7 @@ def with_members(predictor: Any, members: int) -> Any:
     UsageError
         if it has not more than so many, or its backend holds them in one artefact.
     """
-    from atomsieve.predict.backends.select import NativeBackend
+    from atomsieve.predict.backends.native import NativeBackend
 
     if predictor.members == 1:
         raise UsageError(f"cascade-members {members}: the ensemble has one member; leave the option out")

@@ -8,7 +8,7 @@ import torch
 
 from atomsieve.gfm import ExportEntry, Manifest
 from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM
-from atomsieve.predict.backends.select import atoms_at_once, places_per_atom
+from atomsieve.predict.backends.exported import atoms_at_once, places_per_atom
 from atomsieve.serve.model.settings import Settings
 
 PADDING = 2.0

@@ -20,7 +20,8 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.export.artefact import Artefact
 from atomsieve.gfm import Manifest, read_manifest
 from atomsieve.graphs import build_graph
-from atomsieve.predict.backends.select import choose_device, export_entry
+from atomsieve.predict.backends.exported import export_entry
+from atomsieve.predict.backends.select import choose_device
 from atomsieve.predict.packing import is_out_of_memory
 from atomsieve.remote.test_vector import compare, stored_vector
 from atomsieve.serve.graph.capacity import Capacity

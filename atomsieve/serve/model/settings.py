@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from atomsieve.errors import AtomSieveError
+from atomsieve.gfm.backends import BACKEND_CHOICES
+from atomsieve.models.precision import PRECISIONS
 
 FILE = "settings.json"
 GRAPH_FILE = "graph.json"
@@ -19,6 +21,13 @@ GFM = "gfm"
 def graph_model_name(model: str) -> str:
     """Return the name of the graph model that is served with a model for raw structures."""
     return f"{model}_graph"
+
+
+def one_of(name: str, allowed: tuple[str, ...]) -> str:
+    """Return `name`; raise ValueError, as pydantic wants it, if it is not allowed."""
+    if name not in allowed:
+        raise ValueError(f"must be one of {', '.join(allowed)}")
+    return name
 
 
 class Limits(BaseModel):
@@ -56,14 +65,24 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
-    precision: Literal["fp64", "fp32", "bf16"] = "fp32"
-    backend: Literal["native", "onnx", "torchscript", "pt2", "auto"] = "native"
+    precision: str = "fp32"
+    backend: str = "native"
     head: str | None = None
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
     max_atoms: int | None = Field(default=None, ge=1)
     max_edges: int | None = Field(default=None, ge=1)
     limits: Limits = Limits()
+
+    @field_validator("precision")
+    @classmethod
+    def _known_precision(cls, name: str) -> str:
+        return one_of(name, PRECISIONS)
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, name: str) -> str:
+        return one_of(name, BACKEND_CHOICES)
 
     @staticmethod
     def read(folder: Path, file: str = FILE) -> Settings:
