@@ -395,6 +395,7 @@ def export_command(
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures import open_structures
     from atomsieve.structures.export import Selection, export
+    from atomsieve.structures.formats import find_writer
 
     selection = Selection.parse(span, ids, where)
     with open_structures(structures) as reader:
@@ -404,7 +405,9 @@ def export_command(
     screen = console(quiet=quiet)
     screen.print(f"{counted(written, 'structure')} in {out}", highlight=False)
     if skipped:
-        screen.print(f"skipped {skipped:,}: the format cannot hold them (no cell)", style="yellow")
+        form = find_writer(out)
+        assert form is not None  # it was written
+        screen.print(f"skipped {skipped:,}: the format cannot hold {form.lacks}", style="yellow", highlight=False)
     return EXIT_SOME_FAILED if skipped else EXIT_DONE
 
 

@@ -86,18 +86,17 @@ def dedup(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Drop those of the best rows whose crystal is there already with a better row, and write the others."""
-    from atomsieve.errors import AtomSieveError, unknown
+    from atomsieve.errors import AtomSieveError
     from atomsieve.followup.dedup import Tolerances, write_twins
     from atomsieve.followup.dedup import dedup as find
-    from atomsieve.screen.results.export import WRITERS, check_target, export
+    from atomsieve.screen.results.export import check_format, check_target, export
     from atomsieve.screen.results.record import Results
     from atomsieve.screen.selection.select import Selection, one_head, select
 
     tolerances = Tolerances(
         length=length, site=site, angle=angle, volume=volume, energy=energy, cell_energy=cell_energy, shift=shift
     )
-    if (kind := out.suffix.lstrip(".").lower()) not in WRITERS:
-        raise unknown("format", kind, WRITERS)
+    check_format(out)
     twins = out.with_name(f"{out.stem}.duplicates.csv")
     opened = Results(results)
     check_target(out, overwrite, opened)

@@ -193,7 +193,11 @@ def export(
     ctx: typer.Context,
     results: ResultsArgument,
     out: Annotated[
-        Path, typer.Argument(help="File to write: .csv, .parquet, .npz, .extxyz or .bp.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Rows: .csv, .parquet, .npz. Structures: .extxyz, .bp, .db, .cif.",
+            show_default=False,
+        ),
     ],
     where: WhereOption = None,
     k: Annotated[
@@ -208,7 +212,7 @@ def export(
     symprec: SymprecOption = SYMPREC,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write rows as a table (csv, parquet, npz), or their structures with the results as labels (extxyz, bp)."""
+    """Write rows as a table (csv, parquet, npz), or their structures with the results (extxyz, bp, db, cif)."""
     from atomsieve.errors import UsageError
     from atomsieve.screen.results.export import export as write
     from atomsieve.screen.results.export import rows_of

@@ -155,11 +155,11 @@ def gather(
 
 def _require_structures(path: Path) -> None:
     """Refuse a file that no format of structures knows by its name."""
-    from atomsieve.structures.formats.registry import FORMATS, format_of
+    from atomsieve.structures.formats import find_format, readable
 
-    if path.is_file() and format_of(path) is None:
+    if path.is_file() and find_format(path) is None:
         raise UsageError(
-            f"--references {path}: its name is of no known format of structures ({', '.join(FORMATS)}); give "
+            f"--references {path}: its name is of no known format of structures ({', '.join(readable())}); give "
             "structures, or the results folder of a run; `atomsieve data convert --format` makes a dataset of files "
             "with other names"
         )
@@ -225,7 +225,7 @@ def _same(results: Results, found: Results, head: str) -> None:
 def _as_dataset(path: Path, draft: Path) -> Path:
     """Return structures as a dataset that can be screened; files of other formats are converted to `draft`."""
     from atomsieve.structures.convert import ConvertOptions, Input, convert
-    from atomsieve.structures.formats.registry import find_files
+    from atomsieve.structures.formats import find_files
 
     files = find_files(path)
     if len(files) == 1 and files[0][1] == "bp":

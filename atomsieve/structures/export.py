@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import DataError, UsageError, require, unknown
+from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.expression import Where, compile_where
+from atomsieve.structures.formats import WriteOptions, open_sink
 from atomsieve.structures.interface import StructureReader
 from atomsieve.structures.reader import FileReader
 from atomsieve.structures.source import SourceInfo
-from atomsieve.structures.writer import StructureWriter
 
 if TYPE_CHECKING:
-    from ase import Atoms
+    pass
 
 BATCH = 2000
 COLUMNS: dict[str, str] = {
@@ -138,182 +134,6 @@ class Selection:
             yield batch.take(chosen), first + chosen
 
 
-# -- sinks -----------------------------------------------------------------------------------------------------------
-
-
-class Sink(ABC):
-    """Writes batches to `path` (a temporary name); `skipped` counts what the format cannot hold."""
-
-    def __init__(self, path: Path, sources: Sequence[SourceInfo]) -> None:
-        self.path, self.sources = path, sources
-        self.skipped = 0
-
-    @abstractmethod
-    def write(self, batch: StructureBatch) -> None:
-        """Add structures."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish the file."""
-
-    def atoms(self, batch: StructureBatch) -> list[Atoms]:
-        """Return ASE atoms with their source in `info`."""
-        images = batch.to_ase()
-        if batch.head is not None:
-            for image, head in zip(images, batch.head.tolist(), strict=True):
-                if head >= 0:
-                    image.info["source"] = self.sources[head].name
-                    image.info["level_of_theory"] = self.sources[head].level_of_theory
-        return images
-
-
-class _TextSink(Sink):
-    def __init__(self, path: Path, sources: Sequence[SourceInfo], packed: bool) -> None:
-        super().__init__(path, sources)
-        raw = gzip.GzipFile(path, "wb", mtime=0) if packed else path.open("wb")
-        self.file: IO[Any] = io.TextIOWrapper(raw, encoding="utf-8")  # type: ignore[type-var]
-
-    def close(self) -> None:
-        self.file.close()
-
-
-class ExtxyzSink(_TextSink):
-    """Extended XYZ with energy, forces, stress, charge, spin, id and source; coordinates to 1e-8 Angstrom."""
-
-    def write(self, batch: StructureBatch) -> None:
-        """Add structures."""
-        from ase.io.extxyz import write_extxyz
-
-        write_extxyz(self.file, self.atoms(batch))
-
-
-class CifSink(_TextSink):
-    """CIF, one data block per structure; structures without a cell are skipped, as CIF cannot hold them."""
-
-    def write(self, batch: StructureBatch) -> None:
-        """Add structures."""
-        from ase.io.cif import write_cif
-
-        whole = np.abs(np.linalg.det(batch.cell)) > 0
-        self.skipped += int((~whole).sum())
-        for image in batch.take(np.flatnonzero(whole)).to_ase():
-            text = io.BytesIO()
-            write_cif(text, [image])
-            block = text.getvalue().decode().replace("data_image0", f"data_{image.info['id']}", 1)
-            self.file.write(block)
-
-
-class DbSink(Sink):
-    """An ASE database (SQLite); id, charge, spin and source are in the `data` of each row."""
-
-    def write(self, batch: StructureBatch) -> None:
-        """Add structures."""
-        from ase.db import connect
-
-        with connect(str(self.path), type="db", append=True) as database:
-            for image in self.atoms(batch):
-                database.write(image, data=dict(image.info))
-
-    def close(self) -> None:
-        """Make a database of no rows where nothing was written."""
-        if not self.path.exists():
-            from ase.db import connect
-
-            connect(str(self.path), type="db").count()
-
-
-class ParquetSink(Sink):
-    """Parquet in our layout: `numbers`, `positions`, `cell`, `pbc`, `id`, and the labels; exact."""
-
-    def __init__(self, path: Path, sources: Sequence[SourceInfo]) -> None:
-        super().__init__(path, sources)
-        self.arrow = require("pyarrow", "data", "writing Parquet files")
-        self.parquet = require("pyarrow.parquet", "data", "writing Parquet files")
-        self.writer: Any = None
-
-    def write(self, batch: StructureBatch) -> None:
-        """Add structures."""
-        pa = self.arrow
-        vector, matrix = pa.list_(pa.float64(), 3), pa.list_(pa.list_(pa.float64(), 3), 3)
-        count = len(batch)
-
-        def ragged(array: NDArray[Any]) -> Any:
-            flat = pa.array(array) if array.ndim == 1 else _fixed(pa, array.astype(np.float64), vector)
-            return pa.ListArray.from_arrays(pa.array(batch.ptr.astype(np.int32)), flat)
-
-        def one(values: Any, kind: Any, has: Any) -> Any:
-            missing = np.ones(count, bool) if values is None else ~has
-            filled = np.zeros(count) if values is None else values
-            return pa.array(filled, kind, mask=missing)
-
-        table = {
-            "id": pa.array(batch.id),
-            "numbers": ragged(batch.numbers.astype(np.int16)),
-            "positions": ragged(batch.positions),
-            "cell": _fixed(pa, batch.cell, matrix),
-            "pbc": pa.array(batch.pbc.tolist(), pa.list_(pa.bool_(), 3)),
-            "charge": one(batch.charge, pa.float32(), _finite(batch.charge)),
-            "spin": one(batch.spin, pa.float32(), _finite(batch.spin)),
-            "energy": one(batch.energy, pa.float64(), batch.has_energy),
-            "forces": _masked(
-                pa, None if batch.forces is None else ragged(batch.forces), batch.has_forces, pa.list_(vector), count
-            ),
-            "stress": _masked(
-                pa, None if batch.stress is None else _fixed(pa, batch.stress, matrix), batch.has_stress, matrix, count
-            ),
-            **self._source_columns(batch),
-        }
-        made = pa.table(table)
-        if self.writer is None:
-            self.writer = self.parquet.ParquetWriter(self.path, made.schema, compression="zstd")
-        self.writer.write_table(made)
-
-    def _source_columns(self, batch: StructureBatch) -> dict[str, Any]:
-        head = np.full(len(batch), -1) if batch.head is None else batch.head
-        rows = [self.sources[h] if h >= 0 else None for h in head.tolist()]
-        text = self.arrow.string()
-        return {
-            "source": self.arrow.array([s and s.name for s in rows], text),
-            "level_of_theory": self.arrow.array([s and s.level_of_theory for s in rows], text),
-        }
-
-    def close(self) -> None:
-        """Finish the file; with no rows it still has its columns."""
-        if self.writer is None:
-            self.write(StructureBatch.empty())
-        self.writer.close()
-
-
-def _finite(values: NDArray[Any] | None) -> NDArray[np.bool_] | None:
-    return None if values is None else np.isfinite(values)
-
-
-def _fixed(pa: Any, array: NDArray[np.float64], kind: Any) -> Any:
-    """Return [n,3] or [n,3,3] as fixed-size lists."""
-    flat = pa.array(np.ascontiguousarray(array).reshape(-1))
-    for size in reversed(array.shape[1:]):
-        flat = pa.FixedSizeListArray.from_arrays(flat, size)
-    return flat.cast(kind)
-
-
-def _masked(pa: Any, values: Any, has: NDArray[np.bool_] | None, kind: Any, count: int) -> Any:
-    """Return values where `has`, null elsewhere."""
-    if values is None or has is None:
-        return pa.nulls(count, kind)
-    return pa.compute.if_else(pa.array(has), values.cast(kind), pa.nulls(count, kind))
-
-
-SINKS: dict[str, Callable[[Path, Sequence[SourceInfo]], Sink]] = {
-    ".extxyz": lambda path, sources: ExtxyzSink(path, sources, packed=False),
-    ".xyz": lambda path, sources: ExtxyzSink(path, sources, packed=False),
-    ".extxyz.gz": lambda path, sources: ExtxyzSink(path, sources, packed=True),
-    ".xyz.gz": lambda path, sources: ExtxyzSink(path, sources, packed=True),
-    ".db": DbSink,
-    ".parquet": ParquetSink,
-    ".cif": lambda path, sources: CifSink(path, sources, packed=False),
-}
-
-
 def export(
     reader: FileReader,
     out: Path,
@@ -322,48 +142,24 @@ def export(
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:
-    """Write the selected structures to a file whose format its name tells; return how many, and how many were skipped.
+    """Write the selected structures to a file whose ending names the format; return numbers of written and skipped.
 
-    The file appears under its name when it is complete. `.bp` writes a dataset folder with the same sources.
+    The file appears under its name when it is complete. A dataset folder keeps the sources and notes.
 
     Raises
     ------
     UsageError
         if the format is unknown, the file exists, or the selection does not fit.
     """
-    if out.suffix == ".bp":
-        with StructureWriter(out, sources=reader.sources, overwrite=overwrite, notes=reader.notes) as writer:
-            for batch, places in selection.apply(reader):
-                if batch.head is None and len(reader.sources) > 1:
-                    batch = batch.replace(head=np.full(len(batch), -1, np.int32))
-                writer.append(batch)
-                if progress is not None:
-                    progress(len(places))
-            return writer.n_structures, 0
-    kind = next((suffix for suffix in SINKS if out.name.endswith(suffix)), None)
-    if kind is None:
-        raise unknown("format of the output", out.suffix or out.name, [*SINKS, ".bp"])
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder; name a file")
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists; choose another name, or --overwrite to replace it")
-    draft = out.with_name(f".{os.getpid()}.{out.name}")
     written = 0
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sink = SINKS[kind](draft, reader.sources)
-        try:
+        with open_sink(out, WriteOptions(reader.sources, overwrite, reader.notes)) as sink:
             for batch, places in selection.apply(reader):
                 if len(batch):
                     sink.write(batch)
                 written += len(batch)
                 if progress is not None:
                     progress(len(places))
-        finally:
-            sink.close()
-        draft.replace(out)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return written - sink.skipped, sink.skipped

@@ -17,6 +17,7 @@ from atomsieve.remote.wire import INPUTS, OUTPUTS
 from atomsieve.screen.results.columns import COLUMNS
 from atomsieve.screen.results.files import Folder
 from atomsieve.structures.fields import FIELDS
+from atomsieve.structures.formats import FORMATS
 from atomsieve.uncertainty.domain import _ARRAYS, _NUMBERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,12 @@ def test_every_field_is_documented_as_it_is():
     for name, field in FIELDS.items():
         disk = "" if field.disk == field.dtype else f" ({field.disk} on disk)"
         assert f"| `{name}` | `{field.symbol}` | {field.dtype}{disk} | {field.unit} | {field.doc} |" in text
+
+
+def test_every_format_of_structures_is_documented_as_it_is():
+    text = (ROOT / "docs/formats.md").read_text()
+    for row in FORMATS.values():
+        assert row.describe() in text
 
 
 def test_every_column_and_status_is_documented_as_it_is():

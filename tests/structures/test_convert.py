@@ -24,7 +24,7 @@ from rich.console import Console
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.convert import ConvertOptions, ConvertReport, Input, convert
-from atomsieve.structures.formats import format_of
+from atomsieve.structures.formats import find_format
 from atomsieve.structures.split import Split, reduced_formula
 from atomsieve.structures.validation import LabelKeys
 
@@ -434,8 +434,8 @@ def test_nothing_to_convert(tmp_path: Path) -> None:
 
 def test_formats_by_name() -> None:
     names = {"a.xyz.gz": "extxyz", "POSCAR_1": "poscar", "CONTCAR": "poscar", "a.cif": "cif", "A.CIF": "cif"}
-    assert {name: format_of(Path(name)) for name in names} == names
-    assert format_of(Path("a.txt")) is None
+    assert {name: find_format(Path(name)) for name in names} == names
+    assert find_format(Path("a.txt")) is None
 
 
 def test_progress_is_shown(tmp_path: Path) -> None:

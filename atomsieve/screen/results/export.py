@@ -1,4 +1,4 @@
-"""Results in other formats: tables of rows (csv, parquet, npz), or the structures themselves (extxyz, bp)."""
+"""Results in other formats: tables of rows (csv, parquet, npz), or structures in the formats of that registry."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from atomsieve.screen.results.columns import COLUMNS
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.screened_input import read_at, screened_input
 from atomsieve.screen.selection.top_k import NO_REASON
-from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
+from atomsieve.structures import SourceInfo, StructureBatch
 from atomsieve.structures.batch import ragged_index
+from atomsieve.structures.formats import WriteOptions, find_writer, open_sink, writable_endings
 
 Rows = Iterable[NDArray[Any]]
 Texts = Mapping[str, Sequence[str]]
@@ -41,10 +42,10 @@ def export(
 ) -> int:
     """Write the rows, or those chosen, to `out`; its ending names the format. Return the number of rows.
 
-    `csv`, `parquet` and `npz` hold rows; `extxyz` and `bp` hold the structures of the rows, read from the input that
-    was screened, with their results as labels. `top` takes the best rows, best first; `rows` are rows that were chosen
-    already, in their order, and `texts` more columns of theirs (a `bp` file has no place for them); else rows come in
-    input order.
+    `csv`, `parquet` and `npz` hold rows. Every format of structures that can be written (`structures.formats`) holds
+    the structures of the rows, read from the screened input, with their results as labels. `top` takes the best rows,
+    best first; `rows` are rows that were chosen already, in their order, and `texts` more columns of theirs (not every
+    format of structures has a place for them); else rows come in input order.
 
     Raises
     ------
@@ -54,9 +55,7 @@ def export(
         if `out` is there already, the results are not complete, or the input or the forces changed or are gone.
     """
     path = Path(out)
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in WRITERS:
-        raise unknown("format", kind, WRITERS)
+    check_format(path)
     check_target(path, overwrite, results)
     if not results.complete:
         raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
@@ -67,11 +66,12 @@ def export(
     else:
         chosen = rows_of(results, where)
     with output_errors(path):
-        if kind == "bp":
-            return _write_bp(results, path, chosen, overwrite)
+        table = TABLES.get(_ending(path))
+        if table is None:
+            return _write_structures(results, path, chosen, {} if rows is None else texts or {}, overwrite)
         draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
         try:
-            n = WRITERS[kind](results, draft, chosen, {} if rows is None else texts or {})
+            n = table(results, draft, chosen, {} if rows is None else texts or {})
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -205,43 +205,49 @@ def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], 
             yield rows, batch.replace(**changes)
 
 
-def _write_extxyz(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
-    from ase.io.extxyz import write_extxyz
-
-    n = 0
-    with open(path, "w") as file:
-        for rows, batch in _structures(results, chosen):
-            images = batch.to_ase()
-            for k, (row, atoms) in enumerate(zip(rows, images, strict=True)):
-                atoms.info |= {name: said[k] for name, said in texts.items()}
-                for name in COLUMNS:
-                    if name not in ("energy", "natoms"):
-                        atoms.info[name] = row[name].item()
-                        if name in ("head", "precision", "status", "outside"):
-                            # A key without a value would swallow the next one when the file is read.
-                            atoms.info[name] = results.labels.text(name, row[name]) or NO_REASON
-            write_extxyz(file, images)
-            n += len(rows)
-    return n
-
-
-def _write_bp(results: Results, path: Path, chosen: Rows, overwrite: bool) -> int:
+def _write_structures(results: Results, path: Path, chosen: Rows, texts: Texts, overwrite: bool) -> int:
+    """Write structures with their results. A format without room for more values keeps the head as source alone."""
     ensemble = results.manifest["ensemble"]
     about = f"predicted by ensemble {ensemble['id'][:16]}, {' or '.join(results.labels.precisions)}"
-    sources = [SourceInfo(head, about) for head in results.labels.heads]
-    n = 0
-    with StructureWriter(path, sources=sources, overwrite=overwrite) as writer:
+    form, n = find_writer(path), 0
+    with open_sink(path, WriteOptions([SourceInfo(head, about) for head in results.labels.heads], overwrite)) as sink:
         for rows, batch in _structures(results, chosen):
-            writer.append(batch.replace(head=rows["head"].astype(np.int32)))
+            if form is not None and form.holds_info:
+                sink.write(batch, _info(results, rows, texts))
+            else:
+                sink.write(batch.replace(head=rows["head"].astype(np.int32)))
             n += len(rows)
     return n
 
 
-WRITERS: dict[str, Callable[[Results, Path, Rows, Texts], int]] = {
+def _info(results: Results, rows: NDArray[Any], texts: Texts) -> list[dict[str, Any]]:
+    """Return the columns of each row by name, without those that the structure has already."""
+    names = [name for name in COLUMNS if name not in ("energy", "natoms")]
+    out = []
+    for k, row in enumerate(rows):
+        info: dict[str, Any] = {name: column[k] for name, column in texts.items()}
+        info |= {name: row[name].item() for name in names}
+        # In extended XYZ a key without a value would swallow the next one when the file is read.
+        info |= {name: results.labels.text(name, row[name]) or NO_REASON for name in CODED}
+        out.append(info)
+    return out
+
+
+TABLES: dict[str, Callable[[Results, Path, Rows, Texts], int]] = {
     "csv": _write_csv,
     "parquet": _write_parquet,
     "npz": _write_npz,
-    "extxyz": _write_extxyz,
-    "bp": lambda results, path, chosen, _: _write_bp(results, path, chosen, False),
 }
-"""Writer of each format, by the ending of the file."""
+"""Writers of tables of rows, by the ending of the file; other endings are those of formats of structures."""
+CODED = ("head", "precision", "status", "outside")
+"""Columns of codes, which files of structures spell out."""
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lstrip(".").lower()
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file whose ending names neither a table nor a format of structures that can be written."""
+    if _ending(path) not in TABLES and find_writer(path) is None:
+        raise unknown("format", _ending(path), [*TABLES, *(end[1:] for end in writable_endings())])

@@ -1,6 +1,32 @@
-"""Readers of other people's files: each turns a file into a stream of `Item`, bounded in memory."""
+"""File formats of structures: each file here reads one format as a stream of `Item`, and writes it if it can."""
 
-from atomsieve.structures.formats.registry import FORMATS, find_files, format_of, read_items
+from atomsieve.structures.formats.base import FileSink, Format, StructureSink, TextSink, WriteOptions
+from atomsieve.structures.formats.registry import (
+    FORMATS,
+    find_files,
+    find_format,
+    find_writer,
+    open_sink,
+    read_items,
+    readable,
+    writable_endings,
+)
 from atomsieve.structures.item import Bad, Item
 
-__all__ = ["FORMATS", "Bad", "Item", "find_files", "format_of", "read_items"]
+__all__ = [
+    "FORMATS",
+    "Bad",
+    "FileSink",
+    "Format",
+    "Item",
+    "StructureSink",
+    "TextSink",
+    "WriteOptions",
+    "find_files",
+    "find_format",
+    "find_writer",
+    "open_sink",
+    "read_items",
+    "readable",
+    "writable_endings",
+]

@@ -1,60 +1,119 @@
-"""Which format a file has, and which files a folder holds."""
+"""The registry of formats: one row each, from which commands, messages and documentation derive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from atomsieve.errors import DataError, unknown
-from atomsieve.structures.formats.columns import read_bp, read_parquet
-from atomsieve.structures.formats.database import read_ase_db, read_lmdb, read_traj
+from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.structures.formats.ase_db import DbSink, read_ase_db
+from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
+from atomsieve.structures.formats.bp import BpSink, is_bp_folder, read_bp
+from atomsieve.structures.formats.cif import CifSink, read_cif
+from atomsieve.structures.formats.extxyz import ExtxyzSink, read_extxyz
+from atomsieve.structures.formats.lmdb import is_lmdb_folder, read_lmdb
+from atomsieve.structures.formats.parquet import ParquetSink, read_parquet
+from atomsieve.structures.formats.poscar import read_poscar
 from atomsieve.structures.formats.pymatgen_json import read_pymatgen
-from atomsieve.structures.formats.text import read_cif, read_extxyz, read_poscar
+from atomsieve.structures.formats.traj import read_traj
 from atomsieve.structures.item import Bad, Item, Tick
 
-Read = Callable[[Path, Tick], Iterator[Item | Bad]]
-
-
-@dataclass(frozen=True)
-class Format:
-    """A file format: its reader, the suffixes and the beginnings of file names by which it is known."""
-
-    read: Read
-    suffixes: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-
-
 FORMATS: dict[str, Format] = {
-    "extxyz": Format(read_extxyz, (".xyz", ".extxyz")),
-    "cif": Format(read_cif, (".cif",)),
-    "poscar": Format(read_poscar, (".vasp", ".poscar"), ("POSCAR", "CONTCAR")),
-    "db": Format(read_ase_db, (".db",)),
-    "traj": Format(read_traj, (".traj",)),
-    "lmdb": Format(read_lmdb, (".aselmdb", ".lmdb")),
-    "pymatgen": Format(read_pymatgen, (".json", ".jsonl")),
-    "parquet": Format(read_parquet, (".parquet", ".pq")),
-    "bp": Format(read_bp, (".bp", ".adios")),
+    row.name: row
+    for row in (
+        Format(
+            name="extxyz",
+            about="extended XYZ",
+            endings=(".extxyz", ".xyz"),
+            read=read_extxyz,
+            sink=ExtxyzSink,
+            lacks="digits beyond 1e-8 Angstrom",
+            compressed=True,
+            compresses=True,
+            holds_info=True,
+        ),
+        Format(
+            name="cif",
+            about="CIF, one data block per structure",
+            endings=(".cif",),
+            read=read_cif,
+            sink=CifSink,
+            lacks="structures without a cell; labels, charge, spin",
+            compressed=True,
+        ),
+        Format(
+            name="poscar",
+            about="VASP POSCAR, CONTCAR",
+            endings=(".vasp", ".poscar"),
+            read=read_poscar,
+            lacks="labels",
+            beginnings=("POSCAR", "CONTCAR"),
+            compressed=True,
+        ),
+        Format(
+            name="db", about="ASE database (SQLite)", endings=(".db",), read=read_ase_db, sink=DbSink, holds_info=True
+        ),
+        Format(name="traj", about="ASE trajectory", endings=(".traj",), read=read_traj),
+        Format(
+            name="lmdb",
+            about="LMDB of fairchem with JSON values; pickles are refused",
+            endings=(".aselmdb", ".lmdb"),
+            read=read_lmdb,
+            extra="data",
+            is_folder=is_lmdb_folder,
+        ),
+        Format(
+            name="pymatgen",
+            about="pymatgen JSON: Structure, Molecule, ComputedStructureEntry; one, a list or lines",
+            endings=(".json", ".jsonl"),
+            read=read_pymatgen,
+            compressed=True,
+        ),
+        Format(
+            name="parquet",
+            about="Parquet, one row per structure",
+            endings=(".parquet", ".pq"),
+            read=read_parquet,
+            sink=ParquetSink,
+            extra="data",
+        ),
+        Format(
+            name="bp",
+            about="dataset folder, bare BP5 directory, or BP directory of HydraGNN; written as a dataset folder",
+            endings=(".bp", ".adios"),
+            read=read_bp,
+            sink=BpSink,
+            is_folder=is_bp_folder,
+        ),
+    )
 }
-"""Every format that can be converted, by name."""
+"""Every format by name. To add one: a file in this folder with its reader and writer, and a row here."""
 
 
-def format_of(path: Path) -> str | None:
-    """Return the name of the format of a file by its name (`.gz` aside), or None."""
+def readable() -> list[str]:
+    """Return the names of the formats that can be read."""
+    return [name for name, row in FORMATS.items() if row.read is not None]
+
+
+def writable_endings() -> list[str]:
+    """Return the endings of file names that can be written."""
+    rows = [row for row in FORMATS.values() if row.sink is not None]
+    plain = [end for row in rows for end in row.endings]
+    return plain + [f"{end}.gz" for row in rows if row.compresses for end in row.endings]
+
+
+def find_format(path: Path) -> str | None:
+    """Return the name of the format of a file to read by its name (without `.gz`), or None."""
     name = path.name[:-3] if path.name.endswith(".gz") else path.name
-    for key, known in FORMATS.items():
-        if name.lower().endswith(known.suffixes) or name.startswith(known.names):
+    for key, row in FORMATS.items():
+        if row.read is not None and (name.lower().endswith(row.endings) or name.startswith(row.beginnings)):
             return key
     return None
 
 
 def _folder_format(path: Path) -> str | None:
-    """Return the format of a folder that is one data set by itself."""
-    if (path / "data.mdb").exists():
-        return "lmdb"
-    if (path / "manifest.json").exists() or (path / "md.idx").exists():
-        return "bp"
-    return None
+    """Return the format of a folder that is one dataset by itself."""
+    return next((key for key, row in FORMATS.items() if row.is_folder(path)), None)
 
 
 def find_files(path: Path, wanted: str | None = None) -> list[tuple[Path, str]]:
@@ -65,27 +124,55 @@ def find_files(path: Path, wanted: str | None = None) -> list[tuple[Path, str]]:
     DataError
         if nothing is there, or no format is known.
     """
-    if wanted is not None and wanted not in FORMATS:
-        raise unknown("format", wanted, FORMATS)
+    if wanted is not None and wanted not in readable():
+        raise unknown("format", wanted, readable())
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    one = wanted or (_folder_format(path) if path.is_dir() else format_of(path))
-    if path.is_file() or (path.is_dir() and _folder_format(path) is not None):
+    folder_format = _folder_format(path) if path.is_dir() else None
+    one = wanted or (folder_format if path.is_dir() else find_format(path))
+    if path.is_file() or folder_format is not None:
         if one is None:
             raise DataError(
-                f"{path}: the format cannot be told from the name; name it with --format, one of {', '.join(FORMATS)}"
+                f"{path}: the format cannot be told from the name; name it with --format, one of "
+                f"{', '.join(readable())}"
             )
         return [(path, one)]
     found = []
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        kind = format_of(file)
+        kind = find_format(file)
         if kind is not None and wanted in (None, kind):
             found.append((file, kind))
     if not found:
-        raise DataError(f"{path} holds no file of a known format ({', '.join(FORMATS)})")
+        raise DataError(f"{path} holds no file of a known format ({', '.join(readable())})")
     return found
 
 
 def read_items(path: Path, kind: str, tick: Tick) -> Iterator[Item | Bad]:
     """Yield the structures of a file."""
-    return FORMATS[kind].read(path, tick)
+    read = FORMATS[kind].read
+    if read is None:
+        raise UsageError(f"format {kind} is only written; {path} cannot be read")
+    return read(path, tick)
+
+
+def find_writer(path: Path) -> Format | None:
+    """Return the format that the ending of a file to write names, None if there is none that can be written."""
+    for row in FORMATS.values():
+        name = path.name[:-3] if path.name.endswith(".gz") and row.compresses else path.name
+        if row.sink is not None and name.lower().endswith(row.endings):
+            return row
+    return None
+
+
+def open_sink(path: Path, options: WriteOptions) -> StructureSink:
+    """Return the writer of the format that the ending of the file names; use it as a context manager.
+
+    Raises
+    ------
+    UsageError
+        if no format that can be written has the ending.
+    """
+    row = find_writer(path)
+    if row is None or row.sink is None:
+        raise unknown("format of the output", path.suffix or path.name, writable_endings())
+    return row.sink(path, options)

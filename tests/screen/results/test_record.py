@@ -20,6 +20,7 @@ from atomsieve.screen.results.export import export
 from atomsieve.screen.results.record import Results, said
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import SourceInfo, open_structures, write_structures
+from atomsieve.structures.formats import writable_endings
 from tests.screen.screen_fakes import FakePredictor, candidates
 
 
@@ -188,6 +189,20 @@ def test_the_best_structures_come_best_first(full, tmp_path):
         assert atoms.info["outside"] == (results.labels.text("outside", row["outside"]) or "none")
         own = batch.slice(int(row["position"]), int(row["position"]) + 1)
         np.testing.assert_allclose(atoms.positions, own.positions, atol=1e-7)
+
+
+def test_structures_with_results_in_every_format_that_can_be_written(full, tmp_path):
+    import ase.db
+
+    results = Results(full[0])
+    best = results.top(9, "energy")
+    for ending in writable_endings():
+        if ending != ".parquet":  # a table of rows
+            assert export(results, tmp_path / f"best{ending}", top=9, by="energy") == 9
+    rows = list(ase.db.connect(tmp_path / "best.db").select())
+    assert [row.data["position"] for row in rows] == best["position"].tolist()
+    assert [row.data["head"] for row in rows] == [results.labels.heads[k] for k in best["head"]]
+    assert [row.energy for row in rows] == pytest.approx(best["energy"].tolist())
 
 
 def test_exports_are_refused_with_a_reason(full, tmp_path):

@@ -1,24 +1,21 @@
-"""Text formats that ASE parses: extended XYZ, CIF, POSCAR."""
+"""Extended XYZ, plain or gzip."""
 
 from __future__ import annotations
 
 import io
 import logging
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from atomsieve.errors import DataError
+from atomsieve.structures.batch import StructureBatch
+from atomsieve.structures.formats.base import TextSink
 from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms, open_counted
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 log = logging.getLogger(__name__)
 
 LARGEST_FRAME = 50_000_000
-PARTIAL = 1e-3
 
 
 def read_extxyz(path: Path, tick: Tick) -> Iterator[Item | Bad]:
@@ -70,45 +67,11 @@ def _frames(path: Path, tick: Tick) -> Iterator[tuple[int, str | None]]:
             yield frame, None
 
 
-def read_cif(path: Path, tick: Tick) -> Iterator[Item | Bad]:
-    """Yield the structures of a CIF file; one with partly occupied sites is `Bad`, as it is no structure of atoms."""
-    from ase.io.cif import read_cif as parse
+class ExtxyzSink(TextSink):
+    """Extended XYZ with energy, forces, stress, charge, spin, id and source; coordinates to 1e-8 Angstrom."""
 
-    for k, atoms in enumerate(_parsed(path, lambda file: list(parse(file, index=slice(None))))):
-        where = str(path) if k == 0 else f"{path}: structure {k}"
-        if isinstance(atoms, Bad):
-            yield atoms
-        elif _disordered(atoms):
-            yield Bad("partly occupied sites", where)
-        else:
-            yield item_from_atoms(atoms, where)
-    tick(1.0)
+    def write(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Append structures."""
+        from ase.io.extxyz import write_extxyz
 
-
-def _disordered(atoms: Atoms) -> bool:
-    sites = atoms.info.get("occupancy") or {}
-    return any(len(site) > 1 or abs(sum(site.values()) - 1) > PARTIAL for site in sites.values())
-
-
-def read_poscar(path: Path, tick: Tick) -> Iterator[Item | Bad]:
-    """Yield the one structure of a POSCAR file."""
-    from ase.io.vasp import read_vasp
-
-    for atoms in _parsed(path, lambda file: [read_vasp(file)]):
-        yield atoms if isinstance(atoms, Bad) else item_from_atoms(atoms, str(path))
-    tick(1.0)
-
-
-def _parsed(path: Path, parse: object) -> list[Atoms | Bad]:
-    """Return what a parser makes of a small text file; its warnings go to the log."""
-    assert callable(parse)
-    try:
-        with open_counted(path) as (file, _), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = parse(io.StringIO(file.read().decode(errors="replace")))
-    except Exception as error:  # a parser of free text fails in every way there is
-        log.debug("%s: %s", path, error, exc_info=True)
-        return [Bad(f"not readable ({type(error).__name__})", str(path))]
-    for warning in caught:
-        log.debug("%s: %s", path, warning.message)
-    return found or [Bad("no structure in it", str(path))]
+        write_extxyz(self.text, self.to_ase(batch, info))

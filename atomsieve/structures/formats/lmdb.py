@@ -1,4 +1,4 @@
-"""Databases: ASE db and trajectories, and the LMDB files of fairchem. Pickled values are refused, never loaded."""
+"""LMDB files of fairchem (aselmdb); read only. Pickled values are refused, never loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import DataError, require
-from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms
+from atomsieve.structures.item import Bad, Item, Tick
 
 log = logging.getLogger(__name__)
 
@@ -20,52 +20,9 @@ RESERVED = ("nextid", "deleted_ids", "metadata")
 RESULTS = ("energy", "forces", "stress", "free_energy")
 
 
-def read_ase_db(path: Path, tick: Tick) -> Iterator[Item | Bad]:
-    """Yield the rows of an ASE database (SQLite), key-value pairs and data as `info`."""
-    from ase.db import connect
-
-    try:
-        database = connect(str(path), type="db")
-        total = max(database.count(), 1)
-        for k, row in enumerate(database.select()):
-            where = f"{path}: row {row.id}"
-            try:
-                atoms = row.toatoms(add_additional_information=False)
-                item = item_from_atoms(atoms, where)
-                item.info.update({"id": row.id, **row.key_value_pairs, **row.data})
-            except Exception as error:  # whatever a row of someone's database may hold
-                log.debug("%s: %s", where, error, exc_info=True)
-                yield Bad(f"not readable ({type(error).__name__})", where)
-                continue
-            yield item
-            if k % 64 == 0:
-                tick(k / total)
-    except DataError:
-        raise
-    except Exception as error:  # sqlite3.DatabaseError and its kin, wrapped or not by ASE
-        raise DataError(f"{path} is not a readable ASE database: {error}") from error
-
-
-def read_traj(path: Path, tick: Tick) -> Iterator[Item | Bad]:
-    """Yield the frames of an ASE trajectory (.traj)."""
-    from ase.io.trajectory import TrajectoryReader
-
-    try:
-        trajectory = TrajectoryReader(str(path))
-        total = len(trajectory)
-    except Exception as error:  # ASE's reader raises whatever it stumbles over
-        raise DataError(f"{path} is not a readable ASE trajectory: {error}") from error
-    for k in range(total):
-        where = f"{path}: frame {k}"
-        try:
-            item = item_from_atoms(trajectory[k], where)
-        except Exception as error:  # as above
-            log.debug("%s: %s", where, error, exc_info=True)
-            yield Bad(f"not readable ({type(error).__name__})", where)
-            continue
-        yield item
-        tick((k + 1) / total)
-    trajectory.close()
+def is_lmdb_folder(path: Path) -> bool:
+    """Return True for the folder of one LMDB environment."""
+    return (path / "data.mdb").exists()
 
 
 def read_lmdb(path: Path, tick: Tick) -> Iterator[Item | Bad]:

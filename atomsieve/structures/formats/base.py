@@ -1,0 +1,170 @@
+"""The row of the registry of formats, and the base classes of writers."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from atomsieve.errors import UsageError
+from atomsieve.structures.batch import StructureBatch
+from atomsieve.structures.item import Bad, Item, Tick
+from atomsieve.structures.source import SourceInfo
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+ReadItems = Callable[[Path, Tick], Iterator[Item | Bad]]
+"""Yields the structures of a file one by one, bounded in memory; calls the tick with the fraction that it has read."""
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How to write a file: the sources by `head`, whether to replace a file that exists, and free text by name."""
+
+    sources: Sequence[SourceInfo] = ()
+    overwrite: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+class StructureSink(ABC):
+    """Context manager that writes structures to `path`, which appears under its name when it is complete.
+
+    Leaving the context by an exception leaves nothing behind.
+
+    Attributes
+    ----------
+    skipped : structures that the format cannot hold and that were left out.
+    """
+
+    def __init__(self, path: Path, options: WriteOptions) -> None:
+        self.path, self.options = path, options
+        self.skipped = 0
+
+    @abstractmethod
+    def write(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Append structures; `info` adds values by name to each of them, in formats that can hold them."""
+
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class FileSink(StructureSink):
+    """Writes one file: to `draft`, a temporary name beside `path`, which is renamed at the end.
+
+    Raises
+    ------
+    UsageError
+        if `path` is a folder, or exists and is not to be replaced.
+    """
+
+    def __init__(self, path: Path, options: WriteOptions) -> None:
+        super().__init__(path, options)
+        self.draft = path.with_name(f".{os.getpid()}.{path.name}")
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open the draft."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish and close the draft."""
+
+    def __enter__(self) -> Self:
+        if self.path.is_dir():
+            raise UsageError(f"{self.path} is a folder; name a file")
+        if self.path.exists() and not self.options.overwrite:
+            raise UsageError(f"{self.path} exists; choose another name, or --overwrite to replace it")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+            if error is None:
+                self.draft.replace(self.path)
+        finally:
+            self.draft.unlink(missing_ok=True)
+
+    def to_ase(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None) -> list[Atoms]:
+        """Return ASE atoms with their source, and the values of `info`, in `atoms.info`."""
+        images = batch.to_ase()
+        if batch.head is not None:
+            for image, head in zip(images, batch.head.tolist(), strict=True):
+                if head >= 0:
+                    image.info["source"] = self.options.sources[head].name
+                    image.info["level_of_theory"] = self.options.sources[head].level_of_theory
+        for image, values in zip(images, info or (), strict=info is not None):
+            image.info.update(values)
+        return images
+
+
+class TextSink(FileSink):
+    """Writes a text file, compressed where its name ends in `.gz`."""
+
+    def open(self) -> None:
+        """Open the draft for text; a compressed one has no time and no name inside, so equal texts are equal bytes."""
+        raw: Any = self.draft.open("wb")
+        self._raw: IO[bytes] = raw
+        if self.path.name.endswith(".gz"):
+            raw = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+        self.text: IO[Any] = io.TextIOWrapper(raw, encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the draft."""
+        self.text.close()
+        self._raw.close()
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of files of structures.
+
+    Attributes
+    ----------
+    name : by which users choose it (`--format`).
+    about : what such a file is, in one line.
+    endings : endings of file names, lower case, by which it is recognised; a writer takes the same ones.
+    read : reader, None for a format that is only written.
+    sink : writer, None for a format that is only read.
+    lacks : what the format cannot hold of a structure with its labels.
+    extra : optional dependency of atomsieve that it needs, empty for none.
+    beginnings : beginnings of file names by which it is recognised.
+    is_folder : tells whether a folder is one dataset of this format.
+    compressed : True if the reader takes `.gz` files too; `compresses` if the writer does.
+    holds_info : True if the writer keeps further values by name with each structure.
+    """
+
+    name: str
+    about: str
+    endings: tuple[str, ...]
+    read: ReadItems | None
+    sink: Callable[[Path, WriteOptions], StructureSink] | None = None
+    lacks: str = ""
+    extra: str = ""
+    beginnings: tuple[str, ...] = ()
+    is_folder: Callable[[Path], bool] = lambda path: False
+    compressed: bool = False
+    compresses: bool = False
+    holds_info: bool = False
+
+    def describe(self) -> str:
+        """Return the row of the table in docs/formats.md."""
+        names = ", ".join(f"`{word}`" for word in (*self.endings, *(f"{word}*" for word in self.beginnings)))
+        reads = "" if self.read is None else "yes, .gz too" if self.compressed else "yes"
+        writes = "" if self.sink is None else "yes, .gz too" if self.compresses else "yes"
+        return f"| `{self.name}` | {names} | {self.about} | {reads} | {writes} | {self.lacks} | {self.extra} |"

@@ -1,0 +1,18 @@
+"""POSCAR and CONTCAR of VASP, plain or gzip; read only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from atomsieve.structures.formats.small_text import parse_text
+from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms
+
+
+def read_poscar(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+    """Yield the one structure of a POSCAR file."""
+    from ase.io.vasp import read_vasp
+
+    for atoms in parse_text(path, lambda file: [read_vasp(file)]):
+        yield atoms if isinstance(atoms, Bad) else item_from_atoms(atoms, str(path))
+    tick(1.0)
