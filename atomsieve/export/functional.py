@@ -16,10 +16,9 @@ from atomsieve.export.interface import ENERGY, OUTPUTS, Slot, inputs, outputs
 from atomsieve.graphs.table import TableGraph, gather_sent
 from atomsieve.models import Ensemble, set_precision
 from atomsieve.models.basis import Geometry
+from atomsieve.models.encoder import EdgeGeometry, Wanted
 from atomsieve.models.layers import StackedLinear
-from atomsieve.models.messages.message import Wanted
 from atomsieve.models.messages.table import paired_edges
-from atomsieve.models.readout import Readout
 
 
 def needs_reverse(ensemble: Ensemble) -> bool:
@@ -99,16 +98,15 @@ class Functional(nn.Module):
         differentiate = self.conservative and self.kind != ENERGY
         with torch.set_grad_enabled(differentiate):
             geometry, graph, leaves = self._geometry(
-                vec, numbers, structure, neighbors, given.get("reverse"), differentiate
+                vec, numbers, structure, neighbors, places, given.get("reverse"), differentiate
             )
             s, v = self.model.encoder(graph, geometry, self._condition(given), Wanted())
-            assert isinstance(self.model.readout, Readout)
-            atom_energy, direct = self.model.readout.select(s, v, head.index_select(0, structure), self.scales)
+            local, direct = self.model.readout.select(s, v, head, structure, self.scales)
             if differentiate:
                 direct = None
-                whole = atom_energy.mean(0) if self.model.shallow else atom_energy
-                gradients = torch.autograd.grad(whole.sum(), leaves)
-        found = self._energies(atom_energy.detach(), numbers, structure, head, given["cell"])
+                whole = local.mean(0) if self.model.shallow else local
+                gradients = torch.autograd.grad(whole.sum(), leaves, allow_unused=not self.paired)
+        found = self._energies(local.detach(), numbers, structure, head, given["cell"])
         if self.kind != ENERGY:
             virial = None
             if differentiate:
@@ -139,15 +137,24 @@ class Functional(nn.Module):
         return torch.where(full.unsqueeze(2), vec, self.beyond).to(self.dtype)
 
     def _geometry(
-        self, vec: Tensor, numbers: Tensor, structure: Tensor, neighbors: Tensor, reverse: Tensor | None, leaves: bool
-    ) -> tuple[Geometry, TableGraph, tuple[Tensor, ...]]:
+        self,
+        vec: Tensor,
+        numbers: Tensor,
+        structure: Tensor,
+        neighbors: Tensor,
+        full: Tensor,
+        reverse: Tensor | None,
+        leaves: bool,
+    ) -> tuple[EdgeGeometry, TableGraph, tuple[Tensor, ...]]:
+        """Return the encoder's geometry of the places, their graph, and the leaves to differentiate by."""
         atoms, places, _ = vec.shape
         members = self.model.encoders
         differentiable = leaves and not self.paired
-        geometry = Geometry.build(vec.view(-1, 3), self.model.config, members, differentiable=differentiable)
+        geometry = self.model.encoder.geometry(vec.view(-1, 3), members, differentiable=differentiable)
         if not self.paired:
-            graph = TableGraph(numbers, structure, neighbors, reverse, self.inline)
-            return geometry, graph, (geometry.basis, geometry.unit)
+            graph = TableGraph(numbers, structure, neighbors, reverse, full, self.inline)
+            return geometry, graph, geometry.leaves
+        geometry = _shared_geometry(geometry, self.model.config.encoder)
         radial = geometry.slope.shape[1]
         # One array, so that a compiler stores it instead of computing its parts again for each reader.
         stored = torch.cat([geometry.basis[0], geometry.slope, geometry.unit[0]], 1)
@@ -159,30 +166,36 @@ class Functional(nn.Module):
             stored[:, :, radial : 2 * radial],
             members,
         )
-        graph = TableGraph(numbers, structure, neighbors, None, self.inline, edges, self.moments)
+        graph = TableGraph(numbers, structure, neighbors, None, full, self.inline, edges, self.moments)
         return geometry, graph, (edges.distance, edges.unit)
 
     def _condition(self, given: dict[str, Tensor]) -> Tensor | None:
-        if self.model.condition is None:
+        if not self.model.config.charge_spin:
             return None
+        if self.model.condition is None:  # the encoder takes charge and multiplicity as they are
+            state = torch.stack([given["charge"], given["spin"]], dim=1).to(self.dtype)
+            return state.index_select(0, given["structure"]).expand(self.model.encoders, -1, -1)
         state = torch.stack([given["charge"], given["spin"] - 1], dim=1).to(self.dtype)
         return self.model.condition(state.expand(self.model.encoders, -1, -1)).index_select(1, given["structure"])
 
     def _energies(
-        self, atom_energy: Tensor, numbers: Tensor, structure: Tensor, head: Tensor, cell: Tensor
+        self, local: Tensor, numbers: Tensor, structure: Tensor, head: Tensor, cell: Tensor
     ) -> dict[str, Tensor]:
-        """Sum per-atom energies [K,N] into those of structures, in float64; add the references of each one's head."""
+        """Return energies of structures in float64, with the references of each one's head.
+
+        local : [K,N], of atoms, or [K,S], of structures where heads read sums over atoms.
+        """
         row = head.index_select(0, structure) * self.references.shape[1] + numbers
         reference = self.references.view(-1).index_select(0, row)
-        of_members = _pool(atom_energy.double(), structure, cell)
+        of_members = local.double() if self.model.encoder.pooled else _pool(local.double(), structure, cell)
         total = _pool(reference.unsqueeze(0), structure, cell)
         mean, std = self._mean_and_spread(of_members)
         return {"energy": mean + total[0], "energy_std": std, "energy_members": of_members + total}
 
     def _forces(
         self,
-        gradients: tuple[Tensor, ...],
-        geometry: Geometry,
+        gradients: tuple[Tensor | None, ...],
+        geometry: EdgeGeometry,
         graph: TableGraph,
         vec: Tensor,
         given: dict[str, Tensor],
@@ -192,9 +205,10 @@ class Functional(nn.Module):
         members = self.model.encoders
         if self.paired:
             by_distance, by_unit = gradients
-            unit = graph.paired.unit.detach()  # type: ignore[union-attr]
+            assert by_distance is not None and by_unit is not None and graph.paired is not None
+            unit = graph.paired.unit.detach()
             radial = (by_unit * unit).sum(3)
-            length = geometry.distance.view(1, atoms, places)
+            length = _shared_geometry(geometry, self.model.config.encoder).distance.view(1, atoms, places)
             edge = unit * (by_distance - radial / length).unsqueeze(3) + by_unit / length.unsqueeze(3)
             edge = torch.cat([edge[..., :1], edge[..., 1:]], 3)
             forces, share = edge.sum(2), 0.5
@@ -219,6 +233,16 @@ class Functional(nn.Module):
             return mean, mean * self.undefined.to(mean.dtype)
         difference = values - mean
         return mean, torch.sqrt((difference * difference).sum(0) / (count - 1))
+
+
+def _shared_geometry(geometry: EdgeGeometry, encoder: str) -> Geometry:
+    """Return the geometry of an encoder that reads edges in messages only, which must be `Geometry`."""
+    if not isinstance(geometry, Geometry):
+        raise TypeError(
+            f"encoder {encoder} states edges_in_messages_only, but its geometry is a {type(geometry).__name__} and no "
+            "Geometry"
+        )
+    return geometry
 
 
 def _pool(values: Tensor, structure: Tensor, cell: Tensor) -> Tensor:

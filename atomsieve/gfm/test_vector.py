@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models.ensemble import Ensemble, EnsembleOutput
+from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.layers import set_precision
+from atomsieve.models.output import EnsembleOutput
 from atomsieve.structures import StructureBatch
 
 _INPUTS = ("ptr", "numbers", "positions", "cell", "pbc")

@@ -1,9 +1,13 @@
-"""Graph: the edge-sorted graph of a batch of structures, as tensors on one device."""
+"""Graph: the edge-sorted graph of a batch of structures, as tensors on one device.
+
+Encoders are written against `EdgeGraph`; its two forms are `Graph` and `atomsieve.graphs.table.TableGraph`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +51,33 @@ class NeighborList:
         return NeighborList(sender, receiver, shift, row_ptr, self.cutoff, self.complete)
 
 
+class EdgeGraph(Protocol):
+    """A graph as an encoder uses it: N atoms, E edges, each from a sender to a receiver.
+
+    Attributes
+    ----------
+    numbers : [N] int64, atomic numbers.
+    structure : [N] int64, structure of each atom.
+    """
+
+    @property
+    def numbers(self) -> Tensor:
+        """Atomic numbers [N] int64."""
+
+    @property
+    def structure(self) -> Tensor:
+        """Structure of each atom [N] int64."""
+
+    def senders(self, x: Tensor) -> Tensor:
+        """Return the rows of the senders of all edges, `[K,E,...]`, of `x [K,N,...]`."""
+
+    def receivers(self, x: Tensor) -> Tensor:
+        """Return the rows of the receivers of all edges, `[K,E,...]`, of `x [K,N,...]`."""
+
+    def sum_edges(self, values: Tensor, start: Tensor | None = None) -> Tensor:
+        """Sum `values [K,E,...]` over the edges that each atom receives, onto `start [K,N,...]` (None: zero)."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """What an encoder sees of a batch: S structures, N atoms, E edges sorted by receiver, all on one device.
@@ -80,6 +111,20 @@ class Graph:
     def n_edges(self) -> int:
         """Number of directed edges E."""
         return self.neighbors.n_edges
+
+    def senders(self, x: Tensor) -> Tensor:
+        """Return the rows of the senders of all edges, `[K,E,...]`, of `x [K,N,...]`."""
+        return x.index_select(1, self.neighbors.sender)
+
+    def receivers(self, x: Tensor) -> Tensor:
+        """Return the rows of the receivers of all edges, `[K,E,...]`, of `x [K,N,...]`."""
+        return x.index_select(1, self.neighbors.receiver)
+
+    def sum_edges(self, values: Tensor, start: Tensor | None = None) -> Tensor:
+        """Sum `values [K,E,...]` over the edges that each atom receives, onto `start [K,N,...]` (None: zero)."""
+        if start is None:
+            start = values.new_zeros(values.shape[0], self.n_atoms, *values.shape[2:])
+        return start.index_add(1, self.neighbors.receiver, values)
 
     def to(self, device: torch.device | str) -> Graph:
         """Return the graph on a device; the same object if it is there already."""

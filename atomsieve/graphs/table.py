@@ -49,7 +49,7 @@ def table_arrays(neighbors: NeighborList, n_atoms: int, *, reverse: bool = False
     return arrays
 
 
-class _Take(torch.autograd.Function):
+class _Senders(torch.autograd.Function):
     """Rows of x [K,N,...] by the table, [K,N*W,...]; the backward gathers by the reverse table, too."""
 
     @staticmethod
@@ -82,6 +82,7 @@ class TableGraph:
     neighbors : [N,W] int64, senders; empty places hold the atom itself, and their basis is zero.
     reverse : [N,V] int64 or None. None means that the list is complete, hence symmetric, and that gradients by geometry
         are those of pairs: an edge and its reverse count as one variable, whose gradient stands on both.
+    full : [N,W] bool, which places hold an edge.
     inline : write filters as sums over radial functions instead of matrix products, for compilers that fuse them.
     moments : sum over neighbours before filters (see `atomsieve.models.messages.moments`), for runtimes that do not
         fuse operations.
@@ -93,15 +94,30 @@ class TableGraph:
     structure: Tensor
     neighbors: Tensor
     reverse: Tensor | None
+    full: Tensor
     inline: bool = False
     paired: PairedEdges | None = None
     moments: bool = False
 
-    def take(self, x: Tensor) -> Tensor:
-        """Return what the sender of each place has of `x [K,N,...]`: `[K,N*W,...]`."""
+    def senders(self, x: Tensor) -> Tensor:
+        """Return the rows of the senders of all places, `[K,N*W,...]`, of `x [K,N,...]`; its backward is a gather."""
         if self.reverse is None:
-            raise ValueError("with paired gradients an encoder may see its edges through `message` only")
-        return _Take.apply(x, self.neighbors, self.reverse)
+            raise ValueError("an encoder that states edges_in_messages_only may use its edges through `message` alone")
+        return _Senders.apply(x, self.neighbors, self.reverse)
+
+    def receivers(self, x: Tensor) -> Tensor:
+        """Return the rows of the receivers of all places, `[K,N*W,...]`, of `x [K,N,...]`: each atom's W times."""
+        places = self.neighbors.shape[1]
+        return x.unsqueeze(2).expand(-1, -1, places, *x.shape[2:]).reshape(x.shape[0], -1, *x.shape[2:])
+
+    def sum_edges(self, values: Tensor, start: Tensor | None = None) -> Tensor:
+        """Sum `values [K,N*W,...]` over the full places of each atom, onto `start [K,N,...]` (None: zero)."""
+        atoms, places = self.neighbors.shape
+        trailing = values.shape[2:]
+        full = self.full.reshape(1, atoms, places, *([1] * len(trailing)))
+        laid = values.reshape(values.shape[0], atoms, places, *trailing)
+        total = torch.where(full, laid, 0).sum(2)
+        return total if start is None else start + total
 
 
 @dataclass(frozen=True)

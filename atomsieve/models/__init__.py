@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atomsieve.models.config import HeadSpec, ModelConfig
-    from atomsieve.models.ensemble import Ensemble, EnsembleOutput
+    from atomsieve.models.ensemble import Ensemble
     from atomsieve.models.layers import set_precision
+    from atomsieve.models.output import EnsembleOutput
 
 _HOMES = {
     "Ensemble": "ensemble",
-    "EnsembleOutput": "ensemble",
+    "EnsembleOutput": "output",
     "HeadSpec": "config",
     "ModelConfig": "config",
     "set_precision": "layers",

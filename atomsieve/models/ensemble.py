@@ -7,7 +7,6 @@ Deep: K networks, stacked. Shallow: K decoders on one encoder (Kellner and Cerio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,37 +18,10 @@ from atomsieve.errors import UsageError, unknown
 from atomsieve.graphs.graph import Graph
 from atomsieve.models.config import KINDS, HeadSpec, Kind, ModelConfig
 from atomsieve.models.elements import MAX_NUMBER
+from atomsieve.models.encoder import FastPath, Wanted, build_encoder
 from atomsieve.models.layers import Seeds, StackedLinear
-from atomsieve.models.messages.message import Wanted
+from atomsieve.models.output import EnsembleOutput, forces_of, virial_of
 from atomsieve.models.readout import PooledReadout, Readout
-from atomsieve.models.registry import build_encoder
-
-
-@dataclass(frozen=True)
-class EnsembleOutput:
-    """What the members say of a batch, element references left out.
-
-    Attributes
-    ----------
-    energy : [K,S] float64, eV.
-    forces : [K,N,3] eV/Angstrom, or None. Of a shallow ensemble [1,N,3], those of the mean of the members, or
-        [M,N,3] of the M members that were asked for.
-    virial : [K,S,3,3] eV, derivative of the energy by strain (stress times volume, ASE sign), or None; of a shallow
-        ensemble as `forces`.
-    features : [K,N,F], scalars that each encoder gives each atom, without gradient; [1,N,F] of a shallow ensemble.
-    atom_energy : [K,N] eV, the shares of the atoms in `energy`, without gradient; None where heads read sums over
-        atoms, which have no such shares.
-    shared : the ensemble is shallow.
-    head_energy : [K,S,H] float64 eV, what each head says, where heads were mixed (NaN for one without weight); or None.
-    """
-
-    energy: Tensor
-    forces: Tensor | None
-    virial: Tensor | None
-    features: Tensor
-    atom_energy: Tensor | None
-    shared: bool = False
-    head_energy: Tensor | None = None
 
 
 class Ensemble(nn.Module):
@@ -78,8 +50,10 @@ class Ensemble(nn.Module):
         streams = Seeds(self.seeds)
         below = streams.first() if self.shallow else streams
         self.encoder = build_encoder(config, below)
-        self.readout: Readout | PooledReadout = (PooledReadout if self.encoder.pooled else Readout)(
-            config, len(heads), streams
+        self.readout: Readout | PooledReadout = (
+            PooledReadout(config.hidden, self.encoder.head_widths(config), len(heads), streams)
+            if self.encoder.pooled
+            else Readout(config, len(heads), streams)
         )
         embeds = config.charge_spin and not self.encoder.raw_condition
         self.condition = StackedLinear(2, config.hidden, below) if embeds else None
@@ -208,6 +182,10 @@ class Ensemble(nn.Module):
         ]
         return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*passes, strict=True))
 
+    def fast_path(self, precision: str, device: torch.device) -> FastPath | None:
+        """Return the encoder's faster way to evaluate this ensemble, None if it has none; weights are copied."""
+        return self.encoder.fast_path(self, precision, device)
+
     def is_shared(self, name: str) -> bool:
         """Say whether all members share the parameter of this name; its leading axis then has length 1."""
         return self.shallow and not name.startswith("readout.")
@@ -231,23 +209,3 @@ class Ensemble(nn.Module):
         state = torch.stack([charge, spin - 1], dim=1).to(dtype).expand(self.encoders, -1, -1)
         condition: Tensor = self.condition(state).index_select(1, graph.structure)
         return condition
-
-
-def forces_of(edge_grad: Tensor, graph: Graph) -> Tensor:
-    """Sum edge gradients `[K,E,3]` into forces `[K,N,3]`: +g on the receiver, -g on the sender."""
-    members, edges, _ = edge_grad.shape
-    flat = edge_grad.permute(1, 0, 2).reshape(edges, 3 * members)
-    out = flat.new_zeros(graph.n_atoms, 3 * members)
-    out = out.index_add(0, graph.neighbors.receiver, flat).index_add(0, graph.neighbors.sender, -flat)
-    return out.view(graph.n_atoms, members, 3).permute(1, 0, 2)
-
-
-def virial_of(edge_grad: Tensor, graph: Graph) -> Tensor:
-    """Sum vec (x) gradient over the edges of each structure, symmetrised: `[K,S,3,3]`."""
-    members, edges, _ = edge_grad.shape
-    pair = (graph.vec.to(edge_grad.dtype).view(1, edges, 3, 1) * edge_grad.unsqueeze(2)).double()
-    flat = pair.permute(1, 0, 2, 3).reshape(edges, 9 * members)
-    home = graph.structure.index_select(0, graph.neighbors.receiver)
-    total = flat.new_zeros(graph.n_structures, 9 * members).index_add(0, home, flat)
-    virial = total.view(graph.n_structures, members, 3, 3).permute(1, 0, 2, 3)
-    return 0.5 * (virial + virial.transpose(2, 3))

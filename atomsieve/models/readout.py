@@ -76,13 +76,16 @@ class Readout(nn.Module):
         gate = torch.bmm(many, self.gate_weight[:, head])
         return energy, (v * gate.unsqueeze(2)).sum(3)
 
-    def select(self, s: Tensor, v: Tensor | None, head: Tensor, scales: Tensor) -> tuple[Tensor, Tensor | None]:
+    def select(
+        self, s: Tensor, v: Tensor | None, head: Tensor, structure: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Return energies `[K,N]` eV and direct forces `[K,N,3]` (or None) of atoms whose heads differ.
 
         Evaluates every head for every atom: a graph of fixed operations, as exports need.
 
-        head : [N] int64; scales : [H] eV.
+        head : [S] int64 of each structure; structure : [N] int64 of each atom; scales : [H] eV.
         """
+        head = head.index_select(0, structure)
         members, heads = self.hidden_weight.shape[:2]
         atoms, width = s.shape[1:]
         weight = self.hidden_weight.transpose(1, 2).reshape(members, width, -1)
@@ -154,12 +157,10 @@ class PooledReadout(nn.Module):
     weights : [K,H,inputs,outputs] of each map; biases : [K,H,1,outputs].
     """
 
-    gate_weight: Tensor | None = None
-
-    def __init__(self, config: ModelConfig, n_heads: int, seeds: Seeds) -> None:
+    def __init__(self, features: int, hidden: Sequence[int], n_heads: int, seeds: Seeds) -> None:
+        """Build heads that read `features` sums and have hidden layers of these widths."""
         super().__init__()
-        assert config.hydragnn is not None
-        widths = [config.hidden, *config.hydragnn.shared, *config.hydragnn.heads, 1]
+        widths = [features, *hidden, 1]
         pairs = list(pairwise(widths))
         self.weights = nn.ParameterList(seeds.uniform(n_heads, i, o, bound=math.sqrt(6.0 / (i + o))) for i, o in pairs)
         self.biases = nn.ParameterList(seeds.zeros(n_heads, 1, o) for _, o in pairs)
@@ -178,6 +179,20 @@ class PooledReadout(nn.Module):
             if place < last:
                 y = torch.relu(y)
         return y.view(members, many, structures)
+
+    def select(
+        self, s: Tensor, v: Tensor | None, head: Tensor, structure: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return energies `[K,S]` float64, eV, of structures whose heads differ; arguments as of `Readout.select`.
+
+        Evaluates every head for every structure, and sums over atoms in FP64: a graph of fixed operations.
+        """
+        x = torch.zeros(s.shape[0], head.shape[0], s.shape[2], dtype=torch.float64, device=s.device)
+        home = structure.view(1, -1, 1).expand(s.shape[0], -1, s.shape[2])
+        x = x.scatter_add(1, home, s.double()).to(s.dtype)
+        heads = scales.shape[0]
+        chosen = (head.unsqueeze(0) == torch.arange(heads, device=head.device).unsqueeze(1)).double()  # [H,S]
+        return (self(x, 0, heads).double() * chosen * scales.double().unsqueeze(1)).sum(1), None
 
     def read(self, s: Tensor, v: Tensor | None, graph: Graph, heads: Tensor, scales: Sequence[float]) -> Reading:
         """Read all structures of a batch; arguments as of `Readout.read`. Sums over atoms are taken in FP64."""

@@ -1,87 +1,164 @@
-"""Encoders by name. Adding one is one file that registers a class, plus its test."""
+"""Encoders by name: those of this package and those that other packages bring by entry points.
+
+An encoder of this package is a module of `atomsieve/models/`, or the module `encoder` of a folder there, that defines a
+subclass of `atomsieve.models.encoder.Encoder` with a `name`. Another package names its class in its metadata:
+
+    [project.entry-points."atomsieve.encoders"]
+    egnn = "their_package.egnn:EGNN"
+
+Nothing else has to be changed or registered. This file knows encoders only as far as configurations need to
+(`EncoderPlugin`), so that `ModelConfig` can check the options of an encoder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import ClassVar
 
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict
 
-from atomsieve.errors import unknown
-from atomsieve.graphs.graph import Graph
-from atomsieve.models.basis import Geometry
-from atomsieve.models.config import ModelConfig
-from atomsieve.models.layers import Seeds
-from atomsieve.models.messages.message import Wanted
+from atomsieve.errors import AtomSieveError, UsageError, unknown
+
+GROUP = "atomsieve.encoders"
+"""Group of the entry points by which other packages bring encoders."""
+PACKAGE = "atomsieve.models"
 
 
-class Encoder(nn.Module):
-    """Turns a graph into per-atom features for K members at once; positions enter only through `geometry`.
+class EncoderOptions(BaseModel):
+    """Options of one encoder alone; an encoder without any uses this class as it is."""
 
-    `forward(graph, geometry, condition, wanted)` returns scalars `[K,N,F]` and vectors `[K,N,3,F]` (or None, where the
-    encoder has none). `condition [K,N,F]`, or None, is added to the species embedding. `graph` is a `Graph`, or in an
-    export a `TableGraph`, whose edges lie on a padded table: an encoder reaches other atoms through `message` or
-    `graph.take`.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderPlugin:
+    """What a configuration asks of an encoder class, before one is built.
 
     Attributes
     ----------
-    edges_in_messages_only : the encoder reads edges through `atomsieve.models.messages.message.message` and nowhere
-        else; its exports then need no reverse table, and are faster.
-    pooled : its heads read the sum of the scalars over the atoms of a structure, not those of each atom.
-    raw_condition : `condition` is `[K,N,2]`, charge and multiplicity themselves.
-    exportable : `atomsieve.export` can write it.
+    name : of the encoder, as `model.encoder` in a configuration.
+    section : key of its own options in the model configuration; empty stands for `name`.
+    Config : the options of that section, a strict pydantic model with defaults.
+    bases : radial bases (`model.basis`) that it can use, its default first.
+    force_kinds : kinds of forces (`model.forces`) that it can give.
     """
 
-    edges_in_messages_only = False
-    pooled = False
-    raw_condition = False
-    exportable = True
+    name: ClassVar[str] = ""
+    section: ClassVar[str] = ""
+    Config: ClassVar[type[EncoderOptions]] = EncoderOptions
+    bases: ClassVar[tuple[str, ...]] = ("bessel", "gaussian")
+    force_kinds: ClassVar[tuple[str, ...]] = ("conservative", "direct")
 
-    def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
-        super().__init__()
-        self.config = config
-
-    def geometry(self, vec: Tensor, members: int, *, differentiable: bool) -> Any:
-        """Return what the encoder sees of edge vectors `vec [E,3]` (Angstrom), for so many members.
-
-        It has `leaves`, what is differentiated by, and `pull_back`, which turns the gradients by them `[K,...]` into
-        those by the edge vectors `[K,E,3]`.
-        """
-        return Geometry.build(vec, self.config, members, differentiable=differentiable)
-
-    def forward(
-        self, graph: Graph, geometry: Any, condition: Tensor | None, wanted: Wanted
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return features; every encoder defines it."""
-        raise TypeError(f"{type(self).__name__} defines no forward")
+    @classmethod
+    def section_name(cls) -> str:
+        """Return the key of its options in the model configuration."""
+        return cls.section or cls.name
 
 
-_ENCODERS: dict[str, type[Encoder]] = {}
+def find_encoder(name: str) -> type[EncoderPlugin]:
+    """Return the encoder class of a name.
+
+    Raises
+    ------
+    UsageError
+        for a name that nobody declares (with the nearest one), or that two packages declare.
+    AtomSieveError
+        if its entry point cannot be loaded or gives no encoder.
+    """
+    built_in, installed = _built_in(), _installed(tuple(sys.path))
+    points = installed.get(name, ())
+    if name not in built_in and not points:
+        raise unknown("encoder", name, {*built_in, *installed})
+    origins = [f"{PACKAGE} ({built_in[name].__module__})"] if name in built_in else []
+    origins += [_describe(point) for point in points]
+    if len(origins) > 1:
+        raise UsageError(f"encoder {name!r} is declared by {' and by '.join(origins)}; uninstall all but one")
+    return built_in[name] if name in built_in else _load(points[0])
 
 
-def register_encoder(name: str) -> Callable[[type[Encoder]], type[Encoder]]:
-    """Register an encoder class under a name that configurations use."""
-
-    def register(cls: type[Encoder]) -> type[Encoder]:
-        if name in _ENCODERS:
-            raise ValueError(f"encoder {name!r} is registered twice")
-        _ENCODERS[name] = cls
-        return cls
-
-    return register
+def encoder_names() -> list[str]:
+    """Return the names of all encoders, sorted; entry points are not loaded for it."""
+    return sorted({*_built_in(), *_installed(tuple(sys.path))})
 
 
-def encoders() -> dict[str, type[Encoder]]:
-    """Return all encoders by name."""
-    from atomsieve.models.hydragnn import encoder as hydragnn  # noqa: F401  (they register themselves)
-    from atomsieve.models.painn import encoder as painn  # noqa: F401
-
-    return dict(_ENCODERS)
+def encoders() -> dict[str, type[EncoderPlugin]]:
+    """Return all encoders by name; errors as of `find_encoder`."""
+    return {name: find_encoder(name) for name in encoder_names()}
 
 
-def build_encoder(config: ModelConfig, seeds: Seeds) -> Encoder:
-    """Build the encoder that a configuration names, or say which names exist."""
-    known = encoders()
-    if config.encoder not in known:
-        raise unknown("encoder", config.encoder, known)
-    return known[config.encoder](config, seeds)
+def owner_of_section(key: str) -> str | None:
+    """Return the name of the encoder whose options stand under `key` in a model configuration, None if there is none.
+
+    Of encoders of other packages it knows those whose section has the encoder's own name.
+    """
+    for name, plugin in _built_in().items():
+        if plugin.Config is not EncoderOptions and plugin.section_name() == key:
+            return name
+    return key if key in _installed(tuple(sys.path)) else None
+
+
+@functools.cache
+def _built_in() -> dict[str, type[EncoderPlugin]]:
+    """Return the encoders that modules and folders of `atomsieve.models` declare, by name."""
+    found: dict[str, type[EncoderPlugin]] = {}
+    for module in _modules():
+        for _, plugin in inspect.getmembers(importlib.import_module(module), inspect.isclass):
+            if issubclass(plugin, EncoderPlugin) and plugin.name and plugin.__module__ == module:
+                if plugin.name in found:
+                    raise UsageError(
+                        f"encoder {plugin.name!r} is declared by {found[plugin.name].__module__} and by {module}"
+                    )
+                found[plugin.name] = plugin
+    return found
+
+
+def _modules() -> Iterator[str]:
+    """Yield the modules of `atomsieve.models` that may declare an encoder."""
+    for entry in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__, f"{PACKAGE}."):
+        if not entry.ispkg:
+            yield entry.name
+        elif find_spec(f"{entry.name}.encoder") is not None:
+            yield f"{entry.name}.encoder"
+
+
+@functools.lru_cache(maxsize=4)
+def _installed(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
+    """Return the entry points of other packages by name; `path` is `sys.path`, on which the answer depends."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for point in entry_points(group=GROUP):
+        if point not in found.get(point.name, ()):  # one package may lie on the path twice
+            found[point.name] = (*found.get(point.name, ()), point)
+    return found
+
+
+def _describe(point: EntryPoint) -> str:
+    owner = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an installed package"
+    return f"{owner} ({point.value})"
+
+
+def _load(point: EntryPoint) -> type[EncoderPlugin]:
+    """Load the encoder that an entry point names."""
+    try:
+        plugin = point.load()
+    except Exception as error:  # whatever the other package does when it is imported
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise AtomSieveError(
+            f"encoder {point.name!r} of {_describe(point)} cannot be loaded ({reason}); repair or uninstall it"
+        ) from error
+    if not (isinstance(plugin, type) and issubclass(plugin, EncoderPlugin)):
+        raise AtomSieveError(
+            f"encoder {point.name!r} of {_describe(point)} is no subclass of {PACKAGE}.encoder.Encoder; repair or "
+            "uninstall that package"
+        )
+    if plugin.name != point.name:
+        raise AtomSieveError(
+            f"encoder {point.name!r} of {_describe(point)} calls itself {plugin.name!r}; entry point and class must "
+            "have one name"
+        )
+    return plugin

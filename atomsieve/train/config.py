@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from atomsieve.errors import UsageError, unknown
-from atomsieve.models.config import Kind, ModelConfig
+from atomsieve.models.config import Kind, ModelConfig, section_keys
 
 
 class _Section(BaseModel):
@@ -271,10 +271,12 @@ def _allowed_at(path: Sequence[Any]) -> list[str]:
     for part in path:
         if isinstance(part, int):
             continue
+        if model is ModelConfig and part not in model.model_fields:
+            return section_keys(str(part))
         annotation = model.model_fields[part].annotation
         arguments = [annotation, *getattr(annotation, "__args__", ())]
         model = next(a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel))
-    return list(model.model_fields)
+    return [name for name, field in model.model_fields.items() if not field.exclude]
 
 
 def _one_line(error: ValidationError) -> UsageError:

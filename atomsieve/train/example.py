@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel
 
+from atomsieve.models.config import ModelConfig
+from atomsieve.models.registry import encoders
 from atomsieve.train.config import DataItem, TrainConfig
 
 LINE = 100
@@ -26,9 +28,17 @@ def example_config() -> str:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             doc = (annotation.__doc__ or "").strip().split("\n")[0]
             lines += ["", f"# {doc}", f"{name}:", *_commented(annotation, "  ")]
+            if annotation is ModelConfig:
+                lines += _encoder_sections("  ")
         else:
             lines += _commented(TrainConfig, "", only={name})
     return "\n".join(lines) + "\n"
+
+
+def _encoder_sections(indent: str) -> list[str]:
+    """Return an empty section for each encoder that has options of its own."""
+    own = [plugin for plugin in encoders().values() if plugin.Config.model_fields]
+    return [f"{indent}{of.section_name()}: null  # of encoder {of.name}; null with every other" for of in own]
 
 
 def _commented(
@@ -37,7 +47,7 @@ def _commented(
     """Return a commented line for each key; a comment that would make it long stands above it."""
     rows: list[str] = []
     for name, field in model.model_fields.items():
-        if (only is not None and name not in only) or (skip is not None and name in skip):
+        if field.exclude or (only is not None and name not in only) or (skip is not None and name in skip):
             continue
         default = field.get_default(call_default_factory=True)
         value = default.as_posix() if isinstance(default, Path) else default

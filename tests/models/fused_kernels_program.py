@@ -12,9 +12,10 @@ import torch
 
 from atomsieve.graphs.neighbors import build_graph
 from atomsieve.models.config import HeadSpec, ModelConfig
+from atomsieve.models.encoder import Wanted
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.messages import message as module
-from atomsieve.models.messages.message import Wanted, message
+from atomsieve.models.messages.message import message
 from tests.helpers import copper_oxides
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -175,7 +175,7 @@ def test_a_folder_holds_it(tmp_path):
     folder = save_gfm(tmp_path / "gfm", ensemble, default_head="branch-1")
     again, manifest = load_gfm(folder)
     assert again.config == ensemble.config
-    assert manifest.config.hydragnn.heads == (8, 7)
+    assert manifest.config.options.heads == (8, 7)
     for name, p in ensemble.named_parameters():
         assert torch.equal(dict(again.named_parameters())[name], p), name
 

@@ -6,7 +6,8 @@ import torch
 from ase import Atoms
 
 from atomsieve.graphs.neighbors import build_graph
-from atomsieve.models.messages.message import Wanted, message
+from atomsieve.models.encoder import Wanted
+from atomsieve.models.messages.message import message
 from atomsieve.native import kernels
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atomsieve.graphs.graph import Graph
-from atomsieve.models.config import HYDRAGNN, ModelConfig
+from atomsieve.graphs.graph import EdgeGraph
+from atomsieve.models.config import ModelConfig
+from atomsieve.models.encoder import Encoder, FastPath, MemberStack, Wanted
+from atomsieve.models.hydragnn.config import HYDRAGNN, HydraGNNConfig
 from atomsieve.models.layers import Seeds, StackedLinear, StackedMLP
-from atomsieve.models.messages.message import Wanted
-from atomsieve.models.registry import Encoder, register_encoder
 
 SMALL = 1e-9
 """Angstrom, added to distances where directions are formed."""
@@ -76,8 +76,7 @@ class HydraLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, seeds: Seeds, width: int, *, last: bool) -> None:
         super().__init__()
-        assert config.hydragnn is not None
-        hidden, biased = config.hidden, config.hydragnn.vector_bias
+        hidden, biased = config.hidden, config.options_of(HydraGNNConfig).vector_bias
         self.width = width
         self.payload = StackedMLP(width, width, 3 * width, seeds)
         bound = math.sqrt(6.0 / (config.n_basis + 1 + width)) / math.sqrt(config.typical_neighbors / 3.0)
@@ -89,7 +88,7 @@ class HydraLayer(nn.Module):
         self.node_second = StackedLinear(hidden, hidden, seeds)
         self.vector = None if last else StackedLinear(width, hidden, seeds, bias=biased)
 
-    def forward(self, s: Tensor, v: Tensor | None, graph: Graph, edges: EdgeView) -> tuple[Tensor, Tensor | None]:
+    def forward(self, s: Tensor, v: Tensor | None, graph: EdgeGraph, edges: EdgeView) -> tuple[Tensor, Tensor | None]:
         """Turn scalars `[K,N,F]` and vectors `[K,N,3,F]` (None: zero) into those of width H; none after the last."""
         s, v = self._message(s, v, graph, edges)
         members, atoms, _, width = v.shape
@@ -105,24 +104,27 @@ class HydraLayer(nn.Module):
         v = v + parts[0].unsqueeze(2) * left
         return s, self.vector(v.reshape(members, 3 * atoms, width)).view(members, atoms, 3, -1)
 
-    def _message(self, s: Tensor, v: Tensor | None, graph: Graph, edges: EdgeView) -> tuple[Tensor, Tensor]:
+    def _message(self, s: Tensor, v: Tensor | None, graph: EdgeGraph, edges: EdgeView) -> tuple[Tensor, Tensor]:
         """Add to each atom what its neighbours send."""
         members, atoms, width = s.shape
-        sender, receiver = graph.neighbors.sender, graph.neighbors.receiver
         filters = torch.bmm(edges.basis, self.filters)
-        g_v, g_e, m_s = (filters * self.payload(s).index_select(1, sender)).split(width, -1)
+        g_v, g_e, m_s = (filters * graph.senders(self.payload(s))).split(width, -1)
         m_v = edges.along.unsqueeze(3) * g_e.unsqueeze(2)
         if v is None:
             v = s.new_zeros(members, atoms, 3, width)
         else:
-            m_v = m_v + v.index_select(1, sender) * g_v.unsqueeze(2)
-        return s.index_add(1, receiver, m_s), v.index_add(1, receiver, m_v)
+            m_v = m_v + graph.senders(v) * g_v.unsqueeze(2)
+        return graph.sum_edges(m_s, s), graph.sum_edges(m_v, v)
 
 
-@register_encoder(HYDRAGNN)
-class HydraGNNPaiNN(Encoder):
+class HydraGNNPaiNN(Encoder[EdgeView]):
     """HydraGNN's PaiNN stack with `concat_node` conditioning where the model has charge and spin."""
 
+    name = HYDRAGNN
+    section = "hydragnn"
+    Config = HydraGNNConfig
+    bases = ("sinc",)
+    force_kinds = ("conservative",)
     pooled = True
     raw_condition = True
     exportable = False
@@ -145,7 +147,7 @@ class HydraGNNPaiNN(Encoder):
         return EdgeView(many, sinc_basis(r, self.config.n_basis, self.config.cutoff), many / (far + SMALL) / far)
 
     def forward(
-        self, graph: Graph, geometry: EdgeView, condition: Tensor | None, wanted: Wanted
+        self, graph: EdgeGraph, geometry: EdgeView, condition: Tensor | None, wanted: Wanted
     ) -> tuple[Tensor, Tensor | None]:
         """Return scalars `[K,N,H]` after the last layer; there are no vectors then."""
         members = geometry.vec.shape[0]
@@ -158,3 +160,15 @@ class HydraGNNPaiNN(Encoder):
                 s = self.projector(torch.cat([s, condition], -1))
             s = torch.relu(s)
         return s, v
+
+    @classmethod
+    def head_widths(cls, config: ModelConfig) -> tuple[int, ...]:
+        """Return the widths of a head's first layers and of those after them."""
+        options = config.options_of(HydraGNNConfig)
+        return (*options.shared, *options.heads)
+
+    def fast_path(self, ensemble: MemberStack, precision: str, device: torch.device) -> FastPath | None:
+        """Return the evaluation without autograd, for two layers with charge and spin where its kernels are there."""
+        from atomsieve.models.hydragnn.fast.ensemble import FastEnsemble, fast_serves
+
+        return FastEnsemble(ensemble, precision, device) if fast_serves(ensemble, device) else None

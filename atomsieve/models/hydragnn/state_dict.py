@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from atomsieve.errors import DataError
-from atomsieve.models.config import HYDRAGNN, HeadSpec, HydraGNNConfig, ModelConfig
+from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.models.elements import MAX_NUMBER
+from atomsieve.models.encoder import MemberStack
 from atomsieve.models.ensemble import Ensemble
+from atomsieve.models.hydragnn.config import HYDRAGNN, HydraGNNConfig
 
 _LINEAR = {
     "payload.first": "module_0.scalar_message_mlp.0",
@@ -132,7 +134,7 @@ def from_hydragnn_state(
     return ensemble.eval()
 
 
-def to_hydragnn_state(ensemble: Ensemble, member: int = 0) -> dict[str, Tensor]:
+def to_hydragnn_state(ensemble: MemberStack, member: int = 0) -> dict[str, Tensor]:
     """Return the state dict of a member, in the names of HydraGNN; tensors are contiguous copies.
 
     Scales and element references of the heads are not part of it.
@@ -152,7 +154,7 @@ class _Place:
         return found.t() if self.transposed else found
 
 
-def _places(ensemble: Ensemble, member: int) -> Iterator[tuple[_Place, str]]:
+def _places(ensemble: MemberStack, member: int) -> Iterator[tuple[_Place, str]]:
     """Yield where each tensor of HydraGNN lies, and its name there."""
     names = ensemble.state_dict()
     row = 0 if ensemble.shallow else member
@@ -167,9 +169,9 @@ def _places(ensemble: Ensemble, member: int) -> Iterator[tuple[_Place, str]]:
             yield _Place(f"{ours}.weight", row, transposed=True), f"{theirs}.weight"
         if f"{ours}.bias" in names:
             yield _Place(f"{ours}.bias", row), f"{theirs}.bias"
-    assert ensemble.config.hydragnn is not None
-    first = len(ensemble.config.hydragnn.shared)
-    for place in range(first + len(ensemble.config.hydragnn.heads) + 1):
+    options = ensemble.config.options_of(HydraGNNConfig)
+    first = len(options.shared)
+    for place in range(first + len(options.heads) + 1):
         pattern, at = (_SHARED, 2 * place) if place < first else (_HEADS, 2 * (place - first))
         for branch in range(len(ensemble.heads)):
             name = pattern.format(branch, at)

@@ -14,7 +14,6 @@ Shapes: `x [K,N,5,F]` holds (p_s, p_b, q_x, q_y, q_z), `basis [K,E,R]`, `unit [K
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atomsieve.graphs.graph import Graph
+from atomsieve.graphs.graph import EdgeGraph, Graph
 from atomsieve.graphs.table import TableGraph
+from atomsieve.models.encoder import Wanted
 from atomsieve.models.messages.table import message_on_table_graph
 from atomsieve.native import kernels
 
@@ -31,26 +31,12 @@ SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _LANES = 16  # channels must fill whole vectors of the compiled kernels
 
 
-@dataclass
-class Wanted:
-    """Which gradients the next backward is for; autograd itself does not tell a function.
-
-    Forces need those of the geometry (basis, unit); an optimizer needs those of the weights. Switching off what is not
-    asked for saves about a third of the work of a training step.
-    """
-
-    geometry: bool = True
-    parameters: bool = True
-    twice: bool = True
-    """Gradients of the geometry will themselves be differentiated, as a loss on forces needs."""
-
-
 def message(
     x: Tensor,
     basis: Tensor,
     unit: Tensor,
     weights: Tensor,
-    graph: Graph | TableGraph,
+    graph: EdgeGraph,
     implementation: str = "auto",
     wanted: Wanted | None = None,
 ) -> Tensor:
@@ -62,6 +48,7 @@ def message(
     """
     if isinstance(graph, TableGraph):
         return message_on_table_graph(x, basis, unit, weights, graph)
+    assert isinstance(graph, Graph)
     if implementation == "auto":
         implementation = "native" if native_serves(x, graph) else "edges"
         if implementation == "edges" and triton_serves(x, wanted or Wanted()):

@@ -32,7 +32,7 @@ def message_on_table_graph(x: Tensor, basis: Tensor, unit: Tensor, weights: Tens
         )
     members, atoms, _, width = x.shape
     places = graph.neighbors.shape[1]
-    near = graph.take(x)
+    near = graph.senders(x)
     w_s, w_a, w_b = (torch.bmm(basis, part) for part in weights.split(width, dim=2))
     ds = (w_s * near[:, :, 0]).unsqueeze(2)
     dv = w_a.unsqueeze(2) * near[:, :, 2:] + (w_b * near[:, :, 1]).unsqueeze(2) * unit.unsqueeze(3)

@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from atomsieve.graphs.graph import Graph
+from atomsieve.graphs.graph import EdgeGraph, Graph
 from atomsieve.models.basis import Geometry
 from atomsieve.models.config import ModelConfig
 from atomsieve.models.elements import element_embedding
+from atomsieve.models.encoder import Encoder, Wanted, WorkingMemory
 from atomsieve.models.layers import Seeds, StackedLinear, StackedMLP
-from atomsieve.models.messages.message import Wanted, message
+from atomsieve.models.messages.message import message
 from atomsieve.models.painn.layer_cpu import layer_on_cpu, layer_serves
-from atomsieve.models.registry import Encoder, register_encoder
 
 _EPSILON = 1e-6  # keeps the gradient of the norm finite at zero vectors; larger than what graph optimizers drop
 
@@ -33,10 +33,10 @@ class PaiNNLayer(nn.Module):
         self.update = StackedMLP(2 * width, width, 3 * width, seeds)
 
     def forward(
-        self, s: Tensor, v: Tensor | None, graph: Graph, geometry: Geometry, wanted: Wanted
+        self, s: Tensor, v: Tensor | None, graph: EdgeGraph, geometry: Geometry, wanted: Wanted
     ) -> tuple[Tensor, Tensor]:
         """Return new scalars `s [K,N,F]` and vectors `v [K,N,3,F]`; v is None before the first layer."""
-        if layer_serves(s, graph, wanted):
+        if isinstance(graph, Graph) and layer_serves(s, graph, wanted):
             return layer_on_cpu(self, s, v, graph, geometry)
         members, atoms, width = s.shape
         payload = self.payload(s).view(members, atoms, 3, width)
@@ -53,10 +53,10 @@ class PaiNNLayer(nn.Module):
         return s, v + a_vv.unsqueeze(2) * left
 
 
-@register_encoder("painn")
-class PaiNN(Encoder):
+class PaiNN(Encoder[Geometry]):
     """PaiNN with a species embedding; messages are summed, filters are linear in the radial basis."""
 
+    name = "painn"
     edges_in_messages_only = True
 
     def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
@@ -65,7 +65,7 @@ class PaiNN(Encoder):
         self.layers = nn.ModuleList(PaiNNLayer(config, seeds) for _ in range(config.layers))
 
     def forward(
-        self, graph: Graph, geometry: Geometry, condition: Tensor | None, wanted: Wanted
+        self, graph: EdgeGraph, geometry: Geometry, condition: Tensor | None, wanted: Wanted
     ) -> tuple[Tensor, Tensor | None]:
         """Return scalars `[K,N,F]` and vectors `[K,N,3,F]`."""
         s = self.embedding.index_select(1, graph.numbers)
@@ -75,3 +75,8 @@ class PaiNN(Encoder):
         for layer in self.layers:
             s, v = layer(s, v, graph, geometry, wanted)
         return s, v
+
+    @classmethod
+    def memory(cls, config: ModelConfig, itemsize: int) -> WorkingMemory:
+        """Return no figure: compiled and fused messages never hold an array of edges times channels."""
+        return WorkingMemory(per_atom=0, per_edge=0)

@@ -7,34 +7,40 @@ times channels, each with its gradient, is here one pass over memory.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from atomsieve.graphs.graph import Graph
+from atomsieve.models.basis import Geometry
+from atomsieve.models.encoder import Wanted
 from atomsieve.models.layers import StackedLinear, StackedMLP, product
 from atomsieve.models.messages import message as messages
-from atomsieve.models.messages.message import SUFFIX, Wanted, call_kernel, pointer
+from atomsieve.models.messages.message import SUFFIX, call_kernel, pointer
 from atomsieve.native import kernels
 
-if TYPE_CHECKING:
-    from atomsieve.graphs.table import TableGraph
-    from atomsieve.models.basis import Geometry
-    from atomsieve.models.painn.encoder import PaiNNLayer
+
+class LayerWeights(Protocol):
+    """The parameters of a PaiNN layer, as `atomsieve.models.painn.encoder.PaiNNLayer` holds them."""
+
+    payload: StackedMLP
+    filters: nn.Parameter
+    mix: StackedLinear
+    update: StackedMLP
 
 
-def layer_serves(s: Tensor, graph: Graph | TableGraph, wanted: Wanted) -> bool:
+def layer_serves(s: Tensor, graph: Graph, wanted: Wanted) -> bool:
     """Say whether `layer_on_cpu` can be used: compiled kernels, a complete list, no gradients of weights."""
     learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
-    if learning or not isinstance(graph, Graph) or not messages.native_serves(s, graph):
+    if learning or not messages.native_serves(s, graph):
         return False
     return hasattr(kernels(), "message_pull_f32")
 
 
 def layer_on_cpu(
-    layer: PaiNNLayer, s: Tensor, v: Tensor | None, graph: Graph, geometry: Geometry
+    layer: LayerWeights, s: Tensor, v: Tensor | None, graph: Graph, geometry: Geometry
 ) -> tuple[Tensor, Tensor]:
     """Return what `layer` makes of scalars [K,N,F] and vectors [K,N,3,F] (None: zero); differentiable once.
 
@@ -54,7 +60,7 @@ class _Layer(torch.autograd.Function):
         stretch: Tensor,
         geometry: Geometry,
         graph: Graph,
-        layer: PaiNNLayer,
+        layer: LayerWeights,
     ) -> tuple[Tensor, Tensor]:
         basis = geometry.basis.detach()
         members, atoms, width = s.shape

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +19,6 @@ from atomsieve.predict.backends.interface import MAX_ATOMS, MEMORY, BackendOutpu
 from atomsieve.predict.packing import cached_budget
 from atomsieve.structures import StructureBatch
 
-if TYPE_CHECKING:
-    from atomsieve.models.hydragnn.fast.ensemble import FastEnsemble
-
-EDGE_ARRAYS = 8
-"""Arrays [K,E,3F] that HydraGNN's model by automatic differentiation holds at its peak, roughly."""
-
 
 class NativeBackend:
     """The ensemble itself, eagerly, in one precision on one device."""
@@ -39,15 +32,17 @@ class NativeBackend:
         self.model = set_precision(ensemble, precision).to(device).eval().requires_grad_(False)
         self.dtype = dtype_of(precision)
         self.precision, self.why = precision, why
-        self.fast = _fast(ensemble, precision, device)
+        self.fast = ensemble.fast_path(precision, device)
         self.max_atoms = MAX_ATOMS[device.type]
         if device.type == "cpu" and self.fast is None:
             self.budget = cached_budget(ensemble.encoders * ensemble.config.hidden * self.dtype.itemsize)
-        if ensemble.config.hydragnn is not None and self.fast is None:
+        if self.fast is None:
             config = ensemble.config
-            per_edge = 3 * config.hidden * item_size(precision) * ensemble.encoders
-            per_atom = EDGE_ARRAYS * per_edge * (config.max_neighbors or 1.5 * config.typical_neighbors)
-            self.max_atoms = int(np.clip(MEMORY[device.type] / per_atom, 100, self.max_atoms))
+            memory = ensemble.encoder.memory(config, item_size(precision))
+            neighbors = config.max_neighbors or 1.5 * config.typical_neighbors
+            per_atom = ensemble.encoders * (memory.per_atom + memory.per_edge * neighbors)
+            if per_atom:
+                self.max_atoms = int(np.clip(MEMORY[device.type] / per_atom, 100, self.max_atoms))
         conservative = ensemble.config.forces == "conservative"
         given = {"forces", "forces_members"} | ({"stress"} if conservative else set())
         self.outputs = frozenset(given | (set() if ensemble.encoder.pooled else {"energies"}))
@@ -106,15 +101,6 @@ class NativeBackend:
             return np.asarray(table[head][batch.numbers])
         weights, of_heads = head[batch.structure_of_atom], table[:, batch.numbers].T
         return np.asarray(np.where(weights > 0, weights * of_heads, 0.0).sum(1))
-
-
-def _fast(ensemble: Ensemble, precision: str, device: torch.device) -> FastEnsemble | None:
-    """Return the fast path of HydraGNN's model, where it is that and can be used."""
-    if ensemble.config.hydragnn is None:
-        return None
-    from atomsieve.models.hydragnn.fast.ensemble import FastEnsemble, fast_serves
-
-    return FastEnsemble(ensemble, precision, device) if fast_serves(ensemble, device) else None
 
 
 def _spread(every: torch.Tensor) -> NDArray[np.float64]:

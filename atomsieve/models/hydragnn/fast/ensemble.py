@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 
 from atomsieve.graphs.graph import Graph
-from atomsieve.models.ensemble import Ensemble, EnsembleOutput, forces_of, virial_of
+from atomsieve.models.encoder import MemberStack
+from atomsieve.models.hydragnn.config import HYDRAGNN
 from atomsieve.models.hydragnn.fast.model import FastHydraGNN, Rooms, fast_available
 from atomsieve.models.hydragnn.state_dict import to_hydragnn_state
+from atomsieve.models.output import EnsembleOutput, forces_of, virial_of
 
 
-def fast_serves(ensemble: Ensemble, device: torch.device) -> bool:
+def fast_serves(ensemble: MemberStack, device: torch.device) -> bool:
     """Say whether the fast path knows this model (two layers, conditioned, networks of their own) and the device."""
     config = ensemble.config
-    known = config.hydragnn is not None and config.layers == 2 and config.charge_spin and not ensemble.shallow
+    known = config.encoder == HYDRAGNN and config.layers == 2 and config.charge_spin and not ensemble.shallow
     return known and device.type in ("cpu", "cuda") and fast_available(device.type)
 
 
@@ -24,7 +26,7 @@ class FastEnsemble:
     Weights are copied: what happens to the ensemble afterwards does not matter.
     """
 
-    def __init__(self, ensemble: Ensemble, precision: str, device: torch.device | None = None) -> None:
+    def __init__(self, ensemble: MemberStack, precision: str, device: torch.device | None = None) -> None:
         rooms = Rooms()
         self.members = [
             FastHydraGNN(to_hydragnn_state(ensemble, k), precision, ensemble.config.cutoff, rooms, device)
