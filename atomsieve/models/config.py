@@ -68,7 +68,7 @@ class ModelConfig(BaseModel):
         plugin = find_encoder(name)
         rest = {"basis": plugin.bases[0], **given}
         options, key = rest.pop("options", None), plugin.section_name()
-        if options is not None and not isinstance(options, plugin.Config):
+        if options is not None and type(options) is not plugin.Config:
             raise _section_error([InitErrorDetails(type="extra_forbidden", loc=("options",), input=options)])
         for other in [k for k in rest if k not in cls.model_fields and k != key]:
             owner = owner_of_section(other)

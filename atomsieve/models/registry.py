@@ -132,8 +132,7 @@ def _installed(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
     """Return the entry points of other packages by name; `path` is `sys.path`, on which the answer depends."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for point in entry_points(group=GROUP):
-        if point not in found.get(point.name, ()):  # one package may lie on the path twice
-            found[point.name] = (*found.get(point.name, ()), point)
+        found[point.name] = (*found.get(point.name, ()), point)
     return found
 
 
