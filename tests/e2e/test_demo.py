@@ -148,10 +148,12 @@ def test_the_examples_and_the_readmes_program_run(demo, tmp_path):
     out, _ = demo
     program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     readme = tmp_path / "readme.py"
-    readme.write_text(program.replace("demo/gfm", str(out / "gfm")))
+    readme.write_text(program.replace("demo/", f"{out}/"))
     examples = ROOT / "examples"
     runs = ((readme, ""), (examples / "predict.py", out / "gfm"), (examples / "read_results.py", out / "results"))
     for script, argument in runs:
-        done = subprocess.run([sys.executable, str(script), str(argument)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, str(script), str(argument)], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
