@@ -122,11 +122,12 @@ def main() -> None:
     """Fuzz until the options of the command line say stop."""
     import atheris
 
-    with atheris.instrument_imports(include=["atomsieve.serve.model.request", "atomsieve.graphs.crowding"]):
+    checked = ["atomsieve.serve.model.request", "atomsieve.graphs.crowding"]
+    with atheris.instrument_imports(include=checked):
         import importlib
 
-        for name in ("request", "crowding"):
-            importlib.reload(sys.modules[f"atomsieve.serve.{name}"])
+        for name in checked:
+            importlib.reload(sys.modules[name])
         importlib.reload(sys.modules["atomsieve.serve.model.engine"])
     from pathlib import Path
 
