@@ -1,11 +1,12 @@
-"""Between ASE `Atoms` and `StructureBatch`: the door for scripts and converters (a Python loop, not a hot path)."""
+"""Arrays of a batch from ASE `Atoms` and back, for scripts and converters (a Python loop, not a hot path)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atomsieve.errors import DataError
 from atomsieve.structures.fields import FIELDS, LABELS
@@ -13,7 +14,16 @@ from atomsieve.structures.fields import FIELDS, LABELS
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from atomsieve.structures.batch import StructureBatch
+
+class BatchArrays(Protocol):
+    """The arrays of a batch that become ASE atoms; a `StructureBatch` has them."""
+
+    @property
+    def ptr(self) -> NDArray[np.int64]:
+        """Atoms of structure s are `ptr[s]:ptr[s+1]`."""
+
+    def present(self) -> dict[str, NDArray[Any]]:
+        """Return the fields that the batch has, by name."""
 
 
 def _labels(atoms: Atoms) -> dict[str, Any]:
@@ -54,15 +64,13 @@ def charge_and_spin(atoms: Atoms) -> tuple[float, float]:
     return _info_number(atoms, "charge"), _info_number(atoms, "spin", "multiplicity")
 
 
-def batch_from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | None = None) -> StructureBatch:
-    """See `StructureBatch.from_ase`."""
+def arrays_from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a batch by field name; none for no atoms. See `StructureBatch.from_ase`."""
     from ase import Atoms as AseAtoms
-
-    from atomsieve.structures.batch import StructureBatch
 
     images = [atoms_list] if isinstance(atoms_list, AseAtoms) else list(atoms_list)
     if not images:
-        return StructureBatch.empty()
+        return {}
     if ids is not None and len(ids) != len(images):
         raise DataError(f"{len(ids)} ids for {len(images)} structures")
     counts = np.array([len(a) for a in images], np.int64)
@@ -91,30 +99,30 @@ def batch_from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | Non
             values.append(np.asarray(found.get(name, np.full(wanted, field.missing)), np.float64).reshape(wanted))
         out[name] = np.concatenate(values)
         out[f"has_{name}"] = has
-    return StructureBatch(**out)
+    return out
 
 
-def batch_to_ase(batch: StructureBatch) -> list[Atoms]:
+def arrays_to_ase(batch: BatchArrays) -> list[Atoms]:
     """See `StructureBatch.to_ase`."""
     from ase import Atoms as AseAtoms
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    images = []
-    for s in range(batch.n_structures):
+    held, images = batch.present(), []
+    for s in range(len(batch.ptr) - 1):
         own = slice(int(batch.ptr[s]), int(batch.ptr[s + 1]))
-        atoms = AseAtoms(batch.numbers[own], batch.positions[own], cell=batch.cell[s], pbc=batch.pbc[s])
-        atoms.info["id"] = int(batch.id[s])
+        atoms = AseAtoms(held["numbers"][own], held["positions"][own], cell=held["cell"][s], pbc=held["pbc"][s])
+        atoms.info["id"] = int(held["id"][s])
         for name in ("charge", "spin"):
-            values = getattr(batch, name)
-            if values is not None and not np.isnan(values[s]):
-                atoms.info[name] = float(values[s])
+            if name in held and not np.isnan(held[name][s]):
+                atoms.info[name] = float(held[name][s])
+        labelled = {name for name in LABELS if name in held and held[f"has_{name}"][s]}
         results: dict[str, Any] = {}
-        if batch.energy is not None and batch.has_energy is not None and batch.has_energy[s]:
-            results["energy"] = float(batch.energy[s])
-        if batch.forces is not None and batch.has_forces is not None and batch.has_forces[s]:
-            results["forces"] = batch.forces[own].copy()
-        if batch.stress is not None and batch.has_stress is not None and batch.has_stress[s]:
-            t = batch.stress[s]
+        if "energy" in labelled:
+            results["energy"] = float(held["energy"][s])
+        if "forces" in labelled:
+            results["forces"] = held["forces"][own].copy()
+        if "stress" in labelled:
+            t = held["stress"][s]
             results["stress"] = np.array([t[0, 0], t[1, 1], t[2, 2], t[1, 2], t[0, 2], t[0, 1]])
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError
+from atomsieve.structures.ase_adapter import arrays_from_ase, arrays_to_ase
 from atomsieve.structures.fields import FIELDS, LABELS
 
 if TYPE_CHECKING:
@@ -183,15 +184,12 @@ class StructureBatch:
         `charge` and `spin` are read from `atoms.info` ("charge"; "spin" or "multiplicity") and stay NaN otherwise.
         For scripts and converters: it loops in Python.
         """
-        from atomsieve.structures.ase_adapter import batch_from_ase
-
-        return batch_from_ase(atoms_list, ids)
+        arrays = arrays_from_ase(atoms_list, ids)
+        return StructureBatch(**arrays) if arrays else StructureBatch.empty()
 
     def to_ase(self) -> list[Atoms]:
         """Return one ASE `Atoms` per structure, labels in a `SinglePointCalculator`, charge and spin in `info`."""
-        from atomsieve.structures.ase_adapter import batch_to_ase
-
-        return batch_to_ase(self)
+        return arrays_to_ase(self)
 
 
 def check_batch(given: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,14 +10,10 @@ from numpy.typing import NDArray
 from atomsieve.structures.split import reduced_compositions
 from atomsieve.train.catalog import USES, Catalog
 from atomsieve.train.config import DataItem, SplitSection
+from atomsieve.train.hashed_draws import draw_uniform, draw_uniform_rows
 
 TRAIN, VAL, TEST, CALIBRATION = 0, 1, 2, 3
 PARTS = ("train", "val", "test", "calibration")
-
-
-def uniform(key: str) -> float:
-    """Map a key to [0, 1) by SHA-256: the same on every machine, and independent of all other keys."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def reduced_formulas(composition: NDArray[np.integer]) -> tuple[list[str], NDArray[np.int64]]:
@@ -31,11 +26,10 @@ def reduced_formulas(composition: NDArray[np.integer]) -> tuple[list[str], NDArr
 def assign_parts(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem] = ()) -> NDArray[np.int8]:
     """Return the part (TRAIN, VAL, TEST, CALIBRATION) of each structure, [S].
 
-    Files marked with a part keep it; only `auto` is divided. By formula, the key is the reduced formula
-    alone, so one composition falls on the same side in every source; but for formulas that are a large part of theirs,
-    whose structures are divided.
+    A file with a stated use keeps it; only files of use `auto` are divided. With by=formula, all structures of a
+    reduced formula go to one part in every source; a formula above `max_group` of its source is split by structure.
 
-    items : the files of the catalogue, whose own `split_by` goes before that of the rules.
+    items : the files of the catalogue; the `split_by` of a file overrides that of the rules.
     """
     part = np.zeros(len(catalog), np.int8)
     for value, name in enumerate(PARTS):
@@ -43,7 +37,7 @@ def assign_parts(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem
     auto = catalog.use == USES.index("auto")
     if not auto.any():
         return part
-    by_formula = _asked_by_formula(catalog, rules, items) & auto
+    by_formula = _is_divided_by_formula(catalog, rules, items) & auto
     if by_formula.any():
         names, formula = reduced_formulas(catalog.composition)
         for head in range(len(catalog.sources)):
@@ -53,19 +47,20 @@ def assign_parts(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem
                 by_formula[own] = False
             else:
                 by_formula[own[counts[which] > rules.max_group * len(own)]] = False
-        draw = np.array([uniform(f"{rules.seed}:formula:{name}") for name in names])
+        draw = np.array([draw_uniform(f"{rules.seed}:formula:{name}") for name in names])
         part[by_formula] = _to_part(draw[formula[by_formula]], rules)
     rest = np.flatnonzero(auto & ~by_formula)
-    draws = [
-        uniform(f"{rules.seed}:structure:{catalog.sources[catalog.head[s]]}:{catalog.file[s]}:{catalog.row[s]}")
-        for s in rest
-    ]
-    part[rest] = _to_part(np.array(draws), rules)
+    draw = np.empty(len(rest))
+    for head, name in enumerate(catalog.sources):
+        for file in np.unique(catalog.file[rest][catalog.head[rest] == head]).tolist():
+            own = (catalog.head[rest] == head) & (catalog.file[rest] == file)
+            draw[own] = draw_uniform_rows(f"{rules.seed}:structure:{name}:{file}:", catalog.row[rest[own]])
+    part[rest] = _to_part(draw, rules)
     return part
 
 
-def _asked_by_formula(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem]) -> NDArray[np.bool_]:
-    """Return [S]: structures whose file is to be divided by formula."""
+def _is_divided_by_formula(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem]) -> NDArray[np.bool_]:
+    """Return which structures belong to a file that is divided by formula, [S]."""
     if not items:
         return np.full(len(catalog), rules.by == "formula")
     return np.array([(item.split_by or rules.by) == "formula" for item in items])[catalog.file]

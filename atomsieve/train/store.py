@@ -65,11 +65,16 @@ class Store:
         return batch.replace(head=self.catalog.head[index])
 
     def _fetch_blocks(self, index: NDArray[np.int64]) -> StructureBatch:
-        parts = []
-        for k in index:
-            file, row = int(self.catalog.file[k]), int(self.catalog.row[k])
-            parts.append(self._block(file, row // BLOCK).slice(row % BLOCK, row % BLOCK + 1))
-        return StructureBatch.concatenate(parts)
+        file, row = self.catalog.file[index].astype(np.int64), self.catalog.row[index].astype(np.int64)
+        keys, which = np.unique(np.stack([file, row // BLOCK], axis=1), axis=0, return_inverse=True)
+        which = which.reshape(-1)
+        order = np.argsort(which, kind="stable")  # blocks one after another, back in place by the last `take`
+        ends = np.cumsum(np.bincount(which, minlength=len(keys)))
+        parts = [
+            self._block(number, block).take(row[own] - block * BLOCK)
+            for (number, block), own in zip(keys.tolist(), np.split(order, ends[:-1]), strict=True)
+        ]
+        return StructureBatch.concatenate(parts).take(np.argsort(order, kind="stable"))
 
     def _block(self, file: int, number: int) -> StructureBatch:
         key = (file, number)
