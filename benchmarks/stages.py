@@ -122,9 +122,11 @@ def alone(options: argparse.Namespace, source: Path, gfm: Path, out: Path) -> di
 
 def write(out: Path, chunks: Any, rows: list[Any]) -> None:
     """Write all rows as a run does, and make them durable once."""
-    from atomsieve.screen.results.files import Folder, ResultWriter, row_file
+    from atomsieve.screen.results.files import ResultsFolder
+    from atomsieve.screen.results.npy_file import row_file
+    from atomsieve.screen.results.writer import ResultWriter
 
-    folder = Folder(out)
+    folder = ResultsFolder(out)
     folder.ledger.mkdir(parents=True)
     file = row_file(folder, chunks, 1)
     file.prepare()

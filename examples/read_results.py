@@ -4,15 +4,17 @@ import sys
 
 import numpy as np
 
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.formulas import read_formulas
+from atomsieve.screen.results.record import open_results
+from atomsieve.screen.selection.best import best_rows
 
-results = Results(sys.argv[1])
+results = open_results(sys.argv[1])
 rows = results.rows()  # mapped from the file: any size
 ok = rows["status"] == 0
 print(f"{len(rows):,} rows, {np.count_nonzero(ok):,} of them OK; columns: {', '.join(rows.dtype.names)}")
 
-sure = results.top(5, "energy_per_atom", where="in_domain and max_force < 0.5")
-formulas = results.formulas(sure)
+sure = best_rows(results, 5, "energy_per_atom", where="in_domain and max_force < 0.5")
+formulas = read_formulas(results, sure)
 for row in sure:
     print(
         f"{formulas[int(row['position'])]:12s} {row['energy_per_atom']:8.4f} eV/atom, "

@@ -83,7 +83,7 @@ def supervised(ctx: typer.Context) -> int | None:
     from atomsieve.errors import UsageError
     from atomsieve.runs.mpi import launched
     from atomsieve.screen.restart import Supervisor, launched_by
-    from atomsieve.screen.results.files import Folder
+    from atomsieve.screen.results.files import ResultsFolder
     from atomsieve.screen.setup import default_out
 
     if launched(os.environ)[1] > 1:
@@ -95,4 +95,4 @@ def supervised(ctx: typer.Context) -> int | None:
     debug = ["--debug"] if logging.getLogger("atomsieve").level == logging.DEBUG else []
     command += [sys.executable, "-P", "-m", "atomsieve", "screen", "run", *debug, *words(ctx, OF_SUPERVISOR)]
     out = given["out"] or default_out(Path(given["candidates"]))
-    return Supervisor(command, Folder(Path(out)), given["max_restarts"], console(stderr=True))()
+    return Supervisor(command, ResultsFolder(Path(out)), given["max_restarts"], console(stderr=True))()

@@ -89,8 +89,10 @@ def dedup(
     from atomsieve.errors import AtomSieveError
     from atomsieve.followup.dedup import Tolerances, write_twins
     from atomsieve.followup.dedup import dedup as find
-    from atomsieve.screen.results.export import check_format, check_target, export
-    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.caveats import describe_mixed_precisions
+    from atomsieve.screen.results.export import check_format, export
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.targets import check_target
     from atomsieve.screen.selection.select import Selection, one_head, select
 
     tolerances = Tolerances(
@@ -98,7 +100,7 @@ def dedup(
     )
     check_format(out)
     twins = out.with_name(f"{out.stem}.duplicates.csv")
-    opened = Results(results)
+    opened = open_results(results)
     check_target(out, overwrite, opened)
     if twins.exists() and not overwrite:
         raise AtomSieveError(
@@ -121,7 +123,7 @@ def dedup(
     rows = select(opened, selection).rows
     with Steps(quiet, "comparing") as step:
         found = find(opened, rows, tolerances, step)
-    n = export(opened, out, rows=rows[found.kept], overwrite=overwrite)
+    n = export(opened, out, [rows[found.kept]], overwrite=overwrite)
     write_twins(opened, rows, found, twins, overwrite=overwrite)
     screen = console()
     screen.print(
@@ -130,7 +132,7 @@ def dedup(
         highlight=False,
         soft_wrap=True,
     )
-    if line := opened.mixed([rows]):
+    if line := describe_mixed_precisions(opened, [rows]):
         screen.print(f"{line}; energies of both are compared with --energy {energy:g}", highlight=False, soft_wrap=True)
     if found.empty:
         screen.print(

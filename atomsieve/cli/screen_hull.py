@@ -77,11 +77,13 @@ def hull(
     from atomsieve.followup import hull as hulls
     from atomsieve.followup.hull_references import all_members, entries_of, gather
     from atomsieve.models.precision import PRECISIONS
-    from atomsieve.screen.results.record import Results
-    from atomsieve.screen.results.screened_input import screened_input
+    from atomsieve.screen.results.caveats import describe_mixed_precisions
+    from atomsieve.screen.results.formulas import read_formulas
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.screened_input import open_screened_input
     from atomsieve.screen.selection.select import Selection, one_head, select
 
-    opened = Results(results)
+    opened = open_results(results)
     hulls.check_output(out, overwrite, opened)
     if not opened.complete:
         raise AtomSieveError(f"{results} is not complete; run the screening again first")
@@ -94,10 +96,10 @@ def hull(
         raise AtomSieveError(f"no row of {results} has a result and fulfils --where; there is nothing to compare")
     used = all_members(opened, rows, f"give --where \"precision == '{opened.labels.precisions[-1]}'\"")
     known = gather(opened, name, min(used, key=PRECISIONS.index), references, ensemble)
-    with screened_input(opened) as reader:
+    with open_screened_input(opened) as reader:
         entries = entries_of(reader, rows)
     found = hulls.energies(entries, known.entries)
-    formulas = opened.formulas(rows)
+    formulas = read_formulas(opened, rows)
     table = hulls.columns(
         rows, [formulas[p] for p in rows["position"].tolist()], name, opened.labels.precisions, found, known.entries
     )
@@ -107,7 +109,7 @@ def hull(
         said.append(f"{charged:,} rows are charged: a charged structure has no place on a hull")
     if len(known.precisions | used) > 1:
         said.append(f"references in {', '.join(sorted(known.precisions))}, rows in {', '.join(sorted(used))}")
-    if line := opened.mixed([rows]):
+    if line := describe_mixed_precisions(opened, [rows]):
         said.append(line)
     _show(table, found, known, [*said, str(out)])
 

@@ -42,13 +42,14 @@ def status(
 ) -> None:
     """Say how far a run is, how fast, and what became of its structures; also while it runs."""
     from atomsieve.errors import DataError
-    from atomsieve.screen.results.record import Results, said
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.status import format_status_lines, read_status
     from atomsieve.screen.results.tables import status_table
 
-    opened = Results(results)
-    found = opened.status(verify=verify)
+    opened = open_results(results)
+    found = read_status(opened, verify=verify)
     screen = console()
-    for line in said(found):
+    for line in format_status_lines(found):
         screen.print(line, highlight=False, soft_wrap=True)
     if found.status:
         screen.print(status_table(found.status, opened.labels))
@@ -69,12 +70,16 @@ def top(
     symprec: SymprecOption = SYMPREC,
 ) -> None:
     """Show the best rows, exactly, over all rows; of a run at work, over those that are durable."""
-    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.caveats import describe_mixed_precisions
+    from atomsieve.screen.results.formulas import read_formulas
+    from atomsieve.screen.results.record import open_results
     from atomsieve.screen.results.tables import top_table
+    from atomsieve.screen.selection.best import count_without_result
     from atomsieve.screen.selection.pareto import objectives
+    from atomsieve.screen.selection.row_filter import restrict_to_head
     from atomsieve.screen.selection.select import Selection, select
 
-    opened = Results(results)
+    opened = open_results(results)
     chosen = select(
         opened,
         Selection(
@@ -99,23 +104,23 @@ def top(
         shown, among = by, f", at most {each} of each {per}" if per else ""
         title = f"{counted(len(rows), 'row')} with the {order} {by}{among}{note}"
     # a formula column beside formulas as groups would say the same
-    names = {} if per == "formula" else opened.formulas(rows)
+    names = {} if per == "formula" else read_formulas(opened, rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
     wide(console()).print(top_table(rows, opened.labels, names, title, shown, groups))
     if not pareto and (line := _zeros(opened, by, head, where)):
         console().print(line, highlight=False, soft_wrap=True)
-    if line := opened.mixed([rows]):
+    if line := describe_mixed_precisions(opened, [rows]):
         console().print(line, highlight=False, soft_wrap=True)
-    asked = None if where is None else opened.of_head(where, head)
-    if asked is not None and len(rows) < k and (without := opened.without_result(asked)):
+    asked = None if where is None else restrict_to_head(opened, where, head)
+    if asked is not None and len(rows) < k and (without := count_without_result(opened, asked)):
         console().print(f"{without:,} more rows fulfil --where but have no result; `screen export` writes them too")
 
 
 def _zeros(results: Results, by: str, head: str | None, where: str | None) -> str | None:
     """Return a line for people if energies of several heads were ranked together."""
-    from atomsieve.screen.results.tables import ranked_together
+    from atomsieve.screen.results.caveats import describe_mixed_heads
 
-    return None if head is not None else ranked_together(results.labels, by, where)
+    return None if head is not None else describe_mixed_heads(results.labels, by, where)
 
 
 def pick(
@@ -163,9 +168,10 @@ def pick(
     """Pick uncertain and different structures to label next, and write them for a first-principles code."""
     from atomsieve.followup.label_candidates import pick as choose
     from atomsieve.followup.label_candidates import targets, write_picked
-    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.caveats import describe_mixed_precisions
+    from atomsieve.screen.results.record import open_results
 
-    opened = Results(results)
+    opened = open_results(results)
     targets(out, overwrite, opened)
     picked = choose(
         opened, n, by=by, where=where, per_formula=per_formula, head=head, candidates=candidates, ensemble=ensemble
@@ -178,7 +184,7 @@ def pick(
         highlight=False,
         soft_wrap=True,
     )
-    if line := opened.mixed([picked.rows]):
+    if line := describe_mixed_precisions(opened, [picked.rows]):
         screen.print(line, highlight=False, soft_wrap=True)
     if len(picked.rows) < n:
         screen.print(
@@ -214,12 +220,15 @@ def export(
 ) -> None:
     """Write rows as a table (csv, parquet, npz), or their structures with the results (extxyz, bp, db, cif)."""
     from atomsieve.errors import UsageError
+    from atomsieve.screen.results.caveats import describe_mixed_precisions
     from atomsieve.screen.results.export import export as write
-    from atomsieve.screen.results.export import rows_of
-    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.record import open_results, require_complete
+    from atomsieve.screen.selection.best import best_rows, iter_matching_rows
+    from atomsieve.screen.selection.row_filter import restrict_to_head
     from atomsieve.screen.selection.select import Selection, select
 
-    opened, rows = Results(results), None
+    opened, rows = open_results(results), None
+    require_complete(opened)
     if pareto and k:
         raise UsageError(f"--pareto gives all rows of the front; leave out --top {k}")
     if not (k or per or pareto):
@@ -229,16 +238,18 @@ def export(
     selection = Selection(
         top=k, by=by, descending=descending, where=where, head=head, per=per, each=each, symprec=symprec, pareto=pareto
     )
-    asked, texts = opened.of_head(where, head), None
+    asked, texts = restrict_to_head(opened, where, head), None
     if per or pareto:
         chosen = select(opened, selection)
         rows = chosen.rows
         texts = {per.replace("-", "_"): chosen.groups} if per and chosen.groups is not None else None
     elif k is not None:
-        rows = opened.top(k, by, descending=descending, where=asked)
-    n = write(opened, out, where=asked, overwrite=overwrite, rows=rows, texts=texts)
+        rows = best_rows(opened, k, by, descending=descending, where=asked)
+    n = write(
+        opened, out, iter_matching_rows(opened, asked) if rows is None else [rows], texts=texts, overwrite=overwrite
+    )
     console().print(f"{counted(n, 'row')} written to {out}", highlight=False, soft_wrap=True)
     if k is not None and (line := _zeros(opened, by, head, where)):
         console().print(line, highlight=False, soft_wrap=True)
-    if line := opened.mixed(rows_of(opened, asked) if rows is None else [rows]):
+    if line := describe_mixed_precisions(opened, iter_matching_rows(opened, asked) if rows is None else [rows]):
         console().print(line, highlight=False, soft_wrap=True)

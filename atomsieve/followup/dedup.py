@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
 from atomsieve.runs.output_files import output_errors
-from atomsieve.screen.results.export import check_target
 from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.screened_input import read_at, screened_input
+from atomsieve.screen.results.screened_input import open_screened_input, read_at
+from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.groups import composition_keys
 from atomsieve.structures import StructureBatch
 
@@ -103,7 +103,7 @@ def dedup(
     AtomSieveError
         if the input is gone; DataError if it changed.
     """
-    with screened_input(results) as reader:
+    with open_screened_input(results) as reader:
         batch = read_at(reader, rows["position"], ())
     return different(batch, rows["energy_per_atom"].astype(np.float64), tolerances or Tolerances(), step)
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from atomsieve.errors import require, unknown
 from atomsieve.followup.hull_references import Entries, join
 from atomsieve.runs.output_files import output_errors
-from atomsieve.screen.results.export import check_target
+from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.tables import formula
+from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.groups import composition_keys
 
 ROOM = 1 << 22  # numbers held at once while facets are looked up
@@ -197,7 +197,7 @@ COLUMNS: dict[str, str] = {
 
 def symbol(number: int) -> str:
     """Return the symbol of an element."""
-    return formula(np.array([number], np.uint8))
+    return hill_formula(np.array([number], np.uint8))
 
 
 def columns(
@@ -233,7 +233,7 @@ def columns(
 def _reduced(entries: Entries, k: int) -> str:
     own = slice(*np.searchsorted(entries.structure, [k, k + 1]))
     counts = entries.count[own]
-    return formula(np.repeat(entries.element[own], counts // np.gcd.reduce(counts)).astype(np.uint8))
+    return hill_formula(np.repeat(entries.element[own], counts // np.gcd.reduce(counts)).astype(np.uint8))
 
 
 def write(table: dict[str, list[Any]], results: Results, out: Path, *, overwrite: bool = False) -> None:

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.predict.status import Status
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.screened_input import numbers_at, read_at, screened_input
+from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.screen.results.record import Results, open_results
+from atomsieve.screen.results.screened_input import open_screened_input, read_at, read_numbers_at
 from atomsieve.screen.selection.groups import amounts
-from atomsieve.screen.selection.top_k import OK
 from atomsieve.structures import SourceInfo, StructureReader
 from atomsieve.structures.batch import ragged_index
 
@@ -87,7 +88,7 @@ def entries_of(reader: StructureReader, rows: NDArray[Any]) -> Entries:
     if len(positions) != len(rows):
         raise UsageError("entries of a hull are of one head; name it with --head")
     order = np.argsort(place.reshape(-1), kind="stable")  # the row at each sorted position
-    ptr, numbers = numbers_at(reader, positions)
+    ptr, numbers = read_numbers_at(reader, positions)
     structure, element, count = amounts(ptr, numbers)
     usable = np.diff(ptr) > 0
     if "charge" in reader.fields:
@@ -144,11 +145,11 @@ def gather(
     for path in paths:
         with _screened(results, head, precision, path, ensemble) as found:
             rows = np.concatenate([_of_head(found, part, head) for part in found.iter_rows()])
-            good = rows[rows["status"] == OK]
+            good = rows[rows["status"] == Status.OK]
             failed += len(rows) - len(good)
             outside += int(np.count_nonzero(~good["in_domain"]))
             precisions |= all_members(found, good, "screen the references without --cascade-members")
-            with screened_input(found) as reader:
+            with open_screened_input(found) as reader:
                 parts.append(entries_of(reader, good))
     return References(join(parts), failed, outside, frozenset(precisions))
 
@@ -186,8 +187,8 @@ def _of_head(results: Results, rows: NDArray[Any], head: str) -> NDArray[Any]:
 @contextmanager
 def _screened(results: Results, head: str, precision: str, path: Path, ensemble: Path | None) -> Iterator[Results]:
     """Open references as results: those that are there, or such that are computed now and forgotten afterwards."""
-    if (path / "run.json").is_file():
-        found = Results(path)
+    if ResultsFolder(path).run.is_file():
+        found = open_results(path)
         _same(results, found, head)
         yield found
         return
@@ -202,7 +203,7 @@ def _screened(results: Results, head: str, precision: str, path: Path, ensemble:
             ScreenOptions(head=head, precision=precision, top=0, force_spread="none"),
             out=Path(place) / "results",
         )
-        yield Results(Path(place) / "results")
+        yield open_results(Path(place) / "results")
 
 
 def _same(results: Results, found: Results, head: str) -> None:

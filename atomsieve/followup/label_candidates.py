@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.predict.status import Status
 from atomsieve.runs.output_files import output_errors
-from atomsieve.screen.results.columns import ROW
-from atomsieve.screen.results.export import check_target
+from atomsieve.screen.results.columns import NO_REASON, ROW
+from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.screened_input import read_at, screened_input
-from atomsieve.screen.results.tables import formula
+from atomsieve.screen.results.screened_input import open_screened_input, read_at
+from atomsieve.screen.results.targets import check_target
+from atomsieve.screen.selection.row_filter import compile_filter, require_columns
 from atomsieve.screen.selection.select import one_head
-from atomsieve.screen.selection.top_k import NO_REASON
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.split import formula_groups
 
@@ -135,8 +135,8 @@ def most_uncertain(
 
     Ties go to the earlier position, and the rows come in that order: largest first. Memory holds `most` rows.
     """
-    number, keep = results.labels.heads.index(head), results.filter(where)
-    results.check_columns([measure], where)
+    number, keep = results.labels.heads.index(head), compile_filter(results, where)
+    require_columns(results, [measure], where)
     kept, key, good = np.zeros(0, ROW), np.zeros(0), 0
     for rows in results.iter_rows():
         value = rows[measure].astype(np.float64)
@@ -213,7 +213,7 @@ def _described(results: Results, rows: NDArray[Any], member: Ensemble) -> tuple[
     from atomsieve.graphs import build_graph
     from atomsieve.uncertainty.domain_fit import encode
 
-    with screened_input(results) as reader:
+    with open_screened_input(results) as reader:
         structures = read_at(reader, rows["position"])
     config = member.config
     features = np.zeros((len(structures), config.hidden))
@@ -285,7 +285,7 @@ def _lines(picked: Picked, results: Results) -> Iterator[dict[str, Any]]:
             "order": k + 1,
             "position": int(row["position"]),
             "id": int(row["id"]),
-            "formula": formula(batch.numbers[batch.ptr[k] : batch.ptr[k + 1]]),
+            "formula": hill_formula(batch.numbers[batch.ptr[k] : batch.ptr[k + 1]]),
             "natoms": int(row["natoms"]),
             "head": picked.head,
             "precision": results.labels.text("precision", row["precision"]),

@@ -20,9 +20,12 @@ from atomsieve.screen.engine.servers import kept
 from atomsieve.screen.options import MIXED
 from atomsieve.screen.quarantine.retry import DEATHS
 from atomsieve.screen.quarantine.rows import format_poisoned_lines
+from atomsieve.screen.results.caveats import describe_mixed_heads
+from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.files import write_whole
+from atomsieve.screen.results.formulas import read_formulas_at
 from atomsieve.screen.results.software import versions
-from atomsieve.screen.results.tables import Labels, csv_of_top, formulas, ranked_together, status_table, top_table
+from atomsieve.screen.results.tables import csv_of_top, status_table, top_table
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.setup import Job
 from atomsieve.screen.telemetry.monitor import lines_of
@@ -54,7 +57,7 @@ class ScreenResult:
     """
 
     folder: Path
-    labels: Labels
+    labels: CodeNames
     structures: int
     status: dict[str, int]
     top: NDArray[Any]
@@ -87,7 +90,7 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
         raise AtomSieveError(
             f"{counts.total():,} of {n_rows:,} rows are accounted for; run the same command again to continue"
         )
-    labels = Labels.of(job.manifest)
+    labels = CodeNames.of(job.manifest)
 
     def better(some: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
         best = TopK(options.top, options.by, descending=options.descending)
@@ -97,7 +100,7 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
 
     merged = team.merged(job.top.rows(), better)
     top = job.top.rows()[:0] if merged is None else merged
-    names = team.together(lambda: formulas(top["position"], job.reader))
+    names = team.together(lambda: read_formulas_at(top["position"], job.reader))
     if job.runner.force_spread == "top":
         with job.clock("spread"):
             top = team.first(lambda: _spread(job, top, between))
@@ -138,7 +141,7 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
     if len(result.top):
         title = f"best {min(shown, len(result.top))} of {len(result.top):,} rows in top.csv, by {by}"
         console.print(top_table(result.top[:shown], result.labels, result.formulas, title, by))
-        if line := ranked_together(result.labels, by, where):
+        if line := describe_mixed_heads(result.labels, by, where):
             console.print(line, highlight=False, soft_wrap=True)
     else:
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)

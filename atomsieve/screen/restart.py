@@ -33,7 +33,7 @@ from atomsieve.errors import (
 from atomsieve.runs.lock import SILENCE, holder
 from atomsieve.runs.signals import WATCHED, follow
 from atomsieve.screen.engine.progress import EventLog, duration
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +104,7 @@ class Supervisor:
     """
 
     command: list[str]
-    folder: Folder
+    folder: ResultsFolder
     restarts: int
     console: Console | None = None
     pause: float = 1.0
@@ -195,7 +195,7 @@ class Supervisor:
 
     def _say(self, text: str, **facts: Any) -> None:
         self._print(text)
-        if self.folder.ours():
+        if self.folder.is_ours():
             with suppress(OSError, AtomSieveError):  # the folder may be what was lost, or its disk full
                 EventLog(self.folder.log)("died", **facts)
 
@@ -213,7 +213,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _durable(folder: Folder) -> int:
+def _durable(folder: ResultsFolder) -> int:
     """Return the size of the ledger: it grows with every chunk that is durable."""
     return sum(path.stat().st_size for path in _files(folder.ledger))
 

@@ -39,9 +39,13 @@ from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.results import run_record as manifest
 from atomsieve.screen.results.chunks import Chunks, chunk_size
 from atomsieve.screen.results.columns import ROW
-from atomsieve.screen.results.files import Folder, ResultFile, ResultWriter, disk_errors, forces_file, part_of, row_file
+from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.screen.results.files import ResultsFolder, partial_path
+from atomsieve.screen.results.npy_file import ResultFile, forces_file, row_file
 from atomsieve.screen.results.run_record import recorded_backend
-from atomsieve.screen.selection.top_k import TopK, row_filter
+from atomsieve.screen.results.writer import ResultWriter
+from atomsieve.screen.selection.row_filter import compile_row_filter
+from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.telemetry.monitor import Vitals, vitals_of
 
 if TYPE_CHECKING:
@@ -73,7 +77,7 @@ class Job:
     runner: Runner
     chunks: Chunks
     manifest: dict[str, Any]
-    folder: Folder
+    folder: ResultsFolder
     rows: ResultFile
     forces: ResultFile | None
     known: NDArray[Any]
@@ -143,7 +147,7 @@ def prepare(
     with clock("load"):
         if reader is None:
             reader = stack.enter_context(team.together(lambda: _open(source, options.copies)))
-        folder = Folder(Path(out) if out is not None else default_out(source))
+        folder = ResultsFolder(Path(out) if out is not None else default_out(source))
         if predictor is None and served is not None:
             predictor = team.together(lambda: connect(served, ensemble, options, stack, team.size))
             same_for_all(team, predictor)
@@ -160,7 +164,7 @@ def prepare(
     heads = team.together(lambda: _heads(model, options.head))
     names, flags = ({code: name for code, (name, _) in known.items()} for known in (statuses, reasons))
     team.together(lambda: cascade.check(options, heads, names, flags))
-    where = team.together(lambda: row_filter(options.where, heads, names, flags, [model.precision]))
+    where = team.together(lambda: compile_row_filter(options.where, heads, names, flags, [model.precision]))
     chunks = team.together(lambda: _chunks(reader, options, source))
     if lead and console is not None:
         if served is not None:
@@ -351,7 +355,7 @@ def _open(source: Path, copies: str | None) -> Any:
     return open_structures(source, copies=copies)
 
 
-def _backend(folder: Folder, ensemble: str | Path, options: ScreenOptions, overwrite: bool) -> tuple[str, str]:
+def _backend(folder: ResultsFolder, ensemble: str | Path, options: ScreenOptions, overwrite: bool) -> tuple[str, str]:
     """Return the backend and why: `auto` keeps to what an earlier part of the run used, since last bits differ."""
     if options.backend != "auto":
         return options.backend, "as asked"
@@ -412,7 +416,7 @@ def _chunks(reader: Any, options: ScreenOptions, source: Path) -> Chunks:
 
 
 def _occupy(
-    folder: Folder,
+    folder: ResultsFolder,
     wanted: dict[str, Any],
     files: list[ResultFile],
     lock: PathLock | None,
@@ -428,7 +432,7 @@ def _occupy(
         message = f"cannot make the results folder {folder.path} ({error.strerror}); choose another place with --out"
         raise AtomSieveError(message) from error
     drafts = (folder.lock.name, f".{folder.run.name}.")  # of a first start that was killed
-    if not folder.ours() and not all(name.startswith(drafts) for name in os.listdir(folder.path)):
+    if not folder.is_ours() and not all(name.startswith(drafts) for name in os.listdir(folder.path)):
         raise AtomSieveError(f"{folder.path} holds other files than screening results; choose another --out")
     with disk_errors(folder.path):
         if lock is not None:
@@ -455,7 +459,7 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     good: list[int] = []
     again: list[int] = []
     chunks = np.unique(job.known["chunk"])
-    handles = [os.open(part_of(file.path), os.O_RDONLY) for file in job.files]
+    handles = [os.open(partial_path(file.path), os.O_RDONLY) for file in job.files]
     try:
         with job.clock("check"):
             for chunk in chunks[job.team.rank :: job.team.size].tolist():

@@ -15,7 +15,7 @@ from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.status import Status
 from atomsieve.remote.wire import INPUTS, OUTPUTS
 from atomsieve.screen.results.columns import COLUMNS
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.formats import FORMATS
 from atomsieve.uncertainty.domain import _ARRAYS, _NUMBERS
@@ -56,8 +56,8 @@ def test_every_column_and_status_is_documented_as_it_is():
 def test_every_file_of_a_results_folder_is_documented():
     text = (ROOT / "docs/formats.md").read_text()
     listed = re.findall(r"^      ([\w.]+)/? ", text.partition("    results/\n")[2].partition("\n\n")[0], re.MULTILINE)
-    folder = Folder(Path())
-    names = [name for name, member in vars(Folder).items() if isinstance(member, property)]
+    folder = ResultsFolder(Path())
+    names = [name for name, member in vars(ResultsFolder).items() if isinstance(member, property)]
     assert sorted(listed) == sorted(getattr(folder, name).name for name in names)
     assert "[N,H,3] for H heads" in text
 

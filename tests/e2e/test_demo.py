@@ -60,10 +60,10 @@ def test_larger_uncertainty_means_larger_error(report):
 
 def test_every_candidate_has_a_row(demo):
     out, _ = demo
-    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.record import open_results
     from atomsieve.structures.open import open_structures
 
-    rows = Results(out / "results").rows()
+    rows = open_results(out / "results").rows()
     with open_structures(out / "candidates.bp") as reader:
         assert len(rows) == len(reader) == CANDIDATES
         np.testing.assert_array_equal(rows["natoms"], reader.counts())
@@ -77,10 +77,10 @@ def test_every_candidate_has_a_row(demo):
 def test_rows_are_what_the_ensemble_predicts(demo):
     out, _ = demo
     from atomsieve.predict import Predictor
-    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.record import open_results
     from atomsieve.structures.open import open_structures
 
-    rows = Results(out / "results").rows()[700:720]
+    rows = open_results(out / "results").rows()[700:720]
     with open_structures(out / "candidates.bp") as reader:
         batch = reader.read(700, 720, ())
     prediction = Predictor.load(out / "gfm", head="emt", precision="fp64")(batch)
@@ -92,14 +92,14 @@ def test_rows_are_what_the_ensemble_predicts(demo):
 
 def test_the_list_is_sorted_and_holds_the_best(demo):
     out, _ = demo
-    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.record import open_results
 
     with open(out / "results" / "top.csv") as file:
         top = list(csv.DictReader(file))
     energies = [float(row["energy_per_atom [eV/atom]"]) for row in top]
     assert len(top) == 1000
     assert energies == sorted(energies)
-    assert energies == sorted(Results(out / "results").rows()["energy_per_atom"])[:1000]
+    assert energies == sorted(open_results(out / "results").rows()["energy_per_atom"])[:1000]
     assert [int(row["rank"]) for row in top] == list(range(1, 1001))
 
 

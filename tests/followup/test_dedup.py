@@ -15,7 +15,7 @@ from atomsieve.cli.screen import app
 from atomsieve.errors import UsageError
 from atomsieve.followup.dedup import Tolerances, crystal, different
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.selection.select import Selection, select
 from atomsieve.structures import StructureBatch, write_structures
@@ -160,7 +160,7 @@ def test_the_command_line(tmp_path):
     batch, _, _ = family(40, seed=4)
     write_structures(tmp_path / "c.bp", batch, [])
     run_screen(tmp_path / "c.bp", "gfm", ScreenOptions(), out=tmp_path / "out", predictor=FakePredictor(("pbe",)))
-    results, out = Results(tmp_path / "out"), tmp_path / "left.extxyz"
+    results, out = open_results(tmp_path / "out"), tmp_path / "left.extxyz"
     best = select(results, Selection(top=25, by="energy")).rows
     args = ["dedup", str(tmp_path / "out"), "--top", "25", "--by", "energy", "--energy", "inf", "-o", str(out)]
     said = CliRunner().invoke(app, args)

@@ -23,7 +23,7 @@ from atomsieve.followup.hull import energies, lowest
 from atomsieve.followup.hull_references import Entries, entries_of, gather, join
 from atomsieve.predict import Predictor
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import StructureBatch, open_structures, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
@@ -166,7 +166,7 @@ def screened(tmp_path_factory):
 
 def test_references_are_computed_by_the_same_head(screened):
     place, images = screened
-    results = Results(place / "out")
+    results = open_results(place / "out")
     now = gather(results, "metal", "fp32", [place / "references.extxyz"])
     expected = Predictor.load(place / "gfm", head="metal", device="cpu")(StructureBatch.from_ase(images), {"energy"})
     per_atom = expected.energy[:4] / np.array([1, 1, 2, 2])
@@ -184,7 +184,7 @@ def test_references_are_computed_by_the_same_head(screened):
 
 def test_what_is_not_of_the_same_head_is_refused(screened, tmp_path, monkeypatch):
     place, _ = screened
-    results = Results(place / "out")
+    results = open_results(place / "out")
     with pytest.raises(UsageError, match="has the head metal, the candidates are of organic; energies of two heads"):
         gather(results, "organic", "fp32", [place / "references"])
     with pytest.raises(UsageError, match="the head auto mixes levels of theory"):
@@ -212,7 +212,7 @@ def test_entries_come_in_the_order_of_the_rows_and_charged_ones_are_left_out(scr
     place, _ = screened
     batch = copper_oxides(6).replace(charge=np.array([0, 1, np.nan, 0, 0, 0], np.float32))
     write_structures(tmp_path / "c.bp", batch, [])
-    rows = np.array(Results(place / "out").rows())
+    rows = np.array(open_results(place / "out").rows())
     rows = rows[rows["head"] == 1][[4, 0, 1, 2]]
     with open_structures(tmp_path / "c.bp") as reader:
         found = entries_of(reader, rows)
@@ -234,7 +234,7 @@ def test_the_command_line(screened, tmp_path):
     assert "references: 4 entries of head metal, 1 without result" in said.output
     with open(out) as file:
         table = list(csv.DictReader(file))
-    rows = np.array(Results(place / "out").rows())
+    rows = np.array(open_results(place / "out").rows())
     rows = rows[rows["head"] == 1]
     assert sorted(int(r["position"]) for r in table) == list(range(40))
     above = [float(r["energy_above_hull [eV/atom]"]) for r in table]

@@ -17,7 +17,7 @@ from atomsieve.followup.label_candidates import farthest_points, most_uncertain,
 from atomsieve.gfm import load_gfm
 from atomsieve.graphs import build_graph
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
@@ -81,7 +81,7 @@ def screened(tmp_path_factory):
 
 @pytest.fixture
 def results(screened):
-    return Results(screened / "results")
+    return open_results(screened / "results")
 
 
 def test_the_candidates_are_the_most_uncertain_good_rows(results):
@@ -196,7 +196,7 @@ def test_changed_candidates_are_refused(screened, tmp_path):
     (copy / "ledger").mkdir()
     (copy / "run.json").write_text(json.dumps(manifest | {"input_path": str(other)}))
     with pytest.raises(DataError, match="no longer what was screened"):
-        pick(Results(copy), 5)
+        pick(open_results(copy), 5)
 
 
 def test_the_command(screened, tmp_path):

@@ -27,8 +27,9 @@ from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.run import group_bounds, run_relax
 from atomsieve.predict import Predictor
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
+from atomsieve.screen.selection.best import best_rows
 from atomsieve.structures import open_structures, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
 
@@ -79,7 +80,7 @@ def whole(screened, tmp_path_factory):
 
 def test_the_best_rows_are_relaxed_as_ase_does(screened, whole):
     out, result, rows = whole
-    best = Results(screened / "results").top(20, "energy_per_atom")
+    best = best_rows(open_results(screened / "results"), 20, "energy_per_atom")
     assert [int(row["position"]) for row in rows] == best["position"].tolist()
     assert [int(row["id"]) for row in rows] == best["id"].tolist()
     assert [float(row["energy_before [eV]"]) for row in rows] == pytest.approx(best["energy"].tolist(), rel=1e-9)

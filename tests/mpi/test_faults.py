@@ -51,10 +51,10 @@ def whole(tmp_path_factory):
 
 def supervised(words, out, restarts):
     from atomsieve.screen.restart import Supervisor
-    from atomsieve.screen.results.files import Folder
+    from atomsieve.screen.results.files import ResultsFolder
 
     console = Console(file=StringIO(), width=300)
-    code = Supervisor(words, Folder(out), restarts, console, pause=0.01)()
+    code = Supervisor(words, ResultsFolder(out), restarts, console, pause=0.01)()
     return code, console.file.getvalue()
 
 

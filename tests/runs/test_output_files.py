@@ -19,9 +19,11 @@ from atomsieve.followup.hull_references import gather
 from atomsieve.followup.relax.files import differences
 from atomsieve.runs import output_files as outputs
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.export import check_target, export
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.export import export
+from atomsieve.screen.results.record import open_results
+from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.run import run_screen
+from atomsieve.screen.selection.best import iter_matching_rows
 from atomsieve.structures import StructureBatch, write_structures
 from tests.screen.screen_fakes import FakePredictor
 
@@ -34,7 +36,7 @@ def results(tmp_path_factory):
     run_screen(
         folder / "c.bp", "gfm", ScreenOptions(head="all"), out=folder / "out", predictor=FakePredictor(("pbe", "scan"))
     )
-    return Results(folder / "out")
+    return open_results(folder / "out")
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def small_files():
 def test_a_disk_that_takes_no_more(results, tmp_path, small_files, name):
     where = f"head == {results.labels.heads[0]!r}"
     with pytest.raises(AtomSieveError, match=rf"cannot write .*{name}: File too large .*choose another place"):
-        export(results, tmp_path / name, where=where)
+        export(results, tmp_path / name, iter_matching_rows(results, where))
     assert not os.listdir(tmp_path)
 
 

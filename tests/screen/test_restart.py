@@ -20,7 +20,7 @@ from atomsieve.cli.main import run
 from atomsieve.errors import UsageError
 from atomsieve.runs.lock import PathLock
 from atomsieve.screen.restart import Supervisor, cause_of_death, launched_by
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 
 BEGIN = "out.mkdir(exist_ok=True); (out / 'run.json').write_text('{}'); (out / 'ledger').mkdir(exist_ok=True)\n"
 COMPLETE = "[(out / name).write_text('') for name in ('rows.npy', 'top.csv')]\n"
@@ -46,7 +46,7 @@ def supervise(tmp_path):
         program.write_text(f"{textwrap.dedent(head)}\n{before}\n{lives_}\n")
         console = Console(file=StringIO(), width=300)
         command = [sys.executable, str(program), *args]
-        code = Supervisor(command, Folder(out), restarts, console, pause=0.01)()
+        code = Supervisor(command, ResultsFolder(out), restarts, console, pause=0.01)()
         return code, console.file.getvalue(), log.read_text().splitlines()
 
     return go
@@ -199,7 +199,7 @@ def test_a_run_does_not_outlive_its_supervisor(tmp_path):
 
 def test_a_restart_waits_for_the_lock_of_the_run_that_died(tmp_path):
     """Its launcher may be gone before its first rank is; on another node the lock is void only after a while."""
-    supervisor = Supervisor([], Folder(tmp_path), 1)
+    supervisor = Supervisor([], ResultsFolder(tmp_path), 1)
     waiting = threading.Thread(target=supervisor._wait, args=(0.0,))
     with PathLock(tmp_path / "lock.json"):
         waiting.start()

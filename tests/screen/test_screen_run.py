@@ -20,7 +20,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import files as store
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.columns import ROW
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.run import run_screen
 from tests.screen.screen_fakes import FakePredictor, MemoryReader, candidates
 
@@ -206,8 +206,8 @@ def test_what_is_read_from_a_file_at_once_has_no_limit(tmp_path, monkeypatch):
     read = os.pread
     monkeypatch.setattr(os, "pread", lambda handle, n, at: read(handle, min(n, 7), at))  # as the kernel above 2 GiB
     with open(tmp_path / "rows", "rb") as file:
-        assert store.bytes_of(file.fileno(), 3, 60) == data[3:60]
-        assert store.bytes_of(file.fileno(), 190, 300) == data[190:]
+        assert store.read_bytes(file.fileno(), 3, 60) == data[3:60]
+        assert store.read_bytes(file.fileno(), 190, 300) == data[190:]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_a_disk_that_fills_up_on_the_way(screen, tmp_path, monkeypatch, where):
 
 def test_a_run_killed_while_overwriting_starts_afresh(screen, tmp_path):
     screen()
-    folder = Folder(tmp_path / "out")
+    folder = ResultsFolder(tmp_path / "out")
     for path in folder.ledger.iterdir():
         path.unlink()
     folder.rows.unlink()

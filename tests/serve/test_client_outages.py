@@ -23,7 +23,7 @@ from atomsieve.remote.predictor import RemotePredictor
 from atomsieve.remote.transport import Credentials, Denied, Unavailable
 from atomsieve.screen.engine.servers import Served as Endpoints
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
 from atomsieve.serve.model.settings import Settings
 from atomsieve.serve.repository.write import Served
@@ -241,8 +241,8 @@ def test_options_of_the_server_and_other_ensembles_are_refused(first, candidates
 
 def test_picking_asks_for_the_folder_and_takes_it(whole, served_gfm):
     with pytest.raises(AtomSieveError, match=r"grpc://.* screened, .*--ensemble"):
-        pick(Results(whole), 3)
-    assert len(pick(Results(whole), 3, ensemble=served_gfm).rows) == 3
+        pick(open_results(whole), 3)
+    assert len(pick(open_results(whole), 3, ensemble=served_gfm).rows) == 3
 
 
 # -- tokens, and several endpoints ---------------------------------------------------------------------------------

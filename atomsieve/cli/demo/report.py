@@ -121,12 +121,14 @@ def best_table(rows: NDArray[Any], formulas: dict[int, str], truth: NDArray[np.f
 
 def show_report(demo: Demo) -> None:
     """Print the last page and write it as report.json."""
-    from atomsieve.screen.results.record import Results
+    from atomsieve.screen.results.formulas import read_formulas
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.selection.best import best_rows
 
     metrics = held_out(demo.training / "metrics.json")
-    results = Results(demo.results)
-    best = results.top(SEARCHED, "energy_per_atom")
-    formulas = results.formulas(best)
+    results = open_results(demo.results)
+    best = best_rows(results, SEARCHED, "energy_per_atom")
+    formulas = read_formulas(results, best)
     best = best[first_of_each([formulas[int(p)] for p in best["position"]])[:BEST]]
     rows = np.asarray(results.rows())
     good = np.flatnonzero(rows["status"] == 0)

@@ -33,9 +33,11 @@ from atomsieve.calculators.fire import Stop
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.followup.relax.group import Arrays, read_arrays
 from atomsieve.predict import Status
-from atomsieve.screen.results.files import disk_errors, write_whole
+from atomsieve.screen.results.code_names import CodeNames
+from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.screen.results.files import write_whole
+from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.screen.results.run_record import flatten
-from atomsieve.screen.results.tables import Labels, formula
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
 
 FORMAT = 1
@@ -216,7 +218,7 @@ def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays
 
 
 def lines(
-    batch: StructureBatch, arrays: Arrays, rows: NDArray[Any], first: int, labels: Labels
+    batch: StructureBatch, arrays: Arrays, rows: NDArray[Any], first: int, labels: CodeNames
 ) -> Iterator[dict[str, Any]]:
     """Yield what is said of each structure of a group, by the names of `COLUMNS`; `first` is the rank of the first."""
     volume = np.abs(np.linalg.det(batch.cell))
@@ -227,7 +229,7 @@ def lines(
             "rank": first + s,
             "position": int(row["position"]),
             "id": int(row["id"]),
-            "formula": formula(own),
+            "formula": hill_formula(own),
             "natoms": len(own),
             "reason": Stop(int(arrays["reason"][s])).name,
             "status": status.name,
@@ -248,7 +250,7 @@ def lines(
         }
 
 
-def publish(folder: RelaxFolder, bounds: NDArray[np.int64], rows: NDArray[Any], labels: Labels, about: str) -> None:
+def publish(folder: RelaxFolder, bounds: NDArray[np.int64], rows: NDArray[Any], labels: CodeNames, about: str) -> None:
     """Write the three files of all groups, group after group; the table last, which says that all is there.
 
     bounds : [G+1], group g has the rows `bounds[g]:bounds[g+1]`. about : where the labels come from.

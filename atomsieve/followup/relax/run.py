@@ -28,11 +28,15 @@ from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.engine.placement import places, sharing
 from atomsieve.screen.engine.progress import EventLog, duration
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.export import check_apart
-from atomsieve.screen.results.files import disk_errors, write_whole
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.caveats import describe_mixed_precisions
+from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.screen.results.files import write_whole
+from atomsieve.screen.results.record import Results, open_results
 from atomsieve.screen.results.run_record import device_kind
-from atomsieve.screen.results.screened_input import read_at, screened_input
+from atomsieve.screen.results.screened_input import open_screened_input, read_at
+from atomsieve.screen.results.targets import check_apart
+from atomsieve.screen.selection.best import best_rows
+from atomsieve.screen.selection.row_filter import restrict_to_head
 from atomsieve.structures import StructureBatch, open_structures
 from atomsieve.text import counted
 
@@ -134,7 +138,7 @@ def _prepare(
     stack: ExitStack,
 ) -> _Work:
     lead = team.rank == 0
-    results = team.together(lambda: Results(path))
+    results = team.together(lambda: open_results(path))
     folder = RelaxFolder(Path(out) if out is not None else beside(path, ".relaxed"))
     team.together(lambda: check_apart(folder.path, results))
     head, rows = team.first(lambda: select(results, options))
@@ -183,7 +187,7 @@ def _prepare(
             highlight=False,
             soft_wrap=True,
         )
-        if line := results.mixed([rows]):
+        if line := describe_mixed_precisions(results, [rows]):
             console.print(f"{line}; all are relaxed in {model.precision}", highlight=False, soft_wrap=True)
     return _Work(
         team,
@@ -211,8 +215,8 @@ def select(results: Results, options: RelaxOptions) -> tuple[str, NDArray[Any]]:
         raise UsageError(f"{results.folder.path} has several heads; name one with --head: {', '.join(names)}")
     if head not in names:
         raise unknown("head", head, names)
-    where = results.of_head(options.where, head) if len(names) > 1 else options.where
-    rows = results.top(options.top, options.by, descending=options.descending, where=where)
+    where = restrict_to_head(results, options.where, head) if len(names) > 1 else options.where
+    rows = best_rows(results, options.top, options.by, descending=options.descending, where=where)
     if not len(rows):
         raise UsageError(f"{results.folder.path} has no row to relax: none is OK and fulfils --where; give another one")
     return head, rows
@@ -251,7 +255,7 @@ def _check(predictor: AnyPredictor, options: RelaxOptions, head: str) -> None:
 
 
 def _unchanged(results: Results) -> None:
-    with screened_input(results):
+    with open_screened_input(results):
         pass
 
 

@@ -21,12 +21,10 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
 from atomsieve.predict.status import Status
-from atomsieve.screen.results.columns import COLUMNS, MEASURED
-from atomsieve.screen.selection.top_k import Where, row_filter
+from atomsieve.screen.results.columns import COLUMNS, MEASURED, OF_SPREAD
+from atomsieve.screen.selection.row_filter import Where, compile_row_filter
 from atomsieve.structures.expression import compile_where
 
-OF_SPREAD = ("energy_std", "sigma_energy", "interval_energy", "max_force_std", "sigma_force")
-"""Columns that need the spread over all members."""
 FLAGS = frozenset({"in_domain", "outside", "far_from_training"})
 """Columns that depend on whether `distance` is above its limit."""
 LIMIT = 1.0
@@ -86,7 +84,7 @@ Number = Callable[[NDArray[Any], Bounds], Span]
 
 @dataclass(frozen=True)
 class Tables:
-    """Names behind the codes in rows, as `atomsieve.screen.selection.top_k.row_filter` takes them."""
+    """Names behind the codes in rows, as `atomsieve.screen.selection.row_filter.compile_row_filter` takes them."""
 
     heads: list[str]
     statuses: Mapping[int, str]
@@ -94,7 +92,7 @@ class Tables:
 
     def plain(self, text: str) -> Where:
         """Compile an expression without measured columns."""
-        where = row_filter(text, self.heads, self.statuses, self.reasons)
+        where = compile_row_filter(text, self.heads, self.statuses, self.reasons)
         assert where is not None
         return where
 

@@ -25,8 +25,11 @@ from atomsieve.predict.status import Status
 from atomsieve.screen.cascade.error_bounds import Bounds, Mask, OpenFilter, errors, rank_span
 from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.results.columns import MEASURED, ROW
-from atomsieve.screen.results.files import HEADER, ResultWriter, bytes_of, disk_errors, part_of
+from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.screen.results.files import partial_path
+from atomsieve.screen.results.npy_file import HEADER, read_bytes
 from atomsieve.screen.results.screened_input import read_at
+from atomsieve.screen.results.writer import ResultWriter
 from atomsieve.structures.batch import ragged_index
 
 if TYPE_CHECKING:
@@ -149,11 +152,11 @@ def read_notes(folder: Path) -> list[Note]:
 @contextmanager
 def reading(job: Job) -> Iterator[Callable[[int], NDArray[Any]]]:
     """Give a function that returns the rows of a chunk."""
-    handle = os.open(part_of(job.rows.path), os.O_RDONLY)
+    handle = os.open(partial_path(job.rows.path), os.O_RDONLY)
 
     def read(chunk: int) -> NDArray[Any]:
         start, stop = job.rows.bounds(chunk), job.rows.bounds(chunk + 1)
-        return np.frombuffer(bytes_of(handle, HEADER + start, HEADER + stop), ROW)
+        return np.frombuffer(read_bytes(handle, HEADER + start, HEADER + stop), ROW)
 
     try:
         yield read
@@ -215,10 +218,10 @@ def _forces_of(job: Job, chunk: int) -> NDArray[np.float32] | None:
     """Return a copy of the forces of a chunk as they are stored, None where none are."""
     if job.forces is None:
         return None
-    handle = os.open(part_of(job.forces.path), os.O_RDONLY)
+    handle = os.open(partial_path(job.forces.path), os.O_RDONLY)
     try:
         start, stop = job.forces.bounds(chunk), job.forces.bounds(chunk + 1)
-        data = bytes_of(handle, HEADER + start, HEADER + stop)
+        data = read_bytes(handle, HEADER + start, HEADER + stop)
     finally:
         os.close(handle)
     return np.frombuffer(data, "<f4").reshape(-1, *job.forces.shape[1:]).copy()

@@ -10,7 +10,7 @@ import numpy as np
 from atomsieve.predict.packing import usual_budget
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import run_record as manifest
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.structures import StructureBatch, StructureReader
 
 PLACES, AT_EACH = 4, 64
@@ -31,7 +31,7 @@ def resolve_batch_budget(
     model: Any,
     reader: StructureReader,
     options: ScreenOptions,
-    folder: Folder,
+    folder: ResultsFolder,
     *,
     head: str,
     want: set[str],
@@ -65,7 +65,7 @@ def resolve_batch_budget(
     return BatchBudget(atoms, edges, found.why if len(automatic) == 2 else f"partly as asked; {found.why}", automatic)
 
 
-def _recorded(folder: Folder) -> dict[str, int]:
+def _recorded(folder: ResultsFolder) -> dict[str, int]:
     """Return what an earlier part of this run found for itself of its budget, by name."""
     if not folder.run.is_file():
         return {}

@@ -18,7 +18,7 @@ from atomsieve.predict.packing import Limit, halved, pack
 from atomsieve.predict.status import Status
 from atomsieve.screen.engine.runner import PredictorLike, fill_rows
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.tables import pieces
+from atomsieve.screen.results.screened_input import merge_into_ranges
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.fields import CONDITIONS
 
@@ -72,7 +72,7 @@ def with_spread(job: Job, rows: NDArray[Any], between: Callable[[], None] = lamb
     for head in np.unique(rows["head"][able]):
         own = able[rows["head"][able] == head]
         own = own[np.argsort(rows["position"][own], kind="stable")]
-        for start, stop in pieces(rows["position"][own]):
+        for start, stop in merge_into_ranges(rows["position"][own]):
             here = own[(rows["position"][own] >= start) & (rows["position"][own] < stop)]
             batch = job.reader.read(start, stop, CONDITIONS).take(rows["position"][here] - start)
             _fill(job, batch, rows, here, job.runner.heads[int(head)], between)

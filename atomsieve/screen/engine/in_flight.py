@@ -24,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 
 from atomsieve.screen.failures import translate_loss
-from atomsieve.screen.results.files import Folder, disk_errors, write_whole
+from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.screen.results.files import ResultsFolder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def at_hand(data: bytes) -> list[tuple[int, int, bool]]:
     return [slot for slot in slots[1:] if slot is not None]
 
 
-def read_records(folder: Folder) -> tuple[dict[int, Record], str | None]:
+def read_records(folder: ResultsFolder) -> tuple[dict[int, Record], str | None]:
     """Return what earlier starts held against chunks, and the digest of the slots that it was last taken from.
 
     A file that is not readable as such counts as none.
@@ -87,7 +88,7 @@ def read_records(folder: Folder) -> tuple[dict[int, Record], str | None]:
         return {}, None
 
 
-def write_records(folder: Folder, records: dict[int, Record], slots: str) -> None:
+def write_records(folder: ResultsFolder, records: dict[int, Record], slots: str) -> None:
     """Keep what is held against chunks, and the digest of the slots; no file where nothing is held."""
     if not records:
         folder.deaths.unlink(missing_ok=True)
@@ -97,7 +98,7 @@ def write_records(folder: Folder, records: dict[int, Record], slots: str) -> Non
     write_whole(folder.deaths, (json.dumps(plain, indent=1) + "\n").encode())
 
 
-def suspects(folder: Folder, done: Container[int]) -> dict[int, Record]:
+def suspects(folder: ResultsFolder, done: Container[int]) -> dict[int, Record]:
     """Take over what a run that died has left, on one rank before any begins; return what is held against chunks.
 
     done : chunks that are durable, which clears them.

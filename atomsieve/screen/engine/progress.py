@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomsieve.screen.results.files import disk_errors
+from atomsieve.screen.results.disk_errors import disk_errors
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,7 +15,7 @@ from atomsieve.runs.mpi import Team
 from atomsieve.screen.engine.progress import EventLog, duration
 from atomsieve.screen.engine.runner import PredictorLike
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,7 +143,7 @@ class Watch:
 
 
 @contextmanager
-def kept(folder: Folder) -> Iterator[None]:
+def kept(folder: ResultsFolder) -> Iterator[None]:
     """Say in the error of a server what becomes of the run."""
     try:
         yield

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from atomsieve.runs.mpi import Team
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.structures import StructureReader
 
 PIECE = 1 << 20  # structures whose atom counts are in memory at once
 
 
-def known_chunks(team: Team, folder: Folder) -> NDArray[Any]:
+def known_chunks(team: Team, folder: ResultsFolder) -> NDArray[Any]:
     """Return what the ledgers tell of every chunk (dtype `ledger.KNOWN`), sorted by chunk; torn ends are cut off.
 
     A chunk has as many entries as it was entered. The ledgers are shared out among the ranks, and 16 bytes of each
     entry go to all. The run's lock must be held.
     """
-    names = team.first(lambda: sorted(path.name for path in folder.ledger.glob("*.ledger")))
+    names = team.first(lambda: [path.name for path in folder.ledgers()])
     return _gathered(team, lambda: ledger.known([folder.ledger / name for name in names[team.rank :: team.size]]))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.screen.engine.progress import Clock
-from atomsieve.screen.results.files import ResultWriter
+from atomsieve.screen.results.writer import ResultWriter
 
 WAITING = 4
 """Chunks that may wait to be written; then computing waits."""

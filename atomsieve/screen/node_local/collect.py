@@ -18,7 +18,8 @@ from atomsieve.screen.node_local.writer import Carrier, LocalStore, key_of
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results import run_record as manifest
 from atomsieve.screen.results.chunks import Chunks
-from atomsieve.screen.results.files import Folder, ResultFile, part_of, row_file
+from atomsieve.screen.results.files import ResultsFolder, partial_path
+from atomsieve.screen.results.npy_file import ResultFile, row_file
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def collect(results: str | Path, place: str | Path, team: Team | None = None) ->
     AtomSieveError
         if a run is at work there, if it has nothing on nodes, or if nothing of it lies below `place` on any of these.
     """
-    team, folder, place = team or connect(), Folder(Path(results)), Path(place)
+    team, folder, place = team or connect(), ResultsFolder(Path(results)), Path(place)
     with guarded(team), ExitStack() as stack:
         described = team.first(lambda: manifest.read(folder))
         chunks, heads = Chunks.of(described), len(described["heads"])
@@ -127,9 +128,9 @@ def collect(results: str | Path, place: str | Path, team: Team | None = None) ->
         return Report(now, len(durable) + now.chunks, chunks.count, team.rank)
 
 
-def _begin(folder: Folder, place: Path, stack: ExitStack) -> str:
+def _begin(folder: ResultsFolder, place: Path, stack: ExitStack) -> str:
     """Lock the results folder; return the key of its run."""
-    if folder.rows.exists() and not part_of(folder.rows).exists():
+    if folder.rows.exists() and not partial_path(folder.rows).exists():
         raise AtomSieveError(f"{folder.path} is complete; there is nothing to collect")
     if not place.is_dir() and not folder.local.exists():
         raise AtomSieveError(f"there is no folder {place}; name the --local of the run")
@@ -150,7 +151,7 @@ def _nothing(place: Path, key: str) -> None:
 def resume(
     team: Team,
     place: Path,
-    folder: Folder,
+    folder: ResultsFolder,
     files: Sequence[ResultFile],
     durable: Collection[int],
     count: int,

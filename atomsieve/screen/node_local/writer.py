@@ -26,17 +26,10 @@ from pathlib import Path
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen.results import ledger
-from atomsieve.screen.results.files import (
-    BLOCK,
-    HEADER,
-    Folder,
-    ResultFile,
-    ResultWriter,
-    crc_of,
-    disk_errors,
-    part_of,
-    write_whole,
-)
+from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.screen.results.files import ResultsFolder, partial_path, write_whole
+from atomsieve.screen.results.npy_file import BLOCK, HEADER, ResultFile, compute_crc
+from atomsieve.screen.results.writer import ResultWriter
 from atomsieve.structures.manifest import sync_folder
 
 TOGETHER = 256 << 20  # bytes copied between two ledger writes: what a death in the middle has copied again
@@ -47,7 +40,7 @@ Place = tuple[int, int]
 """First byte and the byte after the last, header included."""
 
 
-def key_of(folder: Folder, *, make: bool) -> str | None:
+def key_of(folder: ResultsFolder, *, make: bool) -> str | None:
     """Return the KEY of a run, None if it has none; `make` starts one where there is none that fits its run.json."""
     run = hashlib.sha256(folder.run.read_bytes()).hexdigest()
     try:
@@ -73,13 +66,13 @@ class LocalStore:
     token : equal for the processes that share it.
     """
 
-    folder: Folder
+    folder: ResultsFolder
     token: str
 
     @staticmethod
-    def at(place: Path, key: str) -> Folder:
+    def at(place: Path, key: str) -> ResultsFolder:
         """Return where the results of a run lie below `place`."""
-        return Folder(place / f"atomsieve-{key}")
+        return ResultsFolder(place / f"atomsieve-{key}")
 
     @staticmethod
     def open(place: Path, key: str, results: Path) -> LocalStore:
@@ -126,7 +119,7 @@ class LocalStore:
         for file in files:
             needed += int(file.nbytes * left) // nodes
             with suppress(FileNotFoundError):
-                taken += (self.folder.path / part_of(file.path).name).stat().st_blocks * 512
+                taken += (self.folder.path / partial_path(file.path).name).stat().st_blocks * 512
         usage = os.statvfs(self.folder.path)
         free = usage.f_bavail * usage.f_frsize
         if needed - taken > free:
@@ -184,10 +177,10 @@ class Carrier:
     folder : the results folder. rows : its row store. forces : whether there are forces. rank : whose ledger is used.
     """
 
-    def __init__(self, folder: Folder, rows: ResultFile, forces: bool, rank: int) -> None:
+    def __init__(self, folder: ResultsFolder, rows: ResultFile, forces: bool, rank: int) -> None:
         self.folder, self._rows = folder, rows
-        self.paths = [part_of(folder.rows), *([part_of(folder.forces)] if forces else [])]
-        self._ledger = folder.ledger / f"{rank:05d}.ledger"
+        self.paths = [partial_path(folder.rows), *([partial_path(folder.forces)] if forces else [])]
+        self._ledger = folder.rank_ledger(rank)
 
     def places(self, entry: ledger.Entry) -> list[Place]:
         """Return where a chunk lies in each file."""
@@ -236,12 +229,12 @@ class Carrier:
         expected = [entry.rows, entry.forces]
         for place, source, target, crc in zip(self.places(entry), sources, targets, expected, strict=False):
             try:
-                if os.fstat(source).st_size < place[1] or crc_of(source, *place) != crc:
+                if os.fstat(source).st_size < place[1] or compute_crc(source, *place) != crc:
                     return False
             except OSError:  # a sector that cannot be read
                 return False
             copy(source, target, place)
-            if crc_of(target, *place) != crc:
+            if compute_crc(target, *place) != crc:
                 raise AtomSieveError(
                     f"chunk {entry.chunk} does not read back from {self.folder.path} as it was copied there; the disk "
                     "or file system is at fault: run the same command again to continue"

@@ -13,7 +13,7 @@ from atomsieve.screen.engine.poisoned import PoisonedSpan
 from atomsieve.screen.engine.runner import clear_numbers
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.columns import blank_rows
-from atomsieve.screen.results.files import ResultFile
+from atomsieve.screen.results.npy_file import ResultFile
 from atomsieve.text import counted
 
 NO_ID = -1

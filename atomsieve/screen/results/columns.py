@@ -74,6 +74,11 @@ MEASURED: tuple[str, ...] = (
 )
 """Columns that are NaN in a row without result."""
 
+OF_SPREAD = ("energy_std", "sigma_energy", "interval_energy", "max_force_std", "sigma_force")
+"""Columns that need the spread over all members."""
+NO_REASON = "none"
+"""Stands for no reason in the column `outside`, where its text cannot be empty."""
+
 
 def blank_rows(n: int) -> NDArray[Any]:
     """Return `n` rows without result: zeros, and NaN in every measured column."""

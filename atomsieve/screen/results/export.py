@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import AtomSieveError, UsageError, require, unknown
+from atomsieve.errors import UsageError, require, unknown
 from atomsieve.predict.status import Status
-from atomsieve.runs.output_files import output_errors, require_writable
-from atomsieve.screen.results.columns import COLUMNS
-from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.screened_input import read_at, screened_input
-from atomsieve.screen.selection.top_k import NO_REASON
+from atomsieve.runs.output_files import output_errors
+from atomsieve.screen.results.columns import COLUMNS, NO_REASON
+from atomsieve.screen.results.record import Results, require_complete
+from atomsieve.screen.results.screened_input import open_screened_input, read_at
+from atomsieve.screen.results.targets import check_target
 from atomsieve.structures import SourceInfo, StructureBatch
 from atomsieve.structures.batch import ragged_index
 from atomsieve.structures.formats import WriteOptions, find_writer, open_sink, writable_endings
@@ -31,83 +31,42 @@ Texts = Mapping[str, Sequence[str]]
 def export(
     results: Results,
     out: str | Path,
+    rows: Rows | None = None,
     *,
-    where: str | None = None,
-    top: int | None = None,
-    by: str = "energy_per_atom",
-    descending: bool = False,
-    overwrite: bool = False,
-    rows: NDArray[Any] | None = None,
     texts: Texts | None = None,
+    overwrite: bool = False,
 ) -> int:
-    """Write the rows, or those chosen, to `out`; its ending names the format. Return the number of rows.
+    """Write rows to `out`, whose ending names the format; return the number of rows.
 
     `csv`, `parquet` and `npz` hold rows. Every format of structures that can be written (`structures.formats`) holds
-    the structures of the rows, read from the screened input, with their results as labels. `top` takes the best rows,
-    best first; `rows` are rows that were chosen already, in their order, and `texts` more columns of theirs (not every
-    format of structures has a place for them); else rows come in input order.
+    the structures of the rows, read from the screened input, with their results as labels.
+
+    rows : arrays of rows (dtype `ROW`), written in their order; None writes all rows in input order.
+    texts : further columns, one text for each row (not every format of structures has a place for them).
 
     Raises
     ------
     UsageError
-        if the ending is not known or the filter not allowed.
+        if the ending is not known.
     AtomSieveError
         if `out` is there already, the results are not complete, or the input or the forces changed or are gone.
     """
     path = Path(out)
     check_format(path)
     check_target(path, overwrite, results)
-    if not results.complete:
-        raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
-    if rows is not None:
-        chosen: Rows = [rows]
-    elif top is not None:
-        chosen = [results.top(top, by, descending=descending, where=where)]
-    else:
-        chosen = rows_of(results, where)
+    require_complete(results)
+    chosen = results.iter_rows() if rows is None else rows
     with output_errors(path):
         table = TABLES.get(_ending(path))
         if table is None:
-            return _write_structures(results, path, chosen, {} if rows is None else texts or {}, overwrite)
+            return _write_structures(results, path, chosen, texts or {}, overwrite)
         draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
         try:
-            n = table(results, draft, chosen, {} if rows is None else texts or {})
+            n = table(results, draft, chosen, texts or {})
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
         return n
-
-
-def check_target(path: Path, overwrite: bool, results: Results) -> None:
-    """Refuse a file that is there already, unless asked to replace it, and one in a folder that is not.
-
-    The input that was screened, and what lies in the results folder, is never replaced.
-    """
-    check_apart(path, results)
-    if path.exists() and not overwrite:
-        raise AtomSieveError(f"{path} is already there; choose another name or give --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise AtomSieveError(f"there is no folder {path.parent} to write {path.name} to; make it first")
-    require_writable(path)
-
-
-def check_apart(path: Path, results: Results) -> None:
-    """Refuse to write over the screened input, into the results folder, or a folder that holds either."""
-    target = path.resolve()
-    for kept, what in (
-        (Path(results.manifest["input_path"]), "the structures that were screened"),
-        (results.folder.path, "the results that are asked"),
-    ):
-        kept = kept.resolve()
-        if target == kept or kept in target.parents or target in kept.parents:
-            raise UsageError(f"{path} would overwrite {what} ({kept}), or lie among them; choose another place")
-
-
-def rows_of(results: Results, where: str | None) -> Iterator[NDArray[Any]]:
-    """Yield the rows that fulfil `where`, in input order."""
-    keep = results.filter(where)
-    for rows in results.iter_rows():
-        yield rows if keep is None else rows[keep(rows)]
 
 
 # -- tables of rows ------------------------------------------------------------------------------------------------
@@ -186,7 +145,7 @@ def _write_parquet(results: Results, path: Path, chosen: Rows, texts: Texts) -> 
 
 def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], StructureBatch]]:
     """Yield rows with their structures, in the order of the rows, with the results as labels."""
-    with screened_input(results) as reader:
+    with open_screened_input(results) as reader:
         starts = np.concatenate([[0], np.cumsum(reader.counts()[: results.chunks.n])])
         forces = results.forces(int(starts[-1]))
         for rows in chosen:

@@ -4,55 +4,24 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from atomsieve.errors import DataError
 from atomsieve.screen.results.columns import ROW
-from atomsieve.screen.results.files import HEADER, crc_of, npy_header, part_of
-
-if TYPE_CHECKING:
-    from atomsieve.screen.results.record import Results
-
-FORCE = np.dtype("<f4")
-REMEDY = "run the screening again"
-
-
-def require_size(path: Path, wanted: int, by: str, *, least: bool = False) -> int:
-    """Return the size of a file in bytes, which is `wanted` (with `least`, or more), as `by` says.
-
-    Raises
-    ------
-    DataError
-        if it is another, or the file is gone.
-    """
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is gone; {REMEDY}") from error
-    if size < wanted or (size > wanted and not least):
-        raise DataError(f"{path} has {size} bytes, {by} {wanted}; {REMEDY}")
-    return size
-
-
-def forces_path(results: Results) -> Path | None:
-    """Return where the forces lie, None if the run keeps none."""
-    if not results.manifest["options"]["forces"]:
-        return None
-    return results.folder.forces if results.complete else part_of(results.folder.forces)
+from atomsieve.screen.results.npy_file import FORCE, HEADER, REMEDY, compute_crc, npy_header, require_size
+from atomsieve.screen.results.record import Results
 
 
 def require_forces(results: Results) -> None:
     """Refuse a forces file without room for every chunk of the ledger."""
-    path = forces_path(results)
+    path = results.forces_path
     if path is not None and results.ledger:
         ends = [entry.forces_at[1] for own in results.ledger.values() for entry in own if entry.forces_at is not None]
         every = len(results.ledger) == results.chunks.count
         require_size(path, HEADER + max(ends, default=0), "the ledger says", least=not every)
 
 
-def unreadable(results: Results) -> str | None:
+def describe_unreadable(results: Results) -> str | None:
     """Return a line that says which file is gone or of a wrong size, and what to do; None if none is.
 
     Only sizes are looked at. Of a run that has just begun the files may not be there yet.
@@ -61,7 +30,7 @@ def unreadable(results: Results) -> str | None:
     if not known and not results.complete:
         return None
     try:
-        require_rows(results)
+        results.require_rows()
         require_forces(results)
     except DataError as error:
         return str(error)
@@ -72,15 +41,10 @@ def unreadable(results: Results) -> str | None:
     return None
 
 
-def require_rows(results: Results) -> None:
-    """Refuse a row store that is gone, or of another size than its rows need."""
-    require_size(results.path, HEADER + results.chunks.n * results.heads * ROW.itemsize, "run.json says")
-
-
 def require_headers(results: Results) -> None:
     """Refuse files that say of themselves that they hold something else; their sizes are known to be right."""
     shapes: dict[Path, tuple[tuple[int, ...], Any]] = {results.path: ((results.chunks.n * results.heads,), ROW)}
-    if (path := forces_path(results)) is not None:
+    if (path := results.forces_path) is not None:
         atoms = (path.stat().st_size - HEADER) // (results.heads * 3 * FORCE.itemsize)
         shapes[path] = ((atoms, 3) if results.heads == 1 else (atoms, results.heads, 3), FORCE)
     for path, (shape, dtype) in shapes.items():
@@ -89,7 +53,7 @@ def require_headers(results: Results) -> None:
                 raise DataError(f"{path} does not begin with the header of {shape} values; {REMEDY}")
 
 
-def damaged(results: Results) -> list[int]:
+def find_damaged_chunks(results: Results) -> list[int]:
     """Return the chunks of the ledger whose rows or forces do not fit their checksums.
 
     Raises
@@ -105,12 +69,12 @@ def damaged(results: Results) -> list[int]:
     itemsize = results.heads * ROW.itemsize
     bad = []
     with ExitStack() as stack:
-        paths = [path for path in (results.path, forces_path(results)) if path is not None]
+        paths = [path for path in (results.path, results.forces_path) if path is not None]
         handles = [stack.enter_context(open(path, "rb")).fileno() for path in paths]
         for chunk, entries in sorted(results.ledger.items()):
             spans = [tuple(at * itemsize for at in results.chunks.span(chunk)), entries[-1].forces_at or (0, 0)]
             found = [
-                crc_of(handle, HEADER + start, HEADER + stop)
+                compute_crc(handle, HEADER + start, HEADER + stop)
                 for handle, (start, stop) in zip(handles, spans, strict=False)
             ]
             if all([entry.rows, entry.forces][: len(found)] != found for entry in entries):

@@ -12,7 +12,7 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.predict.packing import PACKING_RULE
 from atomsieve.screen.results import columns
 from atomsieve.screen.results.chunks import Chunks
-from atomsieve.screen.results.files import Folder, write_whole
+from atomsieve.screen.results.files import ResultsFolder, write_whole
 from atomsieve.screen.results.software import computing, warn_if_changed
 
 FORMAT = 2
@@ -116,7 +116,7 @@ def build_record(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def recorded_backend(folder: Folder) -> str | None:
+def recorded_backend(folder: ResultsFolder) -> str | None:
     """Return the backend that a run in this folder has used so far, None where there is none."""
     backend = read(folder)["ensemble"].get("backend") if folder.run.is_file() else None
     return backend if isinstance(backend, str) else None
@@ -161,7 +161,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
-def read(folder: Folder) -> dict[str, Any]:
+def read(folder: ResultsFolder) -> dict[str, Any]:
     """Read run.json.
 
     Raises
@@ -182,7 +182,7 @@ def read(folder: Folder) -> dict[str, Any]:
     return found
 
 
-def settle(folder: Folder, manifest: dict[str, Any], *, overwrite: bool) -> bool:
+def settle(folder: ResultsFolder, manifest: dict[str, Any], *, overwrite: bool) -> bool:
     """Start a results folder, or agree to continue the one that is there; return True if it continues.
 
     Raises
@@ -191,7 +191,7 @@ def settle(folder: Folder, manifest: dict[str, Any], *, overwrite: bool) -> bool
         if an earlier run was asked something else: the message names every difference.
     """
     plain = json.loads(json.dumps(manifest))
-    if folder.ours() and overwrite:
+    if folder.is_ours() and overwrite:
         folder.clear()
     continued = folder.run.is_file()
     if continued:

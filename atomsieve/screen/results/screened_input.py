@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.screen.results.tables import pieces
+from atomsieve.screen.results.record import Results
 from atomsieve.structures import StructureBatch, StructureReader, open_structures
 from atomsieve.structures.batch import ragged_index
 from atomsieve.structures.fields import CONDITIONS
 
-if TYPE_CHECKING:
-    from atomsieve.screen.results.record import Results
+GAP = 64  # structures; wanted ones closer than this are read in one piece
+PIECE = 20_000
 
 
 @contextmanager
-def screened_input(results: Results) -> Iterator[StructureReader]:
+def open_screened_input(results: Results) -> Iterator[StructureReader]:
     """Open the input of a results folder.
 
     Raises
@@ -44,18 +43,30 @@ def read_at(
     """Return the structures at `positions` of the input, in that order; a position may come more than once."""
     wanted, place = np.unique(positions, return_inverse=True)
     read = []
-    for first, stop in pieces(wanted):
+    for first, stop in merge_into_ranges(wanted):
         inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, stop)]
         read.append(reader.read(first, stop, fields).take(inside - first))
     return StructureBatch.concatenate(read).take(place.reshape(-1))
 
 
-def numbers_at(reader: StructureReader, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def read_numbers_at(
+    reader: StructureReader, positions: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return `ptr [n+1]` and the atomic numbers of the structures at the sorted `positions [n]`, nothing else read."""
     counts, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
-    for first, stop in pieces(positions):
+    for first, stop in merge_into_ranges(positions):
         found = reader.read_arrays(first, stop, ("numbers",))
         inside = positions[np.searchsorted(positions, first) : np.searchsorted(positions, stop)] - first
         counts.append(np.diff(found["ptr"])[inside])
         numbers.append(found["numbers"][ragged_index(found["ptr"][:-1][inside], counts[-1])])
     return np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64), np.concatenate(numbers)
+
+
+def merge_into_ranges(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield ranges (start, stop) of the input that together hold the sorted `positions`, not much else besides."""
+    runs = np.flatnonzero(np.diff(positions) > GAP) + 1
+    for run in np.split(positions, runs) if len(positions) else []:
+        while len(run):
+            inside = int(np.searchsorted(run, run[0] + PIECE))
+            yield int(run[0]), int(run[inside - 1]) + 1
+            run = run[inside:]

@@ -1,99 +1,22 @@
-"""Rows as people read them: names for codes, formulas, CSV and terminal tables."""
+"""Rows as CSV and as terminal tables."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.screen.results.columns import COLUMNS, format_value, reasons_text
-from atomsieve.structures.interface import StructureReader
+from atomsieve.screen.results.code_names import CodeNames
+from atomsieve.screen.results.columns import COLUMNS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-GAP = 64  # structures; wanted ones closer than this are read in one piece
-PIECE = 20_000
 
-
-@dataclass(frozen=True)
-class Labels:
-    """Names behind the codes of the columns `head`, `precision`, `status` and `outside`."""
-
-    heads: list[str]
-    precisions: list[str]
-    statuses: dict[int, str]
-    meanings: dict[str, str]
-    reasons: dict[int, str]
-
-    @staticmethod
-    def of(manifest: Mapping[str, Any]) -> Labels:
-        """Return the labels of a run.json."""
-        statuses = manifest["statuses"]
-        return Labels(
-            heads=list(manifest["heads"]),
-            precisions=list(manifest["precisions"]),
-            statuses={int(code): status["name"] for code, status in statuses.items()},
-            meanings={status["name"]: status["meaning"] for status in statuses.values()},
-            reasons={int(bit): reason["name"] for bit, reason in manifest.get("reasons", {}).items()},
-        )
-
-    def status(self, code: int) -> str:
-        """Return the name of a status code."""
-        return self.statuses.get(int(code), str(code))
-
-    def text(self, name: str, value: Any) -> str:
-        """Return one value of a row as text."""
-        if name == "head":
-            return self.heads[int(value)]
-        if name == "precision":
-            return self.precisions[int(value)]
-        if name == "outside":
-            return reasons_text(value, self.reasons)
-        return self.status(value) if name == "status" else format_value(name, value)
-
-
-def pieces(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield ranges (start, stop) of the input that together hold the sorted `positions`, not much else besides."""
-    runs = np.flatnonzero(np.diff(positions) > GAP) + 1
-    for run in np.split(positions, runs) if len(positions) else []:
-        while len(run):
-            inside = int(np.searchsorted(run, run[0] + PIECE))
-            yield int(run[0]), int(run[inside - 1]) + 1
-            run = run[inside:]
-
-
-def formula(numbers: NDArray[np.uint8]) -> str:
-    """Return the chemical formula in Hill order: C, H, then by symbol; without C all by symbol."""
-    from ase.data import chemical_symbols
-
-    found, counts = np.unique(numbers, return_counts=True)
-    amounts = {
-        chemical_symbols[z] if z < len(chemical_symbols) else f"[{z}]": int(n)
-        for z, n in zip(found, counts, strict=True)
-    }
-    first = [s for s in ("C", "H") if s in amounts] if "C" in amounts else []
-    order = first + sorted(set(amounts) - set(first))
-    return "".join(s + (str(amounts[s]) if amounts[s] > 1 else "") for s in order)
-
-
-def formulas(positions: NDArray[np.int64], reader: StructureReader) -> dict[int, str]:
-    """Return the formula of each structure at `positions` of the input."""
-    wanted = np.unique(positions)
-    found = {}
-    for start, stop in pieces(wanted):
-        batch = reader.read(start, stop, ())
-        for p in wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]:
-            own = slice(int(batch.ptr[p - start]), int(batch.ptr[p - start + 1]))
-            found[int(p)] = formula(batch.numbers[own])
-    return found
-
-
-def csv_of_top(rows: NDArray[Any], labels: Labels, names: Mapping[int, str]) -> str:
+def csv_of_top(rows: NDArray[Any], labels: CodeNames, names: Mapping[int, str]) -> str:
     """Return the table of best rows as CSV: rank, formula, every column (units in its header); `names` are formulas."""
     import csv
 
@@ -107,7 +30,7 @@ def csv_of_top(rows: NDArray[Any], labels: Labels, names: Mapping[int, str]) -> 
 
 def top_table(
     rows: NDArray[Any],
-    labels: Labels,
+    labels: CodeNames,
     names: Mapping[int, str] | None = None,
     title: str = "",
     by: str | Sequence[str] = "",
@@ -154,7 +77,7 @@ def top_table(
     return out
 
 
-def _cell(name: str, value: Any, labels: Labels) -> str:
+def _cell(name: str, value: Any, labels: CodeNames) -> str:
     if COLUMNS[name].dtype.startswith("<f"):
         return f"{value:.4f}" if np.isfinite(value) else ""
     if COLUMNS[name].dtype == "?":
@@ -162,17 +85,7 @@ def _cell(name: str, value: Any, labels: Labels) -> str:
     return labels.text(name, value)
 
 
-def ranked_together(labels: Labels, by: str, where: str | None) -> str | None:
-    """Return a line for people if energies of several heads were ranked together."""
-    if by not in ("energy", "energy_per_atom") or len(labels.heads) == 1 or "head" in (where or ""):
-        return None
-    return (
-        f"{len(labels.heads)} heads are ranked together, and energies of different heads have different zeros; --head "
-        f"chooses one: {', '.join(labels.heads)}"
-    )
-
-
-def status_table(counts: Mapping[str, int], labels: Labels, title: str = "") -> Table:
+def status_table(counts: Mapping[str, int], labels: CodeNames, title: str = "") -> Table:
     """Return rows per status as a terminal table."""
     from rich.table import Table
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, unknown
-from atomsieve.screen.results.screened_input import numbers_at, read_at
-from atomsieve.screen.results.tables import formula
+from atomsieve.screen.results.formulas import hill_formula
+from atomsieve.screen.results.screened_input import read_at, read_numbers_at
 from atomsieve.structures import StructureBatch, StructureReader
 
 Keys = NDArray[np.uint64]
@@ -111,7 +111,7 @@ class Grouping:
         """Return the keys [n,2] of the structures at `positions [n]`, in any order."""
         wanted, place = np.unique(positions, return_inverse=True)
         if self.kind in COMPOSITIONS:
-            keys = composition_keys(*numbers_at(self.reader, wanted), self.kind)
+            keys = composition_keys(*read_numbers_at(self.reader, wanted), self.kind)
         else:
             keys = np.zeros((len(wanted), 2), np.uint64)
             keys[:, 0] = self._space_groups(wanted) if self._source is None else self._source(wanted)
@@ -141,10 +141,10 @@ class Grouping:
 def _label(numbers: NDArray[np.uint8], kind: str) -> str:
     found, counts = np.unique(numbers, return_counts=True)
     if kind == "chemsys":
-        return "-".join(sorted(formula(np.array([z], np.uint8)) for z in found))
+        return "-".join(sorted(hill_formula(np.array([z], np.uint8)) for z in found))
     if kind == "reduced-formula":
-        return formula(np.repeat(found, counts // max(int(np.gcd.reduce(counts)), 1)))
-    return formula(numbers)
+        return hill_formula(np.repeat(found, counts // max(int(np.gcd.reduce(counts)), 1)))
+    return hill_formula(numbers)
 
 
 def _sources(reader: StructureReader) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.int64]], list[str]]:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
+from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import ROW, rankable
-from atomsieve.screen.selection.top_k import OK, Where
+from atomsieve.screen.selection.row_filter import Where
 
 BLOCK = 256  # points compared with each other at once
 ROOM = 1 << 22  # comparisons held in memory at once
@@ -85,7 +86,7 @@ class Front:
     def add(self, rows: NDArray[Any]) -> None:
         """Take rows [n] (dtype `ROW`) into account; they are copied where kept."""
         points = self.points(rows)
-        wanted = np.flatnonzero((rows["status"] == OK) & np.isfinite(points).all(axis=1))
+        wanted = np.flatnonzero((rows["status"] == Status.OK) & np.isfinite(points).all(axis=1))
         front = np.unique(self.points(self._kept), axis=0)
         for rivals in (front[self._strongest(front)], front):
             wanted = wanted[~dominated(points[wanted], rivals)]

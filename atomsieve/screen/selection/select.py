@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, unknown
+from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import ROW, rankable
 from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.screened_input import screened_input
+from atomsieve.screen.results.screened_input import open_screened_input
 from atomsieve.screen.selection.groups import GROUPS, SYMPREC, Grouping, Keys
 from atomsieve.screen.selection.pareto import LARGEST, Front, objectives
-from atomsieve.screen.selection.top_k import OK, TopK, Where
+from atomsieve.screen.selection.row_filter import Where, compile_filter, require_columns
+from atomsieve.screen.selection.top_k import TopK
 
 AT_ONCE = 64  # structures whose space groups are found before it is asked whether that is enough
 
@@ -98,7 +100,7 @@ def select(results: Results, selection: Selection) -> Selected:
     """
     where = _where(results, selection)
     named = [selection.by] if selection.pareto is None else [name for name, _ in objectives(selection.pareto)]
-    results.check_columns(named, selection.where)
+    require_columns(results, named, selection.where)
     if selection.pareto is not None:
         front = Front(objectives(selection.pareto), where=where)
         return Selected(_through(results, front))
@@ -106,7 +108,7 @@ def select(results: Results, selection: Selection) -> Selected:
         most = min(selection.top or LARGEST + 1, LARGEST + 1)  # one more than allowed tells that there are too many
         best = TopK(most, selection.by, descending=selection.descending, where=where)
         return Selected(_within(_through(results, best), "rows would be chosen"))
-    with screened_input(results) as reader:
+    with open_screened_input(results) as reader:
         grouping = Grouping(selection.per, reader, selection.symprec)
         choose = _best_first if selection.per == "space-group" else _streamed
         rows = choose(results, selection, where, grouping)
@@ -127,7 +129,7 @@ def one_head(results: Results, head: str | None) -> str:
 
 def _where(results: Results, selection: Selection) -> Where | None:
     """Return the filter of `--where` and `--head` together."""
-    expression = results.filter(selection.where)
+    expression = compile_filter(results, selection.where)
     if selection.head is None and selection.per is None and selection.pareto is None:
         return expression
     number = results.labels.heads.index(one_head(results, selection.head))
@@ -198,7 +200,7 @@ class BestOfGroups:
     def add(self, rows: NDArray[Any]) -> None:
         """Take rows [n] (dtype `ROW`) into account; the groups of those that may be kept are looked up."""
         value = self._value(rows)
-        wanted = np.isfinite(value) & (rows["status"] == OK) & (value <= self._worst)
+        wanted = np.isfinite(value) & (rows["status"] == Status.OK) & (value <= self._worst)
         if self.where is not None and wanted.any():
             wanted &= self.where(rows)
         if wanted.any():

@@ -17,7 +17,7 @@ from atomsieve.screen.cascade.passes import Choice, Note, Rule, read_notes, writ
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.columns import MEASURED, ROW
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.selection.top_k import row_filter
+from atomsieve.screen.selection.row_filter import compile_row_filter
 from tests.screen.cascade.cascade_fakes import Better, Cheap, cascade
 from tests.screen.screen_fakes import FakePredictor, MemoryReader, candidates
 
@@ -70,7 +70,7 @@ def test_the_best_rows_are_those_of_the_better_precision(tmp_path, choice):
             np.testing.assert_array_equal(rows[name], np.where(recomputed, better[name], cheap[name]))
     text = choice.get("where")
     if text is not None:  # the filter is decided as the better precision decides it, also beyond the best rows
-        keep = row_filter(text, ["pbe", "scan"], {0: "OK"}, REASONS)
+        keep = compile_row_filter(text, ["pbe", "scan"], {0: "OK"}, REASONS)
         ok = better["status"] == 0
         assert np.array_equal(keep(rows)[ok], keep(better)[ok])
 
@@ -126,7 +126,7 @@ def test_a_bound_that_does_not_hold_is_raised_until_it_does(tmp_path):
     assert bounds[0] < seen <= bounds[1]
     assert found["report"]["recomputed"] > calm["report"]["recomputed"]
     assert (tmp_path / "out/top.csv").read_bytes() == (tmp_path / "better/top.csv").read_bytes()
-    rows, keep = table(tmp_path / "out"), row_filter(choice["where"], ["pbe"], {})
+    rows, keep = table(tmp_path / "out"), compile_row_filter(choice["where"], ["pbe"], {})
     ok = better["status"] == 0
     assert np.array_equal(keep(rows)[ok], keep(better)[ok])
 
@@ -300,7 +300,7 @@ def test_an_open_filter_encloses_the_filter(text):
         table_["outside"] = np.where(far, 8, 0)
         table_["in_domain"] = ~far
     may, must = OpenFilter(text, TABLES)(rows, bounds)
-    truth = row_filter(text, TABLES.heads, TABLES.statuses, REASONS)(other)
+    truth = compile_row_filter(text, TABLES.heads, TABLES.statuses, REASONS)(other)
     assert not (must & ~may).any()
     assert not (must & ~truth).any()
     assert not (truth & ~may).any()

@@ -15,8 +15,10 @@ from atomsieve.errors import UsageError
 from atomsieve.followup.label_candidates import pick
 from atomsieve.screen.cascade.predictors import Cascaded
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.record import Results, said
+from atomsieve.screen.results.record import open_results
+from atomsieve.screen.results.status import format_status_lines, read_status
 from atomsieve.screen.run import run_screen
+from atomsieve.screen.selection.best import best_rows
 from atomsieve.screen.selection.select import Selection, select
 from atomsieve.structures import write_structures
 from tests.screen.cascade.cascade_fakes import SMALL, Better, Cheap
@@ -62,10 +64,12 @@ def call(*args):
 
 QUESTIONS = {
     "rank": lambda r, where: select(r, Selection(top=5, by="energy_std", descending=True, where=where)).rows,
-    "top": lambda r, where: r.top(5, "sigma_energy", where=where),
+    "top": lambda r, where: best_rows(r, 5, "sigma_energy", where=where),
     "pareto": lambda r, where: select(r, Selection(pareto="energy_per_atom,max_force_std:max", where=where)).rows,
     "group": lambda r, where: select(r, Selection(per="formula", by="sigma_force", where=where)).rows,
-    "filter": lambda r, where: r.top(5, "energy", where=" and ".join(["energy_std < 3", *([where] if where else [])])),
+    "filter": lambda r, where: best_rows(
+        r, 5, "energy", where=" and ".join(["energy_std < 3", *([where] if where else [])])
+    ),
     "pick": lambda r, where: pick(r, 3, by="energy_std", where=where),
     "pick_by_default": lambda r, where: pick(r, 3, where=where),
 }
@@ -75,25 +79,25 @@ QUESTIONS = {
 def test_the_spread_is_asked_only_of_rows_that_have_it(place, question):
     ask = QUESTIONS[question]
     with pytest.raises(UsageError, match=r"only the rows that the cascade recomputed have '.*fewer members \(fp32/1\)"):
-        ask(Results(place / "member"), None)
+        ask(open_results(place / "member"), None)
     if question.startswith("pick"):  # it comes as far as the ensemble, which the fakes have not
         with pytest.raises(Exception, match="the ensemble that screened"):
-            ask(Results(place / "member"), RECOMPUTED)
+            ask(open_results(place / "member"), RECOMPUTED)
     else:
-        found = ask(Results(place / "member"), RECOMPUTED)
+        found = ask(open_results(place / "member"), RECOMPUTED)
         assert set(found["precision"]) <= {1}
-        ask(Results(place / "mixed"), None)
-        ask(Results(place / "full"), None)
+        ask(open_results(place / "mixed"), None)
+        ask(open_results(place / "full"), None)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_filter_that_cannot_be_read_is_named(place, question):
     with pytest.raises(UsageError, match=r"cannot read the row filter .*compare with '=='"):
-        QUESTIONS[question](Results(place / "member"), "precision = 'fp32'")
+        QUESTIONS[question](open_results(place / "member"), "precision = 'fp32'")
 
 
 def test_other_questions_are_answered_and_the_precision_is_said(place, tmp_path):
-    member, mixed = Results(place / "member"), Results(place / "mixed")
+    member, mixed = open_results(place / "member"), open_results(place / "mixed")
     assert len(select(member, Selection(top=5, by="max_force")).rows) == 5
     rows = mixed.rows()
     good = rows[rows["status"] == 0]
@@ -133,7 +137,7 @@ def test_two_equally_mixed_sets_make_a_hull_and_it_is_said(place, tmp_path):
     assert "rows are in bf16, not in fp32" in told
     with open(tmp_path / "h.csv") as file:
         table = list(csv.DictReader(file))
-    rows = Results(place / "mixed").rows()
+    rows = open_results(place / "mixed").rows()
     assert [row["precision"] for row in table] == [
         ["bf16", "fp32"][rows["precision"][int(r["position"])]] for r in table
     ]
@@ -147,16 +151,16 @@ def test_duplicates_and_their_precisions(place, tmp_path):
 
 
 def test_how_far_a_cascade_is(place, tmp_path):
-    status = Results(place / "mixed").status()
+    status = read_status(open_results(place / "mixed"))
     assert status.recomputing is None
     source, out = place / "c.bp", tmp_path / "out"
     options = ScreenOptions(**{**SMALL, "commit_seconds": 0.0})
     with pytest.raises(ZeroDivisionError):
         run_screen(source, "gfm", options, out=out, predictor=Cascaded(Cheap(), Better(at=3), options))
-    status = Results(out).status()
+    status = read_status(open_results(out))
     assert status.recomputing == ("bf16", "fp32")
-    lines = said(status)
+    lines = format_status_lines(status)
     assert lines[0].endswith("(100.0 %) screened in bf16, recomputing in fp32 is not finished")
     assert lines[1] == "not running; run the same command again to continue"
-    lines = said(replace(status, running={"host": "here", "pid": 1, "since": "now"}))
+    lines = format_status_lines(replace(status, running={"host": "here", "pid": 1, "since": "now"}))
     assert not any("left" in line for line in lines)

@@ -24,7 +24,7 @@ from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.finish import print_result
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine import retry as suspects
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.telemetry import energy
 from atomsieve.screen.telemetry import monitor as vitals
@@ -136,7 +136,7 @@ def test_batches_that_are_at_work_at_once_share_the_memory(gfm, tmp_path, monkey
             given,
             reader,
             ScreenOptions(),
-            Folder(tmp_path),
+            ResultsFolder(tmp_path),
             head="metal",
             want=set(),
             overwrite=True,
@@ -228,7 +228,7 @@ def test_metrics_of_a_run_say_that_it_is_finished(screen, tmp_path):
 def test_metrics_of_suspects_say_what_is_left(screen, tmp_path, monkeypatch):
     parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
     screen()
-    out, file, seen = Folder(tmp_path / "out"), tmp_path / "screen.prom", []
+    out, file, seen = ResultsFolder(tmp_path / "out"), tmp_path / "screen.prom", []
     for path in out.ledger.iterdir():  # as if nothing were durable, and a run had died of everything
         path.unlink()
     out.at_hand.write_bytes(b"".join(journal.encode(k) for k in (None, *range(16))))

@@ -11,7 +11,7 @@ from atomsieve.runs.mpi import Team
 from atomsieve.screen.engine.startup_scan import atom_bounds, known_chunks
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.ledger import Entry
 from atomsieve.structures import open_structures, write_structures
 from tests.screen.screen_fakes import MemoryReader, candidates
@@ -94,7 +94,7 @@ def test_atoms_before_each_chunk_from_files(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_what_the_ledgers_tell(tmp_path, size):
-    folder = Folder(tmp_path)
+    folder = ResultsFolder(tmp_path)
     folder.ledger.mkdir()
     rng = np.random.default_rng(0)
     entered = []
@@ -113,7 +113,7 @@ def test_what_the_ledgers_tell(tmp_path, size):
 
 
 def test_no_ledger_at_all(tmp_path):
-    folder = Folder(tmp_path)
+    folder = ResultsFolder(tmp_path)
     folder.ledger.mkdir()
     for found in on_ranks(2, lambda team: known_chunks(team, folder)):
         assert len(found) == 0 and found.dtype == ledger.KNOWN

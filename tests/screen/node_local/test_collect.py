@@ -21,7 +21,8 @@ from atomsieve.screen.node_local.collect import collect
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
-from atomsieve.screen.results.files import Folder, row_file
+from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.screen.results.npy_file import row_file
 from tests.screen.screen_fakes import FakePredictor
 
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
@@ -234,10 +235,10 @@ def test_a_ledger_line_torn_on_the_node_costs_its_chunk(screen, near, tmp_path, 
     ("change", "said"),
     [
         (lambda out, near: near.rename(near.with_name("elsewhere")), "nothing of this run lies in"),
-        (lambda out, near: Folder(out).local.unlink(), "is of a run without --local"),
-        (lambda out, near: Folder(out).run.unlink(), "holds no screening results"),
+        (lambda out, near: ResultsFolder(out).local.unlink(), "is of a run without --local"),
+        (lambda out, near: ResultsFolder(out).run.unlink(), "holds no screening results"),
         (
-            lambda out, near: Folder(out).run.write_text(Folder(out).run.read_text() + " "),
+            lambda out, near: ResultsFolder(out).run.write_text(ResultsFolder(out).run.read_text() + " "),
             "is of a run without --local",
         ),
     ],
@@ -292,7 +293,7 @@ def test_a_place_that_cannot_be_written(screen, tmp_path):
 
 
 def test_ranks_do_not_collect_all_at_once(near, tmp_path):
-    folder = Folder(tmp_path / "out")
+    folder = ResultsFolder(tmp_path / "out")
     folder.ledger.mkdir(parents=True)
     chunks = Chunks(640, 64)
     rows = row_file(folder, chunks, 1)
@@ -308,7 +309,7 @@ def test_ranks_do_not_collect_all_at_once(near, tmp_path):
 
 
 def test_the_key_belongs_to_the_run_json(screen, near, tmp_path, broken):
-    folder = Folder(tmp_path / "out")
+    folder = ResultsFolder(tmp_path / "out")
     key = json.loads(folder.local.read_text())["key"]
     assert local.key_of(folder, make=True) == key
     folder.run.write_text(folder.run.read_text() + "\n")

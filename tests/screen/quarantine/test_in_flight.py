@@ -11,13 +11,13 @@ from atomsieve.predict.packing import is_out_of_memory
 from atomsieve.screen import failures
 from atomsieve.screen.engine import in_flight as journal
 from atomsieve.screen.engine.in_flight import Record
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "ledger").mkdir()
-    return Folder(tmp_path)
+    return ResultsFolder(tmp_path)
 
 
 def test_slots_tell_what_was_at_hand(folder):

@@ -30,7 +30,7 @@ from atomsieve.screen.quarantine.rows import format_poisoned_lines, poisoned_chu
 from atomsieve.screen.quarantine.sandbox import CannotStart, Child, Death, Recipe
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
-from atomsieve.screen.results.files import Folder
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import write_structures
 from tests.helpers import copper_oxides, tiny_gfm
@@ -198,7 +198,7 @@ def test_a_death_apart_for_which_an_error_is_told_is_no_death(whole, tmp_path):
     go(source, out, KILLED, poison=[FIRST_ID + 150])
     done = go(source, out, 1, told=[FIRST_ID + 150])
     assert "ValueError: springs are broken" in done.stderr
-    assert journal.suspects(Folder(out), set()) == {2: Record(deaths=1)}
+    assert journal.suspects(ResultsFolder(out), set()) == {2: Record(deaths=1)}
 
 
 # -- what is decided -------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd, monkeypa
     monkeypatch.setattr(suspects, "_no_process", lambda error: pytest.fail(f"computed by the rank itself: {error}"))
     write_structures(tmp_path / "c.bp", copper_oxides(48), [])
     gfm = tiny_gfm(tmp_path / "gfm")
-    out = Folder(tmp_path / "out")
+    out = ResultsFolder(tmp_path / "out")
     call = [
         "run",
         str(tmp_path / "c.bp"),

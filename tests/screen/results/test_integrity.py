@@ -14,10 +14,12 @@ from atomsieve.runs.lock import PathLock
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.export import export
-from atomsieve.screen.results.files import HEADER
-from atomsieve.screen.results.integrity import damaged
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.integrity import find_damaged_chunks
+from atomsieve.screen.results.npy_file import HEADER
+from atomsieve.screen.results.record import open_results
+from atomsieve.screen.results.status import read_status
 from atomsieve.screen.run import run_screen
+from atomsieve.screen.selection.best import best_rows, iter_matching_rows
 from atomsieve.structures import open_structures, write_structures
 from tests.screen.screen_fakes import FakePredictor, candidates
 
@@ -61,16 +63,16 @@ def cut(path, size):
 
 
 def test_verify_compares_the_forces(again, out):
-    assert Results(out).status(verify=True).damaged == []
+    assert read_status(open_results(out), verify=True).damaged == []
     whole = (out / "forces.npy").read_bytes()
-    first = Results(out).ledger[3][-1].forces_at[0]
+    first = open_results(out).ledger[3][-1].forces_at[0]
     flip(out / "forces.npy", HEADER + first)
-    assert Results(out).status(verify=True).damaged == [3]
+    assert read_status(open_results(out), verify=True).damaged == [3]
     (out / "forces.npy").write_bytes(whole[:HEADER] + bytes(len(whole) - HEADER))
-    assert Results(out).status(verify=True).damaged == [0, 1, 2, 3, 4]
+    assert read_status(open_results(out), verify=True).damaged == [0, 1, 2, 3, 4]
     again()
     assert (out / "forces.npy").read_bytes() == whole
-    assert Results(out).status(verify=True).damaged == []
+    assert read_status(open_results(out), verify=True).damaged == []
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "forces.npy"])
@@ -78,7 +80,7 @@ def test_verify_compares_the_headers(again, out, name):
     whole = (out / name).read_bytes()
     flip(out / name, 80)
     with pytest.raises(DataError, match=rf"{name} does not begin with the header of .*; run the screening again"):
-        Results(out).status(verify=True)
+        read_status(open_results(out), verify=True)
     again()
     assert (out / name).read_bytes() == whole
 
@@ -88,7 +90,7 @@ def test_verify_compares_the_size_of_the_forces(out):
     size = path.stat().st_size
     cut(path, size + 12)
     with pytest.raises(DataError, match=rf"forces.npy has {size + 12} bytes, the ledger says {size}; run"):
-        damaged(Results(out))
+        find_damaged_chunks(open_results(out))
 
 
 def test_verify_of_a_run_broken_off_compares_what_is_durable(screen, tmp_path):
@@ -99,11 +101,11 @@ def test_verify_of_a_run_broken_off_compares_what_is_durable(screen, tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         screen(Breaks(), commit_seconds=0.0, forces=True)
-    results = Results(tmp_path / "out")
-    assert results.status(verify=True).damaged == []
+    results = open_results(tmp_path / "out")
+    assert read_status(results, verify=True).damaged == []
     last = max(results.ledger)
     flip(tmp_path / "out" / "forces.npy.part", HEADER + results.ledger[last][-1].forces_at[0])
-    assert results.status(verify=True).damaged == [last]
+    assert read_status(results, verify=True).damaged == [last]
 
 
 def test_damage_is_an_error_that_names_chunks_and_remedy(again, out):
@@ -111,7 +113,7 @@ def test_damage_is_an_error_that_names_chunks_and_remedy(again, out):
     assert done.exit_code == 0
     assert "every durable chunk fits its checksums" in done.stdout
     for chunk in (1, 3):
-        flip(out / "forces.npy", HEADER + Results(out).ledger[chunk][-1].forces_at[0])
+        flip(out / "forces.npy", HEADER + open_results(out).ledger[chunk][-1].forces_at[0])
     done = CliRunner().invoke(app, ["status", str(out), "--verify"])
     assert isinstance(done.exception, DataError)
     assert done.exception.exit_code == 1
@@ -122,7 +124,7 @@ def test_damage_is_an_error_that_names_chunks_and_remedy(again, out):
     assert "complete" not in done.stdout
     assert "fits" not in done.stdout
     with PathLock(out / "lock.json"):
-        status = Results(out).status(verify=True)
+        status = read_status(open_results(out), verify=True)
     assert status.wrong.endswith("(1, 3); a run is at work there, ask again when it has ended")
     again()
     assert CliRunner().invoke(app, ["status", str(out), "--verify"]).exit_code == 0
@@ -132,7 +134,7 @@ def test_few_of_many_damaged_chunks_are_named(screen, tmp_path):
     screen()
     path = tmp_path / "out" / "rows.npy"
     path.write_bytes(path.read_bytes()[:HEADER] + bytes(path.stat().st_size - HEADER))
-    status = Results(tmp_path / "out").status(verify=True)
+    status = read_status(open_results(tmp_path / "out"), verify=True)
     assert "16 of 16 chunks do not fit their checksums (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...); run" in status.wrong
     assert status.done == 0
     assert not status.complete
@@ -170,9 +172,9 @@ def test_status_looks_at_the_sizes_of_files(again, out, name, more):
     assert status_of(out, *more) == f"{path} is gone; run the screening again"
     if name == "rows.npy":
         with pytest.raises(DataError, match=r"out/rows.npy is gone; run the screening again"):
-            Results(out).top(3, "energy")
+            best_rows(open_results(out), 3, "energy")
     again()
-    assert Results(out).status(verify=True).complete
+    assert read_status(open_results(out), verify=True).complete
 
 
 def test_status_of_a_run_broken_off_whose_rows_are_gone(screen, tmp_path):
@@ -183,9 +185,9 @@ def test_status_of_a_run_broken_off_whose_rows_are_gone(screen, tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         screen(Breaks(), commit_seconds=0.0)
-    assert Results(tmp_path / "out").status().broken is None
+    assert read_status(open_results(tmp_path / "out")).broken is None
     (tmp_path / "out" / "rows.npy.part").unlink()
-    assert Results(tmp_path / "out").status().broken.endswith("rows.npy.part is gone; run the screening again")
+    assert read_status(open_results(tmp_path / "out")).broken.endswith("rows.npy.part is gone; run the screening again")
 
 
 def test_status_of_a_run_that_has_just_begun(again, out):
@@ -193,7 +195,7 @@ def test_status_of_a_run_that_has_just_begun(again, out):
     for name in ("rows.npy", "forces.npy"):
         (out / name).unlink()
     for verify in (False, True):
-        status = Results(out).status(verify=verify)
+        status = read_status(open_results(out), verify=verify)
         assert (status.done, status.complete, status.wrong) == (0, False, None)
 
 
@@ -207,7 +209,7 @@ def test_status_says_that_the_ledger_is_gone(again, out):
     shutil.rmtree(out / "ledger")
     assert status_of(out) == f"the ledger of the results, {out}/ledger, is gone, {remedy}"
     again()
-    assert Results(out).status(verify=True).complete
+    assert read_status(open_results(out), verify=True).complete
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_a_damaged_manifest_names_the_command_that_starts_afresh(screen, tmp_pat
         joint = "" if said.startswith(":") else " "
         assert str(done.exception) == f"{path}{joint}{said}; start afresh with `screen run ... --overwrite`"
     screen(overwrite=True)
-    assert Results(out).status().complete
+    assert read_status(open_results(out)).complete
 
 
 # -- forces that are read ------------------------------------------------------------------------------------------
@@ -253,9 +255,9 @@ def test_a_damaged_manifest_names_the_command_that_starts_afresh(screen, tmp_pat
 @pytest.mark.parametrize("name", ["x.extxyz", "x.bp"])
 @pytest.mark.parametrize("size", [None, 0, 100, HEADER, HEADER + 1201, HEADER + 1200])
 def test_structures_are_not_exported_with_forces_that_are_not_whole(out, tmp_path, name, size):
-    results = Results(out)
+    results = open_results(out)
     where = f"head == {results.labels.heads[-1]!r}"
-    export(results, tmp_path / name, where=where)
+    export(results, tmp_path / name, iter_matching_rows(results, where))
     path = out / "forces.npy"
     wanted = path.stat().st_size
     if size is None:
@@ -265,15 +267,16 @@ def test_structures_are_not_exported_with_forces_that_are_not_whole(out, tmp_pat
     said = "is gone" if size is None else f"has {size} bytes, the structures that were screened need {wanted}"
     before = sorted(tmp_path.rglob("x.*"))
     with pytest.raises(DataError, match=rf"forces.npy {said}; run the screening again"):
-        export(results, tmp_path / name, where=where, overwrite=True)
+        export(results, tmp_path / name, iter_matching_rows(results, where), overwrite=True)
     assert sorted(tmp_path.rglob("x.*")) == before
-    export(results, tmp_path / "x.csv", where=where)  # reads no forces
+    export(results, tmp_path / "x.csv", iter_matching_rows(results, where))  # reads no forces
 
 
 def test_a_run_without_forces_is_exported_without(again, tmp_path):
     again(forces=False, overwrite=True)
-    results = Results(tmp_path / "out")
+    results = open_results(tmp_path / "out")
     assert results.forces(12) is None
-    assert export(results, tmp_path / "x.bp", where=f"head == {results.labels.heads[0]!r}") == 300
+    rows = iter_matching_rows(results, f"head == {results.labels.heads[0]!r}")
+    assert export(results, tmp_path / "x.bp", rows) == 300
     with open_structures(tmp_path / "x.bp") as reader:
         assert reader.read(0, 300).forces is None

@@ -17,8 +17,12 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.export import export
-from atomsieve.screen.results.record import Results, said
+from atomsieve.screen.results.formulas import read_formulas
+from atomsieve.screen.results.record import open_results
+from atomsieve.screen.results.status import format_status_lines, read_status
 from atomsieve.screen.run import run_screen
+from atomsieve.screen.selection.best import best_rows, iter_matching_rows
+from atomsieve.screen.selection.row_filter import restrict_to_head
 from atomsieve.structures import SourceInfo, open_structures, write_structures
 from atomsieve.structures.formats import writable_endings
 from tests.screen.screen_fakes import FakePredictor, candidates
@@ -53,38 +57,38 @@ def full(tmp_path):
 
 
 def test_status_of_a_run_broken_off(half):
-    status = Results(half).status(verify=True)
+    status = read_status(open_results(half), verify=True)
     assert 0 < status.done < status.structures == 1000
     assert sum(status.status.values()) == status.done
     assert not status.complete
     assert status.running is None
     assert status.damaged == []
     assert status.per_second > 0
-    assert any("run the same command again to continue" in line for line in said(status))
+    assert any("run the same command again to continue" in line for line in format_status_lines(status))
 
 
 def test_the_rate_is_that_of_computing_all_of_a_chunk(half):
-    results = Results(half)
-    before = results.status().per_second
+    results = open_results(half)
+    before = read_status(results).per_second
     again = {k: [*e, replace(e[-1], time=e[-1].time + 30, seconds=1e-3)] for k, e in results.ledger.items()}
     results.__dict__["ledger"] = again  # as the second pass of a cascade enters what it has looked at
-    assert results.status().per_second == before > 0
+    assert read_status(results).per_second == before > 0
 
 
 def test_status_of_a_run_at_work(half):
     with PathLock(half / "lock.json"):
-        lines = said(Results(half).status())
+        lines = format_status_lines(read_status(open_results(half)))
     assert lines[1].startswith("running: host ")
     assert "left (until" in lines[2]
 
 
 def test_status_of_a_finished_run(screen, tmp_path):
     result = screen()
-    status = Results(tmp_path / "out").status(verify=True)
+    status = read_status(open_results(tmp_path / "out"), verify=True)
     assert status.complete
     assert status.done == 1000
     assert status.status == result.status
-    assert "complete" in said(status)
+    assert "complete" in format_status_lines(status)
 
 
 def test_verify_finds_a_changed_byte(screen, tmp_path):
@@ -92,16 +96,16 @@ def test_verify_finds_a_changed_byte(screen, tmp_path):
     data = bytearray((tmp_path / "out" / "rows.npy").read_bytes())
     data[4096 + ROW.itemsize * 130] ^= 1
     (tmp_path / "out" / "rows.npy").write_bytes(data)
-    assert Results(tmp_path / "out").status(verify=True).damaged == [2]
+    assert read_status(open_results(tmp_path / "out"), verify=True).damaged == [2]
 
 
 def test_the_best_rows_of_a_run_broken_off_are_those_that_are_durable(half, screen, tmp_path):
     screen(out="whole")
     rows = np.load(tmp_path / "whole" / "rows.npy")
-    opened = Results(half)
+    opened = open_results(half)
     done = np.isin(rows["position"] // 64, opened.durable()) & (rows["status"] == 0)
     expected = np.sort(rows[done], order=["energy_per_atom", "position"])[:5]
-    assert opened.top(5, "energy_per_atom").tobytes() == expected.tobytes()
+    assert best_rows(opened, 5, "energy_per_atom").tobytes() == expected.tobytes()
     with pytest.raises(AtomSieveError, match="is not complete"):
         export(opened, tmp_path / "x.csv")
 
@@ -109,14 +113,14 @@ def test_the_best_rows_of_a_run_broken_off_are_those_that_are_durable(half, scre
 def test_the_best_rows_by_any_column(screen, tmp_path):
     screen()
     rows = np.load(tmp_path / "out" / "rows.npy")
-    best = Results(tmp_path / "out").top(7, "max_force_std", descending=True, where="natoms >= 5")
+    best = best_rows(open_results(tmp_path / "out"), 7, "max_force_std", descending=True, where="natoms >= 5")
     able = rows[(rows["status"] == 0) & (rows["natoms"] >= 5)]
     assert best["max_force_std"].tolist() == sorted(able["max_force_std"].tolist(), reverse=True)[:7]
 
 
 def test_a_folder_without_results(tmp_path):
     with pytest.raises(AtomSieveError, match="holds no screening results"):
-        Results(tmp_path)
+        open_results(tmp_path)
 
 
 def test_rows_that_are_too_short(screen, tmp_path):
@@ -124,7 +128,7 @@ def test_rows_that_are_too_short(screen, tmp_path):
     with open(tmp_path / "out" / "rows.npy", "r+b") as file:
         file.truncate(5000)
     with pytest.raises(DataError, match=r"has 5000 bytes, run.json says"):
-        Results(tmp_path / "out").rows()
+        open_results(tmp_path / "out").rows()
 
 
 @pytest.mark.parametrize("kind", ["csv", "npz", "parquet"])
@@ -133,8 +137,8 @@ def test_tables_of_rows(full, tmp_path, kind, where):
     folder, _ = full
     rows = np.load(folder / "rows.npy")
     keep = rows if where is None else rows[(rows["status"] == 0) & (rows["natoms"] < 6)]
-    out = tmp_path / f"x.{kind}"
-    assert export(Results(folder), out, where=where) == len(keep)
+    results, out = open_results(folder), tmp_path / f"x.{kind}"
+    assert export(results, out, iter_matching_rows(results, where)) == len(keep)
     if kind == "csv":
         with open(out) as file:
             table = list(csv.DictReader(file))
@@ -157,7 +161,7 @@ def test_tables_of_rows(full, tmp_path, kind, where):
 
 def test_structures_with_their_results(full, tmp_path):
     folder, batch = full
-    results = Results(folder)
+    results = open_results(folder)
     rows = np.load(folder / "rows.npy")
     assert export(results, tmp_path / "all.bp") == 300
     with open_structures(tmp_path / "all.bp") as reader:
@@ -177,9 +181,9 @@ def test_the_best_structures_come_best_first(full, tmp_path):
     from ase.io import read
 
     folder, batch = full
-    results = Results(folder)
-    best = results.top(12, "max_force")
-    assert export(results, tmp_path / "best.extxyz", top=12, by="max_force") == 12
+    results = open_results(folder)
+    best = best_rows(results, 12, "max_force")
+    assert export(results, tmp_path / "best.extxyz", [best]) == 12
     images = read(tmp_path / "best.extxyz", ":")
     assert [a.info["id"] for a in images] == best["id"].tolist()
     for atoms, row in zip(images, best, strict=True):
@@ -194,11 +198,11 @@ def test_the_best_structures_come_best_first(full, tmp_path):
 def test_structures_with_results_in_every_format_that_can_be_written(full, tmp_path):
     import ase.db
 
-    results = Results(full[0])
-    best = results.top(9, "energy")
+    results = open_results(full[0])
+    best = best_rows(results, 9, "energy")
     for ending in writable_endings():
         if ending != ".parquet":  # a table of rows
-            assert export(results, tmp_path / f"best{ending}", top=9, by="energy") == 9
+            assert export(results, tmp_path / f"best{ending}", [best]) == 9
     rows = list(ase.db.connect(tmp_path / "best.db").select())
     assert [row.data["position"] for row in rows] == best["position"].tolist()
     assert [row.data["head"] for row in rows] == [results.labels.heads[k] for k in best["head"]]
@@ -207,7 +211,7 @@ def test_structures_with_results_in_every_format_that_can_be_written(full, tmp_p
 
 def test_exports_are_refused_with_a_reason(full, tmp_path):
     folder, batch = full
-    results = Results(folder)
+    results = open_results(folder)
     with pytest.raises(UsageError, match=r"unknown format 'cvs' .did you mean 'csv'"):
         export(results, tmp_path / "x.cvs")
     export(results, tmp_path / "x.csv")
@@ -220,7 +224,7 @@ def test_exports_are_refused_with_a_reason(full, tmp_path):
     with pytest.raises(DataError, match="no longer what was screened"):
         export(results, tmp_path / "x.extxyz")
     assert not (tmp_path / "x.extxyz").exists()
-    assert results.formulas(results.top(3, "energy")) == {}
+    assert read_formulas(results, best_rows(results, 3, "energy")) == {}
 
 
 def test_the_input_is_never_written_over(full, tmp_path):
@@ -245,14 +249,14 @@ def test_the_input_is_never_written_over(full, tmp_path):
         assert isinstance(done.exception, UsageError), (verb, args, done.output)
         assert "would overwrite the " in str(done.exception)
     with pytest.raises(UsageError, match="would overwrite the structures that were screened"):
-        export(Results(folder), link / "x.csv", overwrite=True)
+        export(open_results(folder), link / "x.csv", overwrite=True)
     assert {path: path.read_bytes() for path in sorted(source.rglob("*")) if path.is_file()} == before
 
 
 def test_a_head_is_exported_with_its_rows_without_result_in_their_order(tmp_path):
     write_structures(tmp_path / "c.bp", candidates(120), [])
     run_screen(tmp_path / "c.bp", "gfm", ScreenOptions(head="all"), out=tmp_path / "out", predictor=FakePredictor())
-    rows = Results(tmp_path / "out").rows()
+    rows = open_results(tmp_path / "out").rows()
     own = rows[rows["head"] == 1]
     assert (own["status"] != 0).any()
 
@@ -267,18 +271,18 @@ def test_a_head_is_exported_with_its_rows_without_result_in_their_order(tmp_path
     found = exported("--head", "scan", "--where", "natoms > 5 or natoms > 90")
     assert found["position"].tolist() == some["position"].tolist()
     assert set(found["head"]) == {1}
-    best = Results(tmp_path / "out").top(4, "max_force", descending=True, where="head == 'scan'")
+    best = best_rows(open_results(tmp_path / "out"), 4, "max_force", descending=True, where="head == 'scan'")
     found = exported("--head", "scan", "--top", "4", "--by", "max_force", "--descending")
     assert found["position"].tolist() == best["position"].tolist()
     with pytest.raises(UsageError, match="unknown head 'scam'"):
-        Results(tmp_path / "out").of_head(None, "scam")
+        restrict_to_head(open_results(tmp_path / "out"), None, "scam")
     assert exported("--head", "scan", "--where", "natoms > 5 # big")["position"].tolist() == some["position"].tolist()
     for given in (["--by", "max_force"], ["--by", "energy_per_atom"], ["--descending"], ["--ascending"]):
         refused = CliRunner().invoke(app, ["export", str(tmp_path / "out"), str(tmp_path / "no.csv"), *given])
         assert f"{' '.join(given)} goes with --top or --per; all rows come in input order" in str(refused.exception)
     for wrong in ("natoms > 5) or (natoms > 1", "(natoms > 5"):
         with pytest.raises(UsageError) as caught:
-            Results(tmp_path / "out").of_head(wrong, "scan")
+            restrict_to_head(open_results(tmp_path / "out"), wrong, "scan")
         assert f"cannot read the row filter {wrong!r}: " in str(caught.value)
     where = "status == 'UNSEEN_ELEMENT'"
     said = CliRunner().invoke(app, ["top", str(tmp_path / "out"), "--head", "scan", "--where", where])
@@ -297,13 +301,13 @@ def test_a_name_is_no_command_of_a_spreadsheet(tmp_path):
     with open(tmp_path / "x.csv") as file:
         row = next(csv.DictReader(file))
     assert row["source"] == "'=1+1"
-    assert float(row["energy [eV]"]) == Results(tmp_path / "out").top(1, "energy_per_atom")["energy"][0]
+    assert float(row["energy [eV]"]) == best_rows(open_results(tmp_path / "out"), 1, "energy_per_atom")["energy"][0]
     assert np.load(tmp_path / "x.npz")["source"].tolist() == ["=1+1"]
 
 
 def test_a_chunk_in_the_ledgers_of_two_ranks_counts_as_it_was_last(screen, tmp_path):
     screen()
-    results, told = Results(tmp_path / "out"), Results(tmp_path / "out").status().status
+    results, told = open_results(tmp_path / "out"), read_status(open_results(tmp_path / "out")).status
     path = results.folder.ledger / "00000.ledger"
     last = list(ledger.entries(path))
     path.unlink()
@@ -311,8 +315,8 @@ def test_a_chunk_in_the_ledgers_of_two_ranks_counts_as_it_was_last(screen, tmp_p
     ledger.append(
         path.with_name("00001.ledger"), [replace(e, time=e.time - 60, status={1: sum(e.status.values())}) for e in last]
     )
-    assert len(Results(tmp_path / "out").ledger[0]) == 2
-    assert Results(tmp_path / "out").status().status == told
+    assert len(open_results(tmp_path / "out").ledger[0]) == 2
+    assert read_status(open_results(tmp_path / "out")).status == told
 
 
 def test_a_structure_carries_the_results_of_one_head(tmp_path):
@@ -320,9 +324,9 @@ def test_a_structure_carries_the_results_of_one_head(tmp_path):
     run_screen(
         tmp_path / "candidates.bp", "gfm", ScreenOptions(head="all"), out=tmp_path / "out", predictor=FakePredictor()
     )
-    results = Results(tmp_path / "out")
+    results = open_results(tmp_path / "out")
     with pytest.raises(UsageError, match="has several heads"):
         export(results, tmp_path / "x.bp")
-    assert export(results, tmp_path / "x.bp", where="head == 'scan'", overwrite=True) == 50
+    assert export(results, tmp_path / "x.bp", iter_matching_rows(results, "head == 'scan'"), overwrite=True) == 50
     with open_structures(tmp_path / "x.bp") as reader:
         assert [reader.sources[h].name for h in np.unique(reader.read(0, 50).head)] == ["scan"]

@@ -18,8 +18,8 @@ from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.columns import blank_rows
-from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.screened_input import numbers_at, read_at
+from atomsieve.screen.results.record import open_results
+from atomsieve.screen.results.screened_input import read_at, read_numbers_at
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.selection import groups, pareto
 from atomsieve.screen.selection import select as selecting
@@ -51,7 +51,7 @@ def screened(tmp_path_factory):
     run_screen(
         place / "c.bp", "gfm", ScreenOptions(head="all", chunk_size=32), out=place / "out", predictor=FakePredictor()
     )
-    return Results(place / "out"), batch
+    return open_results(place / "out"), batch
 
 
 def plainly(rows, members, by, n, each, descending=False):
@@ -179,7 +179,7 @@ def crystalline(tmp_path_factory):
     place = tmp_path_factory.mktemp("crystals")
     write_structures(place / "c.bp", StructureBatch.from_ase(crystals()), [])
     run_screen(place / "c.bp", "gfm", ScreenOptions(), out=place / "out", predictor=FakePredictor(("pbe",)))
-    return Results(place / "out")
+    return open_results(place / "out")
 
 
 @pytest.mark.parametrize(("n", "each"), [(3, 1), (4, 2), (None, 1)])
@@ -213,7 +213,7 @@ def test_parts_are_sources_where_structures_name_none(tmp_path, monkeypatch):
     with StructureWriter(tmp_path / "c.bp", step_size=100) as out:
         out.append(StructureBatch.concatenate([candidates(100, seed=k, bad=False) for k in range(3)]))
     run_screen(tmp_path / "c.bp", "gfm", ScreenOptions(), out=tmp_path / "out", predictor=FakePredictor(("pbe",)))
-    results = Results(tmp_path / "out")
+    results = open_results(tmp_path / "out")
     chosen = select(results, Selection(per="source"))
     rows = np.array(results.rows())
     best = sorted(range(3), key=lambda k: rows["energy_per_atom"][100 * k : 100 * k + 100].min())
@@ -226,8 +226,8 @@ def test_structures_come_as_asked_for(screened):
     positions = np.array([390, 3, 77, 3, 199])
     with open_structures(results.manifest["input_path"]) as reader:
         assert read_at(reader, positions).id.tolist() == batch.id[positions].tolist()
-        ptr, numbers = numbers_at(reader, np.array([2, 3, 150, 399]))
-        assert len(numbers_at(reader, np.zeros(0, np.int64))[1]) == 0
+        ptr, numbers = read_numbers_at(reader, np.array([2, 3, 150, 399]))
+        assert len(read_numbers_at(reader, np.zeros(0, np.int64))[1]) == 0
         with pytest.raises(UsageError, match=r"--symprec must be above 0"):
             Grouping("space-group", reader, 0.0)
     expected = batch.take([2, 3, 150, 399])

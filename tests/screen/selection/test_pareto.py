@@ -10,7 +10,7 @@ from atomsieve.cli.screen import app
 from atomsieve.errors import UsageError
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.columns import blank_rows
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.selection import pareto
 from atomsieve.screen.selection.pareto import Front, non_dominated, objectives
@@ -115,7 +115,7 @@ def test_the_command_line(tmp_path):
         predictor=FakePredictor(),
     )
     wanted = "max_force,natoms:max"
-    front = select(Results(tmp_path / "out"), Selection(pareto=wanted, head="scan")).rows
+    front = select(open_results(tmp_path / "out"), Selection(pareto=wanted, head="scan")).rows
     rows = np.load(tmp_path / "out" / "rows.npy")
     rows = rows[(rows["status"] == 0) & (rows["head"] == 1)]
     points = np.stack([rows["max_force"].astype(float), -rows["natoms"].astype(float)], axis=1)
@@ -126,6 +126,6 @@ def test_the_command_line(tmp_path):
     assert CliRunner().invoke(app, ["export", str(tmp_path / "out"), str(out), "--pareto", wanted, "--head", "scan"])
     assert np.array_equal(np.load(out)["position"], front["position"])
     with pytest.raises(UsageError, match="has several heads"):
-        select(Results(tmp_path / "out"), Selection(pareto=wanted))
+        select(open_results(tmp_path / "out"), Selection(pareto=wanted))
     with pytest.raises(UsageError, match="exclude each other"):
         Selection(pareto=wanted, per="formula")

@@ -7,7 +7,8 @@ import pytest
 
 from atomsieve.errors import UsageError
 from atomsieve.screen.results.columns import blank_rows
-from atomsieve.screen.selection.top_k import TopK, row_filter
+from atomsieve.screen.selection.row_filter import compile_row_filter
+from atomsieve.screen.selection.top_k import TopK
 
 STATUSES = {0: "OK", 3: "UNSEEN_ELEMENT"}
 REASONS = {1: "UNSEEN_ELEMENT", 2: "UNSEEN_PAIR", 4: "SHORT_CONTACT", 8: "FAR_FROM_TRAINING"}
@@ -53,27 +54,29 @@ def test_split_over_ranks_and_shuffled(rows):
 
 
 def test_a_filter_by_number_and_by_name(rows):
-    where = row_filter("max_force < 0.25 and head == 'scan'", ["pbe", "scan"], STATUSES)
+    where = compile_row_filter("max_force < 0.25 and head == 'scan'", ["pbe", "scan"], STATUSES)
     best = TopK(500, "energy", where=where)
     best.add(rows)
     keep = (rows["max_force"].astype(float) < 0.25) & (rows["head"] == 1)
     assert best.rows().tobytes() == oracle(rows, 500, keep=keep).tobytes()
-    bad = row_filter("status == 'UNSEEN_ELEMENT'", ["pbe"], STATUSES)
+    bad = compile_row_filter("status == 'UNSEEN_ELEMENT'", ["pbe"], STATUSES)
     assert np.array_equal(bad(rows[:100]), rows["status"][:100] == 3)
 
 
 def test_a_filter_by_reason(rows):
     rows = rows[:1000].copy()
     rows["outside"] = np.arange(1000) % 16
-    one = row_filter("unseen_pair and not far_from_training", ["pbe"], STATUSES, REASONS)
+    one = compile_row_filter("unseen_pair and not far_from_training", ["pbe"], STATUSES, REASONS)
     assert np.array_equal(one(rows), (rows["outside"] & 10) == 2)
-    exactly = row_filter("outside == 'UNSEEN_PAIR+SHORT_CONTACT'", ["pbe"], STATUSES, REASONS)
+    exactly = compile_row_filter("outside == 'UNSEEN_PAIR+SHORT_CONTACT'", ["pbe"], STATUSES, REASONS)
     assert np.array_equal(exactly(rows), rows["outside"] == 6)
     for empty in ("outside == ''", "outside == 'none'", "'none' == outside", "outside in ['none']"):
-        none = row_filter(empty, ["pbe"], STATUSES, REASONS)
+        none = compile_row_filter(empty, ["pbe"], STATUSES, REASONS)
         assert np.array_equal(none(rows), rows["outside"] == 0)
     rows["head"] = np.arange(1000) % 2  # a head may be called so
-    some = row_filter("outside not in ['none', 'UNSEEN_PAIR'] or head == 'none'", ["pbe", "none"], STATUSES, REASONS)
+    some = compile_row_filter(
+        "outside not in ['none', 'UNSEEN_PAIR'] or head == 'none'", ["pbe", "none"], STATUSES, REASONS
+    )
     assert np.array_equal(some(rows), ~np.isin(rows["outside"], [0, 2]) | (rows["head"] == 1))
 
 
@@ -90,7 +93,7 @@ def test_a_filter_by_reason(rows):
 )
 def test_names_that_can_never_be_there_are_refused(text, said):
     with pytest.raises(UsageError, match=said):
-        row_filter(text, ["pbe"], STATUSES, REASONS)
+        compile_row_filter(text, ["pbe"], STATUSES, REASONS)
 
 
 def test_no_rows_asked_for(rows):
@@ -102,7 +105,7 @@ def test_no_rows_asked_for(rows):
 @pytest.mark.parametrize("text", ["__import__('os').system('true')", "max_force.real < 2", "[x for x in (1,)]", "().x"])
 def test_a_filter_is_no_program(text):
     with pytest.raises(UsageError):
-        row_filter(text, ["pbe"], STATUSES)
+        compile_row_filter(text, ["pbe"], STATUSES)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +119,9 @@ def test_a_filter_is_no_program(text):
 )
 def test_what_cannot_be_compared_is_refused_when_it_is_compiled(text, said):
     with pytest.raises(UsageError, match=said):
-        row_filter(text, ["a", "b"], STATUSES, REASONS)
+        compile_row_filter(text, ["a", "b"], STATUSES, REASONS)
 
 
 def test_an_unknown_column_in_a_filter_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'max_force'"):
-        row_filter("max_forse < 2", ["pbe"], STATUSES)
+        compile_row_filter("max_forse < 2", ["pbe"], STATUSES)

@@ -1,0 +1,135 @@
+"""The .npy files of a results folder: one fixed place for every chunk, which any rank can write by itself."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from atomsieve.errors import DataError
+from atomsieve.screen.results.chunks import Chunks
+from atomsieve.screen.results.columns import ROW
+from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.screen.results.files import ResultsFolder, partial_path
+from atomsieve.structures.manifest import sync_folder
+
+HEADER = 4096  # bytes before the data of our .npy files: chunks then begin on pages
+BLOCK = 1 << 22  # bytes read at once where a file is checked
+FORCE = np.dtype("<f4")
+"""The dtype of `forces.npy`."""
+REMEDY = "run the screening again"
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """Return the header of a .npy file (format 1.0), padded to `HEADER` bytes."""
+    text = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}).encode()
+    room = HEADER - len(npy.magic(1, 0)) - 2
+    return npy.magic(1, 0) + room.to_bytes(2, "little") + text + b" " * (room - len(text) - 1) + b"\n"
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One of our .npy files with a fixed place for every chunk.
+
+    Attributes
+    ----------
+    path : its name when complete.
+    shape, dtype : of the whole array.
+    bounds : bytes after the header at which chunk k begins, given k (k up to the number of chunks).
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    bounds: Callable[[int], int]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the complete file."""
+        return HEADER + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def prepare(self) -> None:
+        """Have a `.part` file of the full size; a file that is there keeps its bytes."""
+        part = partial_path(self.path)
+        if self.path.exists() and not part.exists():
+            os.rename(self.path, part)
+        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            header = npy_header(self.shape, self.dtype)
+            whole = os.fstat(handle).st_size == self.nbytes and os.pread(handle, len(header), 0) == header
+            if not whole:  # a complete file is not touched: its time of change says when it was computed
+                os.pwrite(handle, header, 0)
+                os.ftruncate(handle, self.nbytes)
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def missing_bytes(self) -> int:
+        """Return the bytes that the disk must still find for this file."""
+        for path in (partial_path(self.path), self.path):
+            if path.exists():
+                return max(self.nbytes - path.stat().st_blocks * 512, 0)
+        return self.nbytes
+
+    def crc(self, handle: int, chunk: int, tap: Callable[[bytes], None] | None = None) -> int:
+        """Return the crc32 of a chunk's bytes; `tap` gets them too, in one piece."""
+        start, stop = HEADER + self.bounds(chunk), HEADER + self.bounds(chunk + 1)
+        if tap is not None:
+            data = read_bytes(handle, start, stop)
+            tap(data)
+            return zlib.crc32(data)
+        return compute_crc(handle, start, stop)
+
+    def complete(self) -> None:
+        """Give the file its final name."""
+        with disk_errors(self.path.parent):
+            os.rename(partial_path(self.path), self.path)
+            sync_folder(self.path.parent)
+
+
+def read_bytes(handle: int, start: int, stop: int) -> bytes:
+    """Return the bytes `start:stop` of an open file, or what there is of them; one read gives 2 GiB at most."""
+    return b"".join(os.pread(handle, min(BLOCK, stop - at), at) for at in range(start, stop, BLOCK))
+
+
+def compute_crc(handle: int, start: int, stop: int) -> int:
+    """Return the crc32 of the bytes `start:stop` of an open file."""
+    value = 0
+    for offset in range(start, stop, BLOCK):
+        value = zlib.crc32(os.pread(handle, min(BLOCK, stop - offset), offset), value)
+    return value
+
+
+def row_file(folder: ResultsFolder, chunks: Chunks, heads: int) -> ResultFile:
+    """Return the row store of `chunks` with `heads` rows per structure."""
+    return ResultFile(folder.rows, (chunks.n * heads,), ROW, lambda k: chunks.start(k) * heads * ROW.itemsize)
+
+
+def forces_file(folder: ResultsFolder, atom_bounds: NDArray[np.int64], heads: int) -> ResultFile:
+    """Return the forces file; `atom_bounds [C+1]` are the atoms before each chunk."""
+    n, dtype = int(atom_bounds[-1]), np.dtype("<f4")
+    shape = (n, 3) if heads == 1 else (n, heads, 3)
+    return ResultFile(folder.forces, shape, dtype, lambda k: int(atom_bounds[k]) * heads * 3 * dtype.itemsize)
+
+
+def require_size(path: Path, wanted: int, by: str, *, least: bool = False) -> int:
+    """Return the size of a file in bytes, which is `wanted` (with `least`, or more), as `by` says.
+
+    Raises
+    ------
+    DataError
+        if it is another, or the file is gone.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is gone; {REMEDY}") from error
+    if size < wanted or (size > wanted and not least):
+        raise DataError(f"{path} has {size} bytes, {by} {wanted}; {REMEDY}")
+    return size

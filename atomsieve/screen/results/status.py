@@ -1,0 +1,145 @@
+"""How far a run is, by its ledger and the sizes of its files: a value, and the lines that people read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atomsieve.runs.lock import holder
+from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.screen.results.integrity import describe_unreadable
+from atomsieve.screen.results.integrity import find_damaged_chunks as chunks_damaged
+from atomsieve.screen.results.ledger import Entry
+from atomsieve.screen.results.record import Results
+
+SHOWN = 10  # damaged chunks that are named
+RECENT = 60.0  # seconds of the ledger that the current rate is taken from
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes
+    ----------
+    chunks : number of chunks in all.
+    structures, done : to screen, and durable so far, without what is damaged.
+    status : rows per status name, of what is done.
+    complete : every row is there under its final name, and nothing is known to be damaged.
+    running : who is at work now (host, pid, since), or None.
+    per_second : structures per second over the last minute of work, NaN if unknown.
+    damaged : chunks whose bytes do not fit the ledger; None if not checked.
+    broken : which file is gone or of a wrong size, and what to do, in a line, and nothing counts as done; else None.
+    recomputing : all is screened in the first of these precisions, and a cascade recomputes a part in the second.
+    """
+
+    folder: Path
+    structures: int
+    chunks: int
+    done: int
+    status: dict[str, int]
+    complete: bool
+    running: dict[str, Any] | None
+    per_second: float
+    damaged: list[int] | None
+    manifest: dict[str, Any]
+    broken: str | None = None
+    recomputing: tuple[str, str] | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        """Time left at the current rate; NaN if unknown."""
+        return (self.structures - self.done) / self.per_second if self.per_second > 0 else float("nan")
+
+    @property
+    def wrong(self) -> str | None:
+        """What is damaged and what to do, in a line for people; None if nothing is known to be."""
+        if self.broken or not self.damaged:
+            return self.broken
+        some = ", ".join(map(str, self.damaged[:SHOWN])) + (", ..." if len(self.damaged) > SHOWN else "")
+        lacks = f"{len(self.damaged):,} of {self.chunks:,} chunks do not fit their checksums ({some})"
+        if self.running is not None:  # which may be about to enter better rows of a cascade that it has written
+            return f"{self.folder}: {lacks}; a run is at work there, ask again when it has ended"
+        return f"{self.folder}: {lacks}; run the screening again, which computes them again"
+
+
+def read_status(results: Results, *, verify: bool = False) -> RunStatus:
+    """Return how far the run is, by its ledger and the sizes of its files; `verify` compares all checksums too."""
+    # A chunk may be in the ledgers of several ranks; of equal times the later line counts.
+    broken = describe_unreadable(results)
+    damaged = chunks_damaged(results) if verify and broken is None else None
+    good = set() if broken else results.ledger.keys() - set(damaged or ())
+    latest = {chunk: max(reversed(results.ledger[chunk]), key=lambda e: e.time) for chunk in good}
+    counts: Counter[int] = Counter()
+    for entry in latest.values():
+        counts.update(entry.status)
+    done = sum(entry.structures for entry in latest.values())
+    recomputing = _recomputing(results) if done == results.chunks.n and not results.complete else None
+    return RunStatus(
+        folder=results.folder.path,
+        structures=results.chunks.n,
+        chunks=results.chunks.count,
+        done=done,
+        status={results.labels.status(code): n for code, n in sorted(counts.items())},
+        complete=results.complete and not damaged and not broken,
+        running=holder(results.folder.lock),
+        # the second pass of a cascade enters a chunk again, of which it computed little
+        per_second=_rate([min(results.ledger[chunk], key=lambda e: e.time) for chunk in good]),
+        damaged=damaged,
+        broken=broken,
+        manifest=results.manifest,
+        recomputing=recomputing,
+    )
+
+
+def _recomputing(results: Results) -> tuple[str, str] | None:
+    """Return the two precisions of a cascade whose second pass is not finished, else None."""
+    made = results.manifest.get("cascade")
+    try:
+        settled = json.loads(results.folder.bounds.read_text())["settled"]
+    except (FileNotFoundError, ValueError, KeyError):  # not there yet; the run itself says what is wrong with it
+        settled = False
+    return None if made is None or settled else (made["first"], made["then"])
+
+
+def _rate(entries: list[Entry]) -> float:
+    """Return structures per second over the last `RECENT` seconds that the ledger tells of."""
+    if not entries:
+        return float("nan")
+    last = max(e.time for e in entries)
+    recent = [e for e in entries if e.time > last - RECENT]
+    span = last - min(e.time - e.seconds for e in recent)
+    return sum(e.structures for e in recent) / span if span > 0 else float("nan")
+
+
+def format_status_lines(status: RunStatus, now: float | None = None) -> list[str]:
+    """Return a status as lines for people, without what is wrong."""
+    from atomsieve.screen.engine.progress import duration
+
+    share = 100.0 * status.done / status.structures
+    lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]
+    if status.broken is not None:
+        lines = [f"{status.folder}: {status.structures:,} structures"]
+    if status.recomputing is not None:
+        lines[0] += " screened in {}, recomputing in {} is not finished".format(*status.recomputing)
+    if status.running is not None:
+        who = status.running
+        lines.append(f"running: host {who.get('host')}, process {who.get('pid')}, since {who.get('since')}")
+        if status.recomputing is None and np.isfinite(status.seconds_left):
+            end = time.strftime("%H:%M:%S", time.localtime((now or time.time()) + status.seconds_left))
+            lines.append(f"{status.per_second:,.0f} structures/s, {duration(status.seconds_left)} left (until {end})")
+    elif status.broken is None:
+        lines.append("complete" if status.complete else "not running; run the same command again to continue")
+        if np.isfinite(status.per_second):
+            lines.append(f"{status.per_second:,.0f} structures/s in its last minute of work")
+    if not status.complete and ResultsFolder(status.folder).local.exists():
+        lines.append("with --local: what lies on nodes counts once it is brought here, by the run or `screen collect`")
+    if status.damaged is not None and not status.damaged:
+        lines.append("every durable chunk fits its checksums")
+    return lines

@@ -1,0 +1,38 @@
+"""The best rows of a results folder by one column, and the rows that fulfil a filter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.predict.status import Status
+from atomsieve.screen.results.columns import rankable
+from atomsieve.screen.results.record import Results
+from atomsieve.screen.selection.row_filter import compile_filter, require_columns
+from atomsieve.screen.selection.top_k import TopK
+
+
+def best_rows(results: Results, k: int, by: str, *, descending: bool = False, where: str | None = None) -> NDArray[Any]:
+    """Return the exact best `k` rows among those that are OK and fulfil `where`, best first."""
+    rankable(by)
+    keep = compile_filter(results, where)  # first: a text that cannot be read is refused with its own message
+    require_columns(results, [by], where)
+    best = TopK(k, by, descending=descending, where=keep)
+    for rows in results.iter_rows():
+        best.add(np.asarray(rows))
+    return best.rows()
+
+
+def iter_matching_rows(results: Results, where: str | None) -> Iterator[NDArray[Any]]:
+    """Yield the rows that fulfil `where`, with a result or without, in input order."""
+    keep = compile_filter(results, where)
+    for rows in results.iter_rows():
+        yield rows if keep is None else rows[keep(rows)]
+
+
+def count_without_result(results: Results, where: str) -> int:
+    """Return how many rows fulfil `where` and have no result, so that none of them can be among the best."""
+    return sum(int((rows["status"] != Status.OK).sum()) for rows in iter_matching_rows(results, where))
