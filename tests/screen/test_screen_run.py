@@ -17,8 +17,7 @@ from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Team
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results import files as store
-from atomsieve.screen.results import ledger
+from atomsieve.screen.results import ledger, npy_file
 from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.run import run_screen
@@ -202,12 +201,12 @@ def test_chunks_that_another_rank_did_not_check_are_not_called_damaged(screen, t
 
 def test_what_is_read_from_a_file_at_once_has_no_limit(tmp_path, monkeypatch):
     (tmp_path / "rows").write_bytes(data := bytes(range(200)))
-    monkeypatch.setattr(store, "BLOCK", 7)
+    monkeypatch.setattr(npy_file, "BLOCK", 7)
     read = os.pread
     monkeypatch.setattr(os, "pread", lambda handle, n, at: read(handle, min(n, 7), at))  # as the kernel above 2 GiB
     with open(tmp_path / "rows", "rb") as file:
-        assert store.read_bytes(file.fileno(), 3, 60) == data[3:60]
-        assert store.read_bytes(file.fileno(), 190, 300) == data[190:]
+        assert npy_file.read_bytes(file.fileno(), 3, 60) == data[3:60]
+        assert npy_file.read_bytes(file.fileno(), 190, 300) == data[190:]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +305,7 @@ def test_a_full_disk_is_told_before_work_begins(screen, tmp_path, monkeypatch):
     class Usage:
         f_bavail, f_frsize = 1, 4096
 
-    monkeypatch.setattr(store.os, "statvfs", lambda path: Usage)
+    monkeypatch.setattr(os, "statvfs", lambda path: Usage)
     with pytest.raises(AtomSieveError, match=r"no space left .* 0.\d{3} MB are needed, 0.004 MB are free"):
         screen()
     monkeypatch.undo()
@@ -332,8 +331,8 @@ def test_a_disk_that_fills_up_on_the_way(screen, tmp_path, monkeypatch, where):
             raise OSError(errno.ENOSPC, "No space left on device")
         real_append(path, entries)
 
-    monkeypatch.setattr(store.os, "pwrite", full)
-    monkeypatch.setattr(store.ledger, "append", torn)
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(ledger, "append", torn)
     with pytest.raises(AtomSieveError, match=r"no space left for results in .*run the same command again") as caught:
         screen(commit_seconds=0.0)
     assert "\n" not in str(caught.value)
@@ -389,6 +388,6 @@ def test_a_disk_that_is_full_is_told_also_when_the_run_is_stopped(screen, monkey
         seen.append(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.ledger, "append", full)
+    monkeypatch.setattr(ledger, "append", full)
     with pytest.raises(AtomSieveError, match="no space left"):
         screen(FillsUp(seen), commit_seconds=0.0)
