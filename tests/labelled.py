@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from atomsieve.predict import Predictor
-from atomsieve.predict.uncertainty import atom_spread
+from atomsieve.predict.intervals import atom_spread
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.writer import write_structures

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, nearest
 from atomsieve.gfm import Manifest
+from atomsieve.predict.intervals import atom_spread
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
-from atomsieve.predict.uncertainty import atom_spread
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.interface import StructureReader
 from atomsieve.uncertainty.calibration import Residuals

@@ -10,7 +10,7 @@ from typing import Any
 GROUPS = Path("/sys/fs/cgroup")
 
 
-def free_bytes(device: Any) -> float:
+def read_free_memory(device: Any) -> float:
     """Return the bytes that this process may still take on a device (`cpu`, `cuda:0`)."""
     if str(device).startswith("cuda"):
         import torch
@@ -20,10 +20,10 @@ def free_bytes(device: Any) -> float:
         return float(free + cached)
     import psutil
 
-    return float(min(psutil.virtual_memory().available, group_free(), limits_free()))
+    return float(min(psutil.virtual_memory().available, read_cgroup_free(), read_rlimit_free()))
 
 
-def limits_free() -> float:
+def read_rlimit_free() -> float:
     """Return what `ulimit -v` and `ulimit -d` leave to this process, in bytes; infinity without them."""
     try:
         import resource
@@ -38,7 +38,7 @@ def limits_free() -> float:
     return max(0.0, min(left, default=float("inf")))
 
 
-def group_free(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
+def read_cgroup_free(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
     """Return what the control groups of this process leave to it, in bytes; infinity without a limit.
 
     A limit may be set at every level from the process's own group up to the root; files that the system can drop are
@@ -79,7 +79,7 @@ def _left(folder: Path, limit: str, current: str, droppable: str) -> float:
         return float("inf")
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return to the system what this process has freed and its allocator keeps for later (with glibc)."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -87,6 +87,6 @@ def give_back() -> None:
         trim(0)
 
 
-def readable(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Write a number of bytes for people: `812 MiB`, `3.4 GiB`."""
     return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"

@@ -6,10 +6,12 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from atomsieve.devices import device_kind
+from atomsieve.predict.interface import AnyPredictor
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +23,15 @@ stay in the cache, and the cost of a call is small (`benchmarks/growth.py budget
 PACKING_RULE = "sorted by estimated edges, atoms, position; filled to max_atoms and max_edges"
 
 
-def usual_budget(predictor: Any) -> tuple[int, int]:
+def usual_budget(predictor: AnyPredictor) -> tuple[int, int]:
     """Return atoms and estimated edges of a batch that suits a predictor, where memory does not matter.
 
-    A predictor may say so itself (`budget`); of others the device decides.
+    It is the predictor's own where it has one (`Capabilities.budget`), else that of the kind of device.
     """
-    said: tuple[int, int] | None = getattr(predictor, "budget", None)
-    return said or BUDGETS.get(str(predictor.device).partition(":")[0], BUDGETS["cpu"])
+    return predictor.capabilities.budget or BUDGETS.get(device_kind(predictor.device), BUDGETS["cpu"])
 
 
-def cached_budget(bytes_per_atom: int) -> tuple[int, int]:
+def cache_sized_budget(bytes_per_atom: int) -> tuple[int, int]:
     """Return atoms and edges of a batch on a CPU whose features take `bytes_per_atom`; a power of two."""
     atoms, edges = BUDGETS["cpu"]
     own = min(atoms, max(LEAST, 1 << max(CACHED // max(bytes_per_atom, 1), 1).bit_length() - 1))
@@ -113,7 +114,7 @@ class Limit:
         return float(max(atoms / self.max_atoms, edges / self.max_edges))
 
 
-def halved(
+def run_halving_on_oom(
     compute: Callable[[NDArray[np.int64]], None],
     index: NDArray[np.int64],
     counts: NDArray[np.int64],
@@ -140,7 +141,7 @@ def halved(
             limit.lower(atoms, pairs)
         if len(index) == 1:
             return index.tolist()
-    return [k for half in np.array_split(index, 2) for k in halved(compute, half, counts, edges, limit)]
+    return [k for half in np.array_split(index, 2) for k in run_halving_on_oom(compute, half, counts, edges, limit)]
 
 
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")

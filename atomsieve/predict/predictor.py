@@ -19,13 +19,13 @@ from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.predict.backends.interface import Backend
 from atomsieve.predict.backends.select import choose_device, open_backend
 from atomsieve.predict.base import DeferredCall
-from atomsieve.predict.domain import DomainTest
 from atomsieve.predict.domain_flags import Outside
+from atomsieve.predict.domain_test import DomainTest
 from atomsieve.predict.interface import AnyPredictor, Capabilities, Pending
+from atomsieve.predict.intervals import HeadUncertainty
 from atomsieve.predict.prediction import PROPERTIES, Prediction
-from atomsieve.predict.results import Results
+from atomsieve.predict.result_buffer import ResultBuffer
 from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
-from atomsieve.predict.uncertainty import HeadUncertainty
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import check_batch
 from atomsieve.uncertainty.calibration import Calibration
@@ -308,7 +308,7 @@ class Predictor:
         asked = set(want)
         if "spread" in asked and self.kind == "deep":  # whose members all have forces anyway
             asked.add("force_spread")
-        results = Results(batch, self.members, asked, name)
+        results = ResultBuffer(batch, self.members, asked, name)
         which: int | NDArray[np.float64] = self.mixture(batch) if name == AUTO else self._index[name]
         results.status[:] = check_inputs(
             batch, self._seen_by(name), charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
@@ -334,7 +334,7 @@ class Predictor:
         self,
         batch: StructureBatch,
         index: NDArray[np.int64],
-        results: Results,
+        results: ResultBuffer,
         build: Builder,
         which: int | NDArray[np.float64],
     ) -> None:
@@ -353,7 +353,7 @@ class Predictor:
         results.put(index, own, out, *self._domain(own, graph, head, out.features))
 
     def _graph(
-        self, batch: StructureBatch, index: NDArray[np.int64], results: Results, build: Builder
+        self, batch: StructureBatch, index: NDArray[np.int64], results: ResultBuffer, build: Builder
     ) -> tuple[StructureBatch, Graph | None, NDArray[np.int64]]:
         """Build the graph of the structures `index`, setting aside any that has no neighbour list."""
         own = batch.take(index)

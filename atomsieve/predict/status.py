@@ -63,7 +63,7 @@ def any_atom(batch: StructureBatch, flag: NDArray[np.bool_]) -> NDArray[np.bool_
     return out
 
 
-def bad_cells(batch: StructureBatch) -> NDArray[np.bool_]:
+def find_bad_cells(batch: StructureBatch) -> NDArray[np.bool_]:
     """Return [S]: periodic structures whose periodic vectors are too short, absurdly long, or linearly dependent."""
     lengths = np.linalg.norm(batch.cell, axis=2)
     absurd = (batch.pbc & ~((lengths >= SHORTEST_VECTOR) & (lengths <= LONGEST_VECTOR))).any(1)
@@ -94,7 +94,7 @@ def check_inputs(
     status[any_atom(batch, ~seen[batch.numbers])] = Status.UNSEEN_ELEMENT
     finite = np.isfinite(batch.cell).all((1, 2))
     with np.errstate(invalid="ignore"):
-        status[bad_cells(batch)] = Status.BAD_CELL
+        status[find_bad_cells(batch)] = Status.BAD_CELL
     status[~finite | any_atom(batch, ~np.isfinite(batch.positions).all(1))] = Status.NAN_INPUT
     if max_atoms is not None:
         status[batch.counts > max_atoms] = Status.TOO_LARGE

@@ -214,7 +214,7 @@ def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monk
         asked.append((sample(), head, share))
         return SimpleNamespace(max_atoms=7000, max_edges=90000)
 
-    monkeypatch.setattr("atomsieve.predict.memory_law.budget_of", budget_of)
+    monkeypatch.setattr("atomsieve.predict.memory_budget.find_budget", budget_of)
     folder, on_gpu = RelaxFolder(tmp_path), SimpleNamespace(device="cuda:0")
 
     def settle(model=on_gpu, overwrite=False, **options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from atomsieve.predict.packing import Limit, halved, pack
+from atomsieve.predict.packing import Limit, pack, run_halving_on_oom
 
 
 class Machine:
@@ -22,7 +22,7 @@ class Machine:
 
 
 def run(machine, batches, edges=None, limit=None):
-    return [k for batch in batches for k in halved(machine, batch, machine.counts, edges, limit)]
+    return [k for batch in batches for k in run_halving_on_oom(machine, batch, machine.counts, edges, limit)]
 
 
 @pytest.fixture

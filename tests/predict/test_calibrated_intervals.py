@@ -14,7 +14,7 @@ from atomsieve.evaluation.calibrate import calibrate_gfm
 from atomsieve.evaluation.residuals import atoms_apart, collect
 from atomsieve.gfm import ensemble_id, load_gfm, read_calibration, weights_id
 from atomsieve.predict import Predictor
-from atomsieve.predict.uncertainty import HeadUncertainty
+from atomsieve.predict.intervals import HeadUncertainty
 from atomsieve.structures.open import open_structures
 from atomsieve.uncertainty.calibration import LEVELS, HeadCalibration, PropertyCalibration
 from atomsieve.uncertainty.strata import applicable, candidates, element_group

@@ -36,9 +36,9 @@ def settle_budget(
         before = folder.read()["batches"]
         atoms, edges = before["max_atoms"], before["max_edges"]
     else:
-        from atomsieve.predict.memory_law import budget_of
+        from atomsieve.predict.memory_budget import find_budget
 
-        found = budget_of(model, sample, BUDGETS[kind], want=WANT, head=head, share=share)
+        found = find_budget(model, sample, BUDGETS[kind], want=WANT, head=head, share=share)
         atoms, edges = found.max_atoms, found.max_edges
     atoms, edges = options.max_atoms or atoms, options.max_edges or edges
     return atoms, edges, options.group_atoms or GROUP_BATCHES * atoms

@@ -16,7 +16,7 @@ from atomsieve.models import Ensemble, set_precision
 from atomsieve.models.layers import dtype_of
 from atomsieve.models.precision import item_size
 from atomsieve.predict.backends.interface import MAX_ATOMS, MEMORY, BackendOutput
-from atomsieve.predict.packing import cached_budget
+from atomsieve.predict.packing import cache_sized_budget
 from atomsieve.structures import StructureBatch
 
 
@@ -35,7 +35,7 @@ class NativeBackend:
         self.fast = ensemble.fast_path(precision, device)
         self.max_atoms = MAX_ATOMS[device.type]
         if device.type == "cpu" and self.fast is None:
-            self.budget = cached_budget(ensemble.encoders * ensemble.config.hidden * self.dtype.itemsize)
+            self.budget = cache_sized_budget(ensemble.encoders * ensemble.config.hidden * self.dtype.itemsize)
         if self.fast is None:
             config = ensemble.config
             memory = ensemble.encoder.memory(config, item_size(precision))

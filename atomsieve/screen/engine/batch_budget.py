@@ -57,10 +57,10 @@ def resolve_batch_budget(
         return BatchBudget(atoms, edges, "as in the earlier part of this run", automatic)
     if not loaded:
         return BatchBudget(*usual, "usual", automatic)
-    from atomsieve.predict.memory_law import budget_of
+    from atomsieve.predict.memory_budget import find_budget
 
     some = lambda: sample_structures(reader, options.max_structure_atoms)  # noqa: E731 - larger ones are not computed
-    found = budget_of(model, some, usual_budget(model), want=want, head=head, share=share * lanes)
+    found = find_budget(model, some, usual_budget(model), want=want, head=head, share=share * lanes)
     atoms, edges = options.max_atoms or found.max_atoms, options.max_edges or found.max_edges
     return BatchBudget(atoms, edges, found.why if len(automatic) == 2 else f"partly as asked; {found.why}", automatic)
 

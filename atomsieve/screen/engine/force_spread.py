@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
-from atomsieve.predict.packing import Limit, halved, pack
+from atomsieve.predict.packing import Limit, pack, run_halving_on_oom
 from atomsieve.predict.status import Status
 from atomsieve.screen.engine.runner import PredictorLike, fill_rows
 from atomsieve.screen.options import ScreenOptions
@@ -101,7 +101,7 @@ def _fill(
 
     limit = Limit(runner.max_atoms, runner.max_edges)  # of its own: this takes far more memory than the run did
     for group in pack(edges, batch.counts, runner.max_atoms, runner.max_edges):
-        for large in halved(compute, group, batch.counts, edges, limit):
+        for large in run_halving_on_oom(compute, group, batch.counts, edges, limit):
             log.warning("structure %d: too little memory for its spread of forces", rows["position"][here[large]])
             for name in COLUMNS:
                 rows[name][here[large]] = np.nan

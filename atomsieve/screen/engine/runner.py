@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.predict.interface import Capabilities
-from atomsieve.predict.packing import Limit, halved, is_out_of_memory, pack
+from atomsieve.predict.packing import Limit, is_out_of_memory, pack, run_halving_on_oom
 from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import MEASURED, blank_rows
 from atomsieve.structures import StructureBatch
@@ -222,10 +222,10 @@ class Runner:
             for h, head in enumerate(self.heads):
                 self._enter(begun, some, h, batch, predictor(batch, self._want, head=head))
 
-        for large in halved(compute, index, begun.batch.counts, begun.edges, self.limit):
+        for large in run_halving_on_oom(compute, index, begun.batch.counts, begun.edges, self.limit):
             other: Any = None if self.oversized is None else self.oversized.twin(self.predictor)
             instead = partial(compute, predictor=other)
-            if other is None or halved(instead, np.array([large]), begun.batch.counts):
+            if other is None or run_halving_on_oom(instead, np.array([large]), begun.batch.counts):
                 begun.rows[large] = clear_numbers(begun.rows[large], Status.OUT_OF_MEMORY)
             elif self.oversized is not None:
                 self.oversized.computed += 1

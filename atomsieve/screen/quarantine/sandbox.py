@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.predict.free_memory import give_back
+from atomsieve.predict.free_memory import trim_heap
 from atomsieve.runs.child_process import start
 from atomsieve.runs.signals import follow
 from atomsieve.screen.engine.runner import MOMENT, Runner
@@ -226,7 +226,7 @@ class Child:
 
 def release_unused_memory() -> None:
     """Give back what this process keeps of memory, the GPU's too, without using it: the other process needs it."""
-    give_back()
+    trim_heap()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -21,7 +21,7 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.graphs import edge_budget_estimate
 from atomsieve.graphs.crowding import crowded_edges
 from atomsieve.predict import Predictor, Status
-from atomsieve.predict.packing import halved, pack, usual_budget
+from atomsieve.predict.packing import pack, run_halving_on_oom, usual_budget
 from atomsieve.remote.wire import OUTPUTS, prediction_arrays, wanted
 from atomsieve.serve.model.request import Refused, Request, read_request
 from atomsieve.serve.model.settings import Settings
@@ -225,7 +225,7 @@ class Engine:
                 found[name][atoms if OUTPUTS[name].axis == "atom" else some] = values
             self.progress()
 
-        for large in halved(compute, index, batch.counts):
+        for large in run_halving_on_oom(compute, index, batch.counts):
             found["status"][large] = Status.OUT_OF_MEMORY
 
     def _blank(self, name: str, batch: StructureBatch) -> NDArray[Any]:

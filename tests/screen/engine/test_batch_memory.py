@@ -11,10 +11,9 @@ import pytest
 from rich.console import Console
 
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.predict import Predictor, Status
-from atomsieve.predict import memory_law as memory
+from atomsieve.predict import Predictor, Status, memory_budget
 from atomsieve.predict.memory_law import MemoryLaw
-from atomsieve.predict.packing import Limit, cached_budget
+from atomsieve.predict.packing import Limit, cache_sized_budget
 from atomsieve.screen.cascade.predictors import Cascaded
 from atomsieve.screen.engine import in_flight as journal
 from atomsieve.screen.engine.batch_budget import resolve_batch_budget, sample_structures
@@ -129,7 +128,9 @@ def test_the_twin_on_the_cpu_is_the_same_ensemble_in_the_same_precision(gfm, mon
 def test_batches_that_are_at_work_at_once_share_the_memory(gfm, tmp_path, monkeypatch):
     """Also in a cascade, whose better predictor does not know of the lanes of the first pass."""
     shares = []
-    monkeypatch.setattr(memory, "budget_of", lambda *a, share, **k: shares.append(share) or memory.Budget(9, 9, ""))
+    monkeypatch.setattr(
+        memory_budget, "find_budget", lambda *a, share, **k: shares.append(share) or memory_budget.Budget(9, 9, "")
+    )
     model, reader = Predictor.load(gfm), MemoryReader(copper_oxides(4))
     for given in (model, Lanes(model), Lanes(Cascaded(model, model, ScreenOptions(cascade="fp32:fp64")))):
         resolve_batch_budget(
@@ -148,9 +149,9 @@ def test_batches_that_are_at_work_at_once_share_the_memory(gfm, tmp_path, monkey
 
 def test_scarce_memory_settles_the_budget_and_a_run_keeps_it(gfm, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(memory, "learn", lambda *a, **k: MemoryLaw(0.0, 1e6, 0.0))
+    monkeypatch.setattr(memory_budget, "measure_law", lambda *a, **k: MemoryLaw(0.0, 1e6, 0.0))
     free = [1e9]
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free[0])
+    monkeypatch.setattr(memory_budget, "read_free_memory", lambda device: free[0])
     reader = MemoryReader(copper_oxides(40, seed=3))
 
     def screen(out="out", console=None, **options):
@@ -159,12 +160,14 @@ def test_scarce_memory_settles_the_budget_and_a_run_keeps_it(gfm, tmp_path, monk
 
     text = StringIO()
     scarce = screen(console=Console(file=text, width=300))
-    assert scarce["batches"]["max_atoms"] == memory.rounded(0.8e9 / 1.25 / 1e6) and scarce["budget"]["automatic"]
+    assert (
+        scarce["batches"]["max_atoms"] == memory_budget.round_down(0.8e9 / 1.25 / 1e6) and scarce["budget"]["automatic"]
+    )
     assert "batches: up to 640 atoms" in text.getvalue() and "learned in a probe" in text.getvalue()
     free[0] = 1e12
     assert screen()["batches"] == scarce["batches"], "a run goes on as it began, whatever memory there is now"
     usual = Predictor.load(gfm).budget
-    assert usual == cached_budget(3 * 16 * 4) == (2048, 125_000)
+    assert usual == cache_sized_budget(3 * 16 * 4) == (2048, 125_000)
     assert screen(out="fresh")["batches"]["max_atoms"] == usual[0]
     asked = screen(out="asked", max_atoms=100)
     assert asked["batches"]["max_atoms"] == 100 and asked["budget"]["automatic"] == ["max_edges"]

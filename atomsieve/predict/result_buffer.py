@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.predict.backends.interface import BackendOutput
+from atomsieve.predict.intervals import HeadUncertainty
 from atomsieve.predict.prediction import Prediction
 from atomsieve.predict.status import Status
-from atomsieve.predict.uncertainty import HeadUncertainty
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
 
-class Results:
+class ResultBuffer:
     """Results of a batch for one head; NaN until a piece is put in."""
 
     def __init__(self, batch: StructureBatch, members: int, want: set[str], head: str) -> None:
