@@ -38,18 +38,19 @@ from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.graphs import edge_budget_estimate
 from atomsieve.predict import Prediction, Predictor
 from atomsieve.predict.packing import BUDGETS, pack
-from atomsieve.remote.transport import EndpointError, Transport, parse_url
-from atomsieve.remote.wire import outputs_for, prediction_of, request_arrays
+from atomsieve.remote.transport import EndpointError, Transport
+from atomsieve.remote.url import parse_url
+from atomsieve.remote.wire import outputs_for, prediction_from_arrays, request_arrays
+from atomsieve.serve.installation import assemble_backends, find_server
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served, write_repository
+from atomsieve.serve.repository.layout import RepositoryModel
+from atomsieve.serve.repository.write import write_repository
 from atomsieve.serve.server.process import (
     ServerOptions,
     TritonProcess,
-    assemble_backends,
-    command,
-    environment,
-    find_server,
-    free_ports,
+    find_free_ports,
+    server_command,
+    server_environment,
 )
 from atomsieve.structures import StructureBatch
 
@@ -110,12 +111,12 @@ def timed(call: Callable[[int], object], clients: int, seconds: float) -> tuple[
 def served(repository: Path, threads: int) -> Iterator[tuple[TritonProcess, ServerOptions]]:
     """Run a server of a repository."""
     server = find_server()
-    grpc, http, metrics = free_ports(3)
+    grpc, http, metrics = find_free_ports(3)
     options = ServerOptions(repository, ("gfm",), grpc=grpc, http=http, metrics=metrics)
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        line = command(server, options, assemble_backends(server, Path(scratch)))
-        process = TritonProcess(line, environment(server, threads), lines.append)
+        line = server_command(server, options, assemble_backends(server, Path(scratch)))
+        process = TritonProcess(line, server_environment(server, threads), lines.append)
         try:
             with Transport(parse_url(f"grpc://127.0.0.1:{grpc}")) as transport:
                 for _ in range(600):
@@ -226,7 +227,7 @@ class Bench:
                     own.transport = Transport(url, connections=1, seconds=600)
                 transport = own.transport
             found = transport.infer("gfm", request_arrays(some[k % DISTINCT]), self._outputs, seconds=600)
-            return prediction_of(found, self.predictor.head, frozenset())
+            return prediction_from_arrays(found, self.predictor.head, frozenset())
 
         try:
             return timed(call, point.clients, seconds)
@@ -263,7 +264,7 @@ def cost_of_lines(lines: int = 2000) -> float:
 def run(arguments: argparse.Namespace, gfm: Path, work: Path) -> None:
     """Measure and print."""
     settings = Settings(precision=arguments.precision, backend=arguments.backend, threads=arguments.threads)
-    write_repository(work / "repository", [Served("gfm", gfm, settings)], instances=arguments.instances)
+    write_repository(work / "repository", [RepositoryModel("gfm", gfm, settings)], instances=arguments.instances)
     predictor = Predictor.load(gfm, precision=arguments.precision, backend=arguments.backend)
     sizes = [int(n) for n in arguments.sizes.split(",")]
     clients = {n: CLIENTS.get(n, (1, 4)) for n in sizes}

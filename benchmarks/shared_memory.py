@@ -28,7 +28,8 @@ from tritonclient.utils import shared_memory
 from atomsieve.gfm import read_manifest
 from atomsieve.remote.wire import INPUTS, OUTPUTS, request_arrays
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served, write_repository
+from atomsieve.serve.repository.layout import RepositoryModel
+from atomsieve.serve.repository.write import write_repository
 from atomsieve.structures import StructureBatch
 
 ASKED = ("status", "energy", "energy_std", "forces", "forces_std", "in_domain")
@@ -96,7 +97,7 @@ def main() -> None:
         head = next(h for h in manifest.heads if h.name == manifest.default_head)
         elements = np.array(sorted(head.references), np.uint8)
         repository = Path(scratch) / "models"
-        write_repository(repository, [Served("gfm", gfm, Settings(threads=1))])
+        write_repository(repository, [RepositoryModel("gfm", gfm, Settings(threads=1))])
         print("| structures | computed | gRPC ms | shared memory ms | ratio |\n| --- | --- | --- | --- | --- |")
         with served(repository, 1) as (_, where), triton.InferenceServerClient(f"127.0.0.1:{where.grpc}") as client:
             for size in map(int, options.sizes.split(",")):

@@ -11,8 +11,8 @@ from atomsieve.calculators.gfm import GFMCalculator
 from atomsieve.errors import AtomSieveError
 
 if TYPE_CHECKING:
+    from atomsieve.remote.credentials import Credentials
     from atomsieve.remote.predictor import RemotePredictor
-    from atomsieve.remote.transport import Credentials
 
 SETTINGS = {"endpoint": None, "model": "gfm", "head": None}
 """Parameters and their defaults."""
@@ -33,7 +33,7 @@ class RemoteCalculator(GFMCalculator):
         has a model, credentials and times of its own.
     model : name of the ensemble there; None means gfm.
     head : the level of theory to use; None takes the server's default.
-    credentials : token and TLS files, `atomsieve.remote.transport.Credentials`. A pickle of the calculator holds them.
+    credentials : token and TLS files, `atomsieve.remote.credentials.Credentials`; a pickle of the calculator has them.
     deadline : seconds for one answer (60). patience : seconds that a calculation waits for a server that is gone (60).
 
     Raises

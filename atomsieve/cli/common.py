@@ -20,7 +20,7 @@ from atomsieve.text import join_choices
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atomsieve.remote.transport import Credentials
+    from atomsieve.remote.credentials import Credentials
 
 IN_OUT = "Input and output"
 MODEL = "Model"
@@ -183,8 +183,7 @@ def credentials(
         if a file is missing, or a certificate comes without its key.
     """
     from atomsieve.errors import UsageError
-    from atomsieve.remote.transport import Credentials
-    from atomsieve.serve.server.access import read_token
+    from atomsieve.remote.credentials import Credentials, read_token
 
     for option, path in (("--tls-ca", tls_ca), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         if path is not None and not path.is_file():

@@ -125,7 +125,7 @@ def start(
     from tempfile import TemporaryDirectory
 
     from atomsieve.errors import UsageError
-    from atomsieve.serve.server.start import Listening, models_of, server_options
+    from atomsieve.serve.server.start import Listening, list_models, server_options
 
     if bool(folders) == (repository is not None):
         raise UsageError("name either ensemble folders to serve, or a model repository with --repository")
@@ -154,7 +154,7 @@ def start(
     )
     with TemporaryDirectory(prefix="atomsieve-serve-") as scratch:
         place = repository if repository is not None else Path(scratch) / "models"
-        models = models_of(place) if repository is not None else []  # known when they are written
+        models = list_models(place) if repository is not None else []  # known when they are written
         options, warnings = server_options(place, models, listening, drain_seconds)
 
         def build() -> None:
@@ -285,14 +285,14 @@ def _checked(folders: list[str], settings: Any, gpus: str) -> list[int]:
     """Return the numbers of the GPUs; look at them and at the head before anything is loaded."""
     from atomsieve.errors import UsageError, unknown
     from atomsieve.gfm import read_manifest
-    from atomsieve.serve.repository.write import named
+    from atomsieve.serve.repository.layout import parse_named_folders
 
     numbers = [word for word in gpus.replace(",", " ").split() if word]
     if not all(word.isdigit() for word in numbers):
         raise UsageError(f"--gpus takes numbers, e.g. 0,1, got {gpus!r}")
     if numbers and settings.device != "cuda":
         raise UsageError("--gpus goes with --device cuda")
-    for _, path in named(folders):
+    for _, path in parse_named_folders(folders):
         heads = [head.name for head in read_manifest(path).heads]
         if settings.head is not None and settings.head not in heads:
             raise unknown("head", settings.head, heads)
@@ -312,8 +312,9 @@ def _build(
 ) -> list[Path]:
     """Write the models into a repository; return their version folders."""
     from atomsieve.errors import AtomSieveError
-    from atomsieve.serve.repository.write import Served, named, write_repository
-    from atomsieve.serve.server.process import find_server
+    from atomsieve.serve.installation import find_server
+    from atomsieve.serve.repository.layout import RepositoryModel, parse_named_folders
+    from atomsieve.serve.repository.write import write_repository
 
     try:
         server = find_server() if graph_backend == "auto" else None
@@ -321,7 +322,7 @@ def _build(
         server = None
     return write_repository(
         out,
-        [Served(name, path, settings) for name, path in named(folders)],
+        [RepositoryModel(name, path, settings) for name, path in parse_named_folders(folders)],
         version=version,
         instances=instances,
         gpus=gpus,
@@ -351,22 +352,28 @@ def _run(
     from dataclasses import replace
 
     from atomsieve.cli.launch import without_own_threads
+    from atomsieve.serve.installation import find_server
     from atomsieve.serve.logs import Log
-    from atomsieve.serve.server.access import require_free
-    from atomsieve.serve.server.process import find_server
-    from atomsieve.serve.server.start import models_of, next_line, open_ports, require_gpu, urls
-    from atomsieve.serve.server.supervisor import Supervisor
+    from atomsieve.serve.server.access import require_free_ports
+    from atomsieve.serve.server.start import (
+        format_check_command,
+        list_models,
+        ports_by_address,
+        public_urls,
+        require_gpu,
+    )
+    from atomsieve.serve.server.supervisor import ServerSupervisor
 
-    for address, ports in open_ports(options).items():
-        require_free(address, ports)
+    for address, ports in ports_by_address(options).items():
+        require_free_ports(address, ports)
     server = find_server(program)
     form = form or ("text" if sys.stderr.isatty() else "json")
     log = Log(sys.stderr, form, log_file, (options.admin, options.token))
 
     def ready() -> None:
-        for kind, url in urls(options).items():
+        for kind, url in public_urls(options).items():
             print(f"{kind}: {url}")
-        print(f"try: {next_line(options, listening, options.models[0])}", flush=True)
+        print(f"try: {format_check_command(options, listening, options.models[0])}", flush=True)
 
     try:
         for text in warnings:
@@ -375,8 +382,8 @@ def _run(
         if build is not None:
             log.event("writing", text="a model repository of its own, removed at the end")
             build()
-            options = replace(options, models=tuple(models_of(options.repository)))
-        return Supervisor(
+            options = replace(options, models=tuple(list_models(options.repository)))
+        return ServerSupervisor(
             server,
             options,
             log,

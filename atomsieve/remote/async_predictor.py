@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, require
 from atomsieve.predict.prediction import Prediction
-from atomsieve.remote.endpoints import TEMPORARY, Endpoint, Policy, Pool, Tries, description_of, parse_urls
-from atomsieve.remote.requests import Arrays, Described, Job
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.endpoints import TEMPORARY, Attempts, Endpoint, EndpointPool, RetryPolicy, parse_description
+from atomsieve.remote.requests import Arrays, RemoteCall, ServedEnsemble
 from atomsieve.remote.transport import (
     PURPOSE,
     Broken,
-    Credentials,
     DeadlineExceeded,
     EndpointError,
-    Url,
     answer_arrays,
+    classify_error,
     grpc_options,
-    kind_of,
     request_options,
 )
-from atomsieve.remote.workers import EMPTY, Closed, Found
+from atomsieve.remote.url import Url, parse_urls
+from atomsieve.remote.workers import EMPTY_REQUEST, Closed, DescriptionOrError
 from atomsieve.structures.batch import StructureBatch
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class AsyncTransport:
         try:
             found = await self._client.infer(model, **asked, client_timeout=seconds, headers=self._headers)
         except InferenceServerException as error:
-            raise kind_of(self.url, error) from error
+            raise classify_error(self.url, error) from error
         finally:
             self._users -= 1
             if self._retired and not self._users:
@@ -70,24 +70,24 @@ class AsyncTransport:
         return answer_arrays(self.url, found, outputs)
 
     async def retire(self) -> None:
-        """Give the connection up as soon as nobody waits for an answer over it."""
+        """Close the connection as soon as no request is in flight over it."""
         self._retired = True
         if not self._users:
             await self.close()
 
     async def close(self) -> None:
-        """Give the connection up; requests that are on their way are cancelled."""
+        """Close the connection; requests in flight are cancelled."""
         await self._client.close()
 
 
-class AsyncRemotePredictor(Described):
+class AsyncRemotePredictor(ServedEnsemble):
     """`RemotePredictor` for one event loop: `await AsyncRemotePredictor.connect(...)`, `await predictor(batch)`.
 
-    Many calls may be under way at once; `in_flight` requests of all of them are sent to each endpoint at a time.
+    Many calls may run at once; each endpoint gets `in_flight` requests of them at a time.
     """
 
     def __init__(
-        self, pool: Pool, model: str, head: str | None, credentials: Credentials | None, *, alone: bool
+        self, pool: EndpointPool, model: str, head: str | None, credentials: Credentials | None, *, alone: bool
     ) -> None:
         super().__init__(pool.description, head, alone=alone)
         self.model = model
@@ -114,8 +114,8 @@ class AsyncRemotePredictor(Described):
         alone: bool = False,
     ) -> AsyncRemotePredictor:
         """Connect to endpoints that serve the same ensemble alike; parameters and errors as of `RemotePredictor`."""
-        policy = Policy(deadline=deadline, patience=patience, in_flight=in_flight)
-        pool = Pool(parse_urls(endpoints), policy)
+        policy = RetryPolicy(deadline=deadline, patience=patience, in_flight=in_flight)
+        pool = EndpointPool(parse_urls(endpoints), policy)
         pool.admit(await _ask_all([e.url for e in pool.endpoints], model, credentials, policy))
         return AsyncRemotePredictor(pool, model, head, credentials, alone=alone)
 
@@ -126,13 +126,13 @@ class AsyncRemotePredictor(Described):
         head: str | None = None,
         max_structure_atoms: int | None = None,
     ) -> Prediction:
-        """Evaluate a batch for one head; see `RemotePredictor`. Cancelling the task takes its requests back."""
+        """Evaluate a batch for one head; see `RemotePredictor`. Cancelling the task cancels its requests."""
         if self._closed:
             raise Closed("this predictor is closed; connect again")
-        job = self._job(batch, want, head, max_structure_atoms)
-        tasks = [self._start(self._in_turn(job, piece)) for piece in job.pieces]
+        call = self._plan_call(batch, want, head, max_structure_atoms)
+        tasks = [self._start(self._in_turn(call, piece)) for piece in call.pieces]
         try:
-            return job.prediction(await asyncio.gather(*tasks))
+            return call.prediction(await asyncio.gather(*tasks))
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if self._closed and not (caller and caller.cancelling()):
@@ -143,7 +143,7 @@ class AsyncRemotePredictor(Described):
                 task.cancel()
 
     async def close(self) -> None:
-        """Give everything up at once: calls that are on their way raise `atomsieve.remote.workers.Closed`."""
+        """Close at once: calls in flight raise `atomsieve.remote.workers.Closed`."""
         self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
@@ -164,50 +164,50 @@ class AsyncRemotePredictor(Described):
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    async def _in_turn(self, job: Job, piece: NDArray[Any]) -> Arrays:
+    async def _in_turn(self, call: RemoteCall, piece: NDArray[Any]) -> Arrays:
         async with self._room:
-            return await self._carry(job, piece)
+            return await self._carry(call, piece)
 
-    async def _carry(self, job: Job, piece: NDArray[Any]) -> Arrays:
+    async def _carry(self, call: RemoteCall, piece: NDArray[Any]) -> Arrays:
         """Send one request until it is answered."""
-        tries, arrays, pool = Tries(), job.arrays(piece), self._pool
+        attempts, arrays, pool = Attempts(), call.arrays(piece), self._pool
         while True:
-            endpoint = await self._take(tries)
+            endpoint = await self._take(attempts)
             outages, url = endpoint.outages, endpoint.url
             try:
                 if url not in self._transports:
                     self._transports[url] = AsyncTransport(url, self._credentials)
                 transport = self._transports[url]
                 answer = await transport.infer(
-                    self.model, arrays, job.outputs, job.parameters, seconds=pool.deadline(endpoint)
+                    self.model, arrays, call.outputs, call.parameters, seconds=pool.deadline(endpoint)
                 )
             except TEMPORARY as error:
-                if pool.failed(endpoint, outages, error, tries):
+                if pool.note_failure(endpoint, outages, error, attempts):
                     self._start(self._recover(endpoint))
                 if self._transports.get(url) is transport and not isinstance(error, Broken):
-                    del self._transports[url]  # it may be dead without knowing
+                    del self._transports[url]  # it may be dead
                     await transport.retire()
                 await self._notify()
-                pool.check(tries, error)
+                pool.check(attempts, error)
             except BaseException as error:
-                (pool.answered if isinstance(error, EndpointError) else pool.left)(endpoint, tries)
+                (pool.note_answer if isinstance(error, EndpointError) else pool.release)(endpoint, attempts)
                 await self._notify()
                 raise
             else:
-                pool.answered(endpoint, tries)
+                pool.note_answer(endpoint, attempts)
                 await self._notify()
                 return answer
 
-    async def _take(self, tries: Tries) -> Endpoint:
+    async def _take(self, attempts: Attempts) -> Endpoint:
         """Wait for an endpoint that can take a request."""
         try:
             async with self._changed:
-                while (endpoint := self._pool.take(tries)) is None:
+                while (endpoint := self._pool.take(attempts)) is None:
                     with contextlib.suppress(TimeoutError):  # patience runs out without anything happening
                         await asyncio.wait_for(self._changed.wait(), 0.5)
             return endpoint
         except BaseException:
-            self._pool.forget(tries)
+            self._pool.forget(attempts)
             raise
 
     async def _notify(self) -> None:
@@ -215,32 +215,34 @@ class AsyncRemotePredictor(Described):
             self._changed.notify_all()
 
     async def _recover(self, endpoint: Endpoint) -> None:
-        """Ask an endpoint that is out until it is back, and as it was."""
+        """Probe an endpoint that is out until it is back with the same description, or refused for good."""
         done = False
         while not done:
-            await asyncio.sleep(self._pool.pause(endpoint))
+            await asyncio.sleep(self._pool.pause_seconds(endpoint))
             try:
-                found = await _ask(endpoint.url, self.model, self._credentials, self._pool.probe(endpoint))
-            except Exception as error:  # without this task the endpoint would never be asked again
+                found = await _ask(endpoint.url, self.model, self._credentials, self._pool.probe_seconds(endpoint))
+            except Exception as error:  # without this task the endpoint would never be probed again
                 found = Broken(f"{endpoint.url}: cannot be asked ({type(error).__name__}: {error})")
-            done = self._pool.probed(endpoint, found)
+            done = self._pool.note_probe(endpoint, found)
             await self._notify()
 
 
-async def _ask(url: Url, model: str, credentials: Credentials | None, seconds: float) -> Found:
-    """Return the description that an endpoint gives of a model, over a connection of its own, or why it gives none."""
+async def _ask(url: Url, model: str, credentials: Credentials | None, seconds: float) -> DescriptionOrError:
+    """Return the description of a model at an endpoint, over a new connection, or why there is none."""
     transport = AsyncTransport(url, credentials)
     try:
-        found = await transport.infer(model, EMPTY, ["description"], seconds=seconds)
-        return description_of(found["description"], url)
+        found = await transport.infer(model, EMPTY_REQUEST, ["description"], seconds=seconds)
+        return parse_description(found["description"], url)
     except EndpointError as error:
         return error
     finally:
         await transport.close()
 
 
-async def _ask_all(urls: Sequence[Url], model: str, credentials: Credentials | None, policy: Policy) -> list[Found]:
-    """Ask all endpoints at once what they are, as `atomsieve.remote.workers.ask_all` does."""
+async def _ask_all(
+    urls: Sequence[Url], model: str, credentials: Credentials | None, policy: RetryPolicy
+) -> list[DescriptionOrError]:
+    """Request the descriptions of all endpoints at once, as `atomsieve.remote.workers.request_descriptions` does."""
     tasks = [asyncio.create_task(_ask(url, model, credentials, policy.deadline)) for url in urls]
     try:
         done, late = await asyncio.wait(tasks, timeout=min(policy.probe, policy.deadline))

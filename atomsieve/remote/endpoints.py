@@ -1,6 +1,6 @@
-"""Several endpoints as one: which gets a request, when to try again, who is taken out, when it comes back.
+"""Rules for several endpoints: which one gets a request, when to retry, when one is taken out and readmitted.
 
-Nothing here waits, sends or knows of threads: clients that block and clients of asyncio share these rules.
+Nothing here waits, sends or uses threads; the blocking client and the asyncio client share these rules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from atomsieve.errors import UsageError
-from atomsieve.remote.transport import Broken, DeadlineExceeded, Denied, EndpointError, Unavailable, Url, parse_url
+from atomsieve.remote.transport import Broken, DeadlineExceeded, Denied, EndpointError, Unavailable
+from atomsieve.remote.url import Url
 from atomsieve.remote.wire import WIRE
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ ALIKE = (
     "limits",
     "atomsieve",
 )
-"""Of a description: what endpoints must agree in, as it decides what is answered, down to the last bits."""
+"""Fields of a description in which all endpoints must agree, because they decide the last bits of an answer."""
 SUSPECT, MOST_BROKEN = 2, 6
 """How often a server that was sound before fails in a request until it is sent alone, and until it is given up."""
 MOST_EASED = 3
@@ -43,14 +44,14 @@ STEADY = 16
 
 
 @dataclass(frozen=True)
-class Policy:
+class RetryPolicy:
     """How patient a client is; times in seconds.
 
     Attributes
     ----------
     deadline : for one answer; an endpoint that turns out to be sound, but busy, gets up to eight times as much.
-    patience : for all tries of a request, from its first failure, or the latest answer to any request, on.
-    probe : for the answer of an endpoint that is asked what it is; it doubles, up to the deadline.
+    patience : for all attempts of a request, from its first failure, or the latest answer to any request, on.
+    probe : for the description of an endpoint; it doubles, up to the deadline.
     shortest, longest : pauses before an endpoint that failed is asked again; they double, and vary by half.
     in_flight : requests on their way to one endpoint at once.
     """
@@ -72,35 +73,14 @@ class Policy:
             raise UsageError(f"in-flight must be at least 1, got {self.in_flight}")
 
 
-def parse_urls(text: str | Sequence[str]) -> list[Url]:
-    """Read endpoints: `grpc://h1:8001,h2:8001`, where a scheme holds for those that follow without one.
-
-    Raises
-    ------
-    UsageError
-        for what is no endpoint, none at all, or one that is named twice.
-    """
-    urls: list[Url] = []
-    scheme = "grpc"
-    for part in text.split(",") if isinstance(text, str) else text:
-        url = parse_url(part, scheme)
-        if url in urls:
-            raise UsageError(f"endpoint {url} is named twice")
-        urls.append(url)
-        scheme = url.scheme
-    if not urls:
-        raise UsageError("no endpoint given; give grpc://host:8001 (or grpcs, http, https)")
-    return urls
-
-
 @dataclass(eq=False)
 class Endpoint:
-    """What a client knows of one endpoint.
+    """State of one endpoint, as a client sees it.
 
-    url : where. room : requests that may be on their way at once. in_flight : those that are. up : it may be asked.
-    outages : how often it was taken out. failures : in a row. error : the latest. refused : why it is left out for
-    good. late : it was taken out since an answer did not come in time. eased : how often its deadline was doubled.
-    steady : answers in a row. suspect : the tries of a request that it gets alone.
+    url : its address. room : requests that may be in flight at once. in_flight : requests in flight. up : it may get
+    requests. outages : how often it was taken out. failures : in a row. error : the latest. refused : why it is out
+    for good. late : it was taken out because an answer missed its deadline. eased : how often its deadline was doubled.
+    steady : answers in a row. suspect : the request that it is reserved for, if any.
     """
 
     url: Url
@@ -114,13 +94,15 @@ class Endpoint:
     late: bool = False
     eased: int = 0
     steady: int = 0
-    suspect: Tries | None = None
+    suspect: Attempts | None = None
 
 
 @dataclass(eq=False)
-class Tries:
-    """The tries of one request. since : of its first failure, or of its waiting for an endpoint. broken : failures
-    of servers that were sound before.
+class Attempts:
+    """Attempts to get one request answered.
+
+    since : time of its first failure, or since when it waits for an endpoint. number : of attempts. broken : failures
+    of servers that worked before.
     """
 
     since: float | None = None
@@ -128,15 +110,15 @@ class Tries:
     broken: int = 0
 
 
-class Pool:
-    """The endpoints of a client. Callers see to it that one thread at a time is in here.
+class EndpointPool:
+    """The endpoints of a client. Not thread-safe: callers hold a lock.
 
     Attributes
     ----------
-    endpoints : in the order given. description : what they all said of themselves. policy : as given.
+    endpoints : in the order given. description : that all of them gave. policy : as given.
     """
 
-    def __init__(self, urls: Sequence[Url], policy: Policy, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, urls: Sequence[Url], policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> None:
         self.endpoints = [Endpoint(url, policy.in_flight) for url in urls]
         self.policy = policy
         self.description: Mapping[str, Any] = {}
@@ -147,7 +129,7 @@ class Pool:
     # -- at the start ----------------------------------------------------------------------------------------------
 
     def admit(self, found: Sequence[Mapping[str, Any] | EndpointError]) -> None:
-        """Take what each endpoint said when it was first asked: its description, or why there is none.
+        """Record the first answer of each endpoint: its description, or why there is none.
 
         Raises
         ------
@@ -170,7 +152,7 @@ class Pool:
                 endpoint.error, endpoint.outages = answer, 1
                 log.warning("left out for now: %s", answer)
                 continue
-            refused = different(endpoint.url, answer, self.description, answered[0].url)
+            refused = explain_mismatch(endpoint.url, answer, self.description, answered[0].url)
             if refused is not None:
                 raise UsageError(f"{refused}; name only endpoints that serve alike")
             self.description = self.description or answer
@@ -178,63 +160,63 @@ class Pool:
 
     # -- while requests run ----------------------------------------------------------------------------------------
 
-    def take(self, tries: Tries) -> Endpoint | None:
-        """Return the endpoint for a request, the one with the fewest on their way; None if it has to wait.
+    def take(self, attempts: Attempts) -> Endpoint | None:
+        """Return the endpoint for a request, the one with the fewest in flight; None if the request has to wait.
 
         Raises
         ------
         AtomSieveError
             if none will come back, or patience has run out.
         """
-        alone = tries.broken >= SUSPECT
-        mine = [e for e in self.endpoints if e.up and e.suspect in (None, tries)]
+        alone = attempts.broken >= SUSPECT
+        mine = [e for e in self.endpoints if e.up and e.suspect in (None, attempts)]
         able = [e for e in mine if e.in_flight < (1 if alone else e.room)]
         if not able:
-            if alone and mine and not any(e.suspect is tries for e in self.endpoints):
-                min(mine, key=lambda e: e.in_flight).suspect = tries  # which gets no others until this was there
+            if alone and mine and not any(e.suspect is attempts for e in self.endpoints):
+                min(mine, key=lambda e: e.in_flight).suspect = attempts  # which gets no others until this was there
             if not any(e.up for e in self.endpoints):
-                self._still_patient(tries)
+                self._still_patient(attempts)
             return None
         self._turn += 1
         n = len(self.endpoints)
         endpoint = min(able, key=lambda e: (e.in_flight, (self.endpoints.index(e) + self._turn) % n))
-        self.forget(tries)
-        endpoint.suspect = tries if alone else None
+        self.forget(attempts)
+        endpoint.suspect = attempts if alone else None
         endpoint.in_flight += 1
-        tries.number += 1
+        attempts.number += 1
         return endpoint
 
     def deadline(self, endpoint: Endpoint) -> float:
         """Return how long an endpoint may take for an answer; seconds."""
         return self.policy.deadline * 2.0**endpoint.eased
 
-    def answered(self, endpoint: Endpoint, tries: Tries | None = None) -> None:
+    def note_answer(self, endpoint: Endpoint, attempts: Attempts | None = None) -> None:
         """Note that a request was answered, or refused for what it is."""
-        self.left(endpoint, tries)
+        self.release(endpoint, attempts)
         self._heard = self._clock()
         endpoint.failures = 0
         endpoint.steady += 1
         if endpoint.steady % STEADY == 0:
             endpoint.room = min(endpoint.room + 1, self.policy.in_flight)
 
-    def left(self, endpoint: Endpoint, tries: Tries | None = None) -> None:
-        """Note that nobody waits for a request any longer."""
+    def release(self, endpoint: Endpoint, attempts: Attempts | None = None) -> None:
+        """Note that a request is no longer in flight."""
         endpoint.in_flight -= 1
-        self.forget(tries)
+        self.forget(attempts)
 
-    def forget(self, tries: Tries | None) -> None:
-        """Keep no endpoint free for a request."""
+    def forget(self, attempts: Attempts | None) -> None:
+        """Reserve no endpoint for a request any more."""
         for endpoint in self.endpoints:
-            if tries is not None and endpoint.suspect is tries:
+            if attempts is not None and endpoint.suspect is attempts:
                 endpoint.suspect = None
 
-    def failed(self, endpoint: Endpoint, outages: int, error: EndpointError, tries: Tries) -> bool:
-        """Note that a request failed; return whether its endpoint was taken out by this, and must be probed.
+    def note_failure(self, endpoint: Endpoint, outages: int, error: EndpointError, attempts: Attempts) -> bool:
+        """Note that a request failed; return whether this took its endpoint out, so that it must be probed.
 
         outages : of the endpoint when the request was sent; one outage fails many requests, and is one.
         """
-        self.left(endpoint, tries)
-        tries.broken += isinstance(error, Broken)
+        self.release(endpoint, attempts)
+        attempts.broken += isinstance(error, Broken)
         if not endpoint.up or endpoint.outages != outages:
             return False
         endpoint.up, endpoint.error, endpoint.late = False, error, isinstance(error, DeadlineExceeded)
@@ -244,7 +226,7 @@ class Pool:
         log.info("taken out: %s", error)
         return True
 
-    def check(self, tries: Tries, error: EndpointError) -> None:
+    def check(self, attempts: Attempts, error: EndpointError) -> None:
         """Return if a request that has just failed is to be tried again.
 
         Raises
@@ -252,37 +234,37 @@ class Pool:
         EndpointError
             if not.
         """
-        if tries.broken >= MOST_BROKEN:
-            raise Broken(f"{error}; it failed so {tries.broken} times, so this request is taken to be the cause")
-        self._still_patient(tries, error)
+        if attempts.broken >= MOST_BROKEN:
+            raise Broken(f"{error}; it failed so {attempts.broken} times, so this request is taken to be the cause")
+        self._still_patient(attempts, error)
 
-    def _still_patient(self, tries: Tries, error: EndpointError | None = None) -> None:
+    def _still_patient(self, attempts: Attempts, error: EndpointError | None = None) -> None:
         refused = [e.refused for e in self.endpoints if e.refused is not None]
         if len(refused) == len(self.endpoints):
             raise Unavailable(f"no endpoint is left: {'; '.join(refused)}")
         now = self._clock()
-        tries.since = now if tries.since is None else tries.since
-        if now - max(tries.since, self._heard) > self.policy.patience:
+        attempts.since = now if attempts.since is None else attempts.since
+        if now - max(attempts.since, self._heard) > self.policy.patience:
             latest = error or next(e.error for e in self.endpoints if e.error is not None)
             raise type(latest)(
-                f"{latest}; given up after a patience of {self.policy.patience:g} s and {_tries(tries.number)}; see to "
-                "the server, or raise the patience"
+                f"{latest}; given up after a patience of {self.policy.patience:g} s and "
+                f"{_format_tries(attempts.number)}; see to the server, or raise the patience"
             )
 
     # -- those that are out ----------------------------------------------------------------------------------------
 
-    def pause(self, endpoint: Endpoint) -> float:
+    def pause_seconds(self, endpoint: Endpoint) -> float:
         """Return how long to wait before an endpoint is asked (again) whether it is back; seconds."""
         usual = min(self.policy.longest, self.policy.shortest * 2.0 ** min(max(endpoint.failures - 1, 0), 30))
         return usual * (0.5 + random.random())  # noqa: S311 - so that clients do not come back all at once
 
-    def probe(self, endpoint: Endpoint) -> float:
+    def probe_seconds(self, endpoint: Endpoint) -> float:
         """Return how long an endpoint that is out may take to say that it is back; seconds."""
         usual = self.policy.probe
         return min(usual * 2.0 ** min(max(endpoint.failures - 1, 0), 30), max(usual, self.deadline(endpoint)))
 
-    def probed(self, endpoint: Endpoint, found: Mapping[str, Any] | EndpointError) -> bool:
-        """Note what an endpoint that was out said of itself; return whether that ends the asking."""
+    def note_probe(self, endpoint: Endpoint, found: Mapping[str, Any] | EndpointError) -> bool:
+        """Note the answer of an endpoint that was out to a probe; return whether probing ends."""
         if isinstance(found, Denied):
             endpoint.refused = str(found)
         elif isinstance(found, EndpointError):
@@ -290,7 +272,7 @@ class Pool:
             endpoint.failures += 1
             return False
         else:
-            endpoint.refused = different(endpoint.url, found, self.description, None)
+            endpoint.refused = explain_mismatch(endpoint.url, found, self.description, None)
         endpoint.up = endpoint.refused is None
         if endpoint.up and endpoint.late and endpoint.eased < MOST_EASED:  # sound, so it had too much to do
             endpoint.eased += 1
@@ -306,23 +288,24 @@ class Pool:
         return True
 
 
-def different(url: Url, found: Mapping[str, Any], known: Mapping[str, Any], other: Url | None) -> str | None:
-    """Return how a description differs from the one that is known, None if it does not.
+def explain_mismatch(url: Url, found: Mapping[str, Any], known: Mapping[str, Any], other: Url | None) -> str | None:
+    """Return why an endpoint must not be used with the others, None if it may.
 
-    other : whose the known one is; None for that of the same endpoint, or of its fellows, at the start.
+    found : its description. known : the description that it must match. other : the endpoint that gave `known`; None
+    if it is an earlier description of the same endpoints.
     """
     if found.get("wire") != WIRE:
         return f"{url} speaks version {found.get('wire')} of the protocol, this client speaks {WIRE}"
     if not known:
         return None
-    said = differences(found, known)
+    said = format_differences(found, known)
     if not said:
         return None
     return f"{url} {f'is not served as {other} is' if other else 'is served in another way than before'}: {said}"
 
 
-def differences(found: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """Return in what a description is not like another one that it must be like; empty if it is."""
+def format_differences(found: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """Return the fields of `ALIKE` in which two descriptions differ, with values; empty if there are none."""
     return "; ".join(
         f"{name} {_short(found.get(name))}, not {_short(known.get(name))}"
         for name in ALIKE
@@ -335,7 +318,7 @@ def _comparable(name: str, description: Mapping[str, Any]) -> Any:
     return str(value).partition(":")[0] if name == "device" else value  # which GPU it is does not matter
 
 
-def _tries(number: int) -> str:
+def _format_tries(number: int) -> str:
     return f"{number} {'try' if number == 1 else 'tries'}"
 
 
@@ -344,13 +327,13 @@ def _short(value: Any) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def description_of(values: Any, url: Url) -> Mapping[str, Any]:
-    """Return the description that an endpoint sent as bytes [B].
+def parse_description(values: Any, url: Url) -> Mapping[str, Any]:
+    """Parse the description that an endpoint sent as JSON bytes [B].
 
     Raises
     ------
     Broken
-        if it is none.
+        if it is no JSON object.
     """
     try:
         found = json.loads(bytes(values))

@@ -1,4 +1,4 @@
-"""RemotePredictor: an ensemble that servers hold, called as one that is here."""
+"""RemotePredictor: an ensemble on servers, with the interface of a local predictor."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
 from atomsieve.predict.interface import AnyPredictor, Capabilities
 from atomsieve.predict.prediction import Prediction
-from atomsieve.remote.endpoints import Policy, Pool, parse_urls
-from atomsieve.remote.requests import Arrays, Described, Job
-from atomsieve.remote.transport import Credentials
-from atomsieve.remote.workers import Crew, ask_all
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.endpoints import EndpointPool, RetryPolicy
+from atomsieve.remote.requests import Arrays, RemoteCall, ServedEnsemble
+from atomsieve.remote.url import parse_urls
+from atomsieve.remote.workers import WorkerThreads, request_descriptions
 from atomsieve.structures.batch import StructureBatch
 
 
-class RemotePredictor(Described):
-    """An ensemble that servers hold, with the interface of `atomsieve.predict.Predictor`; made by `connect`.
+class RemotePredictor(ServedEnsemble):
+    """An ensemble on servers, with the interface of `atomsieve.predict.Predictor`; made by `connect`.
 
     Threads may share it. Copies share its connections, a pickle connects again (it holds the token).
     """
 
-    def __init__(self, crew: Crew, head: str | None, *, alone: bool, given: dict[str, Any]) -> None:
-        super().__init__(crew.pool.description, head, alone=alone)
-        self._crew, self._given = crew, given
-        self.model = crew.model
-        self._close = weakref.finalize(self, crew.close)
+    def __init__(self, workers: WorkerThreads, head: str | None, *, alone: bool, given: dict[str, Any]) -> None:
+        super().__init__(workers.pool.description, head, alone=alone)
+        self._workers, self._given = workers, given
+        self.model = workers.model
+        self._close = weakref.finalize(self, workers.close)
 
     @staticmethod
     def connect(
@@ -51,11 +50,11 @@ class RemotePredictor(Described):
         endpoints : `grpc://h1:8001,h2:8001`, or a list; grpcs, http and https too.
         model : its name there. head : used when a call names none; None takes the server's default.
         credentials : token and TLS files.
-        deadline : seconds for one answer; a server that turns out to be sound, but busy, gets up to eight times as
-            much, and fewer requests at once.
-        patience : seconds for all tries of a request, from its first failure, or the latest answer to any request, on;
-            meanwhile it is sent again, elsewhere or when a server is back.
-        in_flight : requests on their way to one endpoint at once.
+        deadline : seconds for one answer; a server that works but is busy gets up to eight times as much, and fewer
+            requests at once.
+        patience : seconds for all attempts of a request, from its first failure or the latest answer to any request;
+            meanwhile it is sent again, to another server or when one is back.
+        in_flight : requests to one endpoint at once.
         alone : have every request computed apart from those of other clients, so that the same call gives the same
             bits whatever else the server does.
 
@@ -66,9 +65,9 @@ class RemotePredictor(Described):
         EndpointError
             if none answers, the model is unknown, or the token is wrong.
         """
-        policy = Policy(deadline=deadline, patience=patience, in_flight=in_flight)
-        pool = Pool(parse_urls(endpoints), policy)
-        pool.admit(ask_all([e.url for e in pool.endpoints], model, credentials, policy))
+        policy = RetryPolicy(deadline=deadline, patience=patience, in_flight=in_flight)
+        pool = EndpointPool(parse_urls(endpoints), policy)
+        pool.admit(request_descriptions([e.url for e in pool.endpoints], model, credentials, policy))
         given = {
             "endpoints": [str(e.url) for e in pool.endpoints],
             "model": model,
@@ -78,7 +77,7 @@ class RemotePredictor(Described):
             "in_flight": in_flight,
             "alone": alone,
         }
-        return RemotePredictor(Crew(pool, model, credentials), head, alone=alone, given=given)
+        return RemotePredictor(WorkerThreads(pool, model, credentials), head, alone=alone, given=given)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -105,17 +104,17 @@ class RemotePredictor(Described):
 
     @property
     def patience(self) -> float:
-        """How long a request goes on without any answer; seconds."""
+        """How long a request is retried without any answer; seconds."""
         return float(self._given["patience"])
 
     @property
     def missing(self) -> dict[str, str]:
         """The endpoints that are out, by URL, and why."""
-        return {str(e.url): e.refused or str(e.error) for e in self._crew.pool.endpoints if not e.up}
+        return {str(e.url): e.refused or str(e.error) for e in self._workers.pool.endpoints if not e.up}
 
     @property
     def in_flight(self) -> int:
-        """Requests that are on their way at once, to all endpoints together."""
+        """Requests in flight at once, to all endpoints together."""
         return int(self._given["in_flight"]) * len(self._given["endpoints"])
 
     def __call__(
@@ -128,7 +127,7 @@ class RemotePredictor(Described):
     ) -> Prediction:
         """Evaluate a batch for one head, as `atomsieve.predict.Predictor` does; `build` is not used.
 
-        A large batch is cut into several requests, which are on their way together. A structure beyond the limits of
+        A large batch is cut into several requests that are in flight together. A structure beyond the limits of
         the server gets the status TOO_LARGE.
 
         Raises
@@ -151,13 +150,15 @@ class RemotePredictor(Described):
         want: Collection[str] = ("energy", "forces", "spread"),
         head: str | None = None,
         max_structure_atoms: int | None = None,
-    ) -> Sent:
+    ) -> PendingPrediction:
         """Send a batch and return at once; parameters and errors as of a call."""
-        job = self._job(batch, want, head, max_structure_atoms)
-        return Sent(self, job, [self._crew.submit(_Tensors(job, piece), job) for piece in job.pieces])
+        call = self._plan_call(batch, want, head, max_structure_atoms)
+        # tensors are made when a request is sent, so that waiting requests take no memory
+        futures = [self._workers.submit(partial(call.arrays, piece), call) for piece in call.pieces]
+        return PendingPrediction(self, call, futures)
 
     def close(self) -> None:
-        """Give everything up at once: calls that are on their way raise `atomsieve.remote.workers.Closed`."""
+        """Close at once: calls in flight raise `atomsieve.remote.workers.Closed`."""
         self._close()
 
     def __enter__(self) -> RemotePredictor:
@@ -173,21 +174,11 @@ class RemotePredictor(Described):
         return reconnect, (self._given, self.head, self.ensemble_id)
 
 
-class _Tensors:
-    """Makes the tensors of a request when its turn comes, so that those waiting take no memory."""
+class PendingPrediction:
+    """The prediction of a submitted batch. It keeps its predictor connected."""
 
-    def __init__(self, job: Job, piece: NDArray[np.int64]) -> None:
-        self._job, self._piece = job, piece
-
-    def __call__(self) -> Arrays:
-        return self._job.arrays(self._piece)
-
-
-class Sent:
-    """A batch on its way. It keeps its predictor connected."""
-
-    def __init__(self, predictor: RemotePredictor, job: Job, futures: list[Future[Arrays]]) -> None:
-        self._predictor, self._job, self._futures = predictor, job, futures
+    def __init__(self, predictor: RemotePredictor, call: RemoteCall, futures: list[Future[Arrays]]) -> None:
+        self._predictor, self._call, self._futures = predictor, call, futures
 
     def result(self, seconds: float | None = None) -> Prediction:
         """Wait for the answer.
@@ -195,7 +186,7 @@ class Sent:
         Raises
         ------
         TimeoutError
-            if it is not there after so long; it may be asked for again. Errors of a call, too.
+            after `seconds` without the answer; `result` may be called again. Errors of a call, too.
         """
         finished, open_ = wait(self._futures, seconds, "FIRST_EXCEPTION")
         for future in self._futures:
@@ -203,16 +194,16 @@ class Sent:
                 future.result()  # raises the error of one that failed, without waiting for the others
         if open_:
             raise TimeoutError
-        return self._job.prediction([future.result() for future in self._futures])
+        return self._call.prediction([future.result() for future in self._futures])
 
     def cancel(self) -> None:
-        """Take back what was not sent yet."""
+        """Cancel the requests that were not sent yet."""
         for future in self._futures:
             future.cancel()
 
 
 def reconnect(given: dict[str, Any], head: str, identity: str) -> RemotePredictor:
-    """Connect as `given` to `RemotePredictor.connect` before, and only to the ensemble `identity`."""
+    """Repeat `RemotePredictor.connect` with the arguments `given`, and accept the ensemble `identity` alone."""
     predictor = RemotePredictor.connect(**given, head=head)
     if predictor.ensemble_id != identity:
         with suppress(Exception):

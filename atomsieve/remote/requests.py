@@ -1,4 +1,4 @@
-"""What a client knows of a served ensemble from its description, and how batches become requests and answers one."""
+"""A served ensemble as its description gives it; batches cut into requests, and answers joined to one prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict.interface import Capabilities
 from atomsieve.predict.prediction import PROPERTIES, Prediction
 from atomsieve.predict.status import Status
-from atomsieve.remote.wire import OUTPUTS, outputs_for, prediction_of, request_arrays
+from atomsieve.remote.wire import OUTPUTS, outputs_for, prediction_from_arrays, request_arrays
 from atomsieve.structures.batch import StructureBatch, check_batch, ragged_index
 
 Arrays = dict[str, NDArray[Any]]
@@ -26,8 +26,8 @@ LARGEST_MESSAGE = 2**30
 """Bytes of a request or an answer that gRPC surely carries; it ends at 2^31."""
 
 
-class Described:
-    """An ensemble that is served elsewhere, with the interface of `atomsieve.predict.Predictor`.
+class ServedEnsemble:
+    """An ensemble on a server, with the properties of `atomsieve.predict.Predictor`.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Described:
     head : used when a call names none. alone : every request is computed apart from those of others, so that its last
         bits do not depend on them.
     budget : atoms and estimated edges that the server computes at once.
-    server : what decides the last bits of an answer: version, threads, budget and limits of the server.
+    server : version, threads, budget and limits of the server, which decide the last bits of an answer.
     """
 
     def __init__(self, description: Mapping[str, Any], head: str | None, *, alone: bool) -> None:
@@ -74,7 +74,7 @@ class Described:
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return what this predictor is, as plain data."""
+        """Return the description of this predictor, as plain data."""
         left_out = ("elements", "references", "gives")
         return {name: value for name, value in self._description.items() if name not in left_out} | {"head": self.head}
 
@@ -95,8 +95,10 @@ class Described:
 
     # -- requests and answers --------------------------------------------------------------------------------------
 
-    def _job(self, batch: StructureBatch, want: Collection[str], head: str | None, largest: int | None) -> Job:
-        """Return a call cut into requests, after the same checks as of `atomsieve.predict.Predictor`.
+    def _plan_call(
+        self, batch: StructureBatch, want: Collection[str], head: str | None, largest: int | None
+    ) -> RemoteCall:
+        """Return a call cut into requests, after the checks that `atomsieve.predict.Predictor` makes.
 
         Requests follow from the batch and the description alone: consecutive structures, filled to the budget of one
         evaluation of the server and within its limits. largest : atoms of a structure that is not TOO_LARGE.
@@ -113,7 +115,7 @@ class Described:
         most = min(limits["structure_atoms"], limits["atoms"], counts.max(initial=0) if largest is None else largest)
         size = BYTES[0] + BYTES[1] * counts
         usual = edge_budget_estimate(batch, self.cutoff)
-        edges = np.maximum(usual, crowded_edges(batch, self.cutoff))  # which only the limits are compared with
+        edges = np.maximum(usual, crowded_edges(batch, self.cutoff))  # compared with the limits alone
         fits = np.flatnonzero((counts <= most) & (size <= limits["bytes"]) & (edges <= limits["structure_edges"]))
         asked = outputs_for(want, self.kind)
         given = self._description["gives"]
@@ -127,8 +129,8 @@ class Described:
             "bytes": (size, limits["bytes"]),
             "message": (volume, LARGEST_MESSAGE),
         }
-        pieces = _filled([(cost[fits], limit) for cost, limit in costs.values()])
-        return Job(
+        pieces = _fill_pieces([(cost[fits], limit) for cost, limit in costs.values()])
+        return RemoteCall(
             batch=batch,
             head=name,
             pieces=[fits[piece] for piece in pieces] or [fits],
@@ -141,12 +143,12 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Job:
+class RemoteCall:
     """A call, cut into requests.
 
-    batch : all structures. head : name. pieces : the structures of each request, in order; without any structure that
-    fits, one that is empty. outputs : names that are asked for; lacking : those that the server does not give.
-    parameters : of every request. members : K.
+    batch : all structures. head : name. pieces : the structures of each request, in order; a single empty piece
+    if no structure fits. outputs : names of requested outputs that the server gives; lacking : those that it does not
+    give. parameters : of every request. members : K.
     """
 
     batch: StructureBatch
@@ -186,9 +188,9 @@ class Job:
             found.pop("features", None)  # their width is known of a result alone
         for name in self.lacking:
             trailing = tuple(self.members if n == -1 else n for n in OUTPUTS[name].trailing)
-            if name != "features":  # whose width only the model knows
+            if name != "features":  # their width is known to the model alone
                 found[name] = _blank(name, batch, trailing)
-        return prediction_of(found, self.head, self.calibrated)
+        return prediction_from_arrays(found, self.head, self.calibrated)
 
     def _rows(self, name: str, piece: NDArray[np.int64]) -> NDArray[np.int64]:
         if OUTPUTS[name].axis == "structure":
@@ -203,8 +205,8 @@ def _blank(name: str, batch: StructureBatch, trailing: tuple[int, ...]) -> NDArr
     return np.full((first, *trailing), np.nan if tensor.dtype.kind == "f" else 0, tensor.dtype)
 
 
-def _filled(costs: Sequence[tuple[NDArray[Any], float]]) -> list[NDArray[np.int64]]:
-    """Cut consecutive items into pieces, each as long as all its costs stay within their limits; one item at least."""
+def _fill_pieces(costs: Sequence[tuple[NDArray[Any], float]]) -> list[NDArray[np.int64]]:
+    """Cut consecutive items into pieces, as long as every cost of a piece stays within its limit; one item at least."""
     n = len(costs[0][0])
     ends = [(np.cumsum(cost), limit) for cost, limit in costs]
     pieces, start = [], 0

@@ -1,4 +1,4 @@
-"""The test vector of an ensemble as a true inference: its structures are sent, what comes back is compared."""
+"""The test vector of an ensemble as an inference: its structures are sent, and the answers compared."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from atomsieve.structures.batch import StructureBatch
 
 TOLERANCE = {"fp64": (1e-8, 1e-7), "fp32": (2e-5, 1e-3), "bf16": (5e-2, 1.0)}
 """Allowed error of an energy per atom (eV) and of a force component (eV/Angstrom) per precision: wide enough for any
-sound computer, far below what a wrong tensor, head or ensemble gives."""
+sound computer, far below the error of a wrong tensor, head or ensemble."""
 
 Answer = Callable[[dict[str, Any], str, list[str]], Mapping[str, Any]]
 """Called with tensors [1,...], the name of a head and the names of outputs; returns arrays without the first axis."""
 
 
-def stored_vector(gfm: Path) -> dict[str, Any]:
-    """Return the test vector of an ensemble folder with what is needed to judge by it, as plain data."""
+def read_test_vector(gfm: Path) -> dict[str, Any]:
+    """Return the test vector of an ensemble folder and the measured errors of each precision, as plain data."""
     from atomsieve.gfm import read_manifest
 
     manifest = read_manifest(gfm)
@@ -32,7 +32,7 @@ def stored_vector(gfm: Path) -> dict[str, Any]:
     }
 
 
-def structures_of(stored: Mapping[str, Any], charged: bool) -> StructureBatch:
+def parse_structures(stored: Mapping[str, Any], charged: bool) -> StructureBatch:
     """Return the structures of the test vector of one head."""
     ptr = np.array(stored["ptr"], np.int64)
     many = len(ptr) - 1
@@ -48,19 +48,19 @@ def structures_of(stored: Mapping[str, Any], charged: bool) -> StructureBatch:
     )
 
 
-def rounded(error: float) -> float:
-    """Return an error relative to what is allowed with three digits: as logs and checks show it."""
+def round_error(error: float) -> float:
+    """Round an error, relative to the allowed one, to three digits, as logs and checks show it."""
     return float(f"{error:.3g}")
 
 
-def compare(
+def compare_test_vector(
     vector: Mapping[str, Any],
     answer: Answer,
     precision: str,
     gives: Sequence[str],
     heads: Sequence[str] | None = None,
 ) -> float:
-    """Ask for the test vector and compare; return the largest error relative to what is allowed.
+    """Request the test vector and compare; return the largest error relative to the allowed one.
 
     gives : outputs of the model; without forces, energies alone are compared. heads : names to test, None for all.
 
@@ -74,7 +74,7 @@ def compare(
     worst = 0.0
     for head in vector["heads"] if heads is None else heads:
         stored = vector["heads"][head]
-        batch = structures_of(stored, vector["charge_spin"])
+        batch = parse_structures(stored, vector["charge_spin"])
         found = answer(request_arrays(batch), head, names)
         if found["status"].any():
             raise AtomSieveError(f"head {head}: the test vector has status {found['status'].tolist()}, not all 0")
@@ -83,12 +83,12 @@ def compare(
         errors = {"energy_per_atom": (np.abs(found["energy"] - energy) / batch.counts, energy_limit, "eV")}
         if "forces" in names:
             errors["force"] = (np.abs(found["forces"] - np.array(stored["forces"])), force_limit, "eV/Angstrom")
-        for what, (error, floor, unit) in errors.items():
-            limit = max(floor, 3 * known.get(what, 0.0))
+        for quantity, (error, floor, unit) in errors.items():
+            limit = max(floor, 3 * known.get(quantity, 0.0))
             if not (error <= limit).all():  # False for NaN too
                 raise AtomSieveError(
-                    f"head {head}: {what.replace('_', ' ')} of the test vector is off by {np.max(error):.3g} {unit}, "
-                    f"allowed are {limit:.3g}"
+                    f"head {head}: {quantity.replace('_', ' ')} of the test vector is off by {np.max(error):.3g} "
+                    f"{unit}, allowed are {limit:.3g}"
                 )
             worst = max(worst, float(np.max(error)) / limit)
     return worst

@@ -1,11 +1,10 @@
-"""One endpoint, reached over gRPC or HTTP: arrays out, arrays in, and every way to fail as one of a few kinds."""
+"""Connection to one endpoint over gRPC or HTTP: arrays out, arrays in, and every failure as one of a few kinds."""
 
 from __future__ import annotations
 
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import AtomSieveError, UsageError, require
-from atomsieve.remote.diagnostics import advised, why_unreachable
+from atomsieve.errors import AtomSieveError, require
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.diagnostics import add_advice, explain_unreachable
+from atomsieve.remote.url import Url
 from atomsieve.remote.wire import INPUTS
 
-GRPC_PREFIX = "triton-grpc-protocol-"
-TOKEN_KEY, ADMIN_KEY = "atomsieve-token", "atomsieve-admin"
-"""Headers that carry a secret: as they are over HTTP, behind `GRPC_PREFIX` over gRPC."""
 PURPOSE = "asking a server"
-PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
-URL = re.compile(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?/?")
 
 RESTRICTED = re.compile(r"This (protocol|API) is restricted")
-"""What the server says where a secret is missing or wrong."""
+"""Error text of a server where a secret is missing or wrong."""
 
 
 class EndpointError(AtomSieveError):
@@ -33,7 +29,7 @@ class EndpointError(AtomSieveError):
 
 
 class Unavailable(EndpointError):  # noqa: N818 - what the protocol calls it
-    """Nobody answers there, or the server is full or starting: the same request may succeed later or elsewhere."""
+    """No server answers, or it is full or starting: the same request may succeed later or elsewhere."""
 
 
 class Broken(EndpointError):  # noqa: N818
@@ -49,89 +45,7 @@ class Denied(EndpointError):  # noqa: N818
 
 
 class Rejected(EndpointError):  # noqa: N818
-    """The request is wrong, and would be anywhere: the server says why."""
-
-
-@dataclass(frozen=True)
-class Url:
-    """Where an endpoint is. scheme : grpc, grpcs (TLS), http or https."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @property
-    def grpc(self) -> bool:
-        """Whether gRPC is spoken there, rather than HTTP."""
-        return self.scheme.startswith("grpc")
-
-    @property
-    def target(self) -> str:
-        """Host and port."""
-        return f"{self.host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.target}"
-
-
-def parse_url(text: str, scheme: str = "grpc") -> Url:
-    """Read `grpc://host:port`; without a scheme, `scheme` is meant, without a port the usual one.
-
-    Raises
-    ------
-    UsageError
-        for anything else.
-    """
-    match = URL.fullmatch(text.strip())
-    found = (match["scheme"] or scheme) if match else ""
-    port = int(match["port"] or PORTS.get(found, 0)) if match else 0
-    if match is None or found not in PORTS or not 0 < port < 65536 or match["host"].isdigit():  # "h1:8001,8002"
-        raise UsageError(f"{text!r} is no endpoint; give grpc://host:8001 (or grpcs, http, https)")
-    return Url(found, match["host"], port)
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """What a client shows and trusts. ca, cert, key : PEM files. token, admin : secrets."""
-
-    token: str | None = field(default=None, repr=False)
-    admin: str | None = field(default=None, repr=False)
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-
-    def headers(self, url: Url) -> dict[str, str]:
-        """Return the headers that carry the secrets."""
-        prefix = GRPC_PREFIX if url.grpc else ""
-        secrets = {TOKEN_KEY: self.token, ADMIN_KEY: self.admin}
-        return {prefix + key: secret for key, secret in secrets.items() if secret is not None}
-
-    def check_files(self) -> None:
-        """Read the PEM files once: what the clients say of a bad one does not name it.
-
-        Raises
-        ------
-        UsageError
-            if one cannot be read as what it should be.
-        """
-        context = ssl.create_default_context()
-        readers: list[tuple[str, Path | None, Callable[[Path], Any]]] = [
-            ("ca", self.ca, lambda path: context.load_verify_locations(path)),
-            ("key", self.key, lambda path: path.open().close()),
-            ("cert", self.cert, lambda path: context.load_cert_chain(path, self.key, password="")),
-        ]
-        for name, path, read in readers:
-            try:
-                if path is not None:
-                    read(Path(path))
-            except OSError as error:
-                if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-                    raise UsageError(
-                        f"{self.key} is not the key of the certificate {path}; give the one that belongs to it"
-                    ) from error
-                said = error.strerror or error
-                both = f"{path} with the key {self.key}" if name == "cert" and self.key else path
-                raise UsageError(f"{both} cannot be used as TLS {name} ({said}); give a readable PEM file") from error
+    """The request is wrong for any server; the message gives the reason."""
 
 
 class Transport:
@@ -139,8 +53,8 @@ class Transport:
 
     Parameters
     ----------
-    url, credentials : where, and what to show. connections : requests that may run at once over HTTP.
-    seconds : how long connecting over HTTP may take, at most; every request has its own deadline.
+    url, credentials : of the endpoint. connections : requests that may run at once over HTTP.
+    seconds : limit for connecting over HTTP; every request has its own deadline.
 
     Raises
     ------
@@ -205,7 +119,7 @@ class Transport:
         self._call(self._client.unload_model, model, seconds=seconds)
 
     def metadata(self, seconds: float = 10.0) -> dict[str, Any]:
-        """Return what the server says of itself."""
+        """Return name, version and extensions of the server."""
         more = {"as_json": True} if self.grpc else {}
         found: dict[str, Any] = self._call(self._client.get_server_metadata, seconds=seconds, **more)
         return found
@@ -217,11 +131,11 @@ class Transport:
         return sorted(m["name"] for m in (found.get("models", []) if self.grpc else found))
 
     def is_ready(self, model: str, seconds: float = 10.0) -> bool:
-        """Say whether the server calls a model ready, which it also does of one whose process has died."""
+        """Return whether the server reports a model as ready, which it also does if the model's process has died."""
         return bool(self._call(self._client.is_model_ready, model, seconds=seconds))
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         self._client.close()
 
     def __enter__(self) -> Transport:
@@ -237,21 +151,21 @@ class Transport:
             try:
                 return function(*args, headers=self._headers, client_timeout=seconds, **more)
             except (InferenceServerException, OSError) as error:
-                raise kind_of(self.url, error) from error
+                raise classify_error(self.url, error) from error
             except ValueError as error:
                 if "closed channel" not in str(error):
                     raise
                 raise Unavailable(f"{self.url}: the connection was closed") from error
         try:
             return _within(seconds, lambda: function(*args, headers=self._headers, **more))
-        except Exception as error:  # what is no HTTP or no answer raises whatever the parsers stumble on
-            raise kind_of(self.url, error) from error
+        except Exception as error:  # a malformed answer may raise anything in the parsers
+            raise classify_error(self.url, error) from error
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Return what `work` returns; it waits in sockets of gevent alone.
+    """Run `work`, which waits in gevent sockets alone, and return its result.
 
-    The timeouts of sockets hold for each piece that they receive, so a server that drips would be waited for for ever.
+    Socket timeouts apply to each received piece, so a server that sends slowly could block for ever without this limit.
 
     Raises
     ------
@@ -274,8 +188,8 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
 def grpc_options(url: Url, credentials: Credentials) -> dict[str, Any]:
     """Return the arguments of a gRPC client.
 
-    A connection of its own, and short pauses between attempts to connect: gRPC's own pauses grow to minutes, in which
-    a server that is back would still be called away.
+    Each client has its own connection, with short pauses between attempts to connect: gRPC's default pauses grow to
+    minutes, in which a server that is back would still count as gone.
     """
     c = credentials
     channel = {
@@ -302,7 +216,7 @@ def request_options(
     parameters: Mapping[str, Any] | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return what a client of `module` (of tritonclient) is told to send; arrays are tensors [1,...]."""
+    """Return the arguments of `infer` for a client of `module` (of tritonclient); arrays are tensors [1,...]."""
     inputs = []
     for name, values in arrays.items():
         tensor = module.InferInput(name, list(values.shape), INPUTS[name].datatype)
@@ -322,29 +236,29 @@ def answer_arrays(url: Url, found: Any, outputs: Sequence[str]) -> dict[str, NDA
     Raises
     ------
     Broken
-        if one is missing or makes no sense.
+        if one is missing or malformed.
     """
     try:
         arrays = {name: found.as_numpy(name) for name in outputs}
-    except Exception as error:  # of the library's parsers, which trust the answer
-        raise kind_of(url, error) from error
+    except Exception as error:  # of the library's parsers, which do not check the answer
+        raise classify_error(url, error) from error
     for name, values in arrays.items():
         if values is None or values.ndim == 0 or len(values) != 1:
             raise Broken(f"{url}: the answer lacks {name}")
     return {name: values[0] for name, values in arrays.items()}
 
 
-def kind_of(url: Url, error: BaseException) -> EndpointError:
-    """Return the error of a client as one of the kinds that tell whether trying again makes sense."""
+def classify_error(url: Url, error: BaseException) -> EndpointError:
+    """Return a client error as one of the kinds that decide whether a retry makes sense."""
     status = getattr(error, "status", lambda: None)()
-    if status is None:  # the server said nothing, or nothing that makes sense
+    if status is None:  # there is no answer of the server, or a malformed one
         why = _first_line(str(error)) or type(error).__name__
         if isinstance(error, TimeoutError):
             return DeadlineExceeded(f"{url}: no answer in time")
         if isinstance(error, HTTPException):
             return Unavailable(f"{url}: the connection was cut, or what answers there speaks no HTTP ({why})")
         if isinstance(error, OSError):
-            why = why_unreachable(url.scheme, why) if isinstance(error, ssl.SSLError) else why
+            why = explain_unreachable(url.scheme, why) if isinstance(error, ssl.SSLError) else why
             return Unavailable(f"{url}: cannot be reached ({why})")
         return Broken(f"{url}: its answer cannot be read ({type(error).__name__}: {why})")
     code = str(status).removeprefix("StatusCode.")
@@ -354,12 +268,12 @@ def kind_of(url: Url, error: BaseException) -> EndpointError:
     if NOT_THERE_NOW in text:
         return Unavailable(f"{url}: {text}")
     if text.startswith("failed to connect"):
-        text = f"cannot be reached ({why_unreachable(url.scheme, text)})"
-    return KINDS.get(code, Broken)(f"{url}: {advised(text) or code}")
+        text = f"cannot be reached ({explain_unreachable(url.scheme, text)})"
+    return KINDS.get(code, Broken)(f"{url}: {add_advice(text) or code}")
 
 
 NOT_THERE_NOW = "has no available versions"
-"""What a server says of a model that it knows while the model is loaded anew, or the server ends."""
+"""Error text for a known model while it is being reloaded, or the server ends."""
 
 KINDS: dict[str, type[EndpointError]] = {
     "UNAVAILABLE": Unavailable,
@@ -393,5 +307,5 @@ def _name(path: Path | None) -> str | None:
 
 
 def _first_line(text: str) -> str:
-    """Return a message without what the server puts around it."""
+    """Return the first line of a message without the server's request id."""
     return re.sub(r"^\[request id: [^\]]*\] ", "", text.strip().splitlines()[0] if text.strip() else "")[:500]

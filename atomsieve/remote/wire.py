@@ -1,4 +1,4 @@
-"""The tensors of a request and of its answer, stated once: the server, its configuration and clients derive from it.
+"""The table of tensors in a request and its answer; the server, its configuration and the clients derive from it.
 
 A request is one packed set of structures. Every tensor has a first axis of length 1 in front of the shape given here,
 so that the server may gather requests of different sizes.
@@ -72,7 +72,7 @@ class Tensor:
 
 
 INTEGERS = np.dtype("int32")
-"""Of whole numbers from clients. A server cuts integers in JSON to the dtype in silence: in a byte, 300 would be 44."""
+"""Dtype of integers from clients. A server truncates JSON integers to the dtype silently: in a byte, 300 becomes 44."""
 
 
 def _of_field(name: str, dtype: np.dtype | None = None, *, optional: bool = False) -> Tensor:
@@ -154,7 +154,7 @@ OUTPUTS: dict[str, Tensor] = {
             "force_spread",
         ),
         _out("stress", "structure", (3, 3), "float64", "eV/Angstrom^3", "ASE sign", "stress"),
-        _out("energy_members", "structure", (-1,), "float64", "eV", "what each member says", "members"),
+        _out("energy_members", "structure", (-1,), "float64", "eV", "of each member", "members"),
         _out("forces_members", "atom", (-1, 3), "float64", "eV/Angstrom", "of each member", "forces", "members"),
         _out("atom_energies", "atom", (), "float64", "eV", "the atoms' shares in the energy", "energies"),
         _out("features", "atom", (-1,), "float32", "", "what the first member's encoder gives each atom", "features"),
@@ -162,16 +162,16 @@ OUTPUTS: dict[str, Tensor] = {
         _out("test_vector", "bytes", (), "uint8", "", "JSON: structures and what the ensemble says of them in FP64"),
     )
 }
-"""Tensors of an answer; what was not asked for is not computed."""
+"""Tensors of an answer; outputs that were not requested are not computed."""
 
 ABOUT = ("description", "test_vector")
-"""Outputs that speak of the model, not of structures."""
+"""Outputs about the model, not about structures."""
 MEMBERS_FIRST = ("energy_members", "forces_members")
 """Arrays of a prediction whose first axis is members; on the wire it is the second."""
 
 
-def given(outputs: Collection[str], kind: str) -> list[str]:
-    """Return the names of the outputs that a predictor gives, in the order of the table.
+def available_outputs(outputs: Collection[str], kind: str) -> list[str]:
+    """Return the names of the outputs that a predictor can give, in the order of the table.
 
     outputs, kind : of the predictor.
     """
@@ -182,13 +182,13 @@ def given(outputs: Collection[str], kind: str) -> list[str]:
     return [n for n, t in OUTPUTS.items() if not t.want & lacking and (apart or n != "forces_members")]
 
 
-def wanted(names: Iterable[str]) -> frozenset[str]:
+def required_properties(names: Iterable[str]) -> frozenset[str]:
     """Return the properties of a prediction that the outputs `names` need."""
     return frozenset({"energy"}.union(*(OUTPUTS[name].want for name in names)))
 
 
 def outputs_for(want: Collection[str], kind: str) -> list[str]:
-    """Return the outputs that hold what a predictor of this kind returns for `want`, in the order of the table."""
+    """Return the outputs that a predictor of this kind needs to answer `want`, in the order of the table."""
     asked = set(want) | {"energy"}
     if "spread" in asked and kind == "deep":
         asked.add("force_spread")
@@ -217,8 +217,8 @@ def prediction_arrays(prediction: Prediction) -> dict[str, NDArray[Any]]:
     return found
 
 
-def prediction_of(arrays: Mapping[str, NDArray[Any]], head: str, calibrated: frozenset[str]) -> Prediction:
-    """Return the prediction that arrays of the wire, without the leading axis, stand for."""
+def prediction_from_arrays(arrays: Mapping[str, NDArray[Any]], head: str, calibrated: frozenset[str]) -> Prediction:
+    """Return the prediction in arrays of the wire, given without the leading axis."""
     known = {f.name for f in fields(Prediction)} - {"head"}
     found = {name: values for name, values in arrays.items() if name in known}
     for name in MEMBERS_FIRST:

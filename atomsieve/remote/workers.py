@@ -1,4 +1,4 @@
-"""Threads that carry requests to endpoints, and ask those that are out whether they are back."""
+"""Threads that send requests to endpoints, and probe endpoints that are out until they are back."""
 
 from __future__ import annotations
 
@@ -12,50 +12,54 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.remote.endpoints import TEMPORARY, Endpoint, Policy, Pool, Tries, description_of
-from atomsieve.remote.requests import Arrays, Job
-from atomsieve.remote.transport import Broken, Credentials, DeadlineExceeded, EndpointError, Transport, Url
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.endpoints import TEMPORARY, Attempts, Endpoint, EndpointPool, RetryPolicy, parse_description
+from atomsieve.remote.requests import Arrays, RemoteCall
+from atomsieve.remote.transport import Broken, DeadlineExceeded, EndpointError, Transport
+from atomsieve.remote.url import Url
 from atomsieve.remote.wire import INPUTS
 
-EMPTY: Arrays = {
+EMPTY_REQUEST: Arrays = {
     name: np.zeros((1, 0, *tensor.trailing), tensor.dtype) for name, tensor in INPUTS.items() if not tensor.optional
 }
 """A request without structures."""
-Found = Mapping[str, Any] | EndpointError
-"""What an endpoint says of itself, or why it says nothing."""
+DescriptionOrError = Mapping[str, Any] | EndpointError
+"""Description of an endpoint, or why there is none."""
 
 
 class Closed(AtomSieveError):  # noqa: N818 - a request, not an error
-    """The connection was given up while a request was on its way."""
+    """The predictor was closed while a request was in flight."""
 
     def __init__(self, message: str = "the predictor was closed while a request was on its way; connect again") -> None:
         super().__init__(message)
 
 
-def ask(url: Url, model: str, credentials: Credentials | None, seconds: float) -> Found:
-    """Return the description that an endpoint gives of a model, by a true inference over a connection of its own."""
+def request_description(url: Url, model: str, credentials: Credentials | None, seconds: float) -> DescriptionOrError:
+    """Return the description of a model at an endpoint, by an inference over a new connection."""
     try:
         with Transport(url, credentials, connections=1) as transport:
-            found = transport.infer(model, EMPTY, ["description"], seconds=seconds)
-        return description_of(found["description"], url)
+            found = transport.infer(model, EMPTY_REQUEST, ["description"], seconds=seconds)
+        return parse_description(found["description"], url)
     except EndpointError as error:
         return error
 
 
-def ask_all(urls: Sequence[Url], model: str, credentials: Credentials | None, policy: Policy) -> list[Found]:
-    """Ask all endpoints at once what they are; without any answer so far, those that are late get the whole deadline.
+def request_descriptions(
+    urls: Sequence[Url], model: str, credentials: Credentials | None, policy: RetryPolicy
+) -> list[DescriptionOrError]:
+    """Request the descriptions of all endpoints at once; if none answers in time, late ones get the whole deadline.
 
     Raises
     ------
     AtomSieveError
-        for what is wrong here, not there, such as files for TLS.
+        for faults of this client, such as unreadable TLS files.
     """
-    asked: dict[Future[Found], Url] = {Future(): url for url in urls}
+    asked: dict[Future[DescriptionOrError], Url] = {Future(): url for url in urls}
 
-    def one(future: Future[Found], url: Url) -> None:
+    def one(future: Future[DescriptionOrError], url: Url) -> None:
         try:
-            future.set_result(ask(url, model, credentials, policy.deadline))
-        except BaseException as error:  # told to whoever waits
+            future.set_result(request_description(url, model, credentials, policy.deadline))
+        except BaseException as error:  # raised where the result is awaited
             future.set_exception(error)
 
     for future, url in asked.items():
@@ -67,17 +71,17 @@ def ask_all(urls: Sequence[Url], model: str, credentials: Credentials | None, po
     return [f.result() if f in done else DeadlineExceeded(f"{url}: no answer yet") for f, url in asked.items()]
 
 
-class Crew:
-    """Threads that carry requests to endpoints.
+class WorkerThreads:
+    """Threads that send requests to endpoints.
 
-    They are daemons: a program that ends does not wait for answers. Over HTTP each has connections of its own, since
-    that client must not be shared; over gRPC all share one per endpoint.
+    They are daemons: a program that ends does not wait for answers. Over HTTP each thread has its own connections,
+    since that client is not thread-safe; over gRPC all threads share one connection per endpoint.
     """
 
-    def __init__(self, pool: Pool, model: str, credentials: Credentials | None) -> None:
+    def __init__(self, pool: EndpointPool, model: str, credentials: Credentials | None) -> None:
         self.pool, self.model, self.credentials = pool, model, credentials
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[Future[Arrays], Callable[[], Arrays], Job]] = deque()
+        self._waiting: deque[tuple[Future[Arrays], Callable[[], Arrays], RemoteCall]] = deque()
         self._running: set[Future[Arrays]] = set()
         self._shared: dict[Url, Transport] = {}
         self._closed = threading.Event()
@@ -87,8 +91,8 @@ class Crew:
             if not endpoint.up:
                 self._start(self._recover, endpoint)
 
-    def submit(self, arrays: Callable[[], Arrays], job: Job) -> Future[Arrays]:
-        """Queue a request; `arrays` makes its tensors when its turn comes."""
+    def submit(self, arrays: Callable[[], Arrays], call: RemoteCall) -> Future[Arrays]:
+        """Queue a request; `arrays` makes its tensors when it is sent."""
         if os.getpid() != self.process:
             raise UsageError(
                 "this predictor was connected by another process, and connections do not outlive a fork; connect in "
@@ -98,7 +102,7 @@ class Crew:
         with self._changed:
             if self._closed.is_set():
                 raise Closed("this predictor is closed; connect again")
-            self._waiting.append((future, arrays, job))
+            self._waiting.append((future, arrays, call))
             if self._threads < len(self.pool.endpoints) * self.pool.policy.in_flight:
                 self._threads += 1
                 self._start(self._work)
@@ -106,9 +110,9 @@ class Crew:
         return future
 
     def close(self) -> None:
-        """Give everything up at once: whoever waits gets `Closed`, also for what is on its way.
+        """Close at once: every waiting or sent request fails with `Closed`.
 
-        A thread that waits for an answer over HTTP ends with it, or at its deadline; nobody waits for that thread.
+        A thread that waits for an answer over HTTP ends with the answer or at its deadline; it is not joined.
         """
         if os.getpid() != self.process:
             return  # a fork has the connections and locks of its parent, which uses them still
@@ -129,7 +133,7 @@ class Crew:
         threading.Thread(target=work, args=args, daemon=True, name=f"atomsieve-{self.model}").start()
 
     def _work(self) -> None:
-        """Carry one request after another."""
+        """Send one request after another."""
         own: dict[Url, Transport] = {}
         try:
             while True:
@@ -137,24 +141,24 @@ class Crew:
                     self._changed.wait_for(lambda: self._closed.is_set() or self._waiting)
                     if self._closed.is_set():
                         return
-                    future, arrays, job = self._waiting.popleft()
+                    future, arrays, call = self._waiting.popleft()
                     if not future.set_running_or_notify_cancel():
                         continue
                     self._running.add(future)
                 answer: Arrays | BaseException
                 try:
-                    answer = self._carry(arrays(), job, own)
-                except BaseException as error:  # whatever it is, it belongs to whoever waits
+                    answer = self._carry(arrays(), call, own)
+                except BaseException as error:  # raised where the result is awaited
                     answer = error
-                self._tell(future, answer)
-                del future, arrays, job, answer
+                self._resolve(future, answer)
+                del future, arrays, call, answer
         finally:
             for transport in own.values():
                 transport.close()
 
-    def _tell(self, future: Future[Arrays], answer: Arrays | BaseException) -> None:
+    def _resolve(self, future: Future[Arrays], answer: Arrays | BaseException) -> None:
         with self._changed:
-            if future not in self._running:  # `close` has told it already
+            if future not in self._running:  # `close` has resolved it already
                 return
             self._running.discard(future)
         if isinstance(answer, BaseException):
@@ -162,44 +166,44 @@ class Crew:
         else:
             future.set_result(answer)
 
-    def _carry(self, arrays: Arrays, job: Job, own: dict[Url, Transport]) -> Arrays:
+    def _carry(self, arrays: Arrays, call: RemoteCall, own: dict[Url, Transport]) -> Arrays:
         """Send one request until it is answered."""
-        tries = Tries()
+        attempts = Attempts()
         while True:
-            endpoint, outages, seconds = self._take(tries)
+            endpoint, outages, seconds = self._take(attempts)
             try:
                 transport = self._transport(endpoint.url, own)
-                answer = transport.infer(self.model, arrays, job.outputs, job.parameters, seconds=seconds)
+                answer = transport.infer(self.model, arrays, call.outputs, call.parameters, seconds=seconds)
             except TEMPORARY as error:
                 self._drop(transport, error, own)
                 self._check_open()
                 with self._changed:
-                    if self.pool.failed(endpoint, outages, error, tries):
+                    if self.pool.note_failure(endpoint, outages, error, attempts):
                         self._start(self._recover, endpoint)
                     self._changed.notify_all()
-                    self.pool.check(tries, error)
+                    self.pool.check(attempts, error)
             except BaseException as error:
-                note = self.pool.answered if isinstance(error, EndpointError) else self.pool.left
-                self._settle(note, endpoint, tries)
+                note = self.pool.note_answer if isinstance(error, EndpointError) else self.pool.release
+                self._note_outcome(note, endpoint, attempts)
                 raise
             else:
-                self._settle(self.pool.answered, endpoint, tries)
+                self._note_outcome(self.pool.note_answer, endpoint, attempts)
                 return answer
 
-    def _settle(self, note: Callable[[Endpoint, Tries], None], endpoint: Endpoint, tries: Tries) -> None:
+    def _note_outcome(self, note: Callable[[Endpoint, Attempts], None], endpoint: Endpoint, attempts: Attempts) -> None:
         with self._changed:
-            note(endpoint, tries)
+            note(endpoint, attempts)
             self._changed.notify_all()
 
-    def _take(self, tries: Tries) -> tuple[Endpoint, int, float]:
-        """Wait for an endpoint that can take a request; return its outages so far and its deadline, too."""
+    def _take(self, attempts: Attempts) -> tuple[Endpoint, int, float]:
+        """Wait for an endpoint that can take a request; return it, its outages so far and its deadline in seconds."""
         with self._changed:
             while True:
                 self._check_open()
                 try:
-                    endpoint = self.pool.take(tries)
+                    endpoint = self.pool.take(attempts)
                 except BaseException:
-                    self.pool.forget(tries)
+                    self.pool.forget(attempts)
                     raise
                 if endpoint is not None:
                     return endpoint, endpoint.outages, self.pool.deadline(endpoint)
@@ -221,9 +225,9 @@ class Crew:
             return self._shared[url]
 
     def _drop(self, transport: Transport, error: EndpointError, own: dict[Url, Transport]) -> None:
-        """Use a connection that failed no more: it may be dead without knowing, or be sent an answer that is late.
+        """Stop using a connection that failed: it may be dead, or a late answer may arrive over it.
 
-        One that is shared is not closed, since others may wait for answers over it; it ends with the last of them.
+        A shared connection is not closed, since other threads may wait for answers over it; the last one closes it.
         """
         if own.get(transport.url) is transport:
             own.pop(transport.url).close()
@@ -232,14 +236,16 @@ class Crew:
                 del self._shared[transport.url]
 
     def _recover(self, endpoint: Endpoint) -> None:
-        """Ask an endpoint that is out until it is back, and as it was."""
-        while not self._closed.wait(self.pool.pause(endpoint)):
+        """Probe an endpoint that is out until it is back with the same description, or refused for good."""
+        while not self._closed.wait(self.pool.pause_seconds(endpoint)):
             try:
-                found = ask(endpoint.url, self.model, self.credentials, self.pool.probe(endpoint))
-            except Exception as error:  # without this thread the endpoint would never be asked again
+                found = request_description(
+                    endpoint.url, self.model, self.credentials, self.pool.probe_seconds(endpoint)
+                )
+            except Exception as error:  # without this thread the endpoint would never be probed again
                 found = Broken(f"{endpoint.url}: cannot be asked ({type(error).__name__}: {error})")
             with self._changed:
-                done = self.pool.probed(endpoint, found)
+                done = self.pool.note_probe(endpoint, found)
                 self._changed.notify_all()
             if done:
                 return

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import AtomSieveError, UsageError, unknown
-from atomsieve.remote.endpoints import description_of, different
-from atomsieve.remote.test_vector import compare, rounded
-from atomsieve.remote.transport import Credentials, EndpointError, Transport, Url, parse_url
-from atomsieve.remote.workers import EMPTY
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.endpoints import explain_mismatch, parse_description
+from atomsieve.remote.test_vector import compare_test_vector, round_error
+from atomsieve.remote.transport import EndpointError, Transport
+from atomsieve.remote.url import Url, parse_url
+from atomsieve.remote.workers import EMPTY_REQUEST
 
 
 def check_endpoint(
@@ -43,9 +45,9 @@ def check_endpoint(
     where = parse_url(url)
     with Transport(where, credentials, connections=1, seconds=seconds) as transport:
         ask = transport.infer
-        found = ask(model, EMPTY, ["description", "test_vector"], seconds=seconds)
-        description = description_of(found["description"], where)
-        if (refused := different(where, description, {}, None)) is not None:
+        found = ask(model, EMPTY_REQUEST, ["description", "test_vector"], seconds=seconds)
+        description = parse_description(found["description"], where)
+        if (refused := explain_mismatch(where, description, {}, None)) is not None:
             raise AtomSieveError(refused)
         if ensemble is None:
             vector = _vector(found["test_vector"], where)
@@ -66,7 +68,7 @@ def check_endpoint(
             return answered
 
         try:
-            worst = compare(vector, answer, description["precision"], description["gives"], heads)
+            worst = compare_test_vector(vector, answer, description["precision"], description["gives"], heads)
         except EndpointError:
             raise
         except AtomSieveError as error:
@@ -79,7 +81,7 @@ def check_endpoint(
         "model": model,
         **{name: description.get(name) for name in facts},
         "heads": list(heads or vector["heads"]),
-        "error_of_allowed": rounded(worst),
+        "error_of_allowed": round_error(worst),
         "milliseconds": round(1000 * sum(spent) / len(spent), 3),
     }
 
@@ -107,9 +109,9 @@ def _server(transport: Transport) -> str:
 def _local_vector(folder: Path, description: Mapping[str, Any], target: str) -> dict[str, Any]:
     """Return the test vector of an ensemble folder, which must be what is served."""
     from atomsieve.gfm import ensemble_id
-    from atomsieve.remote.test_vector import stored_vector
+    from atomsieve.remote.test_vector import read_test_vector
 
     own, served = ensemble_id(folder), description["ensemble_id"]
     if own != served:
         raise AtomSieveError(f"{target} serves ensemble {served[:12]}, {folder} is {own[:12]}; name the folder served")
-    return stored_vector(folder)
+    return read_test_vector(folder)

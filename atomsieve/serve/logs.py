@@ -124,7 +124,7 @@ class Log:
         return line
 
 
-def model_of(line: str) -> str | None:
+def parse_model_name(line: str) -> str | None:
     """Return the name of the model that wrote a line of JSON; None if it is none, or does not say."""
     if not line.startswith("{"):
         return None

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from atomsieve.native import kernels
-from atomsieve.remote.transport import Credentials, Transport, parse_url
-from atomsieve.serve.server.process import free_ports
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.transport import Transport
+from atomsieve.remote.url import parse_url
+from atomsieve.serve.server.process import find_free_ports
 from tests.helpers import tiny_gfm
 from tests.serve.triton import installation
 
@@ -87,7 +89,7 @@ def deployed(plain, tmp_path_factory):
     run([plain / "bin/atomsieve", "serve", "repository", folder / "gfm", "--out", repository, "--threads", "1"])
     token_file.write_text(TOKEN)
     token_file.chmod(0o600)
-    grpc, http, metrics = free_ports(3)
+    grpc, http, metrics = find_free_ports(3)
     log = folder / "log"
     env = os.environ | variables(plain, token_file) | {"ATOMSIEVE_REPOSITORY": str(repository)}
     line = [CONTAINERS / "steps/serve.sh", "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics]

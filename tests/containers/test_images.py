@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from atomsieve.serve.server.process import NVIDIA_IMAGE, WHEEL
+from atomsieve.serve.installation import NVIDIA_IMAGE, WHEEL
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "containers"

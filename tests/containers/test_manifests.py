@@ -11,7 +11,8 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from atomsieve.remote.transport import PORTS, EndpointError
+from atomsieve.remote.transport import EndpointError
+from atomsieve.remote.url import PORTS
 from atomsieve.remote.wire import request_arrays
 from tests.containers.test_images import FOLDER, ROOT, instructions, tool
 from tests.helpers import copper_oxides

@@ -10,11 +10,11 @@ from atomsieve.calculators import GFMCalculator
 from atomsieve.errors import UsageError
 from atomsieve.gfm import record_files
 from atomsieve.predict import Predictor
-from atomsieve.remote.requests import Described
+from atomsieve.remote.requests import ServedEnsemble
 from atomsieve.remote.wire import request_arrays
 from atomsieve.screen.options import MIXED, ScreenOptions
 from atomsieve.screen.run import run_screen
-from atomsieve.serve.model.engine import Engine, about
+from atomsieve.serve.model.engine import Engine, describe_model
 from atomsieve.serve.model.settings import Settings
 from atomsieve.structures import write_structures
 from atomsieve.uncertainty.head_mixture import MIXTURE, Mixture, mixture_bytes
@@ -84,8 +84,8 @@ def test_a_server_of_it(folder, batch, exact):
     found = engine.answer_one(request_arrays(batch), "auto", ["energy", "forces", "status"])
     np.testing.assert_allclose(found["energy"].ravel(), exact.energy, rtol=1e-12)
     np.testing.assert_allclose(found["forces"].reshape(-1, 3), exact.forces, atol=1e-10)
-    told = json.loads(json.dumps(about(predictor, settings, ["energy"]), allow_nan=False))
-    client = Described(told, "auto", alone=False)
+    told = json.loads(json.dumps(describe_model(predictor, settings, ["energy"]), allow_nan=False))
+    client = ServedEnsemble(told, "auto", alone=False)
     assert client.heads == [*HEADS, "auto"]
     assert not client.calibrated("auto")
     assert np.isnan(client.references("auto")).all()

@@ -6,7 +6,7 @@ import pytest
 
 from atomsieve.predict import Predictor
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served
+from atomsieve.serve.repository.layout import RepositoryModel
 from tests.helpers import tiny_gfm
 from tests.serve.exported import KINDS, add_export
 from tests.serve.repositories import write_model
@@ -33,7 +33,7 @@ def exported(tmp_path_factory):
 def repository(served_gfm, tmp_path_factory):
     """A model repository that serves it as `gfm`, in fp64 on one thread."""
     target = tmp_path_factory.mktemp("repository")
-    write_model(target, Served("gfm", served_gfm, Settings(precision="fp64", threads=1)))
+    write_model(target, RepositoryModel("gfm", served_gfm, Settings(precision="fp64", threads=1)))
     return target
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from atomsieve.remote.transport import Credentials, Transport, parse_url
-from atomsieve.serve.server import reaper as keeper
-from atomsieve.serve.server.process import free_ports
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.transport import Transport
+from atomsieve.remote.url import parse_url
+from atomsieve.serve.server import reaper
+from atomsieve.serve.server.process import find_free_ports
 from tests.serve.triton import installation
 
 
@@ -24,7 +26,7 @@ class Supervised:
         self, folder: Path, *options: str, scheme: str = "grpc", credentials: Credentials | None = None
     ) -> None:
         installation()
-        self.grpc, self.http, self.metrics = free_ports(3)
+        self.grpc, self.http, self.metrics = find_free_ports(3)
         self.url, self.credentials = f"{scheme}://127.0.0.1:{self.grpc}", credentials or Credentials()
         folder.mkdir(exist_ok=True)
         self.log_file, self.output = folder / "log.json", folder / "out.txt"
@@ -71,7 +73,7 @@ class Supervised:
         return int(self.records("starting")[-1]["pid"])
 
     def stubs(self) -> list[int]:
-        return [pid for pid in keeper.members(self.server()) if pid != self.server()]
+        return [pid for pid in reaper.list_processes(self.server()) if pid != self.server()]
 
     def transport(self) -> Transport:
         return Transport(parse_url(self.url), self.credentials)
@@ -81,8 +83,8 @@ class Supervised:
         if self.process.poll() is not None:
             return
         servers = [int(record["pid"]) for record in self.records("starting")][-1:]
-        self.process.kill()  # the keeper ends the rest
+        self.process.kill()  # the reaper ends the rest
         self.process.wait()
         deadline = time.monotonic() + 60
-        while any(map(keeper.members, servers)) and time.monotonic() < deadline:
+        while any(map(reaper.list_processes, servers)) and time.monotonic() < deadline:
             time.sleep(0.05)

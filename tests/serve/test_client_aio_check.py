@@ -10,10 +10,11 @@ import pytest
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.remote.async_predictor import AsyncRemotePredictor
-from atomsieve.remote.transport import DeadlineExceeded, Rejected, Unavailable, parse_url
+from atomsieve.remote.transport import DeadlineExceeded, Rejected, Unavailable
+from atomsieve.remote.url import parse_url
 from atomsieve.serve import check
 from atomsieve.serve.check import check_endpoint
-from atomsieve.serve.server.process import free_ports
+from atomsieve.serve.server.process import find_free_ports
 from tests.helpers import copper_oxides, tiny_gfm
 
 ALL = {"energy", "forces", "stress", "spread", "members", "energies", "features"}
@@ -40,7 +41,7 @@ def test_asyncio_fails_as_the_other_client_does(server):
         with pytest.raises(Rejected, match="gfmm"):
             await AsyncRemotePredictor.connect(server.grpc, model="gfmm")
         with pytest.raises(Unavailable, match="no endpoint answers"):
-            await AsyncRemotePredictor.connect(f"grpc://127.0.0.1:{free_ports(1)[0]}", deadline=2)
+            await AsyncRemotePredictor.connect(f"grpc://127.0.0.1:{find_free_ports(1)[0]}", deadline=2)
         late = await AsyncRemotePredictor.connect(server.grpc, patience=0.3)
         late._pool.policy = type(late._pool.policy)(deadline=1e-4, patience=0.3)
         with pytest.raises(DeadlineExceeded, match="patience"):
@@ -77,7 +78,7 @@ def test_a_sound_endpoint_passes(server, served_gfm, local, http):
 
 
 def test_a_wrong_answer_does_not_pass(server, monkeypatch):
-    true = check.compare
+    true = check.compare_test_vector
 
     def shifted(vector, answer, precision, gives, heads):
         def wrong(arrays, head, names):
@@ -86,7 +87,7 @@ def test_a_wrong_answer_does_not_pass(server, monkeypatch):
 
         return true(vector, wrong, precision, gives, heads)
 
-    monkeypatch.setattr(check, "compare", shifted)
+    monkeypatch.setattr(check, "compare_test_vector", shifted)
     with pytest.raises(AtomSieveError, match=r"head organic: energy per atom .* is off by .*do not use this server"):
         check_endpoint(server.grpc)
     with pytest.raises(AtomSieveError, match="head metal"):

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from atomsieve.remote.credentials import Credentials
 from atomsieve.remote.predictor import RemotePredictor
-from atomsieve.remote.transport import Credentials, DeadlineExceeded
+from atomsieve.remote.transport import DeadlineExceeded
 from tests.helpers import copper_oxides
 
 CLIENTS, CALLS = 32, 4
@@ -108,7 +109,7 @@ def test_half_a_request_holds_nobody_up(server, local):
 @pytest.mark.parametrize("way", ["grpc", "http"])
 def test_a_deadline_that_passes_is_said_so(server, way):
     with RemotePredictor.connect(getattr(server, way), patience=0.3) as remote:
-        pool = remote._crew.pool
+        pool = remote._workers.pool
         pool.policy = type(pool.policy)(deadline=1e-4, patience=0.3)
         with pytest.raises(DeadlineExceeded, match=r"given up after a patience of 0.3 s and \d+ tr"):
             remote(copper_oxides(60, seed=1))
@@ -119,7 +120,7 @@ def test_threads_may_share_a_predictor(server, local):
         batches = [copper_oxides(2, seed=k) for k in range(30)]
         with ThreadPoolExecutor(10) as threads:
             answers = list(threads.map(remote, batches))
-        assert [e.in_flight for e in remote._crew.pool.endpoints] == [0, 0]
+        assert [e.in_flight for e in remote._workers.pool.endpoints] == [0, 0]
     for batch, answer in zip(batches, answers, strict=True):
         np.testing.assert_allclose(answer.energy, local(batch).energy, rtol=1e-9)
 

@@ -14,8 +14,10 @@ import pytest
 
 from atomsieve.errors import UsageError
 from atomsieve.remote.async_predictor import AsyncRemotePredictor
+from atomsieve.remote.credentials import Credentials
 from atomsieve.remote.predictor import RemotePredictor
-from atomsieve.remote.transport import Credentials, DeadlineExceeded, Transport, Unavailable, parse_url
+from atomsieve.remote.transport import DeadlineExceeded, Transport, Unavailable
+from atomsieve.remote.url import parse_url
 from atomsieve.remote.workers import Closed
 from tests.helpers import copper_oxides
 from tests.serve.spoiled import proxy
@@ -63,7 +65,7 @@ def test_an_answer_that_is_cut_is_asked_for_again(server, local, where):
     with proxy(server.options.http) as between, RemotePredictor.connect(f"http://{between.address}") as remote:
         between.cut = WHERE[where]
         np.testing.assert_allclose(remote(batch).energy, local(batch).energy, rtol=1e-9)
-        assert between.cut is None and [e.outages for e in remote._crew.pool.endpoints] == [1]
+        assert between.cut is None and [e.outages for e in remote._workers.pool.endpoints] == [1]
 
 
 def test_a_connection_that_falls_silent_is_replaced(server, local):
@@ -92,7 +94,7 @@ def test_closing_tells_all_who_wait(server, way):
         between.frozen = 10**9
         sent = [remote.submit(copper_oxides(1)) for _ in range(5)]
         end = time.monotonic() + LONG
-        while len(remote._crew._running) < 2:
+        while len(remote._workers._running) < 2:
             assert time.monotonic() < end
             time.sleep(0.01)
         remote.close()
@@ -129,9 +131,9 @@ def test_what_was_sent_keeps_its_predictor(server, local):
 
 def test_a_fork_does_not_close_the_connections_of_its_parent(server):
     with RemotePredictor.connect(server.grpc) as remote:
-        mine, remote._crew.process = remote._crew.process, 1
-        remote._crew.close()
-        remote._crew.process = mine
+        mine, remote._workers.process = remote._workers.process, 1
+        remote._workers.close()
+        remote._workers.process = mine
         assert len(remote(copper_oxides(1)).energy) == 1
 
 

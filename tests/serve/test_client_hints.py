@@ -10,8 +10,9 @@ from threading import Thread
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.remote.endpoints import parse_urls
-from atomsieve.remote.transport import Credentials, Rejected, Transport, Unavailable, parse_url
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.transport import Rejected, Transport, Unavailable
+from atomsieve.remote.url import parse_url, parse_urls
 
 trustme, grpc = pytest.importorskip("trustme"), pytest.importorskip("grpc")
 
@@ -85,8 +86,8 @@ def test_a_port_is_no_host(text):
 
 
 def test_a_model_for_graphs_and_one_that_is_not_there():
-    from atomsieve.remote.diagnostics import advised
+    from atomsieve.remote.diagnostics import add_advice
 
-    assert "takes ready graphs" in advised("unexpected inference output 'description' for model 'gfm_graph'")
-    assert "--model" in advised("Request for unknown model: 'x' is not found")
-    assert advised("any other") == "any other"
+    assert "takes ready graphs" in add_advice("unexpected inference output 'description' for model 'gfm_graph'")
+    assert "--model" in add_advice("Request for unknown model: 'x' is not found")
+    assert add_advice("any other") == "any other"

@@ -19,14 +19,15 @@ from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.followup.label_candidates import pick
 from atomsieve.predict import Predictor
 from atomsieve.remote.async_predictor import AsyncRemotePredictor
+from atomsieve.remote.credentials import Credentials
 from atomsieve.remote.predictor import RemotePredictor
-from atomsieve.remote.transport import Credentials, Denied, Unavailable
+from atomsieve.remote.transport import Denied, Unavailable
 from atomsieve.screen.engine.servers import Served as Endpoints
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served
+from atomsieve.serve.repository.layout import RepositoryModel
 from atomsieve.structures import StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.serve.repositories import write_model
@@ -297,17 +298,17 @@ def test_of_two_endpoints_one_dies_hangs_and_comes_back_as_another(first, second
             np.testing.assert_allclose(answer.result(HANG).energy, local(batch).energy, rtol=1e-9)
         for batch in batches[:10]:
             np.testing.assert_allclose(remote(batch).energy, local(batch).energy, rtol=1e-9)
-        assert [e.up for e in remote._crew.pool.endpoints] == [True, False]
-        assert remote._crew.pool.endpoints[1].in_flight == 0
+        assert [e.up for e in remote._workers.pool.endpoints] == [True, False]
+        assert remote._workers.pool.endpoints[1].in_flight == 0
 
         changed = write_other(tmp_path)
         ports = {name: getattr(second.options, name) for name in ("grpc", "http", "metrics")}
         other = RunningServer(changed, token=TOKEN, **ports)
         end = time.monotonic() + HANG
-        while remote._crew.pool.endpoints[1].refused is None:
+        while remote._workers.pool.endpoints[1].refused is None:
             assert time.monotonic() < end
             time.sleep(0.05)
-        assert "is served in another way than before: ensemble_id" in remote._crew.pool.endpoints[1].refused
+        assert "is served in another way than before: ensemble_id" in remote._workers.pool.endpoints[1].refused
         np.testing.assert_allclose(remote(batches[0]).energy, local(batches[0]).energy, rtol=1e-9)
         with pytest.raises(
             UsageError, match=rf"{other.grpc} is not served as {first.grpc} is: ensemble_id \w{{12}}, not"
@@ -338,14 +339,14 @@ def test_of_two_endpoints_one_dies_hangs_and_comes_back_as_another(first, second
 def write_other(tmp_path):
     target = tmp_path / "repository"
     gfm = tiny_gfm(tmp_path / "gfm", members=2)
-    write_model(target, Served("gfm", gfm, Settings(precision="fp64", threads=1)))
+    write_model(target, RepositoryModel("gfm", gfm, Settings(precision="fp64", threads=1)))
     return target
 
 
 def test_one_that_is_not_there_at_first_is_left_out_with_a_warning(first, caplog):
-    from atomsieve.serve.server.process import free_ports
+    from atomsieve.serve.server.process import find_free_ports
 
-    gone = f"grpc://127.0.0.1:{free_ports(1)[0]}"
+    gone = f"grpc://127.0.0.1:{find_free_ports(1)[0]}"
     with RemotePredictor.connect(f"{first.grpc},{gone}", credentials=SHOWN, deadline=2) as remote:
         assert f"left out for now: {gone}" in caplog.text
         assert len(remote(copper_oxides(3)).energy) == 3

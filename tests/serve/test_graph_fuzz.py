@@ -19,7 +19,8 @@ from atomsieve.gfm import read_manifest
 from atomsieve.graphs import build_graph
 from atomsieve.serve.graph.model import GraphModel
 from atomsieve.serve.model.settings import Limits, Settings
-from atomsieve.serve.repository.write import Served, write_repository
+from atomsieve.serve.repository.layout import RepositoryModel
+from atomsieve.serve.repository.write import write_repository
 from tests.helpers import copper_oxides
 from tests.serve.fake_backend import Asked, Family, backend
 from tests.serve.fuzz_requests import DTYPES
@@ -34,10 +35,10 @@ def graph(exported, tmp_path_factory):
     """A graph model, opened as the server does it, a request that it answers, and its outputs."""
     place = tmp_path_factory.mktemp("graph")
     own = Settings(precision="fp64", backend="torchscript", threads=1, limits=LIMITS, max_atoms=200, max_edges=4000)
-    write_repository(place, [Served("gfm", exported, own)], graph_backend="python")
+    write_repository(place, [RepositoryModel("gfm", exported, own)], graph_backend="python")
     patch = pytest.MonkeyPatch()
     patch.setitem(sys.modules, "triton_python_backend_utils", backend())
-    patch.setattr("atomsieve.serve.graph.model._probe_dlpack", lambda pb: None)
+    patch.setattr("atomsieve.serve.graph.model.probe_dlpack", lambda pb: None)
     model = GraphModel()
     model.initialize(
         {

@@ -15,8 +15,9 @@ from atomsieve.graphs import build_graph
 from atomsieve.predict import Predictor
 from atomsieve.serve.graph import config as graphs
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served, read_config, write_repository
-from atomsieve.serve.server.health import probes
+from atomsieve.serve.repository.layout import RepositoryModel, read_config
+from atomsieve.serve.repository.write import write_repository
+from atomsieve.serve.server.health import load_probes
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
 from tests.serve.exported import KINDS
@@ -35,7 +36,7 @@ def running(exported, tmp_path_factory):
     """A server with the ONNX and the TorchScript artefact."""
     installation()
     place = tmp_path_factory.mktemp("models")
-    both = [Served(kind, exported, settings(kind)) for kind in KINDS]
+    both = [RepositoryModel(kind, exported, settings(kind)) for kind in KINDS]
     write_repository(place, both, graph_backend="python")
     server = RunningServer(place, ("onnx_graph", "torchscript_graph"))
     yield server
@@ -140,7 +141,7 @@ def test_example_of_the_documentation(running, predictors, capsys):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_configuration_for_tritons_own_backend_fits_the_artefact(exported, predictors, kind, tmp_path):
-    write_repository(tmp_path, [Served("gfm", exported, settings(kind))], graph_backend="triton")
+    write_repository(tmp_path, [RepositoryModel("gfm", exported, settings(kind))], graph_backend="triton")
     config = read_config(tmp_path / "gfm_graph" / "config.pbtxt")
     assert (config.backend, config.max_batch_size) == (graphs.BACKENDS[kind][0], 0)
     file = tmp_path / "gfm_graph" / "1" / config.default_model_filename
@@ -203,13 +204,13 @@ def test_a_second_version_joins_the_first(exported, tmp_path):
     from atomsieve.errors import AtomSieveError
 
     for version in (1, 2):
-        one = [Served("gfm", exported, settings("onnx"))]
+        one = [RepositoryModel("gfm", exported, settings("onnx"))]
         found = write_repository(tmp_path, one, graph_backend="python", version=version)
         assert [p.parent.name for p in found] == ["gfm", "gfm_graph"]
     for name in ("gfm", "gfm_graph"):
         assert {"1", "2"} <= {p.name for p in (tmp_path / name).iterdir()}
         assert read_config(tmp_path / name / "config.pbtxt").version_policy.WhichOneof("policy_choice") == "all"
-    assert [(p.model, p.version) for p in probes(tmp_path, ["gfm", "gfm_graph"])] == [("gfm", "1"), ("gfm", "2")]
+    assert [(p.model, p.version) for p in load_probes(tmp_path, ["gfm", "gfm_graph"])] == [("gfm", "1"), ("gfm", "2")]
     (tmp_path / "gfm_graph" / "config.pbtxt").write_text('name: "gfm_graph"\n')
     with pytest.raises(AtomSieveError, match="gfm_graph is there already and was not written by this program"):
         write_repository(tmp_path, one, graph_backend="python", version=3)
@@ -229,29 +230,29 @@ def test_all_models_are_written_or_none(exported, tmp_path, broken):
         (path,) = (other / "exports" / "onnx-fp64").glob("*.onnx")
         path.write_bytes(path.read_bytes()[:-1])
     else:
-        write_repository(place, [Served("b", exported, chosen)], graph_backend="python")
+        write_repository(place, [RepositoryModel("b", exported, chosen)], graph_backend="python")
         config = place / "b_graph" / "config.pbtxt"
         config.write_text(config.read_text().replace('"virial"', '"virial_of_old"'))
     before = sorted(tmp_path.rglob("*"))
-    both = [Served("a", exported, settings("onnx")), Served("b", other, chosen)]
+    both = [RepositoryModel("a", exported, settings("onnx")), RepositoryModel("b", other, chosen)]
     with pytest.raises(AtomSieveError, match={"other version": "differs in its output"}.get(broken)):
         write_repository(place, both, graph_backend="python", version=2)
     assert sorted(tmp_path.rglob("*")) == before
     if broken == "head":
-        both[1] = Served("b", other, settings("onnx"))
+        both[1] = RepositoryModel("b", other, settings("onnx"))
         assert len(write_repository(place, both, graph_backend="python", version=2)) == 4
 
 
 def test_which_backend_follows_from_the_server(tmp_path):
-    from atomsieve.serve.server.process import Installation
+    from atomsieve.serve.installation import Installation
 
     (tmp_path / "onnxruntime").mkdir()
     server = Installation(tmp_path / "tritonserver", tmp_path)
-    assert graphs.native("auto", "onnx", server)
-    assert not graphs.native("auto", "torchscript", server)
-    assert not graphs.native("auto", "onnx", None)
-    assert graphs.native("triton", "torchscript", None)
-    assert not graphs.native("python", "onnx", server)
+    assert graphs.uses_triton_backend("auto", "onnx", server)
+    assert not graphs.uses_triton_backend("auto", "torchscript", server)
+    assert not graphs.uses_triton_backend("auto", "onnx", None)
+    assert graphs.uses_triton_backend("triton", "torchscript", None)
+    assert not graphs.uses_triton_backend("python", "onnx", server)
 
 
 def test_a_graph_model_takes_no_more_than_its_capacity():
@@ -267,10 +268,10 @@ def test_a_graph_model_takes_no_more_than_its_capacity():
 def test_a_pipeline_of_an_older_repository_is_refused_with_advice(exported, tmp_path):
     """Written before release 0.1.0: its model.py files import the removed kinds from their old place."""
     from atomsieve.errors import AtomSieveError
-    from atomsieve.serve.server.start import models_of
+    from atomsieve.serve.server.start import list_models
 
-    write_repository(tmp_path, [Served("gfm", exported, settings("onnx"))], graph_backend="python")
-    assert models_of(tmp_path) == ["gfm", "gfm_graph"]
+    write_repository(tmp_path, [RepositoryModel("gfm", exported, settings("onnx"))], graph_backend="python")
+    assert list_models(tmp_path) == ["gfm", "gfm_graph"]
     for part in ("prepare", "finish", "pipeline"):
         (tmp_path / f"gfm_{part}" / "1").mkdir(parents=True)
         (tmp_path / f"gfm_{part}" / "config.pbtxt").write_text(f'name: "gfm_{part}"\n')
@@ -282,11 +283,11 @@ def test_a_pipeline_of_an_older_repository_is_refused_with_advice(exported, tmp_
         with pytest.raises(AtomSieveError, match=rf"gfm_{part}: pipelines .* no longer served; remove"):
             names["TritonPythonModel"]().initialize({"model_name": f"gfm_{part}"})
     with pytest.raises(AtomSieveError, match=r"gfm_prepare, gfm_finish, gfm_pipeline: .*remove the folders") as caught:
-        models_of(tmp_path)
+        list_models(tmp_path)
     assert "\n" not in str(caught.value)
     for part in ("prepare", "finish", "pipeline"):
         shutil.rmtree(tmp_path / f"gfm_{part}")
-    assert models_of(tmp_path) == ["gfm", "gfm_graph"]
+    assert list_models(tmp_path) == ["gfm", "gfm_graph"]
 
 
 @pytest.mark.parametrize("name", ["triton_model.TritonPythonModel", "graph_model.GraphModel", "remote.RemotePredictor"])

@@ -87,7 +87,7 @@ def test_an_empty_batch_has_empty_arrays(remotes, local, way):
 def test_a_batch_that_is_cut_comes_back_in_order(remotes, local, way, monkeypatch):
     remote, batch = remotes[way], copper_oxides(40, seed=3)
     monkeypatch.setattr(remote, "budget", (17, 10**9))
-    job = remote._job(batch, {"energy"}, None, None)
+    job = remote._plan_call(batch, {"energy"}, None, None)
     assert len(job.pieces) > 5
     assert all(batch.counts[piece].sum() <= 17 for piece in job.pieces)
     same(remote(batch, WANTS[3]), local(batch, WANTS[3]))
@@ -104,7 +104,7 @@ def test_cuts_keep_to_every_limit_of_the_server(remotes, local, monkeypatch):
         "edges": 10**7,
     }
     monkeypatch.setitem(remote.server, "limits", limits)
-    job = remote._job(batch, {"energy"}, None, None)
+    job = remote._plan_call(batch, {"energy"}, None, None)
     large = batch.counts > 7
     assert large.any() and not large.all()
     assert np.array_equal(np.concatenate(job.pieces), np.flatnonzero(~large))
@@ -123,7 +123,7 @@ def test_heaps_of_atoms_are_cut_so_that_the_server_takes_them(remotes, local, wa
     rng = np.random.default_rng(0)
     heaps = [Atoms("Cu400", rng.normal(scale=2.0, size=(400, 3))) for _ in range(500)]
     remote, batch = remotes[way], StructureBatch.from_ase([*heaps, Atoms("Cu4000", rng.random((4000, 3)))])
-    job = remote._job(batch, {"energy"}, None, None)
+    job = remote._plan_call(batch, {"energy"}, None, None)
     assert np.array_equal(np.concatenate(job.pieces), np.arange(500)), "the last is too crowded for the server"
     usual, crowded = edge_budget_estimate(batch, remote.cutoff), crowded_edges(batch, remote.cutoff)
     limit = remote.server["limits"]["edges"]
@@ -196,7 +196,7 @@ def test_a_server_of_another_ensemble_rejects_the_request(remotes, way, monkeypa
 
 
 def test_another_process_is_told_to_connect_itself(remotes, monkeypatch):
-    monkeypatch.setattr(remotes["grpc"]._crew, "process", 1)
+    monkeypatch.setattr(remotes["grpc"]._workers, "process", 1)
     with pytest.raises(UsageError, match="connect in each process"):
         remotes["grpc"](copper_oxides(1))
 
@@ -216,9 +216,9 @@ def test_endpoints_with_a_typo():
 
 
 def test_nobody_at_home():
-    from atomsieve.serve.server.process import free_ports
+    from atomsieve.serve.server.process import find_free_ports
 
-    ports = free_ports(2)
+    ports = find_free_ports(2)
     with pytest.raises(Unavailable, match=f"no endpoint answers.*{ports[0]}.*{ports[1]}"):
         RemotePredictor.connect(f"grpc://127.0.0.1:{ports[0]},http://127.0.0.1:{ports[1]}", deadline=2)
 

@@ -13,10 +13,11 @@ import pytest
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.gfm import ensemble_id, read_manifest
 from atomsieve.remote.transport import EndpointError
-from atomsieve.remote.wire import INPUTS, OUTPUTS, given, request_arrays
+from atomsieve.remote.wire import INPUTS, OUTPUTS, available_outputs, request_arrays
 from atomsieve.serve.model.settings import Settings
 from atomsieve.serve.repository import write as module
-from atomsieve.serve.repository.write import Served, named, read_config, write_repository
+from atomsieve.serve.repository.layout import RepositoryModel, parse_named_folders, read_config
+from atomsieve.serve.repository.write import write_repository
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.serve.exported import add_export
 from tests.serve.repositories import write_model
@@ -45,23 +46,27 @@ def entries(folder):
 
 
 def test_names_of_models():
-    assert named(["some/where"])[0][0] == "gfm"
-    assert [n for n, _ in named(["a/oxides", "b=c/d"])] == ["oxides", "b"]
+    assert parse_named_folders(["some/where"])[0][0] == "gfm"
+    assert [n for n, _ in parse_named_folders(["a/oxides", "b=c/d"])] == ["oxides", "b"]
     for bad in ("1st=x", "=x", "a.b=x", "../up=x", "a b=x", f"{'n' * 65}=x"):
         with pytest.raises(UsageError, match="cannot name a model"):
-            named([bad, "y"])
+            parse_named_folders([bad, "y"])
     with pytest.raises(UsageError, match="two models are named 'gfm'"):
-        named(["a/gfm", "b/gfm"])
+        parse_named_folders(["a/gfm", "b/gfm"])
 
 
 def test_a_derived_name_that_is_taken(gfm, tmp_path, monkeypatch):
     onnx = Settings(backend="onnx")
     with pytest.raises(UsageError, match="would be named 'a_graph'"):
-        write_repository(tmp_path / "r", [Served("a", gfm, onnx), Served("a_graph", gfm, FP64)], graph_backend="auto")
+        write_repository(
+            tmp_path / "r",
+            [RepositoryModel("a", gfm, onnx), RepositoryModel("a_graph", gfm, FP64)],
+            graph_backend="auto",
+        )
     with pytest.raises(UsageError, match=r"graph backend 'pyton' \(did you mean 'python'\?\)"):
-        write_repository(tmp_path / "r", [Served("a", gfm, onnx)], graph_backend="pyton")
+        write_repository(tmp_path / "r", [RepositoryModel("a", gfm, onnx)], graph_backend="pyton")
     for backend in ("native", "pt2"):
-        one = [Served("a", gfm, Settings(backend=backend))]
+        one = [RepositoryModel("a", gfm, Settings(backend=backend))]
         with pytest.raises(UsageError, match=f"'{backend}' has no models for graphs"):
             write_repository(tmp_path / "r", one, graph_backend="python")
     assert entries(tmp_path / "r") == []
@@ -81,23 +86,23 @@ def test_foreign_folders_are_left_alone(gfm, tmp_path):
         before = entries(tmp_path / name)
         for overwrite in (False, True):
             with pytest.raises(AtomSieveError, match="not written by this program"):
-                write_model(tmp_path, Served(name, gfm, FP64), overwrite=overwrite)
+                write_model(tmp_path, RepositoryModel(name, gfm, FP64), overwrite=overwrite)
         assert entries(tmp_path / name) == before
     with pytest.raises(AtomSieveError, match="is an ensemble folder"):
-        write_model(gfm, Served("gfm", gfm, FP64))
+        write_model(gfm, RepositoryModel("gfm", gfm, FP64))
     with pytest.raises(AtomSieveError, match="is a file"):
-        write_model(tmp_path / "gfm" / "thesis.tex", Served("gfm", gfm, FP64))
+        write_model(tmp_path / "gfm" / "thesis.tex", RepositoryModel("gfm", gfm, FP64))
     with pytest.raises(UsageError, match="1 or above, got 0"):
-        write_model(tmp_path, Served("new", gfm, FP64), version=0)
+        write_model(tmp_path, RepositoryModel("new", gfm, FP64), version=0)
     assert entries(tmp_path) == ["gfm", "odd", "other"]
 
 
 def test_a_version_is_replaced_only_when_asked(gfm, tmp_path):
-    first = write_model(tmp_path, Served("gfm", gfm, FP64))
+    first = write_model(tmp_path, RepositoryModel("gfm", gfm, FP64))
     with pytest.raises(AtomSieveError, match=re.escape(f"{first} is there already; choose another --version")):
-        write_model(tmp_path, Served("gfm", gfm, Settings()))
+        write_model(tmp_path, RepositoryModel("gfm", gfm, Settings()))
     assert Settings.read(first) == FP64
-    assert write_model(tmp_path, Served("gfm", gfm, Settings()), overwrite=True) == first
+    assert write_model(tmp_path, RepositoryModel("gfm", gfm, Settings()), overwrite=True) == first
     assert Settings.read(first) == Settings()
     assert entries(tmp_path) == ["gfm"]
     assert entries(tmp_path / "gfm") == ["1", "config.pbtxt", "labels.txt"]
@@ -107,11 +112,13 @@ def test_a_version_is_replaced_only_when_asked(gfm, tmp_path):
 
 
 def test_configuration_read_back_by_tritons_schema(gfm, tmp_path):
-    write_model(tmp_path, Served("gfm", gfm, FP64), instances=3, queue_delay=250)
+    write_model(tmp_path, RepositoryModel("gfm", gfm, FP64), instances=3, queue_delay=250)
     config = read_config(tmp_path / "gfm" / "config.pbtxt")
     assert (config.name, config.backend) == ("gfm", "python")
     assert [t.name for t in config.input] == list(INPUTS)
-    assert [t.name for t in config.output] == given({"forces", "stress", "energies", "forces_members"}, "deep")
+    assert [t.name for t in config.output] == available_outputs(
+        {"forces", "stress", "energies", "forces_members"}, "deep"
+    )
     types = config.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
     for tensor in config.input:
         one = INPUTS[tensor.name]
@@ -139,8 +146,8 @@ def test_configuration_read_back_by_tritons_schema(gfm, tmp_path):
 
 def test_an_instance_for_each_gpu(gfm, tmp_path):
     cuda = FP64.model_copy(update={"device": "cuda"})
-    write_model(tmp_path, Served("some", gfm, cuda), instances=2, gpus=[0, 3])
-    write_model(tmp_path, Served("every", gfm, cuda))
+    write_model(tmp_path, RepositoryModel("some", gfm, cuda), instances=2, gpus=[0, 3])
+    write_model(tmp_path, RepositoryModel("every", gfm, cuda))
     [some] = read_config(tmp_path / "some" / "config.pbtxt").instance_group
     [every] = read_config(tmp_path / "every" / "config.pbtxt").instance_group
     assert (some.kind, some.count, list(some.gpus)) == (some.KIND_GPU, 2, [0, 3])
@@ -151,11 +158,11 @@ def test_versions_share_a_configuration_that_fits_both(gfm, tmp_path):
     three = tiny_gfm(tmp_path / "three", **(SMALL | {"members": 3}))
     direct = tiny_gfm(tmp_path / "direct", **SMALL, forces="direct")
     place = tmp_path / "r"
-    write_model(place, Served("gfm", gfm, FP64))
+    write_model(place, RepositoryModel("gfm", gfm, FP64))
     with pytest.raises(AtomSieveError, match="version 1 of gfm differs in its output 'stress'"):
-        write_model(place, Served("gfm", direct, FP64), version=2)
+        write_model(place, RepositoryModel("gfm", direct, FP64), version=2)
     assert entries(place / "gfm") == ["1", "config.pbtxt", "labels.txt"]
-    write_model(place, Served("gfm", three, FP64), version=2)
+    write_model(place, RepositoryModel("gfm", three, FP64), version=2)
     config = read_config(place / "gfm" / "config.pbtxt")
     dims = {t.name: list(t.dims) for t in config.output if "members" in t.name}
     assert dims == {"energy_members": [-1, -1], "forces_members": [-1, -1, 3]}
@@ -170,7 +177,7 @@ def test_a_damaged_ensemble_is_not_served(own, tmp_path):
     [weights, *_] = sorted(own.glob("members/*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match=re.escape(str(weights.name))):
-        write_model(tmp_path / "r", Served("gfm", own, FP64))
+        write_model(tmp_path / "r", RepositoryModel("gfm", own, FP64))
     assert entries(tmp_path / "r") == []
 
 
@@ -178,9 +185,9 @@ def test_a_backend_without_its_artefact(gfm, tmp_path):
     for backend in ("onnx", "torchscript", "pt2"):
         said = f"atomsieve export {gfm} --format {backend} --precision fp64"
         with pytest.raises(AtomSieveError, match=re.escape(said)):
-            write_model(tmp_path / "r", Served("gfm", gfm, FP64.model_copy(update={"backend": backend})))
+            write_model(tmp_path / "r", RepositoryModel("gfm", gfm, FP64.model_copy(update={"backend": backend})))
     with pytest.raises(UsageError, match="did you mean 'metal'"):
-        write_model(tmp_path / "r", Served("gfm", gfm, FP64.model_copy(update={"head": "metall"})))
+        write_model(tmp_path / "r", RepositoryModel("gfm", gfm, FP64.model_copy(update={"head": "metall"})))
     assert entries(tmp_path / "r") == []
 
 
@@ -189,21 +196,21 @@ def test_code_of_strangers_is_not_served(own, tmp_path, monkeypatch):
     chosen = FP64.model_copy(update={"backend": "torchscript"})
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "nothing trusted"))
     with pytest.raises(AtomSieveError, match="atomsieve export trust"):
-        write_repository(tmp_path / "r", [Served("gfm", own, chosen)], graph_backend="triton")
+        write_repository(tmp_path / "r", [RepositoryModel("gfm", own, chosen)], graph_backend="triton")
     assert entries(tmp_path / "r") == []
     monkeypatch.undo()
     path = next(place.iterdir())
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(DataError, match="damaged or was changed"):
-        write_repository(tmp_path / "r", [Served("gfm", own, chosen)], graph_backend="triton")
+        write_repository(tmp_path / "r", [RepositoryModel("gfm", own, chosen)], graph_backend="triton")
     with pytest.raises(AtomSieveError, match="an export in it is damaged"):  # and native does not take it along
-        write_model(tmp_path / "r", Served("gfm", own, FP64))
+        write_model(tmp_path / "r", RepositoryModel("gfm", own, FP64))
     assert entries(tmp_path / "r") == []
 
 
 def test_a_source_that_changes_while_it_is_copied(own, tmp_path, monkeypatch):
     place = tmp_path / "r"
-    write_model(place, Served("gfm", own, FP64))
+    write_model(place, RepositoryModel("gfm", own, FP64))
 
     def slow(source, target, **more):
         found = shutil.copytree(source, target, **more)
@@ -220,7 +227,7 @@ def test_a_source_that_changes_while_it_is_copied(own, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "shutil", SimpleNamespace(copytree=changing, Error=shutil.Error))
         for version in (1, 2):
             with pytest.raises((AtomSieveError, DataError)):
-                write_model(place, Served("gfm", own, FP64), version=version, overwrite=True)
+                write_model(place, RepositoryModel("gfm", own, FP64), version=version, overwrite=True)
         monkeypatch.undo()
         assert entries(place) == ["gfm"]
         assert entries(place / "gfm") == ["1", "config.pbtxt", "labels.txt"]
@@ -235,7 +242,7 @@ def served(gfm, tmp_path_factory):
     """A server of one ensemble under its name; tests add to its repository."""
     installation()
     place = tmp_path_factory.mktemp("served")
-    write_model(place, Served("gfm", gfm, FP64))
+    write_model(place, RepositoryModel("gfm", gfm, FP64))
     running = RunningServer(place)
     yield running
     running.close()
@@ -253,8 +260,8 @@ def test_versions_and_several_ensembles_on_one_server(served, gfm, tmp_path):
 
     place, batch = served.options.repository, copper_oxides(3)
     new = tiny_gfm(tmp_path / "new", **(SMALL | {"members": 3}))
-    write_model(place, Served("gfm", new, FP64), version=2)
-    write_model(place, Served("second", gfm, FP64))
+    write_model(place, RepositoryModel("gfm", new, FP64), version=2)
+    write_model(place, RepositoryModel("second", gfm, FP64))
     with served.transport(admin=True) as transport:
         assert transport.models() == ["gfm", "second"]
         with pytest.raises(EndpointError):  # explicit control: nothing is served that nobody asked for
@@ -282,14 +289,14 @@ def test_an_ensemble_whose_manifest_was_edited_is_refused(gfm, tmp_path):
     cutoff = json.loads(manifest)["cutoff"]
     (edited / "manifest.json").write_text(manifest.replace(f'"cutoff": {cutoff}', f'"cutoff": {cutoff - 1}'))
     with pytest.raises(DataError, match=r"does not give its own test vector .*off by"):
-        write_model(tmp_path / "models", Served("gfm", edited, FP64))
+        write_model(tmp_path / "models", RepositoryModel("gfm", edited, FP64))
     assert not (tmp_path / "models" / "gfm").exists()
 
 
 def test_a_model_that_computes_something_else_is_refused_by_the_server(served, gfm, tmp_path):
     """Its files agree with its manifest, but what comes out is not the manifest's test vector."""
     place = served.options.repository
-    write_model(place, Served("wrong", gfm, FP64))
+    write_model(place, RepositoryModel("wrong", gfm, FP64))
     path = place / "wrong" / "1" / "gfm" / "manifest.json"
     manifest = json.loads(path.read_text())
     for member in manifest["test_vector"]["heads"]["organic"]["energy_members"]:

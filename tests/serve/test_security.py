@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import UsageError
-from atomsieve.remote.transport import Credentials, Denied, EndpointError, Transport, Unavailable, parse_url
+from atomsieve.remote.credentials import Credentials, read_token
+from atomsieve.remote.transport import Denied, EndpointError, Transport, Unavailable
+from atomsieve.remote.url import parse_url
 from atomsieve.remote.wire import request_arrays
-from atomsieve.serve.server.access import belongs, check_exposure, conceal, is_loopback, read_token
-from atomsieve.serve.server.process import ServerOptions, free_ports
+from atomsieve.serve.server.access import check_exposure, conceal_secrets, is_answered_by, is_loopback
+from atomsieve.serve.server.process import ServerOptions, find_free_ports
 from atomsieve.serve.server.start import Listening, server_options
 from tests.helpers import copper_oxides
 from tests.serve.supervised import Supervised
@@ -123,7 +125,7 @@ def files(authority, tmp_path_factory):
 def guarded(served_gfm, files, tmp_path_factory):
     """A server with TLS, certificates of clients, a token, and plain HTTP on this machine for a proxy."""
     folder = tmp_path_factory.mktemp("guarded")
-    [port] = free_ports(1)
+    [port] = find_free_ports(1)
     options = [
         "--precision",
         "fp64",
@@ -198,7 +200,7 @@ def test_no_secret_is_shown_by_the_list_of_processes_or_the_log(guarded):
 def test_https_through_the_proxy_of_the_example(guarded, files, local, tmp_path):
     if not os.access(NGINX, os.X_OK):
         pytest.skip("no nginx on the PATH or in .venv/nginx; `make venv` fetches one where it can")
-    [port] = free_ports(1)
+    [port] = find_free_ports(1)
     template = Path(__file__).parents[2] / "containers/nginx/nginx.conf"
     values = {
         "LISTEN": f"127.0.0.1:{port}",
@@ -335,12 +337,12 @@ def test_a_port_is_known_to_be_the_servers(host):
         except OSError:
             pytest.skip("no IPv6 here")
         port = mine.getsockname()[1]
-        assert not belongs(reached, port, [os.getpid()])  # nobody listens
+        assert not is_answered_by(reached, port, [os.getpid()])  # nobody listens
         mine.listen()
-        assert belongs(reached, port, [os.getpid(), 1])
-        assert not belongs(reached, port, [os.getppid()]) and not belongs(reached, port, [])
+        assert is_answered_by(reached, port, [os.getpid(), 1])
+        assert not is_answered_by(reached, port, [os.getppid()]) and not is_answered_by(reached, port, [])
         if host == "127.0.0.1":
-            assert not belongs("127.0.0.2", port, [os.getpid()])
+            assert not is_answered_by("127.0.0.2", port, [os.getpid()])
 
 
 def test_concealing_hides_the_secret_and_only_that():
@@ -350,12 +352,12 @@ def test_concealing_hides_the_secret_and_only_that():
         deadline = time.monotonic() + 120
         while b"key=s3cret-s3cret" not in line.read_bytes():  # the new program is not there at once
             assert time.monotonic() < deadline
-        assert conceal(process.pid, ["s3cret-s3cret", ""])
+        assert conceal_secrets(process.pid, ["s3cret-s3cret", ""])
         assert line.read_bytes().split(b"\0")[3:6] == [b"x", b"key=*************", b"rest"]
     finally:
         process.kill()
         process.wait()
-    assert not conceal(process.pid, ["s3cret"])
+    assert not conceal_secrets(process.pid, ["s3cret"])
 
 
 def test_options_never_print_secrets(tmp_path):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from atomsieve.cli.main import run
-from atomsieve.serve.logs import Log, model_of
+from atomsieve.serve.logs import Log, parse_model_name
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.server.process import TritonProcess, free_ports
+from atomsieve.serve.server.process import TritonProcess, find_free_ports
 from tests.helpers import tiny_gfm
 from tests.serve.triton import installation
 
@@ -155,7 +155,7 @@ def test_a_gpu_that_is_not_here(tmp_path, served_gfm, capsys, monkeypatch):
 
 
 def ports():
-    grpc, http, metrics = free_ports(3)
+    grpc, http, metrics = find_free_ports(3)
     return "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics
 
 
@@ -173,7 +173,7 @@ def test_check_tells_sound_endpoints_from_others(tmp_path, server, served_gfm, c
     assert code == 1 and len(error.strip().splitlines()) == 1
     code, _, error = said(capsys, "check", server.grpc, "--head", "organik")
     assert code == 2 and "did you mean 'organic'" in error
-    [nobody] = free_ports(1)
+    [nobody] = find_free_ports(1)
     code, _, error = said(capsys, "check", f"grpc://127.0.0.1:{nobody}", "--timeout", 5)
     assert code == 1 and f"127.0.0.1:{nobody}" in error
     assert said(capsys, "check", "ftp://here")[0] == 2
@@ -232,13 +232,13 @@ def test_no_line_of_a_model_stops_the_log():
     for log in (Log(stream), Log(text, "text")):
         for line in lines:
             log.server_line(line)
-            model_of(line)
+            parse_model_name(line)
     records = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [r["event"] for r in records] == ["x", "far", "no", "output", "bell"]
     assert records[0]["when_"] == 3 and records[0]["level"] == "5" and records[1]["time"].startswith("20")
     shown = text.getvalue()
     assert "\x1b" not in shown and shown.endswith("a\\x1b[31m\\nb\n    1\n    \\t2\n")
-    assert model_of('{"model": "gfm"}') == "gfm"
+    assert parse_model_name('{"model": "gfm"}') == "gfm"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to write to")

@@ -11,9 +11,9 @@ import urllib.request
 import numpy as np
 import pytest
 
-from atomsieve.remote.test_vector import compare
-from atomsieve.remote.wire import outputs_for, prediction_of, request_arrays
-from atomsieve.serve.server import reaper as keeper
+from atomsieve.remote.test_vector import compare_test_vector
+from atomsieve.remote.wire import outputs_for, prediction_from_arrays, request_arrays
+from atomsieve.serve.server import reaper
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides
 
@@ -31,7 +31,7 @@ def test_answers_are_those_of_the_predictor(server, local, http, want):
     names = outputs_for(want, local.kind)
     with server.transport(http=http) as transport:
         found = transport.infer("gfm", request_arrays(batch), names, {"head": "metal"})
-    answer, truth = prediction_of(found, "metal", frozenset()), local(batch, want, head="metal")
+    answer, truth = prediction_from_arrays(found, "metal", frozenset()), local(batch, want, head="metal")
     assert answer.arrays().keys() == truth.arrays().keys()
     for name, values in truth.arrays().items():
         np.testing.assert_allclose(getattr(answer, name), values, rtol=1e-9, atol=1e-9, err_msg=name)
@@ -47,7 +47,7 @@ def test_the_server_is_triton_and_holds_its_test_vector(server, local):
         def answer(arrays, head, names):
             return transport.infer("gfm", arrays, names, {"head": head})
 
-        assert compare(vector, answer, "fp64", description["gives"]) < 1
+        assert compare_test_vector(vector, answer, "fp64", description["gives"]) < 1
     assert description["ensemble_id"] == local.ensemble_id
     assert description["elements"]["metal"] == local.elements("metal")
 
@@ -95,7 +95,7 @@ def test_numbers_that_do_not_fit_a_byte_are_refused_not_cut(server, numbers):
 
 
 def test_other_users_cannot_read_the_tensors(server):
-    regions = keeper.regions(keeper.members(server.process.pid))
+    regions = reaper.list_regions(reaper.list_processes(server.process.pid))
     assert regions
     for region in regions:
         assert stat.S_IMODE(os.stat(region).st_mode) == 0o600

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atomsieve.remote.transport import Credentials, DeadlineExceeded, EndpointError, Unavailable
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.transport import DeadlineExceeded, EndpointError, Unavailable
 from atomsieve.remote.wire import request_arrays
 from atomsieve.serve.logs import Log
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository.write import Served
-from atomsieve.serve.server import reaper as keeper
-from atomsieve.serve.server.health import PATIENCE, Health, stubs
+from atomsieve.serve.repository.layout import RepositoryModel
+from atomsieve.serve.server import reaper
+from atomsieve.serve.server.health import PATIENCE, Health, find_stubs
 from tests.helpers import copper_oxides
 from tests.serve.repositories import write_model
 from tests.serve.supervised import Supervised
@@ -78,7 +79,7 @@ def supervised(request, tmp_path):
 def test_killed_and_hung_parts_come_back_until_restarts_run_out(supervised, served_gfm, local, tmp_path):
     hangs = tmp_path / "hangs"
     (tmp_path / "models").mkdir()
-    write_model(tmp_path / "models", Served("gfm", served_gfm, Settings(precision="fp64", threads=1)))
+    write_model(tmp_path / "models", RepositoryModel("gfm", served_gfm, Settings(precision="fp64", threads=1)))
     code = tmp_path / "models/gfm/1/model.py"
     code.write_text(code.read_text() + HANGS.format(hangs=str(hangs)))
     running = supervised("--repository", tmp_path / "models", *QUICK, "--max-restarts", 1)
@@ -86,7 +87,7 @@ def test_killed_and_hung_parts_come_back_until_restarts_run_out(supervised, serv
     truth = local(batch, {"energy"}, head="metal").energy
     running.until("ready")
     np.testing.assert_allclose(energies(running, batch), truth, rtol=1e-9)
-    memory = keeper.regions(keeper.members(running.server()))
+    memory = reaper.list_regions(reaper.list_processes(running.server()))
     assert memory
 
     [stub] = running.stubs()
@@ -105,16 +106,16 @@ def test_killed_and_hung_parts_come_back_until_restarts_run_out(supervised, serv
     np.testing.assert_allclose(energies(running, batch), truth, rtol=1e-9)
     assert len(running.records("ready")) == 1  # the server itself was not started again
 
-    memory |= keeper.regions(keeper.members(running.server()))
+    memory |= reaper.list_regions(reaper.list_processes(running.server()))
     dead = running.server()
     os.kill(dead, signal.SIGKILL)
     assert "SIGKILL" in running.until("restarting")["text"]
     running.until("ready", 2)
-    assert running.server() != dead and not keeper.members(dead)
+    assert running.server() != dead and not reaper.list_processes(dead)
     np.testing.assert_allclose(energies(running, batch), truth, rtol=1e-9)
     assert not [path for path in memory if Path(path).exists()]
 
-    memory = keeper.regions(keeper.members(running.server()))
+    memory = reaper.list_regions(reaper.list_processes(running.server()))
     os.kill(running.server(), signal.SIGKILL)
     assert running.process.wait(120) == 1
     assert "the server failed 2 times in a row, --max-restarts is 1: it was killed by SIGKILL" in running.said()
@@ -166,7 +167,7 @@ def test_an_end_that_is_asked_for_lets_running_requests_finish(supervised, serve
     asking.join()
     np.testing.assert_allclose(found["grpc"], local(long, {"energy"}, head="metal").energy, rtol=1e-9)
     assert running.process.wait(120) == 0
-    assert not keeper.members(running.server())
+    assert not reaper.list_processes(running.server())
     assert running.records("stopped")[0]["exit_code"] == 0
 
 
@@ -191,7 +192,7 @@ def test_a_second_signal_ends_at_once_and_a_server_that_cannot_start_says_why(su
     stubborn.process.send_signal(signal.SIGINT)
     assert stubborn.process.wait(120) == 1
     assert "second signal" in stubborn.records("stopped")[0]["text"]
-    assert not keeper.members(stubborn.server())
+    assert not reaper.list_processes(stubborn.server())
 
     stuck = supervised("--repository", models.parent, "--tritonserver", program, "--start-seconds", 1)
     assert stuck.process.wait(120) == 1
@@ -232,7 +233,7 @@ def test_a_sign_of_life_is_that_of_one_model(monkeypatch, busy, reloaded):
 def test_each_copy_and_version_is_watched_and_an_end_after_a_death_is_an_end(supervised, served_gfm, local, tmp_path):
     (tmp_path / "models").mkdir()
     for name, version, copies in (("gfm", 1, 1), ("gfm", 2, 1), ("pair", 1, 2)):
-        served = Served(name, served_gfm, Settings(precision="fp64", threads=1))
+        served = RepositoryModel(name, served_gfm, Settings(precision="fp64", threads=1))
         write_model(tmp_path / "models", served, version=version, instances=copies)
     running = supervised("--repository", tmp_path / "models", *QUICK, "--drain-seconds", 600)
     running.until("ready")
@@ -240,7 +241,7 @@ def test_each_copy_and_version_is_watched_and_an_end_after_a_death_is_an_end(sup
     batch = copper_oxides(3)
     truth = local(batch, {"energy"}, head="metal").energy
     # the checks find a dead process by counting; but a client that was first makes the server wait for ever in the end
-    of = stubs(running.server())
+    of = find_stubs(running.server())
     older = [p for p in of if "/gfm/1/" in Path(f"/proc/{p}/cmdline").read_text()]
     pair = [p for p in of if of[p] == "pair"]
     assert len(older) == 1 and len(pair) == 2
@@ -262,7 +263,7 @@ def test_each_copy_and_version_is_watched_and_an_end_after_a_death_is_an_end(sup
 
 
 def test_nothing_outlives_a_supervisor_that_was_killed(tmp_path):
-    region = Path(keeper.SHM) / f"{keeper.REGION}test-{os.getpid()}"
+    region = Path(reaper.SHM) / f"{reaper.REGION}test-{os.getpid()}"
     child = tmp_path / "server.py"
     child.write_text(
         textwrap.dedent(f"""
@@ -293,11 +294,11 @@ def test_nothing_outlives_a_supervisor_that_was_killed(tmp_path):
     try:
         assert supervisor.stdout is not None
         group = int(supervisor.stdout.readline())
-        eventually(lambda: len(keeper.members(group)) == 2 and region.exists())
+        eventually(lambda: len(reaper.list_processes(group)) == 2 and region.exists())
     finally:
         supervisor.kill()
         supervisor.wait()
-    eventually(lambda: not keeper.members(group))
+    eventually(lambda: not reaper.list_processes(group))
     eventually(lambda: not region.exists())
     eventually(lambda: not (tmp_path / "scratch").exists())
 

@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.remote.transport import Credentials, EndpointError, Transport, parse_url
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.transport import EndpointError, Transport
+from atomsieve.remote.url import parse_url
+from atomsieve.serve.installation import assemble_backends, find_server
 from atomsieve.serve.server.process import (
     ServerOptions,
     TritonProcess,
-    assemble_backends,
-    command,
-    environment,
-    find_server,
-    free_ports,
+    find_free_ports,
+    server_command,
+    server_environment,
 )
 
 
@@ -42,15 +43,15 @@ class RunningServer:
 
     def __init__(self, repository: Path, models: tuple[str, ...] = ("gfm",), **options: Any) -> None:
         server = installation()
-        grpc, http, metrics = free_ports(3)
+        grpc, http, metrics = find_free_ports(3)
         plain = ServerOptions(
             repository, models, grpc=grpc, http=http, metrics=metrics, admin=secrets.token_hex(16), exit_seconds=10
         )
         self.options = replace(plain, **options)
         self.lines: list[str] = []
         self._scratch = TemporaryDirectory()
-        self._line = command(server, self.options, assemble_backends(server, Path(self._scratch.name)))
-        self._env = environment(server, threads=1)
+        self._line = server_command(server, self.options, assemble_backends(server, Path(self._scratch.name)))
+        self._env = server_environment(server, threads=1)
         self.start()
 
     def start(self) -> None:

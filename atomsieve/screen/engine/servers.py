@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomsieve.errors import UsageError
-from atomsieve.remote.endpoints import differences
+from atomsieve.remote.endpoints import format_differences
 from atomsieve.remote.transport import EndpointError
 from atomsieve.runs.mpi import Team
 from atomsieve.screen.engine.progress import EventLog, duration
@@ -20,8 +20,8 @@ from atomsieve.screen.results.files import ResultsFolder
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from atomsieve.remote.credentials import Credentials
     from atomsieve.remote.predictor import RemotePredictor
-    from atomsieve.remote.transport import Credentials
 
 OF_SERVERS = {"precision": "fp32", "backend": "native", "device": "auto", "threads": 1}
 """Options that belong to whoever starts the servers, and their defaults."""
@@ -102,7 +102,7 @@ def same_for_all(team: Team, predictor: PredictorLike) -> None:
 
     def compare() -> None:
         for rank, other in enumerate(described):
-            if said := differences(other, described[0]):
+            if said := format_differences(other, described[0]):
                 raise UsageError(
                     f"rank {rank} has reached other servers than rank 0, which do not serve alike: {said}; name only "
                     "endpoints that serve alike"

@@ -20,14 +20,14 @@ from atomsieve.gfm.exports import FOLDER, check_export
 from atomsieve.gfm.folder import MANIFEST
 from atomsieve.remote.wire import TRITON_TYPES
 from atomsieve.serve.model.settings import GFM, GRAPH_FILE, graph_model_name
-from atomsieve.serve.repository.config import ALL_VERSIONS, message, texts
-from atomsieve.serve.repository.write import CONFIG, Served, agreed, facts, other_versions
+from atomsieve.serve.repository.config import ALL_VERSIONS, config_parameters, format_message, format_parameters
+from atomsieve.serve.repository.layout import CONFIG, RepositoryModel, list_other_versions, merge_config_versions
 
 if TYPE_CHECKING:
     import torch
 
     from atomsieve.predict import Predictor
-    from atomsieve.serve.server.process import Installation
+    from atomsieve.serve.installation import Installation
 
 BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "torchscript": ("pytorch", "model.pt")}
 """By backend of the predictor: Triton's own backend for the format, and what it calls the file. `pt2` has none."""
@@ -41,7 +41,7 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
-def native(graph_backend: str, backend: str, server: Installation | None) -> bool:
+def uses_triton_backend(graph_backend: str, backend: str, server: Installation | None) -> bool:
     """Say whether Triton's own backend runs the artefact.
 
     graph_backend : auto, triton or python; auto takes Triton's own if `server` has it. backend : of the predictor.
@@ -54,7 +54,7 @@ def native(graph_backend: str, backend: str, server: Installation | None) -> boo
 def make_graph_model(
     work: Path,
     repository: Path,
-    served: Served,
+    served: RepositoryModel,
     predictor: Predictor,
     gfm: Path,
     group: Mapping[str, Any],
@@ -62,7 +62,7 @@ def make_graph_model(
     version: int,
     native: bool,
 ) -> Path:
-    """Make the graph model of a served ensemble in the scratch folder `work`; return its folder, to be `placed`.
+    """Make the graph model of a served ensemble in the scratch folder `work`; return its folder, for `install_version`.
 
     predictor : of the served model. gfm : its ensemble folder in `work`, of which files are shared where the file
     system can. group : where copies run. native : Triton's own backend runs the artefact, not a Python model.
@@ -78,7 +78,7 @@ def make_graph_model(
     settings, manifest = served.settings, read_manifest(gfm)
     device = choose_device(settings.device if settings.device != "cuda" else "auto")
     entry = export_entry(gfm, manifest, settings.backend, settings.precision, device)
-    first = first_request(gfm, manifest, entry, predictor, device)
+    first = make_warmup_request(gfm, manifest, entry, predictor, device)
     name = graph_model_name(served.name)
     new, folder = work / name / "model", work / name / "model" / str(version)
     folder.mkdir(parents=True)
@@ -86,13 +86,13 @@ def make_graph_model(
     if not native:
         (folder / "model.py").write_text(MODEL)
         (folder / GRAPH_FILE).write_text(settings.model_dump_json(indent=1) + "\n")
-    text = message(graph_config(served, predictor, manifest, entry, first, group, native))
-    others = other_versions(repository / name, version)
-    (new / CONFIG).write_text(agreed(repository / name, text, others) if others else text)
+    text = format_message(graph_config(served, predictor, manifest, entry, first, group, native))
+    others = list_other_versions(repository / name, version)
+    (new / CONFIG).write_text(merge_config_versions(repository / name, text, others) if others else text)
     return new
 
 
-def _shared(source: str, target: str) -> None:
+def _link_or_copy(source: str, target: str) -> None:
     """Link a file of the repository to another place in it, or copy it."""
     try:
         os.link(source, target)
@@ -107,27 +107,27 @@ def _graph_files(
     place = check_export(gfm, entry)
     if native:
         for name in entry.files:  # weights may lie in a file of their own, by whose name the model finds them
-            _shared(str(place / name), str(folder / {"model.ts": "model.pt"}.get(name, name)))
+            _link_or_copy(str(place / name), str(folder / {"model.ts": "model.pt"}.get(name, name)))
     else:
         own = folder / GFM
         (own / FOLDER).mkdir(parents=True)
-        _shared(str(gfm / MANIFEST), str(own / MANIFEST))
-        shutil.copytree(place, own / FOLDER / entry.key, copy_function=_shared)
+        _link_or_copy(str(gfm / MANIFEST), str(own / MANIFEST))
+        shutil.copytree(place, own / FOLDER / entry.key, copy_function=_link_or_copy)
     (new / WARMUP).mkdir()
     for name, array in first.items():
         (new / WARMUP / name).write_bytes(array.tobytes())
 
 
-def first_request(
+def make_warmup_request(
     gfm: Path, manifest: Manifest, entry: ExportEntry, predictor: Predictor, device: torch.device
 ) -> dict[str, NDArray[Any]]:
     """Return the artefact's inputs for the test vector of the default head."""
     from atomsieve.export.artefact import Artefact
     from atomsieve.graphs import build_graph
-    from atomsieve.remote.test_vector import structures_of
+    from atomsieve.remote.test_vector import parse_structures
 
     head = manifest.default_head
-    batch = structures_of(manifest.test_vector["heads"][head], manifest.config.charge_spin)
+    batch = parse_structures(manifest.test_vector["heads"][head], manifest.config.charge_spin)
     graph = build_graph(batch, manifest.cutoff, max_neighbors=manifest.config.max_neighbors)
     return Artefact(gfm, manifest, entry, device).arrays(batch, graph, predictor.heads.index(head))
 
@@ -148,7 +148,7 @@ def artefact_slots(entry: ExportEntry, manifest: Manifest) -> tuple[tuple[Slot, 
 
 
 def graph_config(
-    served: Served,
+    served: RepositoryModel,
     predictor: Predictor,
     manifest: Manifest,
     entry: ExportEntry,
@@ -163,7 +163,10 @@ def graph_config(
     from atomsieve.export.artefact import digest_of
 
     taken, given = ([_slot(s, entry, predictor.members) for s in slots] for slots in artefact_slots(entry, manifest))
-    about = facts(predictor) | {"max_neighbors": manifest.config.max_neighbors, "artefact": digest_of(entry)}
+    about = config_parameters(predictor) | {
+        "max_neighbors": manifest.config.max_neighbors,
+        "artefact": digest_of(entry),
+    }
     config = {
         "name": graph_model_name(served.name),
         "backend": "python",
@@ -172,7 +175,7 @@ def graph_config(
         "input": taken,
         "output": given,
         "instance_group": [dict(group)],
-        "parameters": texts({"FORCE_CPU_ONLY_INPUT_TENSORS": "yes"} | about),
+        "parameters": format_parameters({"FORCE_CPU_ONLY_INPUT_TENSORS": "yes"} | about),
         "model_warmup": [_warmup(taken, first)],
     }
     if not native:
@@ -184,7 +187,7 @@ def graph_config(
         # shapes change with every request, and it would optimize again for each
         "pytorch": {"DISABLE_OPTIMIZED_EXECUTION": "true", "INFERENCE_MODE": "true"},
     }[backend]
-    return config | {"backend": backend, "default_model_filename": file, "parameters": texts(more | about)}
+    return config | {"backend": backend, "default_model_filename": file, "parameters": format_parameters(more | about)}
 
 
 def _warmup(tables: Sequence[Mapping[str, Any]], first: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

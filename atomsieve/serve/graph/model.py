@@ -23,20 +23,14 @@ from atomsieve.graphs import build_graph
 from atomsieve.predict.backends.exported import export_entry
 from atomsieve.predict.backends.select import choose_device
 from atomsieve.predict.packing import is_out_of_memory
-from atomsieve.remote.test_vector import compare, stored_vector
+from atomsieve.remote.test_vector import compare_test_vector, read_test_vector
 from atomsieve.serve.graph.capacity import Capacity
-from atomsieve.serve.model.engine import Arrays, Work, internal_error
+from atomsieve.serve.model.cpu_quota import choose_threads, count_instances
+from atomsieve.serve.model.engine import Arrays, Work, log_internal_error
 from atomsieve.serve.model.request import Refused, Request, RequestError, read_parameters, read_request
 from atomsieve.serve.model.settings import GFM, GRAPH_FILE, Settings
-from atomsieve.serve.model.threads import instances_of, threads_of
-from atomsieve.serve.model.triton_model import (
-    JsonLines,
-    Metrics,
-    _packed,
-    _probe_dlpack,
-    log,
-    refusal_response,
-)
+from atomsieve.serve.model.triton_model import JsonLines, ModelMetrics, log, refusal_response
+from atomsieve.serve.model.triton_tensors import pack_tensor, probe_dlpack
 
 FINITE = ("positions", "cell", "charge", "spin")
 """Inputs of an artefact that must be finite."""
@@ -62,11 +56,11 @@ class GraphModel:
         if settings.device == "cuda" and args["model_instance_kind"] == "GPU":
             settings = settings.model_copy(update={"device": f"cuda:{args['model_instance_device_id']}"})
         if not settings.device.startswith("cuda"):
-            torch.set_num_threads(threads_of(settings.threads, instances_of(args)))
+            torch.set_num_threads(choose_threads(settings.threads, count_instances(args)))
         self.settings, self.folder = settings, folder / GFM
-        _probe_dlpack(pb)
+        probe_dlpack(pb)
         self._open(read_manifest(self.folder))
-        self._metrics = Metrics(pb, self.name)
+        self._metrics = ModelMetrics(pb, self.name)
         log("loaded", model=self.name, instance=args["model_instance_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -101,7 +95,7 @@ class GraphModel:
             found = self.artefact(request.batch, graph, names.index(head))
             return {"status": np.zeros(len(request.batch), np.uint8), **found}
 
-        compare(stored_vector(self.folder), answer, self.settings.precision, ["status", *entry.outputs])
+        compare_test_vector(read_test_vector(self.folder), answer, self.settings.precision, ["status", *entry.outputs])
 
     def _refusal(self, arrays: Mapping[str, NDArray[Any]]) -> str | None:
         """Return why a graph is too large, or None; decided by shapes, before anything is copied."""
@@ -132,7 +126,7 @@ class GraphModel:
             try:
                 response = self._response(found, set(request.requested_output_names()))
             except Exception:  # e.g. no shared memory for so large an answer: the others may fit
-                found = internal_error()
+                found = log_internal_error()
         if isinstance(found, Refused):
             response = refusal_response(self._pb, found)
             self.work = Work(errors=Counter([found.kind]))
@@ -172,9 +166,9 @@ class GraphModel:
         except Exception as error:  # the server must go on, and the client learns no more than that
             if is_out_of_memory(error):
                 return Refused("too_large", "the graph does not fit into the server's memory; send fewer structures")
-            return internal_error()
+            return log_internal_error()
 
 
 def tensor(values: NDArray[Any]) -> Any:
     """Return an array as a torch tensor of the same shape that the backend's DLPack reader takes."""
-    return _packed(values)[0]
+    return pack_tensor(values)[0]

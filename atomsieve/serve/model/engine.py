@@ -22,7 +22,7 @@ from atomsieve.graphs import edge_budget_estimate
 from atomsieve.graphs.crowding import crowded_edges
 from atomsieve.predict import Predictor, Status
 from atomsieve.predict.packing import pack, run_halving_on_oom, usual_budget
-from atomsieve.remote.wire import OUTPUTS, prediction_arrays, wanted
+from atomsieve.remote.wire import OUTPUTS, prediction_arrays, required_properties
 from atomsieve.serve.model.request import Refused, Request, read_request
 from atomsieve.serve.model.settings import Settings
 from atomsieve.structures import StructureBatch
@@ -166,7 +166,7 @@ class Engine:
                 return [answer for request in group for answer in self._answer([request])]
             if isinstance(error, AtomSieveError):
                 return [Refused("unsupported", str(error))]
-            return [internal_error()]
+            return [log_internal_error()]
 
     def _evaluate(self, group: Sequence[Request]) -> list[Arrays]:
         batch = StructureBatch.concatenate([request.batch for request in group])
@@ -198,7 +198,7 @@ class Engine:
 
         edges : [S], estimated; inf for a structure above a limit.
         """
-        want = wanted(outputs)
+        want = required_properties(outputs)
         found: Arrays = {"head": heads, "status": np.zeros(len(batch), np.uint8)}
         large = np.isinf(edges)
         found["status"][large] = Status.TOO_LARGE
@@ -244,7 +244,7 @@ class Engine:
         return tuple(own if n == -1 else n for n in trailing)
 
 
-def internal_error() -> Refused:
+def log_internal_error() -> Refused:
     """Log the exception that is being handled under a reference; return what a client may know of it."""
     reference = secrets.token_hex(6)
     log.exception("request failed, reference %s", reference)
@@ -257,7 +257,7 @@ def _budget(predictor: Predictor, settings: Settings) -> tuple[int, int]:
     return settings.max_atoms or atoms, settings.max_edges or edges
 
 
-def about(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> Mapping[str, Any]:
+def describe_model(predictor: Predictor, settings: Settings, outputs: Sequence[str]) -> Mapping[str, Any]:
     """Return the description of a served model, as plain data.
 
     outputs : names of the outputs that it gives.

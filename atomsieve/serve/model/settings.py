@@ -11,7 +11,7 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.gfm.backends import BACKEND_CHOICES
 from atomsieve.models.precision import PRECISIONS
 
-FILE = "settings.json"
+SETTINGS_FILE = "settings.json"
 GRAPH_FILE = "graph.json"
 """The settings file of a graph model."""
 GFM = "gfm"
@@ -85,7 +85,7 @@ class Settings(BaseModel):
         return one_of(name, BACKEND_CHOICES)
 
     @staticmethod
-    def read(folder: Path, file: str = FILE) -> Settings:
+    def read(folder: Path, file: str = SETTINGS_FILE) -> Settings:
         """Read the settings of the version folder of a served model.
 
         Raises

@@ -1,8 +1,4 @@
-"""The model that Triton's Python backend runs: tensors in and out, metrics and log lines around an `Engine`.
-
-numpy's C interface inside the backend of older servers does not fit numpy 2: it gives wrong values without an error.
-Tensors therefore pass by DLPack both ways, and a probe at start compares what came through.
-"""
+"""The model that Triton's Python backend runs: tensors in and out, metrics and log lines around an `Engine`."""
 
 from __future__ import annotations
 
@@ -16,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from atomsieve.remote.test_vector import compare, rounded, stored_vector
-from atomsieve.remote.wire import given
-from atomsieve.serve.model.engine import Arrays, Engine, Work, about, internal_error
+from atomsieve.remote.test_vector import compare_test_vector, read_test_vector, round_error
+from atomsieve.remote.wire import available_outputs
+from atomsieve.serve.model.cpu_quota import choose_threads, count_instances
+from atomsieve.serve.model.engine import Arrays, Engine, Work, describe_model, log_internal_error
 from atomsieve.serve.model.request import Refused, Request, RequestError, read_parameters
 from atomsieve.serve.model.settings import GFM, Settings
-from atomsieve.serve.model.threads import instances_of, threads_of
+from atomsieve.serve.model.triton_tensors import json_tensor, pack_tensor, probe_dlpack
 
 CODES = {"internal": "INTERNAL", "unsupported": "UNSUPPORTED", "cancelled": "CANCELLED"}
 """Error codes of Triton by kind of refusal; every other kind is INVALID_ARG, which is of the 400 class."""
@@ -73,20 +69,20 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self.name = args["model_name"]
         self.settings = Settings.read(folder)
-        predictor = load(
-            folder, self.settings, args["model_instance_kind"], args["model_instance_device_id"], instances_of(args)
+        predictor = load_predictor(
+            folder, self.settings, args["model_instance_kind"], args["model_instance_device_id"], count_instances(args)
         )
         self._said = time.monotonic()
         self.engine = Engine(predictor, self.settings, self._progress)
-        self.given = given(predictor.outputs, predictor.kind)
-        vector = stored_vector(folder / GFM)
-        worst = compare(vector, self.engine.answer_one, predictor.precision, self.given)
+        self.given = available_outputs(predictor.outputs, predictor.kind)
+        vector = read_test_vector(folder / GFM)
+        worst = compare_test_vector(vector, self.engine.answer_one, predictor.precision, self.given)
         self._about = {
-            "description": _bytes(about(predictor, self.settings, self.given)),
-            "test_vector": _bytes(vector),
+            "description": json_tensor(describe_model(predictor, self.settings, self.given)),
+            "test_vector": json_tensor(vector),
         }
-        _probe_dlpack(pb)
-        self._metrics = Metrics(pb, self.name)
+        probe_dlpack(pb)
+        self._metrics = ModelMetrics(pb, self.name)
         log(
             "loaded",
             model=self.name,
@@ -95,7 +91,7 @@ class TritonPythonModel:
             backend=predictor.backend,
             precision=predictor.precision,
             device=str(predictor.device),
-            error_of_allowed=rounded(worst),
+            error_of_allowed=round_error(worst),
             seconds=round(time.perf_counter() - began, 3),
         )
 
@@ -152,14 +148,14 @@ class TritonPythonModel:
         try:
             return self.engine.read(arrays, parameters, names)
         except Exception:  # none is expected; if there is one after all, it is this request's alone
-            return internal_error()
+            return log_internal_error()
 
     def _response(self, request: Request | Refused, answer: Arrays | Refused) -> Any:
         pb = self._pb
         if isinstance(request, Request) and not isinstance(answer, Refused):
             arrays = {**answer, **{name: self._about[name] for name in request.about}}
             try:
-                return pb.InferenceResponse([pb.Tensor.from_dlpack(n, _packed(a)) for n, a in arrays.items()])
+                return pb.InferenceResponse([pb.Tensor.from_dlpack(n, pack_tensor(a)) for n, a in arrays.items()])
             except Exception:  # e.g. no shared memory for so large an answer: the others may fit
                 answer = self._internal()
         refused = answer if isinstance(answer, Refused) else request
@@ -168,12 +164,12 @@ class TritonPythonModel:
 
     def _internal(self) -> Refused:
         """Log the current exception; return what a client may know of it."""
-        refused = internal_error()
+        refused = log_internal_error()
         self._metrics.count_error(refused.kind)
         return refused
 
 
-class Metrics:
+class ModelMetrics:
     """Prometheus counters of a model, on the server's metrics page."""
 
     def __init__(self, pb: Any, model: str) -> None:
@@ -201,7 +197,7 @@ class Metrics:
         }
         for what, ends in BUCKETS.items():
             for end in ends:  # all of them are there from the start, as a histogram's are
-                self._metric(f"batch_{what}_bucket", "le", bound(end))
+                self._metric(f"batch_{what}_bucket", "le", format_bound(end))
 
     def count_error(self, kind: str) -> None:
         """Count a request that got an error outside the engine."""
@@ -212,7 +208,7 @@ class Metrics:
         for what, size in (("requests", requests), ("structures", work.structures)):
             for end in BUCKETS[what]:
                 if size <= end:
-                    self._metric(f"batch_{what}_bucket", "le", bound(end)).increment(1.0)
+                    self._metric(f"batch_{what}_bucket", "le", format_bound(end)).increment(1.0)
         one = {
             "requests": work.requests,
             "atoms": work.atoms,
@@ -234,12 +230,12 @@ class Metrics:
         return self._known[name, value]
 
 
-def bound(end: float) -> str:
+def format_bound(end: float) -> str:
     """Return the upper end of a bucket as Prometheus writes it."""
     return "+Inf" if math.isinf(end) else f"{end:g}"
 
 
-def load(folder: Path, settings: Settings, kind: str, gpu: str, instances: int = 1) -> Any:
+def load_predictor(folder: Path, settings: Settings, kind: str, gpu: str, instances: int = 1) -> Any:
     """Return the predictor of a version folder, on the GPU that Triton gives the instance if it is one for GPUs.
 
     instances : copies of the model, which share the cores.
@@ -250,49 +246,7 @@ def load(folder: Path, settings: Settings, kind: str, gpu: str, instances: int =
 
     device = f"cuda:{gpu}" if settings.device == "cuda" and kind == "GPU" else settings.device
     if not device.startswith("cuda"):
-        torch.set_num_threads(threads_of(settings.threads, instances))
+        torch.set_num_threads(choose_threads(settings.threads, instances))
     return Predictor.load(
         folder / GFM, head=settings.head, precision=settings.precision, device=device, backend=settings.backend
     )
-
-
-def _bytes(value: Any) -> NDArray[np.uint8]:
-    return np.frombuffer(json.dumps(value, default=str).encode(), np.uint8).copy()
-
-
-def _packed(values: NDArray[Any]) -> Any:
-    """Return an array as a torch tensor [1,...] that the backend's DLPack reader takes.
-
-    It wants rows one after another; where an axis has length 0, the strides that multiplying the lengths gives. Torch
-    lends the memory, since the backend does not give numpy's capsules back as numpy expects.
-    """
-    import torch
-
-    shape, strides, step = (1, *values.shape), [], 1
-    for length in reversed(shape):
-        strides.append(step)
-        step *= length
-    flat = torch.from_numpy(values.reshape(-1).copy()) if values.size else torch.zeros(1, dtype=_torch_type(values))
-    return torch.as_strided(flat, shape, strides[::-1])
-
-
-def _torch_type(values: NDArray[Any]) -> Any:
-    import torch
-
-    return torch.from_numpy(np.zeros(1, values.dtype)).dtype
-
-
-def _probe_dlpack(pb: Any) -> None:
-    """Send arrays through the backend's tensors and compare.
-
-    Raises
-    ------
-    RuntimeError
-        if what comes back is something else: then nothing that this server says can be trusted.
-    """
-    for values in (np.arange(6.0).reshape(1, 2, 3), np.arange(5, dtype=np.uint8)[None], np.zeros((1, 0), np.int64)):
-        back = np.from_dlpack(pb.Tensor.from_dlpack("probe", _packed(values[0])))
-        if back.shape != values.shape or back.dtype != values.dtype or not np.array_equal(back, values):
-            raise RuntimeError(
-                f"this server's Python backend changes tensors: {values.tolist()} became {back.tolist()}"
-            )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atomsieve.errors import require
 from atomsieve.remote.wire import INPUTS, OUTPUTS, Tensor
+from atomsieve.serve.repository.layout import WRITER
+
+if TYPE_CHECKING:
+    from atomsieve.predict import Predictor
 
 MODEL_PY = '''"""Served by AtomSieve: everything is in the package, which must be installed where the server runs."""
 
@@ -21,7 +25,7 @@ LARGEST_BATCH = 64
 """Requests that may be gathered; how much is computed at once is decided by atoms and edges."""
 
 
-def message(fields: Mapping[str, Any]) -> str:
+def format_message(fields: Mapping[str, Any]) -> str:
     """Return plain data as a model configuration in text form.
 
     Raises
@@ -53,7 +57,7 @@ def model_config(
     instances : copies on the CPU or on each GPU. gpus : with cuda, those to use; none means all.
     queue_delay : microseconds that a request waits for others while the model is idle. parameters : shown to clients.
     """
-    return message(
+    return format_message(
         {
             "name": name,
             "backend": "python",
@@ -65,7 +69,7 @@ def model_config(
             # Neither priorities nor a queue policy: with either, servers of this age do not fetch requests ahead, and
             # lose wake-ups: a request that comes while the instance still hands out an answer waits for 500 ms.
             "dynamic_batching": {"max_queue_delay_microseconds": queue_delay},
-            "parameters": texts({"FORCE_CPU_ONLY_INPUT_TENSORS": "yes"} | dict(parameters)),
+            "parameters": format_parameters({"FORCE_CPU_ONLY_INPUT_TENSORS": "yes"} | dict(parameters)),
         }
     )
 
@@ -77,7 +81,7 @@ def instance_group(device: str, instances: int, gpus: Sequence[int]) -> dict[str
     return {"kind": "KIND_GPU", "count": instances, **({"gpus": list(gpus)} if gpus else {})}
 
 
-def texts(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def format_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as Triton keeps them: texts, whatever is none as JSON."""
     return {key: {"string_value": _text(value)} for key, value in parameters.items()}
 
@@ -89,3 +93,22 @@ def _tensor(tensor: Tensor, members: int = -1) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def config_parameters(predictor: Predictor) -> dict[str, Any]:
+    """Return what the configuration tells clients of an ensemble."""
+    from atomsieve.version import __version__
+
+    about = predictor.describe()
+    return {
+        WRITER: __version__,
+        "ensemble_id": predictor.ensemble_id,
+        "heads": predictor.choices,
+        "default_head": predictor.head,
+        "levels_of_theory": about["levels_of_theory"],
+        "elements": {head: predictor.elements(head) for head in predictor.choices},
+        "members": predictor.members,
+        "cutoff": predictor.cutoff,
+        "precision": predictor.precision,
+        "backend": predictor.backend,
+    }

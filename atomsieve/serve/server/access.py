@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import re
-import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.serve.server.process import ServerOptions
-
-SHORTEST_TOKEN = 16
-TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 
 def is_loopback(address: str) -> bool:
@@ -26,32 +21,6 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def read_token(path: Path) -> str:
-    """Return the token in a file that only its owner (and group) may read.
-
-    Raises
-    ------
-    UsageError
-        if there is none, others may read it, or it is too short or not one word.
-    """
-    try:
-        mode, text = path.stat().st_mode, path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not text"
-        raise UsageError(
-            f"the token file {path} cannot be read ({why}); make one with: (umask 077; openssl rand -hex 32 > {path})"
-        ) from error
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise UsageError(f"everybody on this machine may read the token file {path}; run: chmod 600 {path}")
-    if len(text) < SHORTEST_TOKEN or not TOKEN.fullmatch(text):
-        raise UsageError(
-            f"the token in {path} must be one word of at least {SHORTEST_TOKEN} letters, digits or ._~+/=-, and has "
-            f"{len(text)} characters{' of other kinds' if len(text) >= SHORTEST_TOKEN else ''}; make one with: "
-            f"(umask 077; openssl rand -hex 32 > {path})"
-        )
-    return text
 
 
 def check_exposure(options: ServerOptions, insecure: bool) -> list[str]:
@@ -96,7 +65,7 @@ def check_exposure(options: ServerOptions, insecure: bool) -> list[str]:
     return found
 
 
-def conceal(pid: int, secrets: Iterable[str]) -> bool:
+def conceal_secrets(pid: int, secrets: Iterable[str]) -> bool:
     """Overwrite secrets in the command line that the list of processes shows for `pid`; return whether none is left.
 
     The server knows no other way to be told a secret. It copies what it is given before it writes its first line, so
@@ -121,7 +90,7 @@ def conceal(pid: int, secrets: Iterable[str]) -> bool:
     return not any(secret in shown for secret in wanted)
 
 
-def belongs(host: str, port: int, group: Iterable[int]) -> bool:
+def is_answered_by(host: str, port: int, group: Iterable[int]) -> bool:
     """Say whether who connects to a TCP port of this machine is answered by a process of a group, and nobody else.
 
     While a server is not there, any user of the machine may listen on its port; no secret must be sent there.
@@ -154,7 +123,7 @@ def _words(host: str) -> set[str]:
     return every | {words} | ({"0" * 16 + mapped + words} if len(words) == 8 else set())
 
 
-def require_free(address: str, ports: dict[str, int]) -> None:
+def require_free_ports(address: str, ports: dict[str, int]) -> None:
     """Check that ports can be listened on.
 
     Raises

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.remote.test_vector import compare, rounded, stored_vector
+from atomsieve.remote.test_vector import compare_test_vector, read_test_vector, round_error
 from atomsieve.remote.transport import DeadlineExceeded, Transport, Unavailable
 from atomsieve.serve.logs import Log
-from atomsieve.serve.model.settings import FILE, GFM, Settings
-from atomsieve.serve.server import reaper as keeper
+from atomsieve.serve.model.settings import GFM, SETTINGS_FILE, Settings
+from atomsieve.serve.server import reaper
 
 PATIENCE = 3
 """Probes in a row without an answer in time (or refused as unavailable) after which a model is loaded anew."""
@@ -66,29 +66,29 @@ class Probe:
             parameters = {"head": head}
             return transport.infer(self.model, arrays, names, parameters, seconds=seconds, version=self.version)
 
-        return compare(self.vector if whole else self.small, answer, self.precision, ("status", "energy"))
+        return compare_test_vector(self.vector if whole else self.small, answer, self.precision, ("status", "energy"))
 
 
-def probes(repository: Path, models: Sequence[str]) -> list[Probe]:
+def load_probes(repository: Path, models: Sequence[str]) -> list[Probe]:
     """Return the probes of the models of a repository that answer requests for an ensemble, of each version one."""
     found = []
     for model in models:
-        versions = [p for p in (repository / model).iterdir() if p.name.isdigit() and (p / FILE).is_file()]
+        versions = [p for p in (repository / model).iterdir() if p.name.isdigit() and (p / SETTINGS_FILE).is_file()]
         versions.sort(key=lambda p: int(p.name))
         if not ALL_VERSIONS.search((repository / model / "config.pbtxt").read_text()):
             versions = versions[-1:]
         for folder in versions:
-            vector = stored_vector(folder / GFM)
+            vector = read_test_vector(folder / GFM)
             version = folder.name if len(versions) > 1 else ""
             precision = Settings.read(folder).precision
             found.append(Probe(model, precision, vector, first_structure(vector), version=version))
     return found
 
 
-def stubs(server: int) -> dict[int, str]:
+def find_stubs(server: int) -> dict[int, str]:
     """Return the processes of models that a server has, with the names of their models."""
     found = {}
-    for pid in keeper.members(server):
+    for pid in reaper.list_processes(server):
         with contextlib.suppress(OSError, IndexError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             if words[0].endswith(STUB):
@@ -182,14 +182,14 @@ class Health(threading.Thread):
                     if not self._ended.is_set():
                         self.verdict = f"{probe.name} does not answer as it must ({fault})"
                     return False
-                self._log.event("checked", model=probe.name, error_of_allowed=rounded(error))
-        self._stubs = Counter(stubs(self._pid).values())
+                self._log.event("checked", model=probe.name, error_of_allowed=round_error(error))
+        self._stubs = Counter(find_stubs(self._pid).values())
         self.ready.set()
         return True
 
     def _count(self) -> Iterator[bool]:
         """Put models right of which a process has died: of several copies, any may be the one that is asked."""
-        there = Counter(stubs(self._pid).values())
+        there = Counter(find_stubs(self._pid).values())
         for probe in {p.model: p for p in self._probes}.values():
             model = probe.model
             if not self._ended.is_set() and there[model] < self._stubs[model] and self.verdict is None:
@@ -241,13 +241,13 @@ class Health(threading.Thread):
             if not self._ended.is_set():
                 self.verdict = f"{probe.model} fails after it was loaded anew ({error})"
             return
-        self._stubs[probe.model] = Counter(stubs(self._pid).values())[probe.model]
+        self._stubs[probe.model] = Counter(find_stubs(self._pid).values())[probe.model]
         self.reloads += 1
         self._log.event("reloaded", model=probe.model, seconds=round(time.monotonic() - began, 2))
 
     def _kill_stubs(self, model: str) -> None:
         """End what is left of the processes of a model: loading it anew would wait for one that hangs."""
-        for pid, name in stubs(self._pid).items():
+        for pid, name in find_stubs(self._pid).items():
             if name == model:
                 self._log.event("killed", "warning", model=model, pid=pid, text="before it is loaded anew")
                 with contextlib.suppress(OSError):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,30 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atomsieve.errors import AtomSieveError
-from atomsieve.remote.transport import ADMIN_KEY, TOKEN_KEY
-from atomsieve.serve.server import reaper as keeper
+from atomsieve.remote.credentials import ADMIN_KEY, TOKEN_KEY
+from atomsieve.serve.installation import Installation
+from atomsieve.serve.server import reaper
 
-WHEEL = "nvidia-pytriton==0.7.0"
-"""A wheel that carries tritonserver 2.51.0; it is used for its binary alone, so its own dependencies are not wanted."""
-NVIDIA_IMAGE = Path("/opt/tritonserver")
 OPEN_TO_TOKEN = ("inference", "metadata", "model-config", "statistics")
 CLOSED = ("model-repository", "shared-memory", "trace", "logging")
 """What only the supervisor may use: loading of models, memory of other processes, files of logs and traces."""
-KEEPER = Path(__file__).with_name("reaper.py")
-
-
-@dataclass(frozen=True)
-class Installation:
-    """A tritonserver. binary : the program. backends : folder of backends. libraries : folders with its libraries."""
-
-    binary: Path
-    backends: Path
-    libraries: tuple[Path, ...] = ()
-
-    def has_backend(self, name: str) -> bool:
-        """Say whether it brings a backend, e.g. `onnxruntime` or `pytorch`."""
-        return (self.backends / name).is_dir()
+REAPER = Path(__file__).with_name("reaper.py")
 
 
 @dataclass(frozen=True)
@@ -78,61 +60,7 @@ class ServerOptions:
     gpu: bool = False
 
 
-def find_server(program: Path | None = None) -> Installation:
-    """Return the tritonserver to use: the given one, NVIDIA's image, one on the PATH, or that of the wheel.
-
-    Raises
-    ------
-    AtomSieveError
-        if there is none.
-    """
-    found = program or (NVIDIA_IMAGE / "bin/tritonserver" if NVIDIA_IMAGE.is_dir() else None)
-    if found is None and (on_path := shutil.which("tritonserver")) is not None:
-        found = Path(on_path)
-    if found is not None:
-        if not os.access(found, os.X_OK) or not found.is_file():
-            raise AtomSieveError(f"{found} is not a program; name a tritonserver with --tritonserver")
-        home = found.resolve().parent.parent
-        if not (home / "backends").is_dir():
-            raise AtomSieveError(
-                f"{found} is no tritonserver (there is no folder {home / 'backends'}); name one with --tritonserver"
-            )
-        return Installation(found, home / "backends", (home / "lib",))
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise AtomSieveError(
-            "no tritonserver on this machine; install the one in a wheel with: pip install --no-deps "
-            f"{WHEEL} (a plain install would pull numpy below 2), or use an image of containers/"
-        )
-    package = Path(next(iter(spec.submodule_search_locations)))
-    home = package / "tritonserver"
-    return Installation(home / "bin/tritonserver", home / "backends", (package.parent / "nvidia_pytriton.libs",))
-
-
-def assemble_backends(server: Installation, scratch: Path) -> Path:
-    """Return a folder of backends whose Python backend has the stub of this Python; made in `scratch` if need be.
-
-    Raises
-    ------
-    AtomSieveError
-        if the server has no stub for this version of Python.
-    """
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stubs = server.backends.parent / "python_backend_stubs"
-    if not stubs.is_dir():  # NVIDIA's own layout, whose stub fits the Python that it brings
-        return server.backends
-    stub = stubs / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        there = ", ".join(sorted(p.name for p in stubs.iterdir()))
-        raise AtomSieveError(f"this tritonserver has no stub for Python {version}; allowed: {there}")
-    target = scratch / "backends"
-    for backend in server.backends.iterdir():
-        shutil.copytree(backend, target / backend.name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(stub, target / "python" / stub.name)
-    return target
-
-
-def command(server: Installation, options: ServerOptions, backends: Path) -> list[str]:
+def server_command(server: Installation, options: ServerOptions, backends: Path) -> list[str]:
     """Return the command line of the server."""
     o = options
     line = [
@@ -172,7 +100,7 @@ def command(server: Installation, options: ServerOptions, backends: Path) -> lis
     return line
 
 
-def environment(
+def server_environment(
     server: Installation, threads: int | None = None, environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Return the environment of the server: its libraries, and this Python for its stubs.
@@ -193,7 +121,7 @@ def environment(
     return found
 
 
-def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
+def find_free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
     """Return ports that nobody listens on at the moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
@@ -238,8 +166,8 @@ class TritonProcess:
         self._reader = threading.Thread(target=self._pump, args=(sink,), daemon=True)
         try:
             self._reader.start()
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(KEEPER), str(self.pid), *map(str, scratch)],
+            self._reaper = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(REAPER), str(self.pid), *map(str, scratch)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -252,7 +180,7 @@ class TritonProcess:
 
     def note_memory(self) -> None:
         """Note which shared memory its models use, to remove what is left of it in the end; close it to other users."""
-        self._regions |= keeper.regions(keeper.members(self.pid))
+        self._regions |= reaper.list_regions(reaper.list_processes(self.pid))
         for region in self._regions:  # tensors lie there, and the server lets everybody read them
             with contextlib.suppress(OSError):
                 os.chmod(region, 0o600)
@@ -294,17 +222,17 @@ class TritonProcess:
         if self._gone:
             return
         self.note_memory()
-        if self.exit_code is None or keeper.members(self.pid):  # else the number may be another's by now
+        if self.exit_code is None or reaper.list_processes(self.pid):  # else the number may be another's by now
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         deadline = time.monotonic() + 5
-        while keeper.members(self.pid) and time.monotonic() < deadline:
+        while reaper.list_processes(self.pid) and time.monotonic() < deadline:
             time.sleep(0.01)
-        keeper.remove(self._regions)
-        if self._keeper.stdin is not None and not self._keeper.stdin.closed:
+        reaper.remove_regions(self._regions)
+        if self._reaper.stdin is not None and not self._reaper.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
-                self._keeper.communicate(b"done")
+                self._reaper.communicate(b"done")
         self._reader.join(5)
         self._gone = True
 

@@ -1,6 +1,6 @@
 """Ends a server whose supervisor was killed: a tiny process that waits at a pipe, which the kernel closes.
 
-Run as a script, `keeper.py PID [FOLDER...]`, with the pipe as its standard input. It imports nothing of this package,
+Run as a script, `reaper.py PID [FOLDER...]`, with the pipe as its standard input. It imports nothing of this package,
 so that it costs little. When the pipe ends without the word `done`, it ends the process group PID, stubs of models
 included, and removes the shared memory that they leave, and the scratch folders.
 """
@@ -18,7 +18,7 @@ SHM = "/dev/shm/"  # noqa: S108 - where the kernel puts shared memory
 REGION = "triton_python_backend_shm_region_"
 
 
-def members(group: int) -> list[int]:
+def list_processes(group: int) -> list[int]:
     """Return the processes of a group."""
     found = []
     for name in os.listdir("/proc"):
@@ -30,7 +30,7 @@ def members(group: int) -> list[int]:
     return found
 
 
-def regions(pids: list[int]) -> set[str]:
+def list_regions(pids: list[int]) -> set[str]:
     """Return the regions of shared memory, by path, that a server's processes have mapped."""
     found = set()
     for pid in pids:
@@ -39,30 +39,30 @@ def regions(pids: list[int]) -> set[str]:
     return found
 
 
-def remove(paths: set[str]) -> None:
+def remove_regions(paths: set[str]) -> None:
     """Remove regions that nothing alive has mapped."""
     if not paths:
         return
-    used = regions([int(name) for name in os.listdir("/proc") if name.isdigit()])
+    used = list_regions([int(name) for name in os.listdir("/proc") if name.isdigit()])
     for path in paths - used:
         with contextlib.suppress(OSError):
             os.unlink(path)
 
 
-def end(group: int, patience: float = 10.0) -> None:
+def end_group(group: int, patience: float = 10.0) -> None:
     """Ask the leader of a group to end, kill what is left of the group, and remove its shared memory."""
-    paths = regions(members(group))
+    paths = list_regions(list_processes(group))
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(group, signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while group in members(group) and time.monotonic() < deadline:
+    while group in list_processes(group) and time.monotonic() < deadline:
         time.sleep(0.1)
-    paths |= regions(members(group))
+    paths |= list_regions(list_processes(group))
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-    while members(group) and time.monotonic() < deadline + patience:
+    while list_processes(group) and time.monotonic() < deadline + patience:
         time.sleep(0.05)
-    remove(paths)
+    remove_regions(paths)
 
 
 def _stat(pid: int) -> list[str]:
@@ -85,9 +85,9 @@ def main() -> None:
     try:
         same = _stat(group)[19] == born
     except OSError:  # the leader is gone; what it started may not be
-        same = bool(members(group))
+        same = bool(list_processes(group))
     if same:
-        end(group)
+        end_group(group)
     for folder in sys.argv[2:]:
         shutil.rmtree(folder, ignore_errors=True)
 

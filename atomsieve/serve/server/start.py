@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.remote.transport import Credentials
+from atomsieve.remote.credentials import Credentials, read_token
 from atomsieve.serve.graph.removed import removal_advice, removed_models
-from atomsieve.serve.server.access import check_exposure, is_loopback, read_token
-from atomsieve.serve.server.process import ServerOptions, free_ports
+from atomsieve.serve.server.access import check_exposure, is_loopback
+from atomsieve.serve.server.process import ServerOptions, find_free_ports
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def server_options(
         tuple(models),
         address=_numeric(w.address),
         grpc=w.grpc,
-        http=free_ports(1)[0] if private else usual if w.http is None else w.http,
+        http=find_free_ports(1)[0] if private else usual if w.http is None else w.http,
         http_address="127.0.0.1" if tls else None,
         http_private=private,
         metrics=w.metrics,
@@ -75,7 +75,7 @@ def server_options(
     return options, warnings
 
 
-def models_of(repository: Path) -> list[str]:
+def list_models(repository: Path) -> list[str]:
     """Return the names of the models in a repository.
 
     Raises
@@ -101,9 +101,9 @@ def require_gpu(repository: Path, device: str) -> None:
     AtomSieveError
         if there is none; the server itself would say so in its own words, after a while.
     """
-    from atomsieve.serve.model.settings import FILE, Settings
+    from atomsieve.serve.model.settings import SETTINGS_FILE, Settings
 
-    found = [Settings.read(path.parent).device for path in repository.glob(f"*/*/{FILE}")]
+    found = [Settings.read(path.parent).device for path in repository.glob(f"*/*/{SETTINGS_FILE}")]
     if not any(name.startswith("cuda") for name in (device, *found)):
         return
     import torch
@@ -114,7 +114,7 @@ def require_gpu(repository: Path, device: str) -> None:
         raise AtomSieveError(f"{what}, but there is no GPU here; {remedy}")
 
 
-def urls(options: ServerOptions) -> dict[str, str]:
+def public_urls(options: ServerOptions) -> dict[str, str]:
     """Return the addresses of a server for people, by protocol."""
     o = options
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(o.address, o.address)  # noqa: S104
@@ -126,9 +126,9 @@ def urls(options: ServerOptions) -> dict[str, str]:
     return found
 
 
-def next_line(options: ServerOptions, listening: Listening, model: str) -> str:
+def format_check_command(options: ServerOptions, listening: Listening, model: str) -> str:
     """Return the command that asks the server for its test vector."""
-    words = ["atomsieve serve check", urls(options)["gRPC"]]
+    words = ["atomsieve serve check", public_urls(options)["gRPC"]]
     if model != "gfm":
         words.append(f"--model {model}")
     if listening.token_file is not None:
@@ -140,7 +140,7 @@ def next_line(options: ServerOptions, listening: Listening, model: str) -> str:
     return " ".join(words)
 
 
-def open_ports(options: ServerOptions) -> dict[str, dict[str, int]]:
+def ports_by_address(options: ServerOptions) -> dict[str, dict[str, int]]:
     """Return the ports that must be free, by address and option."""
     o = options
     found = {o.address: {"--grpc-port": o.grpc, "--metrics-port": o.metrics}}

@@ -14,19 +14,15 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from atomsieve.errors import EXIT_DONE, EXIT_ERROR, AtomSieveError
-from atomsieve.remote.transport import Credentials, Transport, Url
-from atomsieve.serve.logs import Log, model_of
-from atomsieve.serve.server import reaper as keeper
-from atomsieve.serve.server.access import belongs, conceal
-from atomsieve.serve.server.health import Health, probes, stubs
-from atomsieve.serve.server.process import (
-    Installation,
-    ServerOptions,
-    TritonProcess,
-    assemble_backends,
-    command,
-    environment,
-)
+from atomsieve.remote.credentials import Credentials
+from atomsieve.remote.transport import Transport
+from atomsieve.remote.url import Url
+from atomsieve.serve.installation import Installation, assemble_backends
+from atomsieve.serve.logs import Log, parse_model_name
+from atomsieve.serve.server import reaper
+from atomsieve.serve.server.access import conceal_secrets, is_answered_by
+from atomsieve.serve.server.health import Health, find_stubs, load_probes
+from atomsieve.serve.server.process import ServerOptions, TritonProcess, server_command, server_environment
 
 LONGEST_BACKOFF = 60.0
 STEADY = 60.0
@@ -43,7 +39,7 @@ STARTING = 600.0
 """Seconds that a server may take until all its models answer."""
 
 
-class Supervisor:
+class ServerSupervisor:
     """Runs a server in the foreground until it is asked to end.
 
     Parameters
@@ -79,7 +75,7 @@ class Supervisor:
         self._start = start_seconds
         self._environ = environ
         self._threads, self._on_ready, self._scratch = threads, on_ready, tuple(scratch)
-        self._probes = probes(options.repository, options.models)
+        self._probes = load_probes(options.repository, options.models)
         self._asked = 0
         self._last: list[str] = []
         self._health: Health | None = None
@@ -95,12 +91,12 @@ class Supervisor:
         restarts = 0
         with self._signals(), TemporaryDirectory(prefix="atomsieve-backends-") as scratch:
             backends = assemble_backends(self._server, Path(scratch))
-            env = environment(self._server, self._threads, self._environ)
+            env = server_environment(self._server, self._threads, self._environ)
             while True:
                 self._health, self._last = None, []
                 self._options = replace(self._options, admin=secrets.token_hex(24))
                 self._log.hide(self._options.admin)
-                line = command(self._server, self._options, backends)
+                line = server_command(self._server, self._options, backends)
                 process = TritonProcess(line, env, self._line, (*self._scratch, Path(scratch)))
                 began = time.monotonic()
                 try:
@@ -137,7 +133,7 @@ class Supervisor:
                 return self._obituary(code)
             if not concealed and self._last:  # it has read its command line
                 concealed = True
-                if not conceal(process.pid, [self._options.admin, self._options.token or ""]):
+                if not conceal_secrets(process.pid, [self._options.admin, self._options.token or ""]):
                     self._log.event(
                         "secret_visible",
                         "warning",
@@ -197,7 +193,7 @@ class Supervisor:
         in_vain = self._health is not None and self._health.reloads > 0 and not self._inside()
         idle: float | None = None
         while process.exit_code is None and self._asked < 2 and (now := time.monotonic()) - began < limit:
-            idle = (now if idle is None else idle) if in_vain and not stubs(process.pid) else None
+            idle = (now if idle is None else idle) if in_vain and not find_stubs(process.pid) else None
             if idle is not None and now - idle > GRACE:
                 break
             time.sleep(STEP)
@@ -233,7 +229,7 @@ class Supervisor:
 
     def _line(self, line: str) -> None:
         self._last = [*self._last[-50:], line]
-        if self._health is not None and (model := model_of(line)) is not None:
+        if self._health is not None and (model := parse_model_name(line)) is not None:
             self._health.life(model)
         self._log.server_line(line)
 
@@ -247,7 +243,7 @@ class Supervisor:
     def _reaches(self, process: TritonProcess) -> bool:
         """Say whether the server itself, and nobody else, answers where the supervisor asks."""
         url = self._url()
-        return belongs(url.host, url.port, keeper.members(process.pid))
+        return is_answered_by(url.host, url.port, reaper.list_processes(process.pid))
 
     # -- signals -----------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from atomsieve.serve.model import threads
-from atomsieve.serve.model.threads import instances_of, threads_of, usable_cores
+from atomsieve.serve.model import cpu_quota
+from atomsieve.serve.model.cpu_quota import choose_threads, count_instances, count_usable_cores
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ from atomsieve.serve.model.threads import instances_of, threads_of, usable_cores
     ],
 )
 def test_threads_of_a_copy(monkeypatch, asked, variable, instances, expected):
-    monkeypatch.setattr(threads, "usable_cores", lambda: 12)
+    monkeypatch.setattr(cpu_quota, "count_usable_cores", lambda: 12)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    assert threads_of(asked, instances) == expected
+    assert choose_threads(asked, instances) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_cores_by_affinity_and_quota(monkeypatch, tmp_path, files, own, expected
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
     (tmp_path / "own").write_text(own)
-    assert usable_cores(tmp_path / "groups", tmp_path / "own") == expected
+    assert count_usable_cores(tmp_path / "groups", tmp_path / "own") == expected
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,5 @@ def test_cores_by_affinity_and_quota(monkeypatch, tmp_path, files, own, expected
     [([], 1), ([{"count": 3}], 3), ([{"count": 2, "gpus": [0, 1]}, {"count": 1}], 5), (None, 1)],
 )
 def test_copies_by_the_configuration(groups, expected):
-    assert instances_of({"model_config": json.dumps({"instance_group": groups})}) == expected
-    assert instances_of({}) == 1
+    assert count_instances({"model_config": json.dumps({"instance_group": groups})}) == expected
+    assert count_instances({}) == 1

@@ -13,7 +13,7 @@ from typing import Any
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def threads_of(settings_threads: int | None, instances: int = 1) -> int:
+def choose_threads(settings_threads: int | None, instances: int = 1) -> int:
     """Return the threads of one copy: those of the settings, of OMP_NUM_THREADS, or an equal share of the cores.
 
     instances : copies of the model on this machine.
@@ -23,10 +23,10 @@ def threads_of(settings_threads: int | None, instances: int = 1) -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    return max(1, usable_cores() // max(1, instances))
+    return max(1, count_usable_cores() // max(1, instances))
 
 
-def usable_cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+def count_usable_cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
     """Return the cores that this process may use: by its affinity, and by the quota of its container.
 
     cgroups : where control groups are mounted. own : names those of this process.
@@ -65,7 +65,7 @@ def _places(cgroups: Path, own: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def instances_of(args: Mapping[str, Any]) -> int:
+def count_instances(args: Mapping[str, Any]) -> int:
     """Return how many copies of a model there are, by what Triton's Python backend tells one of them."""
     try:
         groups = json.loads(args["model_config"])["instance_group"]
