@@ -124,7 +124,7 @@ def speed(work: Path) -> list[str]:
 
 def table(work: Path) -> None:
     """Print errors per head beside their baselines."""
-    from atomsieve.train.plots import metrics_table
+    from atomsieve.train.metrics import metrics_table
 
     metrics = json.loads((work / "run" / "metrics.json").read_text())["test"]
     print(metrics_table(metrics))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def make_plots(evaluation: Evaluation) -> dict[str, bytes]:
     panels: dict[str, Callable[[Axes, str, str, Evaluation], None]] = {
         "reliability": _reliability,
         "error_vs_sigma": _error_vs_sigma,
-        "parity": _parity,
+        "parity": _draw_parity_panel,
     }
     for what, draw in panels.items():
         for name in PROPERTIES:
@@ -83,7 +83,9 @@ def _grid(
     handles, labels = grid.flat[0].get_legend_handles_labels()
     if handles:
         where = {"loc": "outside upper center", "ncols": len(handles), "frameon": False}
-        legend = figure.legend(handles, labels, fontsize=9, markerscale=1 if draw is not _parity else 4, **where)
+        legend = figure.legend(
+            handles, labels, fontsize=9, markerscale=1 if draw is not _draw_parity_panel else 4, **where
+        )
         for handle in legend.legend_handles:
             handle.set_alpha(1)
     return figure  # type: ignore[no-any-return]
@@ -150,26 +152,59 @@ def _error_vs_sigma(axes: Axes, head: str, name: str, evaluation: Evaluation) ->
         axes.text(0.97, 0.05, "uncalibrated: spread", fontsize=7.5, ha="right", transform=axes.transAxes)
 
 
-def _parity(axes: Axes, head: str, name: str, evaluation: Evaluation) -> None:
-    """Draw predictions against labels; energies per atom with the element references taken off."""
-    rows = evaluation.rows[head]
-    if name == "energy":
-        n = np.maximum(rows.natoms, 1)
-        label, found = ((v - rows.reference) / n for v in (rows.energy, rows.predicted))
-        unit, outside = "eV/atom, element references taken off", rows.outside > 0
-    else:
-        label, found = rows.force.ravel(), rows.predicted_force.ravel()
-        unit, outside = "eV/Å", np.repeat(rows.outside[rows.atom_structure] > 0, 3)
+def _draw_parity_panel(axes: Axes, head: str, name: str, evaluation: Evaluation) -> None:
+    _parity_panel(axes, name, evaluation.rows[head])
+
+
+def _parity_panel(axes: Axes, name: str, rows: HeadRows) -> None:
+    """Draw predictions against labels; energies per atom without the element references."""
+    label, found, outside = _parity_points(name, rows)
+    unit = "eV/atom, element references taken off" if name == "energy" else "eV/Å"
     good = np.flatnonzero(np.isfinite(label) & np.isfinite(found))
     good = good[thin(len(good))]
     for chosen, colour, text in ((~outside, FITTED, "in domain"), (outside, "#d1495b", "outside")):
         own = good[chosen[good]]
         axes.scatter(label[own], found[own], s=4, alpha=0.45, color=colour, linewidths=0, label=text)
     span = [min(label[good].min(), found[good].min()), max(label[good].max(), found[good].max())]
-    span = [span[0] - 0.04 * (span[1] - span[0]), span[1] + 0.04 * (span[1] - span[0])]
+    margin = 0.04 * (span[1] - span[0]) or 0.5
+    span = [span[0] - margin, span[1] + margin]
     axes.plot(span, span, color="0.4", linewidth=0.8, zorder=0)
     axes.set(xlabel=f"label, {unit}", ylabel=f"predicted, {unit}", aspect="equal", xlim=span, ylim=span)
     axes.locator_params(nbins=4)
+
+
+def _parity_points(name: str, rows: HeadRows) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return labels and predictions [M] of a property, and which of them are outside of the domain."""
+    if name == "energy":
+        n = np.maximum(rows.natoms, 1)
+        label, found = ((v - rows.reference) / n for v in (rows.energy, rows.predicted))
+        return label, found, rows.outside > 0
+    return rows.force.ravel(), rows.predicted_force.ravel(), np.repeat(rows.outside[rows.atom_structure] > 0, 3)
+
+
+def draw_parity(rows: Mapping[str, HeadRows], title: str) -> bytes:
+    """Return a PNG of predictions against labels, with a panel of energies and one of forces for each head."""
+    panels = []
+    for name in PROPERTIES:
+        for head, found in rows.items():
+            label, predicted, _ = _parity_points(name, found)
+            if np.isfinite(label - predicted).any():
+                panels.append((head, name))
+    columns = max(1, min(4, len(panels)))
+    lines = max(1, math.ceil(len(panels) / columns))
+    figure, grid = _pyplot().subplots(
+        lines, columns, figsize=(3.1 * columns, 3.0 * lines + 0.4), layout="constrained", squeeze=False
+    )
+    for axes, (head, name) in zip(grid.flat, panels, strict=False):
+        _parity_panel(axes, name, rows[head])
+        axes.set_title(f"{head}: {name}", fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.label.set_size(7)
+        axes.yaxis.label.set_size(7)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    figure.suptitle(title, fontsize=10)
+    return _png(figure)
 
 
 def _coverage(heads: dict[str, Any]) -> Figure:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,23 @@ from torch import Tensor
 
 from atomsieve.errors import AtomSieveError, Interrupted
 from atomsieve.models import Ensemble
-from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
+from atomsieve.train.batches import Prefetch, TrainBatch, make_batch
 from atomsieve.train.checkpoint import Progress, load_tensors, pack_run, save_tensors, state_of, unpack_run
-from atomsieve.train.config import LossSection, TrainConfig
+from atomsieve.train.config import LossSection
 from atomsieve.train.distributed import Team
-from atomsieve.train.evaluate import evaluate, head_metrics, member_scores, shallow_score
 from atomsieve.train.log import RunLog, clock
 from atomsieve.train.loss import batch_loss
+from atomsieve.train.material import Material
+from atomsieve.train.metrics import head_metrics
 from atomsieve.train.optim import RunningMean, clip_members, gradient_norms, learning_rate, make_optimizer
-from atomsieve.train.sampler import Order, Sizes, deal
-from atomsieve.train.store import Store
+from atomsieve.train.sampler import Order, deal
+from atomsieve.train.validation import member_scores, shallow_score, validate
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 20
 MAX_SKIPPED = 10
 """Steps in a row whose loss may be not finite before the run is given up."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run learns from: shared by all runs of a training."""
-
-    config: TrainConfig
-    store: Store
-    labels: Labels
-    sizes: Sizes
-    train: NDArray[np.int64]
-    val: NDArray[np.int64]
-    bootstrap: NDArray[np.float32] | None = None
 
 
 @contextmanager
@@ -353,7 +340,7 @@ class Run:
         if self.mean is not None:
             self.mean.swap(self.ensemble)
         try:
-            result = evaluate(
+            result = validate(
                 self.ensemble,
                 self.material.store,
                 self.material.labels,

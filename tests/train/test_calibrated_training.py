@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from atomsieve.errors import UsageError
 from atomsieve.evaluation.calibrate import calibrate_gfm
@@ -14,14 +14,15 @@ from atomsieve.gfm.folder import load_gfm, read_calibration
 from atomsieve.predict import Predictor
 from atomsieve.structures.open import open_structures
 from atomsieve.structures.writer import write_structures
-from atomsieve.train.calibrate import _joined
 from atomsieve.train.catalog import scan
 from atomsieve.train.config import dump_config
-from atomsieve.train.distributed import Team
+from atomsieve.train.fits import predict_part
 from atomsieve.train.outliers import clean
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, assign_parts
+from tests.helpers import copper_oxides, tiny_gfm
 from tests.train.test_ranks import launch
+from tests.train.thread_ranks import on_threads
 
 
 def console():
@@ -68,31 +69,30 @@ def test_without_a_part_for_it_every_head_is_uncalibrated_and_training_says_so(s
     assert "| not calibrated | not calibrated |" in (gfm / "README.md").read_text()
 
 
-def test_arrays_of_ranks_are_joined_in_their_order(monkeypatch):
-    own = [np.arange(6.0).reshape(3, 2), np.zeros((0, 2)), np.full((2, 2), np.nan)]
-    device = torch.device("cpu")
+@pytest.fixture
+def labelled_store():
+    """A store of labelled structures of two heads."""
+    batch, rng = copper_oxides(60), np.random.default_rng(0)
+    batch = batch.replace(energy=rng.normal(size=60), forces=rng.normal(size=(batch.n_atoms, 3)))
+    catalog = SimpleNamespace(head=np.arange(60) % 2, sources=["organic", "metal"], n_atoms=batch.counts)
+    return SimpleNamespace(catalog=catalog, fetch=batch.take)
 
-    def pretend(rank: int):
-        """The sum over ranks of what each would put in: lengths first, then the rows at their places."""
-        team = Team(rank, 3, device)
 
-        def sum_(tensor):
-            if tensor.dim() == 1:
-                return torch.tensor([float(len(a)) for a in own], dtype=torch.float64)
-            total, start = torch.zeros(5, 2, dtype=torch.float64), 0
-            for k, part in enumerate(own):
-                rows = torch.from_numpy(part)
-                if k == rank:
-                    assert torch.equal(torch.nan_to_num(tensor[start : start + len(part)]), torch.nan_to_num(rows))
-                total[start : start + len(part)] += rows
-                start += len(part)
-            return total
-
-        monkeypatch.setattr(Team, "sum_", lambda self, tensor: sum_(tensor))
-        return _joined(own[rank], team)
-
-    for rank in range(3):
-        np.testing.assert_array_equal(pretend(rank), np.concatenate(own))
+def test_ranks_share_the_structures_of_a_part_and_all_have_the_whole(labelled_store, tmp_path):
+    gfm, rows, every = tiny_gfm(tmp_path / "gfm"), np.arange(1, 60), {}
+    for size in (1, 2, 3):
+        found = on_threads(
+            size,
+            lambda team: predict_part(Predictor.load(gfm, device="cpu"), labelled_store, rows, team, most=20, seed=4),
+        )
+        every[size] = found[0]
+        assert all(set(other) == {"organic", "metal"} for other in found)
+    for head, alone in every[1].items():
+        assert alone.position.tolist() == list(range(20))
+        for size in (2, 3):
+            for name in ("position", "natoms", "atom_structure", "force", "energy"):
+                np.testing.assert_array_equal(getattr(every[size][head], name), getattr(alone, name), err_msg=name)
+            np.testing.assert_allclose(every[size][head].predicted, alone.predicted, rtol=1e-6)
 
 
 @pytest.mark.mpi

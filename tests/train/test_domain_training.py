@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.gfm.folder import load_gfm
 from atomsieve.predict import Predictor
 from atomsieve.structures.open import open_structures
 from atomsieve.train.catalog import scan
-from atomsieve.train.distributed import Team
-from atomsieve.train.domain import fit_domain
+from atomsieve.train.fits import fit_domains
 from atomsieve.train.outliers import clean
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, TRAIN, assign_parts
-from atomsieve.uncertainty.domain import DOMAIN, read_domain
-from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
+from atomsieve.uncertainty.domain import DOMAIN, domain_bytes, read_domain
+from tests.helpers import copper_oxides, tiny_ensemble
+from tests.train.thread_ranks import on_threads
 
 
 @pytest.mark.parametrize("kept", [0.15, 0.0])
@@ -55,52 +52,20 @@ def test_the_domain_holds_what_was_trained_on(small, data_file, kept):
         assert inside.mean() > 0.8
 
 
-class Ranks(Team):
-    """A rank of several that are threads."""
-
-    def of(self, board, meet):
-        object.__setattr__(self, "_board", board)
-        object.__setattr__(self, "_meet", meet)
-        return self
-
-    def gather(self, value):
-        self._board[self.rank] = value
-        self._meet.wait(60)
-        found = list(self._board)
-        self._meet.wait(60)
-        return found
-
-
-def on_threads(size, work):
-    """Return what `work(team)` gives or raises on every rank."""
-    board, meet = [None] * size, threading.Barrier(size)
-
-    def run(rank):
-        try:
-            return work(Ranks(rank, size, torch.device("cpu")).of(board, meet))
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(run, range(size)))
-
-
-def test_ranks_share_the_heads_and_one_writes(tmp_path):
+def test_ranks_share_the_heads():
     batch = copper_oxides(60)
     store = SimpleNamespace(
         catalog=SimpleNamespace(head=np.arange(60) % 2, sources=["organic", "metal"]), fetch=batch.take
     )
     part = np.full(60, TRAIN, np.int8)
-    folders = {}
+    names, fitted = ["organic", "metal"], {}
     for size in (1, 2, 3):  # with three, one has no head
-        gfm = folders[size] = tiny_gfm(tmp_path / f"{size}")
-        found = on_threads(
-            size, lambda team, gfm=gfm: fit_domain(gfm, tiny_ensemble(2), store, part, team, nullcontext())
-        )
-        assert found == [None] * size
-    every = {size: (gfm / DOMAIN).read_bytes() for size, gfm in folders.items()}
-    assert every[1] == every[2] == every[3]
-    assert set(read_domain(folders[2], ["organic", "metal"], 16)) == {"organic", "metal"}
+        every = on_threads(size, lambda team: fit_domains(tiny_ensemble(2), store, part, team, nullcontext()))
+        assert all(set(found) == set(names) for found in every)
+        own = {domain_bytes(found, names) for found in every}
+        assert len(own) == 1  # every rank has them all
+        fitted[size] = own.pop()
+    assert fitted[1] == fitted[2] == fitted[3]
 
 
 def test_an_error_of_one_rank_is_an_error_of_all():

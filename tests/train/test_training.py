@@ -71,6 +71,10 @@ def test_training_learns_and_writes_everything_it_promises(small):
     names = {p.name for p in config.output.iterdir()}
     assert {"config.yaml", "data.json", "metrics.json", "metrics.md", "parity.png", "gfm", "runs"} <= names
     assert (config.output / "parity.png").read_bytes().startswith(b"\x89PNG")
+    table = (config.output / "metrics.md").read_text().split("by the written ensemble")[1]
+    for row in ("| emt | energy |", "| emt | force |", "| springs | energy |"):
+        assert row in table
+    assert "| springs | force |" not in table
     _, manifest = load_gfm(config.output / "gfm")
     assert manifest.default_head == "emt"
     assert [h.level_of_theory for h in manifest.heads] == ["EMT", "harmonic bonds, energies only"]

@@ -1,10 +1,9 @@
-"""Errors of an ensemble on labelled structures, per head, with the baselines a number must beat."""
+"""Validation by the network that is being trained: predictions of labelled structures, and the scores of members."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,9 @@ from atomsieve.train.likelihood import fair_crps
 from atomsieve.train.sampler import Sizes, deal, pack
 from atomsieve.train.store import Store
 
-FORCE_SAMPLE = 1500
-"""Atoms per head whose forces are kept for the parity plot."""
-
 
 @dataclass
-class Evaluation:
+class Validation:
     """Predictions on S structures; every array in the order of `index`.
 
     Attributes
@@ -35,7 +31,6 @@ class Evaluation:
     force_size : [S] eV/Angstrom, summed |component| of the labels (error of predicting zero).
     force_spread : [S] eV/Angstrom, mean over atoms of the members' spread (root of the summed component variances).
     has_forces : [S].
-    force_sample : per head, [n,2] label and prediction of some components (this rank's structures only).
     """
 
     index: NDArray[np.int64]
@@ -48,7 +43,6 @@ class Evaluation:
     force_size: NDArray[np.float64]
     force_spread: NDArray[np.float64]
     has_forces: NDArray[np.bool_]
-    force_sample: dict[int, NDArray[np.float64]]
 
     @property
     def energy_error(self) -> NDArray[np.float64]:
@@ -63,13 +57,13 @@ class Evaluation:
         return np.asarray(self.energy_members.std(0, ddof=1) / np.maximum(self.n_atoms, 1))
 
 
-def plan_evaluation(index: NDArray[np.int64], sizes: Sizes, batch: BatchSection) -> list[NDArray[np.int64]]:
-    """Cut structures into evaluation batches by atoms."""
+def plan_validation(index: NDArray[np.int64], sizes: Sizes, batch: BatchSection) -> list[NDArray[np.int64]]:
+    """Cut structures into batches by atoms."""
     limits = {"atoms": batch.eval_atoms, "structures": None, "edges": None}
     return pack(index, sizes, batch.model_copy(update=limits))
 
 
-def evaluate(
+def validate(
     ensemble: Ensemble,
     store: Store,
     labels: Labels,
@@ -80,7 +74,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     *,
     force_spread: bool = True,
-) -> Evaluation:
+) -> Validation:
     """Predict the structures `index`, divided over the ranks; every rank gets the whole result.
 
     force_spread : False spares a shallow ensemble the backward pass for each member: its `force_spread` is then zero,
@@ -90,9 +84,8 @@ def evaluate(
     position = np.full(len(store.catalog), -1, np.int64)
     position[index] = np.arange(len(index))
     sums = np.zeros((2 * members + 3, len(index)))
-    sample: dict[int, list[NDArray[np.float64]]] = {}
-    plan = plan_evaluation(index, sizes, batch)
-    apart = range(members) if ensemble.shallow and force_spread else None
+    plan = plan_validation(index, sizes, batch)
+    force_members = range(members) if ensemble.shallow and force_spread else None
 
     def make(k: int) -> TrainBatch:
         own = deal(plan[k], sizes.cost, team.size)[team.rank]
@@ -104,15 +97,14 @@ def evaluate(
         for done, item in enumerate(batches):
             if item.graph is not None:
                 with torch.no_grad():
-                    out = ensemble(item.graph, item.head, item.charge, item.spin, force_members=apart)
-                _collect(out, item, sums, position[item.index], sample)
+                    out = ensemble(item.graph, item.head, item.charge, item.spin, force_members=force_members)
+                _collect(out, item, sums, position[item.index])
             if progress is not None:
                 progress(done + 1, len(plan))
     ensemble.train(was_training)
     total = team.sum_(torch.from_numpy(sums).to(team.device)).cpu().numpy()
     catalog = store.catalog
-    kept = {head: np.concatenate(rows) for head, rows in sample.items()}
-    return Evaluation(
+    return Validation(
         index=index,
         head=catalog.head[index].astype(np.int64),
         n_atoms=catalog.n_atoms[index],
@@ -123,7 +115,6 @@ def evaluate(
         force_size=total[-2],
         force_spread=total[-1] / np.maximum(catalog.n_atoms[index], 1),
         has_forces=labels.has_forces[index],
-        force_sample=kept,
     )
 
 
@@ -132,7 +123,6 @@ def _collect(
     item: TrainBatch,
     sums: NDArray[np.float64],
     where: NDArray[np.int64],
-    sample: dict[int, list[NDArray[np.float64]]],
 ) -> None:
     """Add one batch's results to the columns `where` of `sums`."""
     assert item.graph is not None
@@ -151,82 +141,9 @@ def _collect(
     rows = [((mean - label).abs().sum(1) * mask), label.abs().sum(1) * mask]
     rows.append(forces.var(0).sum(1).sqrt() if len(forces) > 1 else torch.zeros_like(rows[0]))
     sums[-3:, where] = per_structure(torch.stack(rows))
-    pair = torch.stack([label.reshape(-1), mean.reshape(-1)], 1).cpu().numpy()
-    use = (item.has_forces > 0).repeat_interleave(3).cpu().numpy()
-    atom_head = item.head[structure].repeat_interleave(3).cpu().numpy()
-    for head in np.unique(atom_head[use]):
-        kept = sum(len(r) for r in sample.get(int(head), []))
-        if kept < 3 * FORCE_SAMPLE:
-            sample.setdefault(int(head), []).append(pair[use & (atom_head == head)][: 3 * FORCE_SAMPLE - kept])
 
 
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    """Rank correlation, None where it means nothing (few values, or all alike)."""
-    from scipy.stats import spearmanr
-
-    good = np.isfinite(a) & np.isfinite(b)
-    if good.sum() < 5 or np.ptp(a[good]) == 0 or np.ptp(b[good]) == 0:
-        return None
-    return float(spearmanr(a[good], b[good]).statistic)
-
-
-def head_metrics(result: Evaluation, sources: list[str]) -> dict[str, dict[str, Any]]:
-    """Return per head: errors in meV/atom and meV/Angstrom, baselines, ratios and rank correlations.
-
-    energy_mae, energy_member_mae, energy_baseline : meV/atom of the members' mean, of single members, of the element
-        references alone.
-    force_mae, force_member_mae, force_baseline : meV/Angstrom per component; the baseline predicts zero.
-    spread_error_energy, spread_error_force : Spearman correlation, over structures, of spread and |error|.
-    """
-    out: dict[str, dict[str, Any]] = {}
-    for head, name in enumerate(sources):
-        own = result.head == head
-        if not own.any():
-            continue
-        known = own & np.isfinite(result.energy)
-        error = np.abs(result.energy_error)
-        per_atom = np.abs(result.energy) / np.maximum(result.n_atoms, 1)
-        single = np.abs(result.energy_members - result.energy) / np.maximum(result.n_atoms, 1)
-        row: dict[str, Any] = {"structures": int(own.sum()), "energies": int(known.sum())}
-        if known.any():
-            row |= {
-                "energy_mae": 1e3 * float(error[known].mean()),
-                "energy_member_mae": 1e3 * float(single[:, known].mean()),
-                "energy_baseline": 1e3 * float(per_atom[known].mean()),
-                "spread_error_energy": _spearman(result.energy_spread[known], error[known]),
-            }
-            row["energy_ratio"] = row["energy_mae"] / max(row["energy_baseline"], 1e-12)
-        forced = own & result.has_forces
-        if forced.any():
-            components = 3 * int(result.n_atoms[forced].sum())
-            per_atom_error = result.force_error[forced] / result.n_atoms[forced]
-            spread = result.force_spread[forced] if len(result.energy_members) > 1 else np.full(forced.sum(), np.nan)
-            row |= {
-                "force_mae": 1e3 * float(result.force_error[forced].sum() / components),
-                "force_member_mae": 1e3 * float(result.force_error_members[:, forced].sum(1).mean() / components),
-                "force_baseline": 1e3 * float(result.force_size[forced].sum() / components),
-                "spread_error_force": _spearman(spread, per_atom_error),
-            }
-            row["force_ratio"] = row["force_mae"] / max(row["force_baseline"], 1e-12)
-        out[name] = row
-    return out
-
-
-def write_evaluation(path: Path, result: Evaluation) -> None:
-    """Write labels and predictions of a part, for calibration and plots of one's own (arrays only)."""
-    np.savez_compressed(
-        path,
-        head=result.head,
-        n_atoms=result.n_atoms,
-        energy=result.energy,
-        energy_members=result.energy_members,
-        force_error=result.force_error,
-        force_spread=result.force_spread,
-        has_forces=result.has_forces,
-    )
-
-
-def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:
+def member_scores(result: Validation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:
     """Return each member's score [K], smaller is better: the mean over heads of its scaled errors.
 
     A head's part: energy weight x MAE per atom / energy size + force weight x mean |component| / half the force size.
@@ -240,7 +157,7 @@ def member_scores(result: Evaluation, labels: Labels, rules: LossSection) -> NDA
     )
 
 
-def shallow_score(result: Evaluation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:
+def shallow_score(result: Validation, labels: Labels, rules: LossSection) -> NDArray[np.float64]:
     """Return the score [1] of the members together: as `member_scores`, of their mean.
 
     Where the rules have a likelihood, the fair CRPS of the energies takes the place of their absolute error.
@@ -251,7 +168,7 @@ def shallow_score(result: Evaluation, labels: Labels, rules: LossSection) -> NDA
 
 
 def _scores(
-    result: Evaluation, labels: Labels, rules: LossSection, energy: NDArray[Any], force: NDArray[Any]
+    result: Validation, labels: Labels, rules: LossSection, energy: NDArray[Any], force: NDArray[Any]
 ) -> NDArray[np.float64]:
     """Return scores [R] from `energy [R,S]` per atom and `force [R,S]` summed over components."""
     heads, scores = np.unique(result.head), np.zeros(len(energy))

@@ -1,0 +1,165 @@
+"""The end of a training: validate, write the ensemble, fit domain and calibration, evaluate what was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from atomsieve.evaluation.page import put
+from atomsieve.evaluation.plots import draw_parity
+from atomsieve.evaluation.summary import summary_table
+from atomsieve.gfm.folder import CALIBRATION as CALIBRATION_FILE
+from atomsieve.gfm.folder import record_files, save_gfm
+from atomsieve.models import Ensemble
+from atomsieve.predict.predictor import Predictor
+from atomsieve.train.config import TrainConfig
+from atomsieve.train.distributed import Team
+from atomsieve.train.fits import fit_calibration, fit_domains, predict_part
+from atomsieve.train.metrics import head_metrics, metrics_table, write_metrics, write_predictions
+from atomsieve.train.prepare import Prepared, show_progress
+from atomsieve.train.split import CALIBRATION, TEST, VAL
+from atomsieve.train.validation import Validation, validate
+from atomsieve.uncertainty.domain import DOMAIN, domain_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+KEPT_PARTS = {"val": VAL, "test": TEST, "calibration": CALIBRATION}
+"""Parts that the gradient does not see."""
+EXAMPLES = 4
+MOST_EVALUATED = 2000
+"""Structures of a head by which the written ensemble is evaluated at most; `atomsieve evaluate` takes whole files."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Result of a training: the folder of the ensemble, metrics per part and head, and the validations behind them."""
+
+    gfm: Path
+    metrics: dict[str, dict[str, dict[str, Any]]]
+    validations: dict[str, Validation]
+
+
+def finish(
+    config: TrainConfig,
+    prepared: Prepared,
+    digests: list[str],
+    ensemble: Ensemble,
+    team: Team,
+    console: Console | None,
+) -> TrainResult:
+    """Write the ensemble with its domain and calibration, and the tables and plots about it.
+
+    digests : identity of each data file.
+    """
+    material = prepared.material
+    sources, gfm = material.store.catalog.sources, config.output / "gfm"
+    validations = _validate_parts(prepared, ensemble, team, console)
+    metrics = {name: head_metrics(result, sources) for name, result in validations.items()}
+    if team.chief:
+        write_metrics(config.output, metrics)
+        for name, result in validations.items():
+            write_predictions(config.output / f"evaluation_{name}.npz", result)
+        save_gfm(
+            gfm,
+            ensemble.cpu(),
+            default_head=config.default_head,
+            examples=material.store.fetch(_examples(prepared)),
+            overwrite=True,
+            training={"config": config.model_dump(mode="json"), "metrics": metrics, "data_sha256": digests},
+        )
+        if console is not None:
+            for name, heads in metrics.items():
+                console.print(f"\n{name}\n{metrics_table(heads)}", highlight=False, soft_wrap=True)
+    team.barrier()
+    _record_fits(gfm, config, prepared, digests, ensemble, team, console)
+    last = next((name for name in ("test", "val", "calibration") if name in validations), None)
+    if last is not None:
+        _evaluate_written(gfm, config, prepared, last, team)
+    if console is not None:
+        console.print(f"\nensemble written to {gfm}", highlight=False, soft_wrap=True)
+    return TrainResult(gfm, metrics, validations)
+
+
+def _validate_parts(
+    prepared: Prepared, ensemble: Ensemble, team: Team, console: Console | None
+) -> dict[str, Validation]:
+    material, found = prepared.material, {}
+    for name, value in KEPT_PARTS.items():
+        rows = np.flatnonzero(prepared.part == value)
+        if len(rows):
+            with show_progress(console, f"evaluating {name}") as step:
+                found[name] = validate(
+                    ensemble, material.store, material.labels, rows, material.sizes, material.config.batch, team, step
+                )
+    return found
+
+
+def _record_fits(
+    gfm: Path,
+    config: TrainConfig,
+    prepared: Prepared,
+    digests: list[str],
+    ensemble: Ensemble,
+    team: Team,
+    console: Console | None,
+) -> None:
+    """Fit domain and calibration, and put both into the written folder at once."""
+    store, sources = prepared.material.store, prepared.material.store.catalog.sources
+    rows = np.flatnonzero(prepared.part == CALIBRATION)
+    shown = show_progress(console if team.chief else None, "fitting domains")
+    domains = fit_domains(ensemble, store, prepared.part, team, shown)
+    files = {DOMAIN: domain_bytes(domains, [h.name for h in ensemble.heads])} if domains else {}
+    if len(rows) and config.ensemble.members > 1:
+        predictor = Predictor.load(gfm, device=_device_name(team.device))
+        calibration = fit_calibration(predictor, config, store, rows, digests, team)
+        files[CALIBRATION_FILE] = calibration.dumps()
+        lacking = [name for name in sources if name not in calibration.heads]
+        note = f"uncalibrated, with too few structures kept for it: {', '.join(lacking)}" if lacking else ""
+    elif config.ensemble.members > 1:
+        note = (
+            "every head is uncalibrated: no structures were kept for calibration (split.calibration); later: atomsieve "
+            "calibrate"
+        )
+    else:
+        note = "every head is uncalibrated: one member has no spread"
+    if console is not None and note:
+        console.print(f"  {note}", highlight=False, soft_wrap=True)
+    team.together(lambda: record_files(gfm, files) if files and team.chief else None)
+
+
+def _evaluate_written(gfm: Path, config: TrainConfig, prepared: Prepared, part: str, team: Team) -> None:
+    """Evaluate the written ensemble on a part as `atomsieve evaluate` does: a table in metrics.md, and parity.png."""
+    chosen = np.flatnonzero(prepared.part == KEPT_PARTS[part])
+    predictor = Predictor.load(gfm, device=_device_name(team.device))
+    rows = predict_part(predictor, prepared.material.store, chosen, team, most=MOST_EVALUATED, seed=config.split.seed)
+
+    def write() -> None:
+        if team.chief:
+            with (config.output / "metrics.md").open("a") as file:
+                file.write(
+                    f"\n## {part}, by the written ensemble (at most {MOST_EVALUATED} structures of a head)\n\n"
+                    f"{summary_table(rows)}\n"
+                )
+            put(config.output / "parity.png", draw_parity(rows, f"{part}, by the written ensemble"))
+
+    team.together(write)
+
+
+def _device_name(device: torch.device) -> str:
+    return f"cuda:{device.index}" if device.type == "cuda" and device.index is not None else device.type
+
+
+def _examples(prepared: Prepared) -> np.ndarray:
+    """Return some small training structures, of as many heads as possible."""
+    catalog = prepared.material.store.catalog
+    train_rows = prepared.material.train
+    chosen = []
+    for head in np.unique(catalog.head[train_rows])[:EXAMPLES]:
+        own = train_rows[catalog.head[train_rows] == head]
+        chosen.append(own[np.argmin(catalog.n_atoms[own])])
+    return np.array(chosen, np.int64)

@@ -1,0 +1,114 @@
+"""Fits to the finished ensemble: the domain of each head and the calibration, on the parts kept for them.
+
+The ranks share the work; what is fitted is what `atomsieve calibrate` would fit to the same structures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.evaluation.calibrate import make_calibration
+from atomsieve.evaluation.residuals import HeadRows, atoms_apart, join_rows, predict_rows
+from atomsieve.models import Ensemble
+from atomsieve.predict.predictor import Predictor
+from atomsieve.train.config import TrainConfig
+from atomsieve.train.distributed import Team
+from atomsieve.train.split import CALIBRATION, TRAIN
+from atomsieve.train.store import Store
+from atomsieve.uncertainty.calibration import Calibration, DataIdentity
+from atomsieve.uncertainty.domain import HeadDomain
+from atomsieve.uncertainty.domain_fit import fit_head
+
+MOST = 20_000
+"""Structures of a head that calibrate it at most: the standard error of a coverage of 90 % is then 0.2 %."""
+BATCH = 500
+
+
+def fit_domains(
+    ensemble: Ensemble,
+    store: Store,
+    part: NDArray[np.int8],
+    team: Team,
+    progress: AbstractContextManager[Any],
+) -> dict[str, HeadDomain]:
+    """Return the domain of every head with enough structures, by name, on every rank; the ranks share the heads.
+
+    part : [S] of the catalogue; the structures kept for calibration set the limits. `progress` gives
+        `step(done, total)`.
+    """
+    catalog = store.catalog
+
+    def fit() -> dict[str, HeadDomain]:
+        encoder, found = ensemble.take([0]).float().cpu().eval(), {}
+        own_heads = range(team.rank, len(catalog.sources), team.size)
+        with progress as step:
+            for done, k in enumerate(own_heads):
+                own = catalog.head == k
+                rows, held = (np.flatnonzero(own & (part == which)) for which in (TRAIN, CALIBRATION))
+                domain = fit_head(encoder, store.fetch, rows, held)
+                if domain is not None:
+                    found[catalog.sources[k]] = domain
+                if step is not None:
+                    step(done + 1, len(own_heads))
+        return found
+
+    return {name: domain for fits in team.together(fit) for name, domain in fits.items()}
+
+
+def predict_part(
+    predictor: Predictor, store: Store, rows: NDArray[np.int64], team: Team, *, most: int, seed: int
+) -> dict[str, HeadRows]:
+    """Predict structures of the catalogue with the head of their source; return them by head, on every rank.
+
+    rows : [S] of the catalogue. Of a head with more than `most` structures, so many are drawn by `seed`. Positions
+        count the structures of a head.
+    """
+    catalog, found = store.catalog, {}
+    for head, source in enumerate(catalog.sources):
+        own = rows[catalog.head[rows] == head]
+        if len(own):
+            own = np.sort(np.random.default_rng([seed, 5]).permutation(own)[:most])
+            found[source] = _predict_head(predictor, store, own, source, team)
+    return found
+
+
+def _predict_head(predictor: Predictor, store: Store, rows: NDArray[np.int64], head: str, team: Team) -> HeadRows:
+    """Predict the structures `rows`, all of one head, divided over the ranks in order."""
+    every = atoms_apart(int(store.catalog.n_atoms[rows].sum()))
+    own = np.array_split(np.arange(len(rows)), team.size)[team.rank]
+
+    def predict() -> list[HeadRows]:
+        batches = (own[start : start + BATCH] for start in range(0, len(own), BATCH))
+        return [predict_rows(predictor, store.fetch(rows[k]), head, k, every) for k in batches]
+
+    return join_rows([part for parts in team.together(predict) for part in parts])
+
+
+def fit_calibration(
+    predictor: Predictor,
+    config: TrainConfig,
+    store: Store,
+    rows: NDArray[np.int64],
+    digests: Sequence[str],
+    team: Team,
+) -> Calibration:
+    """Return the calibration fitted to the structures `rows` of the catalogue, on every rank.
+
+    digests : identity of each data file.
+    """
+    residuals = {
+        name: found.residuals()
+        for name, found in predict_part(predictor, store, rows, team, most=MOST, seed=config.split.seed).items()
+    }
+    used = np.bincount(store.catalog.file[rows], minlength=len(digests))
+    data = [
+        DataIdentity(name=item.path.name, sha256=digest, structures=int(n), part="calibration")
+        for item, digest, n in zip(config.data, digests, used, strict=True)
+        if n
+    ]
+    return make_calibration(predictor, residuals, data)

@@ -1,0 +1,107 @@
+"""Metrics of a validation per head, with the baselines that a number must beat, as numbers and as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.train.validation import Validation
+
+HEADINGS = (
+    ("structures", "structures", "d"),
+    ("energy_mae", "E MAE meV/atom", ".2f"),
+    ("energy_baseline", "references alone", ".2f"),
+    ("energy_ratio", "E ratio", ".3f"),
+    ("force_mae", "F MAE meV/A", ".1f"),
+    ("force_baseline", "zero forces", ".1f"),
+    ("force_ratio", "F ratio", ".3f"),
+    ("spread_error_energy", "rho E", ".2f"),
+    ("spread_error_force", "rho F", ".2f"),
+)
+"""Metric, its heading in the table, and how it is written."""
+
+
+def metrics_table(metrics: dict[str, dict[str, Any]]) -> str:
+    """Return the metrics per head as a Markdown table; rho is the Spearman correlation of spread and error."""
+    lines = ["| head | " + " | ".join(h for _, h, _ in HEADINGS) + " |", "|" + " --- |" * (len(HEADINGS) + 1)]
+    for name, row in metrics.items():
+        cells = [format(row[key], form) if row.get(key) is not None else "-" for key, _, form in HEADINGS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_metrics(folder: Path, metrics: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Write `metrics.json` and `metrics.md`; `metrics` maps a part (val, test) to the metrics of its heads."""
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    text = [f"## {part}\n\n{metrics_table(rows)}\n" for part, rows in metrics.items()]
+    (folder / "metrics.md").write_text("\n".join(text))
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+    """Rank correlation, None where it means nothing (few values, or all alike)."""
+    from scipy.stats import spearmanr
+
+    good = np.isfinite(a) & np.isfinite(b)
+    if good.sum() < 5 or np.ptp(a[good]) == 0 or np.ptp(b[good]) == 0:
+        return None
+    return float(spearmanr(a[good], b[good]).statistic)
+
+
+def head_metrics(result: Validation, sources: list[str]) -> dict[str, dict[str, Any]]:
+    """Return per head: errors in meV/atom and meV/Angstrom, baselines, ratios and rank correlations.
+
+    energy_mae, energy_member_mae, energy_baseline : meV/atom of the members' mean, of single members, of the element
+        references alone.
+    force_mae, force_member_mae, force_baseline : meV/Angstrom per component; the baseline predicts zero.
+    spread_error_energy, spread_error_force : Spearman correlation, over structures, of spread and |error|.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for head, name in enumerate(sources):
+        own = result.head == head
+        if not own.any():
+            continue
+        known = own & np.isfinite(result.energy)
+        error = np.abs(result.energy_error)
+        per_atom = np.abs(result.energy) / np.maximum(result.n_atoms, 1)
+        single = np.abs(result.energy_members - result.energy) / np.maximum(result.n_atoms, 1)
+        row: dict[str, Any] = {"structures": int(own.sum()), "energies": int(known.sum())}
+        if known.any():
+            row |= {
+                "energy_mae": 1e3 * float(error[known].mean()),
+                "energy_member_mae": 1e3 * float(single[:, known].mean()),
+                "energy_baseline": 1e3 * float(per_atom[known].mean()),
+                "spread_error_energy": _spearman(result.energy_spread[known], error[known]),
+            }
+            row["energy_ratio"] = row["energy_mae"] / max(row["energy_baseline"], 1e-12)
+        forced = own & result.has_forces
+        if forced.any():
+            components = 3 * int(result.n_atoms[forced].sum())
+            per_atom_error = result.force_error[forced] / result.n_atoms[forced]
+            spread = result.force_spread[forced] if len(result.energy_members) > 1 else np.full(forced.sum(), np.nan)
+            row |= {
+                "force_mae": 1e3 * float(result.force_error[forced].sum() / components),
+                "force_member_mae": 1e3 * float(result.force_error_members[:, forced].sum(1).mean() / components),
+                "force_baseline": 1e3 * float(result.force_size[forced].sum() / components),
+                "spread_error_force": _spearman(spread, per_atom_error),
+            }
+            row["force_ratio"] = row["force_mae"] / max(row["force_baseline"], 1e-12)
+        out[name] = row
+    return out
+
+
+def write_predictions(path: Path, result: Validation) -> None:
+    """Write labels and predictions of a part, for calibration and plots of one's own (arrays only)."""
+    np.savez_compressed(
+        path,
+        head=result.head,
+        n_atoms=result.n_atoms,
+        energy=result.energy,
+        energy_members=result.energy_members,
+        force_error=result.force_error,
+        force_spread=result.force_spread,
+        has_forces=result.has_forces,
+    )
