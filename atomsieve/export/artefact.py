@@ -74,20 +74,7 @@ class Artefact:
 
     def arrays(self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
         """Return the inputs of a batch, in order; `head` is an index, for all structures or for each [S]."""
-        reverse = "reverse" in self.entry.inputs
-        if not reverse and not graph.neighbors.symmetric:
-            raise AtomSieveError("this artefact needs a complete neighbour list, and this one is truncated")
-        given: dict[str, NDArray[Any]] = {
-            "numbers": batch.numbers,
-            "positions": np.asarray(batch.positions, np.float64),
-            "cell": np.asarray(batch.cell, np.float64),
-            "structure": batch.structure_of_atom,
-            "head": np.broadcast_to(np.asarray(head, np.int64), (len(batch),)),
-            **table_arrays(graph.neighbors, batch.n_atoms, reverse=reverse),
-        }
-        if batch.charge is not None and batch.spin is not None:
-            given |= {"charge": batch.charge, "spin": batch.spin}
-        return {s.name: _own(given[s.name]) for s in self.inputs}
+        return input_arrays(self.inputs, batch, graph, head)
 
     def __call__(self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]) -> dict[str, NDArray[Any]]:
         """Return all outputs of a batch by name (see `atomsieve.export.interface`)."""
@@ -105,6 +92,32 @@ class Artefact:
         if "reverse" not in checked:
             check_symmetric(checked["neighbors"], checked["shifts"])
         return self._session({name: _own(array) for name, array in checked.items()})
+
+
+def input_arrays(
+    slots: tuple[Slot, ...], batch: StructureBatch, graph: Graph, head: int | NDArray[np.integer]
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays that fill the input slots of an artefact for a batch, in order.
+
+    Raises
+    ------
+    AtomSieveError
+        if the neighbour list is truncated and the artefact needs a complete one.
+    """
+    reverse = any(slot.name == "reverse" for slot in slots)
+    if not reverse and not graph.neighbors.symmetric:
+        raise AtomSieveError("this artefact needs a complete neighbour list, and this one is truncated")
+    given: dict[str, NDArray[Any]] = {
+        "numbers": batch.numbers,
+        "positions": np.asarray(batch.positions, np.float64),
+        "cell": np.asarray(batch.cell, np.float64),
+        "structure": batch.structure_of_atom,
+        "head": np.broadcast_to(np.asarray(head, np.int64), (len(batch),)),
+        **table_arrays(graph.neighbors, batch.n_atoms, reverse=reverse),
+    }
+    if batch.charge is not None and batch.spin is not None:
+        given |= {"charge": batch.charge, "spin": batch.spin}
+    return {s.name: _own(given[s.name]) for s in slots}
 
 
 def digest_of(entry: ExportEntry) -> str:

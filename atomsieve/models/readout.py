@@ -111,7 +111,7 @@ class Readout(nn.Module):
         """
         if heads.is_floating_point():
             return self._mixed(s, v, graph, heads, scales)
-        present = torch.unique(heads).tolist()
+        present = torch.unique(heads).tolist() or [0]  # without structures, any head gives nothing
         if len(present) == 1:
             energy, direct = self(s, v, present[0])
             scale = scales[present[0]]
@@ -172,7 +172,7 @@ class PooledReadout(nn.Module):
         """
         members, many = self.weights[0].shape[0], stop - first
         structures, width = x.shape[1:]
-        y = x.expand(members, -1, -1).unsqueeze(1).expand(-1, many, -1, -1).reshape(-1, structures, width)
+        y = x.expand(members, -1, -1).unsqueeze(1).expand(-1, many, -1, -1).reshape(members * many, structures, width)
         last = len(self.weights) - 1
         for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             y = torch.baddbmm(bias[:, first:stop].flatten(0, 1), y, weight[:, first:stop].flatten(0, 1))
@@ -203,7 +203,7 @@ class PooledReadout(nn.Module):
             said = self(x, 0, heads.shape[1]).double() * scale  # [K,H,S]
             energy = (said * heads.double().t()).sum(1)
             return Reading(energy, energy, None, False, said.detach().transpose(1, 2))
-        present = torch.unique(heads).tolist()
+        present = torch.unique(heads).tolist() or [0]  # without structures, any head gives nothing
         order, energies = [], []
         for head in present:
             chosen = torch.nonzero(heads == head).squeeze(1)

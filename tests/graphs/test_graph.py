@@ -12,10 +12,12 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.graphs import build_graph, count_edges, neighbor_list
 from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.structures.batch import StructureBatch
-from tests.graphs.awkward_cells import AWKWARD, BCC, FCC, single, structures, together
+from tests.graphs.awkward_cells import AWKWARD, single, structures, together
 from tests.graphs.neighbor_checks import IMPLEMENTATIONS, lengths, rows, vectors
 
 CUTOFF = 5.0
+BCC = 1.43 * np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]])
+FCC = 2.0 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])
 SMALL = [name for name, batch in AWKWARD.items() if batch.n_atoms < 20]
 
 

@@ -102,7 +102,7 @@ class HydraLayer(nn.Module):
         if self.vector is None:
             return s, None
         v = v + parts[0].unsqueeze(2) * left
-        return s, self.vector(v.reshape(members, 3 * atoms, width)).view(members, atoms, 3, -1)
+        return s, self.vector(v.reshape(members, 3 * atoms, width)).view(members, atoms, 3, s.shape[-1])
 
     def _message(self, s: Tensor, v: Tensor | None, graph: EdgeGraph, edges: EdgeView) -> tuple[Tensor, Tensor]:
         """Add to each atom what its neighbours send."""
