@@ -1,12 +1,13 @@
 """Options that several verbs share: one spelling, one help text, one panel for each.
 
-Used as annotations; the default stays in the signature of the command:
+Used as annotations; the default stays in the signature of the command, or in an option group (`atomsieve.cli.groups`):
 
     def run(ensemble: EnsembleOption, device: DeviceOption = "auto", seed: SeedOption = 0) -> None: ...
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,26 +173,33 @@ RowHeadOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.", rich_help_panel=WORK)]
 
 
-def credentials(
-    token_file: Path | None, tls_ca: Path | None = None, tls_cert: Path | None = None, tls_key: Path | None = None
-) -> Credentials:
-    """Return what a client shows to a server and whom it trusts.
+@dataclass(frozen=True)
+class ClientOptions:
+    """What a client shows to a server, and whom it trusts."""
 
-    Raises
-    ------
-    UsageError
-        if a file is missing, or a certificate comes without its key.
-    """
-    from atomsieve.errors import UsageError
-    from atomsieve.remote.credentials import Credentials, read_token
+    token_file: TokenFileOption = None
+    tls_ca: TlsCaOption = None
+    tls_cert: TlsCertOption = None
+    tls_key: TlsKeyOption = None
 
-    for option, path in (("--tls-ca", tls_ca), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
-        if path is not None and not path.is_file():
-            raise UsageError(f"{option} {path}: there is no such file")
-    if (tls_cert is None) != (tls_key is None):
-        raise UsageError("--tls-cert and --tls-key go together")
-    token = None if token_file is None else read_token(token_file)
-    return Credentials(token=token, ca=tls_ca, cert=tls_cert, key=tls_key)
+    def credentials(self) -> Credentials:
+        """Read the token, and return it with the files for TLS.
+
+        Raises
+        ------
+        UsageError
+            if a file is missing, or a certificate comes without its key.
+        """
+        from atomsieve.errors import UsageError
+        from atomsieve.remote.credentials import Credentials, read_token
+
+        for option, path in (("--tls-ca", self.tls_ca), ("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
+            if path is not None and not path.is_file():
+                raise UsageError(f"{option} {path}: there is no such file")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("--tls-cert and --tls-key go together")
+        token = None if self.token_file is None else read_token(self.token_file)
+        return Credentials(token=token, ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
 
 
 class RunFirst(TyperGroup):

@@ -1,9 +1,11 @@
-"""Options of `atomsieve serve`: one spelling, one help text and one panel for each."""
+"""Options of `atomsieve serve`: one spelling, one help text and one panel for each; and their groups."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +13,10 @@ from atomsieve.cli.common import IN_OUT, MODEL, WORK
 from atomsieve.gfm.backends import FORMATS, SERVED_BACKENDS
 from atomsieve.models.precision import PRECISIONS
 from atomsieve.text import join_choices
+
+if TYPE_CHECKING:
+    from atomsieve.serve.model.settings import Settings
+    from atomsieve.serve.server.start import Listening
 
 EXPORTED = [shown for shown, name in SERVED_BACKENDS.items() if name in FORMATS]
 LIMITS, WHO, WHERE, WATCH = "What a request may hold", "Who may use it", "Where it listens", "How it is watched"
@@ -225,3 +231,129 @@ Heads = Annotated[
         "--head", help="Head to test; may be repeated. [default: all]", rich_help_panel=MODEL, show_default=False
     ),
 ]
+
+
+@dataclass(frozen=True)
+class RequestLimitOptions:
+    """Limits of one request."""
+
+    max_request_atoms: RequestAtoms = 200_000
+    max_request_structures: RequestStructures = 65_536
+    max_request_bytes: RequestBytes = 64 * 2**20
+    max_structure_atoms: StructureAtoms = 20_000
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the models of a repository run."""
+
+    precision: Precision = "fp32"
+    backend: Backend = "python"
+    head: Head = None
+    device: Device = "cpu"
+    instances: Instances = 1
+    gpus: Gpus = ""
+    threads: Threads = None
+    queue_delay: QueueDelay = 0
+    graph_backend: GraphBackend = "auto"
+    limits: RequestLimitOptions = field(default_factory=RequestLimitOptions)
+
+    def settings(self) -> Settings:
+        """Return the settings of the served models.
+
+        Raises
+        ------
+        UsageError
+            for an unknown precision, backend or device.
+        """
+        from atomsieve.errors import UsageError, unknown
+        from atomsieve.models.precision import check_precision
+        from atomsieve.serve.model.settings import Limits, Settings
+
+        check_precision(self.precision)
+        if self.backend not in SERVED_BACKENDS:
+            raise unknown("backend", self.backend, SERVED_BACKENDS)
+        device = self.device
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+            raise UsageError(f"unknown device {device!r}; allowed: auto, cpu, cuda, cuda:N")
+        if device == "auto":
+            from atomsieve.predict.backends.select import choose_device
+
+            device = choose_device(device).type
+        limits = Limits(
+            structures=self.limits.max_request_structures,
+            atoms=self.limits.max_request_atoms,
+            bytes=self.limits.max_request_bytes,
+            structure_atoms=self.limits.max_structure_atoms,
+        )
+        return Settings.model_validate(
+            {
+                "precision": self.precision,
+                "backend": SERVED_BACKENDS[self.backend],
+                "head": self.head,
+                "device": device,
+                "threads": self.threads,
+                "limits": limits,
+            }
+        )
+
+    def gpu_numbers(self, device: str) -> list[int]:
+        """Return the numbers of the GPUs to use; none means all.
+
+        Raises
+        ------
+        UsageError
+            if they are no numbers, or `device` is not cuda.
+        """
+        from atomsieve.errors import UsageError
+
+        numbers = [word for word in self.gpus.replace(",", " ").split() if word]
+        if not all(word.isdigit() for word in numbers):
+            raise UsageError(f"--gpus takes numbers, e.g. 0,1, got {self.gpus!r}")
+        if numbers and device != "cuda":
+            raise UsageError("--gpus goes with --device cuda")
+        return [int(word) for word in numbers]
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Where the server listens and whom it lets in."""
+
+    listen: Listen = "127.0.0.1"
+    grpc_port: GrpcPort = 8001
+    http_port: HttpPort = None
+    metrics_port: MetricsPort = 8002
+    token_file: TokenFile = None
+    insecure: Insecure = False
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
+    tls_client_ca: TlsClientCa = None
+
+    def listening(self) -> Listening:
+        """Return them as the library takes them."""
+        from atomsieve.serve.server.start import Listening
+
+        return Listening(
+            self.listen,
+            self.grpc_port,
+            self.http_port,
+            self.metrics_port,
+            self.token_file,
+            self.insecure,
+            self.tls_cert,
+            self.tls_key,
+            self.tls_client_ca,
+        )
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """How the supervisor checks and restarts the server, and where it logs."""
+
+    check_seconds: CheckSeconds = 10.0
+    answer_seconds: AnswerSeconds = 30.0
+    start_seconds: StartSeconds = 600.0
+    drain_seconds: DrainSeconds = 30
+    max_restarts: MaxRestarts = 5
+    log: LogForm = None
+    log_file: LogFile = None

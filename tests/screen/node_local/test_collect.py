@@ -317,13 +317,13 @@ def test_the_key_belongs_to_the_run_json(screen, near, tmp_path, broken):
 
 
 def test_an_option_that_goes_with_another_is_refused_alone(tmp_path):
-    from atomsieve.cli.screen_run import _on_nodes
+    from atomsieve.cli.screen.run import NodeOptions
 
     with pytest.raises(UsageError, match="--collect-every 5 goes with --local"):
-        _on_nodes(None, 5.0)
-    assert _on_nodes(None, None) == {}
-    assert ScreenOptions(**_on_nodes(tmp_path, None)).collect_seconds == 600.0
-    assert ScreenOptions(**_on_nodes(tmp_path, 5.0)).collect_seconds == 5.0
+        NodeOptions(collect_every=5.0).as_screen_options()
+    assert NodeOptions().as_screen_options() == {"copies": None}
+    assert ScreenOptions(**NodeOptions(local=tmp_path).as_screen_options()).collect_seconds == 600.0
+    assert ScreenOptions(**NodeOptions(local=tmp_path, collect_every=5.0).as_screen_options()).collect_seconds == 5.0
 
 
 def test_a_folder_on_nodes_that_is_not_there_is_not_made_by_mistake(tmp_path):

@@ -7,32 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atomsieve.cli.common import (
-    CHOICE,
-    IN_OUT,
-    ByOption,
-    DescendingOption,
-    EachOption,
-    OverwriteOption,
-    PerOption,
-    ResultsArgument,
-    RowHeadOption,
-    SymprecOption,
-    WhereOption,
-    console,
-    show_table,
-)
-from atomsieve.cli.screen_results import SYMPREC
+from atomsieve.cli.common import CHOICE, IN_OUT, OverwriteOption, ResultsArgument, console, show_table
+from atomsieve.cli.groups import expand_groups
+from atomsieve.cli.screen.options import SHOWN, MovedEnsembleOption, SelectionOptions
 
 if TYPE_CHECKING:
     from atomsieve.followup.hull import Hull
     from atomsieve.followup.hull_references import References
 
-SHOWN = 20
 
-
+@expand_groups(without=("pareto",))
 def hull(
     results: ResultsArgument,
+    *,
     references: Annotated[
         list[Path],
         typer.Option(
@@ -53,23 +40,8 @@ def hull(
             "--top", "-k", min=1, help="Only so many of the best rows.", rich_help_panel=CHOICE, show_default=False
         ),
     ] = None,
-    by: ByOption = "energy_per_atom",
-    descending: DescendingOption = False,
-    where: WhereOption = None,
-    head: RowHeadOption = None,
-    per: PerOption = None,
-    each: EachOption = 1,
-    symprec: SymprecOption = SYMPREC,
-    ensemble: Annotated[
-        Path | None,
-        typer.Option(
-            "--ensemble",
-            "-e",
-            help="Folder of the ensemble that screened, if it was moved.",
-            rich_help_panel=IN_OUT,
-            show_default=False,
-        ),
-    ] = None,
+    selection: SelectionOptions,
+    ensemble: MovedEnsembleOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compare rows with reference phases of the same ensemble and head: formation energy, energy above the hull."""
@@ -81,17 +53,14 @@ def hull(
     from atomsieve.screen.results.formulas import read_formulas
     from atomsieve.screen.results.record import open_results
     from atomsieve.screen.results.screened_input import open_screened_input
-    from atomsieve.screen.selection.select import Selection, one_head, select
+    from atomsieve.screen.selection.select import one_head, select
 
     opened = open_results(results)
     hulls.check_output(out, overwrite, opened)
     if not opened.complete:
         raise AtomSieveError(f"{results} is not complete; run the screening again first")
-    name = one_head(opened, head)
-    rows = select(
-        opened,
-        Selection(top=k, by=by, descending=descending, where=where, head=name, per=per, each=each, symprec=symprec),
-    ).rows
+    name = one_head(opened, selection.head)
+    rows = select(opened, selection.with_top(k, name)).rows
     if not len(rows):
         raise AtomSieveError(f"no row of {results} has a result and fulfils --where; there is nothing to compare")
     used = all_members(opened, rows, f"give --where \"precision == '{opened.labels.precisions[-1]}'\"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,32 +13,55 @@ from atomsieve.cli.common import (
     IN_OUT,
     MODEL,
     WORK,
-    ByOption,
-    DescendingOption,
     DeviceOption,
     HeadOption,
-    OutOption,
-    OverwriteOption,
     PrecisionOption,
     QuietOption,
     ResultsArgument,
-    WhereOption,
     console,
     wide,
 )
+from atomsieve.cli.groups import expand_groups, merge_fields
+from atomsieve.cli.screen.options import SHOWN, BatchOptions, OutputOptions, RankingOptions, ThreadsOption
 
 GUARD = "When a structure is stopped"
-SHOWN = 20  # rows of the table that is printed
 
 
+@dataclass(frozen=True)
+class GuardOptions:
+    """Limits at which the relaxation of a structure is stopped."""
+
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Stop what leaves the domain of the head.", rich_help_panel=GUARD)
+    ] = False
+    max_sigma_energy: Annotated[
+        float | None,
+        typer.Option(help="Stop above this calibrated error, eV per atom.", rich_help_panel=GUARD, show_default=False),
+    ] = None
+    max_sigma_force: Annotated[
+        float | None,
+        typer.Option(
+            help="And above this one of a force component, eV/Angstrom.", rich_help_panel=GUARD, show_default=False
+        ),
+    ] = None
+    max_energy_std: Annotated[
+        float | None,
+        typer.Option(help="Stop above this raw spread, eV per atom.", rich_help_panel=GUARD, show_default=False),
+    ] = None
+    max_force_std: Annotated[
+        float | None,
+        typer.Option(help="And above this one of forces, eV/Angstrom.", rich_help_panel=GUARD, show_default=False),
+    ] = None
+
+
+@expand_groups()
 def relax(
     results: ResultsArgument,
+    *,
     top: Annotated[
         int, typer.Option("--top", "-k", min=1, help="How many of the best rows.", rich_help_panel=CHOICE)
     ] = 1000,
-    by: ByOption = "energy_per_atom",
-    descending: DescendingOption = False,
-    where: WhereOption = None,
+    ranking: RankingOptions,
     head: HeadOption = None,
     fmax: Annotated[
         float, typer.Option("--fmax", help="Done when no force is longer, eV/Angstrom.", rich_help_panel=WORK)
@@ -55,27 +79,7 @@ def relax(
             rich_help_panel=WORK,
         ),
     ] = 0.0,
-    guard: Annotated[
-        bool, typer.Option("--guard", help="Stop what leaves the domain of the head.", rich_help_panel=GUARD)
-    ] = False,
-    max_sigma_energy: Annotated[
-        float | None,
-        typer.Option(help="Stop above this calibrated error, eV per atom.", rich_help_panel=GUARD, show_default=False),
-    ] = None,
-    max_sigma_force: Annotated[
-        float | None,
-        typer.Option(
-            help="And above this one of a force component, eV/Angstrom.", rich_help_panel=GUARD, show_default=False
-        ),
-    ] = None,
-    max_energy_std: Annotated[
-        float | None,
-        typer.Option(help="Stop above this raw spread, eV per atom.", rich_help_panel=GUARD, show_default=False),
-    ] = None,
-    max_force_std: Annotated[
-        float | None,
-        typer.Option(help="And above this one of forces, eV/Angstrom.", rich_help_panel=GUARD, show_default=False),
-    ] = None,
+    guards: GuardOptions,
     ensemble: Annotated[
         Path | None,
         typer.Option(
@@ -88,8 +92,7 @@ def relax(
     ] = None,
     precision: PrecisionOption = "fp32",
     device: DeviceOption = "auto",
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
+    output: OutputOptions,
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="Write each structure's way, as extxyz.", rich_help_panel=IN_OUT)
     ] = False,
@@ -105,16 +108,7 @@ def relax(
             rich_help_panel=WORK,
         ),
     ] = 0.0,
-    max_atoms: Annotated[
-        int | None,
-        typer.Option(help="Atoms per batch. [default: by the device]", rich_help_panel=WORK, show_default=False, min=1),
-    ] = None,
-    max_edges: Annotated[
-        int | None,
-        typer.Option(
-            help="Estimated edges per batch. [default: by the device]", rich_help_panel=WORK, show_default=False, min=1
-        ),
-    ] = None,
+    batch: BatchOptions,
     group_atoms: Annotated[
         int | None,
         typer.Option(
@@ -124,9 +118,7 @@ def relax(
             min=1,
         ),
     ] = None,
-    threads: Annotated[
-        int, typer.Option(help="CPU threads of each process; more processes are faster.", rich_help_panel=WORK, min=1)
-    ] = 1,
+    threads: ThreadsOption = 1,
     quiet: QuietOption = False,
 ) -> int:
     """Relax the best structures of a screening, many at once, or continue a relaxation that was broken off.
@@ -142,31 +134,22 @@ def relax(
     from atomsieve.followup.relax.run import run_relax
 
     options = RelaxOptions(
+        **merge_fields(ranking, batch, guards),
         fmax=fmax,
         cell=cell,
         max_steps=max_steps,
         rattle=rattle,
         top=top,
-        by=by,
-        descending=descending,
-        where=where,
         head=head,
         precision=precision,
         device=device,
         threads=threads,
-        max_atoms=max_atoms,
-        max_edges=max_edges,
         group_atoms=group_atoms,
         skin=skin,
-        guard=guard,
-        max_sigma_energy=max_sigma_energy,
-        max_sigma_force=max_sigma_force,
-        max_energy_std=max_energy_std,
-        max_force_std=max_force_std,
         trajectory=every if trajectory else 0,
     )
     screen = console(stderr=True, quiet=quiet)
-    result = run_relax(results, options, ensemble=ensemble, out=out, overwrite=overwrite, console=screen)
+    result = run_relax(results, options, ensemble=ensemble, out=output.out, overwrite=output.overwrite, console=screen)
     if result.rank == 0:
         print_relaxed(wide(console(quiet=quiet)), result, SHOWN)
     return result.exit_code

@@ -1,0 +1,55 @@
+"""`screen top`: the best rows of a results folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from atomsieve.cli.common import CHOICE, ResultsArgument, console, wide
+from atomsieve.cli.groups import expand_groups
+from atomsieve.cli.screen.options import SHOWN, SelectionOptions, format_mixed_heads
+from atomsieve.text import counted
+
+
+@expand_groups()
+def top(
+    results: ResultsArgument,
+    *,
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many rows.", rich_help_panel=CHOICE)] = SHOWN,
+    selection: SelectionOptions,
+) -> None:
+    """Show the best rows, exactly, over all rows; of a run at work, over those that are durable."""
+    from atomsieve.screen.results.caveats import describe_mixed_precisions
+    from atomsieve.screen.results.formulas import read_formulas
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.tables import top_table
+    from atomsieve.screen.selection.best import count_without_result
+    from atomsieve.screen.selection.pareto import objectives
+    from atomsieve.screen.selection.row_filter import restrict_to_head
+    from atomsieve.screen.selection.select import select
+
+    opened = open_results(results)
+    by, where, head = selection.ranking.by, selection.ranking.where, selection.head
+    per, pareto = selection.per, selection.pareto
+    chosen = select(opened, selection.with_top(None if pareto else k))
+    rows = chosen.rows[:k]
+    order = "largest" if selection.ranking.descending else "smallest"
+    note = "" if opened.complete else " (the run is not complete)"
+    if pareto:
+        shown: str | list[str] = [name for name, _ in objectives(pareto)]
+        title = f"{len(rows)} of {len(chosen.rows):,} rows that no other beats in {' and '.join(shown)}{note}"
+    else:
+        shown, among = by, f", at most {selection.each} of each {per}" if per else ""
+        title = f"{counted(len(rows), 'row')} with the {order} {by}{among}{note}"
+    # a formula column beside formulas as groups would say the same
+    names = {} if per == "formula" else read_formulas(opened, rows)
+    groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
+    wide(console()).print(top_table(rows, opened.labels, names, title, shown, groups))
+    if not pareto and (line := format_mixed_heads(opened, selection)):
+        console().print(line, highlight=False, soft_wrap=True)
+    if line := describe_mixed_precisions(opened, [rows]):
+        console().print(line, highlight=False, soft_wrap=True)
+    asked = None if where is None else restrict_to_head(opened, where, head)
+    if asked is not None and len(rows) < k and (without := count_without_result(opened, asked)):
+        console().print(f"{without:,} more rows fulfil --where but have no result; `screen export` writes them too")
