@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from atomsieve.cli.demo import plan as demo_plan
 from atomsieve.cli.demo import run as demo_verb
-from atomsieve.cli.demo.report import compared, first_of_each
-from atomsieve.cli.demo.run import Demo, app, full_plan, quick_plan
+from atomsieve.cli.demo.plan import Demo, full_plan, quick_plan
+from atomsieve.cli.demo.report import compare_with_truth, first_of_each
+from atomsieve.cli.demo.run import app
 from atomsieve.cli.main import run
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError
 from atomsieve.screen.results.columns import blank_rows
@@ -31,25 +33,25 @@ def programs(tmp_path, monkeypatch):
     """Let `atomsieve` be a Python script of the test."""
 
     def put(code: str) -> None:
-        monkeypatch.setattr(demo_verb, "_program", lambda name: [sys.executable, "-c", code])
-        monkeypatch.setattr(demo_verb, "_mpirun", lambda: None)
+        monkeypatch.setattr(demo_plan, "_find_program", lambda name: [sys.executable, "-c", code])
+        monkeypatch.setattr(demo_plan, "find_mpirun", lambda: None)
 
     return put
 
 
 def test_another_plan_in_the_same_folder_is_refused(tmp_path):
-    demo_verb._claim(tmp_path / "d", full_plan(0, 20_000), overwrite=False)
-    demo_verb._claim(tmp_path / "d", full_plan(0, 20_000), overwrite=False)
+    demo_verb._claim_folder(tmp_path / "d", full_plan(0, 20_000), overwrite=False)
+    demo_verb._claim_folder(tmp_path / "d", full_plan(0, 20_000), overwrite=False)
     with pytest.raises(UsageError, match=r"seed 0 \(now 1\).*--overwrite"):
-        demo_verb._claim(tmp_path / "d", full_plan(1, 20_000), overwrite=False)
-    demo_verb._claim(tmp_path / "d", full_plan(1, 20_000), overwrite=True)
+        demo_verb._claim_folder(tmp_path / "d", full_plan(1, 20_000), overwrite=False)
+    demo_verb._claim_folder(tmp_path / "d", full_plan(1, 20_000), overwrite=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_with_other_things_is_not_touched(tmp_path, overwrite):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="holds no demo"):
-        demo_verb._claim(tmp_path, full_plan(0, 20_000), overwrite=overwrite)
+        demo_verb._claim_folder(tmp_path, full_plan(0, 20_000), overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -139,13 +141,13 @@ def test_comparison_with_the_truth():
     rows["energy_per_atom"] = rows["energy"] / natoms
     rows["energy_std"] = rows["sigma_energy"] = sigma * natoms
     rows["interval_energy"] = 1.645 * sigma * natoms
-    found = compared(rows, truth)
+    found = compare_with_truth(rows, truth)
     assert found["error"] == pytest.approx(np.sqrt(2 / np.pi) * sigma.mean(), rel=0.05)
     assert found["within"] == pytest.approx(0.9, abs=0.02)
     assert found["rank"] > 0.99
     assert 0.3 < found["spread"] < 0.8
     rows["interval_energy"] = np.nan
-    assert np.isnan(compared(rows, truth)["within"])
+    assert np.isnan(compare_with_truth(rows, truth)["within"])
 
 
 def test_the_best_of_each_formula_comes_first():

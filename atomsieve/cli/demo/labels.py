@@ -93,7 +93,7 @@ def _gfn2() -> Any:
 
 
 @functools.cache
-def _relaxed_molecule(name: str) -> Atoms:
+def _relax_molecule(name: str) -> Atoms:
     from ase.build import molecule
     from ase.optimize import BFGS
 
@@ -118,7 +118,7 @@ def molecule_group(seed: int, group: int, *, thermal: int = 5, rattled: int = 5)
     name = MOLECULES[group % len(MOLECULES)]
     temperature = TEMPERATURES[(group // len(MOLECULES)) % len(TEMPERATURES)]
     label = f"{name}/{group:04d}"
-    start = _relaxed_molecule(name)
+    start = _relax_molecule(name)
     calculator = _gfn2()
     frames = []
     for _ in range(rattled):

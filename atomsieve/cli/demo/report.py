@@ -14,7 +14,7 @@ from atomsieve.errors import DataError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from atomsieve.cli.demo.run import Demo
+    from atomsieve.cli.demo.plan import Demo
 
 BEST = 10
 SEARCHED = 1000
@@ -23,11 +23,11 @@ SAMPLE = 500
 """Candidates, drawn at random, whose true energies are computed for comparison."""
 
 
-def true_energies(demo: Demo, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+def compute_true_energies(demo: Demo, positions: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the EMT energies [S] (eV) of the candidates at `positions`: the demo can afford to know the truth."""
     from ase.calculators.emt import EMT
 
-    from atomsieve.cli.demo.run import progress_bar
+    from atomsieve.cli.demo.plan import progress_bar
     from atomsieve.structures.open import open_structures
 
     energies = np.empty(len(positions))
@@ -42,7 +42,7 @@ def true_energies(demo: Demo, positions: NDArray[np.int64]) -> NDArray[np.float6
     return energies
 
 
-def compared(rows: NDArray[Any], truth: NDArray[np.float64]) -> dict[str, Any]:
+def compare_with_truth(rows: NDArray[Any], truth: NDArray[np.float64]) -> dict[str, Any]:
     """Return how rows of a screening compare with the true energies [S] (eV).
 
     error : mean |error|, eV/atom; rank : Spearman correlation of predicted and true energies per atom; spread :
@@ -68,7 +68,7 @@ def first_of_each(names: list[str]) -> NDArray[np.int64]:
     return np.sort(np.unique(names, return_index=True)[1]).astype(np.int64)
 
 
-def held_out(path: Path) -> dict[str, dict[str, Any]]:
+def read_held_out(path: Path) -> dict[str, dict[str, Any]]:
     """Return the metrics per head on the held-out structures, as training wrote them."""
     try:
         return dict(json.loads(path.read_text())["test"])
@@ -76,7 +76,7 @@ def held_out(path: Path) -> dict[str, dict[str, Any]]:
         raise DataError(f"{path} holds no held-out errors ({error!r}); run the demo with --overwrite") from error
 
 
-def held_out_table(metrics: dict[str, dict[str, Any]]) -> Table:
+def format_held_out_table(metrics: dict[str, dict[str, Any]]) -> Table:
     """Return the held-out errors per head beside what is had without a network."""
     from rich.table import Table
 
@@ -97,7 +97,7 @@ def held_out_table(metrics: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def best_table(rows: NDArray[Any], formulas: dict[int, str], truth: NDArray[np.float64]) -> Table:
+def format_best_table(rows: NDArray[Any], formulas: dict[int, str], truth: NDArray[np.float64]) -> Table:
     """Return the best rows with their true energies; EMT counts from each element's fcc crystal."""
     from rich.table import Table
 
@@ -125,7 +125,7 @@ def show_report(demo: Demo) -> None:
     from atomsieve.screen.results.record import open_results
     from atomsieve.screen.selection.best import best_rows
 
-    metrics = held_out(demo.training / "metrics.json")
+    metrics = read_held_out(demo.training / "metrics.json")
     results = open_results(demo.results)
     best = best_rows(results, SEARCHED, "energy_per_atom")
     formulas = read_formulas(results, best)
@@ -134,11 +134,11 @@ def show_report(demo: Demo) -> None:
     good = np.flatnonzero(rows["status"] == 0)
     rng = np.random.default_rng(demo.plan.seed)
     sample = rows[np.sort(rng.choice(good, size=min(SAMPLE, len(good)), replace=False))]
-    truth = true_energies(demo, np.concatenate([best["position"], sample["position"]]))
-    found = compared(sample, truth[len(best) :])
+    truth = compute_true_energies(demo, np.concatenate([best["position"], sample["position"]]))
+    found = compare_with_truth(sample, truth[len(best) :])
 
-    demo.console.print(held_out_table(metrics))
-    demo.console.print(best_table(best, formulas, truth[: len(best)]))
+    demo.console.print(format_held_out_table(metrics))
+    demo.console.print(format_best_table(best, formulas, truth[: len(best)]))
     within = (
         "; the head is uncalibrated"
         if np.isnan(found["within"])
@@ -163,10 +163,10 @@ def show_report(demo: Demo) -> None:
         ],
     }
     (demo.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    _where_it_lies(demo)
+    _show_files(demo)
 
 
-def _where_it_lies(demo: Demo) -> None:
+def _show_files(demo: Demo) -> None:
     from rich.table import Table
 
     table = Table(title="Where it lies", title_justify="left", show_header=False)

@@ -4,184 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from atomsieve.cli.common import IN_OUT, WORK, OverwriteOption, SeedOption, console
-from atomsieve.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, AtomSieveError, Interrupted, UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-MEMBERS = 4
-"""Networks in the demo's ensemble."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is made, and how much of it.
-
-    Attributes
-    ----------
-    seed : seed of everything random.
-    candidates : crystals to screen.
-    groups : groups of labelled structures per source (see `atomsieve.cli.demo.labels`).
-    epochs : passes over the labels in training.
-    hidden, layers, cutoff : size of the networks; the cutoff in Angstrom.
-    """
-
-    seed: int
-    candidates: int
-    groups: dict[str, int]
-    epochs: float
-    hidden: int
-    layers: int
-    cutoff: float
-
-
-def full_plan(seed: int, candidates: int) -> Plan:
-    """Return the plan of the demo: about 2,500 labels per source and a few minutes in all on two cores."""
-    return Plan(seed, candidates, {"gfn2_xtb": 256, "emt": 640}, 20, 32, 2, 4.5)
-
-
-def quick_plan(seed: int, candidates: int) -> Plan:
-    """Return the plan of `--quick`: a quarter of the labels and of the training."""
-    return Plan(seed, candidates, {"gfn2_xtb": 60, "emt": 150}, 20, 32, 2, 4.5)
-
-
-@dataclass(frozen=True)
-class Demo:
-    """A demo under way: its folder, plan, ranks, the console it talks to, and the options that it was called with."""
-
-    out: Path
-    plan: Plan
-    ranks: int
-    console: Console
-    options: tuple[str, ...] = ()
-
-    @property
-    def gfm(self) -> Path:
-        """The ensemble folder."""
-        return self.out / "gfm"
-
-    @property
-    def training(self) -> Path:
-        """Checkpoints, logs, metrics and plots of training."""
-        return self.out / "training"
-
-    @property
-    def results(self) -> Path:
-        """The screening results."""
-        return self.out / "results"
-
-    @property
-    def candidates(self) -> Path:
-        """The structures to screen."""
-        return self.out / "candidates.bp"
-
-    def labelled(self, source: str) -> Path:
-        """Return the extxyz file with the labels of a source."""
-        return self.out / "labels" / f"{source}.extxyz"
-
-    def dataset(self, part: str) -> Path:
-        """Return the dataset folder of the labels: `part` is train or test."""
-        return self.out / f"labelled-{part}.bp"
-
-    # -- commands ------------------------------------------------------------------------------------------------
-
-    def say(self, text: str) -> None:
-        """Print a line, whole even where paths are long."""
-        self.console.print(text, highlight=False, soft_wrap=True)
-
-    def show_command(self, *words: str) -> None:
-        """Print a command as a user would type it."""
-        self.console.print(f"$ {shlex.join(words)}", style="bold cyan", highlight=False, markup=False, soft_wrap=True)
-
-    def command(self, *words: str | Path, ranks: int = 1) -> None:
-        """Print a command as a user would type it, and run it.
-
-        Raises
-        ------
-        Interrupted
-            if it was, or this process is.
-        AtomSieveError
-            if it fails; what it says of itself is above.
-        """
-        typed = [str(w) for w in words]
-        program = _program(typed[0])
-        mpirun = _mpirun() if ranks > 1 else None
-        if ranks > 1 and mpirun is None:
-            self.say("no mpirun at hand: one process (pip install 'atomsieve\\[mpi]' brings one)")
-        if mpirun is not None:
-            typed = ["mpirun", "-n", str(ranks), *typed]
-            program = [mpirun, "-n", str(ranks), *program]
-        self.show_command(*typed)
-        code = _run([*program, *[str(w) for w in words[1:]]], _environment(self.console))
-        if code in (EXIT_INTERRUPTED, -signal.SIGINT, 128 + signal.SIGINT):
-            raise Interrupted("the demo stopped; run the same command again to go on where it was")
-        if code not in (0, EXIT_SOME_FAILED):
-            raise AtomSieveError(f"`{shlex.join(typed)}` ended with exit code {code}; what it said is above")
-
-
-def _program(name: str) -> list[str]:
-    """Return how to start `atomsieve` or `screen` with this very interpreter."""
-    beside = Path(sys.executable).with_name(name)
-    if beside.exists():
-        return [str(beside)]
-    return [sys.executable, "-m", "atomsieve", *(["screen"] if name == "screen" else [])]
-
-
-def _mpirun() -> str | None:
-    """Return the mpirun beside this interpreter, which fits the MPI library beside it, or else one on the path."""
-    beside = Path(sys.executable).with_name("mpirun")
-    return str(beside) if beside.exists() else shutil.which("mpirun")
-
-
-def _environment(console: Console) -> dict[str, str]:
-    """Return the user's environment; under mpirun, which is no terminal itself, a live bar needs to be asked for."""
-    from atomsieve.cli.launch import users_environment
-
-    environment = users_environment(dict(os.environ))
-    if console.is_terminal:
-        environment |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": str(console.width)}
-    return environment
-
-
-def _run(program: list[str], environment: dict[str, str]) -> int:
-    """Run a program to its end and return its exit code; a signal to us is passed on and the program waited for."""
-    with subprocess.Popen(program, env=environment) as child:
-
-        def forward(number: int, frame: FrameType | None) -> None:
-            child.send_signal(signal.SIGINT)
-
-        # Ctrl-C reaches the child from the terminal; it needs time to make its work safe.
-        before = {
-            signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
-            signal.SIGINT: signal.getsignal(signal.SIGINT),
-        }
-        signal.signal(signal.SIGINT, _leave_it_to_the_child)
-        try:
-            return child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _leave_it_to_the_child(number: int, frame: FrameType | None) -> None:
-    """Do nothing: not SIG_IGN, which the child would inherit."""
-
+from atomsieve.cli.demo.plan import MEMBERS, Demo, Plan, find_mpirun, full_plan, progress_bar, quick_plan
+from atomsieve.errors import UsageError
 
 # -- stages --------------------------------------------------------------------------------------------------------
 
@@ -194,7 +29,7 @@ def make_labels(demo: Demo) -> None:
 
     demo.show_command("atomsieve", "demo", "--out", str(demo.out), *demo.options, "--only", "labels")
     for name, groups in demo.plan.groups.items():
-        path = demo.labelled(name)
+        path = demo.labels_file(name)
         if path.exists():
             demo.say(f"{path} is there already")
             continue
@@ -202,7 +37,7 @@ def make_labels(demo: Demo) -> None:
         frames: list[Any] = []
         source = LABEL_SOURCES[name]
         with progress_bar(demo.console, f"{name} labels", groups * source.group_size) as advance:
-            for group in label_groups(name, groups, seed=demo.plan.seed, workers=_workers()):
+            for group in label_groups(name, groups, seed=demo.plan.seed, workers=_count_workers()):
                 frames += group
                 advance(len(group))
         partial = path.with_suffix(".partial")
@@ -224,7 +59,7 @@ def convert(demo: Demo) -> None:
         "atomsieve",
         "data",
         "convert",
-        *(f"{name}={demo.labelled(name)}" for name in demo.plan.groups),
+        *(f"{name}={demo.labels_file(name)}" for name in demo.plan.groups),
         demo.out / "labelled.bp",
         *levels,
         "--split",
@@ -241,7 +76,7 @@ def train(demo: Demo) -> None:
     """Train the ensemble by a configuration that lies beside it."""
     config = demo.out / "train.yaml"
     ranks = min(demo.ranks, MEMBERS)
-    config.write_text(_train_config(demo.plan, ranks if _mpirun() else 1))
+    config.write_text(_train_config(demo.plan, ranks if find_mpirun() else 1))
     if demo.gfm.exists():
         demo.say(f"{demo.gfm} is there already")
         return
@@ -327,7 +162,7 @@ def screen(demo: Demo) -> None:
 
 
 def report(demo: Demo) -> None:
-    """Show the best rows, the held-out errors and what the uncertainty is worth."""
+    """Show the best rows, the held-out errors and how well the uncertainty ranks the errors."""
     from atomsieve.cli.demo.report import show_report
 
     show_report(demo)
@@ -347,30 +182,19 @@ STAGES: dict[str, tuple[str, Callable[[Demo], None]]] = {
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-def _workers() -> int:
+def _count_workers() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0))))
 
 
-@contextmanager
-def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar; yields the function that moves it on by so many."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda n: progress.advance(task, n)
-
-
-def _say_where_the_commands_are(demo: Demo) -> None:
-    """Tell how to type the commands that the stages show, where the shell would not find them."""
+def _print_activation_hint(demo: Demo) -> None:
+    """Print how to activate the environment if the shell would not find the commands that the stages show."""
     beside = Path(sys.executable).with_name("atomsieve")
     if beside.exists() and shutil.which("atomsieve") != str(beside):
         activate = beside.with_name("activate")
         demo.say(f"To type the commands below yourself: source {os.path.relpath(activate)}")
 
 
-def _claim(out: Path, plan: Plan, overwrite: bool) -> None:
+def _claim_folder(out: Path, plan: Plan, overwrite: bool) -> None:
     """Make the folder this demo's own, or make sure that it is."""
     note = out / "demo.json"
     if overwrite and note.exists():
@@ -424,11 +248,11 @@ def app(
     if only is not None and only not in STAGES:
         raise unknown("stage", only, STAGES)
     plan = (quick_plan if quick else full_plan)(seed, candidates or (2000 if quick else 20_000))
-    _claim(out, plan, overwrite)
+    _claim_folder(out, plan, overwrite)
     options = [*(["--quick"] if quick else []), *(["--seed", str(seed)] if seed else [])]
     options += ["--candidates", str(candidates)] if candidates else []
     demo = Demo(out, plan, ranks, console(), tuple(options))
-    _say_where_the_commands_are(demo)
+    _print_activation_hint(demo)
     begun = time.perf_counter()
     for number, (name, (heading, stage)) in enumerate(STAGES.items(), start=1):
         if only in (None, name):
