@@ -22,7 +22,7 @@ TOKEN_KEY, ADMIN_KEY = "atomsieve-token", "atomsieve-admin"
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a client shows and trusts. ca, cert, key : PEM files. token, admin : secrets."""
+    """Secrets and certificates of a client. ca, cert, key : PEM files. token, admin : secrets."""
 
     token: str | None = field(default=None, repr=False)
     admin: str | None = field(default=None, repr=False)
@@ -37,12 +37,12 @@ class Credentials:
         return {prefix + key: secret for key, secret in secrets.items() if secret is not None}
 
     def check_files(self) -> None:
-        """Read the PEM files once: what the clients say of a bad one does not name it.
+        """Read the PEM files once: the clients' errors do not name a faulty file.
 
         Raises
         ------
         UsageError
-            if one cannot be read as what it should be.
+            if one is not a readable PEM file of its kind.
         """
         context = ssl.create_default_context()
         readers: list[tuple[str, Path | None, Callable[[Path], Any]]] = [
@@ -59,9 +59,9 @@ class Credentials:
                     raise UsageError(
                         f"{self.key} is not the key of the certificate {path}; give the one that belongs to it"
                     ) from error
-                said = error.strerror or error
+                reason = error.strerror or error
                 both = f"{path} with the key {self.key}" if name == "cert" and self.key else path
-                raise UsageError(f"{both} cannot be used as TLS {name} ({said}); give a readable PEM file") from error
+                raise UsageError(f"{both} cannot be used as TLS {name} ({reason}); give a readable PEM file") from error
 
 
 SHORTEST_TOKEN = 16

@@ -1,4 +1,4 @@
-"""Why an endpoint does not answer, and what to do; the messages of TLS and gRPC libraries are hard to read."""
+"""Reasons why an endpoint does not answer, with a remedy; the messages of TLS and gRPC libraries are hard to read."""
 
 from __future__ import annotations
 

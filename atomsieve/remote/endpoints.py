@@ -141,12 +141,12 @@ class EndpointPool:
                 raise error
         answered = [e for e, a in zip(self.endpoints, found, strict=True) if not isinstance(a, EndpointError)]
         if not answered:
-            said = "; ".join(map(str, found))
+            reasons = "; ".join(map(str, found))
             if any(isinstance(error, DeadlineExceeded) for error in found):
                 raise DeadlineExceeded(
-                    f"no endpoint answers: {said}; it is busy, or hangs: raise the deadline, or see to the server"
+                    f"no endpoint answers: {reasons}; it is busy, or hangs: raise the deadline, or see to the server"
                 )
-            raise Unavailable(f"no endpoint answers: {said}; check the addresses, and that the servers run")
+            raise Unavailable(f"no endpoint answers: {reasons}; check the addresses, and that the servers run")
         for endpoint, answer in zip(self.endpoints, found, strict=True):
             if isinstance(answer, EndpointError):
                 endpoint.error, endpoint.outages = answer, 1
@@ -191,7 +191,7 @@ class EndpointPool:
         return self.policy.deadline * 2.0**endpoint.eased
 
     def note_answer(self, endpoint: Endpoint, attempts: Attempts | None = None) -> None:
-        """Note that a request was answered, or refused for what it is."""
+        """Note that a request was answered, or rejected as wrong."""
         self.release(endpoint, attempts)
         self._heard = self._clock()
         endpoint.failures = 0
@@ -259,7 +259,7 @@ class EndpointPool:
         return usual * (0.5 + random.random())  # noqa: S311 - so that clients do not come back all at once
 
     def probe_seconds(self, endpoint: Endpoint) -> float:
-        """Return how long an endpoint that is out may take to say that it is back; seconds."""
+        """Return how long a probe of an endpoint that is out may take; seconds."""
         usual = self.policy.probe
         return min(usual * 2.0 ** min(max(endpoint.failures - 1, 0), 30), max(usual, self.deadline(endpoint)))
 

@@ -55,13 +55,13 @@ class RemotePredictor(ServedEnsemble):
         patience : seconds for all attempts of a request, from its first failure or the latest answer to any request;
             meanwhile it is sent again, to another server or when one is back.
         in_flight : requests to one endpoint at once.
-        alone : have every request computed apart from those of other clients, so that the same call gives the same
-            bits whatever else the server does.
+        alone : have every request computed separately, so that the same call gives the same bits whatever else the
+            server computes.
 
         Raises
         ------
         UsageError
-            for what is no endpoint, an unknown head, a file for TLS, or endpoints that do not serve alike.
+            for a malformed endpoint, an unknown head, a file for TLS, or endpoints that do not serve alike.
         EndpointError
             if none answers, the model is unknown, or the token is wrong.
         """
@@ -81,7 +81,7 @@ class RemotePredictor(ServedEnsemble):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the servers can do; several requests may be on their way."""
+        """Capabilities of the servers; several requests may be in flight."""
         return replace(
             super().capabilities,
             asynchronous=True,

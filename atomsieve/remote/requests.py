@@ -33,8 +33,8 @@ class ServedEnsemble:
     ----------
     heads, default_head, ensemble_id, members, kind, cutoff, precision, device, backend, why, artefact, outputs :
         of the predictor that is served; `device` is a string.
-    head : used when a call names none. alone : every request is computed apart from those of others, so that its last
-        bits do not depend on them.
+    head : used when a call names none. alone : every request is computed separately, so that its last bits do
+        not depend on other requests.
     budget : atoms and estimated edges that the server computes at once.
     server : version, threads, budget and limits of the server, which decide the last bits of an answer.
     """
@@ -59,7 +59,7 @@ class ServedEnsemble:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the server can do, as its description says."""
+        """Capabilities of the server, from its description."""
         return Capabilities(
             choices=tuple(self.heads),
             precisions=(self.precision,),
@@ -90,7 +90,7 @@ class ServedEnsemble:
         return table
 
     def calibrated(self, head: str) -> bool:
-        """Say whether the energy uncertainty of a head was calibrated."""
+        """Return whether the energy uncertainty of a head was calibrated."""
         return "energy" in self._description["calibrated"][head]
 
     # -- requests and answers --------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class Transport:
         Raises
         ------
         EndpointError
-            of the kind that says whether trying again makes sense.
+            of the kind that decides whether a retry makes sense.
         """
         asked = request_options(self._module, arrays, outputs, parameters, seconds)
         found = self._call(self._client.infer, model, seconds=seconds, **asked, model_version=version)

@@ -58,7 +58,7 @@ def parse_urls(text: str | Sequence[str]) -> list[Url]:
     Raises
     ------
     UsageError
-        for what is no endpoint, none at all, or one that is named twice.
+        for a malformed endpoint, none at all, or one that is named twice.
     """
     urls: list[Url] = []
     scheme = "grpc"

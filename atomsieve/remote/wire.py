@@ -38,7 +38,7 @@ class Tensor:
     Attributes
     ----------
     name, dtype, unit, doc : as in the field registry, where it is a field of a batch.
-    axis : what the first axis counts: structures [S], atoms [N], or bytes.
+    axis : of the first axis: structures [S], atoms [N], or bytes.
     trailing : lengths of the other axes; -1 for the ensemble's own (members K, features F).
     optional : a request may lack it.
     want : properties of a prediction that it needs (`atomsieve.predict.prediction.PROPERTIES`).

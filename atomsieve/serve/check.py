@@ -1,4 +1,4 @@
-"""Is an endpoint sound? Tested by a true inference of structures whose result is known, not by what it says."""
+"""Check of an endpoint by an inference on structures with known results; its own health report is not used."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def check_endpoint(
     heads: Sequence[str] | None = None,
     seconds: float = 60,
 ) -> dict[str, Any]:
-    """Send the test vector of every head to an endpoint, compare what comes back, and return the facts.
+    """Send the test vector of every head to an endpoint, compare the answers, and return a summary.
 
-    The server's own test vector is taken, or that of the folder `ensemble`, which must be what is served.
+    The server's own test vector is used, or that of the folder `ensemble`, which must be the served one.
     heads : to test, None for all. seconds : for each of the answers.
 
     Returns
     -------
     dict with url, server (name and version), model, atomsieve, ensemble_id, heads, precision, backend, device,
-    threads, error_of_allowed (the largest error relative to the one that is allowed; three digits) and milliseconds (of
+    threads, error_of_allowed (the largest error relative to the allowed one; three digits) and milliseconds (of
     one head's test vector, on average).
 
     Raises
@@ -50,7 +50,7 @@ def check_endpoint(
         if (refused := explain_mismatch(where, description, {}, None)) is not None:
             raise AtomSieveError(refused)
         if ensemble is None:
-            vector = _vector(found["test_vector"], where)
+            vector = _parse_vector(found["test_vector"], where)
         else:
             vector = _local_vector(ensemble, description, where.target)
         if heads is not None and not heads:
@@ -73,7 +73,7 @@ def check_endpoint(
             raise
         except AtomSieveError as error:
             raise AtomSieveError(f"{where}: {error}; do not use this server") from error
-        server = _server(transport)
+        server = _server_version(transport)
     facts = ("atomsieve", "ensemble_id", "precision", "backend", "device", "threads")
     return {
         "url": str(where),
@@ -86,7 +86,7 @@ def check_endpoint(
     }
 
 
-def _vector(sent: Any, where: Url) -> Mapping[str, Any]:
+def _parse_vector(sent: Any, where: Url) -> Mapping[str, Any]:
     """Return the test vector that an endpoint sent as bytes [B]."""
     try:
         found = json.loads(bytes(sent))
@@ -97,8 +97,8 @@ def _vector(sent: Any, where: Url) -> Mapping[str, Any]:
     return found
 
 
-def _server(transport: Transport) -> str:
-    """Return name and version of the server; a proxy may keep them to itself."""
+def _server_version(transport: Transport) -> str:
+    """Return name and version of the server, "unknown" if a proxy hides them."""
     try:
         found = transport.metadata()
     except EndpointError:
@@ -107,7 +107,7 @@ def _server(transport: Transport) -> str:
 
 
 def _local_vector(folder: Path, description: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Return the test vector of an ensemble folder, which must be what is served."""
+    """Return the test vector of an ensemble folder, which must be the served ensemble."""
     from atomsieve.gfm import ensemble_id
     from atomsieve.remote.test_vector import read_test_vector
 

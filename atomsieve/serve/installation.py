@@ -27,7 +27,7 @@ class Installation:
     libraries: tuple[Path, ...] = ()
 
     def has_backend(self, name: str) -> bool:
-        """Say whether it brings a backend, e.g. `onnxruntime` or `pytorch`."""
+        """Return whether it has a backend, e.g. `onnxruntime` or `pytorch`."""
         return (self.backends / name).is_dir()
 
 

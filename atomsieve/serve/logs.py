@@ -18,7 +18,7 @@ FORMS = ("json", "text")
 LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error", "F": "error"}
 SERVER_LINE = re.compile(r"(?:\S+Z |)(?P<level>[VIWEF])(?:\d{4} \S+)? \d+ (?P<where>[\w./-]+:\d+)\] ?(?P<text>.*)")
 HARMLESS = ("CudaDriverHelper has not been initialized", "Unable to allocate pinned system memory", "DCGM unable")
-"""What the server says at its start where there is no GPU; not a fault."""
+"""Messages of the server at its start where there is no GPU; no faults."""
 QUIET = ("batch", "server", "output", "working")
 """Events that the text for people leaves out, unless they are warnings or errors."""
 OWN = ("self", "event", "level", "when", "time")
@@ -53,21 +53,23 @@ class Log:
         self._secrets = [*self._secrets, secret]
 
     def event(self, event: str, level: str = "info", *, when: float | None = None, **facts: Any) -> None:
-        """Write that something happened. when : seconds since 1970, None for now.
+        """Write the record of an event. when : seconds since 1970, None for now.
 
-        A file or stream that cannot be written, e.g. since the disk is full or nobody reads, is reported once to the
-        other, and tried again with the next record: a server must not stand still for its log.
+        A file or stream that cannot be written, e.g. because the disk is full or the pipe has no reader, is reported
+        once to the other, and tried again with the next record: a server must not block on its log.
         """
         stamp = _stamp(when)
         record = {"time": stamp, "level": level, "event": event, **facts}
-        line = self._hidden(json.dumps(record, default=str))
+        line = self._mask_secrets(json.dumps(record, default=str))
         with self._lock:
             if self._file is not None:
                 self._write(line, self._file, "the log file")
             if self._form == "json":
                 self._write(line, self._stream, "the log stream")
             elif event not in QUIET or level in ("warning", "error"):
-                self._write(self._hidden(_sentence(stamp, level, event, facts)), self._stream, "the log stream")
+                self._write(
+                    self._mask_secrets(_format_text(stamp, level, event, facts)), self._stream, "the log stream"
+                )
 
     def server_line(self, line: str) -> None:
         """Write a line that the server or one of its models printed, as a record."""
@@ -81,7 +83,7 @@ class Log:
                 self.event("output", text=line[:2000])
                 return
             level = str(record.pop("level", "info"))
-            # whoever prints into a model chooses these names: they must not be taken for those of this method
+            # any code that prints in a model chooses these names: they must not override parameters of this method
             self.event(event, level, when=when, **{f"{k}_" if k in OWN else k: v for k, v in record.items()})
             return
         match = SERVER_LINE.fullmatch(line)
@@ -118,14 +120,14 @@ class Log:
                     with contextlib.suppress(OSError, ValueError):
                         print(json.dumps(record), file=other, flush=True)
 
-    def _hidden(self, line: str) -> str:
+    def _mask_secrets(self, line: str) -> str:
         for secret in self._secrets:
             line = line.replace(secret, "***")
         return line
 
 
 def parse_model_name(line: str) -> str | None:
-    """Return the name of the model that wrote a line of JSON; None if it is none, or does not say."""
+    """Return the name of the model that wrote a line of JSON; None if the line is no JSON or names none."""
     if not line.startswith("{"):
         return None
     try:
@@ -144,14 +146,14 @@ def _stamp(when: float | None) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _sentence(stamp: str, level: str, event: str, facts: dict[str, Any]) -> str:
+def _format_text(stamp: str, level: str, event: str, facts: dict[str, Any]) -> str:
     shown = "  ".join(f"{key}={value}" for key, value in facts.items() if key not in ("text", "where", "traceback"))
     mark = "" if level == "info" else f"{level.upper()} "
     first = "  ".join(filter(None, (f"{stamp[11:19]} {mark}{event}", str(facts.get("text", "")), shown)))
     more = str(facts.get("traceback", "")).splitlines()
-    return "\n".join([_printable(first), *(f"    {_printable(line)}" for line in more)])
+    return "\n".join([_escape_control(first), *(f"    {_escape_control(line)}" for line in more)])
 
 
-def _printable(text: str) -> str:
+def _escape_control(text: str) -> str:
     """Return text whose control characters are escaped: a client's words must not steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -106,4 +106,4 @@ def test_another_ensemble_does_not_pass(server, tmp_path):
 @pytest.mark.parametrize("sent", [b"{", b"[]", b"{}"])
 def test_a_test_vector_that_is_none_is_said_so(sent):
     with pytest.raises(AtomSieveError, match=r"grpc://h:1: its test vector .*do not use this server"):
-        check._vector(np.frombuffer(sent, np.uint8), parse_url("grpc://h:1"))
+        check._parse_vector(np.frombuffer(sent, np.uint8), parse_url("grpc://h:1"))

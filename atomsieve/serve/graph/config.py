@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from atomsieve.serve.installation import Installation
 
 BACKENDS = {"onnx": ("onnxruntime", "model.onnx"), "torchscript": ("pytorch", "model.pt")}
-"""By backend of the predictor: Triton's own backend for the format, and what it calls the file. `pt2` has none."""
+"""By backend of the predictor: Triton's own backend for the format, and its name of the file. `pt2` has none."""
 WARMUP = "warmup"
 """Folder that Triton reads the tensors of a first request from."""
 MODEL = '''"""Served by AtomSieve: everything is in the package, which must be installed where the server runs."""
@@ -42,7 +42,7 @@ __all__ = ["TritonPythonModel"]
 
 
 def uses_triton_backend(graph_backend: str, backend: str, server: Installation | None) -> bool:
-    """Say whether Triton's own backend runs the artefact.
+    """Return whether Triton's own backend runs the artefact.
 
     graph_backend : auto, triton or python; auto takes Triton's own if `server` has it. backend : of the predictor.
     """
@@ -103,7 +103,7 @@ def _link_or_copy(source: str, target: str) -> None:
 def _graph_files(
     new: Path, folder: Path, gfm: Path, entry: ExportEntry, first: Mapping[str, NDArray[Any]], native: bool
 ) -> None:
-    """Lay out the artefact, checked, and a first request."""
+    """Write the checked artefact and the tensors of a warm-up request."""
     place = check_export(gfm, entry)
     if native:
         for name in entry.files:  # weights may lie in a file of their own, by whose name the model finds them
@@ -191,7 +191,7 @@ def graph_config(
 
 
 def _warmup(tables: Sequence[Mapping[str, Any]], first: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Return the setting of a first request, whose tensors lie in files of their names."""
+    """Return the setting of a warm-up request, whose tensors lie in files of their names."""
     tensors = {
         t["name"]: {"data_type": t["data_type"], "dims": list(first[t["name"]].shape), "input_data_file": t["name"]}
         for t in tables

@@ -10,7 +10,7 @@ PARTS = ("prepare", "finish", "pipeline")
 
 
 class PrepareModel:
-    """Stands for a `gfm_prepare` or `gfm_finish` on disk: the server loads it, and it says what to do instead."""
+    """Placeholder for a `gfm_prepare` or `gfm_finish` on disk: the server loads it, and gets an error with advice."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Refuse to be loaded.
@@ -26,7 +26,7 @@ class PrepareModel:
 FinishModel = PrepareModel
 
 
-def removed_models(repository: Path) -> list[str]:
+def find_removed_models(repository: Path) -> list[str]:
     """Return the names of models of a repository that are parts of a pipeline written by an older AtomSieve."""
     found = []
     for prepare in sorted(repository.glob("*_prepare/*/model.py")):
@@ -37,7 +37,7 @@ def removed_models(repository: Path) -> list[str]:
 
 
 def removal_advice(models: list[str]) -> str:
-    """Return the line that names models of a removed kind and says what to do."""
+    """Return the error line that names models of a removed kind and the remedy."""
     return (
         f"{', '.join(models)}: pipelines of graph models are no longer served; remove the folders *_prepare, *_finish "
         "and *_pipeline from the repository and send raw structures to the model itself (gfm)"

@@ -1,4 +1,4 @@
-"""How many CPU threads a copy of a model takes, so that all copies together take what the machine gives."""
+"""CPU threads of each copy of a model, so that all copies together use the cores that the machine grants."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _quotas(cgroups: Path, own: Path) -> list[float]:
             quota, period = (place / "cpu.max").read_text().split()
             found.append(float(quota) / float(period))  # `max` is no number: there is no quota
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-            spent, period = ((place / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+            spent, period = ((place / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
             if float(spent) > 0:
                 found.append(float(spent) / float(period))
     return found
@@ -56,7 +56,7 @@ def _places(cgroups: Path, own: Path) -> list[Path]:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         lines = []
-    found = [cgroups, cgroups / "cpu"]  # what a container sees as its own
+    found = [cgroups, cgroups / "cpu"]  # the group of a container, as it sees it
     for fields in lines:
         if len(fields) == 3 and (fields[1] == "" or "cpu" in fields[1].split(",")):
             root = cgroups / "cpu" if fields[1] else cgroups
@@ -66,7 +66,7 @@ def _places(cgroups: Path, own: Path) -> list[Path]:
 
 
 def count_instances(args: Mapping[str, Any]) -> int:
-    """Return how many copies of a model there are, by what Triton's Python backend tells one of them."""
+    """Return the number of copies of a model, from the arguments that Triton's Python backend passes to each."""
     try:
         groups = json.loads(args["model_config"])["instance_group"]
         return max(1, sum(int(g.get("count", 1)) * max(1, len(g.get("gpus") or ())) for g in groups))

@@ -1,4 +1,4 @@
-"""From requests to answers: checks, gathering, batches within a memory budget, one Predictor. Knows nothing of Triton.
+"""From requests to answers: checks, gathering, batches within a memory budget, one Predictor. Independent of Triton.
 
 Requests that came together are evaluated together. A bad one gets an error of its own and disturbs no other.
 """
@@ -38,7 +38,7 @@ ANSWER_BYTES = 64 * 2**20
 
 @dataclass
 class Work:
-    """What a call of the engine did, for metrics and the log.
+    """Counts of one call of the engine, for metrics and the log.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Engine:
 
     Attributes
     ----------
-    predictor, settings : as given. work : what the latest call did.
+    predictor, settings : as given. work : counts of the latest call.
     progress : is called after each evaluation.
     """
 
@@ -125,9 +125,9 @@ class Engine:
         return replace(request, edges=np.where(large, np.inf, edges))
 
     def _groups(self, requests: Sequence[Request | Refused]) -> Iterator[list[int]]:
-        """Yield which requests are evaluated together: those that ask for the same, unless one wants to be alone.
+        """Yield which requests are evaluated together: those with the same outputs, except requests with `alone`.
 
-        What is put on one pile stays within what a single request may ask for, so that memory is bounded by that.
+        A group stays within the limits of a single request, so that memory is bounded by these.
         """
         groups: dict[Any, list[int]] = {}
         for k, request in enumerate(requests):
@@ -158,7 +158,7 @@ class Engine:
         return structures, atoms, found
 
     def _answer(self, group: Sequence[Request]) -> Sequence[Arrays | Refused]:
-        """Evaluate requests together; if that fails, each by itself, so that only the culprit gets the error."""
+        """Evaluate requests together; if that fails, each by itself, so that only the faulty one gets the error."""
         try:
             return self._evaluate(group)
         except Exception as error:  # whatever it is, it must not end the other requests
@@ -245,7 +245,7 @@ class Engine:
 
 
 def log_internal_error() -> Refused:
-    """Log the exception that is being handled under a reference; return what a client may know of it."""
+    """Log the current exception under a reference; return the refusal that gives a client the reference alone."""
     reference = secrets.token_hex(6)
     log.exception("request failed, reference %s", reference)
     return Refused("internal", f"internal error, reference {reference}: the server's log holds the details under it")

@@ -1,4 +1,4 @@
-"""Requests as they come from strangers: every tensor is checked before anything is computed or allocated from it."""
+"""Requests from untrusted clients: every tensor is checked before anything is computed or allocated from it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from atomsieve.serve.model.settings import Limits
 from atomsieve.structures.batch import StructureBatch
 
 PARAMETERS = ("head", "alone", "ensemble_id")
-"""Parameters of a request: the head of all its structures; compute it apart from other requests; the ensemble that it
-must be answered by."""
+"""Parameters of a request: the head of all its structures; whether it is computed separately; the required ensemble."""
 
 PARAMETER_BYTES = 16_384
 """Length of all parameters of a request, as JSON; three names and an identity are far shorter."""
@@ -49,9 +48,9 @@ class RequestError(Exception):
 class Request:
     """A request that passed all checks.
 
-    batch : its structures. heads : [S] index of the head of each. outputs : what it asks for of structures;
-    about : what it asks for of the model. alone : it is evaluated apart from others, so that its last bits do not
-    depend on them. edges : [S], estimated.
+    batch : its structures. heads : [S] index of the head of each. outputs : requested outputs of structures;
+    about : requested outputs of the model. alone : it is evaluated separately, so that its last bits do not depend on
+    other requests. edges : [S], estimated.
     """
 
     batch: StructureBatch
@@ -114,7 +113,7 @@ def _read(
         raise RequestError(
             f"the request has {size} bytes, allowed are {limits.bytes}; send fewer structures at once", "too_large"
         )
-    flat = {name: _checked(name, values) for name, values in arrays.items()}
+    flat = {name: _check_tensor(name, values) for name, values in arrays.items()}
     missing = [name for name, t in INPUTS.items() if not t.optional and name not in flat]
     if missing:
         raise RequestError(f"input {missing[0]!r} is missing; a request needs n_atoms, numbers and positions")
@@ -123,15 +122,15 @@ def _read(
     for name, values in flat.items():
         first = atoms if INPUTS[name].axis == "atom" else structures
         if len(values) != first:
-            what = f"atoms of numbers, N = {first}" if INPUTS[name].axis == "atom" else f"n_atoms, S = {first}"
-            raise RequestError(f"{name} has {len(values)} entries, but must have as many as {what}")
+            expected = f"atoms of numbers, N = {first}" if INPUTS[name].axis == "atom" else f"n_atoms, S = {first}"
+            raise RequestError(f"{name} has {len(values)} entries, but must have as many as {expected}")
     batch = StructureBatch(
         ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        numbers=_within("numbers", flat["numbers"], 255).astype(np.uint8),
+        numbers=_check_range("numbers", flat["numbers"], 255).astype(np.uint8),
         positions=flat["positions"],
         id=np.arange(structures, dtype=np.int64),
-        charge=_number("charge", flat),
-        spin=_number("spin", flat),
+        charge=_check_finite("charge", flat),
+        spin=_check_finite("spin", flat),
         **_cell(flat, structures),
     )
     about = frozenset(outputs) & frozenset(ABOUT)
@@ -141,7 +140,7 @@ def _read(
 def _parameters(
     parameters: Mapping[str, Any], heads: Sequence[str], default_head: str, ensemble_id: str
 ) -> tuple[int, bool]:
-    """Return the index of the head of the request, and whether it is computed apart from others."""
+    """Return the index of the head of the request, and whether it is computed separately."""
     given = {name: value for name, value in parameters.items() if name in PARAMETERS}
     wrong = [name for name in parameters if name not in PARAMETERS and not name.startswith(("triton_", "sequence_"))]
     if wrong:
@@ -161,7 +160,7 @@ def _parameters(
     return list(heads).index(head), alone
 
 
-def _checked(name: str, values: NDArray[Any]) -> NDArray[Any]:
+def _check_tensor(name: str, values: NDArray[Any]) -> NDArray[Any]:
     """Return a copy of a tensor without its leading axis, of the registry's dtype and trailing shape."""
     if name not in INPUTS:
         raise RequestError(str(unknown("input", name[:SHOWN], INPUTS)))
@@ -201,10 +200,10 @@ def _cell(flat: Mapping[str, NDArray[Any]], structures: int) -> dict[str, NDArra
         raise RequestError(f"{there} is given without {lacking}; give both, or neither for structures without a cell")
     if "cell" not in flat:
         return {"cell": np.zeros((structures, 3, 3)), "pbc": np.zeros((structures, 3), bool)}
-    return {"cell": flat["cell"], "pbc": _within("pbc", flat["pbc"], 1).astype(bool)}
+    return {"cell": flat["cell"], "pbc": _check_range("pbc", flat["pbc"], 1).astype(bool)}
 
 
-def _within(name: str, values: NDArray[np.int32], most: int) -> NDArray[np.int32]:
+def _check_range(name: str, values: NDArray[np.int32], most: int) -> NDArray[np.int32]:
     """Return values that are 0 to `most`."""
     if values.size and (values.min() < 0 or values.max() > most):
         bad = int(values[(values < 0) | (values > most)].flat[0])
@@ -212,8 +211,8 @@ def _within(name: str, values: NDArray[np.int32], most: int) -> NDArray[np.int32
     return values
 
 
-def _number(name: str, flat: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """Return charge or spin [S]; NaN stands for one that is not given."""
+def _check_finite(name: str, flat: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+    """Return charge or spin [S]; NaN where none is given."""
     values = flat.get(name)
     if values is not None and np.isinf(values).any():
         raise RequestError(f"{name} must be finite, or NaN where it is not given; got inf")

@@ -1,4 +1,4 @@
-"""What a served model may do and how: a strict JSON file beside the model, written by `atomsieve serve repository`."""
+"""Settings of a served model: a strict JSON file in its version folder, written by `atomsieve serve repository`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def one_of(name: str, allowed: tuple[str, ...]) -> str:
 
 
 class Limits(BaseModel):
-    """What one request may ask for; more is refused with an error of the 400 class.
+    """Limits of one request; more is refused with an error of the 400 class.
 
     Attributes
     ----------

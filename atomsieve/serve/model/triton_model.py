@@ -25,7 +25,7 @@ CODES = {"internal": "INTERNAL", "unsupported": "UNSUPPORTED", "cancelled": "CAN
 """Error codes of Triton by kind of refusal; every other kind is INVALID_ARG, which is of the 400 class."""
 
 SIGN_OF_LIFE = 0.5
-"""Seconds of work between lines that say so."""
+"""Seconds of work between log lines `working`."""
 BUCKETS = {
     "requests": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf),
     "structures": (0.0, *(4.0**k for k in range(9)), math.inf),
@@ -40,13 +40,13 @@ def log(event: str, **facts: Any) -> None:
 
 
 def refusal_response(pb: Any, refused: Refused) -> Any:
-    """Return the response of the Python backend `pb` that says why a request has no answer."""
+    """Return the error response of the Python backend `pb` for a refused request."""
     code = getattr(pb.TritonError, CODES.get(refused.kind, "INVALID_ARG"))
     return pb.InferenceResponse(error=pb.TritonError(refused.message, code))
 
 
 class JsonLines(logging.Handler):
-    """Writes what the package logs, tracebacks included, as JSON lines."""
+    """Writes log records of the package, tracebacks included, as JSON lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
@@ -72,7 +72,7 @@ class TritonPythonModel:
         predictor = load_predictor(
             folder, self.settings, args["model_instance_kind"], args["model_instance_device_id"], count_instances(args)
         )
-        self._said = time.monotonic()
+        self._last_sign = time.monotonic()
         self.engine = Engine(predictor, self.settings, self._progress)
         self.given = available_outputs(predictor.outputs, predictor.kind)
         vector = read_test_vector(folder / GFM)
@@ -97,7 +97,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests of a dynamic batch; each has its own answer or its own error."""
-        self._said = time.monotonic()
+        self._last_sign = time.monotonic()
         try:
             read = [self._read(request) for request in requests]
             answers = self.engine(read)
@@ -115,19 +115,19 @@ class TritonPythonModel:
                 errors=dict(work.errors),
             )
             return [self._response(r, a) for r, a in zip(read, answers, strict=True)]
-        except Exception:  # what leaves this method goes to every client of the batch, traceback and all
+        except Exception:  # an exception here would go to every client of the batch, with its traceback
             refused = self._internal()
             return [self._response(refused, refused) for _ in requests]
 
     def _progress(self) -> None:
-        """Say now and then that a long call is at work: the supervisor takes silence for a model that hangs."""
+        """Log at intervals that a long call is running; the supervisor reloads a model that stays silent."""
         now = time.monotonic()
-        if now - self._said > SIGN_OF_LIFE:
-            self._said = now
+        if now - self._last_sign > SIGN_OF_LIFE:
+            self._last_sign = now
             log("working", model=self.name, structures=self.engine.work.structures)
 
     def finalize(self) -> None:
-        """Say that the instance ends."""
+        """Log that the instance ends."""
         log("unloaded", model=self.name)
 
     # -- tensors ---------------------------------------------------------------------------------------------------
@@ -140,14 +140,14 @@ class TritonPythonModel:
             parameters = read_parameters(request.parameters())
         except RequestError as error:
             return Refused(error.kind, str(error))
-        except Exception as error:  # a tensor that no library can read is the client's fault, not the batch's
+        except Exception as error:  # an unreadable tensor is a fault of this request alone
             return Refused("invalid", f"the tensors cannot be read ({type(error).__name__}: {error})")
         names = set(request.requested_output_names())
-        if names == {*self.given, *self._about}:  # nothing was named: all that speaks of structures
+        if names == {*self.given, *self._about}:  # none was named: all outputs of structures
             names -= self._about.keys()
         try:
             return self.engine.read(arrays, parameters, names)
-        except Exception:  # none is expected; if there is one after all, it is this request's alone
+        except Exception:  # unexpected; it must fail this request alone
             return log_internal_error()
 
     def _response(self, request: Request | Refused, answer: Arrays | Refused) -> Any:
@@ -163,7 +163,7 @@ class TritonPythonModel:
         return refusal_response(pb, refused)
 
     def _internal(self) -> Refused:
-        """Log the current exception; return what a client may know of it."""
+        """Log and count the current exception; return the refusal for the client."""
         refused = log_internal_error()
         self._metrics.count_error(refused.kind)
         return refused
@@ -188,7 +188,7 @@ class ModelMetrics:
                 "errors": "Requests that got an error, by kind",
             }.items()
         }
-        # older servers have no histograms; these series are what one would consist of, and read the same
+        # older servers have no histograms; these counters have the names and labels of their series
         self._families |= {
             f"batch_{what}_bucket": pb.MetricFamily(
                 name=f"atomsieve_batch_{what}_bucket", description=f"Batches of at most `le` {what}", kind=counter
@@ -204,7 +204,7 @@ class ModelMetrics:
         self._metric("errors", "kind", kind).increment(1.0)
 
     def add(self, work: Work, requests: int) -> None:
-        """Count what a call of the engine with so many requests did."""
+        """Add the counts of one call of the engine. requests : that came together."""
         for what, size in (("requests", requests), ("structures", work.structures)):
             for end in BUCKETS[what]:
                 if size <= end:

@@ -20,9 +20,9 @@ from atomsieve.serve.model.triton_model import TritonPythonModel
 __all__ = ["TritonPythonModel"]
 '''
 ALL_VERSIONS: dict[str, Any] = {"all": {}}
-"""A client that names no version gets the newest; one that names an older version still finds it."""
+"""All versions are served: a client that names none gets the newest."""
 LARGEST_BATCH = 64
-"""Requests that may be gathered; how much is computed at once is decided by atoms and edges."""
+"""Requests that Triton may gather; the engine cuts them by atoms and edges."""
 
 
 def format_message(fields: Mapping[str, Any]) -> str:
@@ -31,8 +31,8 @@ def format_message(fields: Mapping[str, Any]) -> str:
     Raises
     ------
     AtomSieveError
-        if tritonclient, which brings Triton's schema, is missing; google.protobuf's ParseError for what is no
-        configuration.
+        if tritonclient, which brings Triton's schema, is missing; google.protobuf's ParseError for fields that are not
+        in the schema.
     """
     schema = require("tritonclient.grpc.model_config_pb2", "serve", "writing a model repository")
     from google.protobuf import json_format, text_format
@@ -53,7 +53,7 @@ def model_config(
 ) -> str:
     """Return config.pbtxt of a model that takes raw structures.
 
-    outputs : names of what it gives, of `atomsieve.remote.wire.OUTPUTS`. members : K. device : cpu, cuda or cuda:N.
+    outputs : names of its outputs, of `atomsieve.remote.wire.OUTPUTS`. members : K. device : cpu, cuda or cuda:N.
     instances : copies on the CPU or on each GPU. gpus : with cuda, those to use; none means all.
     queue_delay : microseconds that a request waits for others while the model is idle. parameters : shown to clients.
     """
@@ -82,7 +82,7 @@ def instance_group(device: str, instances: int, gpus: Sequence[int]) -> dict[str
 
 
 def format_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters as Triton keeps them: texts, whatever is none as JSON."""
+    """Return parameters as Triton stores them: strings; other values as JSON."""
     return {key: {"string_value": _text(value)} for key, value in parameters.items()}
 
 
@@ -96,7 +96,7 @@ def _text(value: Any) -> str:
 
 
 def config_parameters(predictor: Predictor) -> dict[str, Any]:
-    """Return what the configuration tells clients of an ensemble."""
+    """Return the parameters by which the configuration describes an ensemble to clients."""
     from atomsieve.version import __version__
 
     about = predictor.describe()

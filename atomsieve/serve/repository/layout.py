@@ -60,7 +60,7 @@ def check_target(repository: Path, name: str, version: int, *, overwrite: bool) 
     Raises
     ------
     UsageError
-        for a version below 1; AtomSieveError for what is there.
+        for a version below 1; AtomSieveError if something else is there.
     """
     if version < 1:
         raise UsageError(f"a version must be 1 or above, got {version}")
@@ -116,7 +116,7 @@ def read_config(path: Path) -> Any:
     return parse_message(path.read_text(), schema.ModelConfig(), str(path))
 
 
-def parse_message(text: str, into: Any, what: str) -> Any:
+def parse_message(text: str, into: Any, name: str) -> Any:
     """Parse the text form of a message.
 
     Raises
@@ -129,7 +129,7 @@ def parse_message(text: str, into: Any, what: str) -> Any:
     try:
         return text_format.Parse(text, into)
     except text_format.ParseError as error:
-        raise DataError(f"{what} is no model configuration ({error})") from error
+        raise DataError(f"{name} is no model configuration ({error})") from error
 
 
 def list_other_versions(model: Path, version: int) -> list[int]:
@@ -154,14 +154,14 @@ def merge_config_versions(model: Path, text: str, others: Sequence[int]) -> str:
 
     old = read_config(model / CONFIG)
     new = parse_message(text, type(old)(), "the new configuration")
-    for what in ("input", "output"):
-        before, after = ({t.name: t for t in getattr(config, what)} for config in (old, new))
+    for kind in ("input", "output"):
+        before, after = ({t.name: t for t in getattr(config, kind)} for config in (old, new))
         odd = sorted(before.keys() ^ after.keys()) or [
             n for n in before if before[n].data_type != after[n].data_type or len(before[n].dims) != len(after[n].dims)
         ]
         if odd:
             raise AtomSieveError(
-                f"version {others[-1]} of {model.name} differs in its {what} {odd[0]!r}, and versions of a model share "
+                f"version {others[-1]} of {model.name} differs in its {kind} {odd[0]!r}, and versions of a model share "
                 f"one configuration; serve this ensemble under another name: NAME=PATH"
             )
         for name, tensor in after.items():

@@ -129,7 +129,7 @@ def _make_model(
 
 
 def open_checked(served: RepositoryModel) -> Predictor:
-    """Return the predictor of a model, opened and compared with its test vector as the server will do it."""
+    """Open the predictor of a model and compare it with its test vector, as the server will."""
     from atomsieve.predict import Predictor
     from atomsieve.serve.model.engine import Engine
 
@@ -150,7 +150,7 @@ def _card(gfm: Path) -> str:
 
 
 def copy_ensemble(source: Path, target: Path, predictor: Predictor) -> None:
-    """Copy an ensemble folder, and check that the copy is whole and the one that was opened.
+    """Copy an ensemble folder, and check that the copy is complete and the ensemble that was opened.
 
     Raises
     ------

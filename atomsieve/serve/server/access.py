@@ -14,7 +14,7 @@ from atomsieve.serve.server.process import ServerOptions
 
 
 def is_loopback(address: str) -> bool:
-    """Say whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     if address == "localhost":
         return True
     try:
@@ -24,12 +24,12 @@ def is_loopback(address: str) -> bool:
 
 
 def check_exposure(options: ServerOptions, insecure: bool) -> list[str]:
-    """Return warnings about who may reach a server and read what goes over the network.
+    """Return warnings about who may reach a server and read its traffic.
 
     Raises
     ------
     UsageError
-        if strangers could use it and nobody said that they may, or TLS is half given.
+        if other machines could use it without --insecure, or TLS files are incomplete.
     """
     o = options
     if (o.tls_cert is None) != (o.tls_key is None) or (o.tls_client_ca is not None and o.tls_cert is None):
@@ -68,8 +68,8 @@ def check_exposure(options: ServerOptions, insecure: bool) -> list[str]:
 def conceal_secrets(pid: int, secrets: Iterable[str]) -> bool:
     """Overwrite secrets in the command line that the list of processes shows for `pid`; return whether none is left.
 
-    The server knows no other way to be told a secret. It copies what it is given before it writes its first line, so
-    this is called after that. It works for a process of the same user that is a descendant of the caller.
+    The server takes secrets on its command line alone. It copies them before it writes its first line, so this is
+    called after that line. It works for a process of the same user that is a descendant of the caller.
     """
     wanted = [s.encode() for s in secrets if s]
     try:
@@ -91,11 +91,11 @@ def conceal_secrets(pid: int, secrets: Iterable[str]) -> bool:
 
 
 def is_answered_by(host: str, port: int, group: Iterable[int]) -> bool:
-    """Say whether who connects to a TCP port of this machine is answered by a process of a group, and nobody else.
+    """Return whether only processes of a group listen on a TCP port of this machine.
 
-    While a server is not there, any user of the machine may listen on its port; no secret must be sent there.
+    While a server is down, any user of the machine may listen on its port; no secret must be sent there.
     """
-    sockets, answers = set(), _words(host)
+    sockets, answers = set(), _kernel_forms(host)
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
@@ -112,8 +112,8 @@ def is_answered_by(host: str, port: int, group: Iterable[int]) -> bool:
     return bool(sockets) and sockets <= held
 
 
-def _words(host: str) -> set[str]:
-    """Return how the kernel's tables write an address, and those that stand for every address."""
+def _kernel_forms(host: str) -> set[str]:
+    """Return an address as the kernel's tables write it, and the forms of the wildcard addresses."""
     import socket
 
     every = {"0" * 8, "0" * 32}

@@ -1,7 +1,7 @@
-"""Health by true inference: a structure of the test vector is sent to each model, and the answer compared.
+"""Health check by inference: a structure of the test vector is sent to each model, and the answer compared.
 
-A server calls a model ready whose process has died, so readiness is never asked. What is found wrong is put right here
-if loading the model anew does it; if not, the verdict is that the server must be started again.
+A server reports a model as ready although its process has died, so readiness is not used. A faulty model is reloaded;
+if that does not help, the verdict is that the server must be restarted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from atomsieve.serve.model.settings import GFM, SETTINGS_FILE, Settings
 from atomsieve.serve.server import reaper
 
 PATIENCE = 3
-"""Probes in a row without an answer in time (or refused as unavailable) after which a model is loaded anew."""
+"""Probes in a row without an answer in time (or refused as unavailable) after which a model is reloaded."""
 LOADING = 300.0
 """Seconds that a model may take to load."""
 STUB = "triton_python_backend_stub"
@@ -36,10 +36,10 @@ ALL_VERSIONS = re.compile(r"^version_policy\s*:?\s*\{\s*all\b", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model is asked, and what it must answer.
+    """Request to a model, and the answer that it must give.
 
-    model : its name. precision : that it computes in. vector : the test vector; small : one structure of one head.
-    version : that is asked, "" for the newest.
+    model : its name. precision : of its computation. vector : the test vector; small : one structure of one head.
+    version : of the request, "" for the newest.
     """
 
     model: str
@@ -54,7 +54,7 @@ class Probe:
         return f"{self.model} version {self.version}" if self.version else self.model
 
     def ask(self, transport: Transport, seconds: float, *, whole: bool = False) -> float:
-        """Ask and compare; return the largest error relative to what is allowed.
+        """Send the request and compare; return the largest error relative to the allowed one.
 
         Raises
         ------
@@ -110,21 +110,21 @@ def first_structure(vector: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Health(threading.Thread):
-    """Asks the models of one running server again and again.
+    """Thread that checks the models of one running server at intervals.
 
     Parameters
     ----------
     connect : opens a connection with the admin's secret, on which an answer may take so many seconds.
-    probes : what is asked. log : where events go.
-    pid : of the server. every : seconds between checks. seconds : for an answer of a model that is at work already;
-        loading : for the first one, and for loading.
-    reaches : says whether it is the server that would be asked.
+    probes : requests to send. log : where events go.
+    pid : of the server. every : seconds between checks. seconds : for an answer of a loaded model; loading : for the
+        first answer, and for loading.
+    reaches : returns whether the server itself listens on its port.
 
     Attributes
     ----------
     ready : is set when every model has answered its whole test vector.
-    verdict : why the server must be started again, None if it need not.
-    passed : checks of all models without a fault. reloads : models that were loaded anew.
+    verdict : why the server must be restarted, None if it need not.
+    passed : checks of all models without a fault. reloads : models that were reloaded.
     """
 
     def __init__(
@@ -152,22 +152,22 @@ class Health(threading.Thread):
         self.passed = self.reloads = 0
 
     def life(self, model: str) -> None:
-        """Note that a model has shown a sign of life: one at work on a long request is not hung."""
+        """Note a sign of life of a model: one that works on a long request does not hang."""
         self._life[model] = time.monotonic()
 
     def end(self) -> None:
-        """Check no more."""
+        """Stop checking."""
         self._ended.set()
 
     def run(self) -> None:
-        """Check until the end, or until the server must be started again."""
+        """Check until `end` is called, or the server must be restarted."""
         try:
             if self._begin():
                 while not self._ended.wait(self._every) and self.verdict is None:
-                    # where the server is gone, another's may listen on its port, who must not see a secret
+                    # if the server is gone, another user's program may listen on its port; it must not see a secret
                     if self._reaches() and all([*self._count(), *map(self._check, self._probes)]):
                         self.passed += 1
-        except Exception as error:  # a fault here must not end the watch silently
+        except Exception as error:  # a fault here must not end the checks silently
             self.verdict = f"the check failed ({type(error).__name__}: {error})"
         finally:
             self._transport.close()
@@ -188,7 +188,7 @@ class Health(threading.Thread):
         return True
 
     def _count(self) -> Iterator[bool]:
-        """Put models right of which a process has died: of several copies, any may be the one that is asked."""
+        """Reload models of which a process has died; a request reaches only one of several copies."""
         there = Counter(find_stubs(self._pid).values())
         for probe in {p.model: p for p in self._probes}.values():
             model = probe.model
@@ -199,7 +199,7 @@ class Health(threading.Thread):
                 yield False
 
     def _check(self, probe: Probe) -> bool:
-        """Ask a model; put it right if it fails. Return whether all was well."""
+        """Probe a model, and reload it if it fails; return whether it passed."""
         asked, name = time.monotonic(), probe.name
         if self._ended.is_set() or self.verdict is not None:
             return False
@@ -224,7 +224,7 @@ class Health(threading.Thread):
         return False
 
     def _reload(self, probe: Probe, why: str) -> None:
-        """Load a model anew and ask it; if that fails, the server must be started again."""
+        """Reload a model and probe it; if that fails, the server must be restarted."""
         began = time.monotonic()
         self._silent[probe.name] = 0
         self._log.event("reloading", "warning", model=probe.model, text=why)
@@ -246,7 +246,7 @@ class Health(threading.Thread):
         self._log.event("reloaded", model=probe.model, seconds=round(time.monotonic() - began, 2))
 
     def _kill_stubs(self, model: str) -> None:
-        """End what is left of the processes of a model: loading it anew would wait for one that hangs."""
+        """Kill the processes of a model: a reload would wait for one that hangs."""
         for pid, name in find_stubs(self._pid).items():
             if name == model:
                 self._log.event("killed", "warning", model=model, pid=pid, text="before it is loaded anew")

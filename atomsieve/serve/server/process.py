@@ -21,13 +21,13 @@ from atomsieve.serve.server import reaper
 
 OPEN_TO_TOKEN = ("inference", "metadata", "model-config", "statistics")
 CLOSED = ("model-repository", "shared-memory", "trace", "logging")
-"""What only the supervisor may use: loading of models, memory of other processes, files of logs and traces."""
+"""Protocols for the supervisor alone: loading of models, shared memory, logs and traces."""
 REAPER = Path(__file__).with_name("reaper.py")
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server is started.
+    """Options with which a server is started.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ def server_environment(
 
 
 def find_free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
-    """Return ports that nobody listens on at the moment."""
+    """Return ports that are free at the moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for s in sockets:
@@ -134,7 +134,7 @@ def find_free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
 
 
 class TritonProcess:
-    """A running tritonserver in a process group of its own; it ends if this process is killed.
+    """A running tritonserver in its own process group; it ends if this process is killed.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ class TritonProcess:
             raise
 
     def note_memory(self) -> None:
-        """Note which shared memory its models use, to remove what is left of it in the end; close it to other users."""
+        """Note the shared memory of its models, to remove leftovers in the end; close it to other users."""
         self._regions |= reaper.list_regions(reaper.list_processes(self.pid))
         for region in self._regions:  # tensors lie there, and the server lets everybody read them
             with contextlib.suppress(OSError):
@@ -206,7 +206,7 @@ class TritonProcess:
         return self._process.poll()
 
     def terminate(self) -> None:
-        """Ask it to finish what it has begun and to end."""
+        """Ask it to finish running requests and to end."""
         if self.exit_code is None:
             self._process.send_signal(signal.SIGTERM)
 
@@ -237,7 +237,7 @@ class TritonProcess:
         self._gone = True
 
     def stop(self, seconds: float) -> int:
-        """Terminate, wait, and kill what is still there; return the exit code."""
+        """Terminate, wait, and kill remaining processes; return the exit code."""
         self.terminate()
         deadline = time.monotonic() + seconds
         while self.exit_code is None and time.monotonic() < deadline:

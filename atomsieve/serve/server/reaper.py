@@ -1,4 +1,4 @@
-"""Ends a server whose supervisor was killed: a tiny process that waits at a pipe, which the kernel closes.
+"""Reaper of a server whose supervisor was killed: a small process that waits at a pipe, which the kernel closes.
 
 Run as a script, `reaper.py PID [FOLDER...]`, with the pipe as its standard input. It imports nothing of this package,
 so that it costs little. When the pipe ends without the word `done`, it ends the process group PID, stubs of models
@@ -50,7 +50,7 @@ def remove_regions(paths: set[str]) -> None:
 
 
 def end_group(group: int, patience: float = 10.0) -> None:
-    """Ask the leader of a group to end, kill what is left of the group, and remove its shared memory."""
+    """Ask the leader of a group to end, kill the rest of the group, and remove its shared memory."""
     paths = list_regions(list_processes(group))
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(group, signal.SIGTERM)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.remote.credentials import Credentials, read_token
-from atomsieve.serve.graph.removed import removal_advice, removed_models
+from atomsieve.serve.graph.removed import find_removed_models, removal_advice
 from atomsieve.serve.server.access import check_exposure, is_loopback
 from atomsieve.serve.server.process import ServerOptions, find_free_ports
 
@@ -40,23 +40,23 @@ class Listening:
 def server_options(
     repository: Path, models: Sequence[str], listening: Listening, drain_seconds: int = 30
 ) -> tuple[ServerOptions, list[str]]:
-    """Return how the server is started, a new secret of the supervisor included, and warnings about who gets in.
+    """Return the options of the server, with a new secret of the supervisor, and warnings about access.
 
     Raises
     ------
     UsageError
-        if strangers could use the server and nobody said so, or an option does not fit.
+        if other machines could use the server without --insecure, or an option does not fit.
     """
     w = listening
     if w.grpc == 0:
         raise UsageError("--grpc-port must be 1 to 65535; gRPC is always on")
     tls = w.tls_cert is not None
     private = tls and not w.http
-    usual = 8000 if is_loopback(w.address) else 0  # a body over HTTP is taken in whole before the token is looked at
+    usual = 8000 if is_loopback(w.address) else 0  # a body over HTTP is received whole before the token is checked
     options = ServerOptions(
         repository,
         tuple(models),
-        address=_numeric(w.address),
+        address=_resolve_address(w.address),
         grpc=w.grpc,
         http=find_free_ports(1)[0] if private else usual if w.http is None else w.http,
         http_address="127.0.0.1" if tls else None,
@@ -71,7 +71,9 @@ def server_options(
         gpu=_has_gpu(),
     )
     warnings = check_exposure(options, w.insecure)
-    Credentials(ca=w.tls_client_ca, cert=w.tls_cert, key=w.tls_key).check_files()  # of which the server says little
+    Credentials(
+        ca=w.tls_client_ca, cert=w.tls_cert, key=w.tls_key
+    ).check_files()  # the server reports faults in them poorly
     return options, warnings
 
 
@@ -88,7 +90,7 @@ def list_models(repository: Path) -> list[str]:
         raise UsageError(
             f"{repository} is no model repository; make one with: atomsieve serve repository gfm/ --out {repository}"
         )
-    if removed := removed_models(repository):
+    if removed := find_removed_models(repository):
         raise AtomSieveError(f"{repository}: {removal_advice(removed)}")
     return found
 
@@ -99,7 +101,7 @@ def require_gpu(repository: Path, device: str) -> None:
     Raises
     ------
     AtomSieveError
-        if there is none; the server itself would say so in its own words, after a while.
+        if there is none; the server itself would report it later and less clearly.
     """
     from atomsieve.serve.model.settings import SETTINGS_FILE, Settings
 
@@ -110,12 +112,12 @@ def require_gpu(repository: Path, device: str) -> None:
 
     if not torch.cuda.is_available():
         remedy = "write it anew without --device" if found else "leave out --device, or say --device auto"
-        what = f"{repository} is for --device cuda" if found else f"--device {device}"
-        raise AtomSieveError(f"{what}, but there is no GPU here; {remedy}")
+        subject = f"{repository} is for --device cuda" if found else f"--device {device}"
+        raise AtomSieveError(f"{subject}, but there is no GPU here; {remedy}")
 
 
 def public_urls(options: ServerOptions) -> dict[str, str]:
-    """Return the addresses of a server for people, by protocol."""
+    """Return the addresses of a server, by protocol."""
     o = options
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(o.address, o.address)  # noqa: S104
     found = {"gRPC": f"grpc{'s' if o.tls_cert else ''}://{host}:{o.grpc}"}
@@ -127,7 +129,7 @@ def public_urls(options: ServerOptions) -> dict[str, str]:
 
 
 def format_check_command(options: ServerOptions, listening: Listening, model: str) -> str:
-    """Return the command that asks the server for its test vector."""
+    """Return the command that checks the server by its test vector."""
     words = ["atomsieve serve check", public_urls(options)["gRPC"]]
     if model != "gfm":
         words.append(f"--model {model}")
@@ -148,8 +150,8 @@ def ports_by_address(options: ServerOptions) -> dict[str, dict[str, int]]:
     return found
 
 
-def _numeric(address: str) -> str:
-    """Return an address as the server wants it: in numbers."""
+def _resolve_address(address: str) -> str:
+    """Return a numeric address, as the server needs it."""
     if ":" in address:
         return f"[{address.strip('[]')}]"
     try:

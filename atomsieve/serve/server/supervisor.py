@@ -1,4 +1,4 @@
-"""A server under watch: started, checked by true inference, put right, started again, ended gently."""
+"""Supervisor of a server: start, health checks by inference, restarts, and a graceful end."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from atomsieve.serve.server.process import ServerOptions, TritonProcess, server_
 
 LONGEST_BACKOFF = 60.0
 STEADY = 60.0
-"""A server that was well for so many seconds begins a new count of restarts."""
+"""After so many seconds without a fault, the count of restarts begins again."""
 AFTER_DRAIN = 5.0
-"""Seconds after the time for running requests in which the server may put its models away."""
+"""Seconds after the time for running requests in which the server may unload its models."""
 GRACE = 3.0
 """Seconds for the last answers to leave, when a draining server has ended its models."""
 WAITED = re.compile(r"Timeout \d+: (Found [1-9].*?)\"?$")
-"""What a draining server says that it waits for."""
+"""Message of a draining server about the requests that it waits for."""
 STEP = 0.05
 """Seconds between looks at whether a signal came."""
 STARTING = 600.0
@@ -46,7 +46,7 @@ class ServerSupervisor:
     ----------
     server, options : the program and how it is started; running requests get `options.exit_seconds` at the end. The
         admin's secret is a new one at every start.
-    log : where events and all that the server writes go.
+    log : gets events and all output of the server.
     check_seconds : between checks of health. answer_seconds : that a check waits. start_seconds : until all models
         answer.
     max_restarts : in a row. on_ready : called when all models have answered their test vectors, at every start.
@@ -81,7 +81,7 @@ class ServerSupervisor:
         self._health: Health | None = None
 
     def run(self) -> int:
-        """Start the server and watch it; return the exit code of the command.
+        """Start and supervise the server; return the exit code of the command.
 
         Raises
         ------
@@ -124,12 +124,12 @@ class ServerSupervisor:
     # -- one server --------------------------------------------------------------------------------------------------
 
     def _watch(self, process: TritonProcess) -> str | None:
-        """Watch a server until it fails, and say why; None if it shall end."""
+        """Watch a server until it fails, and return why; None if the end was asked for."""
         self._log.event("starting", pid=process.pid, models=",".join(self._options.models))
-        began, concealed, said, reloads = time.monotonic(), False, False, -1
+        began, concealed, announced, reloads = time.monotonic(), False, False, -1
         while not self._wait(0.1):
             if (code := process.exit_code) is not None:
-                process.kill()  # which also waits for its last words
+                process.kill()  # which also reads its last lines
                 return self._obituary(code)
             if not concealed and self._last:  # it has read its command line
                 concealed = True
@@ -139,15 +139,15 @@ class ServerSupervisor:
                         "warning",
                         text="other users of this machine can read the server's secrets in the list of processes",
                     )
-            if not said and time.monotonic() - began > self._start:
+            if not announced and time.monotonic() - began > self._start:
                 return f"its models did not all answer within {self._start:g} s; say more with --start-seconds"
             if self._health is None:
                 if self._reaches(process):
                     self._health = self._begin(process)
             elif self._health.verdict is not None:
                 return self._health.verdict
-            elif self._health.ready.is_set() and not said:
-                said = True
+            elif self._health.ready.is_set() and not announced:
+                announced = True
                 self._log.event("ready", models=",".join(self._options.models))
                 if not self._probes:
                     self._log.event(
@@ -157,7 +157,7 @@ class ServerSupervisor:
                         "those of `atomsieve serve repository` do: none is checked",
                     )
                 self._on_ready()
-            elif self._health.reloads != reloads:  # a model that was loaded anew has new memory
+            elif self._health.reloads != reloads:  # a reloaded model has new memory
                 reloads = self._health.reloads
                 process.note_memory()
         return None
@@ -189,8 +189,8 @@ class ServerSupervisor:
         self._log.event("draining", seconds=self._options.exit_seconds, text="running requests finish")
         process.note_memory()
         process.terminate()
-        # where nothing computes any more, it may wait in vain: for a model whose process had died and was loaded anew
-        in_vain = self._health is not None and self._health.reloads > 0 and not self._inside()
+        # where nothing computes any more, it may wait in vain for a model that was reloaded after its process had died
+        in_vain = self._health is not None and self._health.reloads > 0 and not self._has_models_inside()
         idle: float | None = None
         while process.exit_code is None and self._asked < 2 and (now := time.monotonic()) - began < limit:
             idle = (now if idle is None else idle) if in_vain and not find_stubs(process.pid) else None
@@ -215,8 +215,8 @@ class ServerSupervisor:
         self._log.event("stopped", seconds=seconds, exit_code=code)
         return EXIT_DONE
 
-    def _inside(self) -> bool:
-        """Say whether there are models that run inside the server, and not as processes of their own."""
+    def _has_models_inside(self) -> bool:
+        """Return whether some models run inside the server, not as separate processes."""
         o = self._options
         own = re.compile(r'^\s*(backend\s*:\s*"(?!python")|platform\s*:\s*"(?!ensemble"))', re.MULTILINE)
         return any(own.search((o.repository / name / "config.pbtxt").read_text()) for name in o.models)
@@ -224,8 +224,8 @@ class ServerSupervisor:
     def _obituary(self, code: int) -> str:
         if code < 0:
             return f"it was killed by {signal.Signals(-code).name}"
-        said = [line for line in self._last if " E " in line[:40] or "error" in line.lower()]
-        return f"it ended with exit code {code}" + (f": {said[-1][:400]}" if said else "")
+        errors = [line for line in self._last if " E " in line[:40] or "error" in line.lower()]
+        return f"it ended with exit code {code}" + (f": {errors[-1][:400]}" if errors else "")
 
     def _line(self, line: str) -> None:
         self._last = [*self._last[-50:], line]
@@ -234,14 +234,14 @@ class ServerSupervisor:
         self._log.server_line(line)
 
     def _url(self) -> Url:
-        """Return where the supervisor asks: over HTTP on this machine where gRPC asks for certificates."""
+        """Return the address for checks: HTTP on this machine where gRPC requires certificates."""
         o = self._options
         if o.tls_cert is not None:
             return Url("http", "127.0.0.1", o.http)
         return Url("grpc", {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(o.address, o.address), o.grpc)  # noqa: S104
 
     def _reaches(self, process: TritonProcess) -> bool:
-        """Say whether the server itself, and nobody else, answers where the supervisor asks."""
+        """Return whether the server itself listens where the supervisor connects."""
         url = self._url()
         return is_answered_by(url.host, url.port, reaper.list_processes(process.pid))
 
@@ -249,10 +249,10 @@ class ServerSupervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """While this lasts, SIGTERM and SIGINT ask for an end."""
+        """Within this context, SIGTERM and SIGINT ask for an end."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._asked += 1  # and nothing else: a lock that the interrupted code holds would never come free
+            self._asked += 1  # nothing else: a lock held by the interrupted code would deadlock
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
