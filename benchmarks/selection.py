@@ -20,7 +20,7 @@ from rich.table import Table
 
 from atomsieve.screen.results.columns import ROW, blank_rows
 from atomsieve.screen.selection.groups import Grouping
-from atomsieve.screen.selection.pareto import Front, objectives
+from atomsieve.screen.selection.pareto import Front, parse_objectives
 from atomsieve.screen.selection.select import BestOfGroups
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.structures import StructureBatch, StructureWriter, open_structures
@@ -85,7 +85,7 @@ def choose(place: Path, choice: str) -> tuple[int, float, float]:
             reducer = BestOfGroups(None if choice.startswith("all") else 1000, 1, "energy_per_atom", keys)
         else:
             names = ("energy_per_atom", "energy_std", "max_force", "distance")[: int(choice.split()[-1])]
-            reducer = Front(objectives(",".join(names)))
+            reducer = Front(parse_objectives(",".join(names)))
         for first in range(0, total, PIECE):
             at = start + first * ROW.itemsize
             reducer.add(np.fromfile(place / "rows.npy", ROW, min(PIECE, total - first), offset=at))

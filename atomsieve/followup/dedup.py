@@ -27,13 +27,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import UsageError
+from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.runs.output_files import output_errors
+from atomsieve.screen.results.caveats import describe_mixed_precisions
+from atomsieve.screen.results.export import check_format, export
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
 from atomsieve.screen.results.targets import check_target
-from atomsieve.screen.selection.groups import composition_keys
+from atomsieve.screen.selection.groups import make_composition_keys
+from atomsieve.screen.selection.select import Selection, select_one_head
 from atomsieve.structures import StructureBatch
+from atomsieve.text import counted
 
 VACUUM = 5.0
 """Angstrom; a structure with so much empty space along an axis is a slab, a wire or a molecule; one with less along an
@@ -71,7 +75,7 @@ class Tolerances:
 
 
 @dataclass(frozen=True)
-class Deduped:
+class Deduplication:
     """What is left.
 
     Attributes
@@ -95,7 +99,7 @@ class Deduped:
 
 def dedup(
     results: Results, rows: NDArray[Any], tolerances: Tolerances | None = None, step: Step = lambda done, total: None
-) -> Deduped:
+) -> Deduplication:
     """Find the different structures among `rows`, which come best first and are of one head.
 
     Raises
@@ -105,22 +109,102 @@ def dedup(
     """
     with open_screened_input(results) as reader:
         batch = read_at(reader, rows["position"], ())
-    return different(batch, rows["energy_per_atom"].astype(np.float64), tolerances or Tolerances(), step)
+    return find_different(batch, rows["energy_per_atom"].astype(np.float64), tolerances or Tolerances(), step)
 
 
-def different(
+@dataclass(frozen=True)
+class DedupReport:
+    """What a command did: the rows that it compared, what is left of them, and the two files.
+
+    Attributes
+    ----------
+    rows : [n] the compared rows, best first. found : which of them are left. written : rows in `out`.
+    out, duplicates : the file of the different rows, and the table of the dropped ones.
+    mixed : a line about precisions that were compared with each other; None if they are the same.
+    """
+
+    rows: NDArray[Any]
+    found: Deduplication
+    tolerances: Tolerances
+    written: int
+    out: Path
+    duplicates: Path
+    mixed: str | None
+
+
+def drop_duplicates(
+    results: Results,
+    selection: Selection,
+    out: Path,
+    tolerances: Tolerances | None = None,
+    *,
+    overwrite: bool = False,
+    step: Step = lambda done, total: None,
+) -> DedupReport:
+    """Find the duplicates among the selected rows, of one head, and write the others to `out`.
+
+    A table of the dropped rows, `<out>.duplicates.csv`, says for each which row stands for it.
+
+    Raises
+    ------
+    UsageError
+        if the ending of `out` names no format; AtomSieveError if a file is there already, the run is not complete, or
+        the input is gone.
+    """
+    check_format(out)
+    duplicates = out.with_name(f"{out.stem}.duplicates.csv")
+    check_target(out, overwrite, results)
+    if duplicates.exists() and not overwrite:
+        raise AtomSieveError(
+            f"{duplicates}, the table of duplicates beside {out.name}, is already there; choose another name with "
+            "--out, or give --overwrite"
+        )
+    check_target(duplicates, overwrite, results)
+    _, rows = select_one_head(results, selection)
+    tolerances = tolerances or Tolerances()
+    found = dedup(results, rows, tolerances, step)
+    written = export(results, out, [rows[found.kept]], overwrite=overwrite)
+    write_duplicates(results, rows, found, duplicates, overwrite=overwrite)
+    mixed = describe_mixed_precisions(results, [rows])
+    return DedupReport(rows, found, tolerances, written, out, duplicates, mixed)
+
+
+def format_dedup_lines(report: DedupReport) -> list[str]:
+    """Return what people read of a command: how many rows are left, and how they were compared."""
+    found, tolerances, n = report.found, report.tolerances, len(report.rows)
+    lines = [
+        f"{counted(report.written, 'different structure')} among the best {counted(n, 'row')}, "
+        f"{counted(n - report.written, 'duplicate')}; pairs compared: {found.compared:,}",
+        f"{report.out}, {report.duplicates}",
+    ]
+    if report.mixed is not None:
+        lines.append(f"{report.mixed}; energies of both are compared with --energy {tolerances.energy:g}")
+    if found.empty:
+        lines.append(
+            f"{found.empty:,} of the {n:,} have empty space in the cell (slabs, molecules): duplicates of them are "
+            f"also within --cell-energy {tolerances.cell_energy:g} eV per cell and --shift {tolerances.shift:g} Å"
+        )
+    if found.alone:
+        lines.append(
+            f"{found.alone:,} of them are not crystals (no cell, or little empty space along an axis that is not "
+            "periodic); they are kept without comparing"
+        )
+    return lines
+
+
+def find_different(
     batch: StructureBatch,
     energy: NDArray[np.float64],
     tolerances: Tolerances,
     step: Step = lambda done, total: None,
-) -> Deduped:
+) -> Deduplication:
     """Find the different structures of `batch`, best first; `energy [S]` is per atom. `step` hears of the progress."""
     matcher = _Matcher(batch, tolerances)
     volume = np.abs(np.linalg.det(batch.cell)) / np.maximum(batch.counts, 1)
-    able, empty = _comparable(batch), _has_empty_space(batch)
+    able, empty = _is_comparable(batch), _has_empty_space(batch)
     twin = np.arange(len(batch))
     kept: dict[bytes, list[int]] = defaultdict(list)
-    formulas = composition_keys(batch.ptr, batch.numbers, "reduced-formula")
+    formulas = make_composition_keys(batch.ptr, batch.numbers, "reduced-formula")
     for k in range(len(batch)):
         step(k, len(batch))
         if not able[k]:
@@ -138,10 +222,10 @@ def different(
         else:
             rivals.append(k)
     step(len(batch), len(batch))
-    return Deduped(twin, matcher.compared, int(np.count_nonzero(~able)), int(np.count_nonzero(able & empty)))
+    return Deduplication(twin, matcher.compared, int(np.count_nonzero(~able)), int(np.count_nonzero(able & empty)))
 
 
-def _comparable(batch: StructureBatch) -> NDArray[np.bool_]:
+def _is_comparable(batch: StructureBatch) -> NDArray[np.bool_]:
     """Tell which structures [S] are crystals, or have enough empty space along the axes that are not periodic."""
     solid = (np.abs(np.linalg.det(batch.cell)) > FLAT) & (batch.counts > 0)
     cell = np.where(solid[:, None, None], batch.cell, np.eye(3))
@@ -200,12 +284,12 @@ class _Matcher:
 
     def _primitive(self, k: int) -> Any:
         if k not in self._reduced:
-            self._reduced[k] = crystal(self._batch, k).get_reduced_structure(reduction_algo="niggli")
+            self._reduced[k] = to_pymatgen(self._batch, k).get_reduced_structure(reduction_algo="niggli")
             self._reduced[k] = self._reduced[k].get_primitive_structure()
         return self._reduced[k]
 
 
-def crystal(batch: StructureBatch, k: int) -> Any:
+def to_pymatgen(batch: StructureBatch, k: int) -> Any:
     """Return structure `k` as pymatgen has it."""
     from pymatgen.core import Structure
 
@@ -213,7 +297,9 @@ def crystal(batch: StructureBatch, k: int) -> Any:
     return Structure(batch.cell[k], batch.numbers[own].tolist(), batch.positions[own], coords_are_cartesian=True)
 
 
-def write_twins(results: Results, rows: NDArray[Any], found: Deduped, out: Path, *, overwrite: bool = False) -> None:
+def write_duplicates(
+    results: Results, rows: NDArray[Any], found: Deduplication, out: Path, *, overwrite: bool = False
+) -> None:
     """Write which row each row dropped is equal to, as CSV: positions, ids, precisions, energies per atom."""
     check_target(out, overwrite, results)
     draft = out.with_name(f".{out.name}.{os.getpid()}")

@@ -7,22 +7,13 @@ at once.
 
 from __future__ import annotations
 
-import csv
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import require, unknown
-from atomsieve.followup.hull_references import Entries, join
-from atomsieve.runs.output_files import output_errors
-from atomsieve.screen.results.formulas import hill_formula
-from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.targets import check_target
-from atomsieve.screen.selection.groups import composition_keys
+from atomsieve.followup.hull_references import Entries, join_entries
+from atomsieve.screen.selection.groups import make_composition_keys
 
 ROOM = 1 << 22  # numbers held at once while facets are looked up
 ROUNDING = 1e-6
@@ -53,11 +44,11 @@ class Hull:
     systems: int
 
 
-def lowest(entries: Entries) -> NDArray[np.int64]:
+def find_lowest(entries: Entries) -> NDArray[np.int64]:
     """Return the usable entry of lowest energy of each reduced formula: others are never on the hull."""
     ptr = np.concatenate([[0], np.cumsum(np.bincount(entries.structure, entries.count, len(entries)))]).astype(np.int64)
     numbers = np.repeat(entries.element, entries.count).astype(np.uint8)
-    keys = composition_keys(ptr, numbers, "reduced-formula")
+    keys = make_composition_keys(ptr, numbers, "reduced-formula")
     order = np.lexsort((np.arange(len(entries)), entries.energy, keys[:, 1], keys[:, 0], ~entries.usable))
     order = order[: np.count_nonzero(entries.usable)]
     first = np.ones(len(order), bool)
@@ -65,20 +56,20 @@ def lowest(entries: Entries) -> NDArray[np.int64]:
     return np.sort(order[first])
 
 
-def energies(rows: Entries, references: Entries) -> Hull:
+def compute_hull(rows: Entries, references: Entries) -> Hull:
     """Return the energies of `rows` relative to `references`, all of one head."""
     n = len(rows)
     hull = Hull(
         np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan), [[] for _ in range(n)], [[] for _ in range(n)], 0
     )
-    known, together = _Phases(references), _Phases(join([references, rows]))
+    known, together = _Phases(references), _Phases(join_entries([references, rows]))
     masks = rows.masks()
     systems, member = np.unique(masks[rows.usable], axis=0, return_inverse=True)
     usable, member = np.flatnonzero(rows.usable), member.reshape(-1)
     complete = 0
     for k, system in enumerate(systems):
         mine = usable[member == k]
-        elements = _elements(system)
+        elements = _elements_of(system)
         own = known.within(system)
         lacking = [z for z in elements if z not in known.elements]
         if lacking:
@@ -91,20 +82,20 @@ def energies(rows: Entries, references: Entries) -> Hull:
         pure = np.array([known.elements[z] for z in elements])
         hull.formation[mine] = rows.energy[mine] - fraction @ pure
         at, phases = known.hull(own, elements, fraction)
-        hull.above[mine] = _settled(rows.energy[mine] - at)
+        hull.above[mine] = _clear_rounding(rows.energy[mine] - at)
         for row, found in zip(mine, phases, strict=True):
             hull.phases[row] = found
         at, _ = together.hull(together.within(system), elements, fraction)
-        hull.above_all[mine] = _settled(rows.energy[mine] - at)
+        hull.above_all[mine] = _clear_rounding(rows.energy[mine] - at)
     return Hull(hull.formation, hull.above, hull.above_all, hull.phases, hull.missing, complete)
 
 
-def _settled(difference: NDArray[np.float64]) -> NDArray[np.float64]:
+def _clear_rounding(difference: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return 0 where only rounding is left: what is on the hull is not a little above it."""
     return np.where(np.abs(difference) < ROUNDING, 0.0, difference)
 
 
-def _elements(mask: NDArray[np.uint64]) -> list[int]:
+def _elements_of(mask: NDArray[np.uint64]) -> list[int]:
     return [64 * word + bit for word in range(4) for bit in range(64) if int(mask[word]) >> bit & 1]
 
 
@@ -113,11 +104,11 @@ class _Phases:
 
     def __init__(self, entries: Entries) -> None:
         self.entries = entries
-        self.index = lowest(entries)
+        self.index = find_lowest(entries)
         self.masks = entries.masks()[self.index]
         single = np.bitwise_count(self.masks).sum(axis=1) == 1
         self.elements = {
-            _elements(self.masks[k])[0]: float(entries.energy[self.index[k]]) for k in np.flatnonzero(single)
+            _elements_of(self.masks[k])[0]: float(entries.energy[self.index[k]]) for k in np.flatnonzero(single)
         }
 
     def within(self, system: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -144,7 +135,7 @@ class _Phases:
         points = diagram.qhull_entries
         made_of = np.array([[e.composition.get_atomic_fraction(s) for s in symbols] for e in points])
         energy = np.array([e.energy_per_atom for e in points])
-        facet, share = _in_facets(made_of[corners], fraction)
+        facet, share = _locate_in_facets(made_of[corners], fraction)
         at = (share * energy[corners[facet]]).sum(axis=1)
         index = np.array([int(e.attribute) for e in points])[corners[facet]]
         phases = [
@@ -154,7 +145,7 @@ class _Phases:
         return at, phases
 
 
-def _in_facets(
+def _locate_in_facets(
     corners: NDArray[np.float64], points: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return for each of `points [m,d]` the facet [m] it lies in, and the shares [m,d] of its corners.
@@ -172,108 +163,3 @@ def _in_facets(
         facet[start : start + step] = best
         share[start : start + step] = shares[np.arange(len(some)), best]
     return facet, share
-
-
-# -- the table -----------------------------------------------------------------------------------------------------
-
-COLUMNS: dict[str, str] = {
-    "position": "",
-    "id": "",
-    "formula": "",
-    "natoms": "",
-    "head": "",
-    "precision": "",
-    "energy_per_atom": "eV/atom",
-    "formation_energy": "eV/atom",
-    "energy_above_hull": "eV/atom",
-    "energy_above_all": "eV/atom",
-    "energy_std_per_atom": "eV/atom",
-    "in_domain": "",
-    "decomposes_to": "",
-    "missing": "",
-}
-"""Columns of the table of a hull, with their units."""
-
-
-def symbol(number: int) -> str:
-    """Return the symbol of an element."""
-    return hill_formula(np.array([number], np.uint8))
-
-
-def columns(
-    rows: NDArray[Any], names: list[str], head: str, precisions: list[str], hull: Hull, references: Entries
-) -> dict[str, list[Any]]:
-    """Return the table, lowest above the hull first, rows without a hull last; `names` are the rows' formulas.
-
-    precisions : names behind the column `precision` of the rows.
-    """
-    order = np.lexsort((rows["position"], np.nan_to_num(hull.above, nan=np.inf)))
-    labels = {i: _reduced(references, i) for k in order for _, i in hull.phases[k]}
-    with np.errstate(invalid="ignore"):
-        spread = rows["energy_std"] / rows["natoms"]
-    found: dict[str, list[Any]] = {
-        "position": rows["position"][order].tolist(),
-        "id": rows["id"][order].tolist(),
-        "formula": [names[k] for k in order],
-        "natoms": rows["natoms"][order].tolist(),
-        "head": [head] * len(order),
-        "precision": [precisions[code] for code in rows["precision"][order].tolist()],
-        "energy_per_atom": rows["energy_per_atom"][order].tolist(),
-        "formation_energy": hull.formation[order].tolist(),
-        "energy_above_hull": hull.above[order].tolist(),
-        "energy_above_all": hull.above_all[order].tolist(),
-        "energy_std_per_atom": spread[order].tolist(),
-        "in_domain": rows["in_domain"][order].tolist(),
-        "decomposes_to": [" + ".join(f"{x:.3g} {labels[i]}" for x, i in hull.phases[k]) for k in order],
-        "missing": [" ".join(symbol(z) for z in hull.missing[k]) for k in order],
-    }
-    return found
-
-
-def _reduced(entries: Entries, k: int) -> str:
-    own = slice(*np.searchsorted(entries.structure, [k, k + 1]))
-    counts = entries.count[own]
-    return hill_formula(np.repeat(entries.element[own], counts // np.gcd.reduce(counts)).astype(np.uint8))
-
-
-def write(table: dict[str, list[Any]], results: Results, out: Path, *, overwrite: bool = False) -> None:
-    """Write the table of rows of `results` as .csv or .parquet.
-
-    Raises
-    ------
-    UsageError
-        for another ending; AtomSieveError if the file is there already.
-    """
-    check_output(out, overwrite, results)
-    draft = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    with output_errors(out):
-        try:
-            _write(table, draft)
-            os.replace(draft, out)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-def _write(table: dict[str, list[Any]], path: Path) -> None:
-    if path.suffix == ".csv":
-        with open(path, "w", newline="") as file:
-            lines = csv.writer(file, lineterminator="\n")
-            lines.writerow([f"{name} [{unit}]" if unit else name for name, unit in COLUMNS.items()])
-            lines.writerows(zip(*([_text(v) for v in column] for column in table.values()), strict=True))
-        return
-    pa = require("pyarrow", "data", "writing Parquet")
-    parquet = require("pyarrow.parquet", "data", "writing Parquet")
-    made = pa.table(table)
-    fields = [field.with_metadata({"unit": COLUMNS[field.name]}) for field in made.schema]
-    parquet.write_table(made.cast(pa.schema(fields)), path)
-
-
-def check_output(out: Path, overwrite: bool, results: Results) -> None:
-    """Refuse a table that cannot be written, before anything is computed."""
-    if out.suffix not in (".csv", ".parquet"):
-        raise unknown("format of the table", out.suffix.lstrip("."), ("csv", "parquet"))
-    check_target(out, overwrite, results)
-
-
-def _text(value: Any) -> Any:
-    return ("" if np.isnan(value) else repr(value)) if isinstance(value, float) else value

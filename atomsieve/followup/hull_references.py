@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.errors import UsageError
+from atomsieve.followup.ensemble import find_ensemble
 from atomsieve.predict.status import Status
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.files import ResultsFolder
-from atomsieve.screen.results.record import Results, open_results
+from atomsieve.screen.results.record import Results, open_results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input, read_at, read_numbers_at
-from atomsieve.screen.selection.groups import amounts
+from atomsieve.screen.selection.groups import count_elements
 from atomsieve.structures import SourceInfo, StructureReader
 from atomsieve.structures.batch import ragged_index
 
@@ -70,7 +71,7 @@ class Entries:
         return found
 
 
-def join(parts: Sequence[Entries]) -> Entries:
+def join_entries(parts: Sequence[Entries]) -> Entries:
     """Return several sets of entries as one, in order."""
     offsets = np.cumsum([0, *(len(part) for part in parts)])
     return Entries(
@@ -82,14 +83,14 @@ def join(parts: Sequence[Entries]) -> Entries:
     )
 
 
-def entries_of(reader: StructureReader, rows: NDArray[Any]) -> Entries:
+def make_entries(reader: StructureReader, rows: NDArray[Any]) -> Entries:
     """Return the entries of rows with results, in their order."""
     positions, place = np.unique(rows["position"], return_inverse=True)
     if len(positions) != len(rows):
         raise UsageError("entries of a hull are of one head; name it with --head")
     order = np.argsort(place.reshape(-1), kind="stable")  # the row at each sorted position
     ptr, numbers = read_numbers_at(reader, positions)
-    structure, element, count = amounts(ptr, numbers)
+    structure, element, count = count_elements(ptr, numbers)
     usable = np.diff(ptr) > 0
     if "charge" in reader.fields:
         charge = read_at(reader, positions, ("charge",)).charge
@@ -103,7 +104,7 @@ def entries_of(reader: StructureReader, rows: NDArray[Any]) -> Entries:
 
 
 @dataclass(frozen=True)
-class References:
+class HullReferences:
     """Where the entries are from.
 
     Attributes
@@ -120,9 +121,9 @@ class References:
     precisions: frozenset[str]
 
 
-def gather(
+def gather_references(
     results: Results, head: str, precision: str, paths: Sequence[Path], ensemble: Path | None = None
-) -> References:
+) -> HullReferences:
     """Return the references in `paths` for candidates of `results` with this head.
 
     precision : in which structures are computed now. ensemble : the folder of the ensemble, if it was moved.
@@ -143,15 +144,15 @@ def gather(
         _require_structures(path)
     parts, failed, outside, precisions = [], 0, 0, set()
     for path in paths:
-        with _screened(results, head, precision, path, ensemble) as found:
-            rows = np.concatenate([_of_head(found, part, head) for part in found.iter_rows()])
+        with _open_references(results, head, precision, path, ensemble) as found:
+            rows = np.concatenate([_take_head(found, part, head) for part in found.iter_rows()])
             good = rows[rows["status"] == Status.OK]
             failed += len(rows) - len(good)
             outside += int(np.count_nonzero(~good["in_domain"]))
-            precisions |= all_members(found, good, "screen the references without --cascade-members")
+            precisions |= require_all_members(found, good, "screen the references without --cascade-members")
             with open_screened_input(found) as reader:
-                parts.append(entries_of(reader, good))
-    return References(join(parts), failed, outside, frozenset(precisions))
+                parts.append(make_entries(reader, good))
+    return HullReferences(join_entries(parts), failed, outside, frozenset(precisions))
 
 
 def _require_structures(path: Path) -> None:
@@ -166,7 +167,7 @@ def _require_structures(path: Path) -> None:
         )
 
 
-def all_members(results: Results, rows: NDArray[Any], remedy: str) -> set[str]:
+def require_all_members(results: Results, rows: NDArray[Any], remedy: str) -> set[str]:
     """Return the precisions of the rows; refuse such as a part of the members gave.
 
     Their energies are off those of all members by much more than rounding.
@@ -180,23 +181,25 @@ def all_members(results: Results, rows: NDArray[Any], remedy: str) -> set[str]:
     return found
 
 
-def _of_head(results: Results, rows: NDArray[Any], head: str) -> NDArray[Any]:
+def _take_head(results: Results, rows: NDArray[Any], head: str) -> NDArray[Any]:
     return np.asarray(rows[rows["head"] == results.labels.heads.index(head)])
 
 
 @contextmanager
-def _screened(results: Results, head: str, precision: str, path: Path, ensemble: Path | None) -> Iterator[Results]:
+def _open_references(
+    results: Results, head: str, precision: str, path: Path, ensemble: Path | None
+) -> Iterator[Results]:
     """Open references as results: those that are there, or such that are computed now and forgotten afterwards."""
     if ResultsFolder(path).run.is_file():
         found = open_results(path)
-        _same(results, found, head)
+        _require_same(results, found, head)
         yield found
         return
     from atomsieve.screen.run import run_screen
 
-    folder = ensemble_folder(results, ensemble)
+    folder = find_ensemble(results, ensemble, "computing references")
     with tempfile.TemporaryDirectory(prefix="atomsieve-references-") as place:
-        structures = _as_dataset(path, Path(place) / "references.bp")
+        structures = _convert_to_dataset(path, Path(place) / "references.bp")
         run_screen(
             structures,
             folder,
@@ -206,7 +209,7 @@ def _screened(results: Results, head: str, precision: str, path: Path, ensemble:
         yield open_results(Path(place) / "results")
 
 
-def _same(results: Results, found: Results, head: str) -> None:
+def _require_same(results: Results, found: Results, head: str) -> None:
     """Refuse results that are not of the same ensemble and head."""
     own, other = (r.manifest["ensemble"]["id"] for r in (results, found))
     if own != other:
@@ -219,11 +222,10 @@ def _same(results: Results, found: Results, head: str) -> None:
             f"{found.folder.path} has the head {', '.join(found.labels.heads)}, the candidates are of {head}; energies "
             f"of two heads make no hull: screen the references with --head {head}"
         )
-    if not found.complete:
-        raise AtomSieveError(f"{found.folder.path} is not complete; run the screening again first")
+    require_complete(found)
 
 
-def _as_dataset(path: Path, draft: Path) -> Path:
+def _convert_to_dataset(path: Path, draft: Path) -> Path:
     """Return structures as a dataset that can be screened; files of other formats are converted to `draft`."""
     from atomsieve.structures.convert import ConvertOptions, Input, convert
     from atomsieve.structures.formats import find_files
@@ -233,21 +235,3 @@ def _as_dataset(path: Path, draft: Path) -> Path:
         return path
     convert([Input(path, SourceInfo("references", "not used"))], draft, ConvertOptions(keep_bad=True))
     return draft
-
-
-def ensemble_folder(results: Results, given: Path | None) -> Path:
-    """Return the folder of the ensemble that screened, after comparing its identity."""
-    from atomsieve.gfm import ensemble_id
-
-    known, screened = given or results.manifest.get("ensemble_path"), results.manifest["ensemble"]["id"]
-    if known is None or not (Path(known) / "manifest.json").is_file():
-        raise AtomSieveError(
-            f"references are computed with the ensemble that screened, which is not at {known}; name its folder with "
-            "--ensemble"
-        )
-    if (found := ensemble_id(Path(known))) != screened:
-        raise DataError(
-            f"{known} is not the ensemble that screened (id {found[:12]}, screened with {screened[:12]}); name that "
-            "one with --ensemble"
-        )
-    return Path(known)

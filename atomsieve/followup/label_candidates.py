@@ -13,35 +13,33 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
+from atomsieve.errors import AtomSieveError, UsageError, unknown
+from atomsieve.followup.ensemble import find_ensemble
+from atomsieve.predict.interface import AnyPredictor
 from atomsieve.predict.status import Status
 from atomsieve.runs.output_files import output_errors
 from atomsieve.screen.results.columns import NO_REASON, ROW
 from atomsieve.screen.results.formulas import hill_formula
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.record import Results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
 from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.row_filter import compile_filter, require_columns
-from atomsieve.screen.selection.select import one_head
+from atomsieve.screen.selection.select import resolve_head
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.split import formula_groups
-
-if TYPE_CHECKING:
-    from atomsieve.models import Ensemble
 
 MEASURES = ("sigma_energy", "energy_std", "sigma_force", "max_force_std", "distance")
 """Columns that can be picked by; those of the energy count per atom."""
 PER_ATOM = ("sigma_energy", "energy_std")
-_ATOMS = 5000  # encoded at once
 
 
 @dataclass(frozen=True)
-class Picked:
+class LabelCandidates:
     """Structures to label next, in the order in which they were chosen.
 
     Attributes
@@ -71,7 +69,7 @@ def pick(
     head: str | None = None,
     candidates: int = 20,
     ensemble: str | Path | None = None,
-) -> Picked:
+) -> LabelCandidates:
     """Choose `n` structures worth labelling next; fewer only where `per_formula` leaves no more.
 
     by : column of `MEASURES`; None takes sigma_energy where the head is calibrated, else energy_std.
@@ -91,19 +89,20 @@ def pick(
     for name, value in (("n", n), ("candidates", candidates), ("per-formula", per_formula)):
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, got {value}")
-    if not results.complete:
-        raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
-    head = one_head(results, head)
-    measure = _measure(results, head, by)
+    require_complete(results)
+    head = resolve_head(results, head)
+    measure = _resolve_measure(results, head, by)
     rows, score, good = most_uncertain(results, measure, head, where, n * candidates)
     if good < n:
         remedy = f"give --n {good} or less" if good else "give another --by or --where"
         asked = f"status OK, {measure} known{', --where' if where else ''}"
         raise UsageError(f"--n {n} is more than the {good:,} rows that can be picked ({asked}); {remedy}")
-    member, level = _member(results, head, ensemble)
-    structures, features = _described(results, rows, member)
+    predictor, level = load_screening_ensemble(results, head, ensemble)
+    with open_screened_input(results) as reader:
+        structures = read_at(reader, rows["position"])
+    features = mean_features(predictor, structures, head)
     chosen = farthest_points(features, score, formula_groups(structures), n, per_formula)
-    return Picked(
+    return LabelCandidates(
         rows=rows[chosen],
         structures=structures.take(chosen),
         score=score[chosen],
@@ -115,7 +114,7 @@ def pick(
     )
 
 
-def _measure(results: Results, head: str, by: str | None) -> str:
+def _resolve_measure(results: Results, head: str, by: str | None) -> str:
     """Return the column to pick by."""
     if by is not None:
         if by not in MEASURES:
@@ -183,54 +182,47 @@ def farthest_points(
 # -- structures and their features ---------------------------------------------------------------------------------
 
 
-def _member(results: Results, head: str, folder: str | Path | None) -> tuple[Ensemble, str]:
-    """Return the first member of the ensemble that screened, and the level of theory of the head."""
-    from atomsieve.gfm import ensemble_id, load_gfm
+def load_screening_ensemble(results: Results, head: str, folder: str | Path | None) -> tuple[AnyPredictor, str]:
+    """Return a predictor of the ensemble that screened, and the level of theory of the head."""
+    from atomsieve.gfm import read_manifest
+    from atomsieve.predict import Predictor
 
-    screened = results.manifest["ensemble"]["id"]
-    known = folder or results.manifest.get("ensemble_path")
-    if known is None:
+    path = find_ensemble(results, folder, "picking structures")
+    heads = read_manifest(path).heads
+    level = next((h.level_of_theory for h in heads if h.name == head), "a mixture of those of the heads")
+    return Predictor.load(path, head=head), level
+
+
+def mean_features(predictor: AnyPredictor, structures: StructureBatch, head: str) -> NDArray[np.float64]:
+    """Return the features of each structure [M,F], averaged over its atoms.
+
+    Raises
+    ------
+    AtomSieveError
+        if the predictor gives no features, or gives none for a structure that had a result when it was screened.
+    """
+    if predictor.capabilities.features is None:
+        raise AtomSieveError(f"the backend {predictor.backend} gives no features; pick with the native backend")
+    prediction = predictor(structures, {"features"}, head)
+    if (failed := np.flatnonzero(prediction.status != Status.OK)).size:
+        name = Status(int(prediction.status[failed[0]])).name
         raise AtomSieveError(
-            f"{', '.join(results.manifest.get('endpoints', []))} screened, and structures are picked with the ensemble "
-            "itself; name its folder with --ensemble"
+            f"{len(failed):,} of {len(structures):,} structures that had a result when they were screened have none "
+            f"now ({name}); screen again, or leave them out with --where"
         )
-    path = Path(known)
-    if not (path / "manifest.json").is_file():
-        raise AtomSieveError(f"the ensemble that screened is not at {path}; say where it is with --ensemble")
-    found = ensemble_id(path)
-    if found != screened:
-        raise DataError(
-            f"{path} is not the ensemble that screened (id {found[:12]}, screened with {screened[:12]}); name that one "
-            "with --ensemble, or screen again"
-        )
-    ensemble, manifest = load_gfm(path)
-    level = next((h.level_of_theory for h in manifest.heads if h.name == head), "a mixture of those of the heads")
-    return ensemble.take([0]), level
-
-
-def _described(results: Results, rows: NDArray[Any], member: Ensemble) -> tuple[StructureBatch, NDArray[np.float64]]:
-    """Return the structures of the rows and their mean features [M,F]; only these are held in memory."""
-    from atomsieve.graphs import build_graph
-    from atomsieve.uncertainty.domain_fit import encode
-
-    with open_screened_input(results) as reader:
-        structures = read_at(reader, rows["position"])
-    config = member.config
-    features = np.zeros((len(structures), config.hidden))
-    ends = np.searchsorted(structures.ptr, np.arange(0, structures.n_atoms + _ATOMS, _ATOMS), "right") - 1
-    for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        batch = structures.slice(start, stop)
-        if len(batch):
-            graph = build_graph(batch, config.cutoff, max_neighbors=config.max_neighbors)
-            sums = np.add.reduceat(encode(member, batch, graph).astype(np.float64), batch.ptr[:-1])
-            features[start:stop] = sums / batch.counts[:, None]
-    return structures, features
+    if not len(structures):
+        return np.zeros((0, predictor.capabilities.features))
+    assert prediction.features is not None
+    sums = np.add.reduceat(prediction.features.astype(np.float64), structures.ptr[:-1])
+    return sums / structures.counts[:, None]
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
+def write_candidates(
+    picked: LabelCandidates, results: Results, out: str | Path, *, overwrite: bool = False
+) -> tuple[Path, Path]:
     """Write the structures as extxyz, and the same as a table beside them; return both paths.
 
     No predicted energy or force is written: these are structures without labels.
@@ -242,8 +234,8 @@ def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite
     """
     from ase.io.extxyz import write_extxyz
 
-    path, table = targets(out, overwrite, results)
-    lines = list(_lines(picked, results))
+    path, table = check_targets(out, overwrite, results)
+    lines = list(_iter_lines(picked, results))
     images = picked.structures.to_ase()
     for atoms, line in zip(images, lines, strict=True):
         atoms.calc = None
@@ -267,7 +259,7 @@ def write_picked(picked: Picked, results: Results, out: str | Path, *, overwrite
     return path, table
 
 
-def targets(out: str | Path, overwrite: bool, results: Results) -> tuple[Path, Path]:
+def check_targets(out: str | Path, overwrite: bool, results: Results) -> tuple[Path, Path]:
     """Return the files that picking writes, after checking that it may."""
     path = Path(out)
     if path.suffix.lower() not in (".extxyz", ".xyz"):
@@ -277,7 +269,7 @@ def targets(out: str | Path, overwrite: bool, results: Results) -> tuple[Path, P
     return path, path.with_suffix(".csv")
 
 
-def _lines(picked: Picked, results: Results) -> Iterator[dict[str, Any]]:
+def _iter_lines(picked: LabelCandidates, results: Results) -> Iterator[dict[str, Any]]:
     """Yield what is said of each picked structure; sigma and spread are of the total energy, eV."""
     batch = picked.structures
     for k, row in enumerate(picked.rows):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import UsageError
-from atomsieve.followup.dedup import Tolerances, crystal, different
+from atomsieve.followup.dedup import Tolerances, find_different, to_pymatgen
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
@@ -62,7 +62,7 @@ def on_all_pairs(batch, energy, tolerances):
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     matcher = StructureMatcher(ltol=tolerances.length, stol=tolerances.site, angle_tol=tolerances.angle)
-    structures = [crystal(batch, k) for k in range(len(batch))]
+    structures = [to_pymatgen(batch, k) for k in range(len(batch))]
     per_atom = [s.volume / len(s) for s in structures]
     twin = list(range(len(batch)))
     for k in range(len(batch)):
@@ -78,7 +78,7 @@ def on_all_pairs(batch, energy, tolerances):
 @pytest.mark.parametrize("tolerances", [Tolerances(), ANYTHING, Tolerances(site=0.01, length=0.02)])
 def test_the_same_as_on_all_pairs(tolerances):
     batch, kind, energy = family(30)
-    found = different(batch, energy, tolerances)
+    found = find_different(batch, energy, tolerances)
     assert found.twin.tolist() == on_all_pairs(batch, energy, tolerances)
     assert found.alone == 0
     assert found.compared < 60  # of 435 pairs
@@ -99,7 +99,7 @@ def test_windows_keep_apart():
         (Tolerances(volume=np.inf), [0, 1, 2]),
         (Tolerances(volume=0.2, energy=0.11), [0, 0, 2]),
     ):
-        found = different(batch, energy, tolerances)
+        found = find_different(batch, energy, tolerances)
         assert found.twin.tolist() == twin
         assert found.kept.tolist() == sorted(set(twin))
 
@@ -121,24 +121,24 @@ def test_sites_of_an_adsorbate_stay_apart():
         other.rotate(25, "z", rotate_cell=True)
         images.append(other)
     batch, same = StructureBatch.from_ase(images), np.full(8, -5.0)
-    found = different(batch, same, Tolerances())
+    found = find_different(batch, same, Tolerances())
     assert (found.twin.tolist(), found.empty) == ([0, 1, 2, 3, 0, 1, 2, 3], 8)
-    loose = different(batch, same, Tolerances(shift=np.inf, cell_energy=np.inf))
+    loose = find_different(batch, same, Tolerances(shift=np.inf, cell_energy=np.inf))
     assert len(loose.kept) < 4  # what the tolerances of crystals would merge
     apart = same + np.array([0, 0, 0, 0, 0.04, 0.06, 0.04, 0.06]) / 17  # eV per cell of 17 atoms
-    assert different(batch, apart, Tolerances()).twin.tolist() == [0, 1, 2, 3, 0, 5, 2, 7]
+    assert find_different(batch, apart, Tolerances()).twin.tolist() == [0, 1, 2, 3, 0, 5, 2, 7]
     crystals = StructureBatch.from_ase(KINDS)
-    assert different(crystals, np.zeros(len(KINDS)), Tolerances()).empty == 0
+    assert find_different(crystals, np.zeros(len(KINDS)), Tolerances()).empty == 0
 
 
 def test_what_is_no_crystal_is_kept():
     slab, bare = fcc111("Cu", (1, 1, 3), vacuum=6.0), fcc111("Cu", (1, 1, 3), vacuum=1.0)
     box = molecule("H2O", cell=[12, 12, 12])
     images = [slab, slab, bare, bare, molecule("H2O"), molecule("H2O"), box, box, Atoms("Cu", cell=[3, 3, 0], pbc=True)]
-    found = different(StructureBatch.from_ase(images), np.zeros(len(images)), Tolerances())
+    found = find_different(StructureBatch.from_ase(images), np.zeros(len(images)), Tolerances())
     assert found.twin.tolist() == [0, 0, 2, 3, 4, 5, 6, 6, 8]
     assert found.alone == 5
-    empty = different(StructureBatch.empty(), np.zeros(0), Tolerances())
+    empty = find_different(StructureBatch.empty(), np.zeros(0), Tolerances())
     assert empty.twin.tolist() == []
 
 
@@ -147,7 +147,7 @@ def test_a_crystal_is_full_whatever_comes_after_it():
     turned = salt.copy()
     turned.rotate(30, "z", rotate_cell=True)
     images = [Atoms(), salt, free, Atoms(cell=[20, 20, 20], pbc=True), turned, free]
-    found = different(StructureBatch.from_ase(images), np.array([0, -3.40, -3, 0, -3.39, -3]), Tolerances())
+    found = find_different(StructureBatch.from_ase(images), np.array([0, -3.40, -3, 0, -3.39, -3]), Tolerances())
     assert (found.twin.tolist(), found.empty) == ([0, 1, 2, 3, 1, 5], 0)  # 0.16 eV per cell apart
 
 

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.followup import hull as hulls
-from atomsieve.followup.hull import energies, lowest
-from atomsieve.followup.hull_references import Entries, entries_of, gather, join
+from atomsieve.followup.hull import compute_hull, find_lowest
+from atomsieve.followup.hull_references import Entries, gather_references, join_entries, make_entries
+from atomsieve.followup.hull_table import COLUMNS
 from atomsieve.predict import Predictor
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import open_results
@@ -54,7 +54,7 @@ def at_random(n, elements, rng, pure=False):
 def test_by_hand():
     references = entries(({26: 1}, 0.0), ({26: 4}, 0.3), ({8: 2}, 0.0), ({26: 2, 8: 2}, -1.0), ({26: 1, 8: 1}, -0.2))
     rows = entries(({26: 3, 8: 1}, -0.4), ({26: 1, 8: 1}, -1.5), ({26: 1, 8: 3}, -0.6), ({26: 1}, 0.1), ({92: 1}, -9.0))
-    found = energies(rows, references)
+    found = compute_hull(rows, references)
     np.testing.assert_allclose(found.formation, [-0.4, -1.5, -0.6, 0.1, np.nan], atol=1e-12)
     np.testing.assert_allclose(found.above, [0.1, -0.5, -0.1, 0.1, np.nan], atol=1e-12)
     # the second row pulls the hull down to -0.75 at a quarter and at three quarters
@@ -72,7 +72,7 @@ def test_the_same_as_pymatgen_and_linear_programming():
     rng = np.random.default_rng(0)
     elements = [3, 8, 22, 26, 29]
     references, rows = at_random(60, elements, rng, pure=True), at_random(80, elements, rng)
-    found = energies(rows, references)
+    found = compute_hull(rows, references)
 
     def as_entries(some):
         content = some.content(np.arange(len(some)), np.array(elements))
@@ -117,7 +117,7 @@ def test_phases_on_one_line_or_plane(seed):
         energy = np.minimum(np.round(2 * references.energy) / 2, 0.0)
         energy[: len(elements)] = 0.0
     references = replace(references, energy=energy)
-    found = energies(rows, references)
+    found = compute_hull(rows, references)
     content = rows.content(np.arange(len(rows)), np.array(elements))
     for k, made_of in enumerate(content / content.sum(axis=1, keepdims=True)):
         best = linprog(energy, A_eq=fraction.T, b_eq=made_of)
@@ -127,7 +127,7 @@ def test_phases_on_one_line_or_plane(seed):
 
 def test_what_differs_by_rounding_lies_on_the_hull():
     references = entries(({26: 1}, 0.0), ({8: 2}, 0.0), ({26: 1, 8: 1}, -1.0))
-    found = energies(entries(*(({26: 1, 8: 1}, -1.0 + x) for x in (3e-7, -3e-7, 2e-6, -2e-6))), references)
+    found = compute_hull(entries(*(({26: 1, 8: 1}, -1.0 + x) for x in (3e-7, -3e-7, 2e-6, -2e-6))), references)
     assert found.above[:2].tolist() == [0.0, 0.0]
     np.testing.assert_allclose(found.above[2:], [2e-6, -2e-6], rtol=1e-6)
     assert found.above_all[2] == pytest.approx(4e-6)
@@ -135,8 +135,8 @@ def test_what_differs_by_rounding_lies_on_the_hull():
 
 def test_only_the_lowest_of_a_formula_can_be_on_a_hull():
     some = entries(({8: 2}, -1.0), ({8: 1}, -2.0), ({8: 1, 26: 2}, 1.0), ({26: 4, 8: 2}, 0.5), ({}, -99.0))
-    assert lowest(some).tolist() == [1, 3]
-    assert np.array_equal(join([some, some]).masks(), np.concatenate([some.masks()] * 2))
+    assert find_lowest(some).tolist() == [1, 3]
+    assert np.array_equal(join_entries([some, some]).masks(), np.concatenate([some.masks()] * 2))
 
 
 # -- references ----------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def screened(tmp_path_factory):
 def test_references_are_computed_by_the_same_head(screened):
     place, images = screened
     results = open_results(place / "out")
-    now = gather(results, "metal", "fp32", [place / "references.extxyz"])
+    now = gather_references(results, "metal", "fp32", [place / "references.extxyz"])
     expected = Predictor.load(place / "gfm", head="metal", device="cpu")(StructureBatch.from_ase(images), {"energy"})
     per_atom = expected.energy[:4] / np.array([1, 1, 2, 2])
     np.testing.assert_allclose(now.entries.energy, per_atom, rtol=1e-6)
@@ -175,9 +175,9 @@ def test_references_are_computed_by_the_same_head(screened):
     content = now.entries.content(np.arange(4), np.array([8, 29]))
     assert content.tolist() == [[0, 1], [0, 1], [2, 0], [1, 1]]
     for path in ("references", "references.bp"):
-        again = gather(results, "metal", "fp32", [place / path])
+        again = gather_references(results, "metal", "fp32", [place / path])
         assert np.array_equal(again.entries.energy, now.entries.energy)
-    both = gather(results, "metal", "fp32", [place / "references", place / "references.bp"])
+    both = gather_references(results, "metal", "fp32", [place / "references", place / "references.bp"])
     assert len(both.entries) == 8
     assert both.failed == 2
 
@@ -186,26 +186,26 @@ def test_what_is_not_of_the_same_head_is_refused(screened, tmp_path, monkeypatch
     place, _ = screened
     results = open_results(place / "out")
     with pytest.raises(UsageError, match="has the head metal, the candidates are of organic; energies of two heads"):
-        gather(results, "organic", "fp32", [place / "references"])
+        gather_references(results, "organic", "fp32", [place / "references"])
     with pytest.raises(UsageError, match="the head auto mixes levels of theory"):
-        gather(results, "auto", "fp32", [place / "references"])
+        gather_references(results, "auto", "fp32", [place / "references"])
     with pytest.raises(UsageError, match="--references is needed"):
-        gather(results, "metal", "fp32", [])
+        gather_references(results, "metal", "fp32", [])
     with pytest.raises(DataError, match="does not exist"):
-        gather(results, "metal", "fp32", [place / "nowhere"])
+        gather_references(results, "metal", "fp32", [place / "nowhere"])
     run_screen(
         place / "references.bp", "gfm", ScreenOptions(), out=tmp_path / "other", predictor=FakePredictor(("metal",))
     )
     with pytest.raises(UsageError, match="was screened by another ensemble"):
-        gather(results, "metal", "fp32", [tmp_path / "other"])
+        gather_references(results, "metal", "fp32", [tmp_path / "other"])
     with pytest.raises(DataError, match="is not the ensemble that screened"):
-        gather(results, "metal", "fp32", [place / "references.bp"], tiny_gfm(tmp_path / "gfm", members=2))
+        gather_references(results, "metal", "fp32", [place / "references.bp"], tiny_gfm(tmp_path / "gfm", members=2))
     with pytest.raises(AtomSieveError, match="name its folder with --ensemble"):
-        gather(results, "metal", "fp32", [place / "references.bp"], tmp_path)
+        gather_references(results, "metal", "fp32", [place / "references.bp"], tmp_path)
     shutil.copytree(place / "references", tmp_path / "part")
     (tmp_path / "part" / "rows.npy").rename(tmp_path / "part" / "rows.npy.part")
     with pytest.raises(AtomSieveError, match="is not complete"):
-        gather(results, "metal", "fp32", [tmp_path / "part"])
+        gather_references(results, "metal", "fp32", [tmp_path / "part"])
 
 
 def test_entries_come_in_the_order_of_the_rows_and_charged_ones_are_left_out(screened, tmp_path):
@@ -215,9 +215,9 @@ def test_entries_come_in_the_order_of_the_rows_and_charged_ones_are_left_out(scr
     rows = np.array(open_results(place / "out").rows())
     rows = rows[rows["head"] == 1][[4, 0, 1, 2]]
     with open_structures(tmp_path / "c.bp") as reader:
-        found = entries_of(reader, rows)
+        found = make_entries(reader, rows)
         with pytest.raises(UsageError, match="of one head; name it with --head"):
-            entries_of(reader, rows[[0, 0]])
+            make_entries(reader, rows[[0, 0]])
     assert np.array_equal(found.energy, rows["energy_per_atom"])
     assert found.usable.tolist() == [True, True, False, True]
     counts = [np.bincount(batch.slice(k, k + 1).numbers, minlength=30)[[8, 29]].tolist() for k in (4, 0, 1, 2)]
@@ -303,4 +303,4 @@ def test_elements_without_a_reference_are_said(screened, tmp_path):
     assert "no row has a hull: no reference is the element Cu; add structures" in none.output.replace("\n", " ")
     assert not any(word in none.output for word in ("nan", "lowest", "on or below"))
     assert json.loads((place / "out" / "run.json").read_text())["heads"] == ["organic", "metal"]
-    assert set(hulls.COLUMNS) >= {"formation_energy", "energy_above_hull"}
+    assert set(COLUMNS) >= {"formation_energy", "energy_above_hull"}

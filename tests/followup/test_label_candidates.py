@@ -13,7 +13,13 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
-from atomsieve.followup.label_candidates import farthest_points, most_uncertain, pick, write_picked
+from atomsieve.followup.label_candidates import (
+    farthest_points,
+    mean_features,
+    most_uncertain,
+    pick,
+    write_candidates,
+)
 from atomsieve.gfm import load_gfm
 from atomsieve.graphs import build_graph
 from atomsieve.screen.options import ScreenOptions
@@ -131,13 +137,13 @@ def test_the_budget_of_each_formula_is_kept(results):
 
 
 def test_the_same_twice_gives_the_same_files(results, tmp_path):
-    first, second = (write_picked(pick(results, 10), results, tmp_path / f"{k}.extxyz") for k in "ab")
+    first, second = (write_candidates(pick(results, 10), results, tmp_path / f"{k}.extxyz") for k in "ab")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
 
 
 def test_the_files_say_what_is_to_be_labelled(results, tmp_path):
     found = pick(results, 10)
-    path, table = write_picked(found, results, tmp_path / "picked.extxyz")
+    path, table = write_candidates(found, results, tmp_path / "picked.extxyz")
     images = read(path, ":")
     with table.open() as file:
         lines = list(csv.DictReader(file))
@@ -153,9 +159,9 @@ def test_the_files_say_what_is_to_be_labelled(results, tmp_path):
         assert atoms.calc is None or not atoms.calc.results  # a prediction must not pass for a label
         assert np.array_equal(atoms.numbers, found.structures.slice(k, k + 1).numbers)
     with pytest.raises(AtomSieveError, match="already there"):
-        write_picked(found, results, tmp_path / "picked.extxyz")
+        write_candidates(found, results, tmp_path / "picked.extxyz")
     with pytest.raises(UsageError, match="extxyz"):
-        write_picked(found, results, tmp_path / "picked.cif")
+        write_candidates(found, results, tmp_path / "picked.cif")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["picked.csv", "picked.extxyz"]
 
 
@@ -213,3 +219,24 @@ def test_empty_batches_have_no_formula():
     from atomsieve.structures.split import formula_groups
 
     assert len(formula_groups(StructureBatch.empty())) == 0
+
+
+def test_features_come_through_the_interface_of_predictors(screened):
+    from dataclasses import replace
+
+    from atomsieve.predict import Predictor
+
+    predictor = Predictor.load(screened / "gfm")
+    batch = copper_oxides(12).take(np.arange(2, 12))
+    found = mean_features(predictor, batch, "metal")
+    assert found.shape == (10, predictor.capabilities.features) and np.isfinite(found).all()
+    assert mean_features(predictor, batch.slice(0, 0), "metal").shape == (0, predictor.capabilities.features)
+    unknown = batch.replace(numbers=np.full_like(batch.numbers, 92))
+    with pytest.raises(AtomSieveError, match=r"10 of 10 structures .* have none now \(UNSEEN_ELEMENT\)"):
+        mean_features(predictor, unknown, "metal")
+
+    class WithoutFeatures:
+        capabilities, backend = replace(predictor.capabilities, features=None), "onnx"
+
+    with pytest.raises(AtomSieveError, match="backend onnx gives no features"):
+        mean_features(WithoutFeatures(), batch, "metal")

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.followup.hull import COLUMNS
-from atomsieve.followup.hull import write as write_hull
-from atomsieve.followup.hull_references import gather
+from atomsieve.followup.hull_references import gather_references
+from atomsieve.followup.hull_table import COLUMNS
+from atomsieve.followup.hull_table import write_table as write_hull
 from atomsieve.followup.relax.files import differences
 from atomsieve.runs import output_files as outputs
 from atomsieve.screen.options import ScreenOptions
@@ -108,7 +108,7 @@ def test_a_table_is_no_reference(results, tmp_path):
     table = tmp_path / "hull.csv"
     table.write_text("position,id\n")
     with pytest.raises(UsageError, match=r"--references .*hull.csv: its name is of no known format") as caught:
-        gather(results, "pbe", "fp32", [table])
+        gather_references(results, "pbe", "fp32", [table])
     assert "name it with --format" not in str(caught.value)
 
 

@@ -11,7 +11,6 @@ import typer
 from atomsieve.cli.common import CHOICE, IN_OUT, WORK, OverwriteOption, QuietOption, ResultsArgument, Steps, console
 from atomsieve.cli.groups import expand_groups, merge_fields
 from atomsieve.cli.screen.options import SelectionOptions
-from atomsieve.text import counted
 
 
 @dataclass(frozen=True)
@@ -75,57 +74,12 @@ def dedup(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Drop those of the best rows whose crystal is there already with a better row, and write the others."""
-    from atomsieve.errors import AtomSieveError
-    from atomsieve.followup.dedup import Tolerances, write_twins
-    from atomsieve.followup.dedup import dedup as find
-    from atomsieve.screen.results.caveats import describe_mixed_precisions
-    from atomsieve.screen.results.export import check_format, export
+    from atomsieve.followup.dedup import Tolerances, drop_duplicates, format_dedup_lines
     from atomsieve.screen.results.record import open_results
-    from atomsieve.screen.results.targets import check_target
-    from atomsieve.screen.selection.select import one_head, select
 
-    allowed = Tolerances(**merge_fields(tolerances))
-    check_format(out)
-    twins = out.with_name(f"{out.stem}.duplicates.csv")
-    opened = open_results(results)
-    check_target(out, overwrite, opened)
-    if twins.exists() and not overwrite:
-        raise AtomSieveError(
-            f"{twins}, the table of duplicates beside {out.name}, is already there; choose another name with --out, or "
-            "give --overwrite"
-        )
-    check_target(twins, overwrite, opened)
-    if not opened.complete:
-        raise AtomSieveError(f"{results} is not complete; run the screening again first")
-    rows = select(opened, selection.with_top(k, one_head(opened, selection.head))).rows
+    allowed, chosen = Tolerances(**merge_fields(tolerances)), selection.with_top(k)
     with Steps(quiet, "comparing") as step:
-        found = find(opened, rows, allowed, step)
-    n = export(opened, out, [rows[found.kept]], overwrite=overwrite)
-    write_twins(opened, rows, found, twins, overwrite=overwrite)
+        report = drop_duplicates(open_results(results), chosen, out, allowed, overwrite=overwrite, step=step)
     screen = console()
-    screen.print(
-        f"{counted(n, 'different structure')} among the best {counted(len(rows), 'row')}, "
-        f"{counted(len(rows) - n, 'duplicate')}; pairs compared: {found.compared:,}\n{out}, {twins}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if line := describe_mixed_precisions(opened, [rows]):
-        screen.print(
-            f"{line}; energies of both are compared with --energy {tolerances.energy:g}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if found.empty:
-        screen.print(
-            f"{found.empty:,} of the {len(rows):,} have empty space in the cell (slabs, molecules): duplicates of them "
-            f"are also within --cell-energy {tolerances.cell_energy:g} eV per cell and --shift {tolerances.shift:g} Å",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if found.alone:
-        screen.print(
-            f"{found.alone:,} of them are not crystals (no cell, or little empty space along an axis that is not "
-            "periodic); they are kept without comparing",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for line in format_dedup_lines(report):
+        screen.print(line, highlight=False, soft_wrap=True)

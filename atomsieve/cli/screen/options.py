@@ -67,8 +67,8 @@ class SelectionOptions:
     pareto: ParetoOption = None
     symprec: SymprecOption = SYMPREC
 
-    def with_top(self, top: int | None, head: str | None = None) -> Selection:
-        """Return the choice of at most `top` rows, of `head` where it is not the one of --head."""
+    def with_top(self, top: int | None) -> Selection:
+        """Return the choice of at most `top` rows."""
         from atomsieve.screen.selection.select import Selection
 
         return Selection(
@@ -76,7 +76,7 @@ class SelectionOptions:
             by=self.ranking.by,
             descending=self.ranking.descending,
             where=self.ranking.where,
-            head=self.head if head is None else head,
+            head=self.head,
             per=self.per,
             each=self.each,
             symprec=self.symprec,

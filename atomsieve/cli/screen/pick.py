@@ -45,17 +45,17 @@ def pick(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pick uncertain and different structures to label next, and write them for a first-principles code."""
+    from atomsieve.followup.label_candidates import check_targets, write_candidates
     from atomsieve.followup.label_candidates import pick as choose
-    from atomsieve.followup.label_candidates import targets, write_picked
     from atomsieve.screen.results.caveats import describe_mixed_precisions
     from atomsieve.screen.results.record import open_results
 
     opened = open_results(results)
-    targets(out, overwrite, opened)
+    check_targets(out, overwrite, opened)
     picked = choose(
         opened, n, by=by, where=where, per_formula=per_formula, head=head, candidates=candidates, ensemble=ensemble
     )
-    path, table = write_picked(picked, opened, out, overwrite=overwrite)
+    path, table = write_candidates(picked, opened, out, overwrite=overwrite)
     screen = console()
     screen.print(
         f"{len(picked.rows):,} of {picked.good:,} rows picked by {picked.by}, head {picked.head}, among the "

@@ -25,7 +25,7 @@ def top(
     from atomsieve.screen.results.record import open_results
     from atomsieve.screen.results.tables import top_table
     from atomsieve.screen.selection.best import count_without_result
-    from atomsieve.screen.selection.pareto import objectives
+    from atomsieve.screen.selection.pareto import parse_objectives
     from atomsieve.screen.selection.row_filter import restrict_to_head
     from atomsieve.screen.selection.select import select
 
@@ -37,7 +37,7 @@ def top(
     order = "largest" if selection.ranking.descending else "smallest"
     note = "" if opened.complete else " (the run is not complete)"
     if pareto:
-        shown: str | list[str] = [name for name, _ in objectives(pareto)]
+        shown: str | list[str] = [name for name, _ in parse_objectives(pareto)]
         title = f"{len(rows)} of {len(chosen.rows):,} rows that no other beats in {' and '.join(shown)}{note}"
     else:
         shown, among = by, f", at most {selection.each} of each {per}" if per else ""

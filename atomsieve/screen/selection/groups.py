@@ -38,7 +38,7 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return z ^ (z >> np.uint64(31))
 
 
-def amounts(
+def count_elements(
     ptr: NDArray[np.int64], numbers: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the elements of each structure: (structure, atomic number, atoms), each [P], sorted by the first two."""
@@ -54,9 +54,9 @@ def amounts(
     return structure, element, count
 
 
-def composition_keys(ptr: NDArray[np.int64], numbers: NDArray[np.uint8], kind: str) -> Keys:
+def make_composition_keys(ptr: NDArray[np.int64], numbers: NDArray[np.uint8], kind: str) -> Keys:
     """Return the keys [S,2] of structures by `kind`, one of `COMPOSITIONS`; structures without atoms have key 0."""
-    structure, element, count = amounts(ptr, numbers)
+    structure, element, count = count_elements(ptr, numbers)
     keys = np.zeros((len(ptr) - 1, 2), np.uint64)
     if not len(structure):
         return keys
@@ -72,7 +72,7 @@ def composition_keys(ptr: NDArray[np.int64], numbers: NDArray[np.uint8], kind: s
     return keys
 
 
-def space_group(structure: StructureBatch, symprec: float = SYMPREC) -> tuple[int, str]:
+def find_space_group(structure: StructureBatch, symprec: float = SYMPREC) -> tuple[int, str]:
     """Return number and symbol of the space group of a structure; 0 if it is no crystal, `UNKNOWN` if none is found."""
     import spglib
 
@@ -105,13 +105,13 @@ class Grouping:
         self._space: dict[int, tuple[int, str]] = {}
         self._source: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
         if kind == "source":
-            self._source, self._names = _sources(reader)
+            self._source, self._names = _find_sources(reader)
 
     def keys(self, positions: NDArray[np.int64]) -> Keys:
         """Return the keys [n,2] of the structures at `positions [n]`, in any order."""
         wanted, place = np.unique(positions, return_inverse=True)
         if self.kind in COMPOSITIONS:
-            keys = composition_keys(*read_numbers_at(self.reader, wanted), self.kind)
+            keys = make_composition_keys(*read_numbers_at(self.reader, wanted), self.kind)
         else:
             keys = np.zeros((len(wanted), 2), np.uint64)
             keys[:, 0] = self._space_groups(wanted) if self._source is None else self._source(wanted)
@@ -127,18 +127,20 @@ class Grouping:
             found = (self._space[int(p)] for p in positions)
             return [f"{symbol} ({number})" if 0 < number < UNKNOWN else symbol for number, symbol in found]
         batch = read_at(self.reader, positions, ())
-        return [_label(batch.numbers[a:b], self.kind) for a, b in zip(batch.ptr[:-1], batch.ptr[1:], strict=True)]
+        return [
+            _format_label(batch.numbers[a:b], self.kind) for a, b in zip(batch.ptr[:-1], batch.ptr[1:], strict=True)
+        ]
 
     def _space_groups(self, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
         new = np.array([p for p in positions.tolist() if p not in self._space], np.int64)
         if len(new):
             batch = read_at(self.reader, new, ())
             for k, p in enumerate(new.tolist()):
-                self._space[p] = space_group(batch.slice(k, k + 1), self.symprec)
+                self._space[p] = find_space_group(batch.slice(k, k + 1), self.symprec)
         return np.array([self._space[p][0] for p in positions.tolist()], np.uint64)
 
 
-def _label(numbers: NDArray[np.uint8], kind: str) -> str:
+def _format_label(numbers: NDArray[np.uint8], kind: str) -> str:
     found, counts = np.unique(numbers, return_counts=True)
     if kind == "chemsys":
         return "-".join(sorted(hill_formula(np.array([z], np.uint8)) for z in found))
@@ -147,7 +149,7 @@ def _label(numbers: NDArray[np.uint8], kind: str) -> str:
     return hill_formula(numbers)
 
 
-def _sources(reader: StructureReader) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.int64]], list[str]]:
+def _find_sources(reader: StructureReader) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.int64]], list[str]]:
     """Return how positions become sources, and their names: what each structure states, else the part it lies in."""
     if "head" in reader.fields and reader.sources:
         names = [*(source.name for source in reader.sources), "no source"]

@@ -19,7 +19,7 @@ LARGEST = 5_000_000
 """Most rows that a front, or another choice, may hold in memory (about 0.5 GB)."""
 
 
-def objectives(text: str) -> list[tuple[str, float]]:
+def parse_objectives(text: str) -> list[tuple[str, float]]:
     """Return the columns of `energy_per_atom,max_force:max` with their signs: 1 for small, -1 (`:max`) for large.
 
     Raises
@@ -40,7 +40,7 @@ def objectives(text: str) -> list[tuple[str, float]]:
     return found
 
 
-def dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[np.bool_]:
+def is_dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell for each of `points [n,d]` whether one of `by [m,d]` is nowhere larger and somewhere smaller."""
     found = np.zeros(len(points), bool)
     step = max(ROOM // max(len(by), 1), 1)
@@ -55,15 +55,15 @@ def dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[n
     return found
 
 
-def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+def is_non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which of `points [n,d]` no other dominates; equal points do not dominate each other."""
     order = np.lexsort(points.T[::-1])  # in this order a point comes after all that dominate it
     front = np.zeros((0, points.shape[1]))
     keep = np.zeros(len(points), bool)
     for start in range(0, len(points), BLOCK):
         some = order[start : start + BLOCK]
-        some = some[~dominated(points[some], front)]
-        some = some[~dominated(points[some], points[some])]
+        some = some[~is_dominated(points[some], front)]
+        some = some[~is_dominated(points[some], points[some])]
         keep[some] = True
         front = np.unique(np.concatenate([front, points[some]]), axis=0)
     return keep
@@ -89,13 +89,13 @@ class Front:
         wanted = np.flatnonzero((rows["status"] == Status.OK) & np.isfinite(points).all(axis=1))
         front = np.unique(self.points(self._kept), axis=0)
         for rivals in (front[self._strongest(front)], front):
-            wanted = wanted[~dominated(points[wanted], rivals)]
+            wanted = wanted[~is_dominated(points[wanted], rivals)]
         if self.where is not None and len(wanted):
             wanted = wanted[self.where(rows[wanted])]
         if not len(wanted):
             return
-        rows = np.concatenate([self._kept, rows[wanted[non_dominated(points[wanted])]]])
-        self._kept = rows[non_dominated(self.points(rows))]
+        rows = np.concatenate([self._kept, rows[wanted[is_non_dominated(points[wanted])]]])
+        self._kept = rows[is_non_dominated(self.points(rows))]
         if len(self._kept) > LARGEST:
             names = ", ".join(name for name, _ in self.columns)
             raise UsageError(

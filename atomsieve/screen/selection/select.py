@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from atomsieve.errors import UsageError, unknown
 from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import ROW, rankable
-from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.record import Results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input
 from atomsieve.screen.selection.groups import GROUPS, SYMPREC, Grouping, Keys
-from atomsieve.screen.selection.pareto import LARGEST, Front, objectives
+from atomsieve.screen.selection.pareto import LARGEST, Front, parse_objectives
 from atomsieve.screen.selection.row_filter import Where, compile_filter, require_columns
 from atomsieve.screen.selection.top_k import TopK
 
@@ -64,7 +64,7 @@ class Selection:
         if self.symprec != SYMPREC and self.per != "space-group":
             raise UsageError(f"--symprec {self.symprec:g} goes with --per space-group; leave it out")
         if self.pareto is not None:
-            objectives(self.pareto)
+            parse_objectives(self.pareto)
             if self.by != "energy_per_atom" or self.descending:
                 raise UsageError(
                     "--pareto ranks by its own columns, large ones first where `:max` follows; leave out --by and "
@@ -75,7 +75,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Selected:
+class SelectedRows:
     """What was chosen.
 
     Attributes
@@ -88,7 +88,7 @@ class Selected:
     groups: list[str] | None = None
 
 
-def select(results: Results, selection: Selection) -> Selected:
+def select(results: Results, selection: Selection) -> SelectedRows:
     """Return the rows that `selection` asks for, over all durable rows.
 
     Raises
@@ -98,24 +98,37 @@ def select(results: Results, selection: Selection) -> Selected:
     AtomSieveError
         if structures are needed and the input is gone; DataError if it changed.
     """
-    where = _where(results, selection)
-    named = [selection.by] if selection.pareto is None else [name for name, _ in objectives(selection.pareto)]
+    where = _compile_where(results, selection)
+    named = [selection.by] if selection.pareto is None else [name for name, _ in parse_objectives(selection.pareto)]
     require_columns(results, named, selection.where)
     if selection.pareto is not None:
-        front = Front(objectives(selection.pareto), where=where)
-        return Selected(_through(results, front))
+        front = Front(parse_objectives(selection.pareto), where=where)
+        return SelectedRows(_reduce_all(results, front))
     if selection.per is None:
         most = min(selection.top or LARGEST + 1, LARGEST + 1)  # one more than allowed tells that there are too many
         best = TopK(most, selection.by, descending=selection.descending, where=where)
-        return Selected(_within(_through(results, best), "rows would be chosen"))
+        return SelectedRows(_require_fewer(_reduce_all(results, best), "rows would be chosen"))
     with open_screened_input(results) as reader:
         grouping = Grouping(selection.per, reader, selection.symprec)
-        choose = _best_first if selection.per == "space-group" else _streamed
+        choose = _select_best_first if selection.per == "space-group" else _select_in_one_pass
         rows = choose(results, selection, where, grouping)
-        return Selected(rows, grouping.labels(rows["position"]))
+        return SelectedRows(rows, grouping.labels(rows["position"]))
 
 
-def one_head(results: Results, head: str | None) -> str:
+def select_one_head(results: Results, selection: Selection) -> tuple[str, NDArray[Any]]:
+    """Return the head that `selection` means and the rows that it asks for, of that head alone, best first.
+
+    Raises
+    ------
+    AtomSieveError
+        if the run is not complete; UsageError if it had several heads and none is named; else as `select`.
+    """
+    require_complete(results)
+    head = resolve_head(results, selection.head)
+    return head, select(results, replace(selection, head=head)).rows
+
+
+def resolve_head(results: Results, head: str | None) -> str:
     """Return the head whose rows are meant; refuse to guess where there are several."""
     names = results.labels.heads
     if head is None:
@@ -127,12 +140,12 @@ def one_head(results: Results, head: str | None) -> str:
     return head
 
 
-def _where(results: Results, selection: Selection) -> Where | None:
+def _compile_where(results: Results, selection: Selection) -> Where | None:
     """Return the filter of `--where` and `--head` together."""
     expression = compile_filter(results, selection.where)
     if selection.head is None and selection.per is None and selection.pareto is None:
         return expression
-    number = results.labels.heads.index(one_head(results, selection.head))
+    number = results.labels.heads.index(resolve_head(results, selection.head))
     if len(results.labels.heads) == 1:
         return expression
 
@@ -143,13 +156,13 @@ def _where(results: Results, selection: Selection) -> Where | None:
     return where
 
 
-def _through(results: Results, reducer: TopK | Front | BestOfGroups) -> NDArray[Any]:
+def _reduce_all(results: Results, reducer: TopK | Front | BestOfGroups) -> NDArray[Any]:
     for rows in results.iter_rows():
         reducer.add(np.asarray(rows))
     return reducer.rows()
 
 
-def _within(rows: NDArray[Any], what: str) -> NDArray[Any]:
+def _require_fewer(rows: NDArray[Any], what: str) -> NDArray[Any]:
     if len(rows) > LARGEST:
         raise UsageError(f"more than {LARGEST:,} {what}; give a smaller --top, or keep fewer rows by --where")
     return rows
@@ -158,7 +171,7 @@ def _within(rows: NDArray[Any], what: str) -> NDArray[Any]:
 # -- groups --------------------------------------------------------------------------------------------------------
 
 
-def ranks_in_groups(keys: Keys) -> NDArray[np.int64]:
+def rank_in_groups(keys: Keys) -> NDArray[np.int64]:
     """Return how many rows of the same group come before each row [n]."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: within a group the rows keep their order
     first = np.ones(len(keys), bool)
@@ -214,9 +227,9 @@ class BestOfGroups:
         rows = np.concatenate([self._kept, fresh])
         keys = np.concatenate([self._keys, self._keys_of(fresh["position"])])
         order = np.lexsort((rows["head"], rows["position"], self._value(rows)))
-        order = order[ranks_in_groups(keys[order]) < self.each][: self.n]
+        order = order[rank_in_groups(keys[order]) < self.each][: self.n]
         self._kept, self._keys, self._fresh, self._n_fresh = rows[order], keys[order], [], 0
-        _within(self._kept, "rows would be chosen")
+        _require_fewer(self._kept, "rows would be chosen")
         if len(self._kept) == self.n:
             self._worst = float(self._value(self._kept[-1:])[0])
 
@@ -227,19 +240,21 @@ class BestOfGroups:
         return self._kept
 
 
-def _streamed(results: Results, selection: Selection, where: Where | None, grouping: Grouping) -> NDArray[Any]:
+def _select_in_one_pass(
+    results: Results, selection: Selection, where: Where | None, grouping: Grouping
+) -> NDArray[Any]:
     best = BestOfGroups(
         selection.top, selection.each, selection.by, grouping.keys, descending=selection.descending, where=where
     )
-    return _through(results, best)
+    return _reduce_all(results, best)
 
 
-def _best_first(results: Results, selection: Selection, where: Where | None, grouping: Grouping) -> NDArray[Any]:
+def _select_best_first(results: Results, selection: Selection, where: Where | None, grouping: Grouping) -> NDArray[Any]:
     """Return the best rows of each group where groups cost much: found for the best rows first, until they suffice."""
     n = LARGEST + 1 if selection.top is None else min(max(4 * selection.top, AT_ONCE), LARGEST + 1)
     while True:
         best = TopK(n, selection.by, descending=selection.descending, where=where)
-        rows = _within(_through(results, best), "space groups would have to be found")
+        rows = _require_fewer(_reduce_all(results, best), "space groups would have to be found")
         chosen: list[int] = []
         taken: Counter[int] = Counter()
         for start in range(0, len(rows), AT_ONCE):

@@ -23,9 +23,9 @@ from atomsieve.screen.results.screened_input import read_at, read_numbers_at
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.selection import groups, pareto
 from atomsieve.screen.selection import select as selecting
-from atomsieve.screen.selection.groups import Grouping, composition_keys
+from atomsieve.screen.selection.groups import Grouping, make_composition_keys
 from atomsieve.screen.selection.pareto import Front
-from atomsieve.screen.selection.select import BestOfGroups, Selection, ranks_in_groups, select
+from atomsieve.screen.selection.select import BestOfGroups, Selection, rank_in_groups, select
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures, write_structures, writer
 from tests.screen.screen_fakes import FakePredictor, candidates
@@ -71,7 +71,7 @@ def plainly(rows, members, by, n, each, descending=False):
 @pytest.mark.parametrize("kind", ["formula", "reduced-formula", "chemsys"])
 def test_keys_are_equal_where_compositions_are(kind):
     batch = candidates(600, seed=1)
-    keys = composition_keys(batch.ptr, batch.numbers, kind)
+    keys = make_composition_keys(batch.ptr, batch.numbers, kind)
     names = [name_of(batch.numbers[a:b], kind) for a, b in zip(batch.ptr[:-1], batch.ptr[1:], strict=True)]
     by_key = {}
     for key, name in zip(map(bytes, keys), names, strict=True):
@@ -81,17 +81,17 @@ def test_keys_are_equal_where_compositions_are(kind):
 
 def test_compositions_are_counted_in_blocks(monkeypatch):
     batch = candidates(600, seed=1)
-    whole = {kind: composition_keys(batch.ptr, batch.numbers, kind) for kind in groups.COMPOSITIONS}
+    whole = {kind: make_composition_keys(batch.ptr, batch.numbers, kind) for kind in groups.COMPOSITIONS}
     monkeypatch.setattr(groups, "BLOCK", 64)
     widest, bincount = [], np.bincount
     monkeypatch.setattr(
         np, "bincount", lambda *a, minlength: widest.append(minlength) or bincount(*a, minlength=minlength)
     )
     for kind, keys in whole.items():
-        assert np.array_equal(composition_keys(batch.ptr, batch.numbers, kind), keys)
+        assert np.array_equal(make_composition_keys(batch.ptr, batch.numbers, kind), keys)
     assert len(widest) == 30
     assert max(widest) <= 64 * 256
-    assert [len(a) for a in groups.amounts(batch.ptr[:1], batch.numbers[:0])] == [0, 0, 0]
+    assert [len(a) for a in groups.count_elements(batch.ptr[:1], batch.numbers[:0])] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("kind", groups.GROUPS)
@@ -149,8 +149,8 @@ def test_what_was_forgotten_is_not_missed():
 
 def test_rank_within_a_group():
     keys = np.array([[1, 0], [2, 0], [1, 0], [1, 1], [2, 0], [1, 0]], np.uint64)
-    assert ranks_in_groups(keys).tolist() == [0, 0, 1, 0, 1, 2]
-    assert ranks_in_groups(keys[:0]).tolist() == []
+    assert rank_in_groups(keys).tolist() == [0, 0, 1, 0, 1, 2]
+    assert rank_in_groups(keys[:0]).tolist() == []
 
 
 def crystals():
@@ -186,8 +186,8 @@ def crystalline(tmp_path_factory):
 def test_the_best_of_each_space_group(crystalline, monkeypatch, n, each):
     images, results, found = crystals(), crystalline, []
     monkeypatch.setattr(selecting, "AT_ONCE", 2)
-    real = groups.space_group
-    monkeypatch.setattr(groups, "space_group", lambda *given: found.append(1) or real(*given))
+    real = groups.find_space_group
+    monkeypatch.setattr(groups, "find_space_group", lambda *given: found.append(1) or real(*given))
     chosen = select(results, Selection(top=n, by="energy", per="space-group", each=each))
     numbers = [real(StructureBatch.from_ase(a))[0] for a in images]
     assert {225, 229, 221, 216, 1, 0} <= set(numbers)

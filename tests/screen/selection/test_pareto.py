@@ -13,7 +13,7 @@ from atomsieve.screen.results.columns import blank_rows
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.selection import pareto
-from atomsieve.screen.selection.pareto import Front, non_dominated, objectives
+from atomsieve.screen.selection.pareto import Front, is_non_dominated, parse_objectives
 from atomsieve.screen.selection.select import Selection, select
 from atomsieve.structures import write_structures
 from tests.screen.screen_fakes import FakePredictor, candidates
@@ -42,13 +42,13 @@ def test_points_are_those_of_all_pairs(d, kind, monkeypatch):
         "falling": anti_correlated(rng, 400, d),
         "equal": np.ones((50, d)),
     }[kind]
-    found = non_dominated(points)
+    found = is_non_dominated(points)
     assert np.array_equal(found, plainly(points))
     assert found.any()
 
 
 def test_no_points():
-    assert non_dominated(np.zeros((0, 3))).tolist() == []
+    assert is_non_dominated(np.zeros((0, 3))).tolist() == []
 
 
 def made_up(n, seed=0):
@@ -66,7 +66,7 @@ def made_up(n, seed=0):
 @pytest.mark.parametrize("text", ["energy_per_atom,energy_std", "energy_std:max, energy_per_atom,natoms:max"])
 def test_rows_in_any_order_and_pieces(text):
     rows = made_up(2000)
-    columns = objectives(text)
+    columns = parse_objectives(text)
     able = rows[(rows["status"] == 0) & np.isfinite(rows["energy_std"]) & (rows["natoms"] > 3)]
     points = np.stack([sign * able[name].astype(float) for name, sign in columns], axis=1)
     expected = able[plainly(points)]["position"]
@@ -94,7 +94,7 @@ def test_rows_in_any_order_and_pieces(text):
 )
 def test_columns_are_refused_with_a_reason(text, message):
     with pytest.raises(UsageError, match=message):
-        objectives(text)
+        parse_objectives(text)
 
 
 def test_a_front_that_is_too_large(monkeypatch):
@@ -102,7 +102,7 @@ def test_a_front_that_is_too_large(monkeypatch):
     rows = blank_rows(21)
     rows["energy"], rows["max_force"] = np.arange(21), -np.arange(21)
     with pytest.raises(UsageError, match="more than 20 rows are not dominated in energy, max_force"):
-        Front(objectives("energy,max_force")).add(rows)
+        Front(parse_objectives("energy,max_force")).add(rows)
 
 
 def test_the_command_line(tmp_path):
