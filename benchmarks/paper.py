@@ -41,6 +41,8 @@ from scipy.spatial import cKDTree
 
 from atomsieve.cli.launch import relaunch
 from atomsieve.gfm import record_files, save_gfm
+from atomsieve.gfm.manifest import MIXTURE
+from atomsieve.gfm.mixture_file import dump_mixture
 from atomsieve.graphs import build_graph
 from atomsieve.graphs.distance import shortest_distances
 from atomsieve.models.hydragnn.fast.model import FastHydraGNN, spans
@@ -50,7 +52,7 @@ from atomsieve.predict.status import SHORTEST_DISTANCE
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.generate import RandomBoxes, generate
 from atomsieve.structures.writer import write_structures
-from atomsieve.uncertainty.head_mixture import MIXTURE, composition, from_hydragnn_mixture, mixture_bytes
+from atomsieve.uncertainty.head_mixture import composition, from_hydragnn_mixture
 
 CUTOFF, NEIGHBORS, SEED = 5.0, 20, 42
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}
@@ -261,7 +263,7 @@ def ensemble(folder: Path) -> Path:
     made = from_hydragnn_state(build().state_dict())
     save_gfm(folder, made, default_head="branch-0")
     mixture = from_hydragnn_mixture(branch_weights().state_dict(), [h.name for h in made.heads])
-    record_files(folder, {MIXTURE: mixture_bytes(mixture)})
+    record_files(folder, {MIXTURE: dump_mixture(mixture)})
     return folder
 
 

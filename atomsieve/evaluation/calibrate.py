@@ -9,7 +9,7 @@ from typing import Any
 from atomsieve.errors import DataError, UsageError
 from atomsieve.evaluation.residuals import collect, refuse_mixture, source_heads, trained_on
 from atomsieve.gfm import read_calibration, read_manifest, record_files
-from atomsieve.gfm.folder import CALIBRATION
+from atomsieve.gfm.manifest import CALIBRATION
 from atomsieve.predict.predictor import Predictor
 from atomsieve.uncertainty.calibration import Calibration, DataIdentity, HeadCalibration, PropertyCalibration, Residuals
 from atomsieve.uncertainty.calibration_fit import FEWEST, calibrate_head

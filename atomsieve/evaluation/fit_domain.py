@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, unknown
 from atomsieve.gfm import load_gfm, record_files
+from atomsieve.gfm.domain_file import dump_domain, read_domain
+from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.models import Ensemble
 from atomsieve.structures import StructureBatch, open_structures
-from atomsieve.uncertainty.domain import DOMAIN, HeadDomain, domain_bytes, read_domain
+from atomsieve.uncertainty.domain import HeadDomain
 from atomsieve.uncertainty.domain_fit import fit_head
 
 MOST = 20_000
@@ -80,7 +82,7 @@ def fit_folder(
         readers = [None if path is None else stack.enter_context(open_structures(path)) for path in (trained, held)]
         found = fit_domain(ensemble, readers[0], readers[1], heads, progress)
     record_files(
-        folder, {DOMAIN: lambda: domain_bytes(read_domain(folder, names, manifest.config.hidden) | found, names)}
+        folder, {DOMAIN: lambda: dump_domain(read_domain(folder, names, manifest.config.hidden) | found, names)}
     )
     return found
 

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, unknown
 from atomsieve.gfm import read_manifest, record_files
+from atomsieve.gfm.manifest import MIXTURE
+from atomsieve.gfm.mixture_file import dump_mixture
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.structures import StructureReader, open_structures
-from atomsieve.uncertainty.head_mixture import INPUTS, MIXTURE, Mixture, composition, mixture_bytes
+from atomsieve.uncertainty.head_mixture import INPUTS, Mixture, composition
 from atomsieve.uncertainty.head_mixture_fit import fit_mixture
 
 MOST = 200_000
@@ -63,7 +65,7 @@ def mixture_of(
             f"{', '.join(dict.fromkeys(sources)) or 'none'}; heads: {', '.join(chosen)}); give the files trained on"
         )
     found = fit_mixture(np.concatenate(counts), head, known, names, inputs=inputs, seed=seed)
-    record_files(folder, {MIXTURE: mixture_bytes(found)})
+    record_files(folder, {MIXTURE: dump_mixture(found)})
     return found
 
 

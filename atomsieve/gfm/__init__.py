@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atomsieve.gfm.exports import ExportEntry
-    from atomsieve.gfm.folder import (
-        Manifest,
-        ensemble_id,
-        load_gfm,
-        read_calibration,
-        read_manifest,
-        record_exports,
-        record_files,
-        same_weights,
-        save_gfm,
-        weights_id,
-    )
+    from atomsieve.gfm.folder import load_gfm, read_calibration, record_exports, record_files, save_gfm
+    from atomsieve.gfm.manifest import Manifest, ensemble_id, read_manifest, same_weights, weights_id
 
-_HOMES = {"ExportEntry": "exports"}
+_HOMES = {
+    "ExportEntry": "exports",
+    "Manifest": "manifest",
+    "ensemble_id": "manifest",
+    "read_manifest": "manifest",
+    "same_weights": "manifest",
+    "weights_id": "manifest",
+}
 
 __all__ = [
     "ExportEntry",

@@ -1,4 +1,4 @@
-"""The gfm/ folder: an ensemble on disk, complete, checked byte for byte, and safe to open from a stranger."""
+"""Writing, reading and changing a gfm/ folder: complete, checked byte for byte, and safe to open from a stranger."""
 
 from __future__ import annotations
 
@@ -14,66 +14,35 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.gfm.card import model_card
 from atomsieve.gfm.exports import ExportEntry
+from atomsieve.gfm.manifest import (
+    CALIBRATION,
+    CARD,
+    FITTED,
+    MANIFEST,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Manifest,
+    MemberEntry,
+    ensemble_id,
+    read_manifest,
+    read_raw,
+)
 from atomsieve.gfm.test_vector import make_test_vector
 from atomsieve.gfm.weights import read_weights, write_weights
-from atomsieve.models.config import HeadSpec, Kind, ModelConfig
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.runs.lock import PathLock
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
 from atomsieve.uncertainty.calibration import Calibration, parse_calibration
-from atomsieve.uncertainty.domain import DOMAIN
-from atomsieve.uncertainty.head_mixture import MIXTURE
 from atomsieve.version import __version__
 
-SCHEMA = "atomsieve-gfm"
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-CARD = "README.md"
-CALIBRATION = "calibration.json"
-FITTED = (CALIBRATION, DOMAIN, MIXTURE)
-"""Files that are fitted to an ensemble afterwards: weights and exports do not depend on them."""
 LOCK = ".manifest.lock"
-_LARGEST_MANIFEST = 256 << 20
 _LARGEST_CALIBRATION = 64 << 20
 _PATIENCE = 20.0  # seconds to wait for another process that changes the manifest
-
-
-class MemberEntry(BaseModel):
-    """One member: its folder and the seed of its initial weights."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    path: str
-    seed: int
-
-
-class Manifest(BaseModel):
-    """`manifest.json`: everything about an ensemble that is not weights."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_name: str
-    schema_version: int
-    atomsieve: str
-    cutoff: float
-    config: ModelConfig
-    default_head: str
-    heads: list[HeadSpec]
-    kind: Kind = "deep"
-    members: list[MemberEntry]
-    precision: dict[str, dict[str, float]]
-    test_vector: dict[str, Any]
-    training: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-    exports: dict[str, ExportEntry] = {}
-    formerly: list[str] = []
-    """Identities that artefacts of these same weights may carry, from before a calibration changed the identity."""
 
 
 def save_gfm(
@@ -163,38 +132,6 @@ def _write(
                 os.fsync(handle.fileno())
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Read and check `manifest.json` alone (no weights).
-
-    Raises
-    ------
-    AtomSieveError
-        if there is no such folder; DataError if the manifest is damaged or of a newer schema.
-    """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise AtomSieveError(f"no ensemble at {folder}: {MANIFEST} is missing; give the folder that training wrote")
-    if path.stat().st_size > _LARGEST_MANIFEST:
-        raise DataError(f"{path} has {path.stat().st_size} bytes, more than any manifest; it is not an ensemble's")
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); the folder is damaged, copy it again") from error
-    if not isinstance(raw, dict) or raw.get("schema_name") != SCHEMA:
-        raise DataError(f"{path} is not an ensemble's manifest (schema_name must be {SCHEMA!r})")
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{folder} has schema version {raw.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
-            "install the version of atomsieve that wrote it"
-        )
-    try:
-        return Manifest.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise DataError(f"{path}: {where}: {first['msg']}; the folder is damaged, copy it again") from error
-
-
 def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         if name == CARD:  # for people, who may add to it
@@ -253,45 +190,12 @@ def read_calibration(folder: str | Path) -> Calibration:
     """Read calibration.json, of whatever version; without the file no head is calibrated."""
     path = Path(folder) / CALIBRATION
     if (Path(folder) / MANIFEST).is_file():
-        _settle(path, _raw(Path(folder)).get("files", {}).get(CALIBRATION, {}))
+        _settle(path, read_raw(Path(folder)).get("files", {}).get(CALIBRATION, {}))
     if not path.is_file():
         return Calibration()
     if (size := path.stat().st_size) > _LARGEST_CALIBRATION:
         raise DataError(f"{path} has {size} bytes, more than any calibration; calibrate the ensemble again")
     return parse_calibration(path.read_bytes(), str(path))
-
-
-def ensemble_id(folder: str | Path) -> str:
-    """Return the SHA-256 that names weights, heads, calibration and everything else of the ensemble.
-
-    Neither exports nor the card count: the ensemble stays the same when it is exported.
-    """
-    return _digest(_raw(Path(folder)), (CARD,))
-
-
-def weights_id(folder: str | Path) -> str:
-    """Return the SHA-256 that names what an artefact depends on: `ensemble_id` without what is fitted afterwards."""
-    return _digest(_raw(Path(folder)), (CARD, *FITTED))
-
-
-def same_weights(folder: str | Path, identity: str) -> bool:
-    """Say whether an artefact of this identity was made of the weights in a folder.
-
-    Older artefacts carry the `ensemble_id` of their day; they stay valid when the ensemble is calibrated anew.
-    """
-    return identity in (weights_id(folder), ensemble_id(folder), *_raw(Path(folder)).get("formerly", ()))
-
-
-def _raw(place: Path) -> dict[str, Any]:
-    if not (place / MANIFEST).is_file():
-        read_manifest(place)  # says so
-    return dict(json.loads((place / MANIFEST).read_bytes()))
-
-
-def _digest(raw: dict[str, Any], without: tuple[str, ...]) -> str:
-    kept = {k: v for k, v in raw.items() if k not in ("exports", "formerly")}
-    kept["files"] = {name: of for name, of in raw.get("files", {}).items() if name not in without}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]) -> Manifest:
@@ -359,7 +263,7 @@ def _changing(place: Path) -> Iterator[dict[str, Any]]:
         for name, expected in read_manifest(place).files.items():
             if name in FITTED:
                 _settle(place / name, expected)
-        yield _raw(place)
+        yield read_raw(place)
 
 
 def _waiting(path: Path, digest: str) -> Path:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.gfm import Manifest, ensemble_id, load_gfm, read_calibration
+from atomsieve.gfm.domain_file import read_domain
+from atomsieve.gfm.mixture_file import read_mixture
 from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble
 from atomsieve.models.elements import MAX_NUMBER
@@ -29,8 +31,8 @@ from atomsieve.predict.status import SHORTEST_DISTANCE, Status, check_inputs
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import check_batch
 from atomsieve.uncertainty.calibration import Calibration
-from atomsieve.uncertainty.domain import HeadDomain, read_domain
-from atomsieve.uncertainty.head_mixture import AUTO, Mixture, read_mixture, reference_gap
+from atomsieve.uncertainty.domain import HeadDomain
+from atomsieve.uncertainty.head_mixture import AUTO, Mixture, reference_gap
 
 Builder = Callable[..., Graph]
 FAR_APART = 1.0

@@ -12,8 +12,10 @@ import torch
 from atomsieve.evaluation.page import put
 from atomsieve.evaluation.plots import draw_parity
 from atomsieve.evaluation.summary import summary_table
-from atomsieve.gfm.folder import CALIBRATION as CALIBRATION_FILE
+from atomsieve.gfm.domain_file import dump_domain
 from atomsieve.gfm.folder import record_files, save_gfm
+from atomsieve.gfm.manifest import CALIBRATION as CALIBRATION_FILE
+from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
 from atomsieve.train.config import TrainConfig
@@ -23,7 +25,6 @@ from atomsieve.train.metrics import head_metrics, metrics_table, write_metrics, 
 from atomsieve.train.prepare import Prepared, show_progress
 from atomsieve.train.split import CALIBRATION, TEST, VAL
 from atomsieve.train.validation import Validation, validate
-from atomsieve.uncertainty.domain import DOMAIN, domain_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,7 +114,7 @@ def _record_fits(
     rows = np.flatnonzero(prepared.part == CALIBRATION)
     shown = show_progress(console if team.chief else None, "fitting domains")
     domains = fit_domains(ensemble, store, prepared.part, team, shown)
-    files = {DOMAIN: domain_bytes(domains, [h.name for h in ensemble.heads])} if domains else {}
+    files = {DOMAIN: dump_domain(domains, [h.name for h in ensemble.heads])} if domains else {}
     if len(rows) and config.ensemble.members > 1:
         predictor = Predictor.load(gfm, device=_device_name(team.device))
         calibration = fit_calibration(predictor, config, store, rows, digests, team)

@@ -2,32 +2,26 @@
 
 A small network reads how many atoms of each element a structure has and gives every head a weight; weights of a
 structure are positive and add up to one (HydraGNN's branch weights). Because they depend on the composition and not on
-the positions, forces of the mixture are the same mixture of the forces. Kept in `mixture.safetensors`.
+the positions, forces of the mixture are the same mixture of the forces.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.models.config import HeadSpec
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.structures import StructureBatch
 
-MIXTURE = "mixture.safetensors"
 AUTO = "auto"
 """Name that stands for the mixture where a head is asked for."""
 INPUTS = ("fractions", "counts")
-_LARGEST = 64 << 20
 
 
 def composition(numbers: NDArray[np.uint8], ptr: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -136,50 +130,3 @@ def from_hydragnn_mixture(state: Mapping[str, Any], heads: Sequence[str]) -> Mix
         )
     maps = tuple((np.asarray(state[f"net.{k}.weight"]), np.asarray(state[f"net.{k}.bias"])) for k in places)
     return Mixture(tuple(heads), maps, "counts", {"from": "HydraGNN's branch weights"})
-
-
-# -- the file ------------------------------------------------------------------------------------------------------
-
-
-def mixture_bytes(mixture: Mixture) -> bytes:
-    """Return the contents of `mixture.safetensors`."""
-    arrays = {}
-    for place, (weight, bias) in enumerate(mixture.maps):
-        arrays[f"net.{2 * place}.weight"] = np.ascontiguousarray(weight)
-        arrays[f"net.{2 * place}.bias"] = np.ascontiguousarray(bias)
-    about = {"heads": mixture.heads, "inputs": mixture.inputs, "about": mixture.about}
-    return bytes(save(arrays, {"mixture": json.dumps(about)}))  # one entry: the order of several is not the same twice
-
-
-def read_mixture(folder: str | Path, heads: Sequence[str]) -> Mixture | None:
-    """Read `mixture.safetensors` of a gfm/ folder; None if it has none.
-
-    heads : names in the order of the manifest, which the file must agree with.
-
-    Raises
-    ------
-    DataError
-        in one line, if the file is not what it must be.
-    """
-    path = Path(folder) / MIXTURE
-    if not path.is_file():
-        return None
-    if path.stat().st_size > _LARGEST:
-        raise DataError(f"{path} has {path.stat().st_size} bytes, more than any mixture ({_LARGEST}); copy it again")
-    try:
-        with safe_open(path, framework="numpy") as opened:
-            about = json.loads((opened.metadata() or {})["mixture"])
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-        names, inputs, said = tuple(about["heads"]), str(about["inputs"]), dict(about["about"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a mixture ({error}); copy it again, or fit it anew") from error
-    if names != tuple(heads):
-        raise DataError(f"{path} mixes heads {', '.join(map(str, names))}, the ensemble has {', '.join(heads)}")
-    wanted = [f"net.{2 * k}.{part}" for k in range(len(arrays) // 2) for part in ("weight", "bias")]
-    if sorted(arrays) != sorted(wanted):
-        raise DataError(f"{path} must hold {', '.join(wanted) or 'linear maps'}, got {', '.join(sorted(arrays))}")
-    maps = tuple((arrays[f"net.{2 * k}.weight"], arrays[f"net.{2 * k}.bias"]) for k in range(len(arrays) // 2))
-    try:
-        return Mixture(names, maps, inputs, said)
-    except (DataError, UsageError) as error:
-        raise DataError(f"{path}: {error}; copy it again, or fit it anew") from None

@@ -11,6 +11,7 @@ import pytest
 from atomsieve import errors
 from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.cli.main import VERBS
+from atomsieve.gfm.domain_file import _ARRAYS, _NUMBERS
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.status import Status
 from atomsieve.remote.wire import INPUTS, OUTPUTS
@@ -18,7 +19,6 @@ from atomsieve.screen.results.columns import COLUMNS
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.formats import FORMATS
-from atomsieve.uncertainty.domain import _ARRAYS, _NUMBERS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))

@@ -9,11 +9,12 @@ from ase import Atoms
 from atomsieve.errors import DataError, UsageError
 from atomsieve.evaluation.fit_domain import fit_domain, fit_folder
 from atomsieve.gfm import ensemble_id, load_gfm, record_files
+from atomsieve.gfm.domain_file import dump_domain, read_domain
+from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.predict import Outside, Predictor, Status
 from atomsieve.predict import predictor as module
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.writer import StructureWriter
-from atomsieve.uncertainty.domain import DOMAIN, domain_bytes, read_domain
 from atomsieve.uncertainty.domain_fit import fit_head
 from tests.helpers import copper_oxides, tiny_gfm
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
     ensemble, _ = load_gfm(path)
     batch = oxides_without_peroxide(150)
     domain = fit_head(ensemble.take([0]), batch.take, np.arange(110), np.arange(110, 150))
-    record_files(path, {DOMAIN: domain_bytes({"metal": domain}, ["organic", "metal"])})
+    record_files(path, {DOMAIN: dump_domain({"metal": domain}, ["organic", "metal"])})
     return path
 
 
@@ -181,7 +182,7 @@ def test_a_file_gives_the_same_fit(folder, files):
     ensemble, _ = load_gfm(folder)
     with open_structures(files / "train.bp") as train, open_structures(files / "held.bp") as held:
         found = fit_domain(ensemble, train, held)
-    assert domain_bytes(found, ["organic", "metal"]) == (folder / DOMAIN).read_bytes()
+    assert dump_domain(found, ["organic", "metal"]) == (folder / DOMAIN).read_bytes()
 
 
 def test_a_fit_put_into_a_folder_keeps_the_other_heads(folder, files, tmp_path):
@@ -213,7 +214,7 @@ def test_a_fit_made_while_the_folder_is_opened_comes_with_its_identity(folder, t
 
     def late(*arguments):
         monkeypatch.setattr(module, "read_domain", read_domain)
-        record_files(copy, {DOMAIN: domain_bytes({"metal": other}, heads)})
+        record_files(copy, {DOMAIN: dump_domain({"metal": other}, heads)})
         return read_domain(*arguments)
 
     monkeypatch.setattr(module, "read_domain", late)

@@ -11,18 +11,12 @@ import torch
 from atomsieve.errors import DataError, UsageError
 from atomsieve.evaluation.fit_mixture import mixture_of
 from atomsieve.gfm import ensemble_id, load_gfm, record_files, save_gfm, weights_id
+from atomsieve.gfm.manifest import MIXTURE
+from atomsieve.gfm.mixture_file import dump_mixture, read_mixture
 from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 from atomsieve.predict import Outside, Predictor, Status
 from atomsieve.structures import SourceInfo, StructureBatch, write_structures
-from atomsieve.uncertainty.head_mixture import (
-    MIXTURE,
-    Mixture,
-    composition,
-    from_hydragnn_mixture,
-    mixture_bytes,
-    read_mixture,
-    reference_gap,
-)
+from atomsieve.uncertainty.head_mixture import Mixture, composition, from_hydragnn_mixture, reference_gap
 from atomsieve.uncertainty.head_mixture_fit import fit_mixture
 from tests.helpers import copper_oxides
 
@@ -46,7 +40,7 @@ def gfm(path, members=2, mixture=None, kind="deep", **config):
     ensemble = Ensemble(ModelConfig(**given), HEADS, range(members), kind)
     folder = save_gfm(path, ensemble, default_head="oxides")
     if mixture is not None:
-        record_files(folder, {MIXTURE: mixture_bytes(mixture)})
+        record_files(folder, {MIXTURE: dump_mixture(mixture)})
     return folder
 
 
@@ -160,7 +154,7 @@ def test_a_mixture_is_part_of_the_ensemble_but_not_of_its_weights(tmp_path):
     before = ensemble_id(folder), weights_id(folder)
     with pytest.raises(UsageError, match=r"holds no learned mixture.*atomsieve mixture"):
         Predictor.load(folder, head="auto")
-    record_files(folder, {MIXTURE: mixture_bytes(net())})
+    record_files(folder, {MIXTURE: dump_mixture(net())})
     assert ensemble_id(folder) != before[0]
     assert weights_id(folder) == before[1]
     predictor = Predictor.load(folder)
@@ -179,9 +173,9 @@ def test_a_mixture_is_part_of_the_ensemble_but_not_of_its_weights(tmp_path):
     ("content", "said"),
     [
         (b"nonsense", "is not a mixture"),
-        (mixture_bytes(Mixture(("a", "b"), (*net().maps[:-1], (np.zeros((2, 8)), np.zeros(2))))), "mixes heads a, b"),
-        (mixture_bytes(net()).replace(b"net.2.weight", b"net.3.weight"), "must hold net.0.weight"),
-        (mixture_bytes(net()).replace(b"fractions", b"fractione"), "fractione"),
+        (dump_mixture(Mixture(("a", "b"), (*net().maps[:-1], (np.zeros((2, 8)), np.zeros(2))))), "mixes heads a, b"),
+        (dump_mixture(net()).replace(b"net.2.weight", b"net.3.weight"), "must hold net.0.weight"),
+        (dump_mixture(net()).replace(b"fractions", b"fractione"), "fractione"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, content, said):
@@ -259,7 +253,7 @@ def test_it_learns_which_head_a_composition_belongs_to(tmp_path):
     assert (weights.argmax(1)[1:] == head[1:] - 1).mean() > 0.95
     assert not weights[:, 2].any()
     content = (folder / MIXTURE).read_bytes()
-    assert mixture_bytes(found) == content
+    assert dump_mixture(found) == content
     mixture_of(folder, [tmp_path / "data.bp"])
     assert (folder / MIXTURE).read_bytes() == content
     assert json.loads((folder / "manifest.json").read_text())["files"][MIXTURE]["size"] == len(content)

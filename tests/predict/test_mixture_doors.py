@@ -9,6 +9,8 @@ from ase.calculators.calculator import CalculatorSetupError
 from atomsieve.calculators import GFMCalculator
 from atomsieve.errors import UsageError
 from atomsieve.gfm import record_files
+from atomsieve.gfm.manifest import MIXTURE
+from atomsieve.gfm.mixture_file import dump_mixture
 from atomsieve.predict import Predictor
 from atomsieve.remote.requests import ServedEnsemble
 from atomsieve.remote.wire import request_arrays
@@ -17,7 +19,7 @@ from atomsieve.screen.run import run_screen
 from atomsieve.serve.model.engine import Engine, describe_model
 from atomsieve.serve.model.settings import Settings
 from atomsieve.structures import write_structures
-from atomsieve.uncertainty.head_mixture import MIXTURE, Mixture, mixture_bytes
+from atomsieve.uncertainty.head_mixture import Mixture
 from tests.helpers import copper_oxides, tiny_gfm
 
 HEADS = ("organic", "metal")
@@ -27,7 +29,7 @@ HEADS = ("organic", "metal")
 def folder(tmp_path_factory):
     path = tiny_gfm(tmp_path_factory.mktemp("doors") / "gfm", members=2)
     rng = np.random.default_rng(1)
-    record_files(path, {MIXTURE: mixture_bytes(Mixture(HEADS, ((rng.normal(size=(2, 118)), rng.normal(size=2)),)))})
+    record_files(path, {MIXTURE: dump_mixture(Mixture(HEADS, ((rng.normal(size=(2, 118)), rng.normal(size=2)),)))})
     return path
 
 

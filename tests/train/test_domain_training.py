@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import AtomSieveError
+from atomsieve.gfm.domain_file import dump_domain, read_domain
 from atomsieve.gfm.folder import load_gfm
+from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.predict import Predictor
 from atomsieve.structures.open import open_structures
 from atomsieve.train.catalog import scan
@@ -17,7 +19,6 @@ from atomsieve.train.fits import fit_domains
 from atomsieve.train.outliers import clean
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, TRAIN, assign_parts
-from atomsieve.uncertainty.domain import DOMAIN, domain_bytes, read_domain
 from tests.helpers import copper_oxides, tiny_ensemble
 from tests.train.thread_ranks import on_threads
 
@@ -62,7 +63,7 @@ def test_ranks_share_the_heads():
     for size in (1, 2, 3):  # with three, one has no head
         every = on_threads(size, lambda team: fit_domains(tiny_ensemble(2), store, part, team, nullcontext()))
         assert all(set(found) == set(names) for found in every)
-        own = {domain_bytes(found, names) for found in every}
+        own = {dump_domain(found, names) for found in every}
         assert len(own) == 1  # every rank has them all
         fitted[size] = own.pop()
     assert fitted[1] == fitted[2] == fitted[3]

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.gfm.folder import load_gfm
+from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.train import distributed
 from atomsieve.train.config import dump_config
 from atomsieve.train.distributed import launched_by
-from atomsieve.uncertainty.domain import DOMAIN
 
 HERE, BIN = Path(__file__).parent, Path(sys.executable).parent
 LAUNCHERS = {

@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError
-from atomsieve.gfm.folder import load_gfm, read_calibration, read_manifest
+from atomsieve.gfm.folder import load_gfm, read_calibration
+from atomsieve.gfm.manifest import read_manifest
 from atomsieve.train import loop
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.config import dump_config

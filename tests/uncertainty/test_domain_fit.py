@@ -9,9 +9,11 @@ from safetensors.numpy import load, save
 
 from atomsieve.errors import DataError
 from atomsieve.gfm import load_gfm, record_files
+from atomsieve.gfm.domain_file import dump_domain, read_domain
+from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.graphs import build_graph
 from atomsieve.structures import StructureBatch
-from atomsieve.uncertainty.domain import DOMAIN, POWER, SUMS, domain_bytes, pair_limits, pooled, read_domain, relatives
+from atomsieve.uncertainty.domain import POWER, SUMS, pair_limits, pooled, relatives
 from atomsieve.uncertainty.domain_fit import (
     _features,
     _hold_back,
@@ -167,7 +169,7 @@ def test_features_are_of_the_graph_that_was_trained_on(batch):
 
 def test_the_fit_is_deterministic(domain, encoder, batch):
     again = fit_head(encoder, batch.take, np.arange(80), np.arange(80, 120))
-    assert domain_bytes({"metal": domain}, ["metal"]) == domain_bytes({"metal": again}, ["metal"])
+    assert dump_domain({"metal": domain}, ["metal"]) == dump_domain({"metal": again}, ["metal"])
 
 
 def test_power_mean_without_atoms():
@@ -249,7 +251,7 @@ def test_a_pair_that_chance_cannot_explain_away_has_no_relatives(rules):
 @pytest.fixture
 def folder(domain, tmp_path):
     path = tiny_gfm(tmp_path / "gfm")
-    record_files(path, {DOMAIN: domain_bytes({"metal": domain}, ["organic", "metal"])})
+    record_files(path, {DOMAIN: dump_domain({"metal": domain}, ["organic", "metal"])})
     return path
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from atomsieve.export.interface import Slot, inputs, outputs
 from atomsieve.gfm import ExportEntry, Manifest, read_manifest
 from atomsieve.gfm.exports import FOLDER, check_export
-from atomsieve.gfm.folder import MANIFEST
+from atomsieve.gfm.manifest import MANIFEST
 from atomsieve.remote.wire import TRITON_TYPES
 from atomsieve.serve.model.settings import GFM, GRAPH_FILE, graph_model_name
 from atomsieve.serve.repository.config import ALL_VERSIONS, config_parameters, format_message, format_parameters

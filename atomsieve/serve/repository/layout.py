@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, require
-from atomsieve.gfm.folder import MANIFEST
+from atomsieve.gfm.manifest import MANIFEST
 from atomsieve.serve.model.settings import GFM, Settings
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
