@@ -94,7 +94,6 @@ def main() -> None:
     ways = [
         ("edges", apart),
         ("edges", together),
-        ("table", together),
         ("native", apart),
         ("native", together),
         ("layers", apart),
@@ -104,7 +103,7 @@ def main() -> None:
     for task in (predict, learn):
         base = 0.0
         for way, models in ways:
-            if (way in ("table", "layers") and task is learn) or (way in ("native", "layers") and kernels() is None):
+            if (way == "layers" and task is learn) or (way in ("native", "layers") and kernels() is None):
                 continue
             with mock.patch.multiple(painn, **patches(way)):
                 seconds = median_time(functools.partial(task, models, graph), options.repeats)

@@ -6,7 +6,6 @@ Encoders are written against `EdgeGraph`; its two forms are `Graph` and `atomsie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -138,18 +137,3 @@ class Graph:
             self.vec.to(where),
             self.neighbors.to(where),
         )
-
-    @cached_property
-    def table(self) -> tuple[Tensor, Tensor]:
-        """Padded neighbour table: `nbr [N,K]` int64 (padding: the atom itself) and `slot [E]`, each edge's place in it.
-
-        K is the largest number of neighbours, at least 1. `x.new_zeros(N*K, ...).index_copy(0, slot, x)` lays edge data
-        out on the table; padding slots get zero, which a filter turns into no message.
-        """
-        row_ptr, receiver = self.neighbors.row_ptr, self.neighbors.receiver
-        counts = row_ptr[1:] - row_ptr[:-1]
-        width = max(int(counts.max()) if len(counts) else 0, 1)
-        slot = receiver * width + torch.arange(self.n_edges, device=receiver.device) - row_ptr[:-1][receiver]
-        nbr = torch.arange(self.n_atoms, device=receiver.device).repeat_interleave(width)
-        nbr = nbr.index_copy(0, slot, self.neighbors.sender)
-        return nbr.view(self.n_atoms, width), slot

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from atomsieve.errors import DataError, UsageError
 from atomsieve.graphs import build_graph, count_edges, neighbor_list
 from atomsieve.graphs.estimate import edge_budget_estimate
+from atomsieve.graphs.table import EMPTY, TableGraph, table_arrays
 from atomsieve.structures.batch import StructureBatch
 from tests.graphs.awkward_cells import AWKWARD, single, structures, together
 from tests.graphs.neighbor_checks import IMPLEMENTATIONS, lengths, rows, vectors
@@ -120,19 +121,61 @@ def test_nothing_at_all(implementation):
     assert graph.neighbors.complete
     alone = build_graph(AWKWARD["one atom, no cell"], CUTOFF, implementation=implementation)
     assert alone.neighbors.row_ptr.tolist() == [0, 0]
-    assert alone.table[0].tolist() == [[0]]
+    assert table_arrays(alone.neighbors, 1)["neighbors"].tolist() == [[EMPTY]]
 
 
 def test_table_holds_the_list():
     graph = build_graph(together(), CUTOFF)
-    nbr, slot = graph.table
-    counts = graph.neighbors.row_ptr.diff()
-    assert nbr.shape == (graph.n_atoms, int(counts.max()))
-    assert torch.equal(nbr.view(-1)[slot], graph.neighbors.sender)
-    assert torch.equal(slot // nbr.shape[1], graph.neighbors.receiver)
-    padding = torch.ones(nbr.numel(), dtype=torch.bool).index_fill(0, slot, False).view_as(nbr)
-    own = torch.arange(graph.n_atoms)[:, None].expand_as(nbr)
-    assert torch.equal(nbr[padding], own[padding])
+    arrays = table_arrays(graph.neighbors, graph.n_atoms, reverse=True)
+    table, shifts, reverse = (arrays[name] for name in ("neighbors", "shifts", "reverse"))
+    counts, sent = graph.neighbors.row_ptr.diff(), torch.bincount(graph.neighbors.sender)
+    assert table.shape == (graph.n_atoms, int(counts.max()))
+    assert reverse.shape == (graph.n_atoms, int(sent.max()))
+    receiver, place = np.nonzero(table != EMPTY)
+    assert np.array_equal(receiver, graph.neighbors.receiver) and np.array_equal(place, placed(counts))
+    assert np.array_equal(table[receiver, place], graph.neighbors.sender)
+    assert np.array_equal(shifts[receiver, place], graph.neighbors.shift)
+    assert not shifts[table == EMPTY].any()
+    sender, _ = np.nonzero(reverse != EMPTY)
+    assert np.array_equal(table.ravel()[reverse[reverse != EMPTY]], sender)
+    assert len(sender) == graph.n_edges
+
+
+def placed(counts: torch.Tensor) -> np.ndarray:
+    """Return the places 0, 1, ... of each atom's edges in its row."""
+    return np.concatenate([np.arange(n) for n in counts.tolist()])
+
+
+@pytest.mark.parametrize("keep", [None, 7])
+def test_the_two_forms_of_a_graph_gather_and_sum_alike(keep):
+    edges = build_graph(together(SMALL), CUTOFF, max_neighbors=keep, dtype=torch.float64)
+    given = {n: torch.from_numpy(a) for n, a in table_arrays(edges.neighbors, edges.n_atoms, reverse=True).items()}
+    full = given["neighbors"] != EMPTY
+    own = torch.arange(edges.n_atoms).unsqueeze(1)
+    senders = torch.where(full, given["neighbors"], own)
+    table = TableGraph(edges.numbers, edges.structure, senders, given["reverse"], full)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, edges.n_atoms, 3, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(2, edges.n_atoms, 3, 4, dtype=torch.float64, generator=generator)
+
+    def gradient(graph):
+        total = graph.sum_edges(graph.senders(x).square() * torch.sin(graph.receivers(x)), x)
+        (first,) = torch.autograd.grad((total * weight).sum(), x, create_graph=graph is edges)
+        return total, first
+
+    (found, by_table), (wanted, by_edges) = gradient(table), gradient(edges)
+    assert torch.allclose(found, wanted, atol=1e-12) and torch.allclose(by_table, by_edges, atol=1e-12)
+    (second,) = torch.autograd.grad(by_edges.square().sum(), x)
+    assert torch.isfinite(second).all() and float(second.abs().max()) > 0
+    ones = torch.ones(1, edges.n_atoms, dtype=torch.float64)
+    assert torch.equal(table.sum_edges(table.senders(ones))[0], edges.neighbors.row_ptr.diff().double())
+
+
+def test_a_table_with_paired_gradients_gives_no_edges_to_others():
+    numbers = torch.ones(2, dtype=torch.int64)
+    table = TableGraph(numbers, numbers - 1, numbers.unsqueeze(1), None, numbers.unsqueeze(1) > 0)
+    with pytest.raises(ValueError, match="edges_in_messages_only"):
+        table.senders(torch.zeros(1, 2, 3))
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""The compiled message, and the one on the padded table, against the plain one over edges."""
+"""The compiled message against the plain one over edges."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("members", "width", "radial"), [(1, 16, 1), (2, 32, 8), (3, 48, 13)])
-@pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_kernels), "table"])
+@pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_kernels)])
 def test_value_and_first_derivatives_equal_the_plain_message(implementation, members, width, radial):
     results = {}
     for name in (implementation, "edges"):
@@ -96,7 +96,7 @@ def test_result_does_not_depend_on_the_number_of_threads():
         assert torch.equal(g, outcomes[0][1])
 
 
-@pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_kernels), "table", "edges"])
+@pytest.mark.parametrize("implementation", [pytest.param("native", marks=needs_kernels), "edges"])
 def test_a_lone_atom_receives_nothing(implementation):
     graph, x, basis, unit, weights = inputs(lone_atom(), 2, 16, 4)
     y = message(x, basis, unit, weights, graph, implementation)
@@ -104,7 +104,7 @@ def test_a_lone_atom_receives_nothing(implementation):
     assert not y.detach().any()
 
 
-@pytest.mark.parametrize("implementation", ["native", "table"])
+@pytest.mark.parametrize("implementation", ["native"])
 def test_a_truncated_list_is_refused_where_symmetry_is_needed(implementation):
     batch = copper_oxides(3)
     graph = build_graph(batch, CUTOFF, max_neighbors=2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The PaiNN message of a stack of members: one operation, four implementations, twice differentiable.
+"""The PaiNN message of a stack of members: one operation, three implementations, twice differentiable.
 
 `message(x, basis, unit, weights, graph)` maps node payloads to what each atom receives (Schuett et al., ICML
 2021, eq. 7-8):
@@ -13,7 +13,6 @@ Shapes: `x [K,N,5,F]` holds (p_s, p_b, q_x, q_y, q_z), `basis [K,E,R]`, `unit [K
 
 from __future__ import annotations
 
-import ctypes
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,10 +23,10 @@ from torch.autograd.function import once_differentiable
 from atomsieve.graphs.graph import EdgeGraph, Graph
 from atomsieve.graphs.table import TableGraph
 from atomsieve.models.encoder import Wanted
+from atomsieve.models.messages.buffers import SUFFIX, call_kernel
 from atomsieve.models.messages.table import message_on_table_graph
 from atomsieve.native import kernels
 
-SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _LANES = 16  # channels must fill whole vectors of the compiled kernels
 
 
@@ -43,8 +42,8 @@ def message(
     """Return what each atom receives, `[K,N,4,F]` (see the module's page).
 
     wanted : what backward passes through the result are for; may be changed between passes.
-    implementation : "native" (compiled, CPU, complete lists), "table" (padded neighbour table, complete lists),
-        "triton" (fused, GPU, once differentiable), "edges" (any list, any device), or "auto": the first that serves.
+    implementation : "native" (compiled, CPU, complete lists), "triton" (fused, GPU, once differentiable), "edges" (any
+        list, any device), or "auto": the first that serves.
     """
     if isinstance(graph, TableGraph):
         return message_on_table_graph(x, basis, unit, weights, graph)
@@ -55,23 +54,17 @@ def message(
             implementation = "triton"
             if not (wanted or Wanted()).parameters:  # which it does not give
                 weights = weights.detach()
-        if implementation == "edges" and table_serves(graph, wanted or Wanted()):
-            implementation = "table"
-    if implementation in ("native", "table") and not graph.neighbors.symmetric:
-        raise ValueError(
-            f"the {implementation} message needs a complete neighbour list; use 'edges' on a truncated one"
-        )
+    if implementation == "native" and not graph.neighbors.symmetric:
+        raise ValueError("the native message needs a complete neighbour list; use 'edges' on a truncated one")
     if implementation == "native":
         return _Native.apply(x, basis, unit, weights, graph, wanted or Wanted())
-    if implementation == "table":
-        return message_on_table(x, basis, unit, weights, graph)
     if implementation == "triton":
         from atomsieve.models.messages.triton_kernels import message_on_gpu
 
         return message_on_gpu(x, basis, unit, weights, graph)
     if implementation == "edges":
         return message_on_edges(x, basis, unit, weights, graph)
-    raise ValueError(f"unknown message implementation {implementation!r}; allowed: auto, native, table, triton, edges")
+    raise ValueError(f"unknown message implementation {implementation!r}; allowed: auto, native, triton, edges")
 
 
 def native_serves(x: Tensor, graph: Graph) -> bool:
@@ -91,15 +84,6 @@ def triton_serves(x: Tensor, wanted: Wanted) -> bool:
     return x.device.type == "cuda" and x.dtype in SUFFIX and not learning and find_spec("triton") is not None
 
 
-def table_serves(graph: Graph, wanted: Wanted) -> bool:
-    """Say whether the padded table can be used and is not mostly padding."""
-    if wanted.twice or not graph.neighbors.symmetric or not graph.n_edges:
-        return False
-    row_ptr = graph.neighbors.row_ptr
-    widest = int((row_ptr[1:] - row_ptr[:-1]).max())
-    return widest * graph.n_atoms <= 2 * graph.n_edges
-
-
 def message_on_edges(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph) -> Tensor:
     """Compute the message with one row per edge: any list, any device, differentiable any number of times."""
     members, atoms, _, width = x.shape
@@ -110,102 +94,6 @@ def message_on_edges(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, gr
     dv = w_a.unsqueeze(2) * sent[:, :, 2:] + (w_b * sent[:, :, 1]).unsqueeze(2) * unit.unsqueeze(3)
     out = x.new_zeros(members, atoms, 4, width)
     return out.index_add(1, receiver, torch.cat([ds, dv], dim=2))
-
-
-def message_on_table(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph) -> Tensor:
-    """Compute the message on the padded neighbour table `[N,W]`: no scatter, forward or backward.
-
-    The backward gathers with the same table, because the list is symmetric: needs equal `basis` and opposite `unit`
-    on an edge and its reverse. Differentiable once.
-    """
-    nbr, slot = graph.table
-    members, atoms, _, width = x.shape
-    wide = nbr.shape[1]
-    filters = torch.bmm(basis, weights)
-    laid = (
-        x.new_zeros(members, atoms * wide, 3 * width).index_copy(1, slot, filters).view(members, atoms, wide, 3, width)
-    )
-    turned = x.new_zeros(members, atoms * wide, 3).index_copy(1, slot, unit).view(members, atoms, wide, 3)
-    return _Table.apply(x, laid, turned, nbr)
-
-
-class _Table(torch.autograd.Function):
-    """Message on the table; x [K,N,5,F], filters [K,N,W,3,F], unit [K,N,W,3], nbr [N,W]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Tensor, unit: Tensor, nbr: Tensor) -> Tensor:
-        ctx.save_for_backward(x, filters, unit, nbr)
-        near = x.index_select(1, nbr.reshape(-1)).view(*filters.shape[:3], 5, -1)
-        w_s, w_a, w_b = filters.unbind(3)
-        ds = (w_s * near[:, :, :, 0]).sum(2)
-        pushed = (w_b * near[:, :, :, 1]).unsqueeze(3) * unit.unsqueeze(4)
-        dv = (w_a.unsqueeze(3) * near[:, :, :, 2:] + pushed).sum(2)
-        return torch.cat([ds.unsqueeze(2), dv], dim=2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, filters, unit, nbr = ctx.saved_tensors
-        flat, shape = nbr.reshape(-1), filters.shape[:3]
-        w_s, w_a, w_b = filters.unbind(3)
-        near = x.index_select(1, flat).view(*shape, 5, -1)
-        far = grad.index_select(1, flat).view(*shape, 4, -1)
-        here = grad.unsqueeze(2)
-        u = unit.unsqueeze(4)
-        along_far = (far[:, :, :, 1:] * u).sum(3)
-        along = (here[:, :, :, 1:] * u).sum(3)
-        grad_x = torch.cat(
-            [
-                (w_s * far[:, :, :, 0]).sum(2).unsqueeze(2),
-                -(w_b * along_far).sum(2).unsqueeze(2),
-                (w_a.unsqueeze(3) * far[:, :, :, 1:]).sum(2),
-            ],
-            dim=2,
-        )
-        p_b = near[:, :, :, 1]
-        grad_a = (here[:, :, :, 1:] * near[:, :, :, 2:]).sum(3)
-        grad_filters = torch.stack([here[:, :, :, 0] * near[:, :, :, 0], grad_a, along * p_b], dim=3)
-        grad_unit = (here[:, :, :, 1:] * (w_b * p_b).unsqueeze(3)).sum(4)
-        return grad_x, grad_filters, grad_unit, None
-
-
-def pointer(t: Tensor | None) -> ctypes.c_void_p:
-    """Return where the data of a tensor lies, null for None."""
-    return ctypes.c_void_p(t.data_ptr() if t is not None else None)
-
-
-def edge_data(t: Tensor) -> tuple[Tensor, int]:
-    """Return edge data and its stride over members: 0 where all members share one array."""
-    if t.shape[0] > 1 and t.stride(0) == 0 and t[0].is_contiguous():
-        return t, 0
-    t = t.contiguous()
-    return t, t.stride(0) if t.shape[0] > 1 else 0
-
-
-def call_kernel(
-    name: str, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, *rest: Tensor | None
-) -> None:
-    """Call a compiled kernel of the message: "forward", "vjp", "pull" or "second", with its further arrays `rest`."""
-    library = kernels()
-    assert library is not None
-    function = getattr(library, f"message_{name}_{SUFFIX[x.dtype]}")
-    members, atoms, _, width = x.shape
-    sizes = (members, atoms, graph.n_edges, width, basis.shape[-1])
-    a, a_stride = edge_data(basis)
-    u, u_stride = edge_data(unit)
-    list_ = graph.neighbors
-    function(
-        *(ctypes.c_int64(n) for n in sizes),
-        pointer(list_.row_ptr),
-        pointer(list_.sender),
-        pointer(x),
-        pointer(a),
-        ctypes.c_int64(a_stride),
-        pointer(u),
-        ctypes.c_int64(u_stride),
-        pointer(weights),
-        *(pointer(t) for t in rest),
-    )
 
 
 class _Native(torch.autograd.Function):

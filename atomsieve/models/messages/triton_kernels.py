@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from atomsieve.graphs.graph import Graph
-from atomsieve.models.messages.message import edge_data
+from atomsieve.models.messages.buffers import edge_data
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from atomsieve.models.basis import Geometry
 from atomsieve.models.encoder import Wanted
 from atomsieve.models.layers import StackedLinear, StackedMLP, product
 from atomsieve.models.messages import message as messages
-from atomsieve.models.messages.message import SUFFIX, call_kernel, pointer
+from atomsieve.models.messages.buffers import SUFFIX, call_kernel, pointer
 from atomsieve.native import kernels
 
 
