@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from ensemble import crystals, median_time
 
-from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.export.artefact import Artefact
 from atomsieve.export.spec import Spec, entry_of, import_format, machine
 from atomsieve.export.trace import example_inputs, trace
@@ -38,6 +37,7 @@ from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 from atomsieve.models.messages.message import message
 from atomsieve.models.painn import encoder as painn
 from atomsieve.predict.backends.native import NativeBackend
+from atomsieve.runs.environment import ALLOCATOR
 
 ROUTES = ("edges", "native", "compile", "torchscript", "onnx", "pt2")
 ATOMS = 20

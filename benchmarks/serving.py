@@ -34,13 +34,13 @@ import numpy as np
 from backends import ATOMS, ensemble_of
 from ensemble import crystals
 
-from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.graphs import edge_budget_estimate
 from atomsieve.predict import Prediction, Predictor
 from atomsieve.predict.packing import BUDGETS, pack
 from atomsieve.remote.transport import EndpointError, Transport
 from atomsieve.remote.url import parse_url
 from atomsieve.remote.wire import outputs_for, prediction_from_arrays, request_arrays
+from atomsieve.runs.environment import ALLOCATOR
 from atomsieve.serve.installation import assemble_backends, find_server
 from atomsieve.serve.model.settings import Settings
 from atomsieve.serve.repository.layout import RepositoryModel

@@ -19,7 +19,7 @@ from atomsieve.cli.common import (
     StructuresArgument,
     console,
 )
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -338,7 +338,7 @@ def _generate(recipe: Recipe, out: Path, number: int, seed: int, positions: str,
             writer.append(batch)
             advance(len(batch))
     if rank == 0:
-        console(quiet=quiet).print(f"{counted(number, 'structure')} in {out}", highlight=False)
+        console(quiet=quiet).print(f"{pluralize(number, 'structure')} in {out}", highlight=False)
 
 
 def _team() -> tuple[Any, int, int]:
@@ -403,7 +403,7 @@ def export_command(
         with _bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:
             written, skipped = export(reader, out, selection, overwrite=overwrite, progress=advance)
     screen = console(quiet=quiet)
-    screen.print(f"{counted(written, 'structure')} in {out}", highlight=False)
+    screen.print(f"{pluralize(written, 'structure')} in {out}", highlight=False)
     if skipped:
         form = find_writer(out)
         assert form is not None  # it was written

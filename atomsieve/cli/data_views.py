@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def show_report(report: ConvertReport, screen: Console) -> None:
 
 def show_summary(found: dict[str, Any], screen: Console) -> None:
     """Print the summary of a dataset."""
-    size = f": {counted(found['structures'], 'structure')}, {counted(found['atoms'], 'atom')}"
+    size = f": {pluralize(found['structures'], 'structure')}, {pluralize(found['atoms'], 'atom')}"
     screen.print(Text.assemble((found["path"], "bold"), size))
     if sizes := found["atoms_per_structure"]:
         screen.print(

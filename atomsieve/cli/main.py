@@ -158,9 +158,9 @@ def run(program: str, args: list[str] | None = None) -> int:
     args = [a for a in options if a != "--debug"] + args[len(options) :]
     _set_up_logging(debug)
     if debug:
-        from atomsieve.cli.launch import described
+        from atomsieve.runs.environment import format_environment
 
-        print(described(dict(os.environ)), file=sys.stderr)
+        print(format_environment(dict(os.environ)), file=sys.stderr)
     try:
         command = load_verb("screen") if program == "screen" else _atomsieve_command()
         if not args:

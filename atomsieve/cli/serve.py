@@ -233,7 +233,7 @@ def _run(
     import sys
     from dataclasses import replace
 
-    from atomsieve.cli.launch import without_own_threads
+    from atomsieve.runs.environment import drop_own_threads
     from atomsieve.serve.installation import find_server
     from atomsieve.serve.logs import Log
     from atomsieve.serve.server.access import require_free_ports
@@ -276,7 +276,7 @@ def _run(
             threads=threads,
             on_ready=ready,
             scratch=[scratch],
-            environ=without_own_threads(dict(os.environ)),
+            environ=drop_own_threads(dict(os.environ)),
         ).run()
     finally:
         log.close()

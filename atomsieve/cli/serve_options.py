@@ -277,7 +277,7 @@ class ModelOptions:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
             raise UsageError(f"unknown device {device!r}; allowed: auto, cpu, cuda, cuda:N")
         if device == "auto":
-            from atomsieve.predict.backends.select import choose_device
+            from atomsieve.devices import choose_device
 
             device = choose_device(device).type
         limits = Limits(

@@ -207,7 +207,7 @@ def measured(folder: str | Path, entry: ExportEntry, place: Path, checks: Checks
     AtomSieveError
         in one line if the artefact does not open or run, or takes the process down.
     """
-    from atomsieve.cli.launch import prepared
+    from atomsieve.runs.environment import missing_variables
 
     with tempfile.TemporaryDirectory(prefix="atomsieve-check-") as work:
         given, said, out = (Path(work) / name for name in ("checks.npz", "entry.json", "out.npz"))
@@ -216,7 +216,7 @@ def measured(folder: str | Path, entry: ExportEntry, place: Path, checks: Checks
         command = [sys.executable, "-m", "atomsieve.export.measure", str(folder), str(given), str(out)]
         command += ["--entry", str(said), "--place", str(place)]
         environment = dict(os.environ)
-        environment |= prepared(environment)
+        environment |= missing_variables(environment)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
             raise AtomSieveError(_why(entry.key, done.returncode, done.stderr))

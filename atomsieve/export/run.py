@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from atomsieve.devices import choose_device
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.export import fidelity
 from atomsieve.export.interface import OUTPUTS
@@ -20,7 +21,6 @@ from atomsieve.export.trust import trust
 from atomsieve.gfm import ExportEntry, Manifest, load_gfm, read_manifest, record_exports, same_weights, weights_id
 from atomsieve.gfm.exports import FOLDER, check_export
 from atomsieve.models import Ensemble
-from atomsieve.predict.backends.select import choose_device
 from atomsieve.runs.lock import PathLock
 from atomsieve.structures.manifest import sync_file, sync_folder
 

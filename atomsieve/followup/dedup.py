@@ -37,7 +37,7 @@ from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.groups import make_composition_keys
 from atomsieve.screen.selection.select import Selection, select_one_head
 from atomsieve.structures import StructureBatch
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 VACUUM = 5.0
 """Angstrom; a structure with so much empty space along an axis is a slab, a wire or a molecule; one with less along an
@@ -173,8 +173,8 @@ def format_dedup_lines(report: DedupReport) -> list[str]:
     """Return what people read of a command: how many rows are left, and how they were compared."""
     found, tolerances, n = report.found, report.tolerances, len(report.rows)
     lines = [
-        f"{counted(report.written, 'different structure')} among the best {counted(n, 'row')}, "
-        f"{counted(n - report.written, 'duplicate')}; pairs compared: {found.compared:,}",
+        f"{pluralize(report.written, 'different structure')} among the best {pluralize(n, 'row')}, "
+        f"{pluralize(n - report.written, 'duplicate')}; pairs compared: {found.compared:,}",
         f"{report.out}, {report.duplicates}",
     ]
     if report.mixed is not None:

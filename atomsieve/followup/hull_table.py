@@ -29,7 +29,7 @@ from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.screened_input import open_screened_input
 from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.select import Selection, select_one_head
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 NEAR_HULL = 0.05
 """eV/atom; rows at most so far above the hull are counted in the lines for people."""
@@ -110,13 +110,13 @@ def format_hull_lines(table: HullTable) -> list[str]:
     ]
     if table.known:
         lines.append(
-            f"{counted(table.known, 'row')} in {counted(hull.systems, 'chemical system')}: "
+            f"{pluralize(table.known, 'row')} in {pluralize(hull.systems, 'chemical system')}: "
             f"{np.count_nonzero(above <= 0):,} on or below the hull of the references (within {ROUNDING:g} eV/atom), "
             f"{np.count_nonzero(above <= NEAR_HULL):,} at most {NEAR_HULL:g} eV/atom above it"
         )
     if missing := sorted({z for row in hull.missing for z in row}):
         n = sum(bool(row) for row in hull.missing)
-        which = f"{counted(n, 'row')} {'has' if n == 1 else 'have'} no hull" if table.known else "no row has a hull"
+        which = f"{pluralize(n, 'row')} {'has' if n == 1 else 'have'} no hull" if table.known else "no row has a hull"
         lines.append(
             f"{which}: no reference is the element {', '.join(element_symbol(z) for z in missing)}; add structures of "
             "these elements to --references"

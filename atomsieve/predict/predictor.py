@@ -11,6 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from atomsieve.devices import choose_device
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.gfm import Manifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.gfm.domain_file import read_domain
@@ -19,7 +20,7 @@ from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.predict.backends.interface import Backend
-from atomsieve.predict.backends.select import choose_device, open_backend
+from atomsieve.predict.backends.select import open_backend
 from atomsieve.predict.base import DeferredCall
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.domain_test import DomainTest

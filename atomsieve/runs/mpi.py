@@ -1,11 +1,21 @@
-"""The processes of one run: one alone, or the ranks of an MPI job, behind the same few verbs.
+"""Ranks of one job: a process alone, or the ranks of an MPI job, behind one interface.
 
-Chunks are handed out by an atomic counter in a window on rank 0, so no rank is lost to being a master. mpi4py is
-imported only when a launcher started several processes.
+A long job is written once, for any number of ranks:
+
+    comm = connect_ranks()
+    with guard_ranks(comm):
+        plan = comm.run_on_all(make_plan, path)          # every rank runs it; an error on one ends all
+        comm.run_on_first(create_files, plan)            # rank 0 runs it; every rank gets its value
+        for item in comm.claim(plan.items):              # each item goes to one rank
+            compute(item)
+
+Work is handed out by an atomic counter in an MPI window on rank 0, so that no rank is spent on being a master. mpi4py
+is imported only when a launcher started several processes.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -17,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,22 +36,31 @@ from atomsieve.errors import EXIT_ERROR, EXIT_INTERRUPTED, AtomSieveError, Inter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 """What launchers tell their processes: Open MPI, MPICH (and Intel, Cray), MVAPICH, PMIx, Slurm's srun."""
 
-NEXT, DONE, FAILED, HALTED, QUEUES, SLOTS = 0, 1, 2, 3, 4, 4 + 4096  # places of the shared board, int64
-DRAIN = 0.5  # seconds for the launcher to pass on what a rank said: an abort drops what is still in its pipes
-STOPPED = 1 << 60  # added to NEXT: nothing is handed out after it
+NEXT, DONE, FAILED, HALTED, QUEUES, SLOTS = 0, 1, 2, 3, 4, 4 + 4096  # places of the shared counters, int64
+DRAIN_SECONDS = 0.5  # time for the launcher to forward what a rank printed: an abort drops what is in its pipes
+STOPPED = 1 << 60  # added to NEXT: no item is handed out after it
 
 
-class Agreed(SystemExit):
-    """Leaves a rank quietly: all ranks know of the error, and one of them reports it."""
+class SilentExit(SystemExit):
+    """Ends a rank without a message: all ranks know of the error, and another rank reports it."""
 
 
-class Team:
-    """One process alone; `MpiTeam` is the same for several."""
+class Communicator:
+    """A process alone; `MpiCommunicator` has the same interface for several ranks.
+
+    Attributes
+    ----------
+    rank, size : number of this process among all of the job (0-based), and how many there are.
+    local_rank, local_size : the same among the processes of this machine.
+    shared_error : an error that every rank knows of, or None; set by `run_on_all`.
+    save_traceback : called by `guard_ranks` with the traceback of an error that is no `AtomSieveError`.
+    """
 
     rank = 0
     size = 1
@@ -49,94 +68,112 @@ class Team:
     local_size = 1
 
     def __init__(self) -> None:
-        self._board = np.zeros(SLOTS, np.int64)
-        self.agreed: BaseException | None = None  # an error that every rank knows of
-        self.record: Callable[[str], None] = lambda text: None  # where the traceback of a fatal error is kept
+        self._counters = np.zeros(SLOTS, np.int64)
+        self.shared_error: BaseException | None = None
+        self.save_traceback: Callable[[str], None] = lambda text: None
 
-    # -- the shared board ----------------------------------------------------------------------------------------
+    # -- shared counters -----------------------------------------------------------------------------------------
 
-    def _add(self, slot: int, amount: int) -> int:
-        """Add to a place of the board, atomically; return what was there before."""
-        before = int(self._board[slot])
-        self._board[slot] += amount
+    def _fetch_and_add(self, slot: int, amount: int) -> int:
+        """Add to a shared counter, atomically; return its value from before."""
+        before = int(self._counters[slot])
+        self._counters[slot] += amount
         return before
 
-    def claims(self, todo: Sequence[int], queue: NDArray[np.int64] | None = None, own: int = 0) -> Iterator[int]:
-        """Yield chunks of `todo` (the same on every rank) that no other rank got, until none is left or `stop`.
+    def claim(self, todo: Sequence[int], queue: NDArray[np.int64] | None = None, own: int = 0) -> Iterator[int]:
+        """Yield items of `todo` (the same on every rank) that no other rank got, until none is left or `stop_claims`.
 
-        queue : [len(todo)], the queue in which each chunk waits, below `SLOTS - QUEUES`; the same on every rank. None
-            means one queue. own : the queue that this rank works on first; then it helps with the others.
+        queue : [len(todo)], the queue in which each item waits, below `SLOTS - QUEUES`; the same on every rank. None
+            means one queue. own : the queue from which this rank takes first; then it helps with the others.
         """
         if queue is None:
-            while (turn := self._add(NEXT, 1)) < len(todo):
+            while (turn := self._fetch_and_add(NEXT, 1)) < len(todo):
                 yield int(todo[turn])
             return
         waiting = [np.flatnonzero(queue == q) for q in range(int(queue.max(initial=0)) + 1)]
         order = deque([own % len(waiting), *(q % len(waiting) for q in range(own + 1, own + len(waiting)))])
-        while self._add(NEXT, 1) < len(todo):  # a permit: somewhere one is left for each that is given
-            while (turn := self._add(QUEUES + order[0], 1)) >= len(waiting[order[0]]):
+        # A turn of NEXT is a permit: for each permit below len(todo), one item waits in some queue.
+        while self._fetch_and_add(NEXT, 1) < len(todo):
+            while (turn := self._fetch_and_add(QUEUES + order[0], 1)) >= len(waiting[order[0]]):
                 order.popleft()
             yield int(todo[waiting[order[0]][turn]])
 
-    def again(self) -> None:
-        """Let the next `claims`, of one queue, begin anew; every rank must call it, when no claims are at hand."""
-        self.gather(None)
+    def reset_claims(self) -> None:
+        """Let the next `claim`, of one queue, begin anew; every rank must call it, outside of a `claim`."""
+        self.all_gather(None)
         if self.rank == 0:
             for slot in (NEXT, HALTED):
-                self._add(slot, -self._add(slot, 0))
-        self.gather(None)
+                self._fetch_and_add(slot, -self._fetch_and_add(slot, 0))
+        self.all_gather(None)
 
-    def stop(self) -> None:
-        """Hand out no more chunks, to any rank."""
-        if self._add(HALTED, 1) == 0:  # once for all ranks: a few more would be too much for 64 bits
-            self._add(NEXT, STOPPED)
+    def stop_claims(self) -> None:
+        """Hand out no more items, to any rank."""
+        if self._fetch_and_add(HALTED, 1) == 0:  # once for all ranks: a few times STOPPED would overflow 64 bits
+            self._fetch_and_add(NEXT, STOPPED)
 
-    def report(self, done: int, failed: int) -> None:
+    def count_done(self, done: int, failed: int) -> None:
         """Count structures as done, and some of them as failed."""
-        self._add(DONE, done)
-        self._add(FAILED, failed)
+        self._fetch_and_add(DONE, done)
+        self._fetch_and_add(FAILED, failed)
 
-    def totals(self) -> tuple[int, int]:
+    def read_counts(self) -> tuple[int, int]:
         """Return the structures done and failed so far in this run, on all ranks."""
-        return self._add(DONE, 0), self._add(FAILED, 0)
+        return self._fetch_and_add(DONE, 0), self._fetch_and_add(FAILED, 0)
 
-    def poke(self) -> None:
+    def drive_progress(self) -> None:
         """Let the MPI library serve the other ranks; called between batches, as some transports need it."""
 
-    # -- agreement -----------------------------------------------------------------------------------------------
+    # -- collective calls: every rank must make them, in the same order ------------------------------------------
 
-    def gather(self, value: T) -> list[T]:
-        """Return the values of all ranks, on every rank."""
+    def all_gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, in the order of ranks, on every rank."""
         return [value]
 
-    def collect(self, value: T) -> list[T] | None:
+    def gather_on_first(self, value: T) -> list[T] | None:
         """Return the values of all ranks on rank 0, None elsewhere."""
         return [value]
 
-    def merged(self, value: T, merge: Callable[[T, T], T]) -> T | None:
-        """Return the values of all ranks merged two and two on rank 0, None elsewhere; no rank holds all at once.
+    def reduce_on_first(self, value: T, merge: Callable[[T, T], T]) -> T | None:
+        """Return the values of all ranks, merged in pairs, on rank 0, None elsewhere; no rank holds all at once.
 
-        `merge` must give the same whatever the order.
+        `merge` must be associative and commutative.
         """
         return value
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Run `work` on every rank; if it fails on any, all leave: the lowest rank that failed raises its error."""
-        return work()
+    def run_on_all(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `step` on every rank and return this rank's value; if it fails on any rank, all ranks leave.
 
-    def first(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 and return its value on every rank; if it fails there, all ranks leave."""
-        return work()
+        The lowest rank on which it failed raises its error, the others raise `SilentExit`. A step may call
+        `run_on_all` and `run_on_first` itself. No rank may fail between other collective calls of a step.
+        """
+        return step(*args, **kwargs)
+
+    def run_on_first(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `step` on rank 0 and return its value on every rank; if it fails there, all ranks leave."""
+        return step(*args, **kwargs)
 
     def abort(self, code: int) -> None:
-        """End all ranks now."""
+        """End all ranks now, with this exit code."""
         sys.exit(code)
 
     def close(self) -> None:
-        """Give the shared board back; every rank must call it."""
+        """Free the shared counters; every rank must call it."""
 
 
-class MpiTeam(Team):
+def collective(step: Callable[Concatenate[Communicator, P], T]) -> Callable[Concatenate[Communicator, P], T]:
+    """Decorate a step whose first argument is the communicator: an error on one rank makes all ranks leave together.
+
+    `@collective def open_input(comm, path)` is then called as `open_input(comm, path)` on every rank; see `run_on_all`.
+    """
+
+    @functools.wraps(step)
+    def run(comm: Communicator, *args: P.args, **kwargs: P.kwargs) -> T:
+        return comm.run_on_all(step, comm, *args, **kwargs)
+
+    return run
+
+
+class MpiCommunicator(Communicator):
     """The ranks of an MPI communicator."""
 
     def __init__(self, comm: Any) -> None:
@@ -151,61 +188,63 @@ class MpiTeam(Team):
         node.Free()
         self._window = MPI.Win.Allocate(8 * SLOTS if self.rank == 0 else 0, 8, comm=comm)
         if self.rank == 0:
-            board: Any = self._window.tomemory()
-            np.frombuffer(board, np.int64)[:] = 0
+            counters: Any = self._window.tomemory()
+            np.frombuffer(counters, np.int64)[:] = 0
         comm.Barrier()
         self._window.Lock_all(MPI.MODE_NOCHECK)
 
-    def _add(self, slot: int, amount: int) -> int:
+    def _fetch_and_add(self, slot: int, amount: int) -> int:
         given, before = np.array([amount], np.int64), np.zeros(1, np.int64)
         mpi = self._mpi
         self._window.Fetch_and_op([given, mpi.INT64_T], [before, mpi.INT64_T], 0, slot, mpi.SUM)
         self._window.Flush(0)
         return int(before[0])
 
-    def poke(self) -> None:
-        """See `Team.poke`."""
+    def drive_progress(self) -> None:
+        """See `Communicator.drive_progress`."""
         self.comm.Iprobe()
 
-    def gather(self, value: T) -> list[T]:
-        """See `Team.gather`."""
+    def all_gather(self, value: T) -> list[T]:
+        """See `Communicator.all_gather`."""
         return self.comm.allgather(value)  # type: ignore[no-any-return]
 
-    def collect(self, value: T) -> list[T] | None:
-        """See `Team.collect`."""
+    def gather_on_first(self, value: T) -> list[T] | None:
+        """See `Communicator.gather_on_first`."""
         return self.comm.gather(value)  # type: ignore[no-any-return]
 
-    def merged(self, value: T, merge: Callable[[T, T], T]) -> T | None:
-        """See `Team.merged`."""
+    def reduce_on_first(self, value: T, merge: Callable[[T, T], T]) -> T | None:
+        """See `Communicator.reduce_on_first`."""
         return self.comm.reduce(value, merge)  # type: ignore[no-any-return]
 
-    def together(self, work: Callable[[], T]) -> T:
-        """See `Team.together`."""
+    def run_on_all(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Communicator.run_on_all`."""
         value: T | None = None
         error: Exception | None = None
         try:
-            value = work()
-        except Exception as caught:  # every kind: the other ranks are waiting to be told
+            value = step(*args, **kwargs)
+        except Exception as caught:  # of any kind: the other ranks wait in the exchange below
+            if caught is self.shared_error:  # raised by a step within this one: all ranks are leaving already
+                raise
             error = caught
-        codes = self.gather(None if error is None else getattr(error, "exit_code", EXIT_ERROR))
+        codes = self.all_gather(None if error is None else getattr(error, "exit_code", EXIT_ERROR))
         failed = [rank for rank, code in enumerate(codes) if code is not None]
         if not failed:
             return value  # type: ignore[return-value]
         if error is not None and self.rank == failed[0]:
-            self.agreed = error
+            self.shared_error = error
             raise error
-        raise Agreed(codes[failed[0]])
+        raise SilentExit(codes[failed[0]])
 
-    def first(self, work: Callable[[], T]) -> T:
-        """See `Team.first`."""
-        value = self.together(lambda: work() if self.rank == 0 else None)
+    def run_on_first(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Communicator.run_on_first`."""
+        value = self.run_on_all(lambda: step(*args, **kwargs) if self.rank == 0 else None)
         return self.comm.bcast(value)  # type: ignore[no-any-return]
 
     def abort(self, code: int) -> None:
         """See `Team.abort`."""
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(DRAIN)
+        time.sleep(DRAIN_SECONDS)
         self.comm.Abort(code)
         os._exit(code)  # Abort may return before the launcher's signal arrives
 
@@ -226,8 +265,8 @@ def launched(env: Mapping[str, str]) -> tuple[int, int]:
     return (number(RANK_VARIABLES, 0) if size > 1 else 0), size
 
 
-def connect(env: Mapping[str, str] | None = None) -> Team:
-    """Return the team that this process belongs to.
+def connect_ranks(env: Mapping[str, str] | None = None) -> Communicator:
+    """Connect this process to the other ranks that a launcher started, and return the communicator of all.
 
     Raises
     ------
@@ -236,70 +275,80 @@ def connect(env: Mapping[str, str] | None = None) -> Team:
     """
     rank, size = launched(os.environ if env is None else env)
     if size == 1:
-        return Team()
+        return Communicator()
     beside = Path(sys.executable).parent / "mpirun"
     launcher = str(beside) if beside.exists() else shutil.which("mpirun") or "mpirun"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of a launcher of another MPI, which is told below
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a launcher of another MPI, reported below
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        _only_on_first(rank)
+        _exit_unless_first(rank)
         raise AtomSieveError(
             f"a launcher started {size} processes, but mpi4py finds no MPI library ({str(error).splitlines()[0]}); "
             f"pip install 'atomsieve[mpi]' and start with {launcher}, or set MPI4PY_LIBMPI to the launcher's libmpi.so"
         ) from error
     if MPI.COMM_WORLD.size == 1:
-        _only_on_first(rank)
+        _exit_unless_first(rank)
         library = MPI.Get_library_version().split("\n")[0].strip("\x00 ")
         raise AtomSieveError(
             f"a launcher started {size} processes, but the MPI library ({library}) sees 1: launcher and library are of "
             f"different MPIs, and every process would do all the work; start with {launcher} (the library's own), or "
             "set MPI4PY_LIBMPI to the launcher's libmpi.so"
         )
-    return MpiTeam(MPI.COMM_WORLD)
+    return MpiCommunicator(MPI.COMM_WORLD)
 
 
-def _only_on_first(rank: int) -> None:
-    """Leave quietly on all but the first of the launched processes, so that an error is told once."""
+def _exit_unless_first(rank: int) -> None:
+    """Raise `SilentExit` on all launched processes but the first, so that an error is printed once."""
     if rank > 0:
-        raise Agreed(EXIT_ERROR)
+        raise SilentExit(EXIT_ERROR)
+
+
+def _no_translation(error: BaseException) -> AtomSieveError | None:
+    return None
 
 
 @contextmanager
-def guarded(team: Team) -> Iterator[None]:
-    """Tell of an error once and end every rank with its exit code.
+def guard_ranks(
+    comm: Communicator, translate_error: Callable[[BaseException], AtomSieveError | None] = _no_translation
+) -> Iterator[None]:
+    """Run the body of a job on every rank: report an error once, and end every rank with its exit code.
 
-    What only this rank knows of ends the job at once; without it the other ranks would wait for ever. A process alone
-    simply raises. Where all ranks leave together, the team is closed.
+    An error that only this rank knows of ends the job at once; otherwise the other ranks would wait for ever. A
+    process alone simply raises. Where all ranks leave together, the communicator is closed.
+
+    translate_error : returns the error to report in place of another one (of a lost GPU, say), None to keep it.
     """
     try:
         yield
-    except Agreed:
-        team.close()
+    except SilentExit:
+        comm.close()
         raise
     except BaseException as error:
-        if error is not team.agreed and not isinstance(error, AtomSieveError):
-            with suppress(Exception):  # every kind: whatever the log does, the ranks must be ended
-                team.record("".join(traceback.format_exception(error)))
-        from atomsieve.screen.failures import translate_loss
-
-        lost = translate_loss(error)  # a dead peer or GPU: the job may be started again
-        if team.size == 1:
-            if lost is None:
+        if error is not comm.shared_error and not isinstance(error, AtomSieveError):
+            with suppress(Exception):  # of any kind: whatever the log does, the ranks must be ended
+                comm.save_traceback("".join(traceback.format_exception(error)))
+        translated = translate_error(error)
+        if comm.size == 1:
+            if translated is None:
                 raise
-            raise lost from error
-        error = lost or error
-        known = isinstance(error, AtomSieveError)
-        text = str(error) if known else f"{type(error).__name__}: {error or 'no message'}"
-        code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", EXIT_ERROR)
-        log.debug("rank %d", team.rank, exc_info=error)
-        if error is team.agreed:
-            told = f"interrupted: {text}" if isinstance(error, Interrupted) else f"error: {text}"
-            print(told, file=sys.stderr, flush=True)
-            team.close()
-            raise Agreed(code) from error
-        print(f"error: rank {team.rank} of {team.size}: {text}", file=sys.stderr, flush=True)
-        team.abort(code)
+            raise translated from error
+        _end_ranks(comm, translated or error)
     else:
-        team.close()
+        comm.close()
+
+
+def _end_ranks(comm: Communicator, error: BaseException) -> None:
+    """Print the error of this rank and end: together with the others if they know of it, else by aborting them."""
+    known = isinstance(error, AtomSieveError)
+    text = str(error) if known else f"{type(error).__name__}: {error or 'no message'}"
+    code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", EXIT_ERROR)
+    log.debug("rank %d", comm.rank, exc_info=error)
+    if error is comm.shared_error:
+        label = "interrupted" if isinstance(error, Interrupted) else "error"
+        print(f"{label}: {text}", file=sys.stderr, flush=True)
+        comm.close()
+        raise SilentExit(code) from error
+    print(f"error: rank {comm.rank} of {comm.size}: {text}", file=sys.stderr, flush=True)
+    comm.abort(code)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
 from atomsieve.screen.engine.force_spread import with_spread
-from atomsieve.screen.engine.progress import duration
 from atomsieve.screen.engine.servers import kept
 from atomsieve.screen.options import MIXED
 from atomsieve.screen.quarantine.retry import DEATHS
@@ -29,7 +28,7 @@ from atomsieve.screen.results.tables import csv_of_top, status_table, top_table
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.setup import Job
 from atomsieve.screen.telemetry.monitor import lines_of
-from atomsieve.text import counted
+from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,8 +82,8 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
     `computed` structures were computed in this run, within `seconds`. `between` is called every moment while rank 0
     computes what the best rows lack; it may raise to leave.
     """
-    team, options = job.team, job.options
-    counts: Counter[int] = sum(team.gather(job.status), Counter())
+    comm, options = job.comm, job.options
+    counts: Counter[int] = sum(comm.all_gather(job.status), Counter())
     n_rows = job.rows.shape[0]
     if counts.total() != n_rows:
         raise AtomSieveError(
@@ -98,13 +97,13 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
             best.add(rows)
         return best.rows()
 
-    merged = team.merged(job.top.rows(), better)
+    merged = comm.reduce_on_first(job.top.rows(), better)
     top = job.top.rows()[:0] if merged is None else merged
-    names = team.together(lambda: read_formulas_at(top["position"], job.reader))
+    names = comm.run_on_all(lambda: read_formulas_at(top["position"], job.reader))
     if job.runner.force_spread == "top":
         with job.clock("spread"):
-            top = team.first(lambda: _spread(job, top, between))
-    clocks = per_stage(team.collect(dict(job.clock.seconds)) or [])
+            top = comm.run_on_first(lambda: _spread(job, top, between))
+    clocks = per_stage(comm.gather_on_first(dict(job.clock.seconds)) or [])
     result = ScreenResult(
         folder=job.folder.path,
         labels=labels,
@@ -112,19 +111,21 @@ def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] 
         status={labels.status(code): n for code, n in sorted(counts.items())},
         top=top,
         formulas=names,
-        rank=team.rank,
+        rank=comm.rank,
         seconds=time.perf_counter() - job.begun,
         computed=computed,
         rate=computed / max(seconds, 1e-9),
         uncalibrated=tuple(job.runner.uncalibrated),
         choices=tuple(head for head in job.runner.predictor.heads if head != MIXED),
-        poisoned=tuple(format_poisoned_lines(chain.from_iterable(team.gather(job.poisoned)), job.chunks)),
-        measured=job.vitals.measured(team, computed),
+        poisoned=tuple(format_poisoned_lines(chain.from_iterable(comm.all_gather(job.poisoned)), job.chunks)),
+        measured=job.vitals.measured(comm, computed),
     )
-    team.first(lambda: _publish(job, result, clocks))
+    comm.run_on_first(lambda: _publish(job, result, clocks))
     if job.local is not None:
-        team.together(job.local[0].remove)
-    team.first(lambda: job.folder.local.unlink(missing_ok=True))  # the last: without it nobody finds what is on nodes
+        comm.run_on_all(job.local[0].remove)
+    comm.run_on_first(
+        lambda: job.folder.local.unlink(missing_ok=True)
+    )  # the last: without it nobody finds what is on nodes
     return result
 
 
@@ -162,8 +163,8 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
         )
     rate = f" at {result.rate:,.0f} structures/s" if result.computed else ""
     console.print(
-        f"{counted(result.structures, 'structure')} screened, {result.computed:,} of them now{rate} "
-        f"({duration(result.seconds)} with loading)\n"
+        f"{pluralize(result.structures, 'structure')} screened, {result.computed:,} of them now{rate} "
+        f"({format_duration(result.seconds)} with loading)\n"
         f"results: {result.folder}",
         highlight=False,
         soft_wrap=True,
@@ -197,7 +198,7 @@ def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]
         "computed_in_this_run": result.computed,
         "seconds": round(result.seconds, 3),
         "structures_per_second": round(result.rate, 1),
-        "ranks": job.team.size,
+        "ranks": job.comm.size,
         "seconds_per_stage": clocks,
         "selection": {name: getattr(job.options, name) for name in ("top", "by", "descending", "where")},
         **({"cascade": made} if (made := job.manifest.get("cascade")) else {}),

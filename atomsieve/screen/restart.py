@@ -32,8 +32,9 @@ from atomsieve.errors import (
 )
 from atomsieve.runs.lock import SILENCE, holder
 from atomsieve.runs.signals import WATCHED, follow
-from atomsieve.screen.engine.progress import EventLog, duration
+from atomsieve.screen.engine.progress import EventLog
 from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.text import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,7 +140,7 @@ class Supervisor:
             now = _durable(self.folder)
             pause = self.pause if now > durable else min(2 * pause, LONGEST_PAUSE)
             durable = now
-            lived = duration(time.monotonic() - since)
+            lived = format_duration(time.monotonic() - since)
             if start == self.restarts:
                 break
             self._say(

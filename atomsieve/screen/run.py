@@ -13,7 +13,7 @@ import numpy as np
 
 from atomsieve.errors import Interrupted
 from atomsieve.predict.status import Status
-from atomsieve.runs.mpi import Team, connect, guarded
+from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.cascade.driver import refine
 from atomsieve.screen.engine import locality as near
@@ -22,11 +22,12 @@ from atomsieve.screen.engine.reader_process import Reading
 from atomsieve.screen.engine.runner import Begun, PredictorLike
 from atomsieve.screen.engine.servers import Served, Watch, kept
 from atomsieve.screen.engine.writer_thread import Writing
+from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.finish import ScreenResult, finish
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine import retry as suspects
 from atomsieve.screen.setup import Job, durable_chunks, prepare
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +48,7 @@ def run_screen(
     console: Console | None = None,
     predictor: PredictorLike | None = None,
     reader: Any = None,
-    team: Team | None = None,
+    comm: Communicator | None = None,
 ) -> ScreenResult:
     """Screen every structure of `candidates` with the ensemble folder `ensemble`, or continue a run broken off.
 
@@ -71,7 +72,7 @@ def run_screen(
         taken instead of loading the ensemble.
     reader
         taken instead of opening the candidates.
-    team
+    comm
         the processes; None finds out (one alone, or the ranks that a launcher started). Closed at the end.
 
     Raises
@@ -80,8 +81,8 @@ def run_screen(
         among others if `out` is in use or holds results of other settings; Interrupted after Ctrl-C or SIGTERM. With
         several ranks an error is printed once, and every rank leaves by SystemExit with its code.
     """
-    team, options = team or connect(), options or ScreenOptions()
-    with guarded(team), StopRequest(options.grace) as stop, ExitStack() as stack:
+    comm, options = comm or connect_ranks(), options or ScreenOptions()
+    with guard_ranks(comm, translate_loss), StopRequest(options.grace) as stop, ExitStack() as stack:
         job = prepare(
             Path(candidates),
             ensemble,
@@ -92,11 +93,11 @@ def run_screen(
             console=console,
             predictor=predictor,
             reader=reader,
-            team=team,
+            comm=comm,
             stack=stack,
         )
-        team.record = lambda text: EventLog(job.folder.log)("failed", rank=team.rank, error=text)
-        if (line := near.said(team, job.reader, options.copies)) and job.console is not None:
+        comm.save_traceback = lambda text: EventLog(job.folder.log)("failed", rank=comm.rank, error=text)
+        if (line := near.said(comm, job.reader, options.copies)) and job.console is not None:
             job.console.print(line, highlight=False, soft_wrap=True)
         done = durable_chunks(job, stop)
         _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
@@ -116,11 +117,11 @@ def run_screen(
 
         def between() -> None:
             if stop.requested:
-                raise _interrupted(job, job.team.totals()[0])
+                raise _interrupted(job, job.comm.read_counts()[0])
             job.look()
 
         result = finish(job, computed, time.perf_counter() - begun, between)
-        if team.rank == 0:
+        if comm.rank == 0:
             suspects.settled(job)
         job.look(finished=True)
         return result
@@ -132,10 +133,10 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
     Chunks are read ahead by a process of its own, packed and computed here, reduced and written by a thread. `later`
     structures are in neither these chunks nor durable ones.
     """
-    team, clock, runner = job.team, job.clock, job.runner
+    comm, clock, runner = job.comm, job.clock, job.runner
     structures = _structures(job, todo)
     writer = job.writer()
-    claims = team.claims(todo, *near.queues(team, job.reader, job.chunks, todo))
+    claims = comm.claim(todo, *near.queues(comm, job.reader, job.chunks, todo))
     reading = Reading(job.reader, claims, job.chunks.span, job.journal.begin, lambda: between_batches())
     writing = Writing(writer, job.take)
     view = ProgressView(
@@ -150,12 +151,12 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
             job.journal.told()
         if stop.requested:
             raise _Stop
-        team.poke()
+        comm.drive_progress()
         if job.lock is not None:
             job.lock.check()
         if view.due:
-            view.update(*team.totals())
-        job.vitals.look(lambda: _vitals(job, reading, writing), team.totals)
+            view.update(*comm.read_counts())
+        job.vitals.look(lambda: _vitals(job, reading, writing), comm.read_counts)
 
     begun: deque[tuple[int, float, Begun]] = deque()
     with kept(job.folder), view:
@@ -163,7 +164,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
             with reading, writing:
                 for chunk, batch in reading:
                     if stop.closing:
-                        team.stop()
+                        comm.stop_claims()
                         break
                     job.journal.begin(chunk)
                     with clock("pack"):
@@ -175,7 +176,7 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
                     _finish(job, *begun[0], writing, between_batches)
                     begun.popleft()
         except _Stop:
-            team.stop()
+            comm.stop_claims()
         finally:
             for *_, work in begun:
                 work.cancel()
@@ -184,16 +185,16 @@ def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) 
         with clock("wait for ranks"):
             _leave_if_stopped(job, stop, remaining=structures)
         watch()
-        view.update(*team.totals(), last=True)
+        view.update(*comm.read_counts(), last=True)
 
 
 def _finish(job: Job, chunk: int, since: float, work: Begun, writing: Writing, between: Callable[[], None]) -> None:
     """Compute what is left of a chunk, and hand it over to be written."""
     with job.clock("predict"):
         rows, forces = job.runner.finish(work, between)
-    writing.put((chunk, rows, forces, time.perf_counter() - since), job.team.poke)
+    writing.put((chunk, rows, forces, time.perf_counter() - since), job.comm.drive_progress)
     first, end = job.chunks.span(chunk)
-    job.team.report(end - first, int(np.count_nonzero(rows["status"] != Status.OK)))
+    job.comm.count_done(end - first, int(np.count_nonzero(rows["status"] != Status.OK)))
 
 
 def _stages(job: Job, reading: Reading, writing: Writing) -> dict[str, float]:
@@ -215,8 +216,8 @@ def _structures(job: Job, chunks: list[int]) -> int:
 
 def _leave_if_stopped(job: Job, stop: StopRequest, remaining: int) -> None:
     """Leave on every rank alike if any was asked to stop while work remains."""
-    stopped = any(job.team.gather(stop.closing))
-    done, _ = job.team.totals()
+    stopped = any(job.comm.all_gather(stop.closing))
+    done, _ = job.comm.read_counts()
     if not stopped or done >= remaining:
         return
     if job.log is not None:
@@ -225,11 +226,11 @@ def _leave_if_stopped(job: Job, stop: StopRequest, remaining: int) -> None:
     def leave() -> None:
         raise _interrupted(job, done)
 
-    job.team.together(leave)
+    job.comm.run_on_all(leave)
 
 
 def _interrupted(job: Job, done: int) -> Interrupted:
     return Interrupted(
-        f"screened now and safe in {job.folder.path}: {counted(done, 'structure')}; "
+        f"screened now and safe in {job.folder.path}: {pluralize(done, 'structure')}; "
         "run the same command again to continue"
     )

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.devices import choose_device, device_kind
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.predict.packing import Limit
 from atomsieve.predict.status import Status
 from atomsieve.runs.lock import PathLock
-from atomsieve.runs.mpi import Team
+from atomsieve.runs.mpi import Communicator
 from atomsieve.runs.output_files import beside
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.cascade import driver as cascade
@@ -72,7 +73,7 @@ class Job:
     vitals : what the run tells of itself. batches : where the budget of a batch comes from, in words.
     """
 
-    team: Team
+    comm: Communicator
     reader: Any
     runner: Runner
     chunks: Chunks
@@ -100,8 +101,8 @@ class Job:
         """Return what makes chunks of this rank durable."""
         options = self.options
         if self.local is None:
-            return ResultWriter(self.folder, self.rows, self.forces, self.team.rank, options.commit_seconds)
-        return LocalWriter(*self.local, self.files, self.team.rank, options.commit_seconds, options.collect_seconds)
+            return ResultWriter(self.folder, self.rows, self.forces, self.comm.rank, options.commit_seconds)
+        return LocalWriter(*self.local, self.files, self.comm.rank, options.commit_seconds, options.collect_seconds)
 
     @property
     def files(self) -> list[ResultFile]:
@@ -111,7 +112,7 @@ class Job:
     def look(self, *, finished: bool = False) -> None:
         """Look at the vitals, between batches of a phase that has no queues."""
         stages = {"seconds_per_stage": dict(self.clock.seconds)}
-        self.vitals.look(lambda: stages, self.team.totals, finished=finished)
+        self.vitals.look(lambda: stages, self.comm.read_counts, finished=finished)
 
     def take(self, rows: NDArray[Any]) -> None:
         """Count the rows of a chunk, and let them compete for the table of best rows."""
@@ -138,34 +139,34 @@ def prepare(
     console: Console | None,
     predictor: PredictorLike | None,
     reader: Any,
-    team: Team,
+    comm: Communicator,
     stack: ExitStack,
 ) -> Job:
     """Return the job of this rank; parameters and errors as in `run_screen`. `stack` holds the lock and the reader."""
-    begun, clock, lead = time.perf_counter(), Clock(), team.rank == 0
+    begun, clock, lead = time.perf_counter(), Clock(), comm.rank == 0
     loaded = predictor is None and served is None
     with clock("load"):
         if reader is None:
-            reader = stack.enter_context(team.together(lambda: _open(source, options.copies)))
+            reader = stack.enter_context(comm.run_on_all(lambda: _open(source, options.copies)))
         folder = ResultsFolder(Path(out) if out is not None else default_out(source))
         if predictor is None and served is not None:
-            predictor = team.together(lambda: connect(served, ensemble, options, stack, team.size))
-            same_for_all(team, predictor)
+            predictor = comm.run_on_all(lambda: connect(served, ensemble, options, stack, comm.size))
+            same_for_all(comm, predictor)
         elif predictor is None:
-            gfm = team.together(lambda: _given(ensemble))
-            backend, why = team.first(lambda: _backend(folder, gfm, options, overwrite))
-            predictor = team.together(lambda: load_predictor(gfm, options, backend, team.local_rank))
+            gfm = comm.run_on_all(lambda: _given(ensemble))
+            backend, why = comm.run_on_first(lambda: _backend(folder, gfm, options, overwrite))
+            predictor = comm.run_on_all(lambda: load_predictor(gfm, options, backend, comm.local_rank))
             if predictor.device.type == "cuda":
                 predictor = stack.enter_context(Lanes(predictor))
             if lead and console is not None and options.backend != "native":
                 console.print(f"backend: {backend} ({why})", highlight=False, soft_wrap=True)
         model = predictor
         statuses, reasons = _statuses(), _reasons()
-    heads = team.together(lambda: _heads(model, options.head))
+    heads = comm.run_on_all(lambda: _heads(model, options.head))
     names, flags = ({code: name for code, (name, _) in known.items()} for known in (statuses, reasons))
-    team.together(lambda: cascade.check(options, heads, names, flags))
-    where = team.together(lambda: compile_row_filter(options.where, heads, names, flags, [model.precision]))
-    chunks = team.together(lambda: _chunks(reader, options, source))
+    comm.run_on_all(lambda: cascade.check(options, heads, names, flags))
+    where = comm.run_on_all(lambda: compile_row_filter(options.where, heads, names, flags, [model.precision]))
+    chunks = comm.run_on_all(lambda: _chunks(reader, options, source))
     if lead and console is not None:
         if served is not None:
             console.print(
@@ -177,12 +178,12 @@ def prepare(
         console.print(f"head: {', '.join(heads)}{given}\nresults: {folder.path}", highlight=False, soft_wrap=True)
         if hasattr(model, "note") and (note := model.note(heads[0])):
             console.print(note, highlight=False, soft_wrap=True)
-    device = manifest.device_kind(model)
+    device = device_kind(model.device)
     server = getattr(model, "server", None)
-    spread = team.together(lambda: resolve_force_spread(options, model))
+    spread = comm.run_on_all(lambda: resolve_force_spread(options, model))
     threads = options.threads if device == "cpu" and server is None else None
-    where_computed = places(team, model)
-    budget = team.first(
+    where_computed = places(comm, model)
+    budget = comm.run_on_first(
         lambda: resolve_batch_budget(
             model,
             reader,
@@ -210,28 +211,28 @@ def prepare(
         CpuFallback(Path(ensemble)) if loaded and ensemble is not None and options.oversized == "cpu" else None,
     )
     if lead and console is not None and threads is not None:
-        _advise(console, team.size * threads)
-    wanted = team.first(
+        _advise(console, comm.size * threads)
+    wanted = comm.run_on_first(
         lambda: manifest.build_record(
             _facts(source, reader, ensemble, runner, chunks, statuses, reasons, budget.automatic)
         )
     )
-    gpus = gpus_beside(where_computed, team.rank)
-    vitals = team.together(lambda: vitals_of(runner, chunks.n, team, options.metrics, gpus))
-    bounds = atom_bounds(team, reader, chunks) if options.forces else None
+    gpus = gpus_beside(where_computed, comm.rank)
+    vitals = comm.run_on_all(lambda: vitals_of(runner, chunks.n, comm, options.metrics, gpus))
+    bounds = atom_bounds(comm, reader, chunks) if options.forces else None
     rows = row_file(folder, chunks, len(heads))
     forces = None if bounds is None else forces_file(folder, bounds, len(heads))
     lock = PathLock(folder.lock) if lead else None
     files = [file for file in (rows, forces) if file is not None]
-    team.first(lambda: _occupy(folder, wanted, files, lock, overwrite, stack))
-    known = known_chunks(team, folder)
+    comm.run_on_first(lambda: _occupy(folder, wanted, files, lock, overwrite, stack))
+    known = known_chunks(comm, folder)
     local = None
     if options.local is not None:
         entered = set(known["chunk"].tolist())
-        store, carrier, brought = resume(team, Path(options.local), folder, files, entered, chunks.count)
+        store, carrier, brought = resume(comm, Path(options.local), folder, files, entered, chunks.count)
         local = store, carrier
         if brought.chunks:
-            known = known_chunks(team, folder)
+            known = known_chunks(comm, folder)
         if lead and console is not None:
             _tell(console, brought)
     elif lead and console is not None and folder.local.exists():
@@ -242,7 +243,7 @@ def prepare(
             soft_wrap=True,
         )
     return Job(
-        team=team,
+        comm=comm,
         reader=reader,
         runner=runner,
         chunks=chunks,
@@ -262,7 +263,7 @@ def prepare(
         local=local,
         vitals=vitals,
         batches=budget.why,
-        journal=Journal(None if runner.served else folder.at_hand, team.rank, 1 + runner.elsewhere),
+        journal=Journal(None if runner.served else folder.at_hand, comm.rank, 1 + runner.elsewhere),
     )
 
 
@@ -278,7 +279,7 @@ def _facts(
 ) -> manifest.RunFacts:
     """Return what run.json records about this run."""
     predictor: Any = runner.predictor
-    device = manifest.device_kind(predictor)
+    device = device_kind(predictor.device)
     return manifest.RunFacts(
         input_path=source.absolute(),
         input_identity=reader.identity(),
@@ -363,7 +364,7 @@ def _backend(folder: ResultsFolder, ensemble: str | Path, options: ScreenOptions
     if recorded is not None:
         return recorded, "as in the earlier part of this run"
     from atomsieve.gfm import read_manifest
-    from atomsieve.predict.backends.select import choose_device, fastest
+    from atomsieve.predict.backends.select import fastest
 
     return fastest(ensemble, read_manifest(ensemble), options.precision, choose_device(options.device))
 
@@ -373,25 +374,13 @@ def load_predictor(ensemble: str | Path, options: ScreenOptions, backend: str, l
     from atomsieve.predict import Predictor
 
     head = None if options.head in (None, ALL_HEADS) else options.head
-    device = _device(options.device, local_rank)
+    device = str(choose_device(options.device, local_rank))
     if device == "cpu":
         import torch
 
         torch.set_num_threads(options.threads)
     found = Predictor.load(ensemble, head=head, precision=options.precision, device=device, backend=backend)
     return found if options.cascade is None else cascaded(ensemble, found, options)
-
-
-def _device(wanted: str, local_rank: int) -> str:
-    """Spread the ranks of a machine over its GPUs, where the user does not say which."""
-    if wanted not in ("auto", "cuda"):
-        return wanted
-    import torch
-
-    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if n == 0 and wanted == "cuda":
-        raise AtomSieveError("device 'cuda': no GPU is visible to torch; use --device cpu, or auto")
-    return f"cuda:{local_rank % n}" if n else "cpu"
 
 
 def _heads(model: PredictorLike, wanted: str | None) -> list[str]:
@@ -462,7 +451,7 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
     handles = [os.open(partial_path(file.path), os.O_RDONLY) for file in job.files]
     try:
         with job.clock("check"):
-            for chunk in chunks[job.team.rank :: job.team.size].tolist():
+            for chunk in chunks[job.comm.rank :: job.comm.size].tolist():
                 if stop.closing:
                     break
                 job.look()
@@ -481,7 +470,7 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
         for handle in handles:
             os.close(handle)
     done, retried = (
-        set(np.concatenate(job.team.gather(np.array(found, np.int64))).tolist()) for found in (good, again)
+        set(np.concatenate(job.comm.all_gather(np.array(found, np.int64))).tolist()) for found in (good, again)
     )
     job.retried.update(retried)
     if job.log is not None:
@@ -490,10 +479,10 @@ def durable_chunks(job: Job, stop: StopRequest) -> set[int]:
             chunks=job.chunks.count,
             done=len(done),
             known=len(chunks),
-            ranks=job.team.size,
+            ranks=job.comm.size,
             batches=job.batches,
         )
-    damaged = 0 if any(job.team.gather(stop.closing)) else len(chunks) - len(done) - len(retried)
+    damaged = 0 if any(job.comm.all_gather(stop.closing)) else len(chunks) - len(done) - len(retried)
     if job.console is not None and done:
         job.console.print(f"continuing: {len(done):,} of {job.chunks.count:,} chunks are done", highlight=False)
     if job.console is not None and damaged:

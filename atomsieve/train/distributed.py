@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from atomsieve.devices import choose_device
 from atomsieve.errors import AtomSieveError
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ def launched_by(environ: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The ranks of a run (or a part of them).
 
     Attributes
@@ -49,32 +50,32 @@ class Team:
     device: torch.device
 
     @property
-    def chief(self) -> bool:
+    def is_first(self) -> bool:
         """True on the rank that prints and writes."""
         return self.rank == 0
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place, and return it."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    def share(self, value: Any) -> Any:
-        """Return the chief's value on every rank (a JSON-able object)."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the first rank's value on every rank (a JSON-able object)."""
         if self.size == 1:
             return value
         import json
 
-        text = json.dumps(value).encode() if self.chief else b""
+        text = json.dumps(value).encode() if self.is_first else b""
         length = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
-        self.sum_(length)
+        self.all_reduce_sum(length)
         data = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.chief:
+        if self.is_first:
             data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         torch.distributed.broadcast(data, 0)
         return json.loads(bytes(data.cpu().numpy()))
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in their order, on every rank (any object that pickles)."""
         if self.size == 1:
             return [value]
@@ -82,7 +83,7 @@ class Team:
         torch.distributed.all_gather_object(found, value)
         return found
 
-    def together(self, work: Callable[[], T]) -> list[T]:
+    def run_and_gather(self, work: Callable[[], T]) -> list[T]:
         """Run `work` on every rank and return all values; where it fails on any, all ranks raise, none waits."""
         value: T | None = None
         error: Exception | None = None
@@ -90,7 +91,7 @@ class Team:
             value = work()
         except Exception as caught:  # every kind: the other ranks are waiting to be told
             error = caught
-        said = self.gather((value, None if error is None else f"{type(error).__name__}: {error}"))
+        said = self.all_gather((value, None if error is None else f"{type(error).__name__}: {error}"))
         if error is not None:
             raise error
         for rank, (_, line) in enumerate(said):
@@ -100,7 +101,7 @@ class Team:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        self.sum_(torch.zeros(1, device=self.device))
+        self.all_reduce_sum(torch.zeros(1, device=self.device))
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter], extra: Tensor) -> Tensor:
         """Sum the gradients, and a float64 vector `extra` that rides along, over the ranks in one exchange.
@@ -117,37 +118,16 @@ class Team:
         flat = torch.cat(pieces)
         if dtype == torch.float64:
             flat = torch.cat([flat, extra.to(flat)])
-            self.sum_(flat)
+            self.all_reduce_sum(flat)
             extra = flat[len(flat) - len(extra) :]
         else:
-            self.sum_(flat)
-            extra = self.sum_(extra.to(self.device).clone())
+            self.all_reduce_sum(flat)
+            extra = self.all_reduce_sum(extra.to(self.device).clone())
         offset = 0
         for p in own:
             p.grad = flat[offset : offset + p.numel()].view_as(p)
             offset += p.numel()
         return extra
-
-
-def choose_device(name: str, local_rank: int) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` (this rank's) or `cuda:N`.
-
-    Raises
-    ------
-    AtomSieveError
-        if CUDA is asked for and absent.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" or name.startswith("cuda:"):
-        if not torch.cuda.is_available():
-            raise AtomSieveError(f"device {name!r} was asked for, but torch sees no GPU; use device: cpu")
-        device = torch.device(name if ":" in name else f"cuda:{local_rank % torch.cuda.device_count()}")
-        torch.cuda.set_device(device)
-        return device
-    if name != "cpu":
-        raise AtomSieveError(f"unknown device {name!r}; allowed: cpu, cuda, cuda:N, auto")
-    return torch.device("cpu")
 
 
 def _free_port() -> int:
@@ -164,7 +144,7 @@ def _address() -> str:
         return "127.0.0.1"
 
 
-def join(device: str = "auto") -> Team:
+def join_process_group(device: str = "auto") -> ProcessGroup:
     """Find the other ranks, connect to them, and return this rank's place.
 
     Raises
@@ -192,21 +172,23 @@ def join(device: str = "auto") -> Team:
         host = "127.0.0.1" if len(set(hosts)) == 1 else _address()
         host, port = comm.bcast((host, _free_port()) if rank == 0 else None)
     where = choose_device(device, local)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
     if size > 1 and not torch.distributed.is_initialized():
         backend = "nccl" if where.type == "cuda" else "gloo"
         options: dict[str, Any] = {"rank": rank, "world_size": size, "timeout": PATIENCE}
         if launcher == "mpi":
             options["init_method"] = f"tcp://{host}:{port}"
         torch.distributed.init_process_group(backend, **options)
-    return Team(rank, size, where)
+    return ProcessGroup(rank, size, where)
 
 
-def leave() -> None:
+def leave_process_group() -> None:
     """Disconnect from the other ranks."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def alone(team: Team) -> Team:
-    """Return a team of this rank only, on the same device (for members that are dealt to ranks)."""
-    return Team(0, 1, team.device)
+def single_rank_group(group: ProcessGroup) -> ProcessGroup:
+    """Return a group of this rank only, on the same device (for members that are dealt to ranks)."""
+    return ProcessGroup(0, 1, group.device)

@@ -19,7 +19,7 @@ from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
 from atomsieve.train.config import TrainConfig
-from atomsieve.train.distributed import Team
+from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.fits import fit_calibration, fit_domains, predict_part
 from atomsieve.train.metrics import head_metrics, metrics_table, write_metrics, write_predictions
 from atomsieve.train.prepare import Prepared, show_progress
@@ -50,7 +50,7 @@ def finish(
     prepared: Prepared,
     digests: list[str],
     ensemble: Ensemble,
-    team: Team,
+    group: ProcessGroup,
     console: Console | None,
 ) -> TrainResult:
     """Write the ensemble with its domain and calibration, and the tables and plots about it.
@@ -59,9 +59,9 @@ def finish(
     """
     material = prepared.material
     sources, gfm = material.store.catalog.sources, config.output / "gfm"
-    validations = _validate_parts(prepared, ensemble, team, console)
+    validations = _validate_parts(prepared, ensemble, group, console)
     metrics = {name: head_metrics(result, sources) for name, result in validations.items()}
-    if team.chief:
+    if group.is_first:
         write_metrics(config.output, metrics)
         for name, result in validations.items():
             write_predictions(config.output / f"evaluation_{name}.npz", result)
@@ -76,18 +76,18 @@ def finish(
         if console is not None:
             for name, heads in metrics.items():
                 console.print(f"\n{name}\n{metrics_table(heads)}", highlight=False, soft_wrap=True)
-    team.barrier()
-    _record_fits(gfm, config, prepared, digests, ensemble, team, console)
+    group.barrier()
+    _record_fits(gfm, config, prepared, digests, ensemble, group, console)
     last = next((name for name in ("test", "val", "calibration") if name in validations), None)
     if last is not None:
-        _evaluate_written(gfm, config, prepared, last, team)
+        _evaluate_written(gfm, config, prepared, last, group)
     if console is not None:
         console.print(f"\nensemble written to {gfm}", highlight=False, soft_wrap=True)
     return TrainResult(gfm, metrics, validations)
 
 
 def _validate_parts(
-    prepared: Prepared, ensemble: Ensemble, team: Team, console: Console | None
+    prepared: Prepared, ensemble: Ensemble, group: ProcessGroup, console: Console | None
 ) -> dict[str, Validation]:
     material, found = prepared.material, {}
     for name, value in KEPT_PARTS.items():
@@ -95,7 +95,7 @@ def _validate_parts(
         if len(rows):
             with show_progress(console, f"evaluating {name}") as step:
                 found[name] = validate(
-                    ensemble, material.store, material.labels, rows, material.sizes, material.config.batch, team, step
+                    ensemble, material.store, material.labels, rows, material.sizes, material.config.batch, group, step
                 )
     return found
 
@@ -106,18 +106,18 @@ def _record_fits(
     prepared: Prepared,
     digests: list[str],
     ensemble: Ensemble,
-    team: Team,
+    group: ProcessGroup,
     console: Console | None,
 ) -> None:
     """Fit domain and calibration, and put both into the written folder at once."""
     store, sources = prepared.material.store, prepared.material.store.catalog.sources
     rows = np.flatnonzero(prepared.part == CALIBRATION)
-    shown = show_progress(console if team.chief else None, "fitting domains")
-    domains = fit_domains(ensemble, store, prepared.part, team, shown)
+    shown = show_progress(console if group.is_first else None, "fitting domains")
+    domains = fit_domains(ensemble, store, prepared.part, group, shown)
     files = {DOMAIN: dump_domain(domains, [h.name for h in ensemble.heads])} if domains else {}
     if len(rows) and config.ensemble.members > 1:
-        predictor = Predictor.load(gfm, device=_device_name(team.device))
-        calibration = fit_calibration(predictor, config, store, rows, digests, team)
+        predictor = Predictor.load(gfm, device=_device_name(group.device))
+        calibration = fit_calibration(predictor, config, store, rows, digests, group)
         files[CALIBRATION_FILE] = calibration.dumps()
         lacking = [name for name in sources if name not in calibration.heads]
         note = f"uncalibrated, with too few structures kept for it: {', '.join(lacking)}" if lacking else ""
@@ -130,17 +130,17 @@ def _record_fits(
         note = "every head is uncalibrated: one member has no spread"
     if console is not None and note:
         console.print(f"  {note}", highlight=False, soft_wrap=True)
-    team.together(lambda: record_files(gfm, files) if files and team.chief else None)
+    group.run_and_gather(lambda: record_files(gfm, files) if files and group.is_first else None)
 
 
-def _evaluate_written(gfm: Path, config: TrainConfig, prepared: Prepared, part: str, team: Team) -> None:
+def _evaluate_written(gfm: Path, config: TrainConfig, prepared: Prepared, part: str, group: ProcessGroup) -> None:
     """Evaluate the written ensemble on a part as `atomsieve evaluate` does: a table in metrics.md, and parity.png."""
     chosen = np.flatnonzero(prepared.part == KEPT_PARTS[part])
-    predictor = Predictor.load(gfm, device=_device_name(team.device))
-    rows = predict_part(predictor, prepared.material.store, chosen, team, most=MOST_EVALUATED, seed=config.split.seed)
+    predictor = Predictor.load(gfm, device=_device_name(group.device))
+    rows = predict_part(predictor, prepared.material.store, chosen, group, most=MOST_EVALUATED, seed=config.split.seed)
 
     def write() -> None:
-        if team.chief:
+        if group.is_first:
             with (config.output / "metrics.md").open("a") as file:
                 file.write(
                     f"\n## {part}, by the written ensemble (at most {MOST_EVALUATED} structures of a head)\n\n"
@@ -148,7 +148,7 @@ def _evaluate_written(gfm: Path, config: TrainConfig, prepared: Prepared, part: 
                 )
             put(config.output / "parity.png", draw_parity(rows, f"{part}, by the written ensemble"))
 
-    team.together(write)
+    group.run_and_gather(write)
 
 
 def _device_name(device: torch.device) -> str:

@@ -17,7 +17,7 @@ from atomsieve.evaluation.residuals import HeadRows, atoms_apart, join_rows, pre
 from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
 from atomsieve.train.config import TrainConfig
-from atomsieve.train.distributed import Team
+from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.split import CALIBRATION, TRAIN
 from atomsieve.train.store import Store
 from atomsieve.uncertainty.calibration import Calibration, DataIdentity
@@ -33,7 +33,7 @@ def fit_domains(
     ensemble: Ensemble,
     store: Store,
     part: NDArray[np.int8],
-    team: Team,
+    group: ProcessGroup,
     progress: AbstractContextManager[Any],
 ) -> dict[str, HeadDomain]:
     """Return the domain of every head with enough structures, by name, on every rank; the ranks share the heads.
@@ -45,7 +45,7 @@ def fit_domains(
 
     def fit() -> dict[str, HeadDomain]:
         encoder, found = ensemble.take([0]).float().cpu().eval(), {}
-        own_heads = range(team.rank, len(catalog.sources), team.size)
+        own_heads = range(group.rank, len(catalog.sources), group.size)
         with progress as step:
             for done, k in enumerate(own_heads):
                 own = catalog.head == k
@@ -57,11 +57,11 @@ def fit_domains(
                     step(done + 1, len(own_heads))
         return found
 
-    return {name: domain for fits in team.together(fit) for name, domain in fits.items()}
+    return {name: domain for fits in group.run_and_gather(fit) for name, domain in fits.items()}
 
 
 def predict_part(
-    predictor: Predictor, store: Store, rows: NDArray[np.int64], team: Team, *, most: int, seed: int
+    predictor: Predictor, store: Store, rows: NDArray[np.int64], group: ProcessGroup, *, most: int, seed: int
 ) -> dict[str, HeadRows]:
     """Predict structures of the catalogue with the head of their source; return them by head, on every rank.
 
@@ -73,20 +73,22 @@ def predict_part(
         own = rows[catalog.head[rows] == head]
         if len(own):
             own = np.sort(np.random.default_rng([seed, 5]).permutation(own)[:most])
-            found[source] = _predict_head(predictor, store, own, source, team)
+            found[source] = _predict_head(predictor, store, own, source, group)
     return found
 
 
-def _predict_head(predictor: Predictor, store: Store, rows: NDArray[np.int64], head: str, team: Team) -> HeadRows:
+def _predict_head(
+    predictor: Predictor, store: Store, rows: NDArray[np.int64], head: str, group: ProcessGroup
+) -> HeadRows:
     """Predict the structures `rows`, all of one head, divided over the ranks in order."""
     every = atoms_apart(int(store.catalog.n_atoms[rows].sum()))
-    own = np.array_split(np.arange(len(rows)), team.size)[team.rank]
+    own = np.array_split(np.arange(len(rows)), group.size)[group.rank]
 
     def predict() -> list[HeadRows]:
         batches = (own[start : start + BATCH] for start in range(0, len(own), BATCH))
         return [predict_rows(predictor, store.fetch(rows[k]), head, k, every) for k in batches]
 
-    return join_rows([part for parts in team.together(predict) for part in parts])
+    return join_rows([part for parts in group.run_and_gather(predict) for part in parts])
 
 
 def fit_calibration(
@@ -95,7 +97,7 @@ def fit_calibration(
     store: Store,
     rows: NDArray[np.int64],
     digests: Sequence[str],
-    team: Team,
+    group: ProcessGroup,
 ) -> Calibration:
     """Return the calibration fitted to the structures `rows` of the catalogue, on every rank.
 
@@ -103,7 +105,7 @@ def fit_calibration(
     """
     residuals = {
         name: found.residuals()
-        for name, found in predict_part(predictor, store, rows, team, most=MOST, seed=config.split.seed).items()
+        for name, found in predict_part(predictor, store, rows, group, most=MOST, seed=config.split.seed).items()
     }
     used = np.bincount(store.catalog.file[rows], minlength=len(digests))
     data = [

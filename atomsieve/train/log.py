@@ -28,7 +28,7 @@ def clock(seconds: float) -> str:
 class RunLog:
     """Writes `log.jsonl` in `folder` (appending, so a resumed run continues it) and shows a table on `console`.
 
-    Only the chief rank makes one with a folder; the others use `RunLog(None)`, which is silent.
+    Only the first rank makes one with a folder; the others use `RunLog(None)`, which is silent.
     """
 
     def __init__(self, folder: Path | None, console: Console | None = None, tensorboard: bool = False) -> None:

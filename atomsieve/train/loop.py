@@ -21,7 +21,7 @@ from atomsieve.models import Ensemble
 from atomsieve.train.batches import Prefetch, TrainBatch, make_batch
 from atomsieve.train.checkpoint import Progress, load_tensors, pack_run, save_tensors, state_of, unpack_run
 from atomsieve.train.config import LossSection
-from atomsieve.train.distributed import Team
+from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.log import RunLog, clock
 from atomsieve.train.loss import batch_loss
 from atomsieve.train.material import Material
@@ -59,12 +59,12 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 class Run:
-    """Trains the members of one ensemble on one team of ranks.
+    """Trains the members of one ensemble on one group of ranks.
 
     Parameters
     ----------
     ensemble : the members; after `fit` it holds their best weights (running means, where on).
-    folder : checkpoints `last.safetensors` and `best.safetensors`; only the team's chief writes.
+    folder : checkpoints `last.safetensors` and `best.safetensors`; only the first rank of the group writes.
     order_seed : decides the order of the data.
     hours : wall time this run may take (None: no limit), after `config.budget`.
     """
@@ -73,14 +73,14 @@ class Run:
         self,
         ensemble: Ensemble,
         material: Material,
-        team: Team,
+        group: ProcessGroup,
         folder: Path,
         log_to: RunLog,
         *,
         order_seed: int,
         hours: float | None,
     ) -> None:
-        self.ensemble, self.material, self.team, self.folder, self.out = ensemble, material, team, folder, log_to
+        self.ensemble, self.material, self.group, self.folder, self.out = ensemble, material, group, folder, log_to
         self.config = material.config
         self.hours = hours
         self.parameters = list(ensemble.parameters())
@@ -133,7 +133,7 @@ class Run:
         return self.folder / "last.safetensors"
 
     def _resume(self) -> None:
-        exists = self.team.share(self.last_path.is_file())
+        exists = self.group.broadcast(self.last_path.is_file())
         if exists:
             tensors, state = load_tensors(self.last_path)
             self.best = unpack_run(tensors, self.ensemble, self.optimizer, self.mean)
@@ -144,7 +144,7 @@ class Run:
 
     def save(self) -> None:
         """Write the `last` checkpoint."""
-        if self.team.chief:
+        if self.group.is_first:
             tensors = pack_run(self.ensemble, self.optimizer, self.mean, self.best)
             save_tensors(self.last_path, tensors, state_of(self.progress))
         self._last_saved = time.monotonic()
@@ -152,10 +152,10 @@ class Run:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _make(self, batches: list[NDArray[np.int64]]) -> Callable[[int], TrainBatch]:
-        material, team = self.material, self.team
+        material, group = self.material, self.group
 
         def make(k: int) -> TrainBatch:
-            own = deal(batches[k], material.sizes.cost, team.size)[team.rank]
+            own = deal(batches[k], material.sizes.cost, group.size)[group.rank]
             return make_batch(
                 material.store.fetch(own),
                 own,
@@ -163,7 +163,7 @@ class Run:
                 material.labels,
                 self.config.model,
                 self.dtype,
-                team.device,
+                group.device,
                 material.bootstrap,
             )
 
@@ -177,7 +177,7 @@ class Run:
         rules = self.config.loss.at(part)
         self.optimizer.zero_grad(set_to_none=True)
         if batch.graph is None:
-            return torch.zeros(4, self.ensemble.encoders, dtype=torch.float64, device=self.team.device)
+            return torch.zeros(4, self.ensemble.encoders, dtype=torch.float64, device=self.group.device)
         out = self.ensemble(
             batch.graph,
             batch.head,
@@ -211,7 +211,7 @@ class Run:
         parts = self.gradient(batch, part)
         n_local = len(batch.index)
         own = torch.tensor([float(stop), self._own_elapsed(), n_local, float(batch.n_atoms.sum())], dtype=torch.float64)
-        extra = self.team.sum_gradients(self.parameters, torch.cat([parts.reshape(-1), own.to(parts.device)]))
+        extra = self.group.sum_gradients(self.parameters, torch.cat([parts.reshape(-1), own.to(parts.device)]))
         values = extra.cpu().numpy()
         losses, (stopped, elapsed, structures, atoms) = values[:-4].reshape(4, -1), values[-4:]
         norms = gradient_norms(self.parameters, self.ensemble.encoders)
@@ -230,7 +230,7 @@ class Run:
             self._skip(batch)
         p.structures += int(structures)
         p.atoms += int(atoms)
-        p.elapsed = elapsed / self.team.size
+        p.elapsed = elapsed / self.group.size
         return stopped > 0
 
     def _skip(self, batch: TrainBatch) -> None:
@@ -347,7 +347,7 @@ class Run:
                 self.material.val,
                 self.material.sizes,
                 rules.batch,
-                self.team,
+                self.group,
                 force_spread=False,
             )
         finally:
@@ -393,7 +393,7 @@ class Run:
             named = dict(zip(self.mean.names, self.mean.values, strict=True))  # type: ignore[arg-type]
         if self.best is None:
             self.best = {name: value.detach().clone() for name, value in named.items()}
-        rows = torch.from_numpy(np.flatnonzero(better)).to(self.team.device)
+        rows = torch.from_numpy(np.flatnonzero(better)).to(self.group.device)
         for name, value in named.items():
             self.best[name] = self.best[name].to(value.device)
             if self.ensemble.shallow:  # one unit: kept as a whole
@@ -401,6 +401,6 @@ class Run:
             else:
                 self.best[name][rows] = value.detach()[rows]
         self.progress.best = np.where(better, scores, self.progress.best).tolist()
-        if self.team.chief:
+        if self.group.is_first:
             save_tensors(self.folder / "best.safetensors", self.best, {"score": self.progress.best})
         return True

@@ -17,7 +17,7 @@ from atomsieve.models import Ensemble
 from atomsieve.structures import open_structures
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.config import TrainConfig, dump_config, flatten, parse_config
-from atomsieve.train.distributed import Team, alone, join, leave
+from atomsieve.train.distributed import ProcessGroup, join_process_group, leave_process_group, single_rank_group
 from atomsieve.train.finish import TrainResult, finish
 from atomsieve.train.label_scales import HeadData
 from atomsieve.train.log import RunLog
@@ -44,21 +44,21 @@ def train(config: TrainConfig, console: Console | None = None, *, overwrite: boo
     Interrupted
         after SIGTERM or Ctrl-C; everything needed to continue is saved.
     """
-    team = join(config.device)
+    group = join_process_group(config.device)
     torch.manual_seed(config.ensemble.seed)
-    screen = console if team.chief else None
+    screen = console if group.is_first else None
     try:
         with ExitStack() as stack:
             readers = [stack.enter_context(open_structures(item.path)) for item in config.data]
             digests = [r.identity() for r in readers]
-            _claim_output(config, digests, team, overwrite)
+            _claim_output(config, digests, group, overwrite)
             prepared = prepare(config, readers, screen)
-            if team.chief:
+            if group.is_first:
                 (config.output / "data.json").write_text(json.dumps(summary(prepared), indent=1))
-            ensemble = _train_members(config, prepared, team, screen)
-            return finish(config, prepared, digests, ensemble, team, screen)
+            ensemble = _train_members(config, prepared, group, screen)
+            return finish(config, prepared, digests, ensemble, group, screen)
     finally:
-        leave()
+        leave_process_group()
 
 
 # -- the output folder ---------------------------------------------------------------------------------------------
@@ -70,9 +70,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [k for k in keys if not any(k == f or k.startswith(f"{f}.") for f in FREE_TO_CHANGE)]
 
 
-def _claim_output(config: TrainConfig, digests: list[str], team: Team, overwrite: bool) -> None:
+def _claim_output(config: TrainConfig, digests: list[str], group: ProcessGroup, overwrite: bool) -> None:
     """Make the output folder ready; refuse one that holds another run."""
-    said = team.share(_prepare_output(config, digests, overwrite) if team.chief else None)
+    said = group.broadcast(_prepare_output(config, digests, overwrite) if group.is_first else None)
     if said:
         raise UsageError(said)
 
@@ -126,7 +126,7 @@ def _clear(folder: Path) -> None:
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-def _ensemble(config: TrainConfig, heads: list[HeadData], seeds: list[int], team: Team) -> Ensemble:
+def _ensemble(config: TrainConfig, heads: list[HeadData], seeds: list[int], group: ProcessGroup) -> Ensemble:
     ensemble = Ensemble(config.model, [h.spec() for h in heads], seeds, config.ensemble.kind)
     if config.ensemble.alike_heads:
         with torch.no_grad():
@@ -134,46 +134,46 @@ def _ensemble(config: TrainConfig, heads: list[HeadData], seeds: list[int], team
                 p.copy_(p[:, :1].expand_as(p))
     if config.precision == "fp64":
         ensemble = ensemble.double()
-    return ensemble.to(team.device)
+    return ensemble.to(group.device)
 
 
-def _groups(config: TrainConfig, team: Team) -> list[list[int]]:
+def _groups(config: TrainConfig, group: ProcessGroup) -> list[list[int]]:
     """Return the members of each run, in the order of the runs."""
     members = list(range(config.ensemble.members))
     if config.ensemble.mode == "together":
         return [members]
     if config.ensemble.mode == "separate":
         return [[k] for k in members]
-    if team.size > len(members):
+    if group.size > len(members):
         raise UsageError(
-            f"ensemble.mode: spread deals {len(members)} members to {team.size} ranks; use at most {len(members)} "
+            f"ensemble.mode: spread deals {len(members)} members to {group.size} ranks; use at most {len(members)} "
             "ranks, or mode: together"
         )
-    return [members[r :: team.size] for r in range(team.size)]
+    return [members[r :: group.size] for r in range(group.size)]
 
 
-def _train_members(config: TrainConfig, prepared: Prepared, team: Team, console: Console | None) -> Ensemble:
+def _train_members(config: TrainConfig, prepared: Prepared, group: ProcessGroup, console: Console | None) -> Ensemble:
     """Train all runs of this rank and return the whole ensemble with its best weights (on every rank)."""
-    seeds, groups = member_seeds(config), _groups(config, team)
+    seeds, groups = member_seeds(config), _groups(config, group)
     spread = config.ensemble.mode == "spread"
     hours = config.budget.hours
     if hours is not None and config.ensemble.mode == "separate":
         hours /= len(groups)
     runs = config.output / "runs"
     for number, members in enumerate(groups):
-        if spread and number != team.rank:
+        if spread and number != group.rank:
             continue
-        own_team = alone(team) if spread else team
-        ensemble = _ensemble(config, prepared.heads, [seeds[k] for k in members], team)
+        own_group = single_rank_group(group) if spread else group
+        ensemble = _ensemble(config, prepared.heads, [seeds[k] for k in members], group)
         material = prepared.material
         if material.bootstrap is not None:
             material = replace(material, bootstrap=material.bootstrap[members])
         folder = runs / f"{number:03d}"
         # With one data order for all, the order follows the first seed; runs of their own each follow their own.
-        with RunLog(folder if own_team.chief else None, console, config.tensorboard) as out:
-            Run(ensemble, material, own_team, folder, out, order_seed=seeds[members[0]], hours=hours).fit()
-    team.barrier()
-    whole = _ensemble(config, prepared.heads, seeds, team)
+        with RunLog(folder if own_group.is_first else None, console, config.tensorboard) as out:
+            Run(ensemble, material, own_group, folder, out, order_seed=seeds[members[0]], hours=hours).fit()
+    group.barrier()
+    whole = _ensemble(config, prepared.heads, seeds, group)
     return _gather(whole, groups, runs)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from atomsieve.models import Ensemble
 from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
 from atomsieve.train.config import BatchSection, LossSection
-from atomsieve.train.distributed import Team
+from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.likelihood import fair_crps
 from atomsieve.train.sampler import Sizes, deal, pack
 from atomsieve.train.store import Store
@@ -70,7 +70,7 @@ def validate(
     index: NDArray[np.int64],
     sizes: Sizes,
     batch: BatchSection,
-    team: Team,
+    group: ProcessGroup,
     progress: Callable[[int, int], None] | None = None,
     *,
     force_spread: bool = True,
@@ -88,8 +88,8 @@ def validate(
     force_members = range(members) if ensemble.shallow and force_spread else None
 
     def make(k: int) -> TrainBatch:
-        own = deal(plan[k], sizes.cost, team.size)[team.rank]
-        return make_batch(store.fetch(own), own, plan[k], labels, ensemble.config, dtype, team.device)
+        own = deal(plan[k], sizes.cost, group.size)[group.rank]
+        return make_batch(store.fetch(own), own, plan[k], labels, ensemble.config, dtype, group.device)
 
     was_training = ensemble.training
     ensemble.eval()
@@ -102,7 +102,7 @@ def validate(
             if progress is not None:
                 progress(done + 1, len(plan))
     ensemble.train(was_training)
-    total = team.sum_(torch.from_numpy(sums).to(team.device)).cpu().numpy()
+    total = group.all_reduce_sum(torch.from_numpy(sums).to(group.device)).cpu().numpy()
     catalog = store.catalog
     return Validation(
         index=index,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from atomsieve import errors
-from atomsieve.cli.launch import ALLOCATOR
 from atomsieve.cli.main import VERBS
 from atomsieve.gfm.domain_file import _ARRAYS, _NUMBERS
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.status import Status
 from atomsieve.remote.wire import INPUTS, OUTPUTS
+from atomsieve.runs.environment import ALLOCATOR
 from atomsieve.screen.results.columns import COLUMNS
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.structures.fields import FIELDS

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from atomsieve.cli import launch
+from atomsieve.runs import environment
 
 PROGRAM = """
 import json, os, sys
 from atomsieve.cli import launch
+from atomsieve.runs import environment
 before = os.getpid()
 launch.relaunch()
-names = [*launch.ALLOCATOR, "OMP_NUM_THREADS", launch.MARK]
+names = [*environment.ALLOCATOR, "OMP_NUM_THREADS", environment.MARK]
 told = {n: os.environ.get(n) for n in names} | {"pid": os.getpid(), "argv": sys.argv}
 if "mpi" in sys.argv:
     from mpi4py import MPI
@@ -27,7 +28,7 @@ os.write(1, (json.dumps(told) + chr(10)).encode())  # in one piece: ranks share 
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    drop = {*launch.ALLOCATOR, "OMP_NUM_THREADS", launch.MARK}
+    drop = {*environment.ALLOCATOR, "OMP_NUM_THREADS", environment.MARK}
     return {name: value for name, value in os.environ.items() if name not in drop} | more
 
 
@@ -48,31 +49,31 @@ def program(tmp_path) -> list[str]:
 
 def test_a_bare_process_gets_everything_once(program):
     (one,) = told([*program, "a b", "c"], clean_environment())
-    for name, value in launch.ALLOCATOR.items():
+    for name, value in environment.ALLOCATOR.items():
         assert one[name] == value
     assert int(one["OMP_NUM_THREADS"]) == len(os.sched_getaffinity(0))
     assert one["argv"][1:] == ["a b", "c"]
-    pid, _, names = one[launch.MARK].partition(":")
+    pid, _, names = one[environment.MARK].partition(":")
     assert int(pid) == one["pid"]
-    assert set(names.split(",")) == {*launch.ALLOCATOR, "OMP_NUM_THREADS"}
+    assert set(names.split(",")) == {*environment.ALLOCATOR, "OMP_NUM_THREADS"}
 
 
 def test_what_the_user_set_stays(program):
     (one,) = told([*program, "x"], clean_environment(OMP_NUM_THREADS="7", MALLOC_MMAP_MAX_="12"))
     assert one["OMP_NUM_THREADS"] == "7"
     assert one["MALLOC_MMAP_MAX_"] == "12"
-    assert one["MALLOC_TOP_PAD_"] == launch.ALLOCATOR["MALLOC_TOP_PAD_"]
-    assert "OMP_NUM_THREADS" not in one[launch.MARK]
+    assert one["MALLOC_TOP_PAD_"] == environment.ALLOCATOR["MALLOC_TOP_PAD_"]
+    assert "OMP_NUM_THREADS" not in one[environment.MARK]
 
 
 def test_nothing_to_set_means_no_second_start(program):
-    (one,) = told([*program, "x"], clean_environment(OMP_NUM_THREADS="1", **launch.ALLOCATOR))
-    assert one[launch.MARK] is None
+    (one,) = told([*program, "x"], clean_environment(OMP_NUM_THREADS="1", **environment.ALLOCATOR))
+    assert one[environment.MARK] is None
 
 
 def test_help_is_not_started_twice(program):
     (one,) = told([*program, "--help"], clean_environment())
-    assert one[launch.MARK] is None
+    assert one[environment.MARK] is None
 
 
 def test_a_child_decides_its_threads_anew(program):
@@ -80,32 +81,7 @@ def test_a_child_decides_its_threads_anew(program):
     parent = clean_environment(OMP_NUM_THREADS="96", ATOMSIEVE_LAUNCHED="1:OMP_NUM_THREADS")
     (one,) = told([*program, "x"], parent)
     assert int(one["OMP_NUM_THREADS"]) == len(os.sched_getaffinity(0))
-    assert launch.users_environment(parent).keys() == clean_environment().keys()
-
-
-@pytest.mark.parametrize(
-    ("environ", "ranks"),
-    [
-        ({}, 1),
-        ({"MPI_LOCALNRANKS": "4"}, 4),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, 8),
-        ({"SLURM_STEP_TASKS_PER_NODE": "16(x3),2"}, 16),
-        ({"SLURM_STEP_TASKS_PER_NODE": "3,2"}, 3),
-        ({"MPI_LOCALNRANKS": "nonsense"}, 1),
-        ({"MPI_LOCALNRANKS": "0"}, 1),
-    ],
-)
-def test_local_ranks(environ, ranks):
-    assert launch.local_ranks(environ) == ranks
-
-
-@pytest.mark.parametrize(
-    ("own", "parents", "ranks", "cores"),
-    [(8, 8, 1, 8), (8, 8, 2, 4), (8, 8, 3, 2), (2, 8, 4, 2), (2, 2, 4, 1)],
-)
-def test_cores_are_shared_unless_the_launcher_bound_the_rank(monkeypatch, own, parents, ranks, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(own if pid == 0 else parents)))
-    assert launch.cores_per_rank({"MPI_LOCALNRANKS": str(ranks)}) == cores
+    assert environment.restore_user_environment(parent).keys() == clean_environment().keys()
 
 
 @pytest.mark.mpi
@@ -118,11 +94,4 @@ def test_ranks_stay_one_job_after_the_second_start(program):
     assert all(r["size"] == 2 and r["sum"] == 2 for r in ranks)
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     assert all(int(r["OMP_NUM_THREADS"]) == share for r in ranks)
-    assert all(r[launch.MARK].startswith(f"{r['pid']}:") for r in ranks)
-
-
-def test_programs_that_share_the_cores_out_get_no_threads_of_the_launchers():
-    ours = {launch.MARK: "1:MALLOC_MMAP_MAX_,OMP_NUM_THREADS", "OMP_NUM_THREADS": "8", "MALLOC_MMAP_MAX_": "0"}
-    assert launch.without_own_threads(ours) == {name: ours[name] for name in (launch.MARK, "MALLOC_MMAP_MAX_")}
-    users = {**ours, launch.MARK: "1:MALLOC_MMAP_MAX_"}
-    assert launch.without_own_threads(users) == users
+    assert all(r[environment.MARK].startswith(f"{r['pid']}:") for r in ranks)

@@ -189,23 +189,23 @@ def main() -> None:
     from rich.console import Console
 
     from atomsieve.errors import AtomSieveError
-    from atomsieve.runs.mpi import connect
+    from atomsieve.runs.mpi import connect_ranks
     from atomsieve.screen import setup as prepare
     from atomsieve.screen.engine.servers import Served
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
     source, out, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    team = connect()
+    comm = connect_ranks()
     small = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 0.0, "top": 50}
     if "nodes" in order:  # as if the ranks were on so many machines
-        order["options"]["local"] += str(team.rank % order["nodes"])
+        order["options"]["local"] += str(comm.rank % order["nodes"])
     options = ScreenOptions(**{**small, **order.get("options", {})})
-    predictor: FaultyPredictor | None = FaultyPredictor(order, team.rank)
+    predictor: FaultyPredictor | None = FaultyPredictor(order, comm.rank)
     served = None
     if "served" in order:  # what each rank finds at its endpoint
         found = predictor
-        found.describe = lambda: {"ensemble_id": order["served"][team.rank]}
+        found.describe = lambda: {"ensemble_id": order["served"][comm.rank]}
         prepare.connect = lambda *given: found
         predictor, served = None, Served("grpc://nowhere")
     try:
@@ -217,7 +217,7 @@ def main() -> None:
             predictor=predictor,
             served=served,
             reader=MemoryReader(load(source)),
-            team=team,
+            comm=comm,
             console=Console(stderr=True),
         )
     except AtomSieveError as error:

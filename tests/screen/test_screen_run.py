@@ -15,7 +15,7 @@ from rich.console import Console
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.runs.lock import PathLock
-from atomsieve.runs.mpi import Team
+from atomsieve.runs.mpi import Communicator
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger, npy_file
 from atomsieve.screen.results.columns import ROW
@@ -174,10 +174,10 @@ def test_damaged_bytes_are_computed_again(screen, tmp_path):
 def test_chunks_that_another_rank_did_not_check_are_not_called_damaged(screen, tmp_path, batch):
     """It was asked to stop; this rank, which tells what was found, was not."""
 
-    class First(Team):
+    class First(Communicator):
         size = 2
 
-        def gather(self, value):
+        def all_gather(self, value):
             other = True if isinstance(value, bool) else value[:0] if isinstance(value, np.ndarray) else value
             return [value, other]
 
@@ -193,7 +193,7 @@ def test_chunks_that_another_rank_did_not_check_are_not_called_damaged(screen, t
             console=console,
             predictor=FakePredictor(),
             reader=MemoryReader(batch),
-            team=First(),
+            comm=First(),
         )
     assert "8 of 16 chunks are done" in console.file.getvalue()
     assert "checksums" not in console.file.getvalue()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from atomsieve.structures.open import open_structures
 from atomsieve.train.config import parse_config
-from atomsieve.train.distributed import join, leave
+from atomsieve.train.distributed import join_process_group, leave_process_group
 from atomsieve.train.log import RunLog
 from atomsieve.train.loop import Run
 from atomsieve.train.run import _ensemble, prepare
@@ -19,19 +19,19 @@ from atomsieve.train.run import _ensemble, prepare
 
 def main() -> None:
     config = parse_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
-    team = join("cpu")
+    group = join_process_group("cpu")
     with open_structures(config.data[0].path) as reader:
         prepared = prepare(config, [reader])
-        ensemble = _ensemble(config, prepared.heads, [0, 1], team)
-        run = Run(ensemble, prepared.material, team, Path(sys.argv[2]), RunLog(None), order_seed=0, hours=None)
+        ensemble = _ensemble(config, prepared.heads, [0, 1], group)
+        run = Run(ensemble, prepared.material, group, Path(sys.argv[2]), RunLog(None), order_seed=0, hours=None)
         batch = run._make(run.order.epoch(0))(0)
         parts = run.gradient(batch)
-        extra = team.sum_gradients(run.parameters, parts.reshape(-1))
-        if team.chief:
+        extra = group.sum_gradients(run.parameters, parts.reshape(-1))
+        if group.is_first:
             out = {name: p.grad.contiguous() for name, p in ensemble.named_parameters() if p.grad is not None}
-            ranks = torch.tensor([team.size])
+            ranks = torch.tensor([group.size])
             save_file({**out, "loss": extra.contiguous(), "ranks": ranks}, sys.argv[3])
-    leave()
+    leave_process_group()
 
 
 main()

@@ -83,7 +83,7 @@ def test_ranks_share_the_structures_of_a_part_and_all_have_the_whole(labelled_st
     for size in (1, 2, 3):
         found = on_threads(
             size,
-            lambda team: predict_part(Predictor.load(gfm, device="cpu"), labelled_store, rows, team, most=20, seed=4),
+            lambda group: predict_part(Predictor.load(gfm, device="cpu"), labelled_store, rows, group, most=20, seed=4),
         )
         every[size] = found[0]
         assert all(set(other) == {"organic", "metal"} for other in found)

@@ -61,7 +61,7 @@ def test_ranks_share_the_heads():
     part = np.full(60, TRAIN, np.int8)
     names, fitted = ["organic", "metal"], {}
     for size in (1, 2, 3):  # with three, one has no head
-        every = on_threads(size, lambda team: fit_domains(tiny_ensemble(2), store, part, team, nullcontext()))
+        every = on_threads(size, lambda group: fit_domains(tiny_ensemble(2), store, part, group, nullcontext()))
         assert all(set(found) == set(names) for found in every)
         own = {dump_domain(found, names) for found in every}
         assert len(own) == 1  # every rank has them all
@@ -70,12 +70,12 @@ def test_ranks_share_the_heads():
 
 
 def test_an_error_of_one_rank_is_an_error_of_all():
-    def work(team):
-        return team.together(lambda: 1 // (1 - team.rank))
+    def work(group):
+        return group.run_and_gather(lambda: 1 // (1 - group.rank))
 
     first, second, third = on_threads(3, work)
     assert isinstance(second, ZeroDivisionError)
     for other in (first, third):
         assert isinstance(other, AtomSieveError)
         assert "rank 1 failed: ZeroDivisionError" in str(other)
-    assert on_threads(2, lambda team: team.together(lambda: team.rank)) == [[0, 1], [0, 1]]
+    assert on_threads(2, lambda group: group.run_and_gather(lambda: group.rank)) == [[0, 1], [0, 1]]

@@ -99,4 +99,4 @@ def test_a_launcher_of_another_mpi_is_refused(monkeypatch):
     """Each of its processes would do the whole work and write the same files."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(AtomSieveError, match="mpirun belongs to another MPI"):
-        distributed.join("cpu")
+        distributed.join_process_group("cpu")

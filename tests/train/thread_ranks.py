@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from atomsieve.train.distributed import Team
+from atomsieve.train.distributed import ProcessGroup
 
 
-class Ranks(Team):
+class Ranks(ProcessGroup):
     """A rank of several that are threads."""
 
     def of(self, board, meet):
@@ -18,7 +18,7 @@ class Ranks(Team):
         object.__setattr__(self, "_meet", meet)
         return self
 
-    def gather(self, value):
+    def all_gather(self, value):
         self._board[self.rank] = value
         self._meet.wait(60)
         found = list(self._board)
@@ -27,7 +27,7 @@ class Ranks(Team):
 
 
 def on_threads(size, work):
-    """Return what `work(team)` gives or raises on every rank."""
+    """Return what `work(group)` gives or raises on every rank."""
     board, meet = [None] * size, threading.Barrier(size)
 
     def run(rank):

@@ -146,9 +146,9 @@ def find_mpirun() -> str | None:
 
 def _environment(console: Console) -> dict[str, str]:
     """Return the user's environment; under mpirun, which is no terminal itself, a live bar needs to be asked for."""
-    from atomsieve.cli.launch import users_environment
+    from atomsieve.runs.environment import restore_user_environment
 
-    environment = users_environment(dict(os.environ))
+    environment = restore_user_environment(dict(os.environ))
     if console.is_terminal:
         environment |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": str(console.width)}
     return environment

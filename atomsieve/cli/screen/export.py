@@ -10,7 +10,7 @@ import typer
 from atomsieve.cli.common import CHOICE, OverwriteOption, ResultsArgument, console
 from atomsieve.cli.groups import expand_groups, given_options
 from atomsieve.cli.screen.options import SelectionOptions, format_mixed_heads
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 
 @expand_groups(first=("ctx", "results", "out", "where"))
@@ -60,7 +60,7 @@ def export(
     n = write(
         opened, out, iter_matching_rows(opened, asked) if rows is None else [rows], texts=texts, overwrite=overwrite
     )
-    console().print(f"{counted(n, 'row')} written to {out}", highlight=False, soft_wrap=True)
+    console().print(f"{pluralize(n, 'row')} written to {out}", highlight=False, soft_wrap=True)
     if k is not None and (line := format_mixed_heads(opened, selection)):
         console().print(line, highlight=False, soft_wrap=True)
     if line := describe_mixed_precisions(opened, iter_matching_rows(opened, asked) if rows is None else [rows]):

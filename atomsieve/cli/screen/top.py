@@ -9,7 +9,7 @@ import typer
 from atomsieve.cli.common import CHOICE, ResultsArgument, console, wide
 from atomsieve.cli.groups import expand_groups
 from atomsieve.cli.screen.options import SHOWN, SelectionOptions, format_mixed_heads
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 
 @expand_groups()
@@ -41,7 +41,7 @@ def top(
         title = f"{len(rows)} of {len(chosen.rows):,} rows that no other beats in {' and '.join(shown)}{note}"
     else:
         shown, among = by, f", at most {selection.each} of each {per}" if per else ""
-        title = f"{counted(len(rows), 'row')} with the {order} {by}{among}{note}"
+        title = f"{pluralize(len(rows), 'row')} with the {order} {by}{among}{note}"
     # a formula column beside formulas as groups would say the same
     names = {} if per == "formula" else read_formulas(opened, rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from atomsieve.devices import device_kind
 from atomsieve.followup.relax.files import RelaxFolder
 from atomsieve.followup.relax.options import GROUP_BATCHES, RelaxOptions
 from atomsieve.predict import AnyPredictor
 from atomsieve.predict.packing import BUDGETS
-from atomsieve.screen.results.run_record import device_kind
 from atomsieve.structures import StructureBatch
 
 WANT = ("energy", "forces", "stress", "spread")
@@ -29,7 +29,7 @@ def settle_budget(
     What was not asked for on a GPU is taken from the earlier part of this relaxation, or from what its memory holds of
     structures like those of `sample`. share : processes that have the same GPU.
     """
-    kind = device_kind(model)
+    kind = device_kind(model.device)
     if kind != "cuda" or (options.max_atoms is not None and options.max_edges is not None):
         return options.budget(kind)
     if folder.manifest.is_file() and not overwrite:

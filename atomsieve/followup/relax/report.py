@@ -6,8 +6,7 @@ import csv
 from typing import TYPE_CHECKING
 
 from atomsieve.calculators.fire import Stop
-from atomsieve.screen.engine.progress import duration
-from atomsieve.text import counted
+from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +67,7 @@ def print_relaxed(screen: Console, result: Relaxed, shown: int) -> None:
     if result.computed:
         rate = result.computed / max(result.seconds, 1e-9)
         screen.print(
-            f"{counted(result.computed, 'structure')} in {duration(result.seconds)}, {rate:.2f} structures/s",
+            f"{pluralize(result.computed, 'structure')} in {format_duration(result.seconds)}, {rate:.2f} structures/s",
             highlight=False,
         )
     else:

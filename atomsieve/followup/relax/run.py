@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.calculators.fire import Stop, check
+from atomsieve.devices import device_kind
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError, unknown
 from atomsieve.followup.relax.budget import settle_budget
 from atomsieve.followup.relax.files import FORMAT, RelaxFolder, arrays_of, digest, publish
@@ -22,23 +23,23 @@ from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.predict import AnyPredictor
 from atomsieve.runs.lock import PathLock
-from atomsieve.runs.mpi import Team, connect, guarded
+from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
 from atomsieve.runs.output_files import beside
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.engine.placement import places, sharing
-from atomsieve.screen.engine.progress import EventLog, duration
+from atomsieve.screen.engine.progress import EventLog
+from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.caveats import describe_mixed_precisions
 from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.files import write_whole
 from atomsieve.screen.results.record import Results, open_results
-from atomsieve.screen.results.run_record import device_kind
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
 from atomsieve.screen.results.targets import check_apart
 from atomsieve.screen.selection.best import best_rows
 from atomsieve.screen.selection.row_filter import restrict_to_head
 from atomsieve.structures import StructureBatch, open_structures
-from atomsieve.text import counted
+from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +75,7 @@ class Relaxed:
 class _Work:
     """What a rank needs: rows [K] of the selection in its order, cut into groups `bounds` [G+1]."""
 
-    team: Team
+    comm: Communicator
     predictor: AnyPredictor
     head: str
     results: Results
@@ -97,14 +98,14 @@ def run_relax(
     overwrite: bool = False,
     console: Console | None = None,
     predictor: AnyPredictor | None = None,
-    team: Team | None = None,
+    comm: Communicator | None = None,
 ) -> Relaxed:
     """Relax the best rows of a results folder, or continue a relaxation that was broken off.
 
     results : folder of a complete screening. ensemble : the folder of the ensemble that screened; None takes the path
         in run.json. out : folder to write; None takes `<results>.relaxed`. overwrite : discard what is in it.
     console : where rank 0 says what it does; None shows nothing. predictor : taken instead of loading the ensemble.
-    team : the processes; None finds out. Closed at the end.
+    comm : the processes; None finds out. Closed at the end.
 
     Raises
     ------
@@ -112,13 +113,13 @@ def run_relax(
         among others if the input changed, the ensemble is another one, or `out` holds a relaxation with other
         settings; Interrupted after Ctrl-C or SIGTERM.
     """
-    team = team or connect()
-    with guarded(team), StopRequest() as stop, ExitStack() as stack:
+    comm = comm or connect_ranks()
+    with guard_ranks(comm, translate_loss), StopRequest() as stop, ExitStack() as stack:
         work = _prepare(
-            Path(results), options or RelaxOptions(), ensemble, out, overwrite, console, predictor, team, stack
+            Path(results), options or RelaxOptions(), ensemble, out, overwrite, console, predictor, comm, stack
         )
         begun = time.perf_counter()
-        todo = team.first(lambda: _unfinished(work))
+        todo = comm.run_on_first(lambda: _unfinished(work))
         _relax(work, todo, stop)
         return _finish(work, todo, time.perf_counter() - begun)
 
@@ -134,22 +135,22 @@ def _prepare(
     overwrite: bool,
     console: Console | None,
     predictor: AnyPredictor | None,
-    team: Team,
+    comm: Communicator,
     stack: ExitStack,
 ) -> _Work:
-    lead = team.rank == 0
-    results = team.together(lambda: open_results(path))
+    lead = comm.rank == 0
+    results = comm.run_on_all(lambda: open_results(path))
     folder = RelaxFolder(Path(out) if out is not None else beside(path, ".relaxed"))
-    team.together(lambda: check_apart(folder.path, results))
-    head, rows = team.first(lambda: select(results, options))
+    comm.run_on_all(lambda: check_apart(folder.path, results))
+    head, rows = comm.run_on_first(lambda: select(results, options))
     if predictor is None:
-        predictor = team.together(lambda: _load(results, ensemble, options, head, team.local_rank))
+        predictor = comm.run_on_all(lambda: _load(results, ensemble, options, head, comm.local_rank))
     model = predictor
-    team.together(lambda: _check(model, options, head))
-    team.together(lambda: _unchanged(results))
-    kind = device_kind(model)
-    share = sharing(places(team, model))
-    max_atoms, max_edges, group_atoms = team.first(
+    comm.run_on_all(lambda: _check(model, options, head))
+    comm.run_on_all(lambda: _unchanged(results))
+    kind = device_kind(model.device)
+    share = sharing(places(comm, model))
+    max_atoms, max_edges, group_atoms = comm.run_on_first(
         lambda: settle_budget(
             model,
             options,
@@ -178,11 +179,11 @@ def _prepare(
             stack.enter_context(lock)
         folder.settle(wanted, overwrite=overwrite)
 
-    team.first(occupy)
+    comm.run_on_first(occupy)
     if lead and console is not None:
         console.print(
-            f"head: {head}\n{counted(len(rows), 'structure')}, {counted(int(rows['natoms'].sum()), 'atom')}, in "
-            f"{counted(len(bounds) - 1, 'group')}; batches of {max_atoms:,} atoms, {model.precision} on "
+            f"head: {head}\n{pluralize(len(rows), 'structure')}, {pluralize(int(rows['natoms'].sum()), 'atom')}, in "
+            f"{pluralize(len(bounds) - 1, 'group')}; batches of {max_atoms:,} atoms, {model.precision} on "
             f"{model.device}\nrelaxed: {folder.path}",
             highlight=False,
             soft_wrap=True,
@@ -190,7 +191,7 @@ def _prepare(
         if line := describe_mixed_precisions(results, [rows]):
             console.print(f"{line}; all are relaxed in {model.precision}", highlight=False, soft_wrap=True)
     return _Work(
-        team,
+        comm,
         model,
         head,
         results,
@@ -276,35 +277,35 @@ def _unfinished(work: _Work) -> list[int]:
 
 def _relax(work: _Work, todo: list[int], stop: StopRequest) -> None:
     """Relax the groups `todo` together with the other ranks."""
-    team, shown = work.team, time.monotonic()
+    comm, shown = work.comm, time.monotonic()
     begun, total = shown, int(np.diff(work.bounds)[todo].sum())
 
     def left(count: int) -> None:
         nonlocal shown
-        team.report(count, 0)
+        comm.count_done(count, 0)
         now = time.monotonic()
         if work.console is not None and now - shown > LINE_SECONDS:
-            shown, done = now, min(team.totals()[0], total)
-            ahead = f", {duration((total - done) * (now - begun) / done)} left" if done else ""
+            shown, done = now, min(comm.read_counts()[0], total)
+            ahead = f", {format_duration((total - done) * (now - begun) / done)} left" if done else ""
             work.console.print(f"relaxing: {done:,} of {total:,}{ahead}", highlight=False)
 
     def stopping() -> bool:
-        team.poke()
+        comm.drive_progress()
         if work.lock is not None:
             work.lock.check()
         return stop.requested
 
     if work.log is not None:
-        work.log("start", groups=len(work.bounds) - 1, todo=len(todo), ranks=team.size)
+        work.log("start", groups=len(work.bounds) - 1, todo=len(todo), ranks=comm.size)
     if todo:
-        for group in team.claims(todo):
+        for group in comm.claim(todo):
             if not _one(work, group, stopping, left):
-                team.stop()
+                comm.stop_claims()
                 break
-    stopped = any(team.gather(stop.requested))
-    missing = team.first(lambda: [g for g in todo if not work.folder.group(g).exists()])
+    stopped = any(comm.all_gather(stop.requested))
+    missing = comm.run_on_first(lambda: [g for g in todo if not work.folder.group(g).exists()])
     if missing:
-        team.together(lambda: _leave(work, stopped, missing))
+        comm.run_on_all(lambda: _leave(work, stopped, missing))
 
 
 def _one(work: _Work, number: int, stop: Any, left: Any) -> bool:
@@ -327,7 +328,7 @@ def _one(work: _Work, number: int, stop: Any, left: Any) -> bool:
     EventLog(folder.log)(
         "group",
         group=number,
-        rank=work.team.rank,
+        rank=work.comm.rank,
         structures=len(rows),
         evaluations=done.evaluations,
         atom_steps=done.atom_steps,
@@ -353,7 +354,7 @@ def _leave(work: _Work, stopped: bool, missing: list[int]) -> None:
 
 
 def _finish(work: _Work, todo: list[int], seconds: float) -> Relaxed:
-    team, folder = work.team, work.folder
+    comm, folder = work.comm, work.folder
     labels, model = work.results.labels, work.predictor
 
     def write() -> dict[str, int]:
@@ -365,15 +366,15 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> Relaxed:
             codes.update(arrays_of(folder, number)["reason"].tolist())
         return {Stop(code).name: n for code, n in sorted(codes.items())}
 
-    reasons = team.first(write)
-    computed = team.totals()[0]
-    result = Relaxed(folder, len(work.rows), reasons, computed, seconds, team.rank)
-    if team.rank == 0 and todo:
+    reasons = comm.run_on_first(write)
+    computed = comm.read_counts()[0]
+    result = Relaxed(folder, len(work.rows), reasons, computed, seconds, comm.rank)
+    if comm.rank == 0 and todo:
         summary = {
             "structures": result.structures,
             "reasons": reasons,
             "computed": computed,
-            "ranks": team.size,
+            "ranks": comm.size,
             "seconds": round(seconds, 3),
             "structures_per_second": round(computed / max(seconds, 1e-9), 3),
         }

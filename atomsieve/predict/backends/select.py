@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from atomsieve.errors import AtomSieveError, unknown
 from atomsieve.export.spec import machine
 from atomsieve.export.trust import is_trusted
 from atomsieve.gfm import Manifest
@@ -17,27 +16,7 @@ from atomsieve.models.precision import check_precision
 from atomsieve.predict.backends.exported import find_export
 from atomsieve.predict.backends.interface import Backend
 
-__all__ = ["choose_device", "fastest", "open_backend"]
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that a name stands for; `auto` takes CUDA where it is.
-
-    Raises
-    ------
-    UsageError
-        for a name that is no device; AtomSieveError for one that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:0"))
-    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
-        raise AtomSieveError(
-            f"device {name!r} is not here ({torch.cuda.device_count()} CUDA devices); use --device cpu"
-        )
-    return torch.device(name)
+__all__ = ["fastest", "open_backend"]
 
 
 def open_backend(

@@ -41,11 +41,11 @@ from atomsieve.screen.cascade.passes import (
     smallest,
 )
 from atomsieve.screen.cascade.predictors import Cascaded, tested
-from atomsieve.screen.engine.progress import duration
 from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.results.columns import MEASURED
 from atomsieve.screen.results.files import write_whole
 from atomsieve.screen.selection.top_k import TopK
+from atomsieve.text import format_duration
 
 if TYPE_CHECKING:
     from atomsieve.screen.options import ScreenOptions
@@ -106,7 +106,7 @@ def refine(job: Job, stop: StopRequest, computed: int) -> Job:
             break
         state = work.next(state)
     final = work.counted(state)
-    job.team.first(lambda: work.report(state))
+    job.comm.run_on_first(lambda: work.report(state))
     return final
 
 
@@ -130,7 +130,7 @@ class _Refining:
         if self.stop.requested:
             raise Leave
         self.job.look()
-        self.job.team.poke()
+        self.job.comm.drive_progress()
         if self.job.lock is not None:
             self.job.lock.check()
 
@@ -142,7 +142,7 @@ class _Refining:
             stopped = False
         except Leave:
             stopped = True
-        if any(self.job.team.gather(stopped)):
+        if any(self.job.comm.all_gather(stopped)):
 
             def leave() -> None:
                 raise Interrupted(
@@ -151,14 +151,14 @@ class _Refining:
                     "continue"
                 )
 
-            self.job.team.together(leave)
+            self.job.comm.run_on_all(leave)
         return result  # type: ignore[return-value]
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def open(self, computed: int) -> State:
         """Return the state that an earlier run left, or a new one."""
-        seconds = sum(self.job.team.gather(self.job.clock.seconds.get("predict", 0.0)))
+        seconds = sum(self.job.comm.all_gather(self.job.clock.seconds.get("predict", 0.0)))
 
         def found() -> State:
             self.job.folder.cascade.mkdir(exist_ok=True)
@@ -168,20 +168,20 @@ class _Refining:
             first = {"structures": computed, "seconds": round(seconds, 3)} if computed else {}
             return State([], tested(self.model, self.job.runner), first=first)
 
-        return self.job.team.first(found)
+        return self.job.comm.run_on_first(found)
 
     def recompute(self, rules: list[Rule]) -> None:
         """Recompute what the rules take and is not recomputed yet; afterwards it is durable."""
         if rules:
-            self.job.team.again()
+            self.job.comm.reset_claims()
             with self.job.clock("recompute"):
                 self.together(lambda: one_pass(self.job, self.runner, self.choice, rules, self._claims(), self.between))
 
     def _claims(self) -> Iterator[int]:
-        team = self.job.team
-        for chunk in team.claims(range(self.job.chunks.count)):
+        comm = self.job.comm
+        for chunk in comm.claim(range(self.job.chunks.count)):
             if self.stop.closing:
-                team.stop()
+                comm.stop_claims()
                 raise Leave
             self.between()
             yield chunk
@@ -191,25 +191,25 @@ class _Refining:
         if k == 0:
             return -np.inf
         mine = self.together(lambda: best_keys(self.job, self.choice, bounds, k, self.between))
-        parts = self.job.team.collect(mine)
+        parts = self.job.comm.gather_on_first(mine)
 
         def merged() -> float:
             values = smallest(np.concatenate(parts or []), k)
             return float(values.max()) if len(values) == k else np.inf
 
-        return self.job.team.first(merged)
+        return self.job.comm.run_on_first(merged)
 
     def next(self, state: State) -> State:
         """Return the state with one more rule, or settled; it is stored."""
-        team, top = self.job.team, self.options.top
+        comm, top = self.job.comm, self.options.top
         if not state.rules:
-            counts = sum(team.gather(self.job.status), Counter())
+            counts = sum(comm.all_gather(self.job.status), Counter())
             sample = min(max(counts[Status.OK] // PART, SAMPLE[0]), SAMPLE[1])
             share = min(DRAWS, -(-sample * DRAWS // max(counts[Status.OK], 1)))
             beyond = min(max(top // 4, BEYOND[0]), BEYOND[1])
             rule = Rule("sample", self.threshold(EXACT, top + beyond if top else 0), share)
             return self._store(replace_state(state, rule))
-        seen = team.first(lambda: self._seen(state))
+        seen = comm.run_on_first(lambda: self._seen(state))
         last = state.rules[-1]
         held = last.kind == "bound" and all(e <= last.bounds.get(name, np.inf) for name, e in seen.items())
         bounds = (
@@ -244,7 +244,7 @@ class _Refining:
         def write() -> None:
             write_whole(self.path, (json.dumps(state.plain(), indent=1) + "\n").encode())
 
-        self.job.team.first(write)
+        self.job.comm.run_on_first(write)
         return state
 
     def counted(self, state: State) -> Job:
@@ -260,7 +260,7 @@ class _Refining:
 
         def scan() -> None:
             with reading(job) as read:
-                for chunk in range(job.team.rank, job.chunks.count, job.team.size):
+                for chunk in range(job.comm.rank, job.chunks.count, job.comm.size):
                     self.between()
                     final.take(read(chunk))
 
@@ -372,6 +372,7 @@ def said_saved(report: dict[str, Any], better: str) -> str:
     spent = report["first_seconds"] + report["recompute_seconds"]
     word = "less" if report["saved"] >= 0 else "MORE"
     return (
-        f"computing took {duration(spent)}, summed over the ranks: an estimated {abs(report['saved']):.0%} {word} than "
-        f"everything in {better} ({duration(report['alone_seconds'])}, by the time of the recomputed rows)"
+        f"computing took {format_duration(spent)}, summed over the ranks: an estimated "
+        f"{abs(report['saved']):.0%} {word} than "
+        f"everything in {better} ({format_duration(report['alone_seconds'])}, by the time of the recomputed rows)"
     )

@@ -171,7 +171,7 @@ def one_pass(
 
     between : called before each batch; it may raise `Leave`, as may `claims`.
     """
-    writer = ResultWriter(job.folder, job.rows, job.forces, job.team.rank, job.options.commit_seconds)
+    writer = ResultWriter(job.folder, job.rows, job.forces, job.comm.rank, job.options.commit_seconds)
     with reading(job) as read, writer:
         try:
             for chunk in claims:
@@ -181,7 +181,7 @@ def one_pass(
                 if not np.array_equal(rows["precision"], before["precision"]):
                     writer.put(chunk, rows, forces, time.perf_counter() - since)
         except Leave:
-            job.team.stop()  # the other ranks end with the chunk at hand, too
+            job.comm.stop_claims()  # the other ranks end with the chunk at hand, too
             writer.commit()
             raise
 
@@ -196,7 +196,7 @@ def _better(
     between: Callable[[], None],
 ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
     """Return the rows and forces of a chunk with those recomputed that the rules take; a note of each is durable."""
-    notes = job.folder.cascade / f"{job.team.rank:05d}.notes"
+    notes = job.folder.cascade / f"{job.comm.rank:05d}.notes"
     rows, forces, taken = before.copy(), None, before["precision"] == BETTER
     for number, rule in enumerate(rules):
         fresh = choice.takes(rule, before) & ~taken
@@ -262,7 +262,7 @@ def best_keys(job: Job, choice: Choice, bounds: Bounds, k: int, between: Callabl
     """Return the k smallest of the largest keys that rows may have, among this rank's share of the chunks."""
     best = np.zeros(0)
     with reading(job) as read:
-        for chunk in range(job.team.rank, job.chunks.count, job.team.size):
+        for chunk in range(job.comm.rank, job.chunks.count, job.comm.size):
             between()
             best = smallest(np.concatenate([best, choice.upper(read(chunk), bounds)]), k)
     return best

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atomsieve.screen.results.run_record import device_kind
+from atomsieve.devices import device_kind
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class CpuFallback:
         from atomsieve.predict import Predictor
 
         predictor = getattr(predictor, "_predictor", predictor)  # of lanes, the one that computes
-        if type(predictor) is not Predictor or device_kind(predictor) == "cpu":
+        if type(predictor) is not Predictor or device_kind(predictor.device) == "cpu":
             return None
         if predictor.precision not in self._loaded:
             log.warning("a structure is too large for %s: the ensemble is loaded on the CPU too", predictor.device)

@@ -5,45 +5,45 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.runs.mpi import QUEUES, SLOTS, Team
+from atomsieve.runs.mpi import QUEUES, SLOTS, Communicator
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.structures import StructureReader
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 MOST = SLOTS - QUEUES
 
 
-def said(team: Team, reader: StructureReader, copies: str | None) -> str | None:
+def said(comm: Communicator, reader: StructureReader, copies: str | None) -> str | None:
     """Return a line for people: how many parts are read from copies, on whatever node; None where none were named.
 
     Every rank must call it.
     """
     if copies is None or not reader.parts:  # a reader of the caller has no parts
         return None
-    held = _held(team, reader)
+    held = _held(comm, reader)
     found, parts = len({part for own in held for part in own}), len(reader.parts)
     if found:
-        return f"copies: {found:,} of {counted(parts, 'part')} are read from {copies}"
+        return f"copies: {found:,} of {pluralize(parts, 'part')} are read from {copies}"
     return (
         f"warning: --copies {copies} holds no part of the candidates whole, under its name (the first is "
         f"{reader.parts[0].name}): all parts are read from the candidates themselves"
     )
 
 
-def _held(team: Team, reader: StructureReader) -> list[tuple[int, ...]]:
+def _held(comm: Communicator, reader: StructureReader) -> list[tuple[int, ...]]:
     """Return the parts that each rank reads from copies."""
-    return team.gather(tuple(sorted(reader.copied)))
+    return comm.all_gather(tuple(sorted(reader.copied)))
 
 
 def queues(
-    team: Team, reader: StructureReader, chunks: Chunks, todo: list[int]
+    comm: Communicator, reader: StructureReader, chunks: Chunks, todo: list[int]
 ) -> tuple[NDArray[np.int64] | None, int]:
     """Return the queue of each chunk of `todo`, and this rank's own; None where no rank has copies of parts.
 
     Ranks that hold the same parts share a queue. A chunk goes to those that hold the part of its first structure, in
     turn if several do; queue 0 has the chunks of which nobody has a copy.
     """
-    held = _held(team, reader)
+    held = _held(comm, reader)
     groups = sorted({parts for parts in held if parts})[: MOST - 1]
     if not groups:
         return None, 0
@@ -56,5 +56,5 @@ def queues(
     for place, chunk in enumerate(todo):
         of_part = holders.get(int(np.searchsorted(ends, chunks.start(chunk), side="right")), [0])
         queue[place] = of_part[place % len(of_part)]
-    own = held[team.rank]
+    own = held[comm.rank]
     return queue, groups.index(own) + 1 if own in groups else 0

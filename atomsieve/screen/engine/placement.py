@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from atomsieve.runs.mpi import Team
+from atomsieve.runs.mpi import Communicator
 
 
 class Place(NamedTuple):
@@ -17,10 +17,10 @@ class Place(NamedTuple):
     gpu: str | None
 
 
-def places(team: Team, predictor: Any) -> list[Place]:
+def places(comm: Communicator, predictor: Any) -> list[Place]:
     """Return the place of every rank, on every rank; of servers, which compute elsewhere, no GPU is told."""
     device = "cpu" if hasattr(predictor, "endpoints") else getattr(predictor, "device", "cpu")
-    return team.gather(team.together(lambda: Place(platform.node(), gpu_of(device))))
+    return comm.all_gather(comm.run_on_all(lambda: Place(platform.node(), gpu_of(device))))
 
 
 def sharing(found: Sequence[Place]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.text import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,13 +48,6 @@ class EventLog:
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields}) + "\n"
         with disk_errors(self.path.parent), open(self.path, "a") as file:
             file.write(line)
-
-
-def duration(seconds: float) -> str:
-    """Write a time for people: `45 s`, `12 min`, `3.4 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class ProgressView:
@@ -122,7 +116,7 @@ class ProgressView:
         left = self._total - self._before - done
         parts = [f"{self._before + done:,} of {self._total:,}", f"{rate:,.0f} structures/s"]
         if left and done:
-            parts.append(f"{duration(left / rate)} left")
+            parts.append(f"{format_duration(left / rate)} left")
         if failed:
             parts.append(f"{failed:,} failed")
         return ", ".join(parts)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from atomsieve.errors import UsageError
 from atomsieve.remote.endpoints import format_differences
 from atomsieve.remote.transport import EndpointError
-from atomsieve.runs.mpi import Team
-from atomsieve.screen.engine.progress import EventLog, duration
+from atomsieve.runs.mpi import Communicator
+from atomsieve.screen.engine.progress import EventLog
 from atomsieve.screen.engine.runner import PredictorLike
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.text import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +91,7 @@ def connect(
     return predictor
 
 
-def same_for_all(team: Team, predictor: PredictorLike) -> None:
+def same_for_all(comm: Communicator, predictor: PredictorLike) -> None:
     """Compare what the ranks are connected to: each may have reached other endpoints of those named.
 
     Raises
@@ -98,7 +99,7 @@ def same_for_all(team: Team, predictor: PredictorLike) -> None:
     UsageError
         on all ranks, if two are not served alike.
     """
-    described = team.gather(predictor.describe())
+    described = comm.all_gather(predictor.describe())
 
     def compare() -> None:
         for rank, other in enumerate(described):
@@ -108,7 +109,7 @@ def same_for_all(team: Team, predictor: PredictorLike) -> None:
                     "endpoints that serve alike"
                 )
 
-    team.together(compare)
+    comm.run_on_all(compare)
 
 
 class Watch:
@@ -129,7 +130,7 @@ class Watch:
         missing = self._predictor.missing
         for url in missing.keys() - self._known.keys():
             others = len(self._predictor.endpoints) - len(missing)
-            then = f"{others} more at work" if others else f"waiting up to {duration(self._predictor.patience)}"
+            then = f"{others} more at work" if others else f"waiting up to {format_duration(self._predictor.patience)}"
             self._say("server_lost", url, f"warning: {missing[url]}; {then}", error=missing[url])
         for url in self._known.keys() - missing.keys():
             self._say("server_back", url, f"{url} is back")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.runs.mpi import Team
+from atomsieve.runs.mpi import Communicator
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import ResultsFolder
@@ -17,26 +17,26 @@ from atomsieve.structures import StructureReader
 PIECE = 1 << 20  # structures whose atom counts are in memory at once
 
 
-def known_chunks(team: Team, folder: ResultsFolder) -> NDArray[Any]:
+def known_chunks(comm: Communicator, folder: ResultsFolder) -> NDArray[Any]:
     """Return what the ledgers tell of every chunk (dtype `ledger.KNOWN`), sorted by chunk; torn ends are cut off.
 
     A chunk has as many entries as it was entered. The ledgers are shared out among the ranks, and 16 bytes of each
     entry go to all. The run's lock must be held.
     """
-    names = team.first(lambda: [path.name for path in folder.ledgers()])
-    return _gathered(team, lambda: ledger.known([folder.ledger / name for name in names[team.rank :: team.size]]))
+    names = comm.run_on_first(lambda: [path.name for path in folder.ledgers()])
+    return _gathered(comm, lambda: ledger.known([folder.ledger / name for name in names[comm.rank :: comm.size]]))
 
 
-def _gathered(team: Team, work: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    found = np.concatenate(team.gather(team.together(work)))
+def _gathered(comm: Communicator, work: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    found = np.concatenate(comm.all_gather(comm.run_on_all(work)))
     return found[np.argsort(found["chunk"], kind="stable")]
 
 
-def atom_bounds(team: Team, reader: StructureReader, chunks: Chunks) -> NDArray[np.int64]:
+def atom_bounds(comm: Communicator, reader: StructureReader, chunks: Chunks) -> NDArray[np.int64]:
     """Return the atoms before each chunk [C+1], which say where its forces lie; each rank counts a part."""
     starts = chunks.starts()
-    first, stop = np.searchsorted(starts, [chunks.n * (team.rank + k) // team.size for k in (0, 1)]).tolist()
-    found = np.concatenate(team.gather(team.together(lambda: _atoms(reader, starts[first : stop + 1]))))
+    first, stop = np.searchsorted(starts, [chunks.n * (comm.rank + k) // comm.size for k in (0, 1)]).tolist()
+    found = np.concatenate(comm.all_gather(comm.run_on_all(lambda: _atoms(reader, starts[first : stop + 1]))))
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(found)])
 
 

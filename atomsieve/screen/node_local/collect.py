@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.runs.lock import PathLock
-from atomsieve.runs.mpi import Team, connect, guarded
+from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
+from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.node_local.writer import Carrier, LocalStore, key_of
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results import run_record as manifest
@@ -49,26 +50,26 @@ class Report:
     rank: int
 
 
-def sharing(team: Team, store: LocalStore | None) -> tuple[int, int, int]:
+def sharing(comm: Communicator, store: LocalStore | None) -> tuple[int, int, int]:
     """Return how many processes share a store, which of them this is, and how many stores there are in all."""
     token = None if store is None else store.token
-    tokens = team.gather(token)
+    tokens = comm.all_gather(token)
     same = [rank for rank, other in enumerate(tokens) if other == token]
-    return len(same), same.index(team.rank), len(set(tokens) - {None})
+    return len(same), same.index(comm.rank), len(set(tokens) - {None})
 
 
-def bring(team: Team, store: LocalStore | None, carrier: Carrier, durable: Container[int]) -> Collected:
-    """Bring all that lies in the stores of the team to the results folder; the same answer on every rank.
+def bring(comm: Communicator, store: LocalStore | None, carrier: Carrier, durable: Container[int]) -> Collected:
+    """Bring all that lies in the stores of the comm to the results folder; the same answer on every rank.
 
     durable : chunks that are in the results folder already.
     """
-    sharers, mine, _ = sharing(team, store)
+    sharers, mine, _ = sharing(comm, store)
 
     def mend() -> None:
         if store is not None and mine == 0:
             ledger.read(store.folder.ledger, repair=True)
 
-    team.together(mend)  # torn ends are cut off before anybody appends
+    comm.run_on_all(mend)  # torn ends are cut off before anybody appends
 
     def work() -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
         if store is None:
@@ -81,7 +82,7 @@ def bring(team: Team, store: LocalStore | None, carrier: Carrier, durable: Conta
         place = int(mine == 0 and bool(known))
         return place, np.array(found, np.int64).reshape(-1, 2), np.array(sorted(lost), np.int64)
 
-    places, found, lost = zip(*team.gather(team.together(work)), strict=True)
+    places, found, lost = zip(*comm.all_gather(comm.run_on_all(work)), strict=True)
     brought = np.unique(np.concatenate(found), axis=0)  # a chunk may lie on two nodes, if it was computed twice
     damaged = np.setdiff1d(np.concatenate(lost), brought[:, 0])
     return Collected(sum(places), len(brought), int(brought[:, 1].sum()), len(damaged))
@@ -102,30 +103,30 @@ def _carried(store: LocalStore, carrier: Carrier, entries: Sequence[ledger.Entry
             os.close(source)
 
 
-def collect(results: str | Path, place: str | Path, team: Team | None = None) -> Report:
-    """Bring what an ended run left below `place`, on the nodes of this team, to its results folder.
+def collect(results: str | Path, place: str | Path, comm: Communicator | None = None) -> Report:
+    """Bring what an ended run left below `place`, on the nodes of this comm, to its results folder.
 
     Raises
     ------
     AtomSieveError
         if a run is at work there, if it has nothing on nodes, or if nothing of it lies below `place` on any of these.
     """
-    team, folder, place = team or connect(), ResultsFolder(Path(results)), Path(place)
-    with guarded(team), ExitStack() as stack:
-        described = team.first(lambda: manifest.read(folder))
+    comm, folder, place = comm or connect_ranks(), ResultsFolder(Path(results)), Path(place)
+    with guard_ranks(comm, translate_loss), ExitStack() as stack:
+        described = comm.run_on_first(lambda: manifest.read(folder))
         chunks, heads = Chunks.of(described), len(described["heads"])
-        key = team.first(lambda: _begin(folder, place, stack))
+        key = comm.run_on_first(lambda: _begin(folder, place, stack))
         rows = row_file(folder, chunks, heads)
-        carrier = Carrier(folder, rows, bool(described["options"]["forces"]), team.rank)
-        durable = team.first(lambda: np.array(sorted(ledger.read(folder.ledger, repair=True)), np.int64))
+        carrier = Carrier(folder, rows, bool(described["options"]["forces"]), comm.rank)
+        durable = comm.run_on_first(lambda: np.array(sorted(ledger.read(folder.ledger, repair=True)), np.int64))
         found = LocalStore.at(place, key).path.is_dir()
-        store = team.together(lambda: LocalStore.open(place, key, folder.path) if found else None)
-        if not any(team.gather(found)):
-            team.together(lambda: _nothing(place, key))
-        now = bring(team, store, carrier, set(durable.tolist()))
+        store = comm.run_on_all(lambda: LocalStore.open(place, key, folder.path) if found else None)
+        if not any(comm.all_gather(found)):
+            comm.run_on_all(lambda: _nothing(place, key))
+        now = bring(comm, store, carrier, set(durable.tolist()))
         if store is not None:
             store.remove()
-        return Report(now, len(durable) + now.chunks, chunks.count, team.rank)
+        return Report(now, len(durable) + now.chunks, chunks.count, comm.rank)
 
 
 def _begin(folder: ResultsFolder, place: Path, stack: ExitStack) -> str:
@@ -149,7 +150,7 @@ def _nothing(place: Path, key: str) -> None:
 
 
 def resume(
-    team: Team,
+    comm: Communicator,
     place: Path,
     folder: ResultsFolder,
     files: Sequence[ResultFile],
@@ -161,12 +162,12 @@ def resume(
     files : the row store and, if there is one, the forces file of the results folder. durable : chunks that are in the
     results folder already, of `count` in all.
     """
-    key = team.first(lambda: key_of(folder, make=True))
+    key = comm.run_on_first(lambda: key_of(folder, make=True))
     assert key is not None
-    store = team.together(lambda: LocalStore.open(place, key, folder.path))
-    carrier = Carrier(folder, files[0], len(files) > 1, team.rank)
-    brought = bring(team, store, carrier, durable)
-    stores = sharing(team, store)[2]
+    store = comm.run_on_all(lambda: LocalStore.open(place, key, folder.path))
+    carrier = Carrier(folder, files[0], len(files) > 1, comm.rank)
+    brought = bring(comm, store, carrier, durable)
+    stores = sharing(comm, store)[2]
     left = 1.0 - (len(durable) + brought.chunks) / count
-    team.together(lambda: store.require_room(files, stores, left))
+    comm.run_on_all(lambda: store.require_room(files, stores, left))
     return store, carrier, brought

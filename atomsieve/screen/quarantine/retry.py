@@ -29,7 +29,7 @@ from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.quarantine.rows import blank_chunk_forces, poisoned_chunk_rows
 from atomsieve.screen.quarantine.sandbox import CannotStart, Child, Computed, Recipe
 from atomsieve.structures.fields import CONDITIONS
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 if TYPE_CHECKING:
     from atomsieve.screen.setup import Job
@@ -52,16 +52,16 @@ def find(job: Job, done: set[int]) -> dict[int, Record]:
     """Return the suspects among the chunks that are not durable, the same on every rank."""
     if job.runner.served:  # the death of a server is not that of a rank
         return {}
-    found = job.team.first(lambda: journal.suspects(job.folder, done))
+    found = job.comm.run_on_first(lambda: journal.suspects(job.folder, done))
     if job.retried:
         found |= {chunk: Record() for chunk in job.retried}
         if job.console is not None:
             job.console.print(
-                f"computed once more: {counted(len(job.retried), 'chunk')} with POISONED rows", highlight=False
+                f"computed once more: {pluralize(len(job.retried), 'chunk')} with POISONED rows", highlight=False
             )
     elif found and job.console is not None:
         job.console.print(
-            f"at hand when an earlier run died: {counted(len(found), 'chunk')}; computed last, in processes apart",
+            f"at hand when an earlier run died: {pluralize(len(found), 'chunk')}; computed last, in processes apart",
             highlight=False,
             soft_wrap=True,
         )
@@ -99,14 +99,14 @@ def screen_suspects(
         if stop.requested:
             raise _Leave
         job.look()
-        job.team.poke()
+        job.comm.drive_progress()
         if job.lock is not None:
             job.lock.check()
 
-    job.team.again()
+    job.comm.reset_claims()
     with ExitStack() as stack:
         court = None
-        for chunk in job.team.claims(sorted(suspects)):
+        for chunk in job.comm.claim(sorted(suspects)):
             if stop.closing:
                 break
             if court is None:
@@ -122,9 +122,9 @@ def screen_suspects(
             writer.put(chunk, rows, forces, time.perf_counter() - since)
             writer.commit()
             first, end = job.chunks.span(chunk)
-            job.team.report(end - first, int(np.count_nonzero(rows["status"] != Status.OK)))
+            job.comm.count_done(end - first, int(np.count_nonzero(rows["status"] != Status.OK)))
         if stop.closing:
-            job.team.stop()
+            job.comm.stop_claims()
 
 
 def _child(stack: ExitStack, what: Recipe) -> Child | None:

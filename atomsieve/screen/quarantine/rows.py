@@ -14,7 +14,7 @@ from atomsieve.screen.engine.runner import clear_numbers
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.columns import blank_rows
 from atomsieve.screen.results.npy_file import ResultFile
-from atomsieve.text import counted
+from atomsieve.text import pluralize
 
 NO_ID = -1
 
@@ -53,5 +53,5 @@ def format_poisoned_lines(spans: Iterable[PoisonedSpan], chunks: Chunks) -> list
         chunk = int(np.searchsorted(chunks.starts(), span.first, side="right")) - 1
         one = span.structures == 1
         between = f"position {span.first:,}" if one else f"positions {span.first:,} to {span.last:,}"
-        lines.append(f"{counted(span.structures, 'structure')} of chunk {chunk:,} ({between})")
+        lines.append(f"{pluralize(span.structures, 'structure')} of chunk {chunk:,} ({between})")
     return lines

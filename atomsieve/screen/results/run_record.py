@@ -122,11 +122,6 @@ def recorded_backend(folder: ResultsFolder) -> str | None:
     return backend if isinstance(backend, str) else None
 
 
-def device_kind(predictor: Any) -> str:
-    """Return `cpu` or `cuda`: which GPU it is does not matter."""
-    return str(predictor.device).partition(":")[0]
-
-
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one mapping with dotted keys."""
     if not isinstance(value, Mapping):

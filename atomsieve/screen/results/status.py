@@ -120,7 +120,7 @@ def _rate(entries: list[Entry]) -> float:
 
 def format_status_lines(status: RunStatus, now: float | None = None) -> list[str]:
     """Return a status as lines for people, without what is wrong."""
-    from atomsieve.screen.engine.progress import duration
+    from atomsieve.text import format_duration
 
     share = 100.0 * status.done / status.structures
     lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]
@@ -133,7 +133,9 @@ def format_status_lines(status: RunStatus, now: float | None = None) -> list[str
         lines.append(f"running: host {who.get('host')}, process {who.get('pid')}, since {who.get('since')}")
         if status.recomputing is None and np.isfinite(status.seconds_left):
             end = time.strftime("%H:%M:%S", time.localtime((now or time.time()) + status.seconds_left))
-            lines.append(f"{status.per_second:,.0f} structures/s, {duration(status.seconds_left)} left (until {end})")
+            lines.append(
+                f"{status.per_second:,.0f} structures/s, {format_duration(status.seconds_left)} left (until {end})"
+            )
     elif status.broken is None:
         lines.append("complete" if status.complete else "not running; run the same command again to continue")
         if np.isfinite(status.per_second):

@@ -10,7 +10,7 @@ from atomsieve.screen.telemetry import energy
 from atomsieve.screen.telemetry.prometheus import Metrics, Snapshot, memory_in_use
 
 if TYPE_CHECKING:
-    from atomsieve.runs.mpi import Team
+    from atomsieve.runs.mpi import Communicator
     from atomsieve.screen.engine.runner import Runner
 
 SECONDS = 5.0
@@ -84,7 +84,7 @@ class Vitals:
             return {}
         return {"memory_bytes": self._memory(), "batch_part": self._part, "joules": self._joules()}
 
-    def measured(self, team: Team, computed: int) -> dict[str, Any]:
+    def measured(self, comm: Communicator, computed: int) -> dict[str, Any]:
         """Return energy and memory of the run on rank 0, for the summary; nothing elsewhere. Every rank calls it."""
         if self._runner is None:
             return {}
@@ -97,7 +97,7 @@ class Vitals:
             "part": self._part,
             "on_cpu": 0 if cpu is None else cpu.computed,
         }
-        every = team.collect(own)
+        every = comm.gather_on_first(own)
         if every is None:
             return {}
         peaks = [r["device"] for r in every if r["device"] is not None]
@@ -124,7 +124,7 @@ class Vitals:
         return 1.0 if limit is None else limit.part
 
 
-def vitals_of(runner: Runner, structures: int, team: Team, metrics: str | None, gpus: list[str]) -> Vitals:
+def vitals_of(runner: Runner, structures: int, comm: Communicator, metrics: str | None, gpus: list[str]) -> Vitals:
     """Return the vitals of this rank; on one rank of each machine they include its energy, and that of its `gpus`.
 
     Raises
@@ -141,11 +141,11 @@ def vitals_of(runner: Runner, structures: int, team: Team, metrics: str | None, 
             "precision": model.precision,
             "backend": model.backend,
             "device": str(model.device),
-            "ranks": str(team.size),
+            "ranks": str(comm.size),
         }
-        file = Metrics(metrics, team.rank, labels)
+        file = Metrics(metrics, comm.rank, labels)
     meter = None
-    if team.local_rank == 0 and not runner.served:  # what servers take is not this machine's
+    if comm.local_rank == 0 and not runner.served:  # what servers take is not this machine's
         meter = energy.meter(gpus)
     return Vitals(runner, structures, file, meter)
 

@@ -72,8 +72,8 @@ def make_graph_model(
     AtomSieveError
         if the artefact is damaged, or another version of the model takes or gives something else.
     """
+    from atomsieve.devices import choose_device
     from atomsieve.predict.backends.exported import export_entry
-    from atomsieve.predict.backends.select import choose_device
 
     settings, manifest = served.settings, read_manifest(gfm)
     device = choose_device(settings.device if settings.device != "cuda" else "auto")

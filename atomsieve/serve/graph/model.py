@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from atomsieve.devices import choose_device
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.artefact import Artefact
 from atomsieve.gfm import Manifest, read_manifest
 from atomsieve.graphs import build_graph
 from atomsieve.predict.backends.exported import export_entry
-from atomsieve.predict.backends.select import choose_device
 from atomsieve.predict.packing import is_out_of_memory
 from atomsieve.remote.test_vector import compare_test_vector, read_test_vector
 from atomsieve.serve.graph.capacity import Capacity

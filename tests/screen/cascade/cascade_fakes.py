@@ -80,7 +80,7 @@ def cascade(
     out: Path,
     cheap: Cheap,
     better: Better,
-    team: Any = None,
+    comm: Any = None,
     overwrite: bool = False,
     **given: Any,
 ) -> Any:
@@ -98,7 +98,7 @@ def cascade(
         out=out,
         predictor=pair,
         reader=MemoryReader(source),
-        team=team,
+        comm=comm,
         overwrite=overwrite,
     )
 
@@ -112,14 +112,14 @@ def main() -> None:
         package = types.ModuleType(f"atomsieve.{name}")
         package.__path__ = [str(Path(atomsieve.__file__).parent / name)]
         sys.modules[package.__name__] = package
-    from atomsieve.runs.mpi import connect
+    from atomsieve.runs.mpi import connect_ranks
 
     source, out, options, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-    team = connect()
-    mine = order.get("rank", team.rank) == team.rank
+    comm = connect_ranks()
+    mine = order.get("rank", comm.rank) == comm.rank
     number = signal.Signals[order.get("signal", "SIGKILL")]
     better = Better(order.get("at") if mine else None, number, order.get("pause", 0.0))
-    result = cascade(load(source), Path(out), Cheap(), better, team, **options)
+    result = cascade(load(source), Path(out), Cheap(), better, comm, **options)
     sys.exit(result.exit_code)
 
 

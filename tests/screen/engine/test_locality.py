@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from atomsieve.errors import DataError
-from atomsieve.runs.mpi import Team
+from atomsieve.runs.mpi import Communicator
 from atomsieve.screen.engine.locality import queues, said
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.chunks import Chunks
@@ -26,8 +26,8 @@ ranks_of = st.integers(1, 4)
 @settings(deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.lists(st.integers(0, 3), max_size=90), ranks_of)
 def test_every_chunk_is_handed_out_once_and_own_ones_first(queue, order, ranks):
-    team, todo, lot = Team(), [10 * k for k in range(len(queue))], np.array(queue)
-    hands = [team.claims(todo, lot, own) for own in range(ranks)]
+    comm, todo, lot = Communicator(), [10 * k for k in range(len(queue))], np.array(queue)
+    hands = [comm.claim(todo, lot, own) for own in range(ranks)]
     taken: list[list[int]] = [[] for _ in hands]
     for turn in [*order, *range(ranks)] + [r for r in range(ranks) for _ in todo]:
         chunk = next(hands[turn % ranks], None)
@@ -40,15 +40,15 @@ def test_every_chunk_is_handed_out_once_and_own_ones_first(queue, order, ranks):
 
 
 def test_nothing_is_handed_out_after_a_stop():
-    team = Team()
-    hand = team.claims([1, 2, 3], np.array([0, 1, 1]), 1)
+    comm = Communicator()
+    hand = comm.claim([1, 2, 3], np.array([0, 1, 1]), 1)
     assert next(hand) == 2
     for _ in range(40):  # as many ranks may ask for it
-        team.stop()
+        comm.stop_claims()
         assert next(hand, None) is None
-        assert next(team.claims([1, 2, 3]), None) is None
-    team.again()
-    assert next(team.claims([1, 2, 3])) == 1
+        assert next(comm.claim([1, 2, 3]), None) is None
+    comm.reset_claims()
+    assert next(comm.claim([1, 2, 3])) == 1
 
 
 @pytest.fixture
@@ -66,14 +66,14 @@ def dataset(tmp_path, monkeypatch):
     return path, near, batch
 
 
-class Several(Team):
+class Several(Communicator):
     """One rank of those that hold `held`."""
 
     def __init__(self, held, rank):
         super().__init__()
         self.held, self.rank = held, rank
 
-    def gather(self, value):
+    def all_gather(self, value):
         return self.held
 
 

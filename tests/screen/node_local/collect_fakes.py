@@ -16,11 +16,11 @@ from tests.screen.screen_fakes import without_torch
 def main() -> None:
     without_torch()
 
-    from atomsieve.runs.mpi import connect
+    from atomsieve.runs.mpi import connect_ranks
     from atomsieve.screen.node_local.collect import collect
 
-    team = connect()
-    report = collect(sys.argv[2], f"{sys.argv[1]}{team.rank}", team)
+    comm = connect_ranks()
+    report = collect(sys.argv[2], f"{sys.argv[1]}{comm.rank}", comm)
     if report.rank == 0:
         print(f"{report.now.chunks} chunks from {report.now.places} nodes, {report.durable} of {report.count}")
 

@@ -76,13 +76,13 @@ def main() -> None:
     from rich.console import Console
 
     from atomsieve.errors import AtomSieveError
-    from atomsieve.runs.mpi import connect
+    from atomsieve.runs.mpi import connect_ranks
     from atomsieve.screen.finish import print_result
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
     source, out, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    team = connect()
+    comm = connect_ranks()
     small = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 0.0, "top": 50}
     options = ScreenOptions(**{**small, **order.get("options", {})})
     predictor = (Bound if order.get("bound") else Poisonous)(order)
@@ -95,7 +95,7 @@ def main() -> None:
             out=out,
             predictor=predictor,
             reader=reader,
-            team=team,
+            comm=comm,
             console=Console(stderr=True, width=300),
         )
     except AtomSieveError as error:

@@ -17,7 +17,7 @@ from atomsieve.errors import Interrupted
 from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict.packing import Limit, pack
 from atomsieve.predict.status import Status
-from atomsieve.runs.mpi import Team, guarded
+from atomsieve.runs.mpi import Communicator, guard_ranks
 from atomsieve.screen import failures
 from atomsieve.screen.engine import in_flight as journal
 from atomsieve.screen.engine.in_flight import Record
@@ -153,7 +153,7 @@ def test_without_a_process_apart_the_third_death_sets_aside(whole, tmp_path):
 
 def test_a_rank_that_is_asked_to_end_among_suspects_has_no_rank_begin_another(whole, tmp_path):
     source, _ = whole
-    out, team = tmp_path / "out", Team()
+    out, comm = tmp_path / "out", Communicator()
     go(source, out, KILLED, poison=[FIRST_ID + 150])
     (out / "at_hand.bin").write_bytes(b"".join(map(journal.encode, (None, 2, 3, 4))))
 
@@ -169,8 +169,8 @@ def test_a_rank_that_is_asked_to_end_among_suspects_has_no_rank_begin_another(wh
     options = ScreenOptions(chunk_size=CHUNK, max_atoms=200, commit_seconds=0.0, top=50, forces=True)
     reader = MemoryReader(candidates(N, bad=False))
     with pytest.raises(Interrupted):
-        run_screen(source, "gfm", options, out=out, predictor=Asked(), reader=reader, team=team)
-    assert sent and list(team.claims([3, 4])) == []
+        run_screen(source, "gfm", options, out=out, predictor=Asked(), reader=reader, comm=comm)
+    assert sent and list(comm.claim([3, 4])) == []
     assert (np.sort(list(ledger.read(out / "ledger"))) == [0, 1, 2, 5, 6]).all(), "the suspect at hand is finished"
 
 
@@ -355,7 +355,7 @@ def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd, monkeypa
 
 
 def test_an_error_of_mpi_wherever_it_comes_up_lets_the_job_be_started_again(monkeypatch, capsys):
-    class OneOfTwo(Team):
+    class OneOfTwo(Communicator):
         size = 2
 
         def abort(self, code):
@@ -364,10 +364,11 @@ def test_an_error_of_mpi_wherever_it_comes_up_lets_the_job_be_started_again(monk
     monkeypatch.setattr(failures, "is_peer_lost", lambda error: isinstance(error, ConnectionError))
 
     def fails(error):
-        with guarded(OneOfTwo()):
+        with guard_ranks(OneOfTwo(), failures.translate_loss):
             raise error
 
-    with pytest.raises(failures.PeerLost, match="run the same command again"), guarded(Team()):
+    again = pytest.raises(failures.PeerLost, match="run the same command again")
+    with again, guard_ranks(Communicator(), failures.translate_loss):
         raise ConnectionError("alone")
     with pytest.raises(SystemExit) as left:
         fails(ConnectionError("peer gone"))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atomsieve.runs.mpi import Team
+from atomsieve.runs.mpi import Communicator
 from atomsieve.screen.engine import placement as devices
 from atomsieve.screen.telemetry import energy
 from atomsieve.screen.telemetry.energy import Counter, EnergyMeter, meter, nvml_counters, rapl_counters, said, total
@@ -170,4 +170,4 @@ def test_only_the_gpus_that_are_computed_on_are_metered(monkeypatch):
 
 def test_servers_compute_on_no_gpu_of_this_machine():
     there = SimpleNamespace(device="cuda:0", endpoints="grpc://elsewhere:8001")
-    assert [place.gpu for place in devices.places(Team(), there)] == [None]
+    assert [place.gpu for place in devices.places(Communicator(), there)] == [None]
