@@ -136,11 +136,11 @@ def loop(device: str, folder: Path, structures: int, lanes: int) -> tuple[bytes,
 
     from atomsieve.predict import Predictor
     from atomsieve.predict.packing import usual_budget
-    from atomsieve.screen.engine.cuda_streams import Lanes
+    from atomsieve.screen.engine.cuda_streams import StreamedPredictor
     from atomsieve.screen.engine.runner import Runner
 
     batch, predictor = lattice(structures, 20, seed=1), Predictor.load(folder, device=device)
-    with Lanes(predictor, lanes) as several:
+    with StreamedPredictor(predictor, lanes) as several:
         runner = Runner(several, [predictor.head], False, *usual_budget(predictor), None, 20_000)
         runner(batch.slice(0, min(200, structures)), 0)  # what a first call costs is not counted
         began = time.perf_counter()

@@ -20,6 +20,7 @@ from atomsieve.graphs import Graph, build_graph, shortest_edges
 from atomsieve.models import Ensemble
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.predict.backends.interface import Backend
+from atomsieve.predict.backends.native import NativeBackend
 from atomsieve.predict.backends.select import open_backend
 from atomsieve.predict.base import DeferredCall
 from atomsieve.predict.domain_flags import Outside
@@ -245,6 +246,15 @@ class Predictor:
         other = copy.copy(self)
         other._run = run
         other.precision, other.backend, other.why = run.precision, run.name, run.why
+        return other
+
+    def with_members(self, members: int) -> Predictor:
+        """Return this predictor with its first members alone; the native backend holds them one by one."""
+        run = self._run
+        assert isinstance(run, NativeBackend)
+        model = run.model.take(list(range(members)))
+        other = self.with_backend(NativeBackend(model, run.precision, self.device, run.why))
+        other.members = members
         return other
 
     def describe(self) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""After the loop: the ranks' parts come together, and the artefacts get their final names."""
+"""The end of a run: the ranks' tallies are merged, and the files get their final names."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
-from atomsieve.screen.engine.force_spread import with_spread
-from atomsieve.screen.engine.servers import kept
+from atomsieve.screen.engine.context import RankContext
+from atomsieve.screen.engine.force_spread import fill_force_spread
+from atomsieve.screen.engine.rows import Rows
+from atomsieve.screen.engine.servers import add_resume_hint
+from atomsieve.screen.engine.tally import Tally
 from atomsieve.screen.options import MIXED
 from atomsieve.screen.quarantine.retry import DEATHS
 from atomsieve.screen.quarantine.rows import format_poisoned_lines
 from atomsieve.screen.results.caveats import describe_mixed_heads
 from atomsieve.screen.results.code_names import CodeNames
-from atomsieve.screen.results.files import write_whole
+from atomsieve.screen.results.files import ResultsFolder, write_whole
 from atomsieve.screen.results.formulas import read_formulas_at
 from atomsieve.screen.results.software import versions
 from atomsieve.screen.results.tables import csv_of_top, status_table, top_table
 from atomsieve.screen.selection.top_k import TopK
-from atomsieve.screen.setup import Job
-from atomsieve.screen.telemetry.monitor import lines_of
+from atomsieve.screen.telemetry.monitor import format_measurements
 from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScreenResult:
-    """What a finished run gives.
+    """The outcome of a finished run.
 
     Attributes
     ----------
@@ -46,12 +48,12 @@ class ScreenResult:
     status : rows per status name.
     top : the best rows, best first (dtype `atomsieve.screen.results.columns.ROW`); other ranks than 0 may have none.
     formulas : chemical formula by position, of the best rows.
-    rank : of this process; rank 0 has the table of best rows and speaks.
+    rank : of this process; rank 0 has the table of best rows and prints.
     seconds : wall time of this run, loading included.
     uncalibrated : heads that were screened without calibrated energies.
     choices : heads that the ensemble has, without their mixture.
     computed, rate : structures that this run computed (earlier runs did the others), and how many per second.
-    poisoned : a line for each chunk of which structures were set aside.
+    poisoned : a line for each chunk with POISONED structures.
     measured : `energy` and `memory` of this run, on rank 0.
     """
 
@@ -76,68 +78,87 @@ class ScreenResult:
         return EXIT_DONE if set(self.status) <= {"OK"} else EXIT_SOME_FAILED
 
 
-def finish(job: Job, computed: int, seconds: float, between: Callable[[], None] = lambda: None) -> ScreenResult:
-    """Merge what the ranks saw; rank 0 puts the artefacts in place.
+def finish(
+    context: RankContext, record: Mapping[str, Any], seen: Tally, computed: int, *, begun: float, seconds: float
+) -> ScreenResult:
+    """Merge the tallies of all ranks; rank 0 writes the table and the summary, and gives the files their final names.
 
-    `computed` structures were computed in this run, within `seconds`. `between` is called every moment while rank 0
-    computes what the best rows lack; it may raise to leave.
+    record : content of run.json. seen : all rows of this rank's share. computed : structures that
+        this run computed, within `seconds`.
+    begun : when the run began (`time.perf_counter`).
+
+    Raises
+    ------
+    Interrupted
+        after a signal, as long as rank 0 computes the spread of forces of the best rows.
     """
-    comm, options = job.comm, job.options
-    counts: Counter[int] = sum(comm.all_gather(job.status), Counter())
-    n_rows = job.rows.shape[0]
+    comm, options = context.comm, context.options
+    counts: Counter[int] = sum(comm.all_gather(seen.status), Counter())
+    n_rows = context.files.rows.shape[0]
     if counts.total() != n_rows:
         raise AtomSieveError(
             f"{counts.total():,} of {n_rows:,} rows are accounted for; run the same command again to continue"
         )
-    labels = CodeNames.of(job.manifest)
+    labels = CodeNames.of(record)
 
-    def better(some: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
+    def merge_best(some: Rows, more: Rows) -> Rows:
         best = TopK(options.top, options.by, descending=options.descending)
         for rows in (some, more):
             best.add(rows)
         return best.rows()
 
-    merged = comm.reduce_on_first(job.top.rows(), better)
-    top = job.top.rows()[:0] if merged is None else merged
-    names = comm.run_on_all(lambda: read_formulas_at(top["position"], job.reader))
-    if job.runner.force_spread == "top":
-        with job.clock("spread"):
-            top = comm.run_on_first(lambda: _spread(job, top, between))
-    clocks = per_stage(comm.gather_on_first(dict(job.clock.seconds)) or [])
+    own = seen.best.rows()
+    merged = comm.reduce_on_first(own, merge_best)
+    top = own[:0] if merged is None else merged
+    names = comm.run_on_all(read_formulas_at, top["position"], context.reader)
+    if context.runner.force_spread == "top":
+        with context.clock("spread"):
+            top = comm.run_on_first(_fill_spread, context, top)
+    stages = summarize_stages(comm.gather_on_first(dict(context.clock.seconds)) or [])
     result = ScreenResult(
-        folder=job.folder.path,
+        folder=context.files.folder.path,
         labels=labels,
-        structures=job.chunks.n,
+        structures=context.chunks.n,
         status={labels.status(code): n for code, n in sorted(counts.items())},
         top=top,
         formulas=names,
         rank=comm.rank,
-        seconds=time.perf_counter() - job.begun,
+        seconds=time.perf_counter() - begun,
         computed=computed,
         rate=computed / max(seconds, 1e-9),
-        uncalibrated=tuple(job.runner.uncalibrated),
-        choices=tuple(head for head in job.runner.predictor.heads if head != MIXED),
-        poisoned=tuple(format_poisoned_lines(chain.from_iterable(comm.all_gather(job.poisoned)), job.chunks)),
-        measured=job.vitals.measured(comm, computed),
+        uncalibrated=tuple(context.runner.uncalibrated),
+        choices=tuple(head for head in context.runner.predictor.heads if head != MIXED),
+        poisoned=tuple(format_poisoned_lines(chain.from_iterable(comm.all_gather(seen.poisoned)), context.chunks)),
+        measured=context.watch.monitor.sum_over_ranks(comm, computed),
     )
-    comm.run_on_first(lambda: _publish(job, result, clocks))
-    if job.local is not None:
-        comm.run_on_all(job.local[0].remove)
-    comm.run_on_first(
-        lambda: job.folder.local.unlink(missing_ok=True)
-    )  # the last: without it nobody finds what is on nodes
+    comm.run_on_first(_publish, context, record, result, stages)
+    if context.files.local is not None:
+        comm.run_on_all(context.files.local[0].remove)
+    comm.run_on_first(_remove_key, context.files.folder)
     return result
 
 
-def _spread(job: Job, top: NDArray[Any], between: Callable[[], None]) -> NDArray[Any]:
-    with kept(job.folder):
-        return with_spread(job, top, between)
+def _remove_key(folder: ResultsFolder) -> None:
+    """Remove local.json, the last step: without it no later command finds the results on nodes."""
+    folder.local.unlink(missing_ok=True)
+
+
+def _fill_spread(context: RankContext, top: Rows) -> Rows:
+    """Return the best rows with the spread of forces; a signal leaves."""
+
+    def between() -> None:
+        if context.watch.stop.requested:
+            raise context.interrupted_error(context.comm.read_counts()[0])
+        context.update_monitor()
+
+    with add_resume_hint(context.files.folder):
+        return fill_force_spread(context, top, between)
 
 
 def print_result(console: Console, result: ScreenResult, by: str, shown: int, where: str | None = None) -> None:
-    """Show the best rows, the counts by status where any failed, and where everything lies.
+    """Print the best rows, the counts by status where any failed, and the results folder.
 
-    by, where : what the rows were ranked and filtered by.
+    by, where : column that the rows were ranked by, and the filter. shown : rows to print.
     """
     if len(result.top):
         title = f"best {min(shown, len(result.top))} of {len(result.top):,} rows in top.csv, by {by}"
@@ -157,7 +178,7 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
     if result.uncalibrated:
         console.print(
             f"uncalibrated: {', '.join(result.uncalibrated)}; sigma and interval are empty, and the spread is no "
-            f"standard error; {_remedy(result)}",
+            f"standard error; {_calibration_hint(result)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -169,46 +190,53 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
         highlight=False,
         soft_wrap=True,
     )
-    for line in lines_of(result.measured) if result.computed else ():
+    for line in format_measurements(result.measured) if result.computed else ():
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _remedy(result: ScreenResult) -> str:
-    """Return what to do about heads without calibration."""
+def _calibration_hint(result: ScreenResult) -> str:
+    """Return the advice on heads without calibration."""
     if result.uncalibrated != (MIXED,):
         return "see atomsieve calibrate"
     return f"a mixture of heads cannot be calibrated, a head can: --head names one of {', '.join(result.choices)}"
 
 
-def per_stage(clocks: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+def summarize_stages(clocks: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Return the mean and the largest time of each stage over the ranks, s."""
     names = list(dict.fromkeys(name for clock in clocks for name in clock))
     spent = {name: [clock.get(name, 0.0) for clock in clocks] for name in names}
     return {name: {"mean": round(sum(s) / len(s), 3), "max": round(max(s), 3)} for name, s in spent.items()}
 
 
-def _publish(job: Job, result: ScreenResult, clocks: dict[str, dict[str, float]]) -> None:
+def _publish(
+    context: RankContext, record: Mapping[str, Any], result: ScreenResult, stages: dict[str, dict[str, float]]
+) -> None:
     """Name the files as complete; write the table of best rows and the summary."""
-    for file in job.files:
+    folder, options = context.files.folder, context.options
+    for file in context.files.arrays:
         file.complete()
-    write_whole(job.folder.top, csv_of_top(result.top, result.labels, result.formulas).encode())
+    write_whole(folder.top, csv_of_top(result.top, result.labels, result.formulas).encode())
     summary = {
         "structures": result.structures,
         "status": result.status,
         "computed_in_this_run": result.computed,
         "seconds": round(result.seconds, 3),
         "structures_per_second": round(result.rate, 1),
-        "ranks": job.comm.size,
-        "seconds_per_stage": clocks,
-        "selection": {name: getattr(job.options, name) for name in ("top", "by", "descending", "where")},
-        **({"cascade": made} if (made := job.manifest.get("cascade")) else {}),
-        "force_spread": job.runner.force_spread,
+        "ranks": context.comm.size,
+        "seconds_per_stage": stages,
+        "selection": {
+            "top": options.top,
+            "by": options.by,
+            "descending": options.descending,
+            "where": options.where,
+        },
+        **({"cascade": record["cascade"]} if record.get("cascade") else {}),
+        "force_spread": context.runner.force_spread,
         "uncalibrated": list(result.uncalibrated),
         "poisoned": list(result.poisoned),
         **result.measured,
-        "predictor": job.runner.predictor.describe(),
+        "predictor": context.runner.predictor.describe(),
         "versions": versions(),
     }
-    write_whole(job.folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
-    if job.log is not None:
-        job.log("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])
+    write_whole(folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
+    context.reporter.record("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])

@@ -1,4 +1,4 @@
-"""What a screening run may be told, checked when it is made."""
+"""Options of a screening run, checked when they are made."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class ScreenOptions:
     local : a folder on a disk of each node where results are kept first; None writes to the results folder at once.
     collect_seconds : with `local`, results are brought to the results folder this often, and at the end.
     cascade : "cheaper:better", e.g. "bf16:fp32": all in the cheaper precision (`precision` is set to it), then in the
-        better one what could be among the best rows or is undecided by `where`. Not with `local`.
+        better one the rows that could be among the best or are undecided by `where`. Not with `local`.
     cascade_members : members that screen first in a cascade; None takes all.
     cascade_safety : the error bound of a cascade is the largest measured error times this.
-    oversized : what becomes of a structure too large for a GPU alone: `cpu` computes it there, `mark` gives it the
+    oversized : for a structure that alone is too large for the GPU: `cpu` computes it there, `mark` gives it the
         status OUT_OF_MEMORY.
-    metrics : a file that tells how the run is doing, for Prometheus; `{rank}` in its name makes it one for each rank.
-    retry_poisoned : compute chunks once more of which structures were set aside as POISONED.
-    grace : seconds that SIGTERM leaves for the chunk at hand; after them the run leaves after the batch.
+    metrics : a file of metrics for Prometheus; with `{rank}` in its name every rank writes one.
+    retry_poisoned : compute chunks with POISONED structures once more.
+    grace : seconds that SIGTERM leaves to finish the current chunk; after them the run leaves after the batch.
     """
 
     head: str | None = None
@@ -122,7 +122,7 @@ class ScreenOptions:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
 
     def _check_cascade(self) -> None:
-        """Check what belongs to a cascade; `precision` becomes that of the first pass."""
+        """Check the options of a cascade; `precision` becomes that of the first pass."""
         if self.cascade is None:
             if self.cascade_members is not None:
                 raise UsageError("cascade-members goes with cascade; give e.g. --cascade bf16:fp32, or leave it out")

@@ -1,8 +1,8 @@
 """`--max-restarts`: a process that starts a run, passes signals on to it, and starts it again when it dies.
 
-A rank that dies ends its MPI job, and what was durable stays. So the same command continues it, and all that this
-process must tell apart is a death, after which it starts the command again, from an end that the run itself has
-explained, after which it does not.
+A rank that dies ends its MPI job, and durable chunks stay. The same command continues the run, so this process only has
+to distinguish a death, after which it starts the command again, from an end that the run itself has explained, after
+which it does not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from atomsieve.errors import (
 )
 from atomsieve.runs.lock import SILENCE, holder
 from atomsieve.runs.signals import WATCHED, follow
-from atomsieve.screen.engine.progress import EventLog
+from atomsieve.screen.engine.reporter import EventLog
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.text import format_duration
 
@@ -47,10 +47,10 @@ LONGEST_PAUSE = 60.0
 MOMENT = 0.05  # seconds between looks at a clock
 
 
-def launched_by(launcher: str) -> list[str]:
+def parse_launcher(launcher: str) -> list[str]:
     """Return the words of a launcher such as `mpirun -n 64`, its program found.
 
-    A program that is not on the PATH is taken from beside this Python, where `pip install mpich` puts it.
+    A program that is not on the PATH is taken from the folder of this Python, where `pip install mpich` puts it.
 
     Raises
     ------
@@ -63,14 +63,14 @@ def launched_by(launcher: str) -> list[str]:
         raise UsageError(f"--launcher {launcher!r}: {error}") from error
     if not words:
         raise UsageError("--launcher is empty; give a command such as 'mpirun -n 4'")
-    beside = Path(sys.executable).parent / words[0]
-    found = shutil.which(words[0]) or (str(beside) if os.access(beside, os.X_OK) else None)
+    bundled = Path(sys.executable).parent / words[0]
+    found = shutil.which(words[0]) or (str(bundled) if os.access(bundled, os.X_OK) else None)
     if found is None:
         raise UsageError(f"--launcher {launcher!r}: there is no program {words[0]!r} on the PATH or beside this Python")
     return [found, *words[1:]]
 
 
-def cause_of_death(code: int, complete: bool) -> str | None:
+def find_cause_of_death(code: int, complete: bool) -> str | None:
     """Return in words how a run died, None if it ended by itself.
 
     code : of the process; negative for a signal, as `subprocess` has it.
@@ -100,7 +100,7 @@ class Supervisor:
     command : the run; it gets `--overwrite` only until the first start has begun its results.
     folder : where its results go.
     restarts : how often it is started again.
-    console : where restarts are told.
+    console : where restarts are printed.
     pause : seconds before a restart; doubled for each death in a row that brought nothing durable.
     """
 
@@ -124,20 +124,20 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _supervise(self) -> int:
-        began, durable, pause = _stamp(self.folder.run), _durable(self.folder), self.pause
+        began, durable, pause = _stamp(self.folder.run), _ledger_bytes(self.folder), self.pause
         for start in range(self.restarts + 1):
             overwritten = _stamp(self.folder.run) != began
             since = time.monotonic()
             code = self._run([word for word in self.command if word != ONCE or not overwritten])
             anew = ONCE not in self.command or _stamp(self.folder.run) != began  # else what lies there is older
-            cause = cause_of_death(code, anew and self._complete())
+            cause = find_cause_of_death(code, anew and self._complete())
             if cause is None:
                 if code in (EXIT_ERROR, EXIT_USAGE):  # a launcher may end so without a word
                     self._print(f"the run ended by itself with exit code {code}; it is not started again")
                 return exit_code(code)
             if self._stopped is not None:
                 return EXIT_INTERRUPTED
-            now = _durable(self.folder)
+            now = _ledger_bytes(self.folder)
             pause = self.pause if now > durable else min(2 * pause, LONGEST_PAUSE)
             durable = now
             lived = format_duration(time.monotonic() - since)
@@ -160,7 +160,7 @@ class Supervisor:
         return exit_code(code) if code not in FINISHED else EXIT_ERROR
 
     def _run(self, command: list[str]) -> int:
-        """Run the command once. It has a session of its own: a Ctrl-C at the terminal reaches it once, through here."""
+        """Run the command once. It runs in a new session: a Ctrl-C at the terminal reaches it once, through here."""
         own = os.getpid()
 
         def follow_me() -> None:
@@ -206,7 +206,7 @@ class Supervisor:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a file is written anew, None if it is not there."""
+    """Return inode and time of change of a file, which a new version changes; None if it is not there."""
     try:
         found = path.stat()
     except OSError:
@@ -214,7 +214,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _durable(folder: ResultsFolder) -> int:
+def _ledger_bytes(folder: ResultsFolder) -> int:
     """Return the size of the ledger: it grows with every chunk that is durable."""
     return sum(path.stat().st_size for path in _files(folder.ledger))
 

@@ -9,32 +9,33 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from atomsieve.errors import Interrupted
-from atomsieve.predict.status import Status
+from atomsieve.predict.interface import AnyPredictor
 from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
 from atomsieve.runs.signals import StopRequest
-from atomsieve.screen.cascade.driver import refine
-from atomsieve.screen.engine import locality as near
-from atomsieve.screen.engine.progress import EventLog, ProgressView
-from atomsieve.screen.engine.reader_process import Reading
-from atomsieve.screen.engine.runner import Begun, PredictorLike
-from atomsieve.screen.engine.servers import Served, Watch, kept
-from atomsieve.screen.engine.writer_thread import Writing
+from atomsieve.screen.cascade.driver import refine, use_better
+from atomsieve.screen.engine.context import RankContext, StopNow, Watch
+from atomsieve.screen.engine.in_flight import InFlightMarkers
+from atomsieve.screen.engine.locality import assign_queues
+from atomsieve.screen.engine.progress import ProgressView
+from atomsieve.screen.engine.reader_process import ChunkSource
+from atomsieve.screen.engine.reporter import EventLog, Reporter
+from atomsieve.screen.engine.runner import ChunkInProgress
+from atomsieve.screen.engine.servers import ServedEnsemble, ServerWatch, add_resume_hint
+from atomsieve.screen.engine.tally import Tally
+from atomsieve.screen.engine.writer_thread import ChunkWriter
 from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.finish import ScreenResult, finish
+from atomsieve.screen.greeting import greet, greet_again
+from atomsieve.screen.load import open_input, open_model
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.quarantine import retry as suspects
-from atomsieve.screen.setup import Job, durable_chunks, prepare
-from atomsieve.text import pluralize
+from atomsieve.screen.quarantine.retry import clear_retry_state, retry_suspects
+from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.screen.setup import Claim, Plan, claim_folder, default_out, make_plan, recover
+from atomsieve.screen.telemetry.clock import Clock
+from atomsieve.structures import StructureReader
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-class _Stop(Exception):  # noqa: N818 - a request, not an error
-    """Leaves the chunk at hand."""
 
 
 def run_screen(
@@ -42,32 +43,32 @@ def run_screen(
     ensemble: str | Path | None,
     options: ScreenOptions | None = None,
     *,
-    served: Served | None = None,
+    served: ServedEnsemble | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
-    predictor: PredictorLike | None = None,
-    reader: Any = None,
+    predictor: AnyPredictor | None = None,
+    reader: StructureReader | None = None,
     comm: Communicator | None = None,
 ) -> ScreenResult:
-    """Screen every structure of `candidates` with the ensemble folder `ensemble`, or continue a run broken off.
+    """Screen every structure of `candidates` with the ensemble folder `ensemble`, or continue an interrupted run.
 
     Parameters
     ----------
     candidates
         input, of any kind that `open_structures` reads.
     ensemble
-        the `gfm/` folder; with `served` it may be None, or what the servers must hold.
+        the `gfm/` folder; with `served` it may be None, or the ensemble that the servers must hold.
     options
-        what to compute and how; the defaults suit a first run.
+        how to screen; the defaults suit a first run.
     served
         endpoints that compute instead of this process.
     out
-        results folder; None takes `<candidates>.results` beside the input.
+        results folder; None takes `<candidates>.results` next to the input.
     overwrite
         discard results of other settings that are in `out`.
     console
-        where rank 0 shows the choices made and the progress; None shows nothing.
+        where rank 0 prints the choices made and the progress; None prints nothing.
     predictor
         taken instead of loading the ensemble.
     reader
@@ -81,156 +82,139 @@ def run_screen(
         among others if `out` is in use or holds results of other settings; Interrupted after Ctrl-C or SIGTERM. With
         several ranks an error is printed once, and every rank leaves by SystemExit with its code.
     """
+    begun, clock = time.perf_counter(), Clock()
     comm, options = comm or connect_ranks(), options or ScreenOptions()
+    folder = ResultsFolder(Path(out) if out is not None else default_out(Path(candidates)))
     with guard_ranks(comm, translate_loss), StopRequest(options.grace) as stop, ExitStack() as stack:
-        job = prepare(
-            Path(candidates),
-            ensemble,
-            options,
-            served=served,
-            out=out,
-            overwrite=overwrite,
-            console=console,
-            predictor=predictor,
-            reader=reader,
-            comm=comm,
-            stack=stack,
-        )
-        comm.save_traceback = lambda text: EventLog(job.folder.log)("failed", rank=comm.rank, error=text)
-        if (line := near.said(comm, job.reader, options.copies)) and job.console is not None:
-            job.console.print(line, highlight=False, soft_wrap=True)
-        done = durable_chunks(job, stop)
-        _leave_if_stopped(job, stop, remaining=job.chunks.count - len(done))
-        suspected = suspects.find(job, done)
-        todo = [chunk for chunk in range(job.chunks.count) if chunk not in done and chunk not in suspected]
-        begun, computed = time.perf_counter(), _structures(job, [*todo, *suspected])
-        job.vitals.todo = computed
-        with job.journal:
-            stop.heard = job.journal.told
-            if todo:
-                screen_chunks(job, todo, stop, _structures(job, list(suspected)))
-            if suspected:
-                suspects.screen_suspects(job, suspected, stop, ensemble, predictor)
-                _leave_if_stopped(job, stop, remaining=computed)
-        if job.options.cascade is not None:
-            job = refine(job, stop, computed)
-
-        def between() -> None:
-            if stop.requested:
-                raise _interrupted(job, job.comm.read_counts()[0])
-            job.look()
-
-        result = finish(job, computed, time.perf_counter() - begun, between)
-        if comm.rank == 0:
-            suspects.settled(job)
-        job.look(finished=True)
+        with clock("load"):
+            source = open_input(comm, Path(candidates), options, reader, stack)
+            model = open_model(
+                comm, ensemble, options, folder, served=served, predictor=predictor, overwrite=overwrite, stack=stack
+            )
+        plan = make_plan(comm, source, model, options, folder, overwrite=overwrite)
+        greet(Reporter(console if comm.rank == 0 else None), plan)
+        claim = claim_folder(comm, plan, overwrite=overwrite, stack=stack)
+        context = make_context(comm, plan, claim, stop, clock, console)
+        comm.save_traceback = lambda text: EventLog(folder.log)("failed", rank=comm.rank, error=text)
+        found = recover(context, plan, claim)
+        greet_again(context.reporter, claim, found)
+        context.leave_if_stopped(found.count - len(found.done))
+        started, chunks = time.perf_counter(), [*found.todo, *found.suspects]
+        computed, seen = context.count_structures(chunks), found.tally
+        context.watch.monitor.expect(computed)
+        with context.watch.in_flight as in_flight:
+            stop.heard = in_flight.forgive
+            if found.todo:
+                seen = seen.merge(screen_chunks(context, found.todo))
+            if found.suspects:
+                seen = seen.merge(retry_suspects(context, found.suspects, model.reload))
+                context.leave_if_stopped(computed)
+        if model.pair is not None:
+            context = use_better(context, model.pair)
+            seen = refine(context, chunks, seen, model.pair)
+        result = finish(context, plan.record, seen, computed, begun=begun, seconds=time.perf_counter() - started)
+        if comm.rank == 0 and not context.runner.served:
+            clear_retry_state(folder)
+        context.update_monitor(finished=True)
         return result
 
 
-def screen_chunks(job: Job, todo: list[int], stop: StopRequest, later: int = 0) -> None:
-    """Compute the chunks `todo` together with the other ranks; afterwards all of them are durable.
-
-    Chunks are read ahead by a process of its own, packed and computed here, reduced and written by a thread. `later`
-    structures are in neither these chunks nor durable ones.
-    """
-    comm, clock, runner = job.comm, job.clock, job.runner
-    structures = _structures(job, todo)
-    writer = job.writer()
-    claims = comm.claim(todo, *near.queues(comm, job.reader, job.chunks, todo))
-    reading = Reading(job.reader, claims, job.chunks.span, job.journal.begin, lambda: between_batches())
-    writing = Writing(writer, job.take)
-    view = ProgressView(
-        job.console, job.chunks.n, job.chunks.n - structures - later, job.log, lambda: _vitals(job, reading, writing)
+def make_context(
+    comm: Communicator, plan: Plan, claim: Claim, stop: StopRequest, clock: Clock, console: Console | None
+) -> RankContext:
+    """Return the context of this rank; rank 0 alone prints and logs."""
+    folder, runner = plan.files.folder, plan.runner
+    lead = comm.rank == 0
+    markers = InFlightMarkers(None if runner.served else folder.at_hand, comm.rank, 1 + runner.asynchronous)
+    return RankContext(
+        comm=comm,
+        reader=plan.source.reader,
+        runner=runner,
+        chunks=plan.source.chunks,
+        files=claim.files,
+        options=plan.options,
+        where=plan.where,
+        clock=clock,
+        reporter=Reporter(console, EventLog(folder.log)) if lead else Reporter(),
+        watch=Watch(stop, markers, plan.monitor, claim.lock),
     )
-    watch = Watch(runner.predictor, job.console, job.log)
+
+
+def screen_chunks(context: RankContext, chunks: list[int]) -> Tally:
+    """Compute chunks together with the other ranks; afterwards all of them are durable. Return this rank's tally.
+
+    A separate process reads chunks ahead, this thread packs and computes them, another thread counts and writes them.
+    """
+    comm, clock, runner, watch = context.comm, context.clock, context.runner, context.watch
+    tally, structures = context.new_tally(), context.count_structures(chunks)
+    claims = comm.claim(chunks, *assign_queues(comm, context.reader, context.chunks, chunks))
+    reading = ChunkSource(context.reader, claims, context.chunks.span, watch.in_flight.begin, lambda: between_batches())
+    writing = ChunkWriter(context.files.open_writer(comm.rank, context.options), tally.add)
+    n = context.chunks.n
+    view = ProgressView(context.reporter, n, n - watch.monitor.expected, lambda: _measure(context, reading, writing))
+    servers = ServerWatch(runner.predictor, context.reporter)
 
     def between_batches() -> None:
-        watch()
+        servers()
         writing.check()
-        if stop.closing:
-            job.journal.told()
-        if stop.requested:
-            raise _Stop
-        comm.drive_progress()
-        if job.lock is not None:
-            job.lock.check()
+        context.between(lambda: _measure(context, reading, writing))
         if view.due:
             view.update(*comm.read_counts())
-        job.vitals.look(lambda: _vitals(job, reading, writing), comm.read_counts)
 
-    begun: deque[tuple[int, float, Begun]] = deque()
-    with kept(job.folder), view:
+    begun: deque[tuple[int, float, ChunkInProgress]] = deque()
+    with add_resume_hint(context.files.folder), view:
         try:
             with reading, writing:
                 for chunk, batch in reading:
-                    if stop.closing:
+                    if watch.stop.closing:
                         comm.stop_claims()
                         break
-                    job.journal.begin(chunk)
+                    watch.in_flight.begin(chunk)
                     with clock("pack"):
-                        begun.append((chunk, time.perf_counter(), runner.begin(batch, job.chunks.start(chunk))))
-                    if len(begun) > runner.elsewhere:  # servers get a chunk while the one before is awaited
-                        _finish(job, *begun[0], writing, between_batches)
+                        begun.append((chunk, time.perf_counter(), runner.begin(batch, context.chunks.start(chunk))))
+                    if len(begun) > runner.asynchronous:  # the next chunk is submitted while this one is computed
+                        _finish_chunk(context, *begun[0], writing, between_batches)
                         begun.popleft()
                 while begun:
-                    _finish(job, *begun[0], writing, between_batches)
+                    _finish_chunk(context, *begun[0], writing, between_batches)
                     begun.popleft()
-        except _Stop:
+        except StopNow:
             comm.stop_claims()
         finally:
             for *_, work in begun:
                 work.cancel()
-            clock.seconds |= _stages(job, reading, writing)
+            clock.seconds |= _stages(context, reading, writing)
         writing.check()
         with clock("wait for ranks"):
-            _leave_if_stopped(job, stop, remaining=structures)
-        watch()
+            context.leave_if_stopped(structures)
+        servers()
         view.update(*comm.read_counts(), last=True)
+    return tally
 
 
-def _finish(job: Job, chunk: int, since: float, work: Begun, writing: Writing, between: Callable[[], None]) -> None:
-    """Compute what is left of a chunk, and hand it over to be written."""
-    with job.clock("predict"):
-        rows, forces = job.runner.finish(work, between)
-    writing.put((chunk, rows, forces, time.perf_counter() - since), job.comm.drive_progress)
-    first, end = job.chunks.span(chunk)
-    job.comm.count_done(end - first, int(np.count_nonzero(rows["status"] != Status.OK)))
+def _finish_chunk(
+    context: RankContext,
+    chunk: int,
+    since: float,
+    work: ChunkInProgress,
+    writing: ChunkWriter,
+    between: Callable[[], None],
+) -> None:
+    """Compute the rest of a chunk, and hand it over to be written."""
+    with context.clock("predict"):
+        rows, forces = context.runner.finish(work, between)
+    writing.put((chunk, rows, forces, time.perf_counter() - since), context.comm.drive_progress)
+    context.report_chunk(chunk, rows)
 
 
-def _stages(job: Job, reading: Reading, writing: Writing) -> dict[str, float]:
-    """Return the seconds of every stage so far; those of reading, reducing and writing go on beside the others."""
+def _stages(context: RankContext, reading: ChunkSource, writing: ChunkWriter) -> dict[str, float]:
+    """Return the seconds of every stage so far; reading, reducing and writing run at the same time as the others."""
     held = {"read": reading.seconds, "wait for input": reading.waited, "wait for output": writing.waited}
-    return {**job.clock.seconds, **writing.clock.seconds, **held}
+    return {**context.clock.seconds, **writing.clock.seconds, **held}
 
 
-def _vitals(job: Job, reading: Reading, writing: Writing) -> dict[str, Any]:
-    """Return what a watcher wants to know of this rank."""
-    stages = {stage: round(seconds, 3) for stage, seconds in _stages(job, reading, writing).items()}
+def _measure(context: RankContext, reading: ChunkSource, writing: ChunkWriter) -> dict[str, Any]:
+    """Return the state of this rank for the log and the metrics."""
+    stages = {stage: round(seconds, 3) for stage, seconds in _stages(context, reading, writing).items()}
     lengths = {"chunks_read_ahead": reading.ready, "chunks_to_write": writing.waiting}
-    return {"seconds_per_stage": stages, **lengths, **job.vitals.now()}
-
-
-def _structures(job: Job, chunks: list[int]) -> int:
-    return int(np.diff(job.chunks.starts())[np.array(chunks, np.int64)].sum())
-
-
-def _leave_if_stopped(job: Job, stop: StopRequest, remaining: int) -> None:
-    """Leave on every rank alike if any was asked to stop while work remains."""
-    stopped = any(job.comm.all_gather(stop.closing))
-    done, _ = job.comm.read_counts()
-    if not stopped or done >= remaining:
-        return
-    if job.log is not None:
-        job.log("interrupted", done=done)
-
-    def leave() -> None:
-        raise _interrupted(job, done)
-
-    job.comm.run_on_all(leave)
-
-
-def _interrupted(job: Job, done: int) -> Interrupted:
-    return Interrupted(
-        f"screened now and safe in {job.folder.path}: {pluralize(done, 'structure')}; "
-        "run the same command again to continue"
-    )
+    return {"seconds_per_stage": stages, **lengths, **context.watch.monitor.read()}

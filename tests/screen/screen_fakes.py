@@ -190,8 +190,8 @@ def main() -> None:
 
     from atomsieve.errors import AtomSieveError
     from atomsieve.runs.mpi import connect_ranks
-    from atomsieve.screen import setup as prepare
-    from atomsieve.screen.engine.servers import Served
+    from atomsieve.screen import load as loading
+    from atomsieve.screen.engine.servers import ServedEnsemble
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
@@ -206,8 +206,8 @@ def main() -> None:
     if "served" in order:  # what each rank finds at its endpoint
         found = predictor
         found.describe = lambda: {"ensemble_id": order["served"][comm.rank]}
-        prepare.connect = lambda *given: found
-        predictor, served = None, Served("grpc://nowhere")
+        loading.connect_servers = lambda *given: found
+        predictor, served = None, ServedEnsemble("grpc://nowhere")
     try:
         result = run_screen(
             source,

@@ -19,7 +19,7 @@ from rich.console import Console
 from atomsieve.cli.main import run
 from atomsieve.errors import UsageError
 from atomsieve.runs.lock import PathLock
-from atomsieve.screen.restart import Supervisor, cause_of_death, launched_by
+from atomsieve.screen.restart import Supervisor, find_cause_of_death, parse_launcher
 from atomsieve.screen.results.files import ResultsFolder
 
 BEGIN = "out.mkdir(exist_ok=True); (out / 'run.json').write_text('{}'); (out / 'ledger').mkdir(exist_ok=True)\n"
@@ -70,7 +70,7 @@ def supervise(tmp_path):
     ],
 )
 def test_what_is_a_death(code, complete, cause):
-    assert cause_of_death(code, complete) == cause
+    assert find_cause_of_death(code, complete) == cause
 
 
 def test_a_run_that_dies_is_started_again_until_it_is_complete(supervise):
@@ -214,10 +214,10 @@ def test_a_launcher_is_found(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert launched_by("'launch me' -n 4 --bind 'to core'") == [str(tool), "-n", "4", "--bind", "to core"]
+    assert parse_launcher("'launch me' -n 4 --bind 'to core'") == [str(tool), "-n", "4", "--bind", "to core"]
     for wrong, said in (("", "empty"), ("no-such-launcher -n 4", "no program 'no-such-launcher'"), ("a 'b", "closing")):
         with pytest.raises(UsageError, match=said):
-            launched_by(wrong)
+            parse_launcher(wrong)
 
 
 def test_wrong_calls_are_one_line(tmp_path, capfd, monkeypatch):

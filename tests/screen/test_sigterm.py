@@ -11,7 +11,7 @@ import pytest
 
 from atomsieve.errors import Interrupted, UsageError
 from atomsieve.runs.signals import StopRequest, unheard
-from atomsieve.screen.engine.in_flight import at_hand
+from atomsieve.screen.engine.in_flight import decode_markers
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger
 from tests.screen.screen_fakes import FakePredictor
@@ -77,7 +77,7 @@ def test_what_a_batch_system_kills_before_the_grace_is_over_is_no_suspect(screen
     with pytest.raises(Interrupted):
         screen(predictor)
     here = at_once.index(True)
-    assert all(at_hand(data) for data in kept[:here]) and not any(at_hand(data) for data in kept[here:])
+    assert all(decode_markers(data) for data in kept[:here]) and not any(decode_markers(data) for data in kept[here:])
     assert len(kept) > here + 1
 
 

@@ -88,7 +88,7 @@ def run_under_supervisor(ctx: typer.Context) -> int | None:
     from atomsieve.cli.common import console
     from atomsieve.errors import UsageError
     from atomsieve.runs.mpi import launched
-    from atomsieve.screen.restart import Supervisor, launched_by
+    from atomsieve.screen.restart import Supervisor, parse_launcher
     from atomsieve.screen.results.files import ResultsFolder
     from atomsieve.screen.setup import default_out
 
@@ -97,7 +97,7 @@ def run_under_supervisor(ctx: typer.Context) -> int | None:
             "--max-restarts and --launcher are for the process that starts the ranks; give the launcher to it: "
             "screen run --launcher 'mpirun -n 4' --max-restarts 3 ..."
         )
-    command = [] if given["launcher"] is None else launched_by(given["launcher"])
+    command = [] if given["launcher"] is None else parse_launcher(given["launcher"])
     debug = ["--debug"] if logging.getLogger("atomsieve").level == logging.DEBUG else []
     command += [sys.executable, "-P", "-m", "atomsieve", "screen", "run", *debug, *format_arguments(ctx, OF_SUPERVISOR)]
     out = given["out"] or default_out(Path(given["candidates"]))

@@ -26,8 +26,8 @@ from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
 from atomsieve.runs.output_files import beside
 from atomsieve.runs.signals import StopRequest
-from atomsieve.screen.engine.placement import places, sharing
-from atomsieve.screen.engine.progress import EventLog
+from atomsieve.screen.engine.placement import gather_places, ranks_per_device
+from atomsieve.screen.engine.reporter import EventLog
 from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.caveats import describe_mixed_precisions
@@ -149,7 +149,7 @@ def _prepare(
     comm.run_on_all(lambda: _check(model, options, head))
     comm.run_on_all(lambda: _unchanged(results))
     kind = device_kind(model.device)
-    share = sharing(places(comm, model))
+    share = ranks_per_device(gather_places(comm, model))
     max_atoms, max_edges, group_atoms = comm.run_on_first(
         lambda: settle_budget(
             model,
@@ -233,7 +233,7 @@ def group_bounds(natoms: NDArray[np.int64], group_atoms: int) -> NDArray[np.int6
 def _load(results: Results, ensemble: str | Path | None, options: RelaxOptions, head: str, local_rank: int) -> Any:
     """Return the predictor of the ensemble that screened."""
     from atomsieve.gfm import ensemble_id
-    from atomsieve.screen.setup import load_predictor
+    from atomsieve.screen.load import load_predictor
 
     known = ensemble or results.manifest.get("ensemble_path")
     if known is None or not (Path(known) / "manifest.json").is_file():

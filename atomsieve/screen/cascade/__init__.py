@@ -1,1 +1,1 @@
-"""The precision cascade: everything in a cheaper precision, then in a better one what could matter."""
+"""The precision cascade: all structures in a cheaper precision, then the rows that could matter in a better one."""

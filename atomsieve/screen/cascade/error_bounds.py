@@ -1,4 +1,4 @@
-"""How far a row of a cheaper precision may be from that of a better one, and what that leaves open in a row filter.
+"""Error bounds between two precisions, and row filters evaluated as yes, no or undecided within them.
 
 An error is measured in units of a scale, because structures with large forces have large errors: `q` of a column is a
 pure number, and its bound for a row is `q x scale`. Scales per column, with the cheaper row's own values:
@@ -30,7 +30,7 @@ FLAGS = frozenset({"in_domain", "outside", "far_from_training"})
 LIMIT = 1.0
 """Of `distance`."""
 FLOOR = 1e-6
-"""Smallest error assumed: about the rounding of FP32, which also depends on the batch that a structure falls in."""
+"""Smallest error assumed: about the rounding of FP32, which also depends on the other structures of a batch."""
 TINY = 5e-324
 
 Mask = NDArray[np.bool_]
@@ -38,7 +38,7 @@ Span = tuple[NDArray[np.float64], NDArray[np.float64]]
 Bounds = Mapping[str, float]
 
 
-def scale(name: str, rows: NDArray[Any]) -> NDArray[np.float64]:
+def error_scale(name: str, rows: NDArray[Any]) -> NDArray[np.float64]:
     """Return the scale [n] of the error of a column, see above."""
     if name in ("max_force", "max_force_std", "sigma_force", "distance"):
         return 1.0 + np.abs(rows[name].astype(np.float64))
@@ -47,20 +47,20 @@ def scale(name: str, rows: NDArray[Any]) -> NDArray[np.float64]:
     return per_atom if name == "energy_per_atom" else per_atom * np.maximum(rows["natoms"], 1)
 
 
-def errors(cheap: NDArray[Any], better: NDArray[Any]) -> dict[str, float]:
+def measure_errors(cheap: NDArray[Any], better: NDArray[Any]) -> dict[str, float]:
     """Return the largest error of each measured column, in units of its scale, over rows [n] that are OK in both."""
     both = (cheap["status"] == Status.OK) & (better["status"] == Status.OK)
     out = {}
     for name in MEASURED:
         a, b = cheap[name][both].astype(np.float64), better[name][both].astype(np.float64)
-        found = np.abs(a - b) / scale(name, cheap[both])
+        found = np.abs(a - b) / error_scale(name, cheap[both])
         found = found[np.isfinite(found)]
         if len(found):
             out[name] = float(found.max())
     return out
 
 
-def largest(several: Sequence[Bounds]) -> dict[str, float]:
+def merge_largest(several: Sequence[Bounds]) -> dict[str, float]:
     """Return the largest value of each column."""
     return {name: max(e[name] for e in several if name in e) for name in MEASURED if any(name in e for e in several)}
 
@@ -74,7 +74,7 @@ def span(name: str, rows: NDArray[Any], bounds: Bounds) -> Span:
     values = rows[name].astype(np.float64)
     if name not in MEASURED:
         return values, values
-    room = np.where(rows["precision"] > 0, 0.0, bounds.get(name, np.inf) * scale(name, rows))
+    room = np.where(rows["precision"] > 0, 0.0, bounds.get(name, np.inf) * error_scale(name, rows))
     return values - room, values + room
 
 
@@ -90,7 +90,7 @@ class Tables:
     statuses: Mapping[int, str]
     reasons: Mapping[int, str]
 
-    def plain(self, text: str) -> Where:
+    def compile(self, text: str) -> Where:
         """Compile an expression without measured columns."""
         where = compile_row_filter(text, self.heads, self.statuses, self.reasons)
         assert where is not None
@@ -130,7 +130,7 @@ class OpenFilter:
                     "the row filter asks for 'precision', which depends on what the cascade recomputes; leave it out, "
                     "and filter by it when the results are there (screen export, screen top)"
                 )
-            tables.plain(text)  # its own errors before ours
+            tables.compile(text)  # its own errors before ours
             self._truth = self._boolean(ast.parse(text.strip(), mode="eval").body)
 
     def __call__(self, rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
@@ -144,7 +144,7 @@ class OpenFilter:
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         if not self._members:
             for name in sorted(names.intersection(OF_SPREAD)):
-                raise no_bound(name)
+                raise no_bound_error(name)
         return names
 
     def _boolean(self, node: ast.AST) -> Truth:
@@ -153,29 +153,29 @@ class OpenFilter:
             return self._leaf(node, bool(names & FLAGS))
         match node:
             case ast.BoolOp(op=op, values=values):
-                return _joined([self._boolean(value) for value in values], isinstance(op, ast.And))
+                return _join([self._boolean(value) for value in values], isinstance(op, ast.And))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return _negated(self._boolean(operand))
+                return _negate(self._boolean(operand))
             case ast.Compare(left=left, ops=[ast.In() | ast.NotIn() as op], comparators=[members]):
                 equal = [self._link(left, ast.Eq(), e) for e in members.elts]  # type: ignore[attr-defined]
-                found = _joined(equal, False)
-                return _negated(found) if isinstance(op, ast.NotIn) else found
+                found = _join(equal, False)
+                return _negate(found) if isinstance(op, ast.NotIn) else found
             case ast.Compare(left=left, ops=ops, comparators=comparators):
                 sides = [left, *comparators]
                 links = [self._link(a, op, b) for a, op, b in zip(sides[:-1], ops, sides[1:], strict=True)]
-                return _joined(links, True)
+                return _join(links, True)
             case ast.Call(func=ast.Name(id=("isnan" | "isfinite") as name), args=[ast.Name() as arg]):
                 number, test = self._number(arg), {"isnan": np.isnan, "isfinite": np.isfinite}[name]
 
-                def known(rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
+                def test_exactly(rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
                     mask = test(sum(number(rows, {**dict.fromkeys(MEASURED, 0.0)})) / 2)
                     return mask, mask
 
-                return known
-        raise self._refused(node)
+                return test_exactly
+        raise _no_bound_for(node)
 
     def _leaf(self, node: ast.AST, unsure: bool) -> Truth:
-        where = self._tables.plain(ast.unparse(node))
+        where = self._tables.compile(ast.unparse(node))
         if unsure:
             self.used.add("distance")
 
@@ -193,7 +193,7 @@ class OpenFilter:
         a, b = self._number(left), self._number(right)
 
         def link(rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
-            return _compared(op, a(rows, bounds), b(rows, bounds))
+            return _compare(op, a(rows, bounds), b(rows, bounds))
 
         return link
 
@@ -216,25 +216,27 @@ class OpenFilter:
             case ast.Call(func=ast.Name(id=("min" | "max") as name), args=[left, right]):
                 a, b, pick = self._number(left), self._number(right), np.minimum if name == "min" else np.maximum
 
-                def picked(rows: NDArray[Any], bounds: Bounds) -> Span:
+                def pick_span(rows: NDArray[Any], bounds: Bounds) -> Span:
                     x, y = a(rows, bounds), b(rows, bounds)
-                    return _settled(pick(x[0], y[0]), pick(x[1], y[1]), x, y)
+                    return _bound_result(pick(x[0], y[0]), pick(x[1], y[1]), x, y)
 
-                return picked
+                return pick_span
             case ast.Call(func=ast.Name(id="abs"), args=[arg]):
                 inner = self._number(arg)
-                return lambda rows, bounds: _absolute(inner(rows, bounds))
-        raise self._refused(node)
-
-    def _refused(self, node: ast.AST) -> UsageError:
-        return UsageError(
-            f"{ast.unparse(node)[:60]!r} in the row filter has no error bound, which a cascade needs; allowed with "
-            "measured columns: comparisons, and, or, not, in, + - * /, abs, min, max, and isnan, isfinite of a "
-            "column"
-        )
+                return lambda rows, bounds: _abs(inner(rows, bounds))
+        raise _no_bound_for(node)
 
 
-def no_bound(name: str) -> UsageError:
+def _no_bound_for(node: ast.AST) -> UsageError:
+    """Return the error for an expression that has no error bound."""
+    return UsageError(
+        f"{ast.unparse(node)[:60]!r} in the row filter has no error bound, which a cascade needs; allowed with "
+        "measured columns: comparisons, and, or, not, in, + - * /, abs, min, max, and isnan, isfinite of a "
+        "column"
+    )
+
+
+def no_bound_error(name: str) -> UsageError:
     """Return the error for a column of the spread where fewer members screen first."""
     return UsageError(
         f"column {name!r} has no error bound with --cascade-members: a part of the members does not have the spread "
@@ -248,32 +250,32 @@ def rank_span(by: str, descending: bool, rows: NDArray[Any], bounds: Bounds) -> 
     return _minus(found) if descending else found
 
 
-def check_rank(by: str, *, members: bool) -> None:
+def check_rankable(by: str, *, members: bool) -> None:
     """Refuse to rank by a column that has no bound."""
     assert by in COLUMNS
     if not members and by in OF_SPREAD:
-        raise no_bound(by)
+        raise no_bound_error(by)
 
 
-def _joined(parts: list[Truth], every: bool) -> Truth:
+def _join(parts: list[Truth], every: bool) -> Truth:
     join = np.logical_and.reduce if every else np.logical_or.reduce
 
-    def joined(rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
+    def join_masks(rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
         may, must = zip(*(part(rows, bounds) for part in parts), strict=True)
         return join(may), join(must)
 
-    return joined
+    return join_masks
 
 
-def _negated(part: Truth) -> Truth:
-    def negated(rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
+def _negate(part: Truth) -> Truth:
+    def negate_masks(rows: NDArray[Any], bounds: Bounds) -> tuple[Mask, Mask]:
         may, must = part(rows, bounds)
         return ~must, ~may
 
-    return negated
+    return negate_masks
 
 
-def _compared(op: ast.cmpop, a: Span, b: Span) -> tuple[Mask, Mask]:
+def _compare(op: ast.cmpop, a: Span, b: Span) -> tuple[Mask, Mask]:
     """Return (may, must) of a comparison; false with NaN, as in the plain filter, except for !=."""
     (al, ah), (bl, bh) = a, b
     loose = _loose(a) | _loose(b)
@@ -297,11 +299,11 @@ def _minus(a: Span) -> Span:
 
 
 def _loose(a: Span) -> Mask:
-    """Tell where any value is possible, NaN among them."""
+    """Return where any value is possible, NaN among them."""
     return np.isneginf(a[0]) & np.isposinf(a[1])
 
 
-def _settled(low: NDArray[np.float64], high: NDArray[np.float64], *operands: Span) -> Span:
+def _bound_result(low: NDArray[np.float64], high: NDArray[np.float64], *operands: Span) -> Span:
     """Return a result that is NaN where an operand is, and anything where NaN may come of operands that are not."""
     ends = np.stack([end for a in operands for end in a])
     none = np.isnan(ends).any(axis=0)
@@ -315,7 +317,7 @@ def _settled(low: NDArray[np.float64], high: NDArray[np.float64], *operands: Spa
 
 
 def _plus(a: Span, b: Span) -> Span:
-    return _settled(a[0] + b[0], a[1] + b[1], a, b)
+    return _bound_result(a[0] + b[0], a[1] + b[1], a, b)
 
 
 def _less(a: Span, b: Span) -> Span:
@@ -324,7 +326,7 @@ def _less(a: Span, b: Span) -> Span:
 
 def _times(a: Span, b: Span) -> Span:
     ends = [x * y for x in a for y in b]
-    return _settled(np.minimum.reduce(ends), np.maximum.reduce(ends), a, b)
+    return _bound_result(np.minimum.reduce(ends), np.maximum.reduce(ends), a, b)
 
 
 def _over(a: Span, b: Span) -> Span:
@@ -332,13 +334,13 @@ def _over(a: Span, b: Span) -> Span:
     ends = [x / y for x in a for y in b]
     through_zero = (b[0] <= 0) & (b[1] >= 0) & (b[0] != b[1])
     low = np.where(through_zero, -np.inf, np.minimum.reduce(ends))
-    return _settled(low, np.where(through_zero, np.inf, np.maximum.reduce(ends)), a, b)
+    return _bound_result(low, np.where(through_zero, np.inf, np.maximum.reduce(ends)), a, b)
 
 
-def _absolute(a: Span) -> Span:
+def _abs(a: Span) -> Span:
     low, high = np.abs(a[0]), np.abs(a[1])
     crosses = (a[0] <= 0) & (a[1] >= 0)
-    return _settled(np.where(crosses, 0.0, np.minimum(low, high)), np.maximum(low, high), a)
+    return _bound_result(np.where(crosses, 0.0, np.minimum(low, high)), np.maximum(low, high), a)
 
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Span, Span], Span]] = {

@@ -1,9 +1,9 @@
-"""The rounds of a cascade: which rows a rule takes, and one pass that recomputes them and lays them over their chunks.
+"""Refinement passes of a cascade: which rows a rule takes, and one pass that recomputes them in their chunks.
 
-A rule is a pure function of a row in the cheaper precision, so whoever applies it, and however often, takes the same
-rows. Before a chunk gets its better rows, one line about them is durable in `cascade/NNNNN.notes`: how many, the
-largest errors, the time. A chunk that was broken off in between is computed again in the cheaper precision, as any
-chunk that does not fit its checksum, and then gets its better rows again.
+A rule is a pure function of a row in the cheaper precision: any rank takes the same rows, however often it applies
+the rule. Before a chunk gets its better rows, one line about them is durable in `cascade/NNNNN.notes`: their number,
+the largest errors, the time. A chunk that was interrupted in between does not fit its checksum, so it is computed
+again in the cheaper precision as any such chunk, and then gets its better rows again.
 """
 
 from __future__ import annotations
@@ -12,45 +12,38 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.predict.status import Status
-from atomsieve.screen.cascade.error_bounds import Bounds, Mask, OpenFilter, errors, rank_span
-from atomsieve.screen.engine.runner import Runner
-from atomsieve.screen.results.columns import MEASURED, ROW
+from atomsieve.screen.cascade.error_bounds import Bounds, Mask, OpenFilter, measure_errors, rank_span
+from atomsieve.screen.engine.context import RankContext, StopNow
+from atomsieve.screen.engine.result_files import ChunkReader
+from atomsieve.screen.engine.rows import Rows
+from atomsieve.screen.engine.runner import Forces
+from atomsieve.screen.results.columns import MEASURED
 from atomsieve.screen.results.disk_errors import disk_errors
-from atomsieve.screen.results.files import partial_path
-from atomsieve.screen.results.npy_file import HEADER, read_bytes
 from atomsieve.screen.results.screened_input import read_at
 from atomsieve.screen.results.writer import ResultWriter
 from atomsieve.structures.batch import ragged_index
-
-if TYPE_CHECKING:
-    from atomsieve.screen.setup import Job
 
 BETTER = 1
 """Value of the column `precision` of a recomputed row; 0 is the cheaper precision."""
 DRAWS = 1 << 32
 EXACT: dict[str, float] = dict.fromkeys(MEASURED, 0.0)
-"""Bounds of rows that are taken for what they say."""
+"""Bounds of rows whose values are taken as they are."""
 OF_EVALUATION = (int(Status.NAN_OUTPUT), int(Status.OUT_OF_MEMORY))
 """Reasons for having no result that may not hold in the better precision."""
 
 
-class Leave(Exception):  # noqa: N818 - a request, not an error
-    """Leaves a pass, raised by what it calls between batches."""
-
-
 @dataclass(frozen=True)
 class Rule:
-    """What one round recomputes.
+    """Which rows one pass recomputes.
 
     Attributes
     ----------
@@ -66,11 +59,11 @@ class Rule:
     bounds: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(plain: dict[str, Any]) -> Rule:
+    def from_plain(plain: dict[str, Any]) -> Rule:
         """Return a rule from plain data."""
         return Rule(**{**plain, "threshold": float(plain["threshold"])})
 
-    def plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """Return the rule as plain data for JSON, which knows no infinity."""
         return {**asdict(self), "threshold": self.threshold if np.isfinite(self.threshold) else str(self.threshold)}
 
@@ -84,27 +77,28 @@ class Choice:
     filter: OpenFilter
     heads: int
 
-    def takes(self, rule: Rule, rows: NDArray[Any]) -> Mask:
+    def takes(self, rule: Rule, rows: Rows) -> Mask:
         """Return which rows [n] of the cheaper precision a rule takes."""
         ok = rows["status"] == Status.OK
         if rule.kind == "sample":
             _, high = rank_span(self.by, self.descending, rows, EXACT)
             near, _ = self.filter(rows, EXACT)
-            drawn = _draws(rows["position"].astype(np.uint64) * np.uint64(self.heads) + rows["head"]) < rule.share
+            place = rows["position"].astype(np.uint64) * np.uint64(self.heads) + rows["head"]
+            drawn = draw_numbers(place) < rule.share
             return (ok & (drawn | (near & (high <= rule.threshold)))) | np.isin(rows["status"], OF_EVALUATION)
         may, must = self.filter(rows, rule.bounds)
         low, _ = rank_span(self.by, self.descending, rows, rule.bounds)
         return ok & ((may & (low <= rule.threshold)) | (may & ~must))
 
-    def upper(self, rows: NDArray[Any], bounds: Bounds) -> NDArray[np.float64]:
+    def upper_keys(self, rows: Rows, bounds: Bounds) -> NDArray[np.float64]:
         """Return the largest key that each row may have, of the rows that certainly fulfil the filter."""
         _, must = self.filter(rows, bounds)
         _, high = rank_span(self.by, self.descending, rows, bounds)
         return high[must & (rows["status"] == Status.OK) & np.isfinite(high)]
 
 
-def _draws(place: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return a number below 2^32 for each place [n], as good as drawn at random (SplitMix64)."""
+def draw_numbers(place: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return a pseudo-random number below 2^32 for each place [n] (SplitMix64 of the place)."""
     with np.errstate(over="ignore"):
         z = place + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -114,7 +108,7 @@ def _draws(place: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Note:
-    """What a round did to a chunk: rows recomputed, rows with another status, largest errors, seconds."""
+    """The outcome of a pass in a chunk: rows recomputed, rows with another status, largest errors, seconds."""
 
     chunk: int
     round: int
@@ -138,7 +132,7 @@ def write_note(path: Path, note: Note) -> None:
 
 
 def read_notes(folder: Path) -> list[Note]:
-    """Return the notes of all ranks, one of each chunk and round."""
+    """Return the notes of all ranks, one of each chunk and pass."""
     found: dict[tuple[int, int], Note] = {}
     for path in sorted(folder.glob("*.notes")):
         for line in path.read_bytes().splitlines():
@@ -149,98 +143,64 @@ def read_notes(folder: Path) -> list[Note]:
     return list(found.values())
 
 
-@contextmanager
-def reading(job: Job) -> Iterator[Callable[[int], NDArray[Any]]]:
-    """Give a function that returns the rows of a chunk."""
-    handle = os.open(partial_path(job.rows.path), os.O_RDONLY)
+def recompute_chunks(context: RankContext, choice: Choice, rules: list[Rule], claims: Iterator[int]) -> None:
+    """Recompute the rows that the rules take and that are not recomputed yet, in the chunks `claims`.
 
-    def read(chunk: int) -> NDArray[Any]:
-        start, stop = job.rows.bounds(chunk), job.rows.bounds(chunk + 1)
-        return np.frombuffer(read_bytes(handle, HEADER + start, HEADER + stop), ROW)
+    context : with a runner in the better precision.
 
-    try:
-        yield read
-    finally:
-        os.close(handle)
-
-
-def one_pass(
-    job: Job, runner: Runner, choice: Choice, rules: list[Rule], claims: Iterator[int], between: Callable[[], None]
-) -> None:
-    """Recompute what the rules take and is not recomputed yet, in the chunks `claims`.
-
-    between : called before each batch; it may raise `Leave`, as may `claims`.
+    Raises
+    ------
+    StopNow
+        if a signal asks to stop, between batches or by `claims`; what is recomputed by then is durable.
     """
-    writer = ResultWriter(job.folder, job.rows, job.forces, job.comm.rank, job.options.commit_seconds)
-    with reading(job) as read, writer:
+    files = context.files
+    writer = ResultWriter(files.folder, files.rows, files.forces, context.comm.rank, context.options.commit_seconds)
+    with files.open_chunks() as stored, writer:
         try:
             for chunk in claims:
-                before = read(chunk)
+                before = stored.read_rows(chunk)
                 since = time.perf_counter()
-                rows, forces = _better(job, runner, choice, rules, chunk, before, between)
+                rows, forces = _recompute_chunk(context, choice, rules, chunk, before, stored)
                 if not np.array_equal(rows["precision"], before["precision"]):
                     writer.put(chunk, rows, forces, time.perf_counter() - since)
-        except Leave:
-            job.comm.stop_claims()  # the other ranks end with the chunk at hand, too
+        except StopNow:
+            context.comm.stop_claims()  # the other ranks end with their current chunk, too
             writer.commit()
             raise
 
 
-def _better(
-    job: Job,
-    runner: Runner,
-    choice: Choice,
-    rules: list[Rule],
-    chunk: int,
-    before: NDArray[Any],
-    between: Callable[[], None],
-) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+def _recompute_chunk(
+    context: RankContext, choice: Choice, rules: list[Rule], chunk: int, before: Rows, stored: ChunkReader
+) -> tuple[Rows, Forces]:
     """Return the rows and forces of a chunk with those recomputed that the rules take; a note of each is durable."""
-    notes = job.folder.cascade / f"{job.comm.rank:05d}.notes"
+    folder = context.files.folder
+    notes = folder.cascade / f"{context.comm.rank:05d}.notes"
     rows, forces, taken = before.copy(), None, before["precision"] == BETTER
     for number, rule in enumerate(rules):
         fresh = choice.takes(rule, before) & ~taken
         if not fresh.any():
             continue
         taken |= fresh
-        forces = _forces_of(job, chunk) if forces is None else forces
+        forces = stored.read_forces(chunk) if forces is None else forces
         start = time.perf_counter()
-        _recompute(job, runner, chunk, rows, forces, fresh, between)
+        _replace_rows(context, chunk, rows, forces, fresh)
         old, new = before[fresh], rows[fresh]
         changed = int((old["status"] != new["status"]).sum())
-        note = Note(chunk, number, len(old), changed, errors(old, new), round(time.perf_counter() - start, 6))
-        with disk_errors(job.folder.path):
+        seconds = round(time.perf_counter() - start, 6)
+        note = Note(chunk, number, len(old), changed, measure_errors(old, new), seconds)
+        with disk_errors(folder.path):
             write_note(notes, note)
     return rows, forces
 
 
-def _forces_of(job: Job, chunk: int) -> NDArray[np.float32] | None:
-    """Return a copy of the forces of a chunk as they are stored, None where none are."""
-    if job.forces is None:
-        return None
-    handle = os.open(partial_path(job.forces.path), os.O_RDONLY)
-    try:
-        start, stop = job.forces.bounds(chunk), job.forces.bounds(chunk + 1)
-        data = read_bytes(handle, HEADER + start, HEADER + stop)
-    finally:
-        os.close(handle)
-    return np.frombuffer(data, "<f4").reshape(-1, *job.forces.shape[1:]).copy()
-
-
-def _recompute(
-    job: Job,
-    runner: Runner,
-    chunk: int,
-    rows: NDArray[Any],
-    forces: NDArray[np.float32] | None,
-    wanted: Mask,
-    between: Callable[[], None],
-) -> None:
+def _replace_rows(context: RankContext, chunk: int, rows: Rows, forces: Forces, wanted: Mask) -> None:
     """Replace the rows `wanted` of a chunk, and the forces of their structures, by better ones.
 
-    Batches are formed of the wanted structures of the chunk, head by head, so they do not depend on who computes.
+    Batches are formed of the wanted structures of the chunk, head by head, so they do not depend on which rank computes
+    them.
     """
-    heads, (first, _) = len(runner.heads), job.chunks.span(chunk)
+    runner = context.runner
+    heads, (first, _) = len(runner.heads), context.chunks.span(chunk)
     table = wanted.reshape(-1, heads)
     natoms = rows["natoms"].reshape(-1, heads)[:, 0].astype(np.int64)
     starts = np.cumsum(natoms) - natoms
@@ -249,8 +209,8 @@ def _recompute(
         if not len(local):
             continue
         positions = local.astype(np.int64) + first
-        batch = read_at(job.reader, positions)
-        found, vectors = replace(runner, heads=[name], forces=forces is not None)(batch, 0, between)
+        batch = read_at(context.reader, positions)
+        found, vectors = replace(runner, heads=[name], forces=forces is not None)(batch, 0, context.between)
         found["position"], found["head"], found["precision"] = positions, head, BETTER
         rows[local * heads + head] = found
         if forces is not None and vectors is not None:
@@ -258,13 +218,13 @@ def _recompute(
             forces.reshape(-1, heads, 3)[atoms, head] = vectors
 
 
-def best_keys(job: Job, choice: Choice, bounds: Bounds, k: int, between: Callable[[], None]) -> NDArray[np.float64]:
+def find_best_keys(context: RankContext, choice: Choice, bounds: Bounds, k: int) -> NDArray[np.float64]:
     """Return the k smallest of the largest keys that rows may have, among this rank's share of the chunks."""
     best = np.zeros(0)
-    with reading(job) as read:
-        for chunk in range(job.comm.rank, job.chunks.count, job.comm.size):
-            between()
-            best = smallest(np.concatenate([best, choice.upper(read(chunk), bounds)]), k)
+    with context.files.open_chunks() as stored:
+        for chunk in range(context.comm.rank, context.chunks.count, context.comm.size):
+            context.between()
+            best = smallest(np.concatenate([best, choice.upper_keys(stored.read_rows(chunk), bounds)]), k)
     return best
 
 

@@ -3,103 +3,120 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from atomsieve.predict.interface import Capabilities
+from atomsieve.devices import device_kind
+from atomsieve.predict.base import ForwardingPredictor
+from atomsieve.predict.interface import AnyPredictor, Capabilities
 from atomsieve.predict.packing import is_out_of_memory
+from atomsieve.predict.prediction import Prediction
 from atomsieve.structures import StructureBatch
 
-LANES = 2
-"""Batches at work at once on a GPU; not yet measured on one."""
+if TYPE_CHECKING:
+    import torch
+
+    from atomsieve.predict.interface import Builder
+
+STREAMS = 2
+"""Batches that are computed at the same time on a GPU; not yet measured on one."""
 
 
-class Lanes:
-    """A predictor whose batches are worked on by a few threads, on a GPU each with a stream of its own.
+class _OwnStream(threading.local):
+    """The CUDA stream of a thread, made when it is first used."""
 
-    Otherwise it is that predictor. Every batch is computed as it would be alone, so results do not depend on the
-    number of lanes; the memory that batches take does. A call, as for a batch that did not fit beside another, has the
-    device to itself.
+    stream: torch.cuda.Stream | None = None
+
+
+class StreamedPredictor(ForwardingPredictor):
+    """A few threads compute submitted batches, on a GPU each thread in its own stream.
+
+    Otherwise it is the predictor that it wraps. Every batch is computed as it would be alone, so results do not depend
+    on the number of streams; the memory that batches take does. A call, as for a batch that did not fit while others
+    were computed, has the device to itself. A context manager.
 
     Parameters
     ----------
-    predictor : computes in this process. lanes : number of threads.
+    predictor : computes in this process. streams : number of threads.
     """
 
-    def __init__(self, predictor: Any, lanes: int = LANES) -> None:
-        self._predictor, self.lanes = predictor, lanes
-        self._here = threading.local()
-        self._pool = ThreadPoolExecutor(lanes, "lane")
+    def __init__(self, predictor: AnyPredictor, streams: int = STREAMS) -> None:
+        super().__init__(predictor)
+        self._streams, self._own = streams, _OwnStream()
+        self._pool = ThreadPoolExecutor(streams, "stream")
         self._turn, self._working, self._alone = threading.Condition(), 0, False
         if self._on_gpu:
             import torch
 
-            torch.cuda.synchronize(predictor.device)  # weights are in place before a stream of a lane reads them
+            torch.cuda.synchronize(predictor.device)  # weights are in place before another stream reads them
 
     @property
     def _on_gpu(self) -> bool:
-        return str(self._predictor.device).partition(":")[0] == "cuda"
+        return device_kind(self.inner.device) == "cuda"
 
     @property
     def capabilities(self) -> Capabilities:
-        """Those of the predictor, with several batches on their way."""
-        inner: Capabilities = self._predictor.capabilities
-        return replace(inner, asynchronous=True, streams=self.lanes)
+        """Those of the predictor, with several batches at the same time."""
+        return replace(self.inner.capabilities, asynchronous=True, streams=self._streams)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._predictor, name)
-
-    def __call__(self, *given: Any, **more: Any) -> Any:
-        """Evaluate a batch in the calling thread, when no lane is at work."""
+    def __call__(
+        self,
+        batch: StructureBatch,
+        want: Collection[str],
+        head: str | None = None,
+        *,
+        max_structure_atoms: int | None = None,
+        build: Builder | None = None,
+    ) -> Prediction:
+        """Evaluate a batch in the calling thread, while no submitted one is computed."""
         with self._turn:
             self._turn.wait_for(lambda: not self._alone)
             self._alone = True
         try:
             with self._turn:
                 self._turn.wait_for(lambda: self._working == 0)
-            return self._predictor(*given, **more)
+            return super().__call__(batch, want, head, max_structure_atoms=max_structure_atoms, build=build)
         finally:
             with self._turn:
                 self._alone = False
                 self._turn.notify_all()
 
-    def submit(self, batch: StructureBatch, want: set[str], head: str | None = None) -> Future[Any]:
-        """Evaluate a batch when a lane is free."""
+    def submit(self, batch: StructureBatch, want: Collection[str], head: str | None = None) -> Future[Prediction]:
+        """Evaluate a batch when a thread is free."""
         return self._pool.submit(self._evaluate, batch, want, head)
 
-    def _evaluate(self, batch: StructureBatch, want: set[str], head: str | None) -> Any:
+    def _evaluate(self, batch: StructureBatch, want: Collection[str], head: str | None) -> Prediction:
         with self._turn:
             self._turn.wait_for(lambda: not self._alone)
             self._working += 1
         try:
             with self._stream():
-                return self._predictor(batch, want, head=head)
+                return self.inner(batch, want, head)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            said = str(error)
+            text = str(error)
         finally:
             with self._turn:
                 self._working -= 1
                 self._turn.notify_all()
-        raise MemoryError(said)  # a new one: the old one's traceback holds the tensors
+        raise MemoryError(text)  # a new one: the old one's traceback holds the tensors
 
-    def _stream(self) -> Any:
+    def _stream(self) -> AbstractContextManager[object]:
         if not self._on_gpu:
             return nullcontext()
         import torch
 
-        if not hasattr(self._here, "stream"):
-            self._here.stream = torch.cuda.Stream(self._predictor.device)
-        return torch.cuda.stream(self._here.stream)
+        if self._own.stream is None:
+            self._own.stream = torch.cuda.Stream(self.inner.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._own.stream)
 
-    def __enter__(self) -> Lanes:
+    def __enter__(self) -> StreamedPredictor:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Drop batches that no lane has begun, and wait for the others."""
+        """Drop batches that no thread has begun, and wait for the others."""
         self._pool.shutdown(wait=True, cancel_futures=True)

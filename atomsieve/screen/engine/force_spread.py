@@ -1,29 +1,27 @@
 """The spread of forces in a screening with a shallow ensemble, where it costs more than all the rest together.
 
-Every member needs a backward pass of its own, so by default only the rows of `top.csv` get theirs, when the run is
-finished; in `rows.npy` the columns of it are NaN, and `run.json` says so under `options`.
+Every member needs its own backward pass, so by default only the rows of `top.csv` get theirs, when the run is
+finished. In `rows.npy` the columns of it are NaN, and `run.json` records that under `options`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
+from atomsieve.predict.interface import AnyPredictor
 from atomsieve.predict.packing import Limit, pack, run_halving_on_oom
 from atomsieve.predict.status import Status
-from atomsieve.screen.engine.runner import PredictorLike, fill_rows
+from atomsieve.screen.engine.context import RankContext
+from atomsieve.screen.engine.rows import Rows, fill_rows
+from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.results.screened_input import merge_into_ranges
+from atomsieve.screen.results.screened_input import read_batches_at
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.fields import CONDITIONS
-
-if TYPE_CHECKING:
-    from atomsieve.screen.setup import Job
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ COLUMNS = ("max_force_std", "sigma_force")
 """Columns of a row that need the spread of forces."""
 
 
-def resolve_force_spread(options: ScreenOptions, predictor: PredictorLike) -> str:
+def resolve_force_spread(options: ScreenOptions, predictor: AnyPredictor) -> str:
     """Return which rows get the spread of forces: `all`, `top` or `none`.
 
     A deep ensemble gives it for nothing; `auto` means `top` of a shallow one, `none` where its backend has no forces
@@ -40,7 +38,7 @@ def resolve_force_spread(options: ScreenOptions, predictor: PredictorLike) -> st
     Raises
     ------
     UsageError
-        if it is asked for and the backend gives none, or rows are to be ranked or filtered by what they will not have.
+        if it is asked for and the backend gives none, or rows are to be ranked or filtered by a column they will lack.
     """
     if predictor.kind == "deep":
         return "all"
@@ -62,27 +60,26 @@ def resolve_force_spread(options: ScreenOptions, predictor: PredictorLike) -> st
     return wanted
 
 
-def with_spread(job: Job, rows: NDArray[Any], between: Callable[[], None] = lambda: None) -> NDArray[Any]:
-    """Return `rows` with the columns of the spread of forces filled in, whatever else they hold left as it is.
+def fill_force_spread(context: RankContext, rows: Rows, between: Callable[[], None] = lambda: None) -> Rows:
+    """Return `rows` with the columns of the spread of forces filled in, and all else left as it is.
 
-    between : is called before each batch, and every moment while a server is waited for; it may raise.
+    between : is called before each batch, and every moment of a wait for a server; it may raise.
     """
     rows = rows.copy()
     able = np.flatnonzero(rows["status"] == Status.OK)
     for head in np.unique(rows["head"][able]):
         own = able[rows["head"][able] == head]
         own = own[np.argsort(rows["position"][own], kind="stable")]
-        for start, stop in merge_into_ranges(rows["position"][own]):
-            here = own[(rows["position"][own] >= start) & (rows["position"][own] < stop)]
-            batch = job.reader.read(start, stop, CONDITIONS).take(rows["position"][here] - start)
-            _fill(job, batch, rows, here, job.runner.heads[int(head)], between)
+        name = context.runner.heads[int(head)]
+        for inside, batch in read_batches_at(context.reader, rows["position"][own]):
+            _fill(context.runner, batch, rows, own[inside], name, between)
     return rows
 
 
 def _fill(
-    job: Job,
+    runner: Runner,
     batch: StructureBatch,
-    rows: NDArray[Any],
+    rows: Rows,
     here: NDArray[np.int64],
     head: str,
     between: Callable[[], None],
@@ -90,12 +87,12 @@ def _fill(
     """Fill in the rows `here`, of the structures of `batch`; NaN where memory does not suffice."""
     from atomsieve.graphs.estimate import edge_budget_estimate
 
-    runner, want = job.runner, {"energy", "forces", "spread", "force_spread"}
+    want = {"energy", "forces", "spread", "force_spread"}
     edges = edge_budget_estimate(batch, runner.predictor.cutoff)
 
     def compute(some: NDArray[np.int64]) -> None:
         part = batch.take(some)
-        found = fill_rows(rows[here[some]], part, runner.ask(part, want, head, between))
+        found = fill_rows(rows[here[some]], part, runner.predict(part, want, head, between))
         for name in COLUMNS:
             rows[name][here[some]] = found[name]
 

@@ -1,11 +1,12 @@
-"""Which chunk each rank has at hand, kept where it outlives the rank; and from it, which chunks may have killed one.
+"""Markers of the chunks that ranks are computing; they outlive a rank, and so show which chunks may have killed one.
 
-A rank writes the number of its chunk into a slot of its own in one small file before it begins, one write of 32 bytes
-without waiting for the disk. A process that is killed leaves what it has written to the kernel, so at the next start
-the slots tell what was at hand; only a machine that dies as a whole can forget. Once all is computed the file goes.
+Before a rank begins a chunk it writes the chunk's number into its slot of one small file: one write of 32 bytes,
+without waiting for the disk. The kernel keeps the bytes that a killed process has written, so the next start reads from
+the slots which chunks were in flight; only a machine that dies as a whole can lose them. The file is removed once
+all chunks are computed.
 
-What was at hand when a run died is suspected: every rank of a job dies with the first, so most are innocent. Suspects
-are computed last, in a process of their own (see `suspects`), where a death is seen by who survives it.
+Chunks in flight when a run died are suspects. Most are harmless, because all ranks of a job die with the first one.
+Suspects are computed last, each in a separate process (`atomsieve.screen.quarantine`), so that its rank survives.
 """
 
 from __future__ import annotations
@@ -29,58 +30,67 @@ from atomsieve.screen.results.files import ResultsFolder, write_whole
 
 log = logging.getLogger(__name__)
 
-SLOT = struct.Struct("<qiiQ8x")  # chunk + 1 (0 for none), deaths so far, whether in a process of its own, checksum
-TOLD = 1
-"""In the slot before the first rank's: a rank ended by an error that it told, so nothing is held against any chunk."""
+SLOT = struct.Struct("<qiiQ8x")  # chunk + 1 (0 for none), deaths so far, whether it is isolated, checksum
+EXPLAINED = 1
+"""In the first slot of the file, which no rank has: a reported error ended the run, so no chunk is suspect."""
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Record:
-    """What is held against a chunk.
+class DeathRecord:
+    """The deaths that a chunk may have caused.
 
     Attributes
     ----------
-    deaths : processes that ended while they computed it, itself or all of a job.
-    interrupted : jobs that died while a process of its own computed it: that proves little.
+    deaths : processes that ended while they computed it, in isolation or as one of the ranks of a job.
+    interrupted : jobs that died while the chunk was computed in isolation, which proves little.
     """
 
     deaths: int = 0
     interrupted: int = 0
 
 
-def encode(chunk: int | None, deaths: int = 0, apart: bool = False) -> bytes:
-    """Return the bytes of a slot."""
-    body = struct.pack("<qii", -1 if chunk is None else chunk, deaths, apart)
-    return SLOT.pack(0 if chunk is None else chunk + 1, deaths, apart, zlib.crc32(body))
+@dataclass(frozen=True)
+class Marker:
+    """The content of a slot: a chunk in flight, its deaths so far, and whether a separate process computes it."""
+
+    chunk: int
+    deaths: int = 0
+    isolated: bool = False
 
 
-def decode(data: bytes) -> tuple[int, int, bool] | None:
-    """Return chunk, deaths and whether apart, None for an empty, torn or damaged slot."""
+def encode_slot(chunk: int | None, deaths: int = 0, isolated: bool = False) -> bytes:
+    """Return the bytes of a slot; `chunk` is None for an empty one."""
+    body = struct.pack("<qii", -1 if chunk is None else chunk, deaths, isolated)
+    return SLOT.pack(0 if chunk is None else chunk + 1, deaths, isolated, zlib.crc32(body))
+
+
+def decode_slot(data: bytes) -> Marker | None:
+    """Return the marker in a slot, None for an empty, torn or damaged one."""
     if len(data) != SLOT.size:
         return None
-    number, deaths, apart, checksum = SLOT.unpack(data)
-    if number < 1 or checksum != zlib.crc32(struct.pack("<qii", number - 1, deaths, apart)):
+    number, deaths, isolated, checksum = SLOT.unpack(data)
+    if number < 1 or checksum != zlib.crc32(struct.pack("<qii", number - 1, deaths, isolated)):
         return None
-    return number - 1, deaths, bool(apart)
+    return Marker(number - 1, deaths, bool(isolated))
 
 
-def at_hand(data: bytes) -> list[tuple[int, int, bool]]:
-    """Return what the slots of a file say, nothing if the run that wrote it ended by an error that it told."""
-    slots = [decode(data[k : k + SLOT.size]) for k in range(0, len(data), SLOT.size)]
-    if slots and slots[0] is not None and slots[0][0] == TOLD:
+def decode_markers(data: bytes) -> list[Marker]:
+    """Return the markers in the content of a slot file, none if the run that wrote it ended by a reported error."""
+    slots = [decode_slot(data[k : k + SLOT.size]) for k in range(0, len(data), SLOT.size)]
+    if slots and slots[0] is not None and slots[0].chunk == EXPLAINED:
         return []
     return [slot for slot in slots[1:] if slot is not None]
 
 
-def read_records(folder: ResultsFolder) -> tuple[dict[int, Record], str | None]:
-    """Return what earlier starts held against chunks, and the digest of the slots that it was last taken from.
+def read_deaths(folder: ResultsFolder) -> tuple[dict[int, DeathRecord], str | None]:
+    """Return the deaths per chunk that earlier starts counted, and the digest of the slots counted last.
 
-    A file that is not readable as such counts as none.
+    A file that is not readable counts as none.
     """
     try:
         found = json.loads(folder.deaths.read_text())
-        return {int(chunk): Record(**record) for chunk, record in found["chunks"].items()}, found.get("slots")
+        return {int(chunk): DeathRecord(**record) for chunk, record in found["chunks"].items()}, found.get("slots")
     except FileNotFoundError:
         return {}, None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -88,8 +98,8 @@ def read_records(folder: ResultsFolder) -> tuple[dict[int, Record], str | None]:
         return {}, None
 
 
-def write_records(folder: ResultsFolder, records: dict[int, Record], slots: str) -> None:
-    """Keep what is held against chunks, and the digest of the slots; no file where nothing is held."""
+def write_deaths(folder: ResultsFolder, records: dict[int, DeathRecord], slots: str) -> None:
+    """Store the deaths per chunk and the digest of the slots they were counted from; no file where there are none."""
     if not records:
         folder.deaths.unlink(missing_ok=True)
         return
@@ -98,98 +108,106 @@ def write_records(folder: ResultsFolder, records: dict[int, Record], slots: str)
     write_whole(folder.deaths, (json.dumps(plain, indent=1) + "\n").encode())
 
 
-def suspects(folder: ResultsFolder, done: Container[int]) -> dict[int, Record]:
-    """Take over what a run that died has left, on one rank before any begins; return what is held against chunks.
+def collect_suspects(folder: ResultsFolder, done: Container[int]) -> dict[int, DeathRecord]:
+    """Count the markers that a dead run left, and start a new slot file; return the suspects with their deaths.
 
-    done : chunks that are durable, which clears them.
+    One rank calls it, before any rank begins a chunk.
+
+    done : durable chunks, which are no suspects any more.
     """
-    known, taken = read_records(folder)
+    known, counted = read_deaths(folder)
     records = {chunk: record for chunk, record in known.items() if chunk not in done}
     try:
         data = folder.at_hand.read_bytes()
     except FileNotFoundError:
         data = b""
     digest = hashlib.sha256(data).hexdigest()
-    found = [] if digest == taken else at_hand(data)  # a start that was killed in here has counted these already
-    newest = {slot[0]: slot for slot in sorted(found)}  # a rank of several slots may name a chunk in two
-    for chunk, deaths, apart in newest.values():
-        if chunk in done:
+    found = [] if digest == counted else decode_markers(data)  # a start that was killed in here has counted these
+    ordered = sorted(found, key=lambda m: (m.chunk, m.deaths, m.isolated))
+    newest = {marker.chunk: marker for marker in ordered}  # a rank of several slots may name a chunk in two
+    for marker in newest.values():
+        if marker.chunk in done:
             continue
-        before = records.get(chunk, Record())
-        deaths = max(deaths, before.deaths)
-        records[chunk] = Record(deaths, before.interrupted + 1) if apart else Record(deaths + 1, before.interrupted)
+        before = records.get(marker.chunk, DeathRecord())
+        deaths = max(marker.deaths, before.deaths)
+        records[marker.chunk] = (
+            DeathRecord(deaths, before.interrupted + 1)
+            if marker.isolated
+            else DeathRecord(deaths + 1, before.interrupted)
+        )
     with disk_errors(folder.path):
-        write_records(folder, records, digest)
+        write_deaths(folder, records, digest)
         # a new file of one slot: no rank has begun. Its number makes it another file than that of any earlier start
-        folder.at_hand.write_bytes(encode(None, secrets.randbits(31)))
+        folder.at_hand.write_bytes(encode_slot(None, secrets.randbits(31)))
     return records
 
 
-class Journal:
-    """The slots of one rank; a context manager around all that may kill it. Enter it after `suspects` on every rank.
+class InFlightMarkers:
+    """The slots of one rank; a context manager around all that may kill it. Enter it after `collect_suspects`.
 
-    path : the file of all slots; without one nothing is written. rank : of this process.
-    places : chunks that a rank may have at hand at once, and slots that each rank has.
+    path : the file of all slots; None writes nothing. rank : of this process.
+    places : chunks that a rank may compute at once, and slots that each rank has.
     """
 
     def __init__(self, path: Path | None = None, rank: int = 0, places: int = 1) -> None:
         self._path, self._slots, self._begun = path, range(1 + rank * places, 1 + (rank + 1) * places), 0
         self._handle: int | None = None
         self._last = b""
-        self._told = False
+        self._forgiven = False
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> InFlightMarkers:
         if self._path is not None:
             self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
         return self
 
-    def begin(self, chunk: int, deaths: int = 0, apart: bool = False) -> None:
-        """Say that this rank begins a chunk.
+    def begin(self, chunk: int, deaths: int = 0, isolated: bool = False) -> None:
+        """Mark a chunk as in flight on this rank.
 
-        deaths : what is held against it already. apart : a process of its own computes it.
+        deaths : those that it may have caused so far. isolated : a separate process computes it.
         """
-        data = encode(chunk, deaths, apart)
-        if self._path is None or self._told or data == self._last:  # who reads a chunk and who computes it may begin it
+        data = encode_slot(chunk, deaths, isolated)
+        if self._path is None or self._forgiven or data == self._last:  # its reader and its runner may both begin it
             return
         with disk_errors(self._path.parent):
-            self._put(self._slots[self._begun % len(self._slots)], data)
+            self._write(self._slots[self._begun % len(self._slots)], data)
         self._begun, self._last = self._begun + 1, data
-        if self._told:  # the signal came while it was written
-            self._forget()
+        if self._forgiven:  # the signal came while it was written
+            self._clear_quietly()
 
     def clear(self) -> None:
-        """Say that this rank has nothing at hand."""
+        """Mark that no chunk is in flight on this rank."""
         self._last = b""
         for slot in self._slots:
-            self._put(slot, encode(None))
+            self._write(slot, encode_slot(None))
 
-    def told(self) -> None:
-        """Say that this rank was asked to end: whatever ends it from now on, its chunks are not to blame.
+    def forgive(self) -> None:
+        """Clear the slots for good: this rank was asked to end, so its end, however it comes, is no chunk's fault.
 
-        It is called once a signal came: a batch system may not wait for as long as the run would. Other ranks speak for
-        themselves, since a launcher may send this signal because one of them was killed, and its chunk is to be found.
+        It is called once a signal came, because a batch system may not wait for as long as the run would. Each rank
+        clears its own slots alone: a launcher may send the signal because another rank was killed, and the chunk of
+        that one must be found.
         """
-        if not self._told and self._handle is not None:
-            self._told = True
-            self._forget()
+        if not self._forgiven and self._handle is not None:
+            self._forgiven = True
+            self._clear_quietly()
 
-    def _forget(self) -> None:
-        with suppress(OSError):  # then an innocent chunk is computed apart, which is no harm
+    def _clear_quietly(self) -> None:
+        with suppress(OSError):  # then a harmless chunk is computed in isolation, which costs time only
             self.clear()
 
-    def _put(self, slot: int, data: bytes) -> None:
+    def _write(self, slot: int, data: bytes) -> None:
         if self._handle is not None:
             os.pwrite(self._handle, data, slot * SLOT.size)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Clear the slots: this process lives. If an error ends it, the others are not suspected of anything either.
+        """Clear the slots, as this process lives; after an error, mark also that the end of the run is explained.
 
         Raises
         ------
         DeviceLost, PeerLost
-            in the place of an error that says so; then the slots stay as they are.
+            in the place of an error that means the death of the job; then the slots stay as they are.
         """
         if self._handle is None:
             return
@@ -198,9 +216,9 @@ class Journal:
             if lost is None:
                 self.clear()
                 if kind is not None:
-                    self._put(0, encode(TOLD))
-        except OSError:  # what matters more is told by now
-            log.debug("the journal cannot be cleared", exc_info=True)
+                    self._write(0, encode_slot(EXPLAINED))
+        except OSError:  # the error that led here matters more
+            log.debug("the markers cannot be cleared", exc_info=True)
         os.close(self._handle)
         self._handle = None
         if lost is not None:

@@ -1,13 +1,18 @@
-"""Which device each rank computes on: ranks that share one share its memory, and its energy is counted once."""
+"""Which device each rank computes on: ranks on one GPU share its memory, and its energy is counted once."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from atomsieve.devices import device_kind
+from atomsieve.predict.interface import AnyPredictor
 from atomsieve.runs.mpi import Communicator
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Place(NamedTuple):
@@ -17,25 +22,30 @@ class Place(NamedTuple):
     gpu: str | None
 
 
-def places(comm: Communicator, predictor: Any) -> list[Place]:
-    """Return the place of every rank, on every rank; of servers, which compute elsewhere, no GPU is told."""
-    device = "cpu" if hasattr(predictor, "endpoints") else getattr(predictor, "device", "cpu")
-    return comm.all_gather(comm.run_on_all(lambda: Place(platform.node(), gpu_of(device))))
+def gather_places(comm: Communicator, predictor: AnyPredictor) -> list[Place]:
+    """Return the place of every rank, on every rank; ranks whose batches servers compute have no GPU."""
+    return comm.all_gather(comm.run_on_all(find_place, predictor))
 
 
-def sharing(found: Sequence[Place]) -> int:
-    """Return how many ranks share a device, where most do."""
-    return max(Counter(found).values())
+def find_place(predictor: AnyPredictor) -> Place:
+    """Return the place of this process."""
+    served = bool(predictor.capabilities.endpoints)
+    return Place(platform.node(), None if served else read_gpu_uuid(predictor.device))
 
 
-def gpus_beside(found: Sequence[Place], rank: int) -> list[str]:
+def ranks_per_device(places: Sequence[Place]) -> int:
+    """Return the number of ranks on the device that most ranks share."""
+    return max(Counter(places).values())
+
+
+def gpus_of_machine(places: Sequence[Place], rank: int) -> list[str]:
     """Return the GPUs that ranks on the machine of one rank compute on."""
-    return sorted({place.gpu for place in found if place.machine == found[rank].machine and place.gpu is not None})
+    return sorted({place.gpu for place in places if place.machine == places[rank].machine and place.gpu is not None})
 
 
-def gpu_of(device: Any) -> str | None:
-    """Return the UUID of a GPU of this process (its number where torch tells none), None of a CPU."""
-    if not str(device).startswith("cuda"):
+def read_gpu_uuid(device: torch.device | str) -> str | None:
+    """Return the UUID of a GPU of this process (its number where torch knows none), None for a CPU."""
+    if device_kind(device) != "cuda":
         return None
     import torch
 

@@ -1,53 +1,19 @@
-"""What people see and what the log keeps of a run: a progress bar or plain lines, JSON events, time per stage."""
+"""The progress of a run for people and for its log: a progress bar or plain lines, and JSON events."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.screen.engine.reporter import Reporter
 from atomsieve.text import format_duration
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
 LINE_SECONDS = 5.0
 LOG_SECONDS = 10.0
-
-
-class Clock:
-    """Sums the time of each stage: `with clock("read"): ...`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time inside to `stage`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
-
-
-class EventLog:
-    """Appends JSON lines `{"time": ..., "event": ..., ...}` to a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, event: str, **fields: Any) -> None:
-        """Write one event."""
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields}) + "\n"
-        with disk_errors(self.path.parent), open(self.path, "a") as file:
-            file.write(line)
 
 
 class ProgressView:
@@ -55,21 +21,14 @@ class ProgressView:
 
     Parameters
     ----------
-    console : where to show it; None shows nothing (all ranks but the first).
-    total, done : structures to screen, and how many earlier runs have done.
-    log : gets a `progress` event every ten seconds; None on all ranks but the first.
-    vitals : what else goes into that event.
+    reporter : where to show it, and the log that gets a `progress` event every ten seconds.
+    total, done : structures to screen, and those that earlier runs have done.
+    measure : returns more facts for that event.
     """
 
-    def __init__(
-        self,
-        console: Console | None,
-        total: int,
-        done: int,
-        log: EventLog | None,
-        vitals: Callable[[], dict[str, Any]] = dict,
-    ) -> None:
-        self._console, self._total, self._before, self._log, self._vitals = console, total, done, log, vitals
+    def __init__(self, reporter: Reporter, total: int, done: int, measure: Callable[[], dict[str, Any]] = dict) -> None:
+        self._console, self._log = reporter.console, reporter.log
+        self._total, self._before, self._measure = total, done, measure
         self._start = self._shown = self._logged = time.monotonic()
         self._bar: Progress | None = None
 
@@ -94,11 +53,12 @@ class ProgressView:
         now = time.monotonic()
         elapsed = max(now - self._start, 1e-9)
         rate, left = done / elapsed, self._total - self._before - done
+        text = self._format(done, failed, rate)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._before + done, said=self._said(done, failed, rate))
+            self._bar.update(self._bar.task_ids[0], completed=self._before + done, said=text)
             self._shown = now
         elif self._console is not None and (now - self._shown > LINE_SECONDS or last):
-            self._console.print(f"screening: {self._said(done, failed, rate)}", highlight=False)
+            self._console.print(f"screening: {text}", highlight=False)
             self._shown = now
         if self._log is not None and (now - self._logged > LOG_SECONDS or last):
             self._log(
@@ -108,11 +68,11 @@ class ProgressView:
                 failed=failed,
                 left=left,
                 per_second=round(rate, 1),
-                **self._vitals(),
+                **self._measure(),
             )
             self._logged = now
 
-    def _said(self, done: int, failed: int, rate: float) -> str:
+    def _format(self, done: int, failed: int, rate: float) -> str:
         left = self._total - self._before - done
         parts = [f"{self._before + done:,} of {self._total:,}", f"{rate:,.0f} structures/s"]
         if left and done:

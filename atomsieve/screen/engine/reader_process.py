@@ -1,7 +1,7 @@
-"""The reader's stage: chunks are read ahead by a process of its own, because ADIOS2 holds the interpreter meanwhile.
+"""The reader's stage: a separate process reads chunks ahead, because ADIOS2 holds the interpreter while it reads.
 
-This module is also the program of that process: requests come in on stdin, arrays go out on stdout. It imports no torch
-and no MPI, and ends when its stdin does, so it never outlives the rank that started it.
+This module is also the program of that process: it takes requests on stdin and sends arrays on stdout. It imports no
+torch and no MPI, and ends when its stdin does, so it never outlives the rank that started it.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ MOMENT = 0.1
 """Seconds after which a wait for a chunk looks whether the run is to stop."""
 
 
-class Reading:
-    """Gives the chunks that fall to this rank, in order, with their structures.
+class ChunkSource:
+    """Iterates over the chunks of this rank, in order, with their structures.
 
     Parameters
     ----------
-    reader : the input. A reopenable one is read by a second process, which is started after the first chunk if there is
-        another; until that process is up, and for any other reader, this process reads the chunks.
-    claims : chunks, each the next that falls to this rank.
+    reader : the input. A separate process reads a `reopenable` one; it is started after the first chunk if there is
+        another; until it is up, and for any other input, this process reads.
+    claims : chunks, each the next that this rank gets.
     spans : `(first, end)` of a chunk.
-    begin : called with the number of a chunk before it is read by this process itself, which it may kill.
-    idle : called every moment while a chunk is waited for; it may raise.
+    begin : called with the number of a chunk before this process itself reads it, which may kill the process.
+    idle : called every moment of a wait for a chunk; it may raise.
 
     Attributes
     ----------
-    seconds : time that reading took, wherever it was done.
-    waited : time that this process was held up by it.
+    seconds : time that reading took, in either process.
+    waited : time that this process waited for it.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class Reading:
     ) -> None:
         self._reader, self._claims, self._spans, self._begin, self._idle = reader, claims, spans, begin, idle
         self._asked: deque[int] = deque()
-        self._process: _Process | None = None
+        self._process: _ReaderProcess | None = None
         self._here, self._ahead = True, reader.reopenable
         self.seconds = self.waited = 0.0
 
     @property
     def ready(self) -> int:
-        """Chunks that lie read and not yet taken."""
+        """Chunks that are read and not yet taken."""
         return 0 if self._process is None else self._process.ready
 
-    def __enter__(self) -> Reading:
+    def __enter__(self) -> ChunkSource:
         return self
 
     def __iter__(self) -> Iterator[tuple[int, StructureBatch]]:
@@ -103,15 +103,15 @@ class Reading:
         return chunk, batch
 
     def _read(self, chunk: int) -> tuple[StructureBatch, float]:
-        """Return a chunk that this process reads itself, and the seconds that took."""
+        """Read a chunk in this process; return it with the seconds that took."""
         self._begin(chunk)
         since = time.perf_counter()
         return self._reader.read(*self._spans(chunk), CONDITIONS), time.perf_counter() - since
 
     def _read_ahead(self, chunk: int) -> tuple[StructureBatch, float] | None:
-        """Return a chunk that was read ahead, None where the process is not there, or was killed.
+        """Return a chunk that was read ahead, None where there is no such process, or it was killed.
 
-        The chunk itself may have killed it. Then it kills the rank that reads it next, which is dealt with as usual.
+        The chunk itself may have killed it. Then it kills the rank that reads it next, and becomes a suspect as usual.
         """
         if self._process is None or self._here:
             return None
@@ -125,7 +125,7 @@ class Reading:
 
     def _start(self) -> None:
         try:
-            self._process = _Process(self._reader)
+            self._process = _ReaderProcess(self._reader)
         except OSError as error:
             log.warning("no process that reads ahead can be started (%s): chunks are read by the rank itself", error)
             self._ahead = False
@@ -146,14 +146,14 @@ class _Killed(Exception):  # noqa: N818 - what happened, not an error yet
     """The process that reads ahead ended by a signal."""
 
 
-class _Process:
-    """The process that reads ahead, and the thread that takes in what it sends."""
+class _ReaderProcess:
+    """The process that reads ahead, and the thread that receives its arrays."""
 
     def __init__(self, reader: StructureReader) -> None:
         self._child = start("atomsieve.screen.engine.reader_process", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.up, self._closing = False, False
         self._found: queue.Queue[tuple[dict[str, NDArray[Any]], float] | Exception] = queue.Queue()
-        self._tell((reader, reader.identity()))
+        self._send((reader, reader.identity()))
         self._thread = threading.Thread(target=self._receive, name="reading", daemon=True)
         self._thread.start()
 
@@ -167,18 +167,18 @@ class _Process:
         return self._found.qsize()
 
     def ask(self, span: tuple[int, int]) -> None:
-        """Have a chunk read."""
-        self._tell(span)
+        """Request a chunk."""
+        self._send(span)
 
-    def _tell(self, what: Any) -> None:
+    def _send(self, what: Any) -> None:
         try:
             pickle.dump(what, self._stdin)  # between a process and its own child
             self._stdin.flush()
         except BrokenPipeError:
-            pass  # told by the thread, in the place of the chunk that was not read
+            pass  # the thread reports it, in the place of the chunk that was not read
 
     def take(self, span: tuple[int, int], idle: Callable[[], None]) -> tuple[StructureBatch, float]:
-        """Return the chunk that was asked for first, and the seconds that reading it took."""
+        """Return the chunk that was requested first, and the seconds that reading it took."""
         while True:
             try:
                 found = self._found.get(timeout=MOMENT)
@@ -199,21 +199,21 @@ class _Process:
         return StructureBatch(**found[0]), found[1]
 
     def _receive(self) -> None:
-        """Take in arrays as they come: the pipe never waits for the main thread to have time."""
+        """Receive arrays as they come: the pipe never waits for the main thread to have time."""
         source = self._child.stdout
         assert source is not None
         try:
             while True:
                 head = pickle.load(source)  # noqa: S301 - from this process's own child
-                self.up = True  # the first one says just that
+                self.up = True  # the first message means just that
                 if head is None:
                     continue
                 if isinstance(head, Exception):
                     self._found.put(head)
                     continue
                 fields, seconds = head
-                self._found.put(({name: _array(source, *kind) for name, kind in fields.items()}, seconds))
-        except (EOFError, pickle.UnpicklingError):  # it ended, perhaps in the middle of a word
+                self._found.put(({name: _read_array(source, *kind) for name, kind in fields.items()}, seconds))
+        except (EOFError, pickle.UnpicklingError):  # it ended, perhaps in the middle of a message
             if not self.up and not self._closing:
                 log.warning("the process that reads ahead ended while it started: chunks are read by the rank itself")
             self._found.put(EOFError())
@@ -224,7 +224,7 @@ class _Process:
                     f"too little memory for the chunks read ahead ({error}); use a smaller --chunk-size, or fewer ranks"
                 )
             )
-        except Exception as error:  # every kind: whoever waits for a chunk must be told
+        except Exception as error:  # every kind: the main thread waits for a chunk and raises it
             self._child.kill()
             self._found.put(DataError(f"what the process that reads the input sent makes no sense ({error})"))
 
@@ -242,15 +242,15 @@ class _Process:
                     continue
 
 
-def _bytes(array: NDArray[Any]) -> memoryview:
+def _as_bytes(array: NDArray[Any]) -> memoryview:
     flat: Any = array.reshape(-1).view(np.uint8)
     return memoryview(flat)
 
 
-def _array(source: IO[bytes], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def _read_array(source: IO[bytes], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Read an array from a pipe, straight into its place."""
     array = np.empty(shape, dtype)
-    place = _bytes(array)
+    place = _as_bytes(array)
     done = 0
     while done < len(place):
         got = source.readinto(place[done:])  # type: ignore[attr-defined]
@@ -260,11 +260,11 @@ def _array(source: IO[bytes], dtype: str, shape: tuple[int, ...]) -> NDArray[Any
     return array
 
 
-def _send(out: IO[bytes], batch: StructureBatch, seconds: float) -> None:
+def _send_batch(out: IO[bytes], batch: StructureBatch, seconds: float) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in batch.present().items()}
     pickle.dump(({name: (array.dtype.str, array.shape) for name, array in arrays.items()}, seconds), out)
     for array in arrays.values():
-        out.write(_bytes(array))
+        out.write(_as_bytes(array))
     out.flush()
 
 
@@ -273,7 +273,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the rank, which ends this process itself
         signal.signal(number, signal.SIG_IGN)
     asked, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get in between
+    os.dup2(2, 1)  # the output of a library must not get in between
     import_lightly()
     try:
         reader, identity = pickle.load(asked)  # noqa: S301 - from the rank that started this process
@@ -294,12 +294,12 @@ def main() -> None:
                 raise reader
             batch = reader.read(*span, CONDITIONS)
         except Exception as error:  # as above
-            told = error if isinstance(error, AtomSieveError) else DataError(f"the input cannot be read: {error}")
-            pickle.dump(told, out)
+            known = isinstance(error, AtomSieveError)
+            pickle.dump(error if known else DataError(f"the input cannot be read: {error}"), out)
             out.flush()
             continue
         try:
-            _send(out, batch, time.perf_counter() - since)
+            _send_batch(out, batch, time.perf_counter() - since)
         except BrokenPipeError:  # the rank is gone
             return
 

@@ -6,71 +6,60 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.predict.interface import Capabilities
+from atomsieve.predict.interface import AnyPredictor, Pending
 from atomsieve.predict.packing import Limit, is_out_of_memory, pack, run_halving_on_oom
+from atomsieve.predict.prediction import Prediction
 from atomsieve.predict.status import Status
-from atomsieve.screen.results.columns import MEASURED, blank_rows
+from atomsieve.screen.engine.cpu_fallback import CpuFallback
+from atomsieve.screen.engine.rows import Rows, clear_numbers, fill_rows
+from atomsieve.screen.results.columns import blank_rows
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
-if TYPE_CHECKING:
-    from atomsieve.screen.engine.cpu_fallback import CpuFallback
-
 MOMENT = 0.1
-"""Seconds after which a wait for a server looks whether the run is to stop."""
+"""Seconds of each wait for a prediction, after which the rank looks whether it is to stop."""
 
-
-class PredictorLike(Protocol):
-    """What screening needs of `atomsieve.predict.Predictor`."""
-
-    heads: list[str]
-    default_head: str
-    ensemble_id: str
-    cutoff: float
-    precision: str
-    device: Any
-    backend: str
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What it can do."""
-
-    @property
-    def kind(self) -> str:
-        """Of the ensemble: "deep" or "shallow"."""
-
-    def __call__(self, batch: StructureBatch, want: set[str], head: str | None = None) -> Any:
-        """Return flat arrays in input order (see `atomsieve.predict.Prediction`)."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return what it is, as plain data."""
+Forces = NDArray[np.float32] | None
+"""Forces [N,3] of a chunk, [N,H,3] for H > 1 heads; None where they are not kept."""
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A chunk that is being computed.
+class Submitted:
+    """A batch that was submitted for one head.
 
-    batch : its structures. groups : those of each batch. rows : [S,H], of H heads. forces : [N,H,3], if they are kept.
-    edges : [S] estimated.
-    sent : where servers compute, the requests on their way: group, index of the head, its batch and its answer.
+    structures : positions in the chunk of the structures of `batch`. head : index of the head.
+    """
+
+    structures: NDArray[np.int64]
+    head: int
+    batch: StructureBatch
+    answer: Pending
+
+
+@dataclass(frozen=True)
+class ChunkInProgress:
+    """A chunk that is being computed, of S structures with N atoms and for H heads.
+
+    batch : its structures. edges : [S] estimated. groups : structures of each batch, by position in the chunk.
+    rows : [S,H]. forces : [N,H,3], None if they are not kept.
+    submitted : batches on their way, where the predictor is asynchronous.
     """
 
     batch: StructureBatch
+    edges: NDArray[np.float64]
     groups: list[NDArray[np.int64]]
-    rows: NDArray[Any]
-    forces: NDArray[np.float32] | None
-    sent: deque[tuple[NDArray[np.int64], int, StructureBatch, Any]] = field(default_factory=deque)
-    edges: NDArray[np.float64] | None = None
+    rows: Rows
+    forces: Forces
+    submitted: deque[Submitted] = field(default_factory=deque)
 
     def cancel(self) -> None:
-        """Take back what was not sent yet."""
-        for *_, answer in self.sent:
-            answer.cancel()
+        """Cancel the batches that are not begun."""
+        for one in self.submitted:
+            one.answer.cancel()
 
 
 @dataclass(frozen=True)
@@ -79,17 +68,18 @@ class Runner:
 
     Attributes
     ----------
-    predictor : gives the numbers. One with `submit` computes elsewhere: then all batches of a chunk are sent at once.
-    heads : the heads to run, H of them; a structure has one row per head.
+    predictor : evaluates batches. Of an asynchronous one all batches of a chunk are submitted at once.
+    heads : the H heads to evaluate; a structure has one row per head.
     forces : keep forces.
     max_atoms, max_edges : budget of a batch.
     threads : CPU threads, None where they do not matter.
-    max_structure_atoms : structures above it are TOO_LARGE.
+    max_structure_atoms : a larger structure gets the status TOO_LARGE.
     force_spread : rows that get the spread of forces: "all", or "top" or "none" (then no row here).
-    limit : what this run has learned of memory. oversized : computes what does not fit alone; None marks it.
+    limit : the part of the budget that memory allowed so far.
+    oversized : computes structures that do not fit alone; None gives them the status OUT_OF_MEMORY.
     """
 
-    predictor: PredictorLike
+    predictor: AnyPredictor
     heads: list[str]
     forces: bool
     max_atoms: int
@@ -101,8 +91,8 @@ class Runner:
     oversized: CpuFallback | None = None
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether others than this thread compute, so that the next chunk can be on its way while one is waited for."""
+    def asynchronous(self) -> bool:
+        """Whether the next chunk can be submitted while this one is computed."""
         return self.predictor.capabilities.asynchronous
 
     @property
@@ -120,18 +110,33 @@ class Runner:
     def _want(self) -> set[str]:
         return wanted_properties(self.force_spread)
 
+    def detach(self) -> Callable[[AnyPredictor], Runner]:
+        """Return a picklable function that makes this runner again, given a predictor."""
+        return partial(
+            Runner,
+            heads=self.heads,
+            forces=self.forces,
+            max_atoms=self.max_atoms,
+            max_edges=self.max_edges,
+            threads=self.threads,
+            max_structure_atoms=self.max_structure_atoms,
+            force_spread=self.force_spread,
+            limit=self.limit,
+            oversized=self.oversized,
+        )
+
     def __call__(
         self, batch: StructureBatch, first: int, between: Callable[[], None] = lambda: None
-    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    ) -> tuple[Rows, Forces]:
         """Return the rows [S*H] of a chunk whose first structure has input position `first`, and its forces.
 
         Forces are [N,3] float32, or [N,H,3] for several heads, NaN for structures without result. `between` is called
-        before each batch, and every moment while a server is waited for; it may raise to drop the chunk.
+        before each batch, and every moment of a wait for an asynchronous one; it may raise to drop the chunk.
         """
         return self.finish(self.begin(batch, first), between)
 
-    def begin(self, batch: StructureBatch, first: int) -> Begun:
-        """Cut a chunk into batches, and send them where they are computed elsewhere."""
+    def begin(self, batch: StructureBatch, first: int) -> ChunkInProgress:
+        """Cut a chunk into batches, and submit them if the predictor is asynchronous."""
         from atomsieve.graphs.estimate import edge_budget_estimate
 
         n_heads, counts = len(self.heads), batch.counts
@@ -149,40 +154,39 @@ class Runner:
         groups = [fits[group] for group in pack(edges[fits], counts[fits], self.max_atoms, self.max_edges)]
         if self.limit is not None:
             groups = [piece for group in groups for piece in self.limit.pieces(group, counts, edges)]
-        begun = Begun(batch, groups, rows, forces, edges=edges)
-        if self.elsewhere:
-            self._send(begun)
-        return begun
+        chunk = ChunkInProgress(batch, edges, groups, rows, forces)
+        if self.asynchronous:
+            self._submit(chunk)
+        return chunk
 
-    def finish(
-        self, begun: Begun, between: Callable[[], None] = lambda: None
-    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    def finish(self, chunk: ChunkInProgress, between: Callable[[], None] = lambda: None) -> tuple[Rows, Forces]:
         """Return the rows and forces of a chunk, as a call does."""
-        if self.elsewhere:
-            self._collect(begun, between)
+        if self.asynchronous:
+            self._collect(chunk, between)
         else:
-            for group in begun.groups:
+            for group in chunk.groups:
                 between()
-                self._batch(begun, group)
-        forces = begun.forces
+                self._compute(chunk, group)
+        forces = chunk.forces
         if forces is not None and len(self.heads) == 1:
             forces = forces[:, 0]
-        return begun.rows.reshape(-1), forces
+        return chunk.rows.reshape(-1), forces
 
-    def _send(self, begun: Begun) -> None:
-        predictor: Any = self.predictor
-        for group in begun.groups:
-            batch = begun.batch.take(group)
+    def _submit(self, chunk: ChunkInProgress) -> None:
+        for group in chunk.groups:
+            batch = chunk.batch.take(group)
             for h, head in enumerate(self.heads):
-                begun.sent.append((group, h, batch, predictor.submit(batch, self._want, head=head)))
+                answer = self.predictor.submit(batch, self._want, head=head)
+                chunk.submitted.append(Submitted(group, h, batch, answer))
 
-    def ask(self, batch: StructureBatch, want: set[str], head: str, between: Callable[[], None] = lambda: None) -> Any:
+    def predict(
+        self, batch: StructureBatch, want: set[str], head: str, between: Callable[[], None] = lambda: None
+    ) -> Prediction:
         """Return the prediction for one batch; `between` as of a call."""
-        predictor: Any = self.predictor
-        if not self.elsewhere:
+        if not self.asynchronous:
             between()
-            return predictor(batch, want, head=head)
-        answer = predictor.submit(batch, want, head=head)
+            return self.predictor(batch, want, head=head)
+        answer = self.predictor.submit(batch, want, head=head)
         try:
             while True:
                 between()
@@ -194,102 +198,62 @@ class Runner:
             answer.cancel()
             raise
 
-    def _collect(self, begun: Begun, between: Callable[[], None]) -> None:
-        while begun.sent:
+    def _collect(self, chunk: ChunkInProgress, between: Callable[[], None]) -> None:
+        """Wait for the submitted batches in their order, and fill in their rows."""
+        while chunk.submitted:
             between()
-            group, h, batch, answer = begun.sent[0]
+            one = chunk.submitted[0]
             try:
-                prediction = answer.result(MOMENT)
+                prediction = one.answer.result(MOMENT)
             except TimeoutError:
                 continue
             except Exception as error:  # every kind: which class says "out of memory" depends on the backend
                 if not is_out_of_memory(error):
                     raise
                 prediction = None
-            begun.sent.popleft()
+            chunk.submitted.popleft()
             if prediction is not None:
-                self._enter(begun, group, h, batch, prediction)
+                self._fill(chunk, one.structures, one.head, one.batch, prediction)
                 continue
-            while begun.sent and begun.sent[0][0] is group:  # its other heads would not fit either
-                begun.sent.popleft()[-1].cancel()
-            self._batch(begun, group)  # once more alone: another batch may have had the room
+            while chunk.submitted and chunk.submitted[0].structures is one.structures:
+                chunk.submitted.popleft().answer.cancel()  # its other heads would not fit either
+            self._compute(chunk, one.structures)  # once more alone: another batch may have had the room
 
-    def _batch(self, begun: Begun, index: NDArray[np.int64]) -> None:
+    def _compute(self, chunk: ChunkInProgress, index: NDArray[np.int64]) -> None:
         """Fill in the rows of the structures `index`; where memory does not suffice, halve the batch and try again."""
 
-        def compute(some: NDArray[np.int64], predictor: PredictorLike = self.predictor) -> None:
-            batch = begun.batch.take(some)
+        def compute(some: NDArray[np.int64], predictor: AnyPredictor = self.predictor) -> None:
+            batch = chunk.batch.take(some)
             for h, head in enumerate(self.heads):
-                self._enter(begun, some, h, batch, predictor(batch, self._want, head=head))
+                self._fill(chunk, some, h, batch, predictor(batch, self._want, head=head))
 
-        for large in run_halving_on_oom(compute, index, begun.batch.counts, begun.edges, self.limit):
-            other: Any = None if self.oversized is None else self.oversized.twin(self.predictor)
-            instead = partial(compute, predictor=other)
-            if other is None or run_halving_on_oom(instead, np.array([large]), begun.batch.counts):
-                begun.rows[large] = clear_numbers(begun.rows[large], Status.OUT_OF_MEMORY)
-            elif self.oversized is not None:
-                self.oversized.computed += 1
+        counts = chunk.batch.counts
+        for large in run_halving_on_oom(compute, index, counts, chunk.edges, self.limit):
+            fallback = self.oversized
+            other = None if fallback is None else fallback.load_for(self.predictor)
+            if (
+                fallback is None
+                or other is None
+                or run_halving_on_oom(partial(compute, predictor=other), np.array([large]), counts)
+            ):
+                chunk.rows[large] = clear_numbers(chunk.rows[large], Status.OUT_OF_MEMORY)
+            else:
+                fallback.computed += 1
 
     @staticmethod
-    def _enter(begun: Begun, some: NDArray[np.int64], h: int, batch: StructureBatch, prediction: Any) -> None:
-        """Take over what head `h` says of the structures `some`, which are those of `batch`."""
-        rows = begun.rows
+    def _fill(
+        chunk: ChunkInProgress, some: NDArray[np.int64], h: int, batch: StructureBatch, prediction: Prediction
+    ) -> None:
+        """Enter the prediction of head `h` for the structures `some`, which are those of `batch`."""
+        rows = chunk.rows
         rows[some, h] = fill_rows(rows[some, h], batch, prediction)
-        if begun.forces is not None:
-            atoms = ragged_index(begun.batch.ptr[:-1][some], batch.counts)  # one after another, as in the chunk
+        if chunk.forces is not None:
+            atoms = ragged_index(chunk.batch.ptr[:-1][some], batch.counts)  # one after another, as in the chunk
             values = np.asarray(prediction.forces, "<f4").copy()
             values[np.repeat(rows["status"][some, h] != Status.OK, batch.counts)] = np.nan
-            begun.forces[atoms, h] = values
+            chunk.forces[atoms, h] = values
 
 
 def wanted_properties(force_spread: str) -> set[str]:
-    """Return what is asked of a predictor for rows; see `Runner.force_spread`."""
+    """Return the properties that rows need of a prediction; see `Runner.force_spread`."""
     return {"energy", "forces", "spread"} | ({"force_spread"} if force_spread == "all" else set())
-
-
-def fill_rows(rows: NDArray[Any], batch: StructureBatch, prediction: Any) -> NDArray[Any]:
-    """Return `rows` [S] with a prediction entered; rows with a bad status have NaN in every measured column."""
-    rows = rows.copy()
-    natoms = np.maximum(batch.counts, 1)
-    rows["energy"] = prediction.energy
-    rows["energy_per_atom"] = prediction.energy / natoms
-    rows["energy_std"] = prediction.energy_std
-    for name in ("sigma_energy", "interval_energy", "distance"):
-        values = getattr(prediction, name)
-        rows[name] = np.nan if values is None else values
-    for name, of_atoms in (("max_force", "forces"), ("max_force_std", "forces_std"), ("sigma_force", "sigma_forces")):
-        values = getattr(prediction, of_atoms)
-        if values is not None:
-            rows[name] = max_per_structure(np.linalg.norm(values, axis=1) if values.ndim == 2 else values, batch)
-    rows["status"] = prediction.status
-    broken = ~np.isfinite(rows["energy"])
-    if prediction.forces is not None:
-        broken |= ~np.isfinite(rows["max_force"])
-    rows["status"][broken & (rows["status"] == Status.OK)] = Status.NAN_OUTPUT
-    rows["outside"] = prediction.outside
-    rows["in_domain"] = prediction.in_domain
-    bad = rows["status"] != Status.OK
-    rows[bad] = clear_numbers(rows[bad])
-    for name in MEASURED:  # one bit pattern for all NaN
-        rows[name][np.isnan(rows[name])] = np.nan
-    return rows
-
-
-def clear_numbers(rows: NDArray[Any], status: int | None = None) -> NDArray[Any]:
-    """Return `rows` without numbers, with `status` if given."""
-    rows = rows.copy()
-    for name in MEASURED:
-        rows[name] = np.nan
-    rows["in_domain"] = False
-    if status is not None:
-        rows["status"] = status
-    return rows
-
-
-def max_per_structure(values: NDArray[Any], batch: StructureBatch) -> NDArray[np.float64]:
-    """Return the largest value [S] over the atoms of each structure; NaN where there is no atom or a NaN."""
-    out = np.full(len(batch), np.nan)
-    filled = batch.counts > 0
-    if filled.any():
-        out[filled] = np.maximum.reduceat(values, batch.ptr[:-1][filled])
-    return out

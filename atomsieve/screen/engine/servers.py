@@ -1,4 +1,4 @@
-"""A screening that servers compute: which they are, and that they are what is asked for."""
+"""A screening that servers compute: connect to them, check that they serve alike, watch for lost ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomsieve.errors import UsageError
+from atomsieve.predict.interface import AnyPredictor
 from atomsieve.remote.endpoints import format_differences
 from atomsieve.remote.transport import EndpointError
 from atomsieve.runs.mpi import Communicator
-from atomsieve.screen.engine.progress import EventLog
-from atomsieve.screen.engine.runner import PredictorLike
+from atomsieve.screen.engine.reporter import Reporter
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.text import format_duration
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from atomsieve.remote.credentials import Credentials
     from atomsieve.remote.predictor import RemotePredictor
 
@@ -31,8 +29,8 @@ IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
-class Served:
-    """Where an ensemble is served.
+class ServedEnsemble:
+    """The servers of an ensemble.
 
     Attributes
     ----------
@@ -47,10 +45,10 @@ class Served:
     patience: float = 300.0
 
 
-def connect(
-    served: Served, ensemble: str | Path | None, options: ScreenOptions, stack: ExitStack, ranks: int = 1
+def connect_servers(
+    served: ServedEnsemble, ensemble: str | Path | None, options: ScreenOptions, stack: ExitStack, ranks: int = 1
 ) -> RemotePredictor:
-    """Connect to the servers until `stack` is left; requests of a screening are computed apart from all others.
+    """Connect to the servers until `stack` is left; they compute the requests of a screening separately from others.
 
     ranks : processes that do the same.
 
@@ -63,9 +61,15 @@ def connect(
 
     if options.cascade is not None:
         raise UsageError(f"--cascade {options.cascade} with --endpoint: a server has one precision; omit one")
+    asked = {
+        "precision": options.precision,
+        "backend": options.backend,
+        "device": options.device,
+        "threads": options.threads,
+    }
     for name, usual in OF_SERVERS.items():
-        if getattr(options, name) != usual:
-            raise refused(name, getattr(options, name))
+        if asked[name] != usual:
+            raise server_option_error(name, asked[name])
     head = None if options.head in (None, ALL_HEADS) else options.head
     predictor = stack.enter_context(
         RemotePredictor.connect(
@@ -91,61 +95,58 @@ def connect(
     return predictor
 
 
-def same_for_all(comm: Communicator, predictor: PredictorLike) -> None:
-    """Compare what the ranks are connected to: each may have reached other endpoints of those named.
+def check_served_alike(comm: Communicator, predictor: AnyPredictor) -> None:
+    """Compare the servers of all ranks: each rank may have reached other endpoints of those named.
 
     Raises
     ------
     UsageError
         on all ranks, if two are not served alike.
     """
-    described = comm.all_gather(predictor.describe())
-
-    def compare() -> None:
-        for rank, other in enumerate(described):
-            if said := format_differences(other, described[0]):
-                raise UsageError(
-                    f"rank {rank} has reached other servers than rank 0, which do not serve alike: {said}; name only "
-                    "endpoints that serve alike"
-                )
-
-    comm.run_on_all(compare)
+    comm.run_on_all(_compare_with_first, comm.all_gather(predictor.describe()))
 
 
-class Watch:
-    """Says once which server is lost, and once that it is back; nothing where none computes.
+def _compare_with_first(described: list[dict[str, Any]]) -> None:
+    for rank, other in enumerate(described):
+        if text := format_differences(other, described[0]):
+            raise UsageError(
+                f"rank {rank} has reached other servers than rank 0, which do not serve alike: {text}; name only "
+                "endpoints that serve alike"
+            )
 
-    predictor : that of rank 0. console, log : as of a job.
+
+class ServerWatch:
+    """Reports once that a server is lost, and once that it is back; nothing where this process computes.
+
+    predictor : that of this rank. reporter : rank 0 reports, the others look at nothing.
     """
 
-    def __init__(self, predictor: PredictorLike, console: Console | None, log: EventLog | None) -> None:
-        self._predictor: Any = predictor if log is not None and hasattr(predictor, "missing") else None
-        self._console, self._log = console, log
+    def __init__(self, predictor: AnyPredictor, reporter: Reporter) -> None:
+        self._predictor, self._reporter = predictor, reporter
+        self._capabilities = predictor.capabilities
         self._known: dict[str, str] = {}
 
     def __call__(self) -> None:
         """Look for changes."""
-        if self._predictor is None:
+        endpoints = self._capabilities.endpoints
+        if self._reporter.log is None or not endpoints:
             return
-        missing = self._predictor.missing
-        for url in missing.keys() - self._known.keys():
-            others = len(self._predictor.endpoints) - len(missing)
-            then = f"{others} more at work" if others else f"waiting up to {format_duration(self._predictor.patience)}"
-            self._say("server_lost", url, f"warning: {missing[url]}; {then}", error=missing[url])
-        for url in self._known.keys() - missing.keys():
-            self._say("server_back", url, f"{url} is back")
-        self._known = missing
-
-    def _say(self, event: str, url: str, text: str, **facts: str) -> None:
-        if self._log is not None:
-            self._log(event, endpoint=url, **facts)
-        if self._console is not None:
-            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        lost = self._predictor.lost_endpoints()
+        for url in lost.keys() - self._known.keys():
+            others = len(endpoints) - len(lost)
+            patience = format_duration(self._capabilities.patience)
+            then = f"{others} more at work" if others else f"waiting up to {patience}"
+            self._reporter.record("server_lost", endpoint=url, error=lost[url])
+            self._reporter.show(f"warning: {lost[url]}; {then}")
+        for url in self._known.keys() - lost.keys():
+            self._reporter.record("server_back", endpoint=url)
+            self._reporter.show(f"{url} is back")
+        self._known = lost
 
 
 @contextmanager
-def kept(folder: ResultsFolder) -> Iterator[None]:
-    """Say in the error of a server what becomes of the run."""
+def add_resume_hint(folder: ResultsFolder) -> Iterator[None]:
+    """Add to the error of a server that the results are safe, and how to continue."""
     try:
         yield
     except EndpointError as error:
@@ -154,7 +155,7 @@ def kept(folder: ResultsFolder) -> Iterator[None]:
         ) from error
 
 
-def refused(option: str, value: object) -> UsageError:
+def server_option_error(option: str, value: object) -> UsageError:
     """Return the error for an option that makes no sense with an endpoint."""
     return UsageError(
         f"--{option} {value} with --endpoint: the server was started with its own {option}; leave it out, or give "

@@ -1,8 +1,7 @@
-"""What all ranks must know before they begin, found by all of them together: no rank reads it all alone."""
+"""Facts that every rank needs before it begins; the ranks share the reading of ledgers and atom counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,30 +16,31 @@ from atomsieve.structures import StructureReader
 PIECE = 1 << 20  # structures whose atom counts are in memory at once
 
 
-def known_chunks(comm: Communicator, folder: ResultsFolder) -> NDArray[Any]:
-    """Return what the ledgers tell of every chunk (dtype `ledger.KNOWN`), sorted by chunk; torn ends are cut off.
+def read_ledgers(comm: Communicator, folder: ResultsFolder) -> NDArray[Any]:
+    """Return the entries of all ledgers (dtype `ledger.KNOWN`), sorted by chunk; torn ends are cut off.
 
-    A chunk has as many entries as it was entered. The ledgers are shared out among the ranks, and 16 bytes of each
-    entry go to all. The run's lock must be held.
+    A chunk that was entered several times has as many entries. The ledgers are shared out among the ranks, and 16
+    bytes of each entry go to all. The run's lock must be held.
     """
-    names = comm.run_on_first(lambda: [path.name for path in folder.ledgers()])
-    return _gathered(comm, lambda: ledger.known([folder.ledger / name for name in names[comm.rank :: comm.size]]))
-
-
-def _gathered(comm: Communicator, work: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    found = np.concatenate(comm.all_gather(comm.run_on_all(work)))
+    names = comm.run_on_first(_list_ledgers, folder)
+    own = [folder.ledger / name for name in names[comm.rank :: comm.size]]
+    found = np.concatenate(comm.all_gather(comm.run_on_all(ledger.known, own)))
     return found[np.argsort(found["chunk"], kind="stable")]
 
 
-def atom_bounds(comm: Communicator, reader: StructureReader, chunks: Chunks) -> NDArray[np.int64]:
-    """Return the atoms before each chunk [C+1], which say where its forces lie; each rank counts a part."""
+def _list_ledgers(folder: ResultsFolder) -> list[str]:
+    return sorted(path.name for path in folder.ledger.glob("*.ledger"))
+
+
+def count_atoms_before(comm: Communicator, reader: StructureReader, chunks: Chunks) -> NDArray[np.int64]:
+    """Return the atoms before each chunk [C+1], which fix where its forces lie; each rank counts a part."""
     starts = chunks.starts()
     first, stop = np.searchsorted(starts, [chunks.n * (comm.rank + k) // comm.size for k in (0, 1)]).tolist()
-    found = np.concatenate(comm.all_gather(comm.run_on_all(lambda: _atoms(reader, starts[first : stop + 1]))))
+    found = np.concatenate(comm.all_gather(comm.run_on_all(_count_atoms, reader, starts[first : stop + 1])))
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(found)])
 
 
-def _atoms(reader: StructureReader, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_atoms(reader: StructureReader, starts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the atoms of the chunks [C] between the positions `starts` [C+1]."""
     atoms = np.zeros(len(starts) - 1, np.int64)
     k = 0

@@ -1,40 +1,40 @@
-"""The last stages: rows are taken into account and written by a thread, while the next batches are computed."""
+"""The last stages: a thread counts and writes the rows of computed chunks, while the next batches are computed."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.screen.engine.progress import Clock
+from atomsieve.screen.engine.rows import Rows
 from atomsieve.screen.results.writer import ResultWriter
+from atomsieve.screen.telemetry.clock import Clock
 
 WAITING = 4
 """Chunks that may wait to be written; then computing waits."""
 PAUSE = 0.2  # seconds after which an idle writer looks whether it is time to make results durable
 
-Chunk = tuple[int, NDArray[Any], NDArray[np.float32] | None, float]
+Chunk = tuple[int, Rows, NDArray[np.float32] | None, float]
 """A computed chunk: number, rows, forces, seconds."""
 
 
-class Writing:
+class ChunkWriter:
     """Takes computed chunks over, in order. Its thread does no MPI and holds the interpreter only for moments.
 
     Parameters
     ----------
     writer : where chunks go.
-    reduce : takes the rows of a chunk into account.
+    reduce : counts the rows of a chunk.
 
     Attributes
     ----------
-    clock : seconds in `reduce` and `write`. waited : seconds that computing was held up.
+    clock : seconds in `reduce` and `write`. waited : seconds that computing waited.
     """
 
-    def __init__(self, writer: ResultWriter, reduce: Callable[[NDArray[Any]], None]) -> None:
+    def __init__(self, writer: ResultWriter, reduce: Callable[[Rows], None]) -> None:
         self._writer, self._reduce = writer, reduce
         self._queue: queue.Queue[Chunk | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
@@ -48,16 +48,16 @@ class Writing:
 
     @property
     def waited(self) -> float:
-        """Seconds that computing was held up."""
+        """Seconds that computing waited for this thread."""
         return self._held.seconds["wait"]
 
-    def __enter__(self) -> Writing:
+    def __enter__(self) -> ChunkWriter:
         self._writer.__enter__()
         self._thread.start()
         return self
 
     def put(self, chunk: Chunk, idle: Callable[[], None] = lambda: None) -> None:
-        """Hand a chunk over; raises what went wrong with an earlier one. `idle` is called every moment of a wait."""
+        """Hand a chunk over; raises the error of an earlier one. `idle` is called every moment of a wait."""
         with self._held("wait"):
             while True:
                 self.check()
@@ -67,7 +67,7 @@ class Writing:
                     idle()
 
     def check(self) -> None:
-        """Raise what went wrong with a chunk that was handed over."""
+        """Raise the error of a chunk that was handed over."""
         if self._error is not None:
             raise self._error
 
@@ -90,7 +90,7 @@ class Writing:
             self._error = error
 
     def __exit__(self, *exception: object) -> None:
-        """Write what was handed over, and make it durable; also when the loop is left by an error."""
+        """Write all chunks that were handed over, and make them durable; also when the loop is left by an error."""
         while self._error is None:
             try:
                 self._queue.put(None, timeout=PAUSE)

@@ -1,4 +1,4 @@
-"""From the disks of the nodes to the results folder: what an ended run left there, by all processes at once."""
+"""Collects the results that an ended run left on the disks of nodes; all processes work at once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
 from atomsieve.screen.failures import translate_loss
-from atomsieve.screen.node_local.writer import Carrier, LocalStore, key_of
-from atomsieve.screen.results import ledger
-from atomsieve.screen.results import run_record as manifest
+from atomsieve.screen.node_local.writer import Carrier, LocalStore, find_key, read_key
+from atomsieve.screen.results import ledger, run_record
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import ResultsFolder, partial_path
 from atomsieve.screen.results.npy_file import ResultFile, row_file
@@ -25,12 +24,12 @@ from atomsieve.screen.results.npy_file import ResultFile, row_file
 
 @dataclass(frozen=True)
 class Collected:
-    """What was brought to a results folder.
+    """Results that were copied to a results folder.
 
     Attributes
     ----------
     places : folders on nodes that held results of the run.
-    chunks, structures : brought now.
+    chunks, structures : copied now.
     damaged : chunks whose bytes on a node do not fit their checksums; they are computed again.
     """
 
@@ -41,8 +40,8 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `screen collect` says: what it brought, and how much of the run is in the results folder now."""
+class CollectReport:
+    """The outcome of `screen collect`: results copied `now`, and the durable chunks of the `count` in all."""
 
     now: Collected
     durable: int
@@ -50,45 +49,50 @@ class Report:
     rank: int
 
 
-def sharing(comm: Communicator, store: LocalStore | None) -> tuple[int, int, int]:
-    """Return how many processes share a store, which of them this is, and how many stores there are in all."""
+def count_sharers(comm: Communicator, store: LocalStore | None) -> tuple[int, int, int]:
+    """Return how many processes share a store, which of them this one is, and the number of stores in all."""
     token = None if store is None else store.token
     tokens = comm.all_gather(token)
     same = [rank for rank, other in enumerate(tokens) if other == token]
     return len(same), same.index(comm.rank), len(set(tokens) - {None})
 
 
-def bring(comm: Communicator, store: LocalStore | None, carrier: Carrier, durable: Container[int]) -> Collected:
-    """Bring all that lies in the stores of the comm to the results folder; the same answer on every rank.
+def copy_stores(comm: Communicator, store: LocalStore | None, carrier: Carrier, durable: Container[int]) -> Collected:
+    """Copy all chunks in the stores of the ranks to the results folder; the same answer on every rank.
 
     durable : chunks that are in the results folder already.
     """
-    sharers, mine, _ = sharing(comm, store)
-
-    def mend() -> None:
-        if store is not None and mine == 0:
-            ledger.read(store.folder.ledger, repair=True)
-
-    comm.run_on_all(mend)  # torn ends are cut off before anybody appends
-
-    def work() -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
-        if store is None:
-            return 0, np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
-        known = ledger.read(store.folder.ledger)
-        wanted = sorted(chunk for chunk in known if chunk not in durable)[mine::sharers]
-        damaged = _carried(store, carrier, [known[chunk][-1] for chunk in wanted])
-        lost = {entry.chunk for entry in damaged}
-        found = [(chunk, known[chunk][-1].structures) for chunk in wanted if chunk not in lost]
-        place = int(mine == 0 and bool(known))
-        return place, np.array(found, np.int64).reshape(-1, 2), np.array(sorted(lost), np.int64)
-
-    places, found, lost = zip(*comm.all_gather(comm.run_on_all(work)), strict=True)
+    sharers, mine, _ = count_sharers(comm, store)
+    comm.run_on_all(_repair_ledger, store if mine == 0 else None)  # torn ends are cut off before any rank appends
+    copied = comm.all_gather(comm.run_on_all(_copy_own, store, carrier, durable, sharers, mine))
+    places, found, lost = zip(*copied, strict=True)
     brought = np.unique(np.concatenate(found), axis=0)  # a chunk may lie on two nodes, if it was computed twice
     damaged = np.setdiff1d(np.concatenate(lost), brought[:, 0])
     return Collected(sum(places), len(brought), int(brought[:, 1].sum()), len(damaged))
 
 
-def _carried(store: LocalStore, carrier: Carrier, entries: Sequence[ledger.Entry]) -> list[ledger.Entry]:
+def _repair_ledger(store: LocalStore | None) -> None:
+    if store is not None:
+        ledger.read(store.folder.ledger, repair=True)
+
+
+def _copy_own(
+    store: LocalStore | None, carrier: Carrier, durable: Container[int], sharers: int, mine: int
+) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """Copy this rank's share of a store; return whether it held anything, (chunk, structures) [n,2], damaged chunks."""
+    if store is None:
+        return 0, np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
+    known = ledger.read(store.folder.ledger)
+    wanted = sorted(chunk for chunk in known if chunk not in durable)[mine::sharers]
+    damaged = _copy_entries(store, carrier, [known[chunk][-1] for chunk in wanted])
+    lost = {entry.chunk for entry in damaged}
+    found = [(chunk, known[chunk][-1].structures) for chunk in wanted if chunk not in lost]
+    place = int(mine == 0 and bool(known))
+    return place, np.array(found, np.int64).reshape(-1, 2), np.array(sorted(lost), np.int64)
+
+
+def _copy_entries(store: LocalStore, carrier: Carrier, entries: Sequence[ledger.Entry]) -> list[ledger.Entry]:
+    """Copy chunks from a store; return those that are damaged there."""
     if not entries:
         return []
     sources: list[int] = []
@@ -103,8 +107,8 @@ def _carried(store: LocalStore, carrier: Carrier, entries: Sequence[ledger.Entry
             os.close(source)
 
 
-def collect(results: str | Path, place: str | Path, comm: Communicator | None = None) -> Report:
-    """Bring what an ended run left below `place`, on the nodes of this comm, to its results folder.
+def collect(results: str | Path, place: str | Path, comm: Communicator | None = None) -> CollectReport:
+    """Copy the chunks that an ended run left below `place`, on the nodes of these ranks, to its results folder.
 
     Raises
     ------
@@ -113,43 +117,51 @@ def collect(results: str | Path, place: str | Path, comm: Communicator | None = 
     """
     comm, folder, place = comm or connect_ranks(), ResultsFolder(Path(results)), Path(place)
     with guard_ranks(comm, translate_loss), ExitStack() as stack:
-        described = comm.run_on_first(lambda: manifest.read(folder))
-        chunks, heads = Chunks.of(described), len(described["heads"])
-        key = comm.run_on_first(lambda: _begin(folder, place, stack))
+        record = comm.run_on_first(run_record.read, folder)
+        chunks, heads = Chunks.of(record), len(record["heads"])
+        key = comm.run_on_first(_lock_run, folder, place, stack)
         rows = row_file(folder, chunks, heads)
-        carrier = Carrier(folder, rows, bool(described["options"]["forces"]), comm.rank)
-        durable = comm.run_on_first(lambda: np.array(sorted(ledger.read(folder.ledger, repair=True)), np.int64))
+        carrier = Carrier(folder, rows, bool(record["options"]["forces"]), comm.rank)
+        durable = comm.run_on_first(_read_durable, folder)
         found = LocalStore.at(place, key).path.is_dir()
-        store = comm.run_on_all(lambda: LocalStore.open(place, key, folder.path) if found else None)
+        store = comm.run_on_all(_open_store, place if found else None, key, folder.path)
         if not any(comm.all_gather(found)):
-            comm.run_on_all(lambda: _nothing(place, key))
-        now = bring(comm, store, carrier, set(durable.tolist()))
+            comm.run_on_all(_refuse_empty, place, key)
+        now = copy_stores(comm, store, carrier, set(durable.tolist()))
         if store is not None:
             store.remove()
-        return Report(now, len(durable) + now.chunks, chunks.count, comm.rank)
+        return CollectReport(now, len(durable) + now.chunks, chunks.count, comm.rank)
 
 
-def _begin(folder: ResultsFolder, place: Path, stack: ExitStack) -> str:
+def _open_store(place: Path | None, key: str, results: Path) -> LocalStore | None:
+    return None if place is None else LocalStore.open(place, key, results)
+
+
+def _read_durable(folder: ResultsFolder) -> NDArray[np.int64]:
+    return np.array(sorted(ledger.read(folder.ledger, repair=True)), np.int64)
+
+
+def _lock_run(folder: ResultsFolder, place: Path, stack: ExitStack) -> str:
     """Lock the results folder; return the key of its run."""
     if folder.rows.exists() and not partial_path(folder.rows).exists():
         raise AtomSieveError(f"{folder.path} is complete; there is nothing to collect")
     if not place.is_dir() and not folder.local.exists():
         raise AtomSieveError(f"there is no folder {place}; name the --local of the run")
     stack.enter_context(PathLock(folder.lock))
-    key = key_of(folder, make=False)
+    key = read_key(folder)
     if key is None:
         raise AtomSieveError(f"{folder.path} is of a run without --local; there is nothing to collect")
     return key
 
 
-def _nothing(place: Path, key: str) -> None:
+def _refuse_empty(place: Path, key: str) -> None:
     raise AtomSieveError(
         f"nothing of this run lies in {place} (looked for atomsieve-{key}); name the --local of the run, and start "
         "this on the nodes where it ran"
     )
 
 
-def resume(
+def open_stores(
     comm: Communicator,
     place: Path,
     folder: ResultsFolder,
@@ -157,17 +169,16 @@ def resume(
     durable: Collection[int],
     count: int,
 ) -> tuple[LocalStore, Carrier, Collected]:
-    """Open the stores of a run below `place`, and bring what an earlier part of the run left in them.
+    """Open the stores of a run below `place`, and copy the chunks that an earlier part of the run left in them.
 
     files : the row store and, if there is one, the forces file of the results folder. durable : chunks that are in the
     results folder already, of `count` in all.
     """
-    key = comm.run_on_first(lambda: key_of(folder, make=True))
-    assert key is not None
-    store = comm.run_on_all(lambda: LocalStore.open(place, key, folder.path))
+    key = comm.run_on_first(find_key, folder)
+    store = comm.run_on_all(LocalStore.open, place, key, folder.path)
     carrier = Carrier(folder, files[0], len(files) > 1, comm.rank)
-    brought = bring(comm, store, carrier, durable)
-    stores = sharing(comm, store)[2]
-    left = 1.0 - (len(durable) + brought.chunks) / count
-    comm.run_on_all(lambda: store.require_room(files, stores, left))
-    return store, carrier, brought
+    collected = copy_stores(comm, store, carrier, durable)
+    stores = count_sharers(comm, store)[2]
+    left = 1.0 - (len(durable) + collected.chunks) / count
+    comm.run_on_all(store.require_room, files, stores, left)
+    return store, carrier, collected

@@ -7,8 +7,8 @@
       ledger/NNNNN.ledger   the chunks that are durable here, per rank
 
 A chunk has the same place here as in the results folder, so bringing it there is a copy of bytes and nothing is encoded
-again. KEY stands in `local.json` of the results folder together with the digest of its run.json: what other settings or
-discarded results left on a node is never taken for results of this run.
+again. `local.json` in the results folder holds KEY and the digest of run.json: chunks that a run of other settings, or
+discarded results, left on a node are never taken for results of this run.
 """
 
 from __future__ import annotations
@@ -32,28 +32,36 @@ from atomsieve.screen.results.npy_file import BLOCK, HEADER, ResultFile, compute
 from atomsieve.screen.results.writer import ResultWriter
 from atomsieve.structures.manifest import sync_folder
 
-TOGETHER = 256 << 20  # bytes copied between two ledger writes: what a death in the middle has copied again
+TOGETHER = 256 << 20  # bytes copied between two ledger writes: after a death in between they are copied again
 NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY)
-"""What the kernel says where it does not copy from one of the two file systems to the other."""
-TURN = 0.618  # of the time between two collections that each rank is ahead of the one before: never all at once
+"""Errors of the kernel where it does not copy from one of the two file systems to the other."""
+TURN = 0.618  # of the time between two collections, by which each rank is ahead of the one before: never all at once
 Place = tuple[int, int]
 """First byte and the byte after the last, header included."""
 
 
-def key_of(folder: ResultsFolder, *, make: bool) -> str | None:
-    """Return the KEY of a run, None if it has none; `make` starts one where there is none that fits its run.json."""
-    run = hashlib.sha256(folder.run.read_bytes()).hexdigest()
+def read_key(folder: ResultsFolder) -> str | None:
+    """Return the KEY of a run, None if it has none that fits its run.json."""
     try:
         found = json.loads(folder.local.read_text())
     except (FileNotFoundError, ValueError):
         found = {}
-    if isinstance(found, dict) and found.get("run") == run and isinstance(found.get("key"), str):
-        return str(found["key"])
-    if not make:
-        return None
+    fits = isinstance(found, dict) and found.get("run") == _hash_record(folder) and isinstance(found.get("key"), str)
+    return str(found["key"]) if fits else None
+
+
+def find_key(folder: ResultsFolder) -> str:
+    """Return the KEY of a run; a new one is made where there is none that fits its run.json."""
+    found = read_key(folder)
+    if found is not None:
+        return found
     key = os.urandom(8).hex()
-    write_whole(folder.local, (json.dumps({"key": key, "run": run}) + "\n").encode())
+    write_whole(folder.local, (json.dumps({"key": key, "run": _hash_record(folder)}) + "\n").encode())
     return key
+
+
+def _hash_record(folder: ResultsFolder) -> str:
+    return hashlib.sha256(folder.run.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class LocalStore:
             raise AtomSieveError(f"--local {place}: there is no such folder; make it on every node, or name another")
         try:
             folder.ledger.mkdir(parents=True, exist_ok=True)
-            token = _token(folder.path / "token")
+            token = _find_token(folder.path / "token")
         except OSError as error:
             raise AtomSieveError(
                 f"cannot keep results in --local {place} ({error.strerror}); name a folder that can be written on "
@@ -108,12 +116,14 @@ class LocalStore:
         return here
 
     def require_room(self, files: Iterable[ResultFile], nodes: int, left: float) -> None:
-        """Refuse a disk that cannot hold an equal share of what is `left` (0 to 1) of the results for all `nodes`.
+        """Raise an error if this disk cannot hold an equal share of the results still to come.
+
+        nodes : disks that share. left : part of the results still to come, 0 to 1.
 
         Raises
         ------
         AtomSieveError
-            naming what is needed and what is free.
+            naming the bytes that are needed and those that are free.
         """
         needed, taken = 0, 0
         for file in files:
@@ -129,11 +139,11 @@ class LocalStore:
             )
 
     def remove(self) -> None:
-        """Remove what lies here; several processes may do so at once."""
+        """Remove the store; several processes may do so at once."""
         shutil.rmtree(self.folder.path, ignore_errors=True)
 
 
-def _token(path: Path) -> str:
+def _find_token(path: Path) -> str:
     """Return the token of a folder; the first process makes it, and no process sees half of it."""
     draft = path.with_name(f"token.{os.getpid()}.{os.urandom(4).hex()}")
     try:
@@ -172,7 +182,7 @@ def copy(source: int, target: int, place: Place) -> None:
 
 
 class Carrier:
-    """Brings chunks to the results folder and enters them in a ledger there.
+    """Copies chunks to the results folder and enters them in a ledger there.
 
     folder : the results folder. rows : its row store. forces : whether there are forces. rank : whose ledger is used.
     """
@@ -203,7 +213,7 @@ class Carrier:
                 for group in self._groups(entries):
                     good: list[ledger.Entry] = []
                     for entry in group:
-                        (good if self._copied(entry, sources, targets) else damaged).append(entry)
+                        (good if self._copy_chunk(entry, sources, targets) else damaged).append(entry)
                     for target in targets:
                         os.fdatasync(target)
                     if good:
@@ -225,7 +235,7 @@ class Carrier:
         if group:
             yield group
 
-    def _copied(self, entry: ledger.Entry, sources: Sequence[int], targets: Sequence[int]) -> bool:
+    def _copy_chunk(self, entry: ledger.Entry, sources: Sequence[int], targets: Sequence[int]) -> bool:
         expected = [entry.rows, entry.forces]
         for place, source, target, crc in zip(self.places(entry), sources, targets, expected, strict=False):
             try:
@@ -243,7 +253,7 @@ class Carrier:
 
 
 class LocalWriter(ResultWriter):
-    """Writes chunks on this node, and brings them to the results folder now and then and at the end."""
+    """Writes chunks on this node, and copies them to the results folder now and then and at the end."""
 
     def __init__(
         self,
@@ -262,7 +272,7 @@ class LocalWriter(ResultWriter):
         self._collected = time.monotonic() - collect_seconds * (rank * TURN % 1.0)
 
     def commit(self) -> None:
-        """Make what was put durable here; from time to time also in the results folder."""
+        """Make the chunks that were put durable here; from time to time also in the results folder."""
         waiting = list(self._waiting)
         super().commit()
         self._here += waiting
@@ -270,7 +280,7 @@ class LocalWriter(ResultWriter):
             self.collect()
 
     def collect(self) -> None:
-        """Bring what this rank has made durable here to the results folder.
+        """Copy the chunks that this rank has made durable here to the results folder.
 
         Raises
         ------

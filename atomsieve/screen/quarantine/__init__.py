@@ -1,1 +1,1 @@
-"""Chunks that end their process: computed again in isolation, and set aside if they do it again."""
+"""Chunks that end their process: retried in isolation, and given the status POISONED if they do it again."""

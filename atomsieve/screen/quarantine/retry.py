@@ -1,213 +1,179 @@
-"""Chunks that may have killed a rank: computed last, apart from the ranks, and set aside if they do it again.
+"""Chunks that may have killed a rank: retried last, in isolation from the ranks, and poisoned if they kill again.
 
-A suspect is computed in a process of its own (`isolated`). Nearly all are innocent, get their results there, the same
-bytes as everywhere, and are forgotten. Where the process dies, the rank lives, starts another one and counts. With the
-third death, that which made the chunk a suspect included, what was at hand is set aside: the batch, where the process
-had begun one, and the chunk is tried once more without it; else, or after too many batches, the whole chunk.
+A suspect is computed in a separate process (`sandbox`). Nearly all suspects are harmless: they get their results
+there, the same bytes as anywhere else, and are forgotten. Where the process dies, the rank survives, starts another one
+and counts. At the third death, counting the one that made the chunk a suspect, structures get the status POISONED: the
+batch that the process had begun, after which the chunk is tried again without it; or the whole chunk, if no batch was
+begun or too many batches were poisoned.
 
 Where such a process cannot be had (a predictor given by the caller that cannot be sent to one, a GPU that allows one
-process only), a suspect is computed by the rank itself, and at its third death set aside by the next start.
+process only), the rank itself computes a suspect, and the next start poisons it after its third death.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from atomsieve.predict.status import Status
-from atomsieve.runs.signals import StopRequest
-from atomsieve.screen.engine import in_flight as journal
-from atomsieve.screen.engine.in_flight import Record
+from atomsieve.predict.interface import AnyPredictor
+from atomsieve.screen.engine.context import RankContext, StopNow
+from atomsieve.screen.engine.in_flight import DeathRecord, collect_suspects
+from atomsieve.screen.engine.tally import Tally
 from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.quarantine.rows import blank_chunk_forces, poisoned_chunk_rows
-from atomsieve.screen.quarantine.sandbox import CannotStart, Child, Computed, Recipe
+from atomsieve.screen.quarantine.sandbox import CannotStart, Computed, Recipe, Sandbox
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.structures.fields import CONDITIONS
-from atomsieve.text import pluralize
-
-if TYPE_CHECKING:
-    from atomsieve.screen.setup import Job
 
 log = logging.getLogger(__name__)
 
 DEATHS = 3
-"""Deaths at which something is set aside."""
+"""Deaths at which structures are poisoned."""
 INTERRUPTED = 4
-"""Jobs that died while the chunk was computed apart, at which it is set aside: each may have had another reason."""
+"""Jobs that died during the isolated retry of a chunk, at which it is poisoned: each may have had another reason."""
 MOST_BATCHES = 8
-"""Batches of a chunk that are set aside one by one."""
+"""Batches of a chunk that are poisoned one by one."""
 
 
-class _Leave(Exception):  # noqa: N818 - a request, not an error
-    """Leaves the chunk at hand."""
+def find_suspects(context: RankContext, done: set[int], retried: set[int]) -> dict[int, DeathRecord]:
+    """Return the suspects among the chunks that are not durable, the same on every rank.
 
-
-def find(job: Job, done: set[int]) -> dict[int, Record]:
-    """Return the suspects among the chunks that are not durable, the same on every rank."""
-    if job.runner.served:  # the death of a server is not that of a rank
-        return {}
-    found = job.comm.run_on_first(lambda: journal.suspects(job.folder, done))
-    if job.retried:
-        found |= {chunk: Record() for chunk in job.retried}
-        if job.console is not None:
-            job.console.print(
-                f"computed once more: {pluralize(len(job.retried), 'chunk')} with POISONED rows", highlight=False
-            )
-    elif found and job.console is not None:
-        job.console.print(
-            f"at hand when an earlier run died: {pluralize(len(found), 'chunk')}; computed last, in processes apart",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if found and job.log is not None:
-        job.log("suspects", chunks={chunk: record.deaths for chunk, record in found.items()})
-    return found
-
-
-def recipe(job: Job, ensemble: str | Path | None, given: Any) -> Recipe:
-    """Return what a process needs to compute as this rank does; `given` is a predictor that the caller brought."""
-    model = job.runner.predictor
-    return Recipe(
-        reader=job.reader,
-        identity=job.reader.identity(),
-        runner=replace(job.runner, predictor=None),  # type: ignore[arg-type]
-        predictor=given,
-        ensemble=None if ensemble is None else Path(ensemble).absolute(),
-        options=job.options,
-        backend=model.backend,
-        device=str(model.device),
-    )
-
-
-def screen_suspects(
-    job: Job, suspects: dict[int, Record], stop: StopRequest, ensemble: str | Path | None, given: Any
-) -> None:
-    """Compute the suspects together with the other ranks; what is set aside gets rows that say so.
-
-    ensemble, given : as `run_screen` was told: the folder to load, or a predictor that takes its place.
+    done : durable chunks. retried : chunks with POISONED rows that the user wants to retry; they are suspects too.
     """
+    if context.runner.served:  # the death of a server is not that of a rank
+        return {}
+    found = context.comm.run_on_first(collect_suspects, context.files.folder, done)
+    return found | {chunk: DeathRecord() for chunk in retried}
 
-    def between() -> None:
-        if stop.closing:
-            job.journal.told()
-        if stop.requested:
-            raise _Leave
-        job.look()
-        job.comm.drive_progress()
-        if job.lock is not None:
-            job.lock.check()
 
-    job.comm.reset_claims()
+def retry_suspects(
+    context: RankContext, suspects: Mapping[int, DeathRecord], load: Callable[[], AnyPredictor]
+) -> Tally:
+    """Compute the suspects together with the other ranks; poisoned structures get rows with that status.
+
+    load : picklable; gives another process the predictor of this run.
+    """
+    comm, watch, tally = context.comm, context.watch, context.new_tally()
+    comm.reset_claims()
     with ExitStack() as stack:
-        court = None
-        for chunk in job.comm.claim(sorted(suspects)):
-            if stop.closing:
+        retry = None
+        for chunk in comm.claim(sorted(suspects)):
+            if watch.stop.closing:
                 break
-            if court is None:
-                writer = stack.enter_context(job.writer())
-                court = _Court(job, between, _child(stack, recipe(job, ensemble, given)))
+            if retry is None:
+                writer = stack.enter_context(context.files.open_writer(comm.rank, context.options))
+                retry = IsolatedRetry(context, open_sandbox(stack, make_recipe(context, load)))
             since = time.perf_counter()
             try:
-                with job.clock("suspects"):
-                    rows, forces = court.judge(chunk, suspects[chunk])
-            except _Leave:
+                with context.clock("suspects"):
+                    rows, forces = retry(chunk, suspects[chunk])
+            except StopNow:
                 break
-            job.take(rows)
+            tally.add(rows)
             writer.put(chunk, rows, forces, time.perf_counter() - since)
             writer.commit()
-            first, end = job.chunks.span(chunk)
-            job.comm.count_done(end - first, int(np.count_nonzero(rows["status"] != Status.OK)))
-        if stop.closing:
-            job.comm.stop_claims()
+            context.report_chunk(chunk, rows)
+        if watch.stop.closing:
+            comm.stop_claims()
+    return tally
 
 
-def _child(stack: ExitStack, what: Recipe) -> Child | None:
+def make_recipe(context: RankContext, load: Callable[[], AnyPredictor]) -> Recipe:
+    """Return the recipe by which another process computes as this rank does."""
+    reader = context.reader
+    return Recipe(reader=reader, identity=reader.identity(), runner=context.runner.detach(), load=load)
+
+
+def open_sandbox(stack: ExitStack, recipe: Recipe) -> Sandbox | None:
+    """Return the process for the suspects of this rank, None where it cannot be had."""
     try:
-        return stack.enter_context(Child(what))
+        return stack.enter_context(Sandbox(recipe))
     except CannotStart as error:
-        _no_process(error)
+        log_no_sandbox(error)
         return None
 
 
-def _no_process(error: Exception) -> None:
+def log_no_sandbox(error: Exception) -> None:
+    """Log that the rank itself computes its suspects."""
     log.info("suspects are computed by the rank itself: %s", error)
 
 
-class _Court:
-    """Gives the rows of suspects, one after another."""
+class IsolatedRetry:
+    """Computes suspects one after another, in isolation where that is possible."""
 
-    def __init__(self, job: Job, between: Callable[[], None], child: Child | None) -> None:
-        self._job, self._between, self._child = job, between, child
+    def __init__(self, context: RankContext, sandbox: Sandbox | None) -> None:
+        self._context, self._sandbox, self._in_flight = context, sandbox, context.watch.in_flight
 
-    def judge(self, chunk: int, record: Record) -> Computed:
-        """Return the rows and forces of a chunk, computed or set aside."""
+    def __call__(self, chunk: int, record: DeathRecord) -> Computed:
+        """Return the rows and forces of a chunk, computed or poisoned."""
         try:
-            found = self._judge(chunk, record)
+            found = self._retry(chunk, record)
         except BaseException as error:
-            if translate_loss(error) is None:  # else what is at hand stays there, for the next start to count
-                self._job.journal.clear()
+            if translate_loss(error) is None:  # else the marker stays, for the next start to count
+                self._in_flight.clear()
             raise
-        self._job.journal.clear()
+        self._in_flight.clear()
         return found
 
-    def _judge(self, chunk: int, record: Record) -> Computed:
+    def _retry(self, chunk: int, record: DeathRecord) -> Computed:
         if record.deaths >= DEATHS or record.interrupted >= INTERRUPTED:
-            return self._aside(chunk, "it is set aside")
-        if self._child is not None:
-            return self._apart(chunk, record.deaths)
-        return self._here(chunk, record.deaths)
+            return self._poison(chunk, "it is set aside")
+        if self._sandbox is not None:
+            return self._compute_isolated(chunk, record.deaths)
+        return self._compute_in_rank(chunk, record.deaths)
 
-    def _apart(self, chunk: int, deaths: int) -> Computed:
-        """Compute a chunk in the process of its own, as often as it takes."""
-        assert self._child is not None
-        job = self._job
-        without: frozenset[int] = frozenset()  # structures
-        batches = 0  # that they are
+    def _compute_isolated(self, chunk: int, deaths: int) -> Computed:
+        """Compute a chunk in the sandbox, again after each death until it is computed or poisoned."""
+        assert self._sandbox is not None
+        context = self._context
+        without: frozenset[int] = frozenset()  # structures that are poisoned
+        batches = 0  # that they come from
         ids, natoms = None, None
         while True:
-            job.journal.begin(chunk, deaths, apart=True)
+            self._in_flight.begin(chunk, deaths, isolated=True)
             try:
-                found = self._child.compute(*job.chunks.span(chunk), without, self._between)
+                found = self._sandbox.compute(*context.chunks.span(chunk), without, context.between)
             except CannotStart as error:
-                _no_process(error)
-                self._child = None
-                return self._here(chunk, deaths)
+                log_no_sandbox(error)
+                self._sandbox = None
+                return self._compute_in_rank(chunk, deaths)
             if isinstance(found, tuple):
                 return found
             deaths += 1
             ids, natoms = (ids, natoms) if found.ids is None else (found.ids, found.natoms)
-            said = f"chunk {chunk}: the process that computed it died ({found})"
+            text = f"chunk {chunk}: the process that computed it died ({found})"
             if deaths < DEATHS:
-                log.warning("%s; death %d, at %d it is set aside", said, deaths, DEATHS)
+                log.warning("%s; death %d, at %d it is set aside", text, deaths, DEATHS)
             elif found.batch is not None and batches < MOST_BATCHES:
                 without, deaths, batches = without | set(found.batch), 1, batches + 1
-                log.warning("%s; a batch of it, %d structures, is set aside", said, len(found.batch))
+                log.warning("%s; a batch of it, %d structures, is set aside", text, len(found.batch))
             else:
-                return self._aside(chunk, said, ids, natoms)
+                return self._poison(chunk, text, ids, natoms)
 
-    def _here(self, chunk: int, deaths: int) -> Computed:
-        """Compute a chunk in this process: its death will be seen by the next start."""
-        job = self._job
-        job.journal.begin(chunk, deaths)
-        first, end = job.chunks.span(chunk)
-        return job.runner(job.reader.read(first, end, CONDITIONS), first, self._between)
+    def _compute_in_rank(self, chunk: int, deaths: int) -> Computed:
+        """Compute a chunk in this process: the next start counts its death."""
+        context = self._context
+        self._in_flight.begin(chunk, deaths)
+        first, end = context.chunks.span(chunk)
+        return context.runner(context.reader.read(first, end, CONDITIONS), first, context.between)
 
-    def _aside(self, chunk: int, why: str, ids: Any = None, natoms: Any = None) -> Computed:
-        job = self._job
-        first, end = job.chunks.span(chunk)
+    def _poison(
+        self, chunk: int, why: str, ids: NDArray[np.int64] | None = None, natoms: NDArray[np.int64] | None = None
+    ) -> Computed:
+        """Return the rows and forces of a chunk that is not computed any more."""
+        context = self._context
+        first, end = context.chunks.span(chunk)
         log.warning("%s; chunk %d (positions %d to %d) is set aside as POISONED", why, chunk, first, end - 1)
-        rows = poisoned_chunk_rows(first, end, len(job.runner.heads), ids, natoms)
-        return rows, blank_chunk_forces(job.forces, chunk)
+        rows = poisoned_chunk_rows(first, end, len(context.runner.heads), ids, natoms)
+        return rows, blank_chunk_forces(context.files.forces, chunk)
 
 
-def settled(job: Job) -> None:
-    """Forget what was held against chunks, on rank 0 after all are durable."""
-    if not job.runner.served:
-        for path in (job.folder.at_hand, job.folder.deaths):
-            path.unlink(missing_ok=True)
+def clear_retry_state(folder: ResultsFolder) -> None:
+    """Remove the markers and the counted deaths, on rank 0 after all chunks are durable."""
+    for path in (folder.at_hand, folder.deaths):
+        path.unlink(missing_ok=True)

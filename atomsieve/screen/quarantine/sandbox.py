@@ -1,8 +1,8 @@
 """A process that computes chunks for a rank, so that a chunk that ends its process does not end the rank.
 
 This module is also the program of that process. It opens the input and loads the ensemble once, as the rank did, and
-computes chunk after chunk by the same rules, so the bytes are the same. It says what it is about to do: when it dies,
-the rank knows how far it came.
+computes chunk after chunk by the same rules, so the bytes are the same. It announces each batch before it begins it, so
+the rank knows how far a process that died had come.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.predict.free_memory import trim_heap
+from atomsieve.predict.interface import AnyPredictor
 from atomsieve.runs.child_process import start
 from atomsieve.runs.signals import follow
 from atomsieve.screen.engine.runner import MOMENT, Runner
 from atomsieve.screen.failures import DeviceLost, is_device_lost
-from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine.rows import mark_poisoned
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import CONDITIONS
@@ -38,42 +38,32 @@ from atomsieve.structures.interface import StructureReader
 log = logging.getLogger(__name__)
 
 CHILD_FIRST = "500"
-"""Added to how likely the kernel picks the process where memory runs out: the rank shall live."""
+"""Of /proc/PID/oom_score_adj: where memory runs out, the kernel ends this process before its rank."""
 Computed = tuple[NDArray[Any], NDArray[np.float32] | None]
 """Rows and forces of a chunk."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the process needs to compute as its rank does.
+    """All that the process needs to compute as its rank does.
 
     Attributes
     ----------
-    reader, identity : the input, and what says that it is still the same.
-    runner : the rank's, without its predictor.
-    predictor : one that was given to the run; None loads `ensemble` as `options`, `backend` and `device` say.
+    reader, identity : the input, and the digest that shows whether it is still the same.
+    runner : makes the rank's runner, given a predictor.
+    load : gives the process the predictor of the run.
     """
 
     reader: StructureReader
     identity: str
-    runner: Runner
-    predictor: Any
-    ensemble: Path | None
-    options: ScreenOptions
-    backend: str
-    device: str
+    runner: Callable[[AnyPredictor], Runner]
+    load: Callable[[], AnyPredictor]
 
-    def load(self) -> tuple[StructureReader, Runner]:
+    def open(self) -> tuple[StructureReader, Runner]:
         """Return the reader and a runner that computes."""
         if self.reader.identity() != self.identity:
             raise DataError(f"{self.reader.path} changed while it was screened")
-        predictor = self.predictor
-        if predictor is None:
-            from atomsieve.screen.setup import load_predictor
-
-            assert self.ensemble is not None
-            predictor = load_predictor(self.ensemble, replace(self.options, device=self.device), self.backend, 0)
-        return self.reader, replace(self.runner, predictor=predictor)
+        return self.reader, self.runner(self.load())
 
 
 @dataclass(frozen=True)
@@ -98,15 +88,15 @@ class Death:
         return f"exit code {self.code}"
 
 
-class _Gone(Exception):  # noqa: N818 - what the pipe tells of the process
+class _ProcessEnded(Exception):  # noqa: N818 - an event
     """The process has closed its end."""
 
 
 class CannotStart(Exception):  # noqa: N818 - the rank then computes by itself
-    """The process cannot do what the rank does."""
+    """The process cannot compute in place of the rank."""
 
 
-class Child:
+class Sandbox:
     """The process, started when it is first needed and again after a death. A context manager."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -117,15 +107,15 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Sandbox:
         return self
 
     def compute(
         self, first: int, end: int, without: frozenset[int], between: Callable[[], None] = lambda: None
     ) -> Computed | Death:
-        """Return the rows and forces of the chunk at input positions `first:end`, or how the process died of it.
+        """Return the rows and forces of the chunk at input positions `first:end`, or how the process died.
 
-        without : structures by their position in the chunk that are not computed; they are POISONED.
+        without : positions in the chunk of structures that are not computed and become POISONED.
         between : called every moment; it may raise to leave, which ends the process.
 
         Raises
@@ -135,26 +125,26 @@ class Child:
         """
         batch, ids, natoms = None, None, None
         try:
-            pipe = self._ready(between)
-            self._tell(pipe.send, (first, end, without))
+            pipe = self._start(between)
+            self._send(pipe.send, (first, end, without))
             while True:
-                kind, *said = self._heard(pipe, between)
+                kind, *content = self._receive(pipe, between)
                 if kind == "read":
-                    ids, natoms = said
+                    ids, natoms = content
                 elif kind == "batch":
-                    (batch,) = said
+                    (batch,) = content
                 elif kind == "done":
-                    return said[0], said[1]
+                    return content[0], content[1]
                 else:
-                    raise said[0]
-        except _Gone:
-            return Death(self._buried(), batch, ids, natoms)
+                    raise content[0]
+        except _ProcessEnded:
+            return Death(self._reap(), batch, ids, natoms)
         except BaseException:
             self.close()
             raise
 
-    def _ready(self, between: Callable[[], None]) -> Connection:
-        """Have the process at work.
+    def _start(self, between: Callable[[], None]) -> Connection:
+        """Start the process, unless it is running.
 
         Raises
         ------
@@ -174,36 +164,36 @@ class Child:
                 pass_fds=numbers[:1],
             )
         try:
-            self._tell(self._pipe.send, sys.path)
-            self._tell(self._pipe.send_bytes, self._recipe)
-            kind, *said = self._heard(self._pipe, between)
-        except _Gone as error:
-            raise CannotStart(f"it ended with exit code {self._buried()} while it started") from error
+            self._send(self._pipe.send, sys.path)
+            self._send(self._pipe.send_bytes, self._recipe)
+            kind, *content = self._receive(self._pipe, between)
+        except _ProcessEnded as error:
+            raise CannotStart(f"it ended with exit code {self._reap()} while it started") from error
         if kind != "ready":
             self.close()
-            raise CannotStart(*said)
+            raise CannotStart(*content)
         return self._pipe
 
     @staticmethod
-    def _tell(send: Callable[[Any], None], what: Any) -> None:
+    def _send(send: Callable[[Any], None], what: Any) -> None:
         try:
             send(what)
         except OSError as error:
-            raise _Gone from error
+            raise _ProcessEnded from error
 
     @staticmethod
-    def _heard(pipe: Connection, between: Callable[[], None]) -> Any:
-        """Return what the process says next."""
+    def _receive(pipe: Connection, between: Callable[[], None]) -> Any:
+        """Return the next message of the process."""
         while True:
             between()
             try:
                 if pipe.poll(MOMENT):
                     return pipe.recv()
             except (EOFError, OSError, pickle.UnpicklingError) as error:
-                raise _Gone from error
+                raise _ProcessEnded from error
 
-    def _buried(self) -> int:
-        """Return the exit code of the process that has closed its end; a new one can be started."""
+    def _reap(self) -> int:
+        """Return the exit code of the process that closed its end of the pipe; then a new one can be started."""
         assert self._process is not None
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10.0)
@@ -225,7 +215,7 @@ class Child:
 
 
 def release_unused_memory() -> None:
-    """Give back what this process keeps of memory, the GPU's too, without using it: the other process needs it."""
+    """Give back memory that this process keeps without using it, the GPU's too: the other process needs it."""
     trim_heap()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -233,15 +223,15 @@ def release_unused_memory() -> None:
 
 
 def compute(
-    reader: StructureReader, runner: Runner, order: tuple[int, int, frozenset[int]], say: Callable[..., None]
+    reader: StructureReader, runner: Runner, order: tuple[int, int, frozenset[int]], announce: Callable[..., None]
 ) -> Computed:
-    """Compute one chunk; `say` is told what was read and, before it is begun, the structures of each batch.
+    """Compute one chunk; `announce` gets what was read and, before it is begun, the structures of each batch.
 
-    Not the batch's number: how a chunk is cut depends on what the process has learned of memory.
+    Not the batch's number: how a chunk is cut depends on how much memory the process has found to be there.
     """
     first, end, without = order
     batch: StructureBatch = reader.read(first, end, CONDITIONS)
-    say("read", batch.id, batch.counts)
+    announce("read", batch.id, batch.counts)
     begun = runner.begin(batch, first)
     aside = np.array(sorted(without), np.int64)
     begun.rows[aside] = mark_poisoned(begun.rows[aside])
@@ -252,44 +242,44 @@ def compute(
     def between() -> None:
         group = next(coming, None)
         if group is not None:
-            say("batch", tuple(group.tolist()))
+            announce("batch", tuple(group.tolist()))
 
     return runner.finish(begun, between)
 
 
 def main() -> None:
-    """Compute what is asked for until the pipe ends."""
+    """Compute the requested chunks until the pipe ends."""
     follow(int(sys.argv[2]), signal.SIGKILL)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(CHILD_FIRST)
     pipe = Connection(int(sys.argv[1]))
 
-    def say(*what: Any) -> None:
-        pipe.send(what)
+    def announce(*content: Any) -> None:
+        pipe.send(content)
 
     try:
         sys.path[:] = pipe.recv()
-        reader, runner = pickle.loads(pipe.recv_bytes()).load()  # noqa: S301 - from the rank that started this process
+        reader, runner = pickle.loads(pipe.recv_bytes()).open()  # noqa: S301 - from the rank that started this process
     except Exception as error:  # every kind: the rank then computes by itself
-        say("failed", f"{type(error).__name__}: {error}")
+        announce("failed", f"{type(error).__name__}: {error}")
         return
-    say("ready")
+    announce("ready")
     while True:
         try:
             order = pipe.recv()
         except EOFError:
             return
         try:
-            rows, forces = compute(reader, runner, order, say)
+            rows, forces = compute(reader, runner, order, announce)
         except BrokenPipeError:
             return
         except Exception as error:  # every kind: it is raised in the rank
             if is_device_lost(error):
                 sys.exit(DeviceLost.exit_code)
             known = isinstance(error, AtomSieveError)
-            say("raised", error if known else RuntimeError(f"{type(error).__name__}: {error}"))
+            announce("raised", error if known else RuntimeError(f"{type(error).__name__}: {error}"))
             continue
-        say("done", rows, forces)
+        announce("done", rows, forces)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.screened_input import merge_into_ranges, open_screened_input
+from atomsieve.screen.results.screened_input import open_screened_input, read_batches_at
 from atomsieve.structures import StructureReader
 
 
@@ -32,11 +32,9 @@ def read_formulas_at(positions: NDArray[np.int64], reader: StructureReader) -> d
     """Return the formula of each structure at `positions` of the input."""
     wanted = np.unique(positions)
     found = {}
-    for start, stop in merge_into_ranges(wanted):
-        batch = reader.read(start, stop, ())
-        for p in wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]:
-            own = slice(int(batch.ptr[p - start]), int(batch.ptr[p - start + 1]))
-            found[int(p)] = hill_formula(batch.numbers[own])
+    for inside, batch in read_batches_at(reader, wanted, ()):
+        for k, position in enumerate(wanted[inside].tolist()):
+            found[position] = hill_formula(batch.numbers[int(batch.ptr[k]) : int(batch.ptr[k + 1])])
     return found
 
 

@@ -42,11 +42,17 @@ def read_at(
 ) -> StructureBatch:
     """Return the structures at `positions` of the input, in that order; a position may come more than once."""
     wanted, place = np.unique(positions, return_inverse=True)
-    read = []
-    for first, stop in merge_into_ranges(wanted):
-        inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, stop)]
-        read.append(reader.read(first, stop, fields).take(inside - first))
+    read = [batch for _, batch in read_batches_at(reader, wanted, fields)]
     return StructureBatch.concatenate(read).take(place.reshape(-1))
+
+
+def read_batches_at(
+    reader: StructureReader, positions: NDArray[np.int64], fields: Iterable[str] = CONDITIONS
+) -> Iterator[tuple[slice, StructureBatch]]:
+    """Yield the structures at the sorted `positions` in batches: a slice of `positions`, and their structures."""
+    for first, stop in merge_into_ranges(positions):
+        inside = slice(*np.searchsorted(positions, (first, stop)).tolist())
+        yield inside, reader.read(first, stop, fields).take(positions[inside] - first)
 
 
 def read_numbers_at(

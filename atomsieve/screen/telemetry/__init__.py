@@ -1,1 +1,1 @@
-"""What a run reports of itself: metrics, memory, energy."""
+"""Measurements of a run: metrics, memory, energy."""

@@ -1,7 +1,6 @@
-"""Joules that a run takes: what GPUs (NVML) and processors (RAPL) count themselves. Unknown is said to be unknown.
+"""Energy of a run, from the counters of GPUs (NVML) and processors (RAPL). What no counter gives is None, never 0.
 
-Counters of a processor count all that runs on it, others' work and idle cores too: they are right for a machine that
-does nothing else.
+The counters of a processor include other programs and idle cores: they are right for a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ MOST_WATTS = 500.0
 
 @dataclass
 class Counter:
-    """One counter of energy, read now and then; between two readings that are too far apart it may wrap unseen.
+    """One counter of energy, read now and then; it may wrap unseen between two distant readings.
 
     Attributes
     ----------
@@ -81,7 +80,7 @@ class EnergyMeter:
                 self.lost.add(counter.kind)
 
     def report(self) -> dict[str, Any]:
-        """Return joules per kind (None where unknown) and what was read, as plain data."""
+        """Return joules per kind (None where unknown) and the names of the counters, as plain data."""
         self.update()
         unknown = {*self.unknown, *self.lost}
         kinds = {c.kind for c in self.counters} | unknown
@@ -187,7 +186,7 @@ def total(reports: Iterable[dict[str, Any] | None], structures: int) -> dict[str
     }
 
 
-def said(energy: dict[str, Any]) -> str:
+def format_energy(energy: dict[str, Any]) -> str:
     """Write the energy of a run in one line for people."""
     joules = energy["joules"]
     parts = [f"{kind.upper()} {'unknown' if j is None else f'{j:,.0f} J'}" for kind, j in joules.items()]

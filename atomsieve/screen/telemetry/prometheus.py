@@ -1,7 +1,7 @@
 """A run's state as a Prometheus text file, for collectors of node metrics: `screen run --metrics FILE`.
 
-The file is replaced as a whole every few seconds. Counters count this start of the run; a start after a break begins
-at 0, which Prometheus takes for what it is.
+The file is replaced as a whole every few seconds. Counters count this start of the run; a restart begins at 0, which
+Prometheus recognizes as a reset.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Metrics:
     Parameters
     ----------
     path : the file. With `{rank}` in its name every rank has one, without it rank 0 has the only one.
-    rank : of this process. labels : what the run is (`ensemble`, `head`, `device`, ...), for the metric `info`.
+    rank : of this process. labels : facts on the run (`ensemble`, `head`, `device`, ...), for the metric `info`.
 
     Raises
     ------
@@ -87,9 +87,9 @@ class Metrics:
                     f"--metrics {path} is a folder; name a file in it, such as {self.path}/screen.prom"
                 )
 
-            self._try_out()
+            self._check_writable()
 
-    def _try_out(self) -> None:
+    def _check_writable(self) -> None:
         """Refuse a place that cannot be written before work begins."""
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
@@ -106,7 +106,7 @@ class Metrics:
         return self.writes and time.monotonic() - self._written > SECONDS
 
     def __call__(self, now: Snapshot, *, finished: bool = False) -> None:
-        """Write a snapshot; a file that cannot be written is said once and does not stop the run."""
+        """Write a snapshot; a file that cannot be written is reported once and does not stop the run."""
         if not self.writes:
             return
         self._written = time.monotonic()
@@ -146,7 +146,7 @@ class Metrics:
 
 
 class _Collector:
-    """Hands over metrics that were made before."""
+    """Gives the registry metric families that are complete."""
 
     def __init__(self, families: list[Any]) -> None:
         self._families = families
@@ -166,8 +166,8 @@ def _family(
     return family
 
 
-def memory_in_use(device: Any) -> dict[str, float]:
-    """Return bytes by kind: `resident` and `resident_peak` of this process, and of a GPU what torch has of it."""
+def read_memory(device: Any) -> dict[str, float]:
+    """Return bytes by kind: `resident` and `resident_peak` of this process, and the memory of its GPU."""
     import psutil
 
     found = {"resident": float(psutil.Process().memory_info().rss)}
@@ -176,7 +176,7 @@ def memory_in_use(device: Any) -> dict[str, float]:
 
         found["resident_peak"] = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     except ImportError:
-        pass  # where there is none, the peak is not told
+        pass  # where there is none, the peak is left out
     if str(device).startswith("cuda"):
         import torch
 

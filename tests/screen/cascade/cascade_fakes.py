@@ -57,7 +57,7 @@ class Cheap(Better):
         super().__init__(**fault)
         self.precision, self.amplitude, self.wild = "bf16", amplitude, wild or {}
 
-    def __call__(self, batch: StructureBatch, want: set[str], head: str | None = None) -> Any:
+    def __call__(self, batch: StructureBatch, want: Any, head: str | None = None, **more: Any) -> Any:
         exact = super().__call__(batch, want, head)
         off = self.amplitude * noise(batch.id, 0) * batch.counts
         factor = (1 + self.amplitude * noise(batch.id, 1)) * [self.wild.get(int(i), 1.0) for i in batch.id]
@@ -85,12 +85,12 @@ def cascade(
     **given: Any,
 ) -> Any:
     """Run a cascade of two fakes."""
-    from atomsieve.screen.cascade.predictors import Cascaded
+    from atomsieve.screen.cascade.predictors import CascadePredictor
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
     options = ScreenOptions(**{**SMALL, **given})
-    pair: Any = Cascaded(cheap, better, options)
+    pair: Any = CascadePredictor(cheap, better, options)
     return run_screen(
         "candidates",
         "gfm",

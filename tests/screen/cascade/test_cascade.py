@@ -12,7 +12,7 @@ import pytest
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.screen.cascade import driver as module
-from atomsieve.screen.cascade.error_bounds import OpenFilter, Tables, errors, scale
+from atomsieve.screen.cascade.error_bounds import OpenFilter, Tables, error_scale, measure_errors
 from atomsieve.screen.cascade.passes import Choice, Note, Rule, read_notes, write_note
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.columns import MEASURED, ROW
@@ -101,7 +101,7 @@ def test_what_is_said_is_what_was_done(tmp_path):
     assert report["rows"] == len(rows)
     cheap, better = (whole(p, tmp_path / n) and table(tmp_path / n) for p, n in ((Cheap(), "a"), (Better(), "b")))
     again = rows["precision"] == 1
-    largest = errors(cheap[again], better[again])["energy_per_atom"]
+    largest = measure_errors(cheap[again], better[again])["energy_per_atom"]
     assert report["largest_errors"] == {"energy_per_atom": pytest.approx(largest, rel=1e-12)}
     assert report["bounds"]["energy_per_atom"] <= 2 * largest * (1 + 1e-12)
     assert report["bounds"]["energy_per_atom"] >= largest
@@ -138,7 +138,7 @@ class Rarely:
         super().__init__()
         self.known, self.factor = known, factor
 
-    def __call__(self, batch, want, head=None):
+    def __call__(self, batch, want, head=None, **more):
         found = super().__call__(batch, want, head)
         sigma = np.where(np.isin(batch.id, self.known), 0.1 * self.factor, np.nan)
         return replace(found, sigma_energy=sigma)
@@ -158,7 +158,7 @@ def test_a_column_that_no_row_of_the_sample_has(tmp_path):
     sampled = json.loads((tmp_path / "first/cascade.json").read_text())["rules"][0]
     filter_ = OpenFilter(choice["where"], TABLES)
     whole(Cheap(), tmp_path / "cheap")
-    drawn = Choice("energy_per_atom", False, filter_, 1).takes(Rule.of(sampled), table(tmp_path / "cheap"))
+    drawn = Choice("energy_per_atom", False, filter_, 1).takes(Rule.from_plain(sampled), table(tmp_path / "cheap"))
     rows = table(tmp_path / "first")
     late = rows["id"][(rows["precision"] == 1) & ~drawn][:3]
     assert len(late) == 3
@@ -236,7 +236,7 @@ def test_other_choices_are_other_results(tmp_path):
 class Brittle(Cheap):
     """The cheaper precision overflows for the best structures."""
 
-    def __call__(self, batch, want, head=None):
+    def __call__(self, batch, want, head=None, **more):
         found = super().__call__(batch, want, head)
         lost = found.energy / np.maximum(batch.counts, 1) < 1.0
         return replace(found, energy=np.where(lost, np.inf, found.energy))
@@ -290,7 +290,7 @@ def test_an_open_filter_encloses_the_filter(text):
     rows["precision"] = rng.integers(0, 2, 4000)
     bounds = {name: float(rng.uniform(0.01, 0.3)) for name in MEASURED}
     other = rows.copy()
-    room = {name: bounds[name] * scale(name, rows) * (rows["precision"] == 0) for name in MEASURED}
+    room = {name: bounds[name] * error_scale(name, rows) * (rows["precision"] == 0) for name in MEASURED}
     for name in MEASURED:
         off = 0.999 * rng.uniform(-1, 1, 4000) * room[name]
         other[name] = (rows[name] + off).astype(ROW[name])

@@ -13,7 +13,7 @@ from atomsieve.errors import UsageError
 from atomsieve.gfm import save_gfm
 from atomsieve.models import Ensemble, HeadSpec, ModelConfig
 from atomsieve.predict import Predictor
-from atomsieve.screen.cascade.predictors import with_members
+from atomsieve.screen.cascade.predictors import take_members
 from atomsieve.structures import StructureBatch, write_structures
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm, tiny_heads
 
@@ -87,7 +87,7 @@ def test_one_member_screens_and_all_decide(source, tmp_path, kind):
     assert json.loads((tmp_path / "out/run.json").read_text())["precisions"] == ["fp32/1", "fp32"]
     assert np.isnan(rows["energy_std"][~again]).all()
     assert (rows["energy_std"][again] > 0).all()
-    alone = with_members(Predictor.load(folder), 1)(copper_oxides(240), {"energy"})
+    alone = take_members(Predictor.load(folder), 1)(copper_oxides(240), {"energy"})
     np.testing.assert_allclose(rows["energy"][~again], alone.energy[~again], rtol=1e-6)
     assert np.abs(full["energy"] - alone.energy).max() > 1e-4
 
@@ -126,7 +126,7 @@ def test_wrong_input_is_told_in_one_line(source, gfm, tmp_path, capfd, options, 
 def test_an_ensemble_of_one_member_has_no_part(tmp_path):
     alone = Predictor.load(tiny_gfm(tmp_path / "gfm", members=1))
     with pytest.raises(UsageError, match="cascade-members 1: the ensemble has one member; leave the option out"):
-        with_members(alone, 1)
+        take_members(alone, 1)
 
 
 def test_real_candidates_have_the_same_best_rows(shared_data, tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from atomsieve.cli.screen import app
 from atomsieve.errors import UsageError
 from atomsieve.followup.label_candidates import pick
-from atomsieve.screen.cascade.predictors import Cascaded
+from atomsieve.screen.cascade.predictors import CascadePredictor
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.results.status import format_status_lines, read_status
@@ -35,7 +35,7 @@ class First(Cheap):
         super().__init__(0.01)
         self.precision = "fp32"
 
-    def __call__(self, batch, want, head=None):
+    def __call__(self, batch, want, head=None, **more):
         found = super().__call__(batch, want, head)
         return replace(found, energy_std=np.full(len(batch), np.nan), sigma_energy=None)
 
@@ -51,7 +51,9 @@ def place(tmp_path_factory):
         ("mixed", Cheap(), {"where": "max_force < 9"}),
     ):
         options = ScreenOptions(**{**small, **given})
-        run_screen(place / "c.bp", "gfm", options, out=place / name, predictor=Cascaded(cheap, Better(), options))
+        run_screen(
+            place / "c.bp", "gfm", options, out=place / name, predictor=CascadePredictor(cheap, Better(), options)
+        )
     run_screen(place / "c.bp", "gfm", ScreenOptions(chunk_size=64), out=place / "full", predictor=FakePredictor())
     return place
 
@@ -156,7 +158,7 @@ def test_how_far_a_cascade_is(place, tmp_path):
     source, out = place / "c.bp", tmp_path / "out"
     options = ScreenOptions(**{**SMALL, "commit_seconds": 0.0})
     with pytest.raises(ZeroDivisionError):
-        run_screen(source, "gfm", options, out=out, predictor=Cascaded(Cheap(), Better(at=3), options))
+        run_screen(source, "gfm", options, out=out, predictor=CascadePredictor(Cheap(), Better(at=3), options))
     status = read_status(open_results(out))
     assert status.recomputing == ("bf16", "fp32")
     lines = format_status_lines(status)

@@ -14,19 +14,18 @@ from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.predict import Predictor, Status, memory_budget
 from atomsieve.predict.memory_law import MemoryLaw
 from atomsieve.predict.packing import Limit, cache_sized_budget
-from atomsieve.screen.cascade.predictors import Cascaded
-from atomsieve.screen.engine import in_flight as journal
+from atomsieve.screen.cascade.predictors import CascadePredictor
+from atomsieve.screen.engine import in_flight
 from atomsieve.screen.engine.batch_budget import resolve_batch_budget, sample_structures
 from atomsieve.screen.engine.cpu_fallback import CpuFallback
-from atomsieve.screen.engine.cuda_streams import Lanes
+from atomsieve.screen.engine.cuda_streams import StreamedPredictor
 from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.finish import print_result
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.quarantine import retry as suspects
+from atomsieve.screen.quarantine import retry
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.run import run_screen
-from atomsieve.screen.telemetry import energy
-from atomsieve.screen.telemetry import monitor as vitals
+from atomsieve.screen.telemetry import energy, monitor
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.screen.screen_fakes import FakePredictor, MemoryReader, candidates
 
@@ -51,7 +50,7 @@ class Instead:
     def __init__(self, room=10**9):
         self.computed, self.small = 0, Small(room)
 
-    def twin(self, predictor):
+    def load_for(self, predictor):
         return self.small
 
 
@@ -94,7 +93,7 @@ def test_what_is_too_large_alone_is_computed_on_the_cpu_or_marked():
 def test_lanes_lower_the_budget_too():
     batch, small = candidates(300, bad=False), Small(120)
     expected, _ = runner(FakePredictor())(batch, 0)
-    with Lanes(small) as lanes:
+    with StreamedPredictor(small) as lanes:
         run = runner(lanes)
         first, _ = run(batch, 0)
         failed = small.failed
@@ -111,18 +110,18 @@ def gfm(tmp_path_factory):
 def test_the_twin_on_the_cpu_is_the_same_ensemble_in_the_same_precision(gfm, monkeypatch):
     predictor = Predictor.load(gfm, precision="fp64")
     own = CpuFallback(gfm)
-    assert own.twin(predictor) is None, "what is on the CPU has no twin there"
-    assert own.twin(FakePredictor()) is None
+    assert own.load_for(predictor) is None, "what is on the CPU has no twin there"
+    assert own.load_for(FakePredictor()) is None
     predictor.device = "cuda:0"
-    twin = own.twin(predictor)
+    twin = own.load_for(predictor)
     assert (twin.precision, twin.ensemble_id, str(twin.device)) == ("fp64", predictor.ensemble_id, "cpu")
     monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)  # there is no GPU here
-    with Lanes(predictor) as lanes:
-        assert own.twin(lanes) is twin
+    with StreamedPredictor(predictor) as lanes:
+        assert own.load_for(lanes) is twin
     sent = pickle.loads(pickle.dumps(own))
     assert (sent.folder, sent._loaded) == (gfm, {})
     predictor.ensemble_id = "other"
-    assert own.twin(predictor) is None, "the folder holds another ensemble by now"
+    assert own.load_for(predictor) is None, "the folder holds another ensemble by now"
 
 
 def test_batches_that_are_at_work_at_once_share_the_memory(gfm, tmp_path, monkeypatch):
@@ -132,7 +131,11 @@ def test_batches_that_are_at_work_at_once_share_the_memory(gfm, tmp_path, monkey
         memory_budget, "find_budget", lambda *a, share, **k: shares.append(share) or memory_budget.Budget(9, 9, "")
     )
     model, reader = Predictor.load(gfm), MemoryReader(copper_oxides(4))
-    for given in (model, Lanes(model), Lanes(Cascaded(model, model, ScreenOptions(cascade="fp32:fp64")))):
+    for given in (
+        model,
+        StreamedPredictor(model),
+        StreamedPredictor(CascadePredictor(model, model, ScreenOptions(cascade="fp32:fp64"))),
+    ):
         resolve_batch_budget(
             given,
             reader,
@@ -197,13 +200,13 @@ def test_a_sample_comes_from_all_over_the_input():
 
 def test_energy_is_told_or_said_to_be_unknown(screen, tmp_path, monkeypatch):
     text = StringIO()
-    monkeypatch.setattr(vitals.energy, "meter", lambda gpus: energy.EnergyMeter([], ("cpu",)))
+    monkeypatch.setattr(monitor.energy, "meter", lambda gpus: energy.EnergyMeter([], ("cpu",)))
     print_result(Console(file=text, width=300), screen(), "energy_per_atom", 3)
     assert summary(tmp_path / "out")["energy"]["joules"] == {"cpu": None}
     assert "energy: unknown" in text.getvalue()
     readings = iter(np.arange(0.0, 1000.0, 50.0))
     counter = energy.Counter("cpu", "package", lambda: next(readings))
-    monkeypatch.setattr(vitals.energy, "meter", lambda gpus: energy.EnergyMeter([counter]))
+    monkeypatch.setattr(monitor.energy, "meter", lambda gpus: energy.EnergyMeter([counter]))
     counter.update()
     print_result(Console(file=text, width=300), screen(out="known"), "energy_per_atom", 3)
     told = summary(tmp_path / "known")["energy"]
@@ -234,9 +237,9 @@ def test_metrics_of_suspects_say_what_is_left(screen, tmp_path, monkeypatch):
     out, file, seen = ResultsFolder(tmp_path / "out"), tmp_path / "screen.prom", []
     for path in out.ledger.iterdir():  # as if nothing were durable, and a run had died of everything
         path.unlink()
-    out.at_hand.write_bytes(b"".join(journal.encode(k) for k in (None, *range(16))))
-    monkeypatch.setattr(suspects, "_child", lambda *given: None)  # this process computes
-    monkeypatch.setattr(vitals, "SECONDS", 0.0)
+    out.at_hand.write_bytes(b"".join(in_flight.encode_slot(k) for k in (None, *range(16))))
+    monkeypatch.setattr(retry, "open_sandbox", lambda *given: None)  # this process computes
+    monkeypatch.setattr(monitor, "SECONDS", 0.0)
 
     def state():
         families = parser.text_string_to_metric_families(file.read_text())

@@ -43,10 +43,10 @@ def test_a_wait_for_a_server_can_be_left():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(predictor).ask(candidates(1), {"energy"}, "pbe", between)
+        make(predictor).predict(candidates(1), {"energy"}, "pbe", between)
     assert predictor.cancelled == 1
     local = make()
-    found, truth = local.ask(candidates(3), {"energy"}, "pbe"), FakePredictor()(candidates(3), set())
+    found, truth = local.predict(candidates(3), {"energy"}, "pbe"), FakePredictor()(candidates(3), set())
     np.testing.assert_array_equal(found.energy, truth.energy)
 
 
@@ -88,7 +88,7 @@ def test_domain_and_calibration_of_forces_come_along():
 
 def test_without_forces_and_spreads_their_columns_are_empty():
     class EnergyOnly(FakePredictor):
-        def __call__(self, batch, want, head=None):
+        def __call__(self, batch, want, head=None, **more):
             nothing = dict.fromkeys(("forces", "forces_std", "sigma_forces", "sigma_energy", "distance"))
             return replace(super().__call__(batch, want, head), **nothing)
 
@@ -157,7 +157,7 @@ def test_other_errors_are_not_swallowed():
 
 def test_a_number_that_is_none_gets_a_status():
     class Broken(FakePredictor):
-        def __call__(self, batch, want, head=None):
+        def __call__(self, batch, want, head=None, **more):
             found = super().__call__(batch, want, head)
             found.energy[0], found.forces[-1] = np.inf, np.nan
             return found

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from atomsieve.screen.engine.cuda_streams import Lanes
+from atomsieve.screen.engine.cuda_streams import StreamedPredictor
 from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.run import run_screen
@@ -34,7 +34,7 @@ def test_a_run_on_lanes_gives_the_same_bytes(tmp_path):
     reader = MemoryReader(candidates(400))
     run_screen("c.npz", "gfm", OPTIONS, out=tmp_path / "one", predictor=FakePredictor(), reader=reader)
     inner = Counting()
-    with Lanes(inner, 2) as lanes:
+    with StreamedPredictor(inner, 2) as lanes:
         result = run_screen("c.npz", "gfm", OPTIONS, out=tmp_path / "two", predictor=lanes, reader=reader)
     assert result.computed == 400
     assert len(inner.threads) == 2
@@ -50,7 +50,7 @@ class OutOfRoom(FakePredictor):
 
 def test_a_batch_that_does_not_fit_is_computed_in_halves():
     batch = candidates(60, bad=False)
-    with Lanes(OutOfRoom(), 2) as lanes:
+    with StreamedPredictor(OutOfRoom(), 2) as lanes:
         found, _ = Runner(lanes, ["pbe", "scan"], False, 100, 10**6, None, 1000)(batch, 0)
     expected, _ = Runner(FakePredictor(), ["pbe", "scan"], False, 100, 10**6, None, 1000)(batch, 0)
     np.testing.assert_allclose(found["energy"], expected["energy"], rtol=1e-12)
@@ -65,7 +65,7 @@ class OneRoom(FakePredictor):
         self.lock, self.used, self.failed = threading.Lock(), 0, 0
         self.both, self.begun = threading.Barrier(2, timeout=20), 0
 
-    def __call__(self, batch, want, head=None):
+    def __call__(self, batch, want, head=None, **more):
         with self.lock:
             self.used += batch.n_atoms
             over = self.used > 100
@@ -86,7 +86,7 @@ class OneRoom(FakePredictor):
 def test_what_fits_alone_is_computed_alone_and_whole():
     batch = candidates(200, bad=False)
     inner = OneRoom()
-    with Lanes(inner, 2) as lanes:
+    with StreamedPredictor(inner, 2) as lanes:
         found, _ = Runner(lanes, ["pbe"], False, 99, 10**6, None, 1000)(batch, 0)
     assert inner.failed
     assert not found["status"].any()
@@ -102,7 +102,7 @@ def test_ctrl_c_while_the_lanes_are_waited_for_does_not_block_them():
             busy.wait(20)
 
     batch = candidates(3, bad=False)
-    with Lanes(Slow(), 2) as lanes:
+    with StreamedPredictor(Slow(), 2) as lanes:
         first = lanes.submit(batch, {"energy"})
         threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
@@ -119,5 +119,5 @@ class Broken(FakePredictor):
 
 def test_an_error_on_a_lane_ends_the_run(tmp_path):
     reader = MemoryReader(candidates(400))
-    with Lanes(Broken(), 2) as lanes, pytest.raises(ZeroDivisionError):
+    with StreamedPredictor(Broken(), 2) as lanes, pytest.raises(ZeroDivisionError):
         run_screen("c.npz", "gfm", OPTIONS, out=tmp_path / "out", predictor=lanes, reader=reader)

@@ -103,7 +103,7 @@ class Short(FakePredictor):
         self.kind = "shallow"
         self.error = error
 
-    def __call__(self, batch, want, head=None):
+    def __call__(self, batch, want, head=None, **more):
         found = super().__call__(batch, want, head)
         if "force_spread" not in want:
             return replace(found, forces_std=None, sigma_forces=None)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from atomsieve.errors import DataError
 from atomsieve.runs.mpi import Communicator
-from atomsieve.screen.engine.locality import queues, said
+from atomsieve.screen.engine.locality import assign_queues, format_copies
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.run import run_screen
@@ -82,11 +82,11 @@ def test_chunks_wait_for_those_that_hold_their_part(dataset):
     with open_structures(path, copies=near) as reader:
         assert reader.copied == {1}
         chunks = Chunks(300, 25)
-        queue, own = queues(Several([(), (1,), (1,), (0, 1)], 1), reader, chunks, list(range(12)))
+        queue, own = assign_queues(Several([(), (1,), (1,), (0, 1)], 1), reader, chunks, list(range(12)))
     # in the order of their tuples: (0, 1) has queue 1, (1,) queue 2; part 1 goes to both in turn
     assert queue.tolist() == [1, 1, 1, 1, 1, 2, 1, 2, 0, 0, 0, 0]
     assert own == 2
-    assert queues(Several([(), ()], 0), reader, chunks, [1]) == (None, 0)
+    assert assign_queues(Several([(), ()], 0), reader, chunks, [1]) == (None, 0)
 
 
 def test_copies_are_read_and_verified(dataset):
@@ -147,4 +147,7 @@ def test_a_run_says_how_many_parts_are_copies(dataset, tmp_path):
             path, "gfm", ScreenOptions(copies=str(near / "elsewhere")), out=tmp_path / "no", predictor=FakePredictor()
         )
     with open_structures(path, copies=near) as reader:  # nodes hold different ones
-        assert said(Several([(1,), (0, 1), ()], 0), reader, "/local") == "copies: 2 of 3 parts are read from /local"
+        assert (
+            format_copies(Several([(1,), (0, 1), ()], 0), reader, "/local")
+            == "copies: 2 of 3 parts are read from /local"
+        )

@@ -13,8 +13,8 @@ import pytest
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen.engine import reader_process as reading
-from atomsieve.screen.engine.reader_process import AHEAD, Reading
-from atomsieve.screen.engine.writer_thread import WAITING, Writing
+from atomsieve.screen.engine.reader_process import AHEAD, ChunkSource
+from atomsieve.screen.engine.writer_thread import WAITING, ChunkWriter
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.columns import blank_rows
 from atomsieve.structures import StructureWriter, open_structures
@@ -67,7 +67,7 @@ def same(a, b):
 def test_chunks_come_in_order_and_whole_from_another_process(dataset):
     chunks = Chunks(N, SIZE)
     claims = Claims(chunks.count)
-    with open_structures(dataset) as reader, Reading(reader, claims, chunks.span) as found:
+    with open_structures(dataset) as reader, ChunkSource(reader, claims, chunks.span) as found:
         for expected, (chunk, batch) in enumerate(found):
             assert chunk == expected
             assert claims.taken <= expected + 1 + AHEAD  # work is not hoarded
@@ -82,14 +82,14 @@ def test_chunks_come_in_order_and_whole_from_another_process(dataset):
 
 
 def test_nobody_waits_for_the_process_to_start(dataset, monkeypatch):
-    monkeypatch.setattr(reading._Process, "_receive", lambda self: None)  # it never says that it is up
+    monkeypatch.setattr(reading._ReaderProcess, "_receive", lambda self: None)  # it never says that it is up
     chunks = Chunks(N, SIZE)
-    with open_structures(dataset) as reader, Reading(reader, Claims(chunks.count), chunks.span) as found:
+    with open_structures(dataset) as reader, ChunkSource(reader, Claims(chunks.count), chunks.span) as found:
         assert [chunk for chunk, _ in found] == list(range(chunks.count))
 
 
 def test_one_chunk_needs_no_process(dataset):
-    with open_structures(dataset) as reader, Reading(reader, iter([2]), Chunks(N, SIZE).span) as found:
+    with open_structures(dataset) as reader, ChunkSource(reader, iter([2]), Chunks(N, SIZE).span) as found:
         assert [chunk for chunk, _ in found] == [2]
         assert found._process is None
 
@@ -97,7 +97,7 @@ def test_one_chunk_needs_no_process(dataset):
 def test_a_reader_of_another_kind_is_read_here_and_nothing_is_claimed_ahead():
     chunks, reader = Chunks(N, SIZE), MemoryReader(candidates(N))
     claims = Claims(chunks.count)
-    with Reading(reader, claims, chunks.span) as found:
+    with ChunkSource(reader, claims, chunks.span) as found:
         for expected, (_, batch) in enumerate(found):
             assert claims.taken == expected + 1
             same(batch, reader.read(*chunks.span(expected)))
@@ -110,7 +110,7 @@ def test_damage_is_told_at_its_chunk(dataset, tmp_path):
     whole = bytearray(data.read_bytes())
     whole[-1] ^= 1
     data.write_bytes(whole)
-    with reader, Reading(reader, Claims(4), chunks.span) as found:
+    with reader, ChunkSource(reader, Claims(4), chunks.span) as found:
         assert next(found)[0] == 0
         up(found)
         assert [next(found)[0] for _ in range(2)] == [1, 2]
@@ -123,7 +123,7 @@ def test_an_input_that_changed_is_refused(dataset, tmp_path, monkeypatch):
     reader = open_structures(dataset)
     monkeypatch.setattr(reader, "identity", lambda: "another")
     spans = Chunks(N, 100).span
-    with Reading(reader, Claims(4), spans) as found:
+    with ChunkSource(reader, Claims(4), spans) as found:
         next(found)
         up(found)
         next(found)
@@ -134,7 +134,7 @@ def test_an_input_that_changed_is_refused(dataset, tmp_path, monkeypatch):
 def test_after_a_process_that_was_killed_the_rank_reads_what_it_was_asked_for(dataset):
     """So if it was the chunk that killed it, the rank dies of it, and it is known which chunk that was."""
     chunks, begun = Chunks(N, SIZE), []
-    with open_structures(dataset) as reader, Reading(reader, Claims(7), chunks.span, begun.append) as found:
+    with open_structures(dataset) as reader, ChunkSource(reader, Claims(7), chunks.span, begun.append) as found:
         next(found)
         up(found)
         next(found)
@@ -147,13 +147,13 @@ def test_after_a_process_that_was_killed_the_rank_reads_what_it_was_asked_for(da
 
 def test_a_run_that_ends_before_its_reader_has_started_says_nothing(dataset, caplog):
     with open_structures(dataset) as reader:
-        reading._Process(reader).close()
+        reading._ReaderProcess(reader).close()
     assert not caplog.records
 
 
 def test_what_makes_no_sense_is_told(dataset, monkeypatch):
-    monkeypatch.setattr(reading, "_array", lambda *given: 1 / 0)
-    with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span) as found:
+    monkeypatch.setattr(reading, "_read_array", lambda *given: 1 / 0)
+    with open_structures(dataset) as reader, ChunkSource(reader, Claims(7), Chunks(N, SIZE).span) as found:
         next(found)
         up(found)
         next(found)
@@ -173,7 +173,7 @@ def test_a_wait_for_a_chunk_can_be_left(dataset):
         if len(waits) == 3:
             raise EnoughError
 
-    with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span, idle=idle) as found:
+    with open_structures(dataset) as reader, ChunkSource(reader, Claims(7), Chunks(N, SIZE).span, idle=idle) as found:
         next(found)
         up(found)
         os.kill(found._process._child.pid, signal.SIGSTOP)
@@ -185,7 +185,7 @@ def test_a_wait_for_a_chunk_can_be_left(dataset):
 def test_files_in_the_working_directory_are_not_taken_for_modules(dataset, tmp_path, monkeypatch):
     (tmp_path / "signal.py").write_text("raise SystemExit('not this one')\n")
     monkeypatch.chdir(tmp_path)
-    with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span) as found:
+    with open_structures(dataset) as reader, ChunkSource(reader, Claims(7), Chunks(N, SIZE).span) as found:
         next(found)
         up(found)
 
@@ -195,13 +195,13 @@ def test_without_a_process_chunks_are_read_here(dataset, monkeypatch):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(reading, "start", refused)
-    with open_structures(dataset) as reader, Reading(reader, Claims(7), Chunks(N, SIZE).span) as found:
+    with open_structures(dataset) as reader, ChunkSource(reader, Claims(7), Chunks(N, SIZE).span) as found:
         assert [chunk for chunk, _ in found] == list(range(7))
 
 
 def test_the_process_ends_with_the_one_that_started_it(dataset):
     with open_structures(dataset) as reader:
-        process = reading._Process(reader)
+        process = reading._ReaderProcess(reader)
         process._child.stdin.close()
         assert process._child.wait(20) == 0
         process.close()
@@ -236,7 +236,7 @@ def chunk(k):
 
 def test_everything_handed_over_is_reduced_and_written_in_order():
     target, seen = Target(), []
-    with Writing(target, lambda rows: seen.append(len(rows))) as writing:
+    with ChunkWriter(target, lambda rows: seen.append(len(rows))) as writing:
         for k in range(20):
             writing.put(chunk(k))
     assert target.put_so_far == list(range(20))
@@ -248,7 +248,7 @@ def test_what_was_computed_is_written_also_when_the_loop_fails():
     target = Target()
 
     def loop():
-        with Writing(target, lambda rows: None) as writing:
+        with ChunkWriter(target, lambda rows: None) as writing:
             writing.put(chunk(0))
             raise ZeroDivisionError
 
@@ -262,7 +262,7 @@ def test_an_error_of_the_writer_ends_the_loop():
     target = Target(fail_at=1)
 
     def loop():
-        with Writing(target, lambda rows: None) as writing:
+        with ChunkWriter(target, lambda rows: None) as writing:
             for k in range(1000):
                 writing.put(chunk(k))
 
@@ -275,7 +275,7 @@ def test_an_error_of_the_writer_ends_the_loop():
 def test_computing_does_not_run_away_from_a_slow_disk():
     target = Target()
     target.go.clear()
-    with Writing(target, lambda rows: None) as writing:
+    with ChunkWriter(target, lambda rows: None) as writing:
         for k in range(WAITING):
             writing.put(chunk(k))
         waits = threading.Thread(target=lambda: [writing.put(chunk(k)) for k in (97, 98)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atomsieve.runs.mpi import Communicator
-from atomsieve.screen.engine.startup_scan import atom_bounds, known_chunks
+from atomsieve.screen.engine.startup_scan import count_atoms_before, read_ledgers
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import ResultsFolder
@@ -31,13 +31,13 @@ class Threads(Communicator):
         self.board["barrier"].wait()
         return found
 
-    def run_on_all(self, step, *args, **kwargs):
-        value = step(*args, **kwargs)
-        self.all_gather(None)
+    def together(self, work):
+        value = work()
+        self.gather(None)
         return value
 
-    def run_on_first(self, step, *args, **kwargs):
-        return self.all_gather(step(*args, **kwargs) if self.rank == 0 else None)[0]
+    def first(self, work):
+        return self.gather(work() if self.rank == 0 else None)[0]
 
 
 def on_ranks(size, work):
@@ -75,7 +75,7 @@ def test_atoms_before_each_chunk(monkeypatch, size, chunks):
     batch = candidates(1000)
     expected = batch.ptr[chunks.starts()]
     readers = [Counting(batch) for _ in range(size)]
-    for found in on_ranks(size, lambda comm: atom_bounds(comm, readers[comm.rank], chunks)):
+    for found in on_ranks(size, lambda comm: count_atoms_before(comm, readers[comm.rank], chunks)):
         assert np.array_equal(found, expected)
     asked = sorted(span for reader in readers for span in reader.asked)
     assert [a for a, _ in asked] == [0, *[b for _, b in asked[:-1]]]  # each structure once, by one rank
@@ -88,8 +88,8 @@ def test_atoms_before_each_chunk_from_files(tmp_path):
     batch, chunks = candidates(300, bad=False), Chunks(250, 64)
     write_structures(tmp_path / "x.bp", batch, step_size=37)
     with open_structures(tmp_path / "x.bp") as reader:
-        assert np.array_equal(atom_bounds(Communicator(), reader, chunks), batch.ptr[chunks.starts()])
-    assert np.array_equal(atom_bounds(Communicator(), MemoryReader(batch), chunks), batch.ptr[chunks.starts()])
+        assert np.array_equal(count_atoms_before(Communicator(), reader, chunks), batch.ptr[chunks.starts()])
+    assert np.array_equal(count_atoms_before(Communicator(), MemoryReader(batch), chunks), batch.ptr[chunks.starts()])
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
@@ -105,7 +105,7 @@ def test_what_the_ledgers_tell(tmp_path, size):
     torn = folder.ledger / "00002.ledger"
     torn.write_bytes(torn.read_bytes() + b"1234abcd {")
     whole = ledger.read(folder.ledger)
-    for found in on_ranks(size, lambda comm: known_chunks(comm, folder)):
+    for found in on_ranks(size, lambda comm: read_ledgers(comm, folder)):
         assert found["chunk"].tolist() == sorted(entry.chunk for entry in entered)
         pairs = {tuple(row) for row in found.tolist()}
         assert pairs == {(e.chunk, e.rows, e.forces) for entries in whole.values() for e in entries}
@@ -115,5 +115,5 @@ def test_what_the_ledgers_tell(tmp_path, size):
 def test_no_ledger_at_all(tmp_path):
     folder = ResultsFolder(tmp_path)
     folder.ledger.mkdir()
-    for found in on_ranks(2, lambda comm: known_chunks(comm, folder)):
+    for found in on_ranks(2, lambda comm: read_ledgers(comm, folder)):
         assert len(found) == 0 and found.dtype == ledger.KNOWN

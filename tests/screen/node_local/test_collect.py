@@ -311,9 +311,9 @@ def test_ranks_do_not_collect_all_at_once(near, tmp_path):
 def test_the_key_belongs_to_the_run_json(screen, near, tmp_path, broken):
     folder = ResultsFolder(tmp_path / "out")
     key = json.loads(folder.local.read_text())["key"]
-    assert local.key_of(folder, make=True) == key
+    assert local.find_key(folder) == key
     folder.run.write_text(folder.run.read_text() + "\n")
-    assert local.key_of(folder, make=True) != key
+    assert local.find_key(folder) != key
 
 
 def test_an_option_that_goes_with_another_is_refused_alone(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,15 +20,15 @@ from atomsieve.predict.packing import Limit, pack
 from atomsieve.predict.status import Status
 from atomsieve.runs.mpi import Communicator, guard_ranks
 from atomsieve.screen import failures
-from atomsieve.screen.engine import in_flight as journal
-from atomsieve.screen.engine.in_flight import Record
+from atomsieve.screen.engine import in_flight
+from atomsieve.screen.engine.in_flight import DeathRecord
 from atomsieve.screen.engine.poisoned import PoisonedSpan, find_poisoned
 from atomsieve.screen.engine.runner import Runner
+from atomsieve.screen.load import GivenPredictor
 from atomsieve.screen.options import ScreenOptions
-from atomsieve.screen.quarantine import retry as suspects
-from atomsieve.screen.quarantine import sandbox as isolated
+from atomsieve.screen.quarantine import retry, sandbox
 from atomsieve.screen.quarantine.rows import format_poisoned_lines, poisoned_chunk_rows
-from atomsieve.screen.quarantine.sandbox import CannotStart, Child, Death, Recipe
+from atomsieve.screen.quarantine.sandbox import CannotStart, Death, Recipe, Sandbox
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import ResultsFolder
@@ -155,7 +156,7 @@ def test_a_rank_that_is_asked_to_end_among_suspects_has_no_rank_begin_another(wh
     source, _ = whole
     out, comm = tmp_path / "out", Communicator()
     go(source, out, KILLED, poison=[FIRST_ID + 150])
-    (out / "at_hand.bin").write_bytes(b"".join(map(journal.encode, (None, 2, 3, 4))))
+    (out / "at_hand.bin").write_bytes(b"".join(map(in_flight.encode_slot, (None, 2, 3, 4))))
 
     class Asked(FakePredictor):
         def __reduce__(self):
@@ -198,7 +199,7 @@ def test_a_death_apart_for_which_an_error_is_told_is_no_death(whole, tmp_path):
     go(source, out, KILLED, poison=[FIRST_ID + 150])
     done = go(source, out, 1, told=[FIRST_ID + 150])
     assert "ValueError: springs are broken" in done.stderr
-    assert journal.suspects(ResultsFolder(out), set()) == {2: Record(deaths=1)}
+    assert in_flight.collect_suspects(ResultsFolder(out), set()) == {2: DeathRecord(deaths=1)}
 
 
 # -- what is decided -------------------------------------------------------------------------------------------------
@@ -227,20 +228,21 @@ class Scripted:
 
 
 class Case:
-    """What a verdict needs of a job."""
+    """The part of a context that a retry reads."""
 
     class Slots:
         def __init__(self):
             self.said = []
 
-        def begin(self, chunk, deaths=0, apart=False):
-            self.said.append((deaths, apart))
+        def begin(self, chunk, deaths=0, isolated=False):
+            self.said.append((deaths, isolated))
 
         def clear(self):
             self.said.append(None)
 
     def __init__(self):
-        self.chunks, self.forces, self.journal = Chunks(200, 64), None, Case.Slots()
+        self.chunks, self.between = Chunks(200, 64), lambda: None
+        self.files, self.watch = SimpleNamespace(forces=None), SimpleNamespace(in_flight=Case.Slots())
         self.runner = type("R", (), {"heads": ["pbe"], "__call__": lambda *a: "here"})()
         self.reader = type("X", (), {"read": lambda *a: None})()
 
@@ -250,8 +252,8 @@ DONE = (np.zeros(0), None)
 
 def judge(record, *outcomes):
     case, child = Case(), Scripted(*outcomes)
-    found = suspects._Court(case, lambda: None, child).judge(1, record)
-    return found, child.asked, case.journal.said
+    found = retry.IsolatedRetry(case, child)(1, record)
+    return found, child.asked, case.watch.in_flight.said
 
 
 def death(batch=None, code=-9, ids=None):
@@ -259,20 +261,20 @@ def death(batch=None, code=-9, ids=None):
 
 
 def test_verdicts():
-    found, asked, slots = judge(Record(1), DONE)
+    found, asked, slots = judge(DeathRecord(1), DONE)
     assert found == DONE and asked == [[]] and slots == [(1, True), None]
-    found, asked, slots = judge(Record(1), death((4, 5)), DONE)
+    found, asked, slots = judge(DeathRecord(1), death((4, 5)), DONE)
     assert found == DONE and asked == [[], []] and slots == [(1, True), (2, True), None]
-    found, asked, _ = judge(Record(1), death((5, 4)), death((5, 4)), death((2,)), death((2,)), DONE)
+    found, asked, _ = judge(DeathRecord(1), death((5, 4)), death((5, 4)), death((2,)), death((2,)), DONE)
     assert found == DONE and asked == [[], [], [4, 5], [4, 5], [2, 4, 5]]
-    found, asked, _ = judge(Record(3))
+    found, asked, _ = judge(DeathRecord(3))
     assert asked == [] and (found[0]["status"] == Status.POISONED).all() and len(found[0]) == 64
-    assert len(judge(Record(1, interrupted=4))[0][0]) == 64
+    assert len(judge(DeathRecord(1, interrupted=4))[0][0]) == 64
     ids = np.arange(64, 128)
-    found, _, _ = judge(Record(1), death(ids=ids), death())
+    found, _, _ = judge(DeathRecord(1), death(ids=ids), death())
     assert np.array_equal(found[0]["id"], ids)
-    many = [death((k // 2, 40 + k // 2)) for k in range(2 * suspects.MOST_BATCHES + 2)]
-    found, asked, _ = judge(Record(1), *many)
+    many = [death((k // 2, 40 + k // 2)) for k in range(2 * retry.MOST_BATCHES + 2)]
+    found, asked, _ = judge(DeathRecord(1), *many)
     assert len(asked) == len(many) and (found[0]["status"] == Status.POISONED).all()
 
 
@@ -287,40 +289,32 @@ def test_what_is_set_aside_does_not_depend_on_what_was_learned_of_memory():
             told.append(said[0])
 
     reader = MemoryReader(batch)
-    rows, _ = isolated.compute(reader, runner, (0, 60, frozenset()), say)
+    rows, _ = sandbox.compute(reader, runner, (0, 60, frozenset()), say)
     assert rows.tobytes() == expected.tobytes() and sorted(k for group in told for k in group) == list(range(60))
     learned = replace(runner, limit=Limit(100, 10**6, part=0.3, failures=1))
     whole, told = told, []
-    rows, _ = isolated.compute(reader, learned, (0, 60, frozenset(whole[1])), say)
+    rows, _ = sandbox.compute(reader, learned, (0, 60, frozenset(whole[1])), say)
     assert np.array_equal(np.flatnonzero(rows["status"] == Status.POISONED), np.sort(whole[1]))
     assert len(told) > len(whole) and not set(whole[1]) & {k for group in told for k in group}
 
 
 def test_where_no_process_can_be_had_the_rank_computes():
-    found, _, slots = judge(Record(2), CannotStart("one process per device"))
+    found, _, slots = judge(DeathRecord(2), CannotStart("one process per device"))
     assert found == "here"
     assert slots == [(2, True), (2, False), None]
 
 
 def test_a_predictor_that_cannot_be_sent_or_loaded():
-    runner = Runner(None, ["pbe"], False, 200, 1000, 1, 100)
-    plain = {
-        "reader": None,
-        "identity": "",
-        "runner": runner,
-        "ensemble": None,
-        "options": ScreenOptions(),
-        "backend": "native",
-        "device": "cpu",
-    }
+    runner = Runner(FakePredictor(), ["pbe"], False, 200, 1000, 1, 100).detach()
     with pytest.raises(CannotStart, match=r"local object|pickle"):
-        Child(Recipe(predictor=lambda: None, **plain))
-    with Child(Recipe(predictor=FakePredictor(), **plain)) as child, pytest.raises(CannotStart, match="identity"):
+        Sandbox(Recipe(reader=None, identity="", runner=runner, load=lambda: None))
+    recipe = Recipe(reader=None, identity="", runner=runner, load=GivenPredictor(FakePredictor()))
+    with Sandbox(recipe) as child, pytest.raises(CannotStart, match="identity"):
         child.compute(0, 1, frozenset())
 
 
 def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(suspects, "_no_process", lambda error: pytest.fail(f"computed by the rank itself: {error}"))
+    monkeypatch.setattr(retry, "log_no_sandbox", lambda error: pytest.fail(f"computed by the rank itself: {error}"))
     write_structures(tmp_path / "c.bp", copper_oxides(48), [])
     gfm = tiny_gfm(tmp_path / "gfm")
     out = ResultsFolder(tmp_path / "out")
@@ -343,7 +337,7 @@ def test_an_ensemble_loaded_apart_gives_the_same_bytes(tmp_path, capfd, monkeypa
     for path in out.ledger.iterdir():  # as if nothing were durable
         path.unlink()
     out.rows.write_bytes(b"")
-    out.at_hand.write_bytes(journal.encode(None) + journal.encode(1) + journal.encode(2))
+    out.at_hand.write_bytes(in_flight.encode_slot(None) + in_flight.encode_slot(1) + in_flight.encode_slot(2))
     capfd.readouterr()
     assert run("screen", call) in (0, 3)
     said = capfd.readouterr()

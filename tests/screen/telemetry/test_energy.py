@@ -8,9 +8,17 @@ from types import SimpleNamespace
 import pytest
 
 from atomsieve.runs.mpi import Communicator
-from atomsieve.screen.engine import placement as devices
+from atomsieve.screen.engine import placement
 from atomsieve.screen.telemetry import energy
-from atomsieve.screen.telemetry.energy import Counter, EnergyMeter, meter, nvml_counters, rapl_counters, said, total
+from atomsieve.screen.telemetry.energy import (
+    Counter,
+    EnergyMeter,
+    format_energy,
+    meter,
+    nvml_counters,
+    rapl_counters,
+    total,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -132,12 +140,12 @@ def test_machines_add_up_and_one_unknown_makes_the_sum_unknown():
         "counters": 3,
         "joules_per_million_structures": 45_000.0,
     }
-    assert "45,000 J per million structures" in said(found)
+    assert "45,000 J per million structures" in format_energy(found)
     half = total([one, {"joules": {"cpu": None}, "counters": []}], 1000)
     assert half["joules"] == {"cpu": None, "gpu": 30.0} and half["joules_per_million_structures"] is None
-    assert said(half) == "energy: CPU unknown, GPU 30 J"
+    assert format_energy(half) == "energy: CPU unknown, GPU 30 J"
     nothing = total([{"joules": {"cpu": None}, "counters": []}], 1000)
-    assert "unknown" in said(nothing) and " 0 " not in said(nothing)
+    assert "unknown" in format_energy(nothing) and " 0 " not in format_energy(nothing)
     assert total([one], 0)["joules_per_million_structures"] is None
 
 
@@ -154,12 +162,12 @@ def test_only_the_gpus_that_are_computed_on_are_metered(monkeypatch):
     cuda = SimpleNamespace(device_count=lambda: 4, get_device_properties=lambda k: SimpleNamespace(uuid=f"u{k}"))
     device = lambda name: SimpleNamespace(index=int(name.partition(":")[2]))  # noqa: E731
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, device=device))
-    assert [devices.gpu_of(device) for device in ("cpu", "cuda:2")] == [None, "u2"]
+    assert [placement.read_gpu_uuid(device) for device in ("cpu", "cuda:2")] == [None, "u2"]
     a, b = "node1", "node2"
 
     def found(*ranks):
-        every = [devices.Place(machine, gpu) for machine, gpu in ranks]
-        return devices.sharing(every), [devices.gpus_beside(every, rank) for rank in range(len(every))]
+        every = [placement.Place(machine, gpu) for machine, gpu in ranks]
+        return placement.ranks_per_device(every), [placement.gpus_of_machine(every, rank) for rank in range(len(every))]
 
     assert found((a, None), (a, None), (b, None)) == (2, [[], [], []])
     assert found((a, "u1"), (a, "u1"), (a, "u1")) == (3, [["u1"]] * 3), "all on one GPU of several"
@@ -169,5 +177,5 @@ def test_only_the_gpus_that_are_computed_on_are_metered(monkeypatch):
 
 
 def test_servers_compute_on_no_gpu_of_this_machine():
-    there = SimpleNamespace(device="cuda:0", endpoints="grpc://elsewhere:8001")
-    assert [place.gpu for place in devices.places(Communicator(), there)] == [None]
+    there = SimpleNamespace(device="cuda:0", capabilities=SimpleNamespace(endpoints=("grpc://elsewhere:8001",)))
+    assert [place.gpu for place in placement.gather_places(Communicator(), there)] == [None]

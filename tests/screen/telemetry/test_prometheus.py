@@ -14,7 +14,7 @@ import pytest
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
 
 from atomsieve.errors import AtomSieveError, UsageError  # noqa: E402
-from atomsieve.screen.telemetry.prometheus import Metrics, Snapshot, memory_in_use  # noqa: E402
+from atomsieve.screen.telemetry.prometheus import Metrics, Snapshot, read_memory  # noqa: E402
 
 LABELS = {"ensemble": "0123", "head": 'with "quotes"\nand \\', "device": "cpu"}
 
@@ -133,13 +133,13 @@ def test_without_the_package_the_error_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_memory_of_this_process_is_told():
-    found = memory_in_use("cpu")
+    found = read_memory("cpu")
     assert found["resident_peak"] >= 0.9 * found["resident"] > 1e6
 
 
 def test_every_metric_is_documented(tmp_path):
     full = Snapshot(1, 1, 0, 0, 1.0, {"read": 1.0}, {"chunks": 1}, {"resident": 1.0}, {"gpu": 1.0})
     Metrics(tmp_path / "screen.prom", 0, LABELS)(full)
-    text = (Path(__file__).resolve().parents[2] / "docs/watching.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs/watching.md").read_text()
     names = {name for name, _ in read(tmp_path / "screen.prom")}
     assert {f"`{name}`" for name in names} == set(re.findall(r"`atomsieve_screen_\w+`", text))

@@ -1,0 +1,223 @@
+"""Opening the input of a screening, and the predictor that evaluates it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from atomsieve.devices import choose_device, device_kind
+from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.predict.interface import AnyPredictor
+from atomsieve.runs.mpi import Communicator, collective
+from atomsieve.screen.cascade.predictors import CascadePredictor, load_cascade
+from atomsieve.screen.engine.cuda_streams import StreamedPredictor
+from atomsieve.screen.engine.servers import ServedEnsemble, check_served_alike, connect_servers
+from atomsieve.screen.options import ALL_HEADS, ScreenOptions
+from atomsieve.screen.results.chunks import Chunks, chunk_size
+from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.screen.results.run_record import recorded_backend
+from atomsieve.structures import StructureReader
+
+MOST_HEADS = 255
+"""The column `head` is one byte."""
+
+
+@dataclass(frozen=True)
+class ScreenInput:
+    """The input of a run: where it is, its reader, and how it is cut."""
+
+    path: Path
+    reader: StructureReader
+    chunks: Chunks
+
+
+@collective
+def open_input(
+    comm: Communicator,
+    path: Path,
+    options: ScreenOptions,
+    reader: StructureReader | None,
+    stack: ExitStack,
+) -> ScreenInput:
+    """Open the input until `stack` is left, and cut it into chunks; `reader` is taken instead of opening `path`.
+
+    Raises
+    ------
+    DataError
+        if it holds no structures, or cannot be read.
+    """
+    if reader is None:
+        from atomsieve.structures import open_structures
+
+        reader = stack.enter_context(open_structures(path, copies=options.copies))
+    n = min(len(reader), options.limit or len(reader))
+    if n == 0:
+        raise DataError(f"{path} holds no structures")
+    if options.chunk_size is not None:
+        return ScreenInput(path, reader, Chunks(n, options.chunk_size))
+    return ScreenInput(path, reader, Chunks(n, chunk_size(n, reader.n_atoms / len(reader)), taper=True))
+
+
+@dataclass(frozen=True)
+class GivenPredictor:
+    """Gives another process a predictor that the caller of the run brought."""
+
+    predictor: AnyPredictor
+
+    def __call__(self) -> AnyPredictor:
+        """Return the predictor."""
+        return self.predictor
+
+
+@dataclass(frozen=True)
+class PredictorLoader:
+    """Loads an ensemble folder in another process as this rank did; `options.device` names the very device."""
+
+    ensemble: Path
+    options: ScreenOptions
+    backend: str
+
+    def __call__(self) -> AnyPredictor:
+        """Return the predictor."""
+        return load_predictor(self.ensemble, self.options, self.backend)
+
+
+@dataclass(frozen=True)
+class ScreenModel:
+    """The predictor of a run.
+
+    Attributes
+    ----------
+    predictor : evaluates batches. heads : those to screen by.
+    reload : gives another process the same predictor.
+    ensemble : the folder, None where servers hold the ensemble.
+    loaded : this run loaded the predictor, and this process computes.
+    backend_choice : the backend and why it was chosen, None where nothing was to be chosen.
+    pair : of a cascade, its two predictors; None without a cascade.
+    """
+
+    predictor: AnyPredictor
+    heads: list[str]
+    reload: GivenPredictor | PredictorLoader
+    ensemble: str | Path | None
+    loaded: bool = False
+    backend_choice: str | None = None
+    pair: CascadePredictor | None = None
+
+
+def open_model(
+    comm: Communicator,
+    ensemble: str | Path | None,
+    options: ScreenOptions,
+    folder: ResultsFolder,
+    *,
+    served: ServedEnsemble | None,
+    predictor: AnyPredictor | None,
+    overwrite: bool,
+    stack: ExitStack,
+) -> ScreenModel:
+    """Return the predictor of a run, open until `stack` is left: as given, on servers, or loaded from its folder.
+
+    Raises
+    ------
+    UsageError
+        for an unknown head, or options that the predictor does not go with. Errors of `Predictor.load`, too.
+    """
+    if predictor is not None:
+        return comm.run_on_all(_take_given, predictor, ensemble, options)
+    if served is not None:
+        remote = comm.run_on_all(connect_servers, served, ensemble, options, stack, comm.size)
+        check_served_alike(comm, remote)
+        return comm.run_on_all(_take_given, remote, ensemble, options)
+    backend, why = comm.run_on_first(resolve_backend, folder, ensemble, options, overwrite)
+    return comm.run_on_all(_load, comm.local_rank, ensemble, options, backend, why, stack)
+
+
+def _take_given(predictor: AnyPredictor, ensemble: str | Path | None, options: ScreenOptions) -> ScreenModel:
+    pair = predictor if isinstance(predictor, CascadePredictor) else None
+    if options.cascade is not None and pair is None:
+        raise UsageError(f"cascade {options.cascade!r}: the given predictor has one precision; give a CascadePredictor")
+    heads = resolve_heads(predictor, options.head)
+    return ScreenModel(predictor, heads, GivenPredictor(predictor), ensemble, pair=pair)
+
+
+def _load(
+    local_rank: int, ensemble: str | Path | None, options: ScreenOptions, backend: str, why: str, stack: ExitStack
+) -> ScreenModel:
+    folder = require_ensemble(ensemble)
+    loaded = load_predictor(folder, options, backend, local_rank)
+    predictor: AnyPredictor = loaded
+    if device_kind(loaded.device) == "cuda":
+        predictor = stack.enter_context(StreamedPredictor(loaded))
+    return ScreenModel(
+        predictor,
+        resolve_heads(predictor, options.head),
+        PredictorLoader(Path(folder).absolute(), replace(options, device=str(loaded.device)), loaded.backend),
+        folder,
+        loaded=True,
+        backend_choice=None if options.backend == "native" else f"{backend} ({why})",
+        pair=loaded if isinstance(loaded, CascadePredictor) else None,
+    )
+
+
+def load_predictor(ensemble: str | Path, options: ScreenOptions, backend: str, local_rank: int = 0) -> AnyPredictor:
+    """Load the ensemble folder as the options say; `local_rank` chooses among the GPUs of a machine."""
+    from atomsieve.predict import Predictor
+
+    head = None if options.head in (None, ALL_HEADS) else options.head
+    place = choose_device(options.device, local_rank)
+    if place.type == "cpu":
+        import torch
+
+        torch.set_num_threads(options.threads)
+    found = Predictor.load(ensemble, head=head, precision=options.precision, device=str(place), backend=backend)
+    return found if options.cascade is None else load_cascade(ensemble, found, options)
+
+
+def require_ensemble(ensemble: str | Path | None) -> str | Path:
+    """Return the ensemble folder.
+
+    Raises
+    ------
+    UsageError
+        if none is given.
+    """
+    if ensemble is None:
+        raise UsageError("no ensemble given; name its folder with --ensemble, or a server with --endpoint")
+    return ensemble
+
+
+def resolve_backend(
+    folder: ResultsFolder, ensemble: str | Path | None, options: ScreenOptions, overwrite: bool
+) -> tuple[str, str]:
+    """Return the backend and why: `auto` keeps to that of an earlier part of the run, since last bits differ."""
+    gfm = require_ensemble(ensemble)
+    if options.backend != "auto":
+        return options.backend, "as asked"
+    recorded = None if overwrite else recorded_backend(folder)
+    if recorded is not None:
+        return recorded, "as in the earlier part of this run"
+    from atomsieve.gfm import read_manifest
+    from atomsieve.predict.backends.select import fastest
+
+    return fastest(gfm, read_manifest(gfm), options.precision, choose_device(options.device))
+
+
+def resolve_heads(predictor: AnyPredictor, wanted: str | None) -> list[str]:
+    """Return the heads to screen by: the named one, all, or the default head.
+
+    Raises
+    ------
+    UsageError
+        for a head that the predictor does not have, or too many of them.
+    """
+    if wanted == ALL_HEADS:
+        if len(predictor.heads) > MOST_HEADS:
+            raise UsageError(f"head all: {len(predictor.heads)} heads, a run takes {MOST_HEADS}; screen by one head")
+        return list(predictor.heads)
+    head = wanted or predictor.default_head
+    choices = predictor.capabilities.choices
+    if head not in choices:
+        raise unknown("head", head, [*choices, ALL_HEADS])
+    return [head]
