@@ -45,7 +45,8 @@ from atomsieve.gfm.manifest import MIXTURE
 from atomsieve.gfm.mixture_file import dump_mixture
 from atomsieve.graphs import build_graph
 from atomsieve.graphs.distance import shortest_distances
-from atomsieve.models.hydragnn.fast.model import FastHydraGNN, spans
+from atomsieve.models.hydragnn.fast.arrays import spans
+from atomsieve.models.hydragnn.fast.model import FastHydraGNN
 from atomsieve.models.hydragnn.state_dict import from_hydragnn_state
 from atomsieve.predict import Predictor
 from atomsieve.predict.status import SHORTEST_DISTANCE

@@ -1,4 +1,6 @@
 // HydraGNN's two message layers over receiver-sorted edges, forward and analytic backward, without edge-wide features.
+// Numbers in brackets are those of the formulas at the head of
+// atomsieve/models/hydragnn/encoder.py.
 //
 // For an edge e from sender j to receiver i, r = |d_e|: K = R+1 values b_e = [sin(n pi r/rc)/r * fc, fc] and a direction
 // c_e = d_e / ((r + 1e-9) r). A filter is A^T b_e. Layer 0 has one feature; layer 1 has F, and vectors that enter it are
@@ -43,7 +45,7 @@ inline void receive(const Wide<T> &m, int64_t values, const T *const *b, const T
         for (int64_t r = 0; r < n; ++r) {
             const V av = load(Av + r * L + f), ae = load(Ae + r * L + f), as = load(As + r * L + f);
             for (int k = 0; k < kEdges; ++k) {
-                wv[k] += av * b[k][r];
+                wv[k] += av * b[k][r];  // (3)
                 we[k] += ae * b[k][r];
                 ws[k] += as * b[k][r];
             }
@@ -52,17 +54,17 @@ inline void receive(const Wide<T> &m, int64_t values, const T *const *b, const T
         for (int k = 0; k < kEdges; ++k) {
             const V pv = wv[k] * load(phi[k] + f), pe = we[k] * load(phi[k] + L + f);
             const T *c = b[k] + n;
-            s += ws[k] * load(phi[k] + 2 * L + f);
-            x0 += pe * c[0];
+            s += ws[k] * load(phi[k] + 2 * L + f);  // (5)
+            x0 += pe * c[0];  // (6), second summand
             x1 += pe * c[1];
             x2 += pe * c[2];
             if (kBiased) {
                 const V w = load(m.w + f), beta = load(m.beta + f);
-                x0 += pv * (w * v0[k][0] + beta);
+                x0 += pv * (w * v0[k][0] + beta);  // (6), first summand, v_j of rank one
                 x1 += pv * (w * v0[k][1] + beta);
                 x2 += pv * (w * v0[k][2] + beta);
             } else {
-                x0 += pv * v0[k][0];
+                x0 += pv * v0[k][0];  // (6), first summand; w is part of pv
                 x1 += pv * v0[k][1];
                 x2 += pv * v0[k][2];
             }
@@ -132,8 +134,8 @@ inline void send_back(const Wide<T> &m, int64_t values, const T *const *b, const
         const V ps = load(phi + 2 * L + f);
         for (int k = 0; k < kEdges; ++k) {
             const V up = load(a[k] + f);
-            into += w[k] * up;
-            by_length[k] += d[k] * (ps * up);
+            into += w[k] * up;  // (5) by p_s
+            by_length[k] += d[k] * (ps * up);  // (5) by r
             w[k] = d[k] = V{};
         }
         store(gphi + 2 * L + f, into);
@@ -154,8 +156,8 @@ inline void send_back(const Wide<T> &m, int64_t values, const T *const *b, const
                 push *= load(m.w + f);
             }
             into += w[k] * inner;
-            by_length[k] += d[k] * (pv * inner);
-            g0 += push * t0;
+            by_length[k] += d[k] * (pv * inner);  // (6), first summand, by r
+            g0 += push * t0;  // (6) by v_j
             g1 += push * t1;
             g2 += push * t2;
             w[k] = d[k] = V{};
@@ -175,8 +177,8 @@ inline void send_back(const Wide<T> &m, int64_t values, const T *const *b, const
             const V t0 = load(t[k] + f), t1 = load(t[k] + L + f), t2 = load(t[k] + 2 * L + f);
             const V inner = t0 * c[0] + t1 * c[1] + t2 * c[2], push = w[k] * pe;
             into += w[k] * inner;
-            by_length[k] += d[k] * (pe * inner);
-            c0[k] += push * t0;
+            by_length[k] += d[k] * (pe * inner);  // (6), second summand, by r
+            c0[k] += push * t0;  // (6) by c
             c1[k] += push * t1;
             c2[k] += push * t2;
         }

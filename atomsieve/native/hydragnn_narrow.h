@@ -22,11 +22,11 @@ void geometry(int64_t edges, int64_t radial, double cutoff, const double *vec, T
         const double r = std::sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
         const double angle = kPi * r / cutoff, s1 = std::sin(angle), c1 = std::cos(angle);
         const bool within = r < cutoff;
-        const double fc = within ? 0.5 * (c1 + 1) : 0, dfc = within ? -0.5 * kPi / cutoff * s1 : 0;
+        const double fc = within ? 0.5 * (c1 + 1) : 0, dfc = within ? -0.5 * kPi / cutoff * s1 : 0;  // (1) and its derivative
         T *b = basis + e * stride, *g = slope + e * stride;
         double sn = s1, cn = c1;
         for (int64_t n = 1; n <= radial; ++n) {
-            const double rbf = sn / r, drbf = (n * kPi / cutoff * cn - rbf) / r;
+            const double rbf = sn / r, drbf = (n * kPi / cutoff * cn - rbf) / r;  // (1); sin(n x) by recursion
             b[n - 1] = T(rbf * fc);
             g[n - 1] = T(drbf * fc + rbf * dfc);
             const double next = sn * c1 + cn * s1;
@@ -35,7 +35,7 @@ void geometry(int64_t edges, int64_t radial, double cutoff, const double *vec, T
         }
         b[radial] = T(fc);
         g[radial] = T(dfc);
-        const double q = 1 / ((r + kTiny) * r);
+        const double q = 1 / ((r + kTiny) * r);  // (2)
         for (int x = 0; x < 3; ++x) {
             b[radial + 1 + x] = T(d[x] * q);
             g[radial + 1 + x] = T(0);
@@ -66,7 +66,7 @@ inline Mixed mix(const Narrow &m, double s, const double *v) {
     double square = 0;
     o.dot = 0;
     for (int x = 0; x < 3; ++x) {
-        o.U[x] = m.u * v[x] + m.u_bias;
+        o.U[x] = m.u * v[x] + m.u_bias;  // (7)
         o.V[x] = m.v * v[x] + m.v_bias;
         square += o.V[x] * o.V[x];
         o.dot += o.U[x] * o.V[x];
@@ -74,7 +74,7 @@ inline Mixed mix(const Narrow &m, double s, const double *v) {
     o.norm = std::sqrt(square);
     const double y = m.length * o.norm + m.scalar * s + m.bias, gate = 1 / (1 + std::exp(-y)), h = y * gate;
     o.slope = gate * (1 + y * (1 - gate));
-    for (int k = 0; k < 3; ++k) o.q[k] = m.out[k] * h + m.out_bias[k];
+    for (int k = 0; k < 3; ++k) o.q[k] = m.out[k] * h + m.out_bias[k];  // (7)
     return o;
 }
 
@@ -92,16 +92,16 @@ void narrow_forward(int64_t atoms, const Edges g, const int64_t *numbers, const 
                 along += m.filters[r] * b[r];
                 scalar += m.filters[g.values + r] * b[r];
             }
-            s += scalar * phi[1];
-            for (int x = 0; x < 3; ++x) v[x] += along * phi[0] * b[g.values + x];
+            s += scalar * phi[1];  // (5) of one feature
+            for (int x = 0; x < 3; ++x) v[x] += along * phi[0] * b[g.values + x];  // (6); vectors were zero
         }
         const Mixed o = mix(m, s, v);
         state[4 * i] = s;
-        s0[i] = s + o.q[1] * o.dot + o.q[2];
+        s0[i] = s + o.q[1] * o.dot + o.q[2];  // (8)
         v0[4 * i + 3] = 0;
         for (int x = 0; x < 3; ++x) {
             state[4 * i + 1 + x] = v[x];
-            v0[4 * i + x] = T(v[x] + o.q[0] * o.U[x]);
+            v0[4 * i + x] = T(v[x] + o.q[0] * o.U[x]);  // (8)
         }
     }
 }
@@ -133,12 +133,12 @@ void narrow_backward(int64_t atoms, const Edges g, const int64_t *numbers, const
                 dalong += m.filters[r] * db[r];
                 dscalar += m.filters[g.values + r] * db[r];
             }
-            double by_length = wide[4 * e] + dscalar * phi[1] * gs;
-            by_length += dalong * phi[0] * (gm[0] * c[0] + gm[1] * c[1] + gm[2] * c[2]);
+            double by_length = wide[4 * e] + dscalar * phi[1] * gs;  // (5) by r, and both layers together
+            by_length += dalong * phi[0] * (gm[0] * c[0] + gm[1] * c[1] + gm[2] * c[2]);  // (6) by r
             double by_c[3];
             for (int x = 0; x < 3; ++x) by_c[x] = wide[4 * e + 1 + x] + along * phi[0] * gm[x];
             const double r = std::sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]), q = 1 / ((r + kTiny) * r);
-            by_length -= (by_c[0] * d[0] + by_c[1] * d[1] + by_c[2] * d[2]) * (2 * r + kTiny) * q * q;
+            by_length -= (by_c[0] * d[0] + by_c[1] * d[1] + by_c[2] * d[2]) * (2 * r + kTiny) * q * q;  // (2) by r
             for (int x = 0; x < 3; ++x) out[3 * e + x] = T(by_c[x] * q + by_length * d[x] / r);
         }
     }

@@ -1,6 +1,7 @@
 // HydraGNN's steps at single atoms between matrix products, forward and backward. Rows have length L: F features and
 // padding to whole vectors, zero but for columns F (1, for the bias of a product), F+1 and F+2 (charge and spin) of what
-// enters a product. A pair of features has rows of 2L.
+// enters a product. A pair of features has rows of 2L. Numbers in brackets are those of the formulas at the head of
+// atomsieve/models/hydragnn/encoder.py.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -58,7 +59,7 @@ template <class T> struct Pair {
 }  // namespace
 
 #define EXPORT(NAME, T)                                                                                                  \
-    /* t = tanh(w s + b), then 1, charge, spin */                                                                        \
+    /* t = tanh(w s + b) of (9) in layer 0, then 1, charge, spin */                                                    \
     extern "C" void hydragnn_spread_##NAME(int64_t count, int64_t features, int64_t length, const double *s, const T *w,   \
                                            const T *b, const T *attributes, T *t) {                                      \
         const Rows n{count, features, length};                                                                           \
@@ -113,7 +114,7 @@ template <class T> struct Pair {
             store(x + i * 2 * length + f, Pair<T>(uv + i * 6 * length, length, f).norm());                               \
         });                                                                                                              \
     }                                                                                                                    \
-    /* out = s + a U.V + b, with s in the second half of x, (a, b) = q */                                                \
+    /* (8): out = s + a U.V + b, s in the second half of x, (a, b) = q */                                                \
     extern "C" void hydragnn_gate_##NAME(int64_t count, int64_t features, int64_t length, const T *x, const T *uv,        \
                                          const T *q, T *out) {                                                           \
         const Rows n{count, features, length};                                                                           \
@@ -159,7 +160,7 @@ template <class T> struct Pair {
             store(g + i * length + f, load(g + i * length + f) * (T(1) - a * a));                                        \
         });                                                                                                              \
     }                                                                                                                    \
-    /* sums [S,L] of the positive part of x over the atoms of each structure; ptr counts from the first row of x */      \
+    /* ReLU of (10) and the sum of (11), [S,L], over the atoms of each structure; ptr counts from the first row of x */      \
     extern "C" void hydragnn_pool_##NAME(int64_t structures, int64_t length, const int64_t *ptr, const T *x, T *out) {     \
         for (int64_t s = 0; s < structures; ++s)                                                                         \
             for (int64_t f = 0; f < length; f += Lanes<T>::n) {                                                          \

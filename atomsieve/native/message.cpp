@@ -1,4 +1,5 @@
 // The PaiNN message of a stack of members, and its first and second derivatives, without edge-wide temporaries.
+// "eq." numbers are those of Schuett, Unke and Gastegger, ICML 2021; filters are linear in the basis, the cutoff part of it.
 //
 // For an edge e from sender j to receiver i, with basis A_e [R], unit vector u_e [3] and filter weights Wf [R,3F]:
 //     (w_s, w_a, w_b) = A_e Wf,   ds_i = sum_e w_s * p_s[j],   dv_i = sum_e w_a * q[j] + w_b * p_b[j] (x) u_e
@@ -34,9 +35,9 @@ void forward(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_str
                         V ds = load(y + f), d0 = load(y + F + f), d1 = load(y + 2 * F + f), d2 = load(y + 3 * F + f);
                         for (int e = 0; e < count; ++e) {
                             const T *xj = x + near[e] * 5 * F + f, *we = w + e * wide + f;
-                            const V wa = load(we + F), pushed = load(we + 2 * F) * load(xj + F);
-                            ds += load(we) * load(xj);
-                            d0 += wa * load(xj + 2 * F) + pushed * ue[3 * e];
+                            const V wa = load(we + F), pushed = load(we + 2 * F) * load(xj + F);  // w_b p_b, the second sum of eq. 8
+                            ds += load(we) * load(xj);  // eq. 7
+                            d0 += wa * load(xj + 2 * F) + pushed * ue[3 * e];  // eq. 8
                             d1 += wa * load(xj + 3 * F) + pushed * ue[3 * e + 1];
                             d2 += wa * load(xj + 4 * F) + pushed * ue[3 * e + 2];
                         }
@@ -80,16 +81,16 @@ void vjp(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stride,
                     filter(scratch.basis.data(), count, s.radial, padded, weights, wide, w);
                     const int64_t *near = csr.sender + e0;
                     const T *ue = unit + e0 * 3;
-                    if (gX) by_payload(g, near, ue, w, count, F, gx);
+                    if (gX) by_payload(g, near, ue, w, count, F, gx);  // transpose of eqs. 7, 8
                     for (int64_t f = 0; edge_grads && f < F; f += L) {
                         const V gs = load(gi + f), g0 = load(gi + F + f), g1 = load(gi + 2 * F + f), g2 = load(gi + 3 * F + f);
                         for (int e = 0; e < count; ++e) {
                             const T *xj = x + near[e] * 5 * F + f;
                             T *ce = c + e * wide + f, *pushed = w + e * wide + 2 * F + f;
                             const V pb = load(xj + F);
-                            store(ce, gs * load(xj));
-                            store(ce + F, g0 * load(xj + 2 * F) + g1 * load(xj + 3 * F) + g2 * load(xj + 4 * F));
-                            store(ce + 2 * F, (g0 * ue[3 * e] + g1 * ue[3 * e + 1] + g2 * ue[3 * e + 2]) * pb);
+                            store(ce, gs * load(xj));  // eq. 7 by w_s
+                            store(ce + F, g0 * load(xj + 2 * F) + g1 * load(xj + 3 * F) + g2 * load(xj + 4 * F));  // eq. 8 by w_a
+                            store(ce + 2 * F, (g0 * ue[3 * e] + g1 * ue[3 * e + 1] + g2 * ue[3 * e + 2]) * pb);  // eq. 8 by w_b
                             if (gu) store(pushed, load(pushed) * pb);
                         }
                     }
@@ -98,7 +99,7 @@ void vjp(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stride,
                         V s0 = {}, s1 = {}, s2 = {};
                         for (int64_t f = 0; f < F; f += L) {
                             const V p = load(pushed + f);
-                            s0 += p * load(gi + F + f);
+                            s0 += p * load(gi + F + f);  // eq. 8 by u_e
                             s1 += p * load(gi + 2 * F + f);
                             s2 += p * load(gi + 3 * F + f);
                         }
@@ -164,9 +165,9 @@ void second(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stri
                             const T *gj = g + near[e] * 4 * F + f, *we = w + e * wide + f, *de = wd + e * wide + f;
                             const T *u0 = ue + 3 * e, *v0 = ve + 3 * e;
                             const V g0 = load(gj + F), g1 = load(gj + 2 * F), g2 = load(gj + 3 * F), da = load(de + F);
-                            xs += load(de) * load(gj);
-                            xb -= load(de + 2 * F) * (g0 * u0[0] + g1 * u0[1] + g2 * u0[2]);
-                            xb -= load(we + 2 * F) * (g0 * v0[0] + g1 * v0[1] + g2 * v0[2]);
+                            xs += load(de) * load(gj);  // tangent of eq. 7's transpose
+                            xb -= load(de + 2 * F) * (g0 * u0[0] + g1 * u0[1] + g2 * u0[2]);  // tangent of eq. 8's transpose, by the filter
+                            xb -= load(we + 2 * F) * (g0 * v0[0] + g1 * v0[1] + g2 * v0[2]);  // the same, by the direction
                             q0 += da * g0;
                             q1 += da * g1;
                             q2 += da * g2;
@@ -185,7 +186,7 @@ void second(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stri
                             const T *we = w + e * wide + f, *de = wd + e * wide + f, *u0 = ue + 3 * e, *v0 = ve + 3 * e;
                             T *ce = c + e * wide + f, *ced = cd + e * wide + f;
                             const V ps = load(xj), hs = load(hj), pb = load(xj + F), hb = load(hj + F);
-                            ys += load(de) * ps + load(we) * hs;
+                            ys += load(de) * ps + load(we) * hs;  // tangent of eq. 7
                             store(ce, gs * ps);
                             store(ced, gs * hs);
                             const V along = load(de + 2 * F) * pb + load(we + 2 * F) * hb, turned = load(we + 2 * F) * pb;
@@ -197,7 +198,7 @@ void second(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stri
                             const V h0 = load(hj + 2 * F), h1 = load(hj + 3 * F), h2 = load(hj + 4 * F);
                             store(ce + F, g0 * p0 + g1 * p1 + g2 * p2);
                             store(ced + F, g0 * h0 + g1 * h1 + g2 * h2);
-                            y0 += da * p0 + wa * h0 + along * u0[0] + turned * v0[0];
+                            y0 += da * p0 + wa * h0 + along * u0[0] + turned * v0[0];  // tangent of eq. 8
                             y1 += da * p1 + wa * h1 + along * u0[1] + turned * v0[1];
                             y2 += da * p2 + wa * h2 + along * u0[2] + turned * v0[2];
                         }

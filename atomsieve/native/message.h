@@ -189,9 +189,9 @@ inline void by_payload(const T *g, const int64_t *near, const T *ue, const T *w,
         for (int e = 0; e < count; ++e) {
             const T *gj = g + near[e] * 4 * F + f, *we = w + e * 3 * F + f;
             const V g0 = load(gj + F), g1 = load(gj + 2 * F), g2 = load(gj + 3 * F), wa = load(we + F);
-            ds += load(we) * load(gj);
-            db -= load(we + 2 * F) * (g0 * ue[3 * e] + g1 * ue[3 * e + 1] + g2 * ue[3 * e + 2]);
-            q0 += wa * g0;
+            ds += load(we) * load(gj);  // eq. 7 of message.cpp, transposed
+            db -= load(we + 2 * F) * (g0 * ue[3 * e] + g1 * ue[3 * e + 1] + g2 * ue[3 * e + 2]);  // eq. 8 by p_b: the reverse edge has -u
+            q0 += wa * g0;  // eq. 8 by q
             q1 += wa * g1;
             q2 += wa * g2;
         }

@@ -39,13 +39,13 @@ void pull(const Shape s, const Csr csr, const T *X, const T *A, int64_t a_stride
                         for (int64_t f = 0; f < F; f += L) {
                             const V g0 = load(gi + F + f), g1 = load(gi + 2 * F + f), g2 = load(gi + 3 * F + f);
                             const V pb = load(xj + F + f), pushed = load(we + f) * pb;
-                            s0 += pushed * g0;
+                            s0 += pushed * g0;  // eq. 8 (message.cpp) by u_e
                             s1 += pushed * g1;
                             s2 += pushed * g2;
-                            length += load(de + f) * (load(gi + f) * load(xj + f));
-                            length += load(de + F + f) *
+                            length += load(de + f) * (load(gi + f) * load(xj + f));  // eq. 7 by the distance
+                            length += load(de + F + f) *  // eq. 8, first sum, by the distance
                                       (g0 * load(xj + 2 * F + f) + g1 * load(xj + 3 * F + f) + g2 * load(xj + 4 * F + f));
-                            length += load(de + 2 * F + f) * ((g0 * u0 + g1 * u1 + g2 * u2) * pb);
+                            length += load(de + 2 * F + f) * ((g0 * u0 + g1 * u1 + g2 * u2) * pb);  // eq. 8, second sum, by the distance
                         }
                         gd[m * s.edges + e0 + e] = sum<T>(length);
                         T *o = gu + (m * s.edges + e0 + e) * 3;

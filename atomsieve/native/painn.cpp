@@ -2,7 +2,8 @@
 //
 // A row is one atom of one member; F channels. Vectors stand as [3,F], `lr` [3,2F] holds left and right of each component,
 // `joined` [2F] the scalars after the message and the norms of right, `a` [3F] the gates a_ss, a_sv, a_vv. A null pointer
-// for vectors or their gradients means zero. The channels are whole vectors of a register. Formulas: `painn.py`.
+// for vectors or their gradients means zero. The channels are whole vectors of a register. "eq." numbers: Schuett,
+// Unke and Gastegger, ICML 2021, as written in atomsieve/models/painn/encoder.py.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -40,6 +41,7 @@ template <class T> struct Pair {
             r[x] = load(lr + (2 * x + 1) * width + f);
         }
     }
+    // U v and V v of eqs. 9, 10
     V dot() const { return l[0] * r[0] + l[1] * r[1] + l[2] * r[2]; }
     V norm() const { return root<V>(r[0] * r[0] + r[1] * r[1] + r[2] * r[2] + T(kEpsilon)); }
 };
@@ -62,7 +64,7 @@ template <class T> void scale(int64_t count, const T *by, T *g) {
     });
 }
 
-// x [5F] = p_s, p_b, and p_a times the vectors
+// x [5F] = p_s, p_b, and p_a times the vectors: what eqs. 7 and 8 send
 template <class T> void payload(int64_t rows, int64_t F, const T *p, const T *v, T *x) {
     using V = typename Lanes<T>::V;
     each<T>(rows, F, [=](int64_t i, int64_t f) {
@@ -75,7 +77,7 @@ template <class T> void payload(int64_t rows, int64_t F, const T *p, const T *v,
     });
 }
 
-// Gradient by p, and that by the vectors added to gv where there are any.
+// `payload` transposed: gradient by p, and that by the vectors added to gv where there are any.
 template <class T> void payload_back(int64_t rows, int64_t F, const T *gx, const T *p, const T *v, T *gp, T *gv) {
     using V = typename Lanes<T>::V;
     each<T>(rows, F, [=](int64_t i, int64_t f) {
@@ -97,7 +99,7 @@ template <class T> void payload_back(int64_t rows, int64_t F, const T *gx, const
     });
 }
 
-// Scalars (first half of joined) and vectors v1 after the message.
+// Scalars (first half of joined) and vectors v1 after the message: s + eq. 7, v + eq. 8.
 template <class T> void receive(int64_t rows, int64_t F, const T *received, const T *s, const T *v, T *joined, T *v1) {
     each<T>(rows, F, [=](int64_t i, int64_t f) {
         const T *from = received + i * 4 * F + f;
@@ -125,7 +127,7 @@ template <class T> void norm(int64_t rows, int64_t F, const T *lr, T *joined) {
     each<T>(rows, F, [=](int64_t i, int64_t f) { store(joined + (2 * i + 1) * F + f, Pair<T>(lr + 6 * i * F, F, f).norm()); });
 }
 
-// s2 = s1 + a_ss + a_sv l.r,  v2 = v1 + a_vv l
+// s2 = s1 + a_ss + a_sv l.r (eq. 9),  v2 = v1 + a_vv l (eq. 10)
 template <class T>
 void update(int64_t rows, int64_t F, const T *a, const T *lr, const T *joined, const T *v1, T *s2, T *v2) {
     each<T>(rows, F, [=](int64_t i, int64_t f) {
@@ -139,7 +141,7 @@ void update(int64_t rows, int64_t F, const T *a, const T *lr, const T *joined, c
     });
 }
 
-// Gradients by the gates and by left and right (the part that does not go through the norm).
+// Eqs. 9, 10 transposed: gradients by the gates and by left and right (the part that does not go through the norm).
 template <class T>
 void update_back(int64_t rows, int64_t F, const T *gs, const T *gv, const T *a, const T *lr, T *ga, T *glr) {
     using V = typename Lanes<T>::V;

@@ -18,7 +18,8 @@ from torch import Tensor
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.graphs import Graph, build_graph
 from atomsieve.models.hydragnn.fast import model as hydragnn_fast
-from atomsieve.models.hydragnn.fast.model import FastHydraGNN, FastResult, fast_available, spans
+from atomsieve.models.hydragnn.fast.arrays import FastResult, Workspace, spans
+from atomsieve.models.hydragnn.fast.model import FastHydraGNN, fast_available
 from atomsieve.structures import StructureBatch
 
 pytestmark = pytest.mark.skipif(not fast_available(), reason="compiled kernels are not installed")
@@ -204,7 +205,7 @@ def test_features_are_what_the_heads_read():
 
 def test_calls_from_threads_do_not_mix():
     models = [eager.build(eager.Shape(**SMALL), seed=k) for k in (0, 1)]
-    rooms = hydragnn_fast.Rooms()
+    rooms = Workspace()
     fast = [FastHydraGNN(model.state_dict(), "fp64", rooms=rooms) for model in models]
     graphs = [lists(random_boxes([n, n + 9], seed=n), 9) for n in (30, 51, 17)]
     given = drawn(2, 3)

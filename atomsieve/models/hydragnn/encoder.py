@@ -5,7 +5,23 @@ Beside the PaiNN of this package: atoms start from their atomic number alone (on
 another 1/r; vectors are mixed between layers; total charge and multiplicity are joined to the scalars after every
 layer; and heads read the sum over atoms (`atomsieve.models.readout.PooledReadout`).
 
-Here the plain way, by automatic differentiation, for any device and any neighbour list. `hydragnn_fast` holds another.
+Formulas, by the numbers that comments here and in the fast path (`atomsieve.models.hydragnn.fast`, `native/hydragnn*`)
+refer to; (5) to (8) are eqs. 7 to 10 of Schuett, Unke and Gastegger (ICML 2021), with another 1/r in (6). For an edge
+from sender j to receiver i, d is the edge vector and r its length:
+
+     (1)  rbf_n = sin(n pi r / rc) / r,  fc = (cos(pi r / rc) + 1) / 2 inside the cutoff rc, else 0
+     (2)  c = d / ((r + 1e-9) r)
+     (3)  W_v, W_e, W_s = (A rbf + b) fc
+     (4)  p_v, p_e, p_s = A_2 SiLU(A_1 s + a_1) + a_2
+     (5)  s_i += sum_j W_s p_s,j
+     (6)  v_i += sum_j W_v p_v,j v_j + W_e p_e,j c
+     (7)  U = v A_U,  V = v A_V;  a_vv, a_sv, a_ss = B_2 SiLU(B_1 [|V|, s] + b_1) + b_2
+     (8)  s += a_sv U.V + a_ss;  v += a_vv U, but for the last layer
+     (9)  s <- N_2 tanh(N_1 s + n_1) + n_2;  v <- v A_vec, but for the last layer
+    (10)  s <- ReLU(P [s, charge, spin] + p)
+    (11)  energy of a head = MLP(sum of s over the atoms)
+
+Here they are written for automatic differentiation, for any device and any neighbour list.
 """
 
 from __future__ import annotations
@@ -56,7 +72,7 @@ def sinc_basis(r: Tensor, n_basis: int, cutoff: float) -> Tensor:
     """Return `[..., R+1]` at distances r `[...]`: sin(n pi r / rc) / r times the cosine cutoff, and the cutoff."""
     r = r.unsqueeze(-1)
     n = torch.arange(1, n_basis + 1, device=r.device, dtype=r.dtype) * (math.pi / cutoff)
-    cut = torch.where(r < cutoff, 0.5 * (torch.cos(r * (math.pi / cutoff)) + 1), 0)
+    cut = torch.where(r < cutoff, 0.5 * (torch.cos(r * (math.pi / cutoff)) + 1), 0)  # (1)
     return torch.cat([torch.sin(n * r) / r * cut, cut], -1)
 
 
@@ -94,27 +110,27 @@ class HydraLayer(nn.Module):
         members, atoms, _, width = v.shape
         flat = v.reshape(members, 3 * atoms, width)
         left, right = (mix(flat).view(members, atoms, 3, width) for mix in (self.left, self.right))
-        norm = length(right)
+        norm = length(right)  # (7)
         parts = self.update(torch.cat([norm, s], -1)).split(width, -1)
         a_sv, a_ss = parts[-2:]
-        s = s + a_sv * (left * right).sum(2) + a_ss
-        s = self.node_second(torch.tanh(self.node_first(s)))
+        s = s + a_sv * (left * right).sum(2) + a_ss  # (8)
+        s = self.node_second(torch.tanh(self.node_first(s)))  # (9)
         if self.vector is None:
             return s, None
-        v = v + parts[0].unsqueeze(2) * left
+        v = v + parts[0].unsqueeze(2) * left  # (8)
         return s, self.vector(v.reshape(members, 3 * atoms, width)).view(members, atoms, 3, s.shape[-1])
 
     def _message(self, s: Tensor, v: Tensor | None, graph: EdgeGraph, edges: EdgeView) -> tuple[Tensor, Tensor]:
         """Add to each atom what its neighbours send."""
         members, atoms, width = s.shape
-        filters = torch.bmm(edges.basis, self.filters)
-        g_v, g_e, m_s = (filters * graph.senders(self.payload(s))).split(width, -1)
-        m_v = edges.along.unsqueeze(3) * g_e.unsqueeze(2)
+        filters = torch.bmm(edges.basis, self.filters)  # (3)
+        g_v, g_e, m_s = (filters * graph.senders(self.payload(s))).split(width, -1)  # (4), and the summands of (5)
+        m_v = edges.along.unsqueeze(3) * g_e.unsqueeze(2)  # (6), second summand
         if v is None:
             v = s.new_zeros(members, atoms, 3, width)
         else:
-            m_v = m_v + graph.senders(v) * g_v.unsqueeze(2)
-        return graph.sum_edges(m_s, s), graph.sum_edges(m_v, v)
+            m_v = m_v + graph.senders(v) * g_v.unsqueeze(2)  # (6), first summand
+        return graph.sum_edges(m_s, s), graph.sum_edges(m_v, v)  # (5), (6)
 
 
 class HydraGNNPaiNN(Encoder[EdgeView]):
@@ -158,7 +174,7 @@ class HydraGNNPaiNN(Encoder[EdgeView]):
             if self.projector is not None:
                 assert condition is not None
                 s = self.projector(torch.cat([s, condition], -1))
-            s = torch.relu(s)
+            s = torch.relu(s)  # (10)
         return s, v
 
     @classmethod

@@ -1,5 +1,7 @@
 """The PaiNN message as fused GPU kernels (Triton): see `atomsieve.models.messages.message` for what they compute.
 
+Comments give equations of Schuett, Unke and Gastegger (ICML 2021).
+
 One program serves one atom of one member and walks over its edges, so nothing as large as edges times channels is
 stored, nothing is added atomically, and the order of every sum is fixed. The analytic backward has two kernels: one
 over receivers gives the gradients of each edge's basis and direction, one over senders that of the payload.
@@ -65,8 +67,8 @@ def _forward(
         w_s, w_a, w_b = _filters(basis, weights, e, r, rows, f, lanes, F, R)
         sent = x + tl.load(sender + e) * 5 * F + f
         pushed = w_b * tl.load(sent + F, mask=lanes, other=0.0)
-        s += w_s * tl.load(sent, mask=lanes, other=0.0)
-        v_x += w_a * tl.load(sent + 2 * F, mask=lanes, other=0.0) + pushed * tl.load(unit + e * 3)
+        s += w_s * tl.load(sent, mask=lanes, other=0.0)  # eq. 7
+        v_x += w_a * tl.load(sent + 2 * F, mask=lanes, other=0.0) + pushed * tl.load(unit + e * 3)  # eq. 8
         v_y += w_a * tl.load(sent + 3 * F, mask=lanes, other=0.0) + pushed * tl.load(unit + e * 3 + 1)
         v_z += w_a * tl.load(sent + 4 * F, mask=lanes, other=0.0) + pushed * tl.load(unit + e * 3 + 2)
     here = out + (k * atoms + i) * 4 * F + f
@@ -113,16 +115,16 @@ def _edge_gradients(
         sent = x + tl.load(sender + e) * 5 * F + f
         p_b = tl.load(sent + F, mask=lanes, other=0.0)
         u_x, u_y, u_z = tl.load(unit + e * 3), tl.load(unit + e * 3 + 1), tl.load(unit + e * 3 + 2)
-        of_s = g_s * tl.load(sent, mask=lanes, other=0.0)
-        of_a = g_x * tl.load(sent + 2 * F, mask=lanes, other=0.0)
+        of_s = g_s * tl.load(sent, mask=lanes, other=0.0)  # eq. 7 by w_s
+        of_a = g_x * tl.load(sent + 2 * F, mask=lanes, other=0.0)  # eq. 8 by w_a
         of_a += g_y * tl.load(sent + 3 * F, mask=lanes, other=0.0)
         of_a += g_z * tl.load(sent + 4 * F, mask=lanes, other=0.0)
-        of_b = (g_x * u_x + g_y * u_y + g_z * u_z) * p_b
+        of_b = (g_x * u_x + g_y * u_y + g_z * u_z) * p_b  # eq. 8 by w_b
         found = tl.sum(tl.load(place, mask=tile, other=0.0) * of_s[None, :], axis=1)
         found += tl.sum(tl.load(place + F, mask=tile, other=0.0) * of_a[None, :], axis=1)
         found += tl.sum(tl.load(place + 2 * F, mask=tile, other=0.0) * of_b[None, :], axis=1)
         tl.store(grad_basis + (k * edges + e) * R + r, found, mask=rows)
-        pushed = w_b * p_b
+        pushed = w_b * p_b  # eq. 8 by the direction
         turned = grad_unit + (k * edges + e) * 3
         tl.store(turned, tl.sum(g_x * pushed, axis=0))
         tl.store(turned + 1, tl.sum(g_y * pushed, axis=0))
@@ -166,9 +168,9 @@ def _payload_gradients(
         g_y = tl.load(there + 2 * F, mask=lanes, other=0.0)
         g_z = tl.load(there + 3 * F, mask=lanes, other=0.0)
         along = g_x * tl.load(unit + e * 3) + g_y * tl.load(unit + e * 3 + 1) + g_z * tl.load(unit + e * 3 + 2)
-        of_s += w_s * tl.load(there, mask=lanes, other=0.0)
+        of_s += w_s * tl.load(there, mask=lanes, other=0.0)  # eq. 7 by p_s
         of_b += -(w_b * along) if MIRRORED else w_b * along  # the reverse of an edge points the other way
-        of_x += w_a * g_x
+        of_x += w_a * g_x  # eq. 8 by q
         of_y += w_a * g_y
         of_z += w_a * g_z
     here = grad_x + (k * atoms + j) * 5 * F + f

@@ -20,7 +20,7 @@ _EPSILON = 1e-6  # keeps the gradient of the norm finite at zero vectors; larger
 
 
 class PaiNNLayer(nn.Module):
-    """One message block and one update block."""
+    """One message block (eqs. 7, 8) and one update block (eqs. 9, 10)."""
 
     def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class PaiNNLayer(nn.Module):
         carried = payload[:, :, 2:]
         vectors = torch.zeros_like(carried).expand(-1, -1, 3, -1) if v is None else carried * v
         x = torch.cat([payload[:, :, :2], vectors], dim=2)
-        received = message(x, geometry.basis, geometry.unit, self.filters, graph, wanted=wanted)
+        received = message(x, geometry.basis, geometry.unit, self.filters, graph, wanted=wanted)  # eqs. 7, 8
         s = s + received[:, :, 0]
         v = received[:, :, 1:] if v is None else v + received[:, :, 1:]
         left, right = self.mix(v.reshape(members, 3 * atoms, width)).view(members, atoms, 3, 2 * width).chunk(2, dim=-1)
-        norm = torch.sqrt((right * right).sum(2) + _EPSILON)
+        norm = torch.sqrt((right * right).sum(2) + _EPSILON)  # |V v| of eqs. 9, 10
         a_ss, a_sv, a_vv = self.update(torch.cat([s, norm], dim=-1)).chunk(3, dim=-1)
-        s = s + a_ss + a_sv * (left * right).sum(2)
-        return s, v + a_vv.unsqueeze(2) * left
+        s = s + a_ss + a_sv * (left * right).sum(2)  # eq. 9
+        return s, v + a_vv.unsqueeze(2) * left  # eq. 10
 
 
 class PaiNN(Encoder[Geometry]):

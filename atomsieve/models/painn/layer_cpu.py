@@ -1,6 +1,7 @@
 """A PaiNN layer for inference on a CPU: compiled steps between its matrix products, with the backward pass written out.
 
-The mathematics is that of `painn.PaiNNLayer`. What the general path does by a dozen operations over arrays of atoms
+The mathematics is that of `atomsieve.models.painn.encoder.PaiNNLayer`; comments give equations of Schuett, Unke and
+Gastegger (ICML 2021). What the general path does by a dozen operations over arrays of atoms
 times channels, each with its gradient, is here one pass over memory.
 """
 
@@ -71,15 +72,15 @@ class _Layer(torch.autograd.Function):
 
         payload, slope = _mlp(layer.payload, s)
         x, received = array(5, width), array(4, width)
-        _step("payload", s, payload, v, x)
-        call_kernel("forward", x, basis, unit, layer.filters.contiguous(), graph, received)
+        _step("payload", s, payload, v, x)  # phi(s) and phi_vv(s) v of eqs. 7, 8
+        call_kernel("forward", x, basis, unit, layer.filters.contiguous(), graph, received)  # sums of eqs. 7, 8
         joined, v1 = array(2 * width), array(3, width)
-        _step("receive", s, received, s, v, joined, v1)
-        lr = _map(layer.mix, v1.view(members, 3 * atoms, width)).view(members, atoms, 3, 2 * width)
-        _step("norm", s, lr, joined)
-        gates, slope2 = _mlp(layer.update, joined)
+        _step("receive", s, received, s, v, joined, v1)  # s + eq. 7, v + eq. 8
+        lr = _map(layer.mix, v1.view(members, 3 * atoms, width)).view(members, atoms, 3, 2 * width)  # U v, V v
+        _step("norm", s, lr, joined)  # [s, |V v|]
+        gates, slope2 = _mlp(layer.update, joined)  # a_ss, a_sv, a_vv
         s2, v2 = torch.empty_like(s), torch.empty_like(v1)
-        _step("update", s, gates, lr, joined, v1, s2, v2)
+        _step("update", s, gates, lr, joined, v1, s2, v2)  # eqs. 9, 10
         ctx.graph, ctx.layer, ctx.first, ctx.geometry = graph, layer, v is None, geometry
         ctx.set_materialize_grads(False)
         own = () if v is None else (v,)
@@ -97,12 +98,12 @@ class _Layer(torch.autograd.Function):
         by_s = torch.zeros_like(s) if by_s is None else by_s.contiguous()
         by_v = None if by_v is None else by_v.contiguous()
         by_gates, by_lr = torch.empty_like(gates), torch.empty_like(lr)
-        _step("update_back", s, by_s, by_v, gates, lr, by_gates, by_lr)
+        _step("update_back", s, by_s, by_v, gates, lr, by_gates, by_lr)  # eqs. 9, 10 transposed
         by_joined, by_s1 = _mlp_back(layer.update, by_gates, slope2), torch.empty_like(s)
         _step("norm_back", s, by_joined, joined, lr, by_s, by_lr, by_s1)
         by_mixed = _map_back(layer.mix, by_lr.view(members, 3 * atoms, 2 * width))
         by_received = s.new_empty(members, atoms, 4, width)
-        _step("receive_back", s, by_s1, by_v, by_mixed, by_received)
+        _step("receive_back", s, by_s1, by_v, by_mixed, by_received)  # by the sums of eqs. 7, 8
         by_x, by_unit = torch.empty_like(x), s.new_empty(unit.shape)
         by_stretch = s.new_empty(members, graph.n_edges)
         basis, rates = ctx.geometry.basis.detach(), ctx.geometry.slope.contiguous()
@@ -111,7 +112,7 @@ class _Layer(torch.autograd.Function):
         )
         by_payload = torch.empty_like(payload)
         by_vectors = None if v is None else by_received[:, :, 1:].contiguous()
-        _step("payload_back", s, by_x, payload, v, by_payload, by_vectors)
+        _step("payload_back", s, by_x, payload, v, by_payload, by_vectors)  # by phi(s) and v
         by_s1 += _mlp_back(layer.payload, by_payload, slope)
         return by_s1, by_vectors, by_unit, by_stretch, None, None, None
 

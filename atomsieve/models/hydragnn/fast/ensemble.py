@@ -8,7 +8,8 @@ from torch import Tensor
 from atomsieve.graphs.graph import Graph
 from atomsieve.models.encoder import MemberStack
 from atomsieve.models.hydragnn.config import HYDRAGNN
-from atomsieve.models.hydragnn.fast.model import FastHydraGNN, Rooms, fast_available
+from atomsieve.models.hydragnn.fast.arrays import Workspace
+from atomsieve.models.hydragnn.fast.model import FastHydraGNN, fast_available
 from atomsieve.models.hydragnn.state_dict import to_hydragnn_state
 from atomsieve.models.output import EnsembleOutput, forces_of, virial_of
 
@@ -27,9 +28,9 @@ class FastEnsemble:
     """
 
     def __init__(self, ensemble: MemberStack, precision: str, device: torch.device | None = None) -> None:
-        rooms = Rooms()
+        workspace = Workspace()
         self.members = [
-            FastHydraGNN(to_hydragnn_state(ensemble, k), precision, ensemble.config.cutoff, rooms, device)
+            FastHydraGNN(to_hydragnn_state(ensemble, k), precision, ensemble.config.cutoff, workspace, device)
             for k in range(ensemble.members)
         ]
         self.scales = torch.tensor([h.scale for h in ensemble.heads], dtype=torch.float64, device=device)

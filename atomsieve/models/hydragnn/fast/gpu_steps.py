@@ -56,11 +56,11 @@ class GpuSteps:
         r = torch.linalg.vector_norm(vec, dim=1, keepdim=True)
         k = torch.arange(1, radial + 1, device=vec.device, dtype=vec.dtype) * (math.pi / cutoff)
         within, angle = r < cutoff, r * (math.pi / cutoff)
-        fc = torch.where(within, 0.5 * (torch.cos(angle) + 1), 0)
+        fc = torch.where(within, 0.5 * (torch.cos(angle) + 1), 0)  # (1)
         dfc = torch.where(within, -0.5 * math.pi / cutoff * torch.sin(angle), 0)
-        rbf = torch.sin(k * r) / r
+        rbf = torch.sin(k * r) / r  # (1)
         drbf = (k * torch.cos(k * r) - rbf) / r
-        basis.copy_(torch.cat([rbf * fc, fc, vec / ((r + TINY) * r)], 1))
+        basis.copy_(torch.cat([rbf * fc, fc, vec / ((r + TINY) * r)], 1))  # (2)
         slope.copy_(torch.cat([drbf * fc + rbf * dfc, dfc, torch.zeros_like(vec)], 1))
 
     def transpose(self, atoms: int, edges: int, sender: Tensor, column: Tensor, order: Tensor) -> None:
@@ -87,13 +87,13 @@ class GpuSteps:
         """Fill `state [N,4]`, scalar and vector after layer 0's message, and after its update `s0 [N]`, `v0 [N,4]`."""
         values, along = basis[:, : radial + 1].double(), basis[:, radial + 1 :].double()
         payload = table[numbers[sender]]
-        scalar, push = (values @ filters[1]) * payload[:, 1], (values @ filters[0]) * payload[:, 0]
+        scalar, push = (values @ filters[1]) * payload[:, 1], (values @ filters[0]) * payload[:, 0]  # (5), (6)
         state.copy_(_segment_sums(torch.cat([scalar[:, None], push[:, None] * along], 1), row_ptr))
         state[:, 0] += numbers
-        o = _mix(p, state[:, 0], state[:, 1:])
-        torch.add(state[:, 0] + o.q[:, 1] * o.dot, o.q[:, 2], out=s0)
+        o = _mix(p, state[:, 0], state[:, 1:])  # (7)
+        torch.add(state[:, 0] + o.q[:, 1] * o.dot, o.q[:, 2], out=s0)  # (8)
         v0[:, 3] = 0
-        v0[:, :3] = state[:, 1:] + o.q[:, :1] * o.u
+        v0[:, :3] = state[:, 1:] + o.q[:, :1] * o.u  # (8)
 
     def narrow_backward(
         self,
@@ -134,7 +134,7 @@ class GpuSteps:
         by_along = wide[:, 1:].double() + push * g_here
         r = torch.linalg.vector_norm(vec, dim=1)
         q = 1 / ((r + TINY) * r)
-        by_length -= (by_along * vec).sum(1) * (2 * r + TINY) * q * q
+        by_length -= (by_along * vec).sum(1) * (2 * r + TINY) * q * q  # (2) by r
         out.copy_(by_along * q[:, None] + vec * (by_length / r)[:, None])
 
     def wide_forward(

@@ -9,100 +9,30 @@ What the architecture allows, exactly:
 - Gradients are written out. The backward pass starts from the heads' weights folded together, so it runs once.
 
 What remains is matrix products; on a CPU over blocks of whole structures that stay in the cache. The steps between them
-are compiled loops there, and fused kernels on a GPU (`hydragnn_gpu`).
+are compiled loops there, and fused kernels on a GPU (`cpu_steps`, `gpu_steps`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from atomsieve.errors import AtomSieveError, DataError, unknown
+from atomsieve.models.hydragnn.fast.arrays import PARTS, Activations, EdgeArrays, FastResult, Workspace, spans
+from atomsieve.models.hydragnn.fast.cpu_steps import CpuSteps, cpu_available
 from atomsieve.models.hydragnn.fast.gpu_steps import GpuSteps, gpu_available
 from atomsieve.models.hydragnn.fast.heads import FastHeads
 from atomsieve.models.hydragnn.fast.weights import ELEMENTS, Folded, fold
 from atomsieve.models.layers import multiplies_bf16
-from atomsieve.native import kernels
 
 BLOCK_ATOMS = {"cpu": 512, "cuda": 65_536}
 """Atoms whose matrix products are made together, by kind of device; larger structures are blocks of their own."""
 GROUP_ATOMS = {"cpu": 8192, "cuda": 65_536}
 """Atoms whose activations are held for the backward pass."""
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}
-
-
-class FastResult(NamedTuple):
-    """Energies and gradients.
-
-    Attributes
-    ----------
-    energy_per_head : [S,B] float64, eV.
-    energy : [S] float64, sum of the heads' energies times `mix`.
-    edge_grad : [E,3], d energy / d vec.
-    features : [N,F], the encoder's features of atoms, if asked for.
-    """
-
-    energy_per_head: Tensor
-    energy: Tensor
-    edge_grad: Tensor
-    features: Tensor | None = None
-
-
-class _Kept(NamedTuple):
-    """Activations of the atoms of a group; L is the padded length of a row of features."""
-
-    spread: Tensor
-    """[N,L] tanh of the first node map of layer 0, then 1, charge, spin."""
-    s1: Tensor
-    """[N,L] scalars that enter layer 1."""
-    slope1: Tensor
-    """[N,L] derivative of the nonlinearity in the payload."""
-    phi: Tensor
-    """[N,3L] payload: parts v, e, s."""
-    uv: Tensor
-    """[N,3,2L] vectors after the message by the two linear maps; in the backward pass their gradients."""
-    slope2: Tensor
-    """[N,L] derivative of the nonlinearity in the update."""
-    gates: Tensor
-    """[N,2L] what the update multiplies and adds."""
-    closing: Tensor
-    """[N,L] tanh of the first node map of layer 1, then 1, charge, spin."""
-    last: Tensor
-    """[N,L] features before the last nonlinearity."""
-
-
-_PARTS = {"phi": 3, "uv": 6, "gates": 2}
-"""Rows of features that an atom has in an array of `_Kept`, where more than one."""
-
-
-class _Edges(NamedTuple):
-    """Arrays of the edges of a group; atoms count from its first one."""
-
-    row_ptr: Tensor
-    sender: Tensor
-    receiver: Tensor
-    vec: Tensor
-    basis: Tensor
-    slope: Tensor
-    column: Tensor
-    order: Tensor
-
-
-class Rooms:
-    """Working arrays, kept between calls; whoever uses them holds the lock. Models of one shape and type may share.
-
-    On a GPU every stream has its own, since what one stream was told to do may still be going on.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.arrays: dict[tuple[str, int], Tensor] = {}
 
 
 _NEEDED = {
@@ -115,8 +45,7 @@ def fast_available(device: str = "cpu") -> bool:
     """Say whether what this needs on a kind of device is there: compiled kernels, or Triton."""
     if device == "cuda":
         return gpu_available()
-    library = kernels()
-    return library is not None and hasattr(library, "hydragnn_transpose")
+    return cpu_available()
 
 
 class FastHydraGNN:
@@ -127,15 +56,15 @@ class FastHydraGNN:
         state: Mapping[str, Tensor],
         precision: str = "fp32",
         cutoff: float = 5.0,
-        rooms: Rooms | None = None,
+        workspace: Workspace | None = None,
         device: torch.device | None = None,
-        steps: NativeSteps | GpuSteps | None = None,
+        steps: CpuSteps | GpuSteps | None = None,
     ) -> None:
         """Fold the weights of a state dict.
 
         precision : fp64, fp32, or bf16: factors of matrix products are rounded to BF16, the rest is FP32. Where the
             processor has no BF16 products they are made in FP32, and this is no faster than fp32.
-        cutoff : Angstrom. rooms : shared with members of the same ensemble, so that they are there once.
+        cutoff : Angstrom. workspace : shared with members of the same ensemble, so that they are there once.
         device : None is the CPU. steps : what is done between matrix products; None takes what the device is for.
 
         Raises
@@ -155,8 +84,8 @@ class FastHydraGNN:
         self.direct = self.rounded and multiplies_bf16(self.device)
         self.weights: Folded = fold(state, self.dtype, self.rounded).to(self.device)
         self.heads = FastHeads(state, self.dtype, self.device)  # the readout is not rounded
-        self.rooms = Rooms() if rooms is None else rooms
-        self.steps = steps or (GpuSteps() if self.device.type == "cuda" else NativeSteps(self.dtype))
+        self.workspace = Workspace() if workspace is None else workspace
+        self.steps = steps or (GpuSteps() if self.device.type == "cuda" else CpuSteps(self.dtype))
 
     def __call__(
         self,
@@ -207,7 +136,7 @@ class FastHydraGNN:
             a, b = int(cuts[first]), int(cuts[last])
             e, f = int(bounds[first]), int(bounds[last])
             edges = self._edges(row_ptr[a : b + 1] - e, sender[e:f] - a, receiver[e:f] - a, vec[e:f])
-            with self.rooms.lock:
+            with self.workspace.lock:
                 found = self._group(
                     numbers[a:b],
                     edges,
@@ -229,7 +158,7 @@ class FastHydraGNN:
     def _group(
         self,
         numbers: Tensor,
-        edges: _Edges,
+        edges: EdgeArrays,
         ptr: Tensor,
         cuts: np.ndarray,
         attributes: Tensor,
@@ -243,7 +172,7 @@ class FastHydraGNN:
         Edge gradients are written into `grad`, features of atoms into `of_atoms`, where they are wanted.
         """
         atoms, structures, w = len(numbers), len(ptr) - 1, self.weights
-        kept = _Kept(*(self._room(name, atoms, _PARTS.get(name, 1)) for name in _Kept._fields))
+        kept = Activations(*(self._working_array(name, atoms, PARTS.get(name, 1)) for name in Activations._fields))
         state, s0 = (self._empty(*shape, dtype=torch.float64) for shape in ((atoms, 4), (atoms,)))
         v0 = self._empty(atoms, 4)
         self._call(
@@ -302,7 +231,7 @@ class FastHydraGNN:
         )
         return each
 
-    def _edges(self, row_ptr: Tensor, sender: Tensor, receiver: Tensor, vec: Tensor) -> _Edges:
+    def _edges(self, row_ptr: Tensor, sender: Tensor, receiver: Tensor, vec: Tensor) -> EdgeArrays:
         """Return the arrays that both passes read, with the order of edges by sender."""
         edges, atoms, radial = len(sender), len(row_ptr) - 1, self.weights.radial
         basis = self._empty(edges, radial + 4)
@@ -310,17 +239,19 @@ class FastHydraGNN:
         self._call("geometry", edges, radial, self.cutoff, vec, basis, slope)
         column, order = (self._empty(n, dtype=torch.int64) for n in (atoms + 1, edges))
         self._call("transpose", atoms, edges, sender, column, order)
-        return _Edges(row_ptr, sender, receiver, vec, basis, slope, column, order)
+        return EdgeArrays(row_ptr, sender, receiver, vec, basis, slope, column, order)
 
-    def _forward(self, edges: _Edges, kept: _Kept, a: int, b: int, s0: Tensor, v0: Tensor, attributes: Tensor) -> None:
+    def _forward(
+        self, edges: EdgeArrays, kept: Activations, a: int, b: int, s0: Tensor, v0: Tensor, attributes: Tensor
+    ) -> None:
         """Fill the activations of atoms a to b."""
         w, n = self.weights, b - a
-        k, width = _Kept(*(t[a:b] for t in kept)), (n, w.features, w.length)
-        self._call("spread", *width, s0[a:b], w.spread, w.spread_bias, attributes, k.spread)
-        self._product(k.spread, w.join, k.s1, inner=w.features + 3)
+        k, width = Activations(*(t[a:b] for t in kept)), (n, w.features, w.length)
+        self._call("spread", *width, s0[a:b], w.spread, w.spread_bias, attributes, k.spread)  # tanh of (9), layer 0
+        self._product(k.spread, w.join, k.s1, inner=w.features + 3)  # (9) and (10) merged
         self._call("relu", *width, k.s1)
         hidden = self._scratch("hidden", n)
-        self._product(k.s1, w.payload, k.slope1, inner=w.features + 1)
+        self._product(k.s1, w.payload, k.slope1, inner=w.features + 1)  # (4)
         self._call("silu", *width, k.slope1, hidden)
         self._product(hidden, w.payload_out, k.phi, inner=w.features + 1)
         vectors, x = self._scratch("vectors", n, 3), self._scratch("x", n, 2)
@@ -346,20 +277,20 @@ class FastHydraGNN:
         flat = vectors.view(3 * n, w.length)
         if w.biased:
             flat[:, w.features] = 1
-        self._product(flat, w.vectors, k.uv.view(3 * n, -1), inner=w.features + w.biased)
-        self._call("norm", *width, k.uv, x)
-        self._product(x, w.update, k.slope2, inner=w.length + w.features + 1)
+        self._product(flat, w.vectors, k.uv.view(3 * n, -1), inner=w.features + w.biased)  # U, V of (7)
+        self._call("norm", *width, k.uv, x)  # |V| of (7)
+        self._product(x, w.update, k.slope2, inner=w.length + w.features + 1)  # (7)
         self._call("silu", *width, k.slope2, hidden)
         self._product(hidden, w.update_out, k.gates, inner=w.features + 1)
-        self._call("gate", *width, x, k.uv, k.gates, hidden)
-        self._product(hidden, w.node, k.closing, inner=w.features + 1)
+        self._call("gate", *width, x, k.uv, k.gates, hidden)  # (8)
+        self._product(hidden, w.node, k.closing, inner=w.features + 1)  # (9)
         self._call("tanh", *width, attributes, k.closing)
-        self._product(k.closing, w.join_last, k.last, inner=w.features + 3)
+        self._product(k.closing, w.join_last, k.last, inner=w.features + 3)  # (9) and (10) merged
 
     def _backward(
         self,
-        edges: _Edges,
-        kept: _Kept,
+        edges: EdgeArrays,
+        kept: Activations,
         a: int,
         b: int,
         v0: Tensor,
@@ -370,7 +301,7 @@ class FastHydraGNN:
     ) -> None:
         """Turn gradients `into [n,L]` of the last features of atoms a to b into those of scalars, vectors and edges."""
         w, n = self.weights, b - a
-        k, width = _Kept(*(t[a:b] for t in kept)), (n, w.features, w.length)
+        k, width = Activations(*(t[a:b] for t in kept)), (n, w.features, w.length)
         one, two, three = (self._scratch(f"back{m}", n, m) for m in (1, 2, 3))
         total, payload = self._scratch("total", n), self._scratch("by_payload", n, 3)
         self._back(into, w.join_last, one)
@@ -433,48 +364,17 @@ class FastHydraGNN:
     def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
-    def _room(self, name: str, rows: int, parts: int) -> Tensor:
+    def _working_array(self, name: str, rows: int, parts: int) -> Tensor:
         """Return a working array `[rows, parts*L]`, zero where nothing was written yet; kept between calls."""
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
-        held = self.rooms.arrays.get((name, stream))
+        held = self.workspace.arrays.get((name, stream))
         if held is None or len(held) < rows:
             held = torch.zeros(rows, parts * self.weights.length, dtype=self.dtype, device=self.device)
-            self.rooms.arrays[name, stream] = held
+            self.workspace.arrays[name, stream] = held
         return held[:rows]
 
     def _scratch(self, name: str, rows: int, parts: int = 1) -> Tensor:
-        return self._room(f"block {name}", rows, parts)
+        return self._working_array(f"block {name}", rows, parts)
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
         getattr(self.steps, name)(*arguments)
-
-
-class NativeSteps:
-    """The compiled steps of a CPU, in FP32 or FP64."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._suffix = "f64" if dtype == torch.float64 else "f32"
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        typed = "" if name == "transpose" else f"_{self._suffix}"
-        function = getattr(kernels(), f"hydragnn_{name}{typed}")
-        return lambda *arguments: function(*(_value(x) for x in arguments))
-
-
-def _value(x: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
-    if isinstance(x, int):
-        return ctypes.c_int64(x)
-    if isinstance(x, float):
-        return ctypes.c_double(x)
-    return ctypes.c_void_p(x.data_ptr() if x is not None else None)
-
-
-def spans(ptr: np.ndarray, atoms: int) -> Iterator[tuple[int, int]]:
-    """Yield spans of structures of at most so many atoms, or of one larger structure; `ptr [S+1]`."""
-    first, end = 0, len(ptr) - 1
-    while first < end:
-        last = max(int(np.searchsorted(ptr, ptr[first] + atoms, "right")) - 1, first + 1)
-        yield first, last
-        first = last

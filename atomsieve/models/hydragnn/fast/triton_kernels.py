@@ -2,7 +2,8 @@
 
 Rows have length L: F features and padding, zero but for columns F (1, for the bias of a product), F+1 and F+2 (charge
 and spin) of what enters a product. One program serves one atom: nothing as large as edges times features is stored,
-nothing is added atomically, and the order of every sum is fixed. Formulas stand beside the compiled kernels.
+nothing is added atomically, and the order of every sum is fixed. Numbers in brackets
+are those of the formulas at the head of `atomsieve.models.hydragnn.encoder`.
 
 With TRITON_INTERPRET=1 the same kernels run on the CPU, slowly: that is how they are tested.
 """
@@ -130,7 +131,7 @@ def norm(uv, x, F: tl.constexpr, L: tl.constexpr, LANES: tl.constexpr):
     _, v_x = _pair(uv, i, 0, f, lanes, L)
     _, v_y = _pair(uv, i, 1, f, lanes, L)
     _, v_z = _pair(uv, i, 2, f, lanes, L)
-    tl.store(x + i * 2 * L + f, tl.sqrt(v_x * v_x + v_y * v_y + v_z * v_z), mask=lanes)
+    tl.store(x + i * 2 * L + f, tl.sqrt(v_x * v_x + v_y * v_y + v_z * v_z), mask=lanes)  # |V| of (7)
 
 
 @triton.jit
@@ -139,7 +140,7 @@ def gate(x, uv, q, out, F: tl.constexpr, L: tl.constexpr, LANES: tl.constexpr):
     i, f, lanes = _row(LANES, L)
     at = i * 2 * L + f
     s = tl.load(x + at + L, mask=lanes, other=0.0) + tl.load(q + at + L, mask=lanes, other=0.0)
-    s += tl.load(q + at, mask=lanes, other=0.0) * _dot(uv, i, f, lanes, L)
+    s += tl.load(q + at, mask=lanes, other=0.0) * _dot(uv, i, f, lanes, L)  # (8)
     tl.store(out + i * L + f, tl.where(f == F, 1.0, s), mask=lanes)
 
 
@@ -219,9 +220,9 @@ def wide_forward(
     for e in range(tl.load(row_ptr + i), tl.load(row_ptr + i + 1)):
         b, j = basis + e * (K + 3), tl.load(sender + e)
         sent = phi + j * 3 * L + f
-        p_v = _filter(b, filters, f, lanes, L, K) * tl.load(sent, mask=lanes, other=0.0)
-        p_e = _filter(b, filters + K * L, f, lanes, L, K) * tl.load(sent + L, mask=lanes, other=0.0)
-        s += _filter(b, filters + 2 * K * L, f, lanes, L, K) * tl.load(sent + 2 * L, mask=lanes, other=0.0)
+        p_v = _filter(b, filters, f, lanes, L, K) * tl.load(sent, mask=lanes, other=0.0)  # (3), (6) first
+        p_e = _filter(b, filters + K * L, f, lanes, L, K) * tl.load(sent + L, mask=lanes, other=0.0)  # (3), (6) second
+        s += _filter(b, filters + 2 * K * L, f, lanes, L, K) * tl.load(sent + 2 * L, mask=lanes, other=0.0)  # (3), (5)
         x, y, z = tl.load(v0 + 4 * j), tl.load(v0 + 4 * j + 1), tl.load(v0 + 4 * j + 2)
         if BIASED:
             z_x += p_v * (w_f * x + beta_f)
@@ -289,16 +290,16 @@ def wide_backward(
         t_z = tl.load(t + 2 * L, mask=lanes, other=0.0)
         up = tl.load(by_s + i * L + f, mask=lanes, other=0.0)
         part = filters + 2 * K * L
-        of_s += _filter(b, part, f, lanes, L, K) * up
-        by_length = _filter(db, part, f, lanes, L, K) * (p_s * up)
+        of_s += _filter(b, part, f, lanes, L, K) * up  # (5) by p_s
+        by_length = _filter(db, part, f, lanes, L, K) * (p_s * up)  # (5) by r
         filtered = _filter(b, filters, f, lanes, L, K)
         inner, push = t_x * x + t_y * y + t_z * z, filtered * p_v
         if BIASED:
             inner = inner * w_f + (t_x + t_y + t_z) * beta_f
             push *= w_f
         of_v += filtered * inner
-        by_length += _filter(db, filters, f, lanes, L, K) * (p_v * inner)
-        g_x += push * t_x
+        by_length += _filter(db, filters, f, lanes, L, K) * (p_v * inner)  # (6), first summand, by r
+        g_x += push * t_x  # (6) by v_j
         g_y += push * t_y
         g_z += push * t_z
         part = filters + K * L
