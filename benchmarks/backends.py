@@ -27,7 +27,7 @@ import torch
 from ensemble import crystals, median_time
 
 from atomsieve.export.artefact import Artefact
-from atomsieve.export.spec import Spec, entry_of, import_format, machine
+from atomsieve.export.spec import Spec, describe_processor, entry_of, import_format
 from atomsieve.export.trace import example_inputs, trace
 from atomsieve.export.trust import trust
 from atomsieve.gfm import ExportEntry, ensemble_id, load_gfm, save_gfm
@@ -158,7 +158,7 @@ def main() -> None:
         print(json.dumps(measure(arguments)))
         return
     sizes = arguments.sizes.split(",")
-    print(f"{machine()}, {arguments.threads} threads, torch {torch.__version__}, {arguments.device}")
+    print(f"{describe_processor()}, {arguments.threads} threads, torch {torch.__version__}, {arguments.device}")
     print(
         f"{arguments.members} members, hidden {arguments.hidden}, {arguments.layers} layers, {ATOMS} atoms a crystal\n"
     )

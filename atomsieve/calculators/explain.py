@@ -1,4 +1,4 @@
-"""Why there are no numbers for some atoms: one line with the value and the remedy, as ASE's own exceptions."""
+"""Turns the status of a structure without result into an ASE exception: one line with the value and the remedy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SHOWN = 12
 """Elements of a head that a message names."""
 
 
-def explain(status: Status, atoms: Atoms, predictor: AnyPredictor, head: str) -> CalculatorError:
-    """Return the exception for atoms that got a status; what the user can put right is an `InputError`."""
+def build_error(status: Status, atoms: Atoms, predictor: AnyPredictor, head: str) -> CalculatorError:
+    """Return the exception for the status of some atoms; an `InputError` where the user can correct the input."""
     if status == Status.UNSEEN_ELEMENT:
-        return InputError(_unseen(atoms, predictor, head))
+        return InputError(_explain_unseen(atoms, predictor, head))
     if status == Status.BAD_CELL:
-        return InputError(_bad_cell(atoms))
+        return InputError(_explain_bad_cell(atoms))
     if status == Status.NAN_INPUT:
-        return InputError(_not_finite(atoms))
+        return InputError(_explain_not_finite(atoms))
     if status == Status.EMPTY:
         return InputError("the Atoms object is empty (0 atoms); add atoms before asking for an energy")
     if status == Status.MISSING_CHARGE_OR_SPIN:
@@ -44,7 +44,7 @@ def explain(status: Status, atoms: Atoms, predictor: AnyPredictor, head: str) ->
     return CalculationFailed(f"{what}; {remedies.get(status, 'check the structure')}")
 
 
-def _unseen(atoms: Atoms, predictor: AnyPredictor, head: str) -> str:
+def _explain_unseen(atoms: Atoms, predictor: AnyPredictor, head: str) -> str:
     known = predictor.elements(head)
     lacking = sorted(set(atoms.numbers.tolist()) - set(known))
     able = [h for h in predictor.heads if not set(atoms.numbers.tolist()) - set(predictor.elements(h))]
@@ -54,7 +54,7 @@ def _unseen(atoms: Atoms, predictor: AnyPredictor, head: str) -> str:
     return f"head {head!r} was never trained on {names}; it knows {shown} ({len(known)} elements); {remedy}"
 
 
-def _bad_cell(atoms: Atoms) -> str:
+def _explain_bad_cell(atoms: Atoms) -> str:
     lengths = [float(x) for x in np.linalg.norm(np.asarray(atoms.cell), axis=1).round(6)]
     pbc = [bool(p) for p in atoms.pbc]
     return (
@@ -63,7 +63,7 @@ def _bad_cell(atoms: Atoms) -> str:
     )
 
 
-def _not_finite(atoms: Atoms) -> str:
+def _explain_not_finite(atoms: Atoms) -> str:
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
     if len(bad) == 0:
         return f"the cell is not finite: {np.asarray(atoms.cell).tolist()}; give a valid atoms.cell"

@@ -1,22 +1,22 @@
-"""The FIRE algorithm for many structures at once, each on its own, with no loop over them.
+"""The FIRE algorithm for many structures at once, vectorised over structures.
 
-The steps are those of `ase.optimize.FIRE` (Bitzek et al., PRL 97, 170201 (2006)) for each structure, with its default
+Each structure takes the steps of `ase.optimize.FIRE` (Bitzek et al., PRL 97, 170201 (2006)) with ASE's default
 parameters. With `cell=True` the variables are those of `ase.filters.FrechetCellFilter`: positions in the undeformed
 cell and n_atoms times the logarithm L of the deformation exp(L), here always symmetric, so that cells do not rotate.
-Of all structures those that are active are evaluated and moved; which they are may change between steps.
+Only the active structures are evaluated and moved; the caller may change which are active between two steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.calculators.relax_result import RelaxResult, Stop
 from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import UsageError
 from atomsieve.predict import AnyPredictor, Prediction, Status
@@ -33,70 +33,24 @@ DT, DT_MAX, MAX_STEP, N_MIN, F_INC, F_DEC, A_START, F_A = 0.1, 1.0, 0.2, 5, 1.1,
 """Parameters of FIRE as in ASE; a step is at most MAX_STEP (Angstrom) long, over all coordinates of a structure."""
 OF_STRUCTURES = ("cell", "original", "log_strain", "cell_velocity", "dt", "alpha", "downhill")
 OF_ATOMS = ("positions", "frame", "velocity")
-"""What is known of each structure and atom between one evaluation and the next, beside the results."""
+"""State of each structure and atom that is kept between two evaluations, besides the results."""
 RESULTS = ("energy", "forces", "stress", "max_force", "converged", "steps", "reason", "status")
 
 
-class Stop(IntEnum):
-    """Why a structure is no longer relaxed."""
-
-    CONVERGED = 0
-    STEPS = 1
-    GUARD = 2
-    FAILED = 3
-    NOT_PERIODIC = 4
-
-    @property
-    def meaning(self) -> str:
-        """One line for people."""
-        return {
-            Stop.CONVERGED: "forces (and stress) are below the limit",
-            Stop.STEPS: "the number of steps was used up",
-            Stop.GUARD: "the guard found a limit passed",
-            Stop.FAILED: "the structure has no result; `status` says why",
-            Stop.NOT_PERIODIC: "as it was given: it is not periodic along all three vectors, so its cell cannot relax",
-        }[self]
-
-
-@dataclass(frozen=True)
-class RelaxResult:
-    """What a relaxation leaves of S structures with N atoms, in input order.
-
-    Attributes
-    ----------
-    batch : the structures as they are now; one that failed on the way is as it was when it last had a result. One with
-        NOT_PERIODIC is as it was given, with the energy and forces there.
-    energy : [S] eV. forces : [N,3] eV/Angstrom. stress : [S,3,3] eV/Angstrom^3, with cell=True. NaN where there
-        never was a result.
-    max_force : [S] eV/Angstrom, what is compared with fmax.
-    converged : [S] bool. steps : [S], steps taken. reason : [S] uint8, `Stop`. status : [S] uint8, `Status`.
-    """
-
-    batch: StructureBatch
-    energy: Array
-    forces: Array
-    stress: Array | None
-    max_force: Array
-    converged: NDArray[np.bool_]
-    steps: NDArray[np.int64]
-    reason: NDArray[np.uint8]
-    status: NDArray[np.uint8]
-
-
 class Fire:
-    """A relaxation at work; arrays in `result` are of all S structures, the others of the active ones.
+    """A running relaxation. Arrays in `result` and `extra` hold all S structures, all other arrays the active ones.
 
     Parameters
     ----------
     predictor, batch, fmax, steps, cell, guard, head, skin : as for `relax`.
-    record : names of what else is noted of each structure: of "energy_std", "sigma_energy", "distance", "outside".
-    active : the structures to begin with; None takes all.
+    record : further outputs to keep for each structure: of "energy_std", "sigma_energy", "distance", "outside".
+    active : the structures that are active first; None takes all.
 
     Attributes
     ----------
-    result : as far as it is known. extra : by the names of `record`, [S]; NaN, or 0, where there is no result.
-    active : indices [A] of the structures that are moved; `own` holds them as they are now.
-    said : why the guard stopped a structure, by its index. build : makes the graphs.
+    result : the result so far. extra : by the names of `record`, [S]; NaN, or 0, where there is no result.
+    active : indices [A] of the active structures; `own` holds their present geometries.
+    guard_reasons : why the guard stopped a structure, by its index. lists : neighbour lists kept between steps.
 
     Raises
     ------
@@ -127,12 +81,12 @@ class Fire:
         record: Collection[str] = (),
         active: NDArray[np.int64] | None = None,
     ) -> None:
-        check(predictor, fmax, steps, cell=cell, guard=guard, head=head)
+        check_relaxation(predictor, fmax, steps, cell=cell, guard=guard, head=head)
         check_batch(batch)
         batch.validate()
         self.predictor, self.fmax, self.limit, self.guard = predictor, fmax, int(steps), guard
         self.head, self.lists, self.cell = head, keep_lists(predictor, skin), cell
-        self.want = _wanted(cell, guard, record)
+        self.want = _properties_for(cell, guard, record)
         many, atoms = len(batch), batch.n_atoms
         positions = np.array(batch.positions, np.float64)
         self.result = RelaxResult(
@@ -158,7 +112,7 @@ class Fire:
         self.extra: dict[str, NDArray[Any]] = {
             name: np.zeros(many, np.uint8) if name == "outside" else np.full(many, np.nan) for name in record
         }
-        self.said: dict[int, str] = {}
+        self.guard_reasons: dict[int, str] = {}
         self._kept: dict[str, NDArray[Any]] = {
             "cell": batch.cell.copy(),
             "original": batch.cell.copy(),
@@ -176,9 +130,9 @@ class Fire:
     # -- which are active ------------------------------------------------------------------------------------------
 
     def select(self, active: NDArray[np.int64]) -> None:
-        """Go on with the structures `active`, in this order, each as it was left; the others stay as they are.
+        """Make the structures `active` the active ones, in this order; each continues from its kept state.
 
-        To be called before `evaluate`, which makes forces for what is active then.
+        Call it before `evaluate`, which computes the forces of the structures that are active then.
         """
         self._store()
         self._load(np.asarray(active, np.int64))
@@ -204,9 +158,9 @@ class Fire:
             self._kept[name][self.atoms] = self.own.positions if name == "positions" else getattr(self, name)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return all that a relaxation of the same batch needs to go on from here, by name. Take it before `evaluate`.
+        """Return the arrays by which `restore` continues a relaxation of the same batch. Call it before `evaluate`.
 
-        What the guard said is not in it.
+        The guard's reasons are not among them.
         """
         self._store()
         result = {name: getattr(self.result, name) for name in RESULTS if getattr(self.result, name) is not None}
@@ -216,7 +170,7 @@ class Fire:
         return named | {"active": self.active}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Go on from a state of a relaxation of the same batch."""
+        """Continue from the `state` of a relaxation of the same batch."""
         for key, own in self.state().items():
             if key != "active":
                 own[...] = state[key]
@@ -225,16 +179,16 @@ class Fire:
     # -- one evaluation --------------------------------------------------------------------------------------------
 
     def evaluate(self) -> NDArray[np.int64]:
-        """Evaluate the active structures, note results, and let go of those that are done: their indices are returned.
+        """Evaluate the active structures, record results, and deactivate those that are done; return their indices.
 
-        With `cell`, a structure that is not periodic along all three vectors is done: it has its energy and forces.
+        With `cell`, a structure that is not periodic along all three vectors is done after its first evaluation.
         """
         if not len(self.active):
             return self.active
         found = self.predictor(self.own, self.want, head=self.head, build=self.lists.build)
         good = found.status == Status.OK
         fixed = np.asarray(~self.own.pbc.all(1)) if self.cell else np.zeros(len(good), bool)
-        self._note(found, good)
+        self._record(found, good)
         self.forces = np.asarray(found.forces, np.float64)
         longest = self._largest(np.linalg.norm(self.forces, axis=1))
         if self.cell:
@@ -247,14 +201,14 @@ class Fire:
         spent = self.result.steps[self.active] >= self.limit
         reason = np.where(done, Stop.CONVERGED, Stop.STEPS)
         if self.guard is not None:
-            stopped = self._guarded(found, good & ~fixed) & ~done
+            stopped = self._apply_guard(found, good & ~fixed) & ~done
             reason[stopped] = Stop.GUARD
         reason[fixed] = Stop.NOT_PERIODIC
         reason[~good] = Stop.FAILED
         return self._leave((reason != Stop.STEPS) | spent, reason)
 
-    def _note(self, found: Prediction, good: NDArray[np.bool_]) -> None:
-        """Write geometry and results of structures with a result into those of all."""
+    def _record(self, found: Prediction, good: NDArray[np.bool_]) -> None:
+        """Copy geometry and results of the `good` active structures into `result` and `extra`."""
         result, index = self.result, self.active[good]
         result.status[self.active] = found.status
         atoms, kept = self.atoms[good[self.home]], good[self.home]
@@ -287,8 +241,8 @@ class Fire:
         self.cell_forces = -(vector @ turned @ vector.swapaxes(1, 2)) / np.maximum(self.own.counts, 1)[:, None, None]
         self.forces = np.einsum("ni,nij->nj", self.forces, strain[self.home])
 
-    def _guarded(self, found: Prediction, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return [S]: active structures that the guard stops."""
+    def _apply_guard(self, found: Prediction, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Let the guard check the active structures; return [A], whether it stops each."""
         guard = self.guard
         assert guard is not None
         guard.checks += 1
@@ -299,11 +253,11 @@ class Fire:
             where = f"structure {self.own.id[s]}, step {self.result.steps[self.active[s]]}"
             stopped[s] = guard.act(reasons[s], partial(self._image, int(s)), where)
             if stopped[s]:
-                self.said[int(self.active[s])] = "; ".join(reasons[s])
+                self.guard_reasons[int(self.active[s])] = "; ".join(reasons[s])
         return stopped
 
     def _image(self, s: int) -> Atoms:
-        """Return an active structure as it is now."""
+        """Return the present geometry of an active structure."""
         return self.own.slice(s, s + 1).to_ase()[0]
 
     # -- one step --------------------------------------------------------------------------------------------------
@@ -312,7 +266,7 @@ class Fire:
         """Move the active structures by one step of FIRE."""
         forces, v = self.forces, self.velocity
         cell_forces, w = self.cell_forces, self.cell_velocity
-        power = self._dot(forces, v, cell_forces, w)
+        power = self._dot(forces, v, cell_forces, w)  # P = F.v, Bitzek et al., step F1
         first = self.result.steps[self.active] == 0
         down = power > 0
         mix = np.where(down, self.alpha, 0)
@@ -320,10 +274,12 @@ class Fire:
         keep, gain = np.where(down, 1 - mix, 0), mix * norm
         faster = down & (self.downhill > N_MIN)
         slower = ~down & ~first
+        # step F3 (P > 0 for more than N_MIN steps): longer time step, less mixing; step F4 (P <= 0): shorter, and v = 0
         self.dt = np.where(faster, np.minimum(self.dt * F_INC, DT_MAX), np.where(slower, self.dt * F_DEC, self.dt))
         self.alpha = np.where(faster, self.alpha * F_A, np.where(down, self.alpha, A_START))
         self.downhill = np.where(down, self.downhill + 1, 0)
         here = self.home
+        # step F2: v = (1 - alpha) v + alpha |v| F / |F|, then Euler integration with unit masses
         self.velocity = keep[here, None] * v + (gain + self.dt)[here, None] * forces
         self.cell_velocity = keep[:, None, None] * w + (gain + self.dt)[:, None, None] * cell_forces
         length = self.dt * np.sqrt(self._dot(self.velocity, self.velocity, self.cell_velocity, self.cell_velocity))
@@ -355,12 +311,12 @@ class Fire:
     # -- leaving ---------------------------------------------------------------------------------------------------
 
     def drop(self, gone: NDArray[np.bool_], status: Status) -> None:
-        """Let go of active structures [A] that can have no result, for a reason that the caller knows."""
+        """Deactivate the active structures marked in `gone` [A] as failed, with a status that the caller found."""
         self.result.status[self.active[gone]] = status
         self._leave(gone, np.full(len(gone), Stop.FAILED))
 
     def _leave(self, gone: NDArray[np.bool_], reason: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Take structures out of the active ones; return their indices."""
+        """Deactivate the structures marked in `gone` [A]; return their indices."""
         left = self.active[gone]
         if not len(left):
             return left
@@ -375,11 +331,11 @@ class Fire:
         return left
 
 
-def check(
+def check_relaxation(
     predictor: AnyPredictor, fmax: float, steps: int, *, cell: bool, guard: Guard | None, head: str | None
 ) -> None:
-    """Refuse what `relax` refuses."""
-    if not isinstance(predictor, AnyPredictor):
+    """Raise UsageError for parameters that do not fit the predictor; see `relax`."""
+    if isinstance(predictor, str | Path):
         raise UsageError(f"relax wants a loaded predictor, Predictor.load('gfm/'), got {type(predictor).__name__}")
     if not fmax > 0 or steps < 0 or steps != int(steps):
         raise UsageError(f"fmax must be above 0 and steps a whole number, 0 or more, got fmax={fmax}, steps={steps}")
@@ -393,7 +349,7 @@ def check(
         )
 
 
-def _wanted(cell: bool, guard: Guard | None, record: Collection[str]) -> set[str]:
+def _properties_for(cell: bool, guard: Guard | None, record: Collection[str]) -> set[str]:
     """Return the properties to ask the predictor for."""
     want = {"energy", "forces"} | ({"stress"} if cell else set())
     watched = set() if guard is None else {limit.needs for limit in guard.limits}

@@ -20,7 +20,7 @@ from ase.calculators.calculator import (
 )
 from numpy.typing import NDArray
 
-from atomsieve.calculators.explain import explain
+from atomsieve.calculators.explain import build_error
 from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.predict import AnyPredictor, Prediction, Status
@@ -40,9 +40,9 @@ class GFMCalculator(Calculator):
     energy, free_energy, energies [N] : eV; mean over members, element references of the head included.
     forces [N,3] : eV/Angstrom. stress [6] : eV/Angstrom^3, Voigt order xx yy zz yz xz xy, ASE's sign.
     energy_std, forces_std [N,3] : unbiased standard deviation over members, not calibrated.
-    energy_ensemble [K], forces_ensemble [K,N,3] : what each member says.
+    energy_ensemble [K], forces_ensemble [K,N,3] : of each member.
     sigma_energy, sigma_forces [N] : calibrated standard errors, where the head is calibrated.
-    in_domain : the structure is like what the head was trained on; `outside` holds the reasons why it is not.
+    in_domain : the structure lies in the training domain of the head; `outside` holds the reasons against it.
 
     `implemented_properties` of the object lists exactly what this ensemble, head and backend give. Energies alone need
     no backward pass; forces bring the energy along, and the stress if the step before was asked for it.
@@ -57,8 +57,8 @@ class GFMCalculator(Calculator):
     head : the level of theory to use; None takes the folder's default, "auto" its learned mixture of heads.
     precision : fp64 (the default here; MD conserves energy best), fp32 or bf16. device : auto, cpu, cuda, cuda:N.
     backend : native, or an export: onnx, torchscript, pt2, auto.
-    skin : Angstrom; neighbour lists are reused while atoms have moved less than about half of it, 0 builds each anew;
-        None takes what is faster, see `atomsieve.graphs.SkinList`.
+    skin : Angstrom; neighbour lists are reused while atoms have moved less than about half of it, 0 rebuilds each;
+        None takes the faster choice, see `atomsieve.graphs.SkinList`.
 
     Raises
     ------
@@ -70,6 +70,8 @@ class GFMCalculator(Calculator):
     ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - ASE's own declaration
     default_parameters = SETTINGS
     settings: ClassVar[dict[str, Any]] = SETTINGS
+    _fixed = True
+    """ASE sets all parameters while the calculator is being built; until then `set` checks nothing."""
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class GFMCalculator(Calculator):
             raise CalculatorSetupError("no ensemble given; name its folder: GFMCalculator('gfm/')")
         own = {"precision": precision, "device": device, "backend": backend}
         try:
-            self._take(_open(gfm, head, own), head, skin)
+            self._use(_open(gfm, head, own), head, skin)
         except (AtomSieveError, OSError) as error:
             raise CalculatorSetupError(str(error)) from error
         self._given: Any = gfm
@@ -101,8 +103,8 @@ class GFMCalculator(Calculator):
             kwargs,
         )
 
-    def _take(self, predictor: AnyPredictor, head: str | None, skin: float | None) -> None:
-        """Compute with a predictor."""
+    def _use(self, predictor: AnyPredictor, head: str | None, skin: float | None) -> None:
+        """Compute with a predictor from now on, for one of its heads."""
         self.predictor = predictor
         self._lists = keep_lists(predictor, skin)
         self._head = predictor.head if head is None else head
@@ -111,13 +113,13 @@ class GFMCalculator(Calculator):
             raise unknown("head", self._head, choices)
 
     def _begin(self, shown: dict[str, Any], kwargs: dict[str, Any]) -> None:
-        """Begin as a calculator of ASE with the parameters `shown`, which are fixed but for the head."""
+        """Initialise ASE's calculator with the parameters `shown`, of which only the head can be changed later."""
         self.outside = 0
         self._asked: set[str] = set()
         self._fixed = True
         super().__init__(**{"atoms": None, **kwargs, **shown})
         self._fixed = False
-        self.implemented_properties = self._given_properties()
+        self.implemented_properties = self._list_properties()
 
     def _get_name(self) -> str:
         return "gfm"
@@ -135,7 +137,7 @@ class GFMCalculator(Calculator):
         CalculatorSetupError
             for an unknown parameter or head, or a parameter that cannot be changed.
         """
-        for name in () if getattr(self, "_fixed", True) else kwargs:
+        for name in () if self._fixed else kwargs:
             if name not in self.settings:
                 raise CalculatorSetupError(str(unknown("parameter", name, self.settings)))
             if name != "head":
@@ -149,7 +151,7 @@ class GFMCalculator(Calculator):
         changed: dict[str, Any] = super().set(**kwargs)
         if "head" in changed and not self._fixed:
             self._head = kwargs["head"]
-            self.implemented_properties = self._given_properties()
+            self.implemented_properties = self._list_properties()
             self.reset()
         return changed
 
@@ -161,8 +163,8 @@ class GFMCalculator(Calculator):
 
     # -- what is given ---------------------------------------------------------------------------------------------
 
-    def _given_properties(self) -> list[str]:
-        """Return the names of all that can be asked for."""
+    def _list_properties(self) -> list[str]:
+        """Return the names of all properties that this ensemble, head and backend give."""
         predictor, outputs = self.predictor, self.predictor.capabilities.outputs
         many = predictor.members > 1
         calibrated = set(predictor.describe()["calibrated"][self._head]) if many else set()
@@ -183,7 +185,7 @@ class GFMCalculator(Calculator):
         return [name for name, given in rows.items() if given]
 
     def _why_not(self, name: str) -> str:
-        """Say why a property is not given, and what would give it."""
+        """Return why a property is not given and how to get it, in one line."""
         predictor = self.predictor
         if name.startswith("sigma_") and predictor.members > 1:
             return f"{name}: head {self._head!r} is not calibrated; run `atomsieve calibrate` on held-out data"
@@ -198,7 +200,7 @@ class GFMCalculator(Calculator):
     # -- ASE's protocol --------------------------------------------------------------------------------------------
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Return what has changed since the last calculation; total charge and spin in `atoms.info` count too."""
+        """Return the changes since the last calculation, those of charge and spin in `atoms.info` included."""
         changes: list[str] = compare_atoms(self.atoms, atoms, tol=tol, excluded_properties=self.ignored_changes)
         if self.atoms is not None:
             pairs = zip(("charge", "spin"), _state(self.atoms), _state(atoms), strict=True)
@@ -213,7 +215,7 @@ class GFMCalculator(Calculator):
         PropertyNotImplementedError
             for a property that is not given, or a stress without three periodic directions.
         InputError, CalculationFailed
-            if the structure has no result; the message says why and what to do.
+            if the structure has no result; the message gives the reason and the remedy.
         """
         if name not in self.implemented_properties:
             raise PropertyNotImplementedError(self._why_not(name))
@@ -247,7 +249,7 @@ class GFMCalculator(Calculator):
         self.results.update(_results(prediction, self.implemented_properties))
 
     def _request(self, wanted: frozenset[str]) -> frozenset[str]:
-        """Return what to ask the predictor for; what costs nothing more is asked for too."""
+        """Return the properties to ask the predictor for: those wanted, and all that come at no further cost."""
         outputs, many = self.predictor.capabilities.outputs, self.predictor.members > 1
         want = {"energy"} | ({"energies"} & outputs)
         if "stress" in wanted or not wanted.isdisjoint(OF_FORCES):
@@ -274,21 +276,21 @@ class GFMCalculator(Calculator):
             raise CalculationFailed(str(error)) from error
         status = Status(prediction.status[0])
         if status != Status.OK:
-            raise explain(status, atoms, self.predictor, self._head)
+            raise build_error(status, atoms, self.predictor, self._head)
         return prediction
 
     # -- copies ----------------------------------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GFMCalculator:
-        """Return a calculator with a cache of its own that shares the (unchanging) ensemble."""
+        """Return a calculator with an own cache that shares the (unchanging) ensemble."""
         new = GFMCalculator(self.predictor, self._head, skin=self._lists.skin)
         new._given = self._given
         new.parameters = copy.deepcopy(self.parameters, memo)
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the way to the ensemble where it came from a folder, otherwise the predictor itself."""
-        if isinstance(self._given, AnyPredictor):
+        """Pickle the path of the ensemble if it came from a folder, otherwise the predictor itself."""
+        if not isinstance(self._given, str | Path):
             return _reopen, (self._given, self._head, {}, self._lists.skin, None)
         own = {name: self.parameters[name] for name in ("precision", "device", "backend")}
         return _reopen, (str(self._given), self._head, own, self._lists.skin, self.predictor.ensemble_id)
@@ -307,15 +309,16 @@ def _reopen(
 
 
 def _open(gfm: str | Path | AnyPredictor, head: str | None, own: dict[str, str | None]) -> AnyPredictor:
-    """Return the predictor of a folder, or the given one where nothing else is asked of it."""
-    if not isinstance(gfm, AnyPredictor):
+    """Return the predictor of a folder, or a given one after checking that it is as asked."""
+    if isinstance(gfm, str | Path):
         from atomsieve.predict import Predictor
 
         return Predictor.load(gfm, head=head, **{n: str(SETTINGS[n] if v is None else v) for n, v in own.items()})
+    has = {"precision": gfm.precision, "device": str(gfm.device), "backend": gfm.backend}
     for name, value in own.items():
-        if value is not None and value not in ("auto", str(getattr(gfm, name))):
+        if value is not None and value not in ("auto", has[name]):
             raise CalculatorSetupError(
-                f"the given predictor has {name} {getattr(gfm, name)}, not {value}; load one with {name}={value!r}"
+                f"the given predictor has {name} {has[name]}, not {value}; load one with {name}={value!r}"
             )
     return gfm
 

@@ -1,4 +1,4 @@
-"""Guard: watches the uncertainty of a run, and warns, stops it, or writes the frame for labelling."""
+"""Guard: watches the uncertainty of a simulation, and warns, stops it, or writes the frame for labelling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.filters import Filter
 from ase.io.extxyz import write_extxyz
 from numpy.typing import NDArray
 
@@ -22,16 +23,16 @@ ACTIONS = ("warn", "stop", "write")
 
 
 class GuardWarning(UserWarning):
-    """A limit was passed."""
+    """A limit was exceeded."""
 
 
 class GuardStop(AtomSieveError):  # noqa: N818 - a request, not an error
-    """A limit was passed and the run is to end; the atoms are left as they were when it was found."""
+    """A limit was exceeded and the run must end; the atoms keep the geometry at which that was found."""
 
 
 @dataclass(frozen=True)
 class _Limit:
-    """One quantity that is watched: its name in a report, its property, what makes it a number, its unit."""
+    """The limit on one quantity: its name in reports, the property it is computed from, unit and value."""
 
     name: str
     needs: str
@@ -52,15 +53,14 @@ class Guard:
         relaxation the `Predictor`, or `RemotePredictor`.
     max_sigma_energy : eV per atom; max_sigma_force : eV/Angstrom, of a component of the force on any atom.
     max_energy_std : eV per atom; max_force_std : eV/Angstrom, on any atom (root mean square of the three components).
-    in_domain : pass the limit, too, when the structure is unlike what the head was trained on.
+    in_domain : act also when the structure lies outside of the head's training domain.
     action : warn, stop, write, or several of them. write : appends the frame to `file`, as extxyz with the reasons.
-    every : a check that writes frames is followed by a check that writes some no sooner than so many checks later;
-        a structure that is stopped is always written.
-    head : for a `Predictor`, if not its own. For atoms it is the head of their calculator, also after a change of it.
+    every : checks between two checks that write frames, at least; a structure that is stopped is always written.
+    head : for a `Predictor`; None takes its own. For atoms it is always the present head of their calculator.
 
     Attributes
     ----------
-    checks, passed : how often it looked, and how often a limit was passed. written : frames. reasons : the last ones.
+    checks : number of checks. passed : how often a limit was exceeded. written : frames. reasons : the last ones.
 
     Raises
     ------
@@ -70,7 +70,7 @@ class Guard:
 
     def __init__(
         self,
-        source: Atoms | GFMCalculator | AnyPredictor,
+        source: Atoms | Filter | GFMCalculator | AnyPredictor,
         *,
         max_sigma_energy: float | None = None,
         max_sigma_force: float | None = None,
@@ -100,7 +100,7 @@ class Guard:
             raise UsageError("a guard that watches nothing: give max_sigma_energy, max_sigma_force, or in_domain=True")
         if "write" in self.actions:
             _check_file(self.file)
-        self.atoms = None if isinstance(source, GFMCalculator | AnyPredictor) else getattr(source, "atoms", source)
+        self.atoms = _atoms_of(source)
         self._check_calibrated(source, head)
         self.checks = self.passed = self.written = 0
         self.reasons: list[str] = []
@@ -146,9 +146,9 @@ class Guard:
         outside: NDArray[np.uint8],
         good: NDArray[np.bool_] | bool = True,
     ) -> list[list[str]]:
-        """Return for each structure the reasons against it, none if it is within the limits.
+        """Return the limits that each structure exceeds, as reasons; an empty list if it is within all of them.
 
-        What is not a number is not within a limit. Structures that are not `good` have no result and get no reasons.
+        NaN exceeds every limit. Structures that are not `good` have no result and get no reasons.
 
         values : by name of property, [S], or [N] or [N,3] for those of atoms. ptr : [S+1]. outside, good : [S].
         """
@@ -174,12 +174,12 @@ class Guard:
         return reasons
 
     def act(self, reasons: list[str], frame: Callable[[], Atoms], where: str) -> bool:
-        """Warn or write, as asked, for one structure with reasons; return whether it is to stop."""
+        """Warn of or write one structure with reasons, as `action` asks; return whether it must stop."""
         self.passed += 1
         self.reasons = reasons
-        said = f"{where}: {'; '.join(reasons)}"
+        text = f"{where}: {'; '.join(reasons)}"
         if "warn" in self.actions:
-            warnings.warn(said, GuardWarning, stacklevel=3)
+            warnings.warn(text, GuardWarning, stacklevel=3)
         last = self._last_written
         due = "stop" in self.actions or self.checks == last or self.checks - last >= self.every
         if "write" in self.actions and due:
@@ -188,7 +188,7 @@ class Guard:
         return "stop" in self.actions
 
     def _write(self, atoms: Atoms, reasons: list[str]) -> None:
-        """Append a frame without any result that could be taken for a label, and see it onto the disk."""
+        """Append a frame, without results that a reader could take for labels, and sync the file to disk."""
         atoms.info["guard"] = "; ".join(reasons)
         with self.file.open("a") as file:
             write_extxyz(file, [atoms], write_results=False)
@@ -199,19 +199,19 @@ class Guard:
     # -- in ASE ----------------------------------------------------------------------------------------------------
 
     def __call__(self) -> None:
-        """Look at the atoms of the run, as an observer does.
+        """Check the atoms; ASE calls this as an observer.
 
         Raises
         ------
         GuardStop
             if a limit is passed and the action is stop.
         UsageError
-            if the calculator was changed to a head that does not give what is limited.
+            if the calculator's head was changed to one that lacks a limited quantity.
         """
         if self.atoms is None:
             raise UsageError("this guard was made for a Predictor; make one for the atoms: Guard(atoms, ...)")
         atoms, calc = self.atoms, self.atoms.calc
-        if getattr(calc, "head", None) != self.head:
+        if not isinstance(calc, GFMCalculator) or calc.head != self.head:
             self._check_calibrated(calc, None)
         self.checks += 1
         calc.get_property("energy" if not self._forces() else "forces", atoms)
@@ -226,7 +226,7 @@ class Guard:
         return any("forces" in limit.needs for limit in self.limits)
 
     def _frame(self, atoms: Atoms, values: dict[str, Any]) -> Atoms:
-        """Return a copy of the atoms; what the ensemble says of them goes by names that no reader takes for labels."""
+        """Return a copy of the atoms, with predictions under names that no reader takes for labels."""
         frame: Atoms = atoms.copy()
         frame.calc = None
         frame.set_constraint()
@@ -248,8 +248,15 @@ class Guard:
         return True
 
 
+def _atoms_of(source: Atoms | Filter | GFMCalculator | AnyPredictor) -> Atoms | None:
+    """Return the atoms that a guard watches, None if it is for the batched relaxation of a predictor."""
+    if isinstance(source, Filter):
+        return source.atoms
+    return source if isinstance(source, Atoms) else None
+
+
 def _check_file(path: Path) -> None:
-    """Refuse a file that could not be written when the first frame comes."""
+    """Raise UsageError for a file that could not be written later."""
     if path.suffix.lower() not in (".extxyz", ".xyz"):
         raise UsageError(f"a guard writes extxyz, got file {str(path)!r}; let its name end in .extxyz")
     if not path.absolute().parent.is_dir():

@@ -1,4 +1,4 @@
-"""What ASE finds of this package: the calculator `gfm`, by the entry point group `ase.plugins` (ASE 3.29 and later).
+"""ASE's plug-in: the calculator `gfm`, found by the entry point group `ase.plugins` (ASE 3.29 and later).
 
 `ase run` looks in a fixed list and in what was registered before it starts, so
 `python -m atomsieve.calculators run gfm ...` is ASE's own command with the calculator registered.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from atomsieve.calculators.fire import Fire, RelaxResult, Stop
+from atomsieve.calculators.fire import Fire
+from atomsieve.calculators.relax_result import RelaxResult, Stop
 from atomsieve.predict import AnyPredictor
 from atomsieve.structures import StructureBatch
 

@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 SETTINGS = {"endpoint": None, "model": "gfm", "head": None}
 """Parameters and their defaults."""
 PATIENCE = 60.0
-"""Seconds that a calculation waits for a server that is gone."""
+"""Seconds that a calculation waits for a server that does not answer."""
 
 
 class RemoteCalculator(GFMCalculator):
     """An ensemble behind an endpoint as an ASE calculator, with the properties of `GFMCalculator`.
 
-    The server decides precision, device and backend. It computes what clients ask for at the same time together, which
-    changes last bits; `alone=True` excludes that. A server that is restarted is waited for; one that serves another
-    ensemble then is refused.
+    The server decides precision, device and backend. It computes simultaneous requests of several clients together,
+    which changes last bits; `alone=True` excludes that. The calculator waits for a server that restarts, and refuses
+    one that then serves another ensemble.
 
     Parameters
     ----------
     endpoint : `grpc://host:8001`, several by commas; grpcs, http and https too. Or a connected `RemotePredictor`, which
-        has a model, credentials and times of its own.
+        brings its own model, credentials and times.
     model : name of the ensemble there; None means gfm.
     head : the level of theory to use; None takes the server's default.
     credentials : token and TLS files, `atomsieve.remote.credentials.Credentials`; a pickle of the calculator has them.
-    deadline : seconds for one answer (60). patience : seconds that a calculation waits for a server that is gone (60).
+    deadline : seconds for one answer (60). patience : seconds to wait for a server that does not answer (60).
 
     Raises
     ------
     CalculatorSetupError
-        if no server answers, or a name is unknown. While atoms are computed: CalculationFailed if the server does not
-        answer within the patience, and what `GFMCalculator` raises.
+        if no server answers, or a name is unknown. A calculation raises CalculationFailed if the server does not
+        answer within the patience, and the errors of `GFMCalculator`.
     """
 
     default_parameters = SETTINGS
@@ -78,18 +78,18 @@ class RemoteCalculator(GFMCalculator):
                 raise CalculatorSetupError(
                     f"{', '.join(own)} with a predictor that is connected already; give it to RemotePredictor.connect"
                 )
-            self._take(endpoint, head, None)
+            self._use(endpoint, head, None)
         except AtomSieveError as error:
             raise CalculatorSetupError(str(error)) from error
         self._given = endpoint
-        shown = {"endpoint": ",".join(endpoint.endpoints), "model": endpoint.model, "head": self._head}
+        shown = {"endpoint": ",".join(endpoint.capabilities.endpoints), "model": endpoint.model, "head": self._head}
         self._begin(shown, kwargs)
 
     def _get_name(self) -> str:
         return "remote gfm"
 
     def close(self) -> None:
-        """Give the connections up that this calculator has opened, not those of a predictor that was given."""
+        """Close the connections that this calculator opened, not those of a predictor given to it."""
         if self._opened:
             self._given.close()
 
@@ -97,13 +97,13 @@ class RemoteCalculator(GFMCalculator):
         return super()._why_not(name).replace("use backend='native'", "serve it with --backend native")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RemoteCalculator:
-        """Return a calculator with a cache of its own that shares the connections."""
+        """Return a calculator with an own cache that shares the connections."""
         new = RemoteCalculator(self._given, head=self._head)
         new.parameters = copy.deepcopy(self.parameters, memo)
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the way to the servers; another ensemble there is refused."""
+        """Pickle the addresses of the servers; a copy refuses servers that then hold another ensemble."""
         return _reopen, (self._given.__reduce__()[1], self._head)
 
 

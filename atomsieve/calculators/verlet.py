@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class KeptLists:
     """The neighbour lists of one predictor.
 
-    build : makes the graphs of its calls; None where a server makes them anew in every call.
+    build : makes the graphs of its calls; None where a server builds them in every call.
     """
 
     build: SkinList | None
@@ -33,7 +33,7 @@ class KeptLists:
 
 
 def keep_lists(predictor: AnyPredictor, skin: float | None) -> KeptLists:
-    """Return the lists of a predictor, none made yet; skin : Angstrom, None for what is faster.
+    """Return the lists of a predictor, none made yet; skin : Angstrom, None for the faster choice.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from atomsieve.models.precision import PRECISIONS
 from atomsieve.text import join_choices
 
 if TYPE_CHECKING:
-    from atomsieve.export.run import Outcome
+    from atomsieve.export.run import ExportOutcome
 
 
 app = typer.Typer(
@@ -197,7 +197,7 @@ class _Progress:
         else:
             self._steps.print(step, highlight=False, soft_wrap=True, markup=False)
 
-    def done(self, outcome: Outcome) -> None:
+    def done(self, outcome: ExportOutcome) -> None:
         """Tell of an artefact; the moving line of a terminal makes room."""
         if self._status is not None:
             self._status.stop()
@@ -206,7 +206,7 @@ class _Progress:
             self._status.start()
 
 
-def _told(outcome: Outcome) -> str:
+def _told(outcome: ExportOutcome) -> str:
     from atomsieve.export.report import line
 
     if outcome.state == "failed":
@@ -218,7 +218,7 @@ def _told(outcome: Outcome) -> str:
     return f"written {line(outcome.key, outcome.entry, outcome.seconds)}"
 
 
-def _exit_code(outcomes: list[Outcome]) -> int:
+def _exit_code(outcomes: list[ExportOutcome]) -> int:
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
 
     return EXIT_SOME_FAILED if any(o.state == "failed" for o in outcomes) else EXIT_DONE

@@ -25,7 +25,7 @@ class Artefact:
 
     Attributes
     ----------
-    entry : what the manifest says of it; inputs : its slots, in order.
+    entry : its entry in the manifest; inputs : its slots, in order.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Artefact:
         Raises
         ------
         DataError
-            if a file is damaged; AtomSieveError if this machine cannot run it. Both say the remedy.
+            if a file is damaged; AtomSieveError if this machine cannot run it. Both name the remedy.
         """
         if entry.device != "any" and entry.device != device.type:
             raise AtomSieveError(
@@ -91,7 +91,7 @@ class Artefact:
         checked = check_inputs(arrays, self.inputs, heads=self._heads)
         if "reverse" not in checked:
             check_symmetric(checked["neighbors"], checked["shifts"])
-        return self._session({name: _own(array) for name, array in checked.items()})
+        return self._session({name: _as_contiguous(array) for name, array in checked.items()})
 
 
 def input_arrays(
@@ -117,7 +117,7 @@ def input_arrays(
     }
     if batch.charge is not None and batch.spin is not None:
         given |= {"charge": batch.charge, "spin": batch.spin}
-    return {s.name: _own(given[s.name]) for s in slots}
+    return {s.name: _as_contiguous(given[s.name]) for s in slots}
 
 
 def digest_of(entry: ExportEntry) -> str:
@@ -126,6 +126,6 @@ def digest_of(entry: ExportEntry) -> str:
     return hashlib.sha256(files.encode()).hexdigest()
 
 
-def _own(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array that compiled code may take as it lies: contiguous, and writable, as torch wants it."""
+def _as_contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a contiguous array, which compiled code needs, that is writable, which torch demands."""
     return np.require(array, requirements=["C", "W"])

@@ -1,8 +1,8 @@
 """The structures that an artefact is checked on: the ensemble's test vector, varied structures, and small candidates.
 
 Generated structures are a function of the manifest alone. They are sane: no two atoms are nearer than covalent radii
-allow, or than any two in the head's training data where the manifest says how near those were. So limits in eV and
-Angstrom mean something.
+allow, or than any two in the head's training data where the manifest records the shortest distance. So limits in eV and
+Angstrom are meaningful.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atomsieve.structures import StructureBatch, open_structures
 VARIED, RANKED = 200, 5000
 """Structures of varied size, and small candidates that are ranked."""
 LARGEST = 500
-"""Atoms up to which structures of the user's own serve: the FP64 reference is slow."""
+"""Most atoms of a structure of the user: the FP64 reference is slow."""
 DENSEST = 0.1
 """Atoms per cubic Angstrom that no generated solid exceeds; metals and molecular solids have about as many."""
 PIECE_ATOMS = 1500
@@ -83,14 +83,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Checks:
-    """What an artefact is checked on.
+    """The structures that an artefact is checked on.
 
     Attributes
     ----------
     vector : the test vector's structures, for every head; varied : 1 to about 100 atoms, heads in turn. Everything is
         compared on these two.
     ranked : small candidates of the default head; their order by energy is compared.
-    own : structures of the user stand in for `varied` and `ranked`.
+    own : `varied` and `ranked` are structures of the user.
     """
 
     vector: Part
@@ -111,11 +111,11 @@ class Checks:
         charged = manifest.config.charge_spin
         vector = _test_vector(manifest)
         if structures is not None:
-            varied, ranked = _own(structures, manifest, default)
+            varied, ranked = _read_user_parts(structures, manifest, default)
             return Checks(vector, varied, ranked, own=True)
         heads = [k % len(manifest.heads) for k in range(VARIED)]
-        varied = generated(manifest.heads, heads, "varied", charged)
-        return Checks(vector, varied, generated(manifest.heads, [default] * RANKED, "small", charged))
+        varied = generate_part(manifest.heads, heads, "varied", charged)
+        return Checks(vector, varied, generate_part(manifest.heads, [default] * RANKED, "small", charged))
 
     def save(self, path: Path) -> None:
         """Write all structures to a .npz file."""
@@ -125,7 +125,7 @@ class Checks:
 
     @staticmethod
     def load(path: Path) -> Checks:
-        """Read what `save` wrote."""
+        """Read a file written by `save`."""
         with np.load(path, allow_pickle=False) as saved:
             parts: dict[str, dict[str, NDArray[Any]]] = {}
             for name in saved.files:
@@ -160,7 +160,7 @@ def _test_vector(manifest: Manifest) -> Part:
 # -- generated -----------------------------------------------------------------------------------------------------
 
 
-def generated(heads: Sequence[HeadSpec], of: Sequence[int], sizes: str, charged: bool) -> Part:
+def generate_part(heads: Sequence[HeadSpec], of: Sequence[int], sizes: str, charged: bool) -> Part:
     """Return one structure for each entry of `of`, an index of a head whose elements it is made of.
 
     sizes : "varied" for 1 to 100 atoms (molecules, crystals, slabs, wires), "small" for 2 to 12 (crystals, molecules).
@@ -178,7 +178,7 @@ def generated(heads: Sequence[HeadSpec], of: Sequence[int], sizes: str, charged:
         else:  # lone atoms first: one of each kind, and the largest
             size = 1 if turn < len(kinds) else 100 if turn < 2 * len(kinds) else round(2 * 50 ** rng.random())
         parts.append(_structure(rng, known[head], kinds[turn % len(kinds)], size))
-    batch = _joined(parts)
+    batch = _concatenate(parts)
     if charged:
         charge, spin = rng.choice([0, 0, 0, 1, -1, 2], len(of)), rng.choice([1, 1, 2, 3], len(of))
         batch = batch.replace(charge=charge.astype(np.float32), spin=spin.astype(np.float32))
@@ -226,7 +226,7 @@ def _grid(sites: list[list[float]], repeats: tuple[int, int, int]) -> NDArray[np
     return np.asarray((corners[:, None] + np.array(sites)[None]).reshape(-1, 3), np.float64)
 
 
-def _joined(parts: list[dict[str, Any]]) -> StructureBatch:
+def _concatenate(parts: list[dict[str, Any]]) -> StructureBatch:
     counts = [len(p["numbers"]) for p in parts]
     return StructureBatch(
         ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -256,7 +256,7 @@ def _spread_out(batch: StructureBatch, seen: NDArray[np.float64]) -> StructureBa
 # -- the user's own ------------------------------------------------------------------------------------------------
 
 
-def _own(path: Path, manifest: Manifest, default: int) -> tuple[Part, Part]:
+def _read_user_parts(path: Path, manifest: Manifest, default: int) -> tuple[Part, Part]:
     """Return structures of a file for all comparisons, and for the ranking by the default head."""
     with open_structures(path) as reader:
         spans = np.unique(np.linspace(0, max(len(reader) - 100, 0), 50).astype(int)) if len(reader) > RANKED else [0]

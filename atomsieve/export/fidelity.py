@@ -1,7 +1,7 @@
-"""How far an artefact is from FP64: the reference, the comparison, and what is allowed.
+"""Compares an artefact with the ensemble in FP64: the reference, the errors and their tolerances.
 
 The reference is the ensemble itself, eager, in FP64, with the plainest form of the message (one row per edge). The
-artefact is evaluated in a fresh process, as its users will.
+artefact is evaluated in a fresh process, as its users will do.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from atomsieve.graphs import build_graph
 from atomsieve.models import Ensemble, set_precision
 from atomsieve.structures import StructureBatch
 
-__all__ = ["LIMITS", "TOLERANCES", "Checks", "Values", "compare", "make_checks", "measured", "reference", "verdict"]
-
 Values = dict[str, NDArray[Any]]
 """Results by "part.name": parts `vector` and `varied` have energy [S], energy_std [S], energy_members [K,S], and forces
 [N,3], forces_std [N,3], forces_members [K,N,3], stress [S,3,3] where they are given; `ranked` has energy [S]. A
@@ -43,7 +41,7 @@ _BYTES_PER_EDGE = 36 * 8  # of a member and channel: filters, payloads and messa
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a precision may differ from FP64.
+    """Largest differences from FP64 that a precision may have.
 
     Attributes
     ----------
@@ -108,7 +106,9 @@ _AXIS = {"energy_members": 1, "forces_members": 1}
 _COMPARED = ("energy", "energy_std", "energy_members", "forces", "forces_std", "forces_members", "stress")
 
 
-def evaluated(part: Part, call: Evaluate, cutoff: float, max_edges: float, everything: bool) -> dict[str, NDArray[Any]]:
+def evaluate_part(
+    part: Part, call: Evaluate, cutoff: float, max_edges: float, everything: bool
+) -> dict[str, NDArray[Any]]:
     """Evaluate a part piece by piece; returns the compared arrays, stress included where there is a virial."""
     found: list[dict[str, NDArray[Any]]] = []
     for piece in part.pieces(cutoff, max_edges):
@@ -125,7 +125,7 @@ def evaluated(part: Part, call: Evaluate, cutoff: float, max_edges: float, every
     return {n: np.concatenate([f[n] for f in found], axis=_AXIS.get(n, 0)) for n in names}
 
 
-def reference(ensemble: Ensemble, checks: Checks) -> Values:
+def evaluate_reference(ensemble: Ensemble, checks: Checks) -> Values:
     """Evaluate the checks with the ensemble itself: eager, FP64, on the CPU, one row per edge.
 
     The ensemble is evaluated in FP32 as well, to see where FP32 itself cannot hold the tolerances (`LIMITS`). Takes
@@ -145,8 +145,8 @@ def reference(ensemble: Ensemble, checks: Checks) -> Values:
 def _condition(batch: StructureBatch, exact: Values, single: Values) -> NDArray[np.float64]:
     """Return [S]: `MARGIN` times the largest error of the ensemble in FP32, in units of FP32's tolerances.
 
-    Errors are those of members over sqrt(K): what to expect of their mean, where the mean's own may be small by chance.
-    Members that share an encoder share its errors too: then they are taken as they are.
+    The errors of members are divided by sqrt(K), which gives the expected error of their mean; the mean's own error may
+    be small by chance. Members that share an encoder also share its errors, which are then not divided.
     """
     tolerance = TOLERANCES["fp32"]
     root = np.sqrt(len(exact.get("forces_members", exact["energy_members"])))
@@ -188,14 +188,16 @@ def _eager(ensemble: Ensemble, precision: str, part: Part, everything: bool) -> 
         return found
 
     max_edges = MEMORY / (_BYTES_PER_EDGE * model.members * config.hidden)
-    return evaluated(part, call, config.cutoff, max_edges, everything)
+    return evaluate_part(part, call, config.cutoff, max_edges, everything)
 
 
 def _spread(members: NDArray[Any]) -> NDArray[Any]:
     return members.std(0, ddof=1) if len(members) > 1 else np.full(members.shape[1:], np.nan)
 
 
-def measured(folder: str | Path, entry: ExportEntry, place: Path, checks: Checks) -> tuple[Values, dict[str, float]]:
+def measure_in_process(
+    folder: str | Path, entry: ExportEntry, place: Path, checks: Checks
+) -> tuple[Values, dict[str, float]]:
     """Evaluate the checks with an artefact in a fresh process; return its values, and its speed.
 
     folder : the gfm/ folder; place : where the artefact's files lie.
@@ -210,31 +212,31 @@ def measured(folder: str | Path, entry: ExportEntry, place: Path, checks: Checks
     from atomsieve.runs.environment import missing_variables
 
     with tempfile.TemporaryDirectory(prefix="atomsieve-check-") as work:
-        given, said, out = (Path(work) / name for name in ("checks.npz", "entry.json", "out.npz"))
+        given, stated, out = (Path(work) / name for name in ("checks.npz", "entry.json", "out.npz"))
         checks.save(given)
-        said.write_text(entry.model_dump_json())
+        stated.write_text(entry.model_dump_json())
         command = [sys.executable, "-m", "atomsieve.export.measure", str(folder), str(given), str(out)]
-        command += ["--entry", str(said), "--place", str(place)]
+        command += ["--entry", str(stated), "--place", str(place)]
         environment = dict(os.environ)
         environment |= missing_variables(environment)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
-            raise AtomSieveError(_why(entry.key, done.returncode, done.stderr))
+            raise AtomSieveError(_describe_failure(entry.key, done.returncode, done.stderr))
         with np.load(out, allow_pickle=False) as saved:
             values = {name: saved[name] for name in saved.files}
     speed = {name.partition(".")[2]: float(values.pop(name)) for name in list(values) if name.startswith("speed.")}
     return values, speed
 
 
-def _why(key: str, code: int, stderr: str) -> str:
-    """Say in one line how the process of a check ended."""
+def _describe_failure(key: str, code: int, stderr: str) -> str:
+    """Return one line on how the process of a check ended."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     if code < 0:
         name = signal.Signals(-code).name
         more = "; perhaps memory ran out" if name == "SIGKILL" else ""
         return f"{key} took down the process that checked it ({name}{more})"
-    told = [line for line in lines if re.match(r"(error|[\w.]*(Error|Exception|Fail)): ", line)] or lines
-    return told[-1].removeprefix("error: ") if told else f"the process that checked {key} ended with code {code}"
+    named = [line for line in lines if re.match(r"(error|[\w.]*(Error|Exception|Fail)): ", line)] or lines
+    return named[-1].removeprefix("error: ") if named else f"the process that checked {key} ended with code {code}"
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------
@@ -339,8 +341,8 @@ def _ranking(exact: Values, found: Values, counts: NDArray[np.int64]) -> dict[st
 # -- judgement -----------------------------------------------------------------------------------------------------
 
 
-def verdict(fidelity: dict[str, Any], precision: str) -> str | None:
-    """Return None if an artefact is as good as its precision must be, else one line: what exceeds which tolerance."""
+def find_violation(fidelity: dict[str, Any], precision: str) -> str | None:
+    """Return the first quantity that exceeds its tolerance, as one line; None if the artefact passes."""
     allowed = TOLERANCES[precision]
     where = {
         "vector": "the test vector",
@@ -362,10 +364,10 @@ def verdict(fidelity: dict[str, Any], precision: str) -> str | None:
                     f"{name} has an RMS error of {errors['rms']:.1e} {unit} on {place}, where values have "
                     f"{errors['scale']:.1e}; {precision} may be off by {allowed.relative:g} of that"
                 )
-    return _ranking_verdict(fidelity, allowed, precision)
+    return _find_ranking_violation(fidelity, allowed, precision)
 
 
-def _ranking_verdict(fidelity: dict[str, Any], allowed: Tolerance, precision: str) -> str | None:
+def _find_ranking_violation(fidelity: dict[str, Any], allowed: Tolerance, precision: str) -> str | None:
     ranking, many = fidelity["ranked"], fidelity["structures"]["ranked"]
     if ranking.get("not_finite"):
         return f"{ranking['not_finite']} energies of ranked candidates are not finite"

@@ -1,4 +1,4 @@
-"""What exported models take and give, stated once: names, shapes, dtypes, units, and the checks of what is given.
+"""The inputs and outputs of exported models: names, shapes, dtypes, units, and the checks of given arrays.
 
 Structures come as flat arrays plus a padded neighbour table, so that an artefact needs no neighbour search. The numbers
 of structures S, atoms N, and places W and V are free. Arrays of atoms and structures follow the field registry.
@@ -44,16 +44,16 @@ class Slot:
         return "[" + ",".join(str(a) for a in self.axes) + "]"
 
 
-def _registered(name: str) -> Slot:
+def _slot_of_field(name: str) -> Slot:
     field = FIELDS[name]
     first = {"structure": "S", "atom": "N"}[field.axis]
     return Slot(name, (first, *field.trailing), field.dtype, field.unit, field.doc)
 
 
 _INPUTS = (
-    _registered("numbers"),
-    _registered("positions"),
-    _registered("cell"),
+    _slot_of_field("numbers"),
+    _slot_of_field("positions"),
+    _slot_of_field("cell"),
     Slot("structure", ("N",), np.dtype("int64"), "", "structure of each atom; atoms of a structure lie together"),
     Slot("neighbors", ("N", "W"), np.dtype("int64"), "", "row i: the atoms j with an edge to atom i; -1 where empty"),
     Slot("shifts", ("N", "W", 3), np.dtype("int32"), "", "cell translations: vec = pos[j] + shift @ cell - pos[i]"),
@@ -74,7 +74,7 @@ def inputs(*, charge_spin: bool, truncated: bool) -> tuple[Slot, ...]:
     charge_spin : the model is conditioned on charge and spin.
     truncated : the model keeps only the nearest neighbours, so its list is not symmetric and needs `reverse`.
     """
-    state = (_registered("charge"), _registered("spin")) if charge_spin else ()
+    state = (_slot_of_field("charge"), _slot_of_field("spin")) if charge_spin else ()
     return (*_INPUTS, *state, *((_REVERSE,) if truncated else ()))
 
 

@@ -1,4 +1,4 @@
-"""Evaluates an artefact on its checks: the fresh process of `atomsieve.export.fidelity.measured`.
+"""Evaluates an artefact on its checks: the fresh process of `atomsieve.export.fidelity.measure_in_process`.
 
 python -m atomsieve.export.measure GFM CHECKS.npz OUT.npz --entry ENTRY.json --place DIR
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.artefact import Artefact
 from atomsieve.export.checks import Checks, Part
-from atomsieve.export.fidelity import evaluated
+from atomsieve.export.fidelity import evaluate_part
 from atomsieve.gfm import ExportEntry, load_gfm
 from atomsieve.graphs import build_graph
 from atomsieve.models import Ensemble, set_precision
@@ -60,7 +60,7 @@ def measure(folder: Path, entry: ExportEntry, place: Path, checks: Checks) -> di
     values: dict[str, NDArray[Any]] = {}
     for name in ("vector", "varied", "ranked"):  # the ranked come last, when everything is warm
         call = _Timed(artefact, config.cutoff, config.max_neighbors, device)
-        found = evaluated(getattr(checks, name), call, config.cutoff, max_edges, name != "ranked")
+        found = evaluate_part(getattr(checks, name), call, config.cutoff, max_edges, name != "ranked")
         values |= {f"{name}.{n}": a for n, a in found.items() if name != "ranked" or n == "energy"}
         if call.structures:
             timed, part = call, getattr(checks, name)

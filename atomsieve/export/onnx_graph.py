@@ -1,7 +1,7 @@
-"""What ONNX needs of a graph: passes over the traced graph before it is converted, and over the model afterwards.
+"""Passes for ONNX: over the traced graph before it is converted, and over the model afterwards.
 
-Converters write Python numbers as FP32, write partial assignments as ScatterND, and split through sequences. Here these
-are put right before conversion, exactly: no pass compares numbers within a tolerance.
+Converters write Python numbers as FP32, write partial assignments as ScatterND, and split through sequences. The
+passes remove all of that before conversion, exactly: none compares numbers within a tolerance.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def _calls(graph: fx.GraphModule, *targets: Any) -> Iterable[Any]:
 
 
 def _drop_copies(graph: fx.GraphModule) -> None:
-    """Remove operations that hand on what they get; nothing in the graph writes in place."""
+    """Remove operations that return their argument; nothing in the graph writes in place."""
     for node in _calls(graph, aten.alias.default, aten.detach.default, aten.clone.default, aten.slice.Tensor):
-        if node.target is not aten.slice.Tensor or _whole(*node.args[1:]):
+        if node.target is not aten.slice.Tensor or _is_whole_axis(*node.args[1:]):
             _replace(node, node.args[0])
     for node in _calls(graph, aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default  # a view may have needed the copy
 
 
-def _whole(dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> bool:
+def _is_whole_axis(dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> bool:
     return start in (None, 0) and (end is None or (isinstance(end, int) and end >= _END)) and step == 1
 
 
@@ -69,7 +69,7 @@ def _plain_slices(graph: fx.GraphModule) -> None:
                     _replace(user, at.call_function(aten.slice.Tensor, (value, dim, ends[k], ends[k + 1])))
                 at.erase_node(node)
             elif node.target is aten.slice_scatter.default:
-                _replace(node, _assigned(at, *node.args))
+                _replace(node, _assign_slice(at, *node.args))
             else:
                 axes = sorted((d % value.meta["val"].ndim for d in node.args[1]), reverse=True)
                 for axis in axes:
@@ -77,7 +77,7 @@ def _plain_slices(graph: fx.GraphModule) -> None:
                 _replace(node, value)
 
 
-def _assigned(
+def _assign_slice(
     at: fx.Graph,
     into: fx.Node,
     part: fx.Node,
@@ -87,7 +87,7 @@ def _assigned(
     step: int = 1,
 ) -> fx.Node:
     """Return `into` with a slice of one axis replaced by `part`."""
-    if _whole(dim, start, end, step):
+    if _is_whole_axis(dim, start, end, step):
         return part
     if step != 1:
         raise AtomSieveError(f"assignment with step {step} cannot be exported to ONNX; write it as a concatenation")
@@ -108,7 +108,7 @@ def _buffer(graph: fx.GraphModule, value: Tensor, before: fx.Node) -> fx.Node:
 
 
 def _fold_constants(graph: fx.GraphModule) -> None:
-    """Compute here what needs neither inputs nor weights, such as the frequencies of a basis."""
+    """Evaluate nodes that depend on neither inputs nor weights, such as the frequencies of a basis."""
     known: dict[fx.Node, Tensor] = {}
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):

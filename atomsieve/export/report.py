@@ -83,7 +83,7 @@ def rows(manifest: Manifest) -> list[list[str]]:
 
 
 def _correlation(value: float | None) -> str:
-    """Return a rank correlation with as many digits as it takes to tell it from 1."""
+    """Return a rank correlation with as many digits as distinguish it from 1."""
     if value is None:
         return "-"
     return next((f"{value:.{n}f}" for n in (2, 4, 6) if round(value, n) < 1), "1")
@@ -107,12 +107,13 @@ def report(manifest: Manifest) -> str:
         "## Made with",
         "",
         *_markdown(
-            ("artefact", "device", "checked on", "threads", "load", "peak memory", "made with"), _made(manifest)
+            ("artefact", "device", "checked on", "threads", "load", "peak memory", "made with"),
+            _provenance_rows(manifest),
         ),
         "",
         "## Structures",
         "",
-        *_markdown(("artefact", "test vector", "varied", "ranked"), _structures(manifest)),
+        *_markdown(("artefact", "test vector", "varied", "ranked"), _structure_rows(manifest)),
         "",
         *(["(own): taken from a file that the user gave.", ""] if _any_own(manifest) else []),
         "## What is allowed",
@@ -133,7 +134,7 @@ def report(manifest: Manifest) -> str:
 
 
 def tolerance_rows() -> list[list[str]]:
-    """Return what each precision may differ from FP64, as text."""
+    """Return the tolerances of each precision, as text."""
     return [
         [
             f"`{name}`",
@@ -148,7 +149,7 @@ def tolerance_rows() -> list[list[str]]:
     ]
 
 
-def _made(manifest: Manifest) -> list[list[str]]:
+def _provenance_rows(manifest: Manifest) -> list[list[str]]:
     found = []
     for key, entry in manifest.exports.items():
         speed = entry.speed
@@ -168,7 +169,7 @@ def _made(manifest: Manifest) -> list[list[str]]:
     return found
 
 
-def _structures(manifest: Manifest) -> list[list[str]]:
+def _structure_rows(manifest: Manifest) -> list[list[str]]:
     found = []
     for key, entry in manifest.exports.items():
         many = entry.fidelity.get("structures", {})

@@ -16,7 +16,7 @@ from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.export import fidelity
 from atomsieve.export.interface import OUTPUTS
 from atomsieve.export.report import write_report
-from atomsieve.export.spec import Spec, entry_of, import_format, machine
+from atomsieve.export.spec import Spec, describe_processor, entry_of, import_format
 from atomsieve.export.trust import trust
 from atomsieve.gfm import ExportEntry, Manifest, load_gfm, read_manifest, record_exports, same_weights, weights_id
 from atomsieve.gfm.exports import FOLDER, check_export
@@ -29,13 +29,13 @@ LOCK = ".exports.lock"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export.
+    """Options of an export.
 
     Attributes
     ----------
     formats, precisions : every pair of them becomes an artefact.
     kind : "forces" or "energy"; members : give the forces of each member too.
-    device : kind of device; force : make anew what is there.
+    device : kind of device; force : replace artefacts that exist.
     structures : file of structures for the check, in place of made ones.
     """
 
@@ -56,8 +56,8 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one artefact: "written", "kept" (it was there), or "failed" with the reason."""
+class ExportOutcome:
+    """The outcome of one artefact: "written", "kept" (it existed), or "failed" with the reason."""
 
     key: str
     state: str
@@ -70,8 +70,8 @@ def export_gfm(
     folder: str | Path,
     options: ExportOptions,
     say: Callable[[str], None],
-    done: Callable[[Outcome], None] | None = None,
-) -> list[Outcome]:
+    done: Callable[[ExportOutcome], None] | None = None,
+) -> list[ExportOutcome]:
     """Export an ensemble; artefacts that fail their check are not written.
 
     say : takes one line before each step. done : takes each outcome as soon as it is known.
@@ -89,15 +89,15 @@ def export_gfm(
     identity = weights_id(place)
     with PathLock(place / LOCK):
         manifest = read_manifest(place)
-        todo = [s for s in specs if options.force or not _stands(place, manifest, s)]
-        outcomes = [Outcome(s.key, "kept", manifest.exports[s.key], 0.0) for s in specs if s not in todo]
+        todo = [s for s in specs if options.force or not _is_current(place, manifest, s)]
+        outcomes = [ExportOutcome(s.key, "kept", manifest.exports[s.key], 0.0) for s in specs if s not in todo]
         if done:
             for outcome in outcomes:
                 done(outcome)
         if todo:
             say(f"reference in FP64 for the check of {len(todo)} artefacts")
             checks = fidelity.make_checks(manifest, options.structures)
-            exact = fidelity.reference(ensemble, checks)
+            exact = fidelity.evaluate_reference(ensemble, checks)
             for spec in todo:
                 say(f"{spec.key}: lowering")
                 outcomes.append(_export(place, ensemble, manifest, spec, identity, checks, exact, say))
@@ -108,8 +108,8 @@ def export_gfm(
     return sorted(outcomes, key=lambda o: order.index(o.key))
 
 
-def _stands(folder: Path, manifest: Manifest, spec: Spec) -> bool:
-    """Say whether an artefact is there, whole, of this ensemble and with the outputs asked for."""
+def _is_current(folder: Path, manifest: Manifest, spec: Spec) -> bool:
+    """Return whether an artefact exists, undamaged, of this ensemble and with the outputs asked for."""
     entry = manifest.exports.get(spec.key)
     if entry is None or not same_weights(folder, entry.ensemble_id):
         return False
@@ -131,7 +131,7 @@ def _export(
     checks: fidelity.Checks,
     exact: fidelity.Values,
     say: Callable[[str], None],
-) -> Outcome:
+) -> ExportOutcome:
     began = time.perf_counter()
     staging = folder / FOLDER / f".new-{spec.key}"
     shutil.rmtree(staging, ignore_errors=True)
@@ -145,11 +145,11 @@ def _export(
         entry, reason = _check(folder, manifest, entry, staging, checks, exact)
         entry.speed["lowering_s"] = round(lowered, 1)
         if reason is not None:
-            return Outcome(spec.key, "failed", entry, time.perf_counter() - began, reason)
+            return ExportOutcome(spec.key, "failed", entry, time.perf_counter() - began, reason)
         _move(folder, entry, staging)
-        return Outcome(spec.key, "written", entry, time.perf_counter() - began)
+        return ExportOutcome(spec.key, "written", entry, time.perf_counter() - began)
     except AtomSieveError as error:  # one format that does not work here leaves the others their chance
-        return Outcome(spec.key, "failed", None, time.perf_counter() - began, str(error))
+        return ExportOutcome(spec.key, "failed", None, time.perf_counter() - began, str(error))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -163,10 +163,10 @@ def _check(
     exact: fidelity.Values,
 ) -> tuple[ExportEntry, str | None]:
     """Return the entry with fidelity and speed as measured in a fresh process, and why it fails, if so."""
-    found, speed = fidelity.measured(folder, entry, place, checks)
+    found, speed = fidelity.measure_in_process(folder, entry, place, checks)
     compared = fidelity.compare(exact, found, checks)
-    entry = entry.model_copy(update={"fidelity": compared, "speed": speed, "machine": machine()})
-    return entry, fidelity.verdict(compared, entry.precision)
+    entry = entry.model_copy(update={"fidelity": compared, "speed": speed, "machine": describe_processor()})
+    return entry, fidelity.find_violation(compared, entry.precision)
 
 
 def _move(folder: Path, entry: ExportEntry, staging: Path) -> None:
@@ -182,7 +182,7 @@ def _move(folder: Path, entry: ExportEntry, staging: Path) -> None:
     record_exports(folder, {entry.key: entry})
 
 
-def recheck(folder: str | Path, say: Callable[[str], None], structures: Path | None = None) -> list[Outcome]:
+def recheck(folder: str | Path, say: Callable[[str], None], structures: Path | None = None) -> list[ExportOutcome]:
     """Measure all artefacts of a folder again, on this machine; those that fail are struck from the manifest."""
     place = Path(folder)
     ensemble, _ = load_gfm(place)
@@ -190,20 +190,20 @@ def recheck(folder: str | Path, say: Callable[[str], None], structures: Path | N
     with PathLock(place / LOCK):
         manifest = read_manifest(place)
         checks = fidelity.make_checks(manifest, structures)
-        exact = fidelity.reference(ensemble, checks)
+        exact = fidelity.evaluate_reference(ensemble, checks)
         for key, entry in manifest.exports.items():
             if entry.device == "cuda" and not torch.cuda.is_available():
-                outcomes.append(Outcome(key, "kept", entry, 0.0, "not measured: it needs a GPU"))
+                outcomes.append(ExportOutcome(key, "kept", entry, 0.0, "not measured: it needs a GPU"))
                 continue
             began = time.perf_counter()
             say(f"{key}: checking in a fresh process")
             try:
                 checked, reason = _check(place, manifest, entry, check_export(place, entry), checks, exact)
             except AtomSieveError as error:
-                outcomes.append(Outcome(key, "failed", entry, time.perf_counter() - began, str(error)))
+                outcomes.append(ExportOutcome(key, "failed", entry, time.perf_counter() - began, str(error)))
                 continue
             record_exports(place, {key: None if reason else checked})
             state = "failed" if reason else "written"
-            outcomes.append(Outcome(key, state, checked, time.perf_counter() - began, reason or ""))
+            outcomes.append(ExportOutcome(key, state, checked, time.perf_counter() - began, reason or ""))
         write_report(place)
     return outcomes

@@ -1,4 +1,4 @@
-"""What is to be exported, and who writes and opens each format."""
+"""The specification of an artefact, and the interface of a format's module."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Spec:
     format : onnx, torchscript or pt2; precision : fp64, fp32 or bf16.
     kind : "forces" or "energy"; members : give the forces of each member too.
     device : kind of device it is made for, "cpu" or "cuda".
-    default_head : of the ensemble's folder; formats that can hold it tell it to whoever has nothing but the file.
+    default_head : of the ensemble's folder; stored in the file by formats that can hold it.
     """
 
     format: str
@@ -66,15 +66,15 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a format's writer says of the files it wrote: versions of programs, and flags (opset, options)."""
+class WrittenFormat:
+    """Facts on written files: versions of the programs that wrote them, and flags (opset, options)."""
 
     versions: dict[str, str]
     flags: dict[str, Any]
 
 
-def entry_of(ensemble: Ensemble, spec: Spec, place: Path, ensemble_id: str, written: Written) -> ExportEntry:
-    """Return what the manifest will say of the artefact whose files lie in `place`, but for errors and speed."""
+def entry_of(ensemble: Ensemble, spec: Spec, place: Path, ensemble_id: str, written: WrittenFormat) -> ExportEntry:
+    """Return the manifest entry of the artefact whose files lie in `place`, still without errors and speed."""
     config = ensemble.config
     taken = inputs(charge_spin=config.charge_spin, truncated=needs_reverse(ensemble))
     given = outputs(
@@ -91,7 +91,7 @@ def entry_of(ensemble: Ensemble, spec: Spec, place: Path, ensemble_id: str, writ
         outputs=[s.name for s in given],
         versions=written.versions,
         flags=written.flags,
-        machine=machine(),
+        machine=describe_processor(),
     )
 
 
@@ -105,11 +105,11 @@ class Session(Protocol):
 class ExportFormat(Protocol):
     """The functions of a format's module, `atomsieve.export.to_<format>`; see `atomsieve.gfm.backends`."""
 
-    def write(self, ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Written:
+    def write(self, ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> WrittenFormat:
         """Write the files of an artefact into an empty folder."""
 
     def open_session(self, folder: Path, entry: ExportEntry, device: torch.device) -> Session:
-        """Open the files of an artefact, which are known to be whole; refuse what this machine cannot run."""
+        """Open the files of an artefact, already checked; raise AtomSieveError if this machine cannot run them."""
 
 
 def import_format(name: str) -> ExportFormat:
@@ -121,8 +121,8 @@ def import_format(name: str) -> ExportFormat:
     return module
 
 
-def machine() -> str:
-    """Name the processor that this program runs on."""
+def describe_processor() -> str:
+    """Return the name of the processor that this program runs on, with its vector extension."""
     model = platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

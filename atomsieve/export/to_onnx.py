@@ -1,6 +1,6 @@
 """ONNX: one file of standard operators that any ONNX runtime can run, and its session in onnxruntime.
 
-Everything a stranger needs to call the file stands in its `metadata_props`: see `_metadata`.
+Its `metadata_props` hold everything that is needed to call the file: see `_metadata`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError, require
 from atomsieve.export.functional import Functional
 from atomsieve.export.onnx_graph import finish, prepare, store_low_precision, tidy
-from atomsieve.export.spec import Session, Spec, Written
-from atomsieve.export.trace import dynamic_shapes, example_inputs, quiet, trace
+from atomsieve.export.spec import Session, Spec, WrittenFormat
+from atomsieve.export.trace import dynamic_shapes, example_inputs, silence_torch, trace
 from atomsieve.gfm import ExportEntry
 from atomsieve.models import Ensemble
 
@@ -36,7 +36,7 @@ _LARGEST_SINGLE = 256 << 20  # bytes of weights; with more, they go to a file of
 _BF16 = "weights stored in BF16, multiplied in FP32"
 
 
-def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Written:
+def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> WrittenFormat:
     """Write `model.onnx` (and `model.onnx.data` for large ensembles); the same ensemble gives the same bytes.
 
     Raises
@@ -64,11 +64,11 @@ def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Wri
         onnx.save_model(model, str(path))
     onnx.checker.check_model(str(path), full_check=True)
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
-    return Written(versions, flags)
+    return WrittenFormat(versions, flags)
 
 
 def _metadata(ensemble: Ensemble, spec: Spec, ensemble_id: str) -> dict[str, str]:
-    """Return what the file says of itself; values are texts, lists are JSON."""
+    """Return the metadata of the file; values are texts, lists are JSON."""
     config, heads = ensemble.config, [h.name for h in ensemble.heads]
     # Nobody can guess the source that is meant, so with several heads and no default the user must choose.
     default = spec.default_head or (heads[0] if len(heads) == 1 else "")
@@ -85,11 +85,11 @@ def _metadata(ensemble: Ensemble, spec: Spec, ensemble_id: str) -> dict[str, str
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep what the converter says of itself from the user; its errors still are raised."""
+def _silence_converter() -> Iterator[None]:
+    """Hide the converter's log messages and warnings from the user; its errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
-    with quiet(), warnings.catch_warnings():
+    with silence_torch(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -104,14 +104,14 @@ def _convert(functional: Functional) -> Any:
     """Return the ensemble as an `onnx_ir.Model`."""
     graph = prepare(trace(functional, core=True))
     try:
-        return _converted(graph, functional, decomposed=True)
+        return _run_converter(graph, functional, decomposed=True)
     except torch.onnx.OnnxExporterError:
         # An encoder with operations that the converter does not know: let it take them apart (three times slower).
-        return _converted(graph, functional, decomposed=False)
+        return _run_converter(graph, functional, decomposed=False)
 
 
-def _converted(graph: torch.fx.GraphModule, functional: Functional, *, decomposed: bool) -> Any:
-    with _silent():
+def _run_converter(graph: torch.fx.GraphModule, functional: Functional, *, decomposed: bool) -> Any:
+    with _silence_converter():
         shapes = dynamic_shapes(functional.inputs)
         program = torch.export.export(graph, example_inputs(functional), dynamic_shapes=shapes, strict=False)
         if decomposed:

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.export.spec import Spec, Written, machine
-from atomsieve.export.trace import program, quiet
+from atomsieve.export.spec import Spec, WrittenFormat, describe_processor
+from atomsieve.export.trace import export_program, silence_torch
 from atomsieve.export.trust import require_trust
 from atomsieve.gfm import ExportEntry
 from atomsieve.models import Ensemble
@@ -29,8 +29,8 @@ INLINE_UP_TO = 16
 """Radial functions up to which filters are formed inside the message's loops instead of by a matrix product."""
 
 
-def options(spec: Spec, radial: int) -> dict[str, Any]:
-    """Return what AOTInductor is told.
+def compiler_options(spec: Spec, radial: int) -> dict[str, Any]:
+    """Return the options of AOTInductor.
 
     Filters are cheap to form and large to store: the compiler is kept from storing them, and unrolls the short sum over
     radial functions. Sums over structures go through the sequential kernel of torch, whose order is fixed.
@@ -45,7 +45,7 @@ def options(spec: Spec, radial: int) -> dict[str, Any]:
     }
 
 
-def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Written:
+def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> WrittenFormat:
     """Write `program.pt2` and `compiled.pt2`.
 
     Raises
@@ -62,10 +62,14 @@ def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Wri
     inline = radial <= INLINE_UP_TO
     low = spec.precision == "bf16" and multiplies_bf16(device)
     functional = spec.functional(ensemble, inline=inline, low_precision_products=low)
-    exported = program(functional)
-    chosen = options(spec, radial) if inline else {}
-    chosen["aot_inductor.metadata"] = {"ensemble_id": ensemble_id, "processor": machine(), "precision": spec.precision}
-    with quiet():
+    exported = export_program(functional)
+    chosen = compiler_options(spec, radial) if inline else {}
+    chosen["aot_inductor.metadata"] = {
+        "ensemble_id": ensemble_id,
+        "processor": describe_processor(),
+        "precision": spec.precision,
+    }
+    with silence_torch():
         torch.export.save(exported, str(folder / PROGRAM), extra_files={"ensemble_id": ensemble_id})
         with tempfile.TemporaryDirectory(prefix="atomsieve-pt2-") as work:
             made = torch._inductor.aoti_compile_and_package(
@@ -75,7 +79,7 @@ def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Wri
     flags: dict[str, Any] = {"inline_filters": inline, **{k: v for k, v in chosen.items() if "metadata" not in k}}
     if spec.precision == "bf16":
         flags["bf16"] = "multiplied in BF16" if low else "weights rounded to BF16, multiplied in FP32 (no BF16 here)"
-    return Written({"torch": torch.__version__}, flags)
+    return WrittenFormat({"torch": torch.__version__}, flags)
 
 
 class Compiled:
@@ -96,7 +100,7 @@ class Compiled:
             )
 
     def __call__(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluate one batch. Compiled code takes memory as it lies: what is not contiguous is copied first."""
+        """Evaluate one batch. Compiled code ignores strides, so arrays that are not contiguous are copied first."""
         given = [torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for a in arrays.values()]
         with torch.inference_mode():
             found = self._run(*given)
@@ -112,9 +116,9 @@ def open_session(folder: Path, entry: ExportEntry, device: torch.device) -> Comp
         if it was compiled for another processor, or holds code that this user has not trusted.
     """
     made_for = entry.machine
-    if device.type == "cpu" and made_for and made_for != machine():
+    if device.type == "cpu" and made_for and made_for != describe_processor():
         raise AtomSieveError(
-            f"{entry.key} was compiled for {made_for}, this machine is {machine()}; compile it here with: "
+            f"{entry.key} was compiled for {made_for}, this machine is {describe_processor()}; compile it here with: "
             f"atomsieve export FOLDER --format pt2 --precision {entry.precision} --force"
         )
     path = folder / COMPILED

@@ -1,6 +1,6 @@
 """The TorchScript format: `model.ts`, which programs in Python and C++ open with torch alone, without this package.
 
-The file is an archive of weights and code. What it says of itself lies in its extra files, one JSON value each
+The file is an archive of weights and code. Its metadata are extra files, one JSON value each
 (`METADATA`), so that a C++ program reads the cutoff as a number without a JSON parser.
 """
 
@@ -23,7 +23,7 @@ from torch import fx
 
 from atomsieve.errors import DataError
 from atomsieve.export.functional import Functional
-from atomsieve.export.spec import Spec, Written
+from atomsieve.export.spec import Spec, WrittenFormat
 from atomsieve.export.trace import trace
 from atomsieve.export.trust import require_trust
 from atomsieve.gfm import ExportEntry
@@ -47,19 +47,19 @@ METADATA = (
 _WRITERS_OWN = ("version", ".data/serialization_id")
 
 
-def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Written:
+def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> WrittenFormat:
     """Write `model.ts`; the same ensemble and specification give the same bytes."""
     low = spec.precision == "bf16" and multiplies_bf16(torch.device(spec.device))
     functional = spec.functional(ensemble, moments=True, low_precision_products=low)
     extra = {name: json.dumps(value) for name, value in _metadata(ensemble, functional, spec, ensemble_id).items()}
     archive = io.BytesIO()
-    with _quiet():
+    with _silence_torch():
         torch.jit.save(script(trace(functional)), archive, _extra_files=extra)
-    (folder / MODEL).write_bytes(_canonical(archive))
+    (folder / MODEL).write_bytes(_canonicalize(archive))
     flags = {}
     if spec.precision == "bf16":
         flags["bf16"] = "multiplied in BF16" if low else "weights rounded to BF16, multiplied in FP32 (no BF16 here)"
-    return Written({"torch": torch.__version__}, flags)
+    return WrittenFormat({"torch": torch.__version__}, flags)
 
 
 def script(traced: fx.GraphModule) -> torch.jit.ScriptModule:
@@ -73,7 +73,7 @@ def script(traced: fx.GraphModule) -> torch.jit.ScriptModule:
         if isinstance(made_on, torch.device):  # without a number: the device in use, whichever it is
             node.update_kwarg("device", torch.device(made_on.type))
     named.recompile()
-    with _quiet():
+    with _silence_torch():
         frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(named.eval()))
     return frozen
 
@@ -95,11 +95,11 @@ def _metadata(ensemble: Ensemble, functional: Functional, spec: Spec, ensemble_i
     return dict(zip(METADATA, values, strict=True))
 
 
-def _canonical(archive: io.BytesIO) -> bytes:
-    """Write an archive of torch anew without what differs between runs and machines.
+def _canonicalize(archive: io.BytesIO) -> bytes:
+    """Rewrite an archive of torch without its parts that differ between runs and machines.
 
-    That is debug information, which holds paths of this machine, and the number that torch gives to each class that a
-    process scripts (`___torch_mangle_<n>`).
+    These are debug information, which holds paths of this machine, and the number that torch gives to each class that
+    a process scripts (`___torch_mangle_<n>`).
     """
     out = io.BytesIO()
     with zipfile.ZipFile(archive) as old:
@@ -110,21 +110,21 @@ def _canonical(archive: io.BytesIO) -> bytes:
         if name in _WRITERS_OWN or name.endswith(".debug_pkl"):
             continue
         if name.startswith("code/"):
-            name, content = re.sub(r"/___torch_mangle_\d+", "", name), _unnumbered(content)
+            name, content = re.sub(r"/___torch_mangle_\d+", "", name), _strip_class_numbers(content)
         elif name == "data.pkl":
-            content = _unnumbered(content)
+            content = _strip_class_numbers(content)
         new.write_record(name, content, len(content))
     new.write_end_of_file()
     return out.getvalue()
 
 
-def _unnumbered(text: bytes) -> bytes:
+def _strip_class_numbers(text: bytes) -> bytes:
     return re.sub(rb"\.___torch_mangle_\d+", b"", text)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep from the user that torch will not develop TorchScript further, and what it says of its own graph class."""
+def _silence_torch() -> Iterator[None]:
+    """Hide torch's warnings on the deprecation of TorchScript and on its own graph class."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
@@ -140,7 +140,7 @@ class Scripted:
         again = f"export it again with: --format torchscript --precision {entry.precision} --force"
         found: dict[str, Any] = dict.fromkeys(METADATA, "")
         try:
-            with _quiet():
+            with _silence_torch():
                 self._model = torch.jit.load(str(path), map_location=device, _extra_files=found)
             said = {name: json.loads(value) for name, value in found.items()}
         except (RuntimeError, ValueError) as error:

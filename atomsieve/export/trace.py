@@ -52,10 +52,10 @@ def dynamic_shapes(slots: tuple[Slot, ...]) -> tuple[dict[int, torch.export.Dim]
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what torch says of its own deprecated parts from the user; trace without its cache.
+def silence_torch() -> Iterator[None]:
+    """Hide torch's warnings on its own deprecated parts; trace without its cache of fake tensors.
 
-    With free sizes that cache costs as much time as everything else.
+    With free sizes that cache costs as much time as everything else together.
     """
     with warnings.catch_warnings(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -69,7 +69,7 @@ def trace(functional: Functional, *, core: bool = False) -> fx.GraphModule:
     core : use only the core operations, which ONNX needs; slower when run by torch.
     """
     table: Any = torch._decomp.core_aten_decompositions() if core else None
-    with quiet():
+    with silence_torch():
         traced = make_fx(functional, tracing_mode="symbolic", _allow_non_fake_inputs=True, decomposition_table=table)(
             *example_inputs(functional)
         )
@@ -78,9 +78,9 @@ def trace(functional: Functional, *, core: bool = False) -> fx.GraphModule:
     return traced
 
 
-def program(functional: Functional, *, core: bool = False) -> torch.export.ExportedProgram:
+def export_program(functional: Functional, *, core: bool = False) -> torch.export.ExportedProgram:
     """Return the exported program of a functional ensemble, with all sizes free."""
-    with quiet():
+    with silence_torch():
         return torch.export.export(
             trace(functional, core=core),
             example_inputs(functional),

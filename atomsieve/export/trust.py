@@ -25,7 +25,7 @@ _ELSEWHERE = "set XDG_STATE_HOME to a directory of your own"
 log = logging.getLogger(__name__)
 
 
-def trusted_directory() -> Path:
+def find_trust_directory() -> Path:
     """Return where the marks of this user lie.
 
     Raises
@@ -44,12 +44,12 @@ def trusted_directory() -> Path:
 
 
 def trust(files: Iterable[Path]) -> bool:
-    """Mark files as ones that this user may open, and say whether that worked.
+    """Mark files as ones that this user may open; return whether that worked.
 
-    Where marks cannot be written, only a warning is logged: the files are good, and `require_trust` says what to do.
+    Where marks cannot be written, only a warning is logged: the files are good, and `require_trust` gives the remedy.
     """
     try:
-        place = trusted_directory()
+        place = find_trust_directory()
         place.mkdir(parents=True, exist_ok=True)
         place.chmod(0o700)
         for path in files:
@@ -61,41 +61,41 @@ def trust(files: Iterable[Path]) -> bool:
 
 
 def is_trusted(folder: str | Path, entry: ExportEntry) -> bool:
-    """Say whether an artefact may be opened, by the digests in the manifest; opening it checks the files themselves."""
+    """Return whether an artefact may be opened, by the digests in the manifest; opening it checks the files too."""
     if not holds_code(entry.format):
         return True
     digests = [str(expected.get("sha256", "")) for expected in entry.files.values()]
     try:
-        place = trusted_directory()
+        place = find_trust_directory()
     except AtomSieveError:
         return False
-    return bool(digests) and all(_marked(place, d) for d in digests)
+    return bool(digests) and all(_has_mark(place, d) for d in digests)
 
 
 def require_trust(path: Path, what: str) -> None:
-    """Refuse a file that this user neither made nor trusts.
+    """Raise an error for a file that this user neither made nor trusts.
 
-    what : what the file holds, e.g. "TorchScript code".
+    what : the content of the file, e.g. "TorchScript code".
 
     Raises
     ------
     AtomSieveError
         in one line, with the ways out.
     """
-    place = trusted_directory()
-    if _marked(place, sha256_of(path)):
+    place = find_trust_directory()
+    if _has_mark(place, sha256_of(path)):
         return
     # gfm/exports/<key>/<file>
     folder = path.parents[2] if len(path.parents) > 2 and path.parents[1].name == FOLDER else "FOLDER"
     raise AtomSieveError(
-        f"{path} holds {what}, and nothing in {place} says that you made or trust it{_obstacle(place)}; export it "
-        f"again here with --force, or run atomsieve export trust {folder} if you trust its sender, or use "
+        f"{path} holds {what}, and nothing in {place} says that you made or trust it{_describe_obstacle(place)}; "
+        f"export it again here with --force, or run atomsieve export trust {folder} if you trust its sender, or use "
         "--backend onnx"
     )
 
 
-def _marked(place: Path, digest: str) -> bool:
-    """Say whether a mark is there, in a directory that no other user can write to."""
+def _has_mark(place: Path, digest: str) -> bool:
+    """Return whether there is a mark, in a directory that no other user can write to."""
     try:
         found = place.stat()
         safe = found.st_uid == os.geteuid() and not found.st_mode & 0o022
@@ -104,8 +104,8 @@ def _marked(place: Path, digest: str) -> bool:
         return False
 
 
-def _obstacle(place: Path) -> str:
-    """Say what keeps marks from being written or believed, in brackets, or nothing."""
+def _describe_obstacle(place: Path) -> str:
+    """Return why marks cannot be written or believed, in brackets; an empty text if they can."""
     try:
         nearest = next(p for p in (place, *place.parents) if p.exists())
         found = nearest.stat()

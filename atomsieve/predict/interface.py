@@ -86,7 +86,10 @@ class Pending(Protocol):
 
 @runtime_checkable
 class AnyPredictor(Protocol):
-    """What every predictor offers; `atomsieve.predict.Predictor` documents the call."""
+    """The members of every predictor; `atomsieve.predict.Predictor` documents the call.
+
+    mypy checks it; `isinstance` is for tests alone (`atomsieve.testing`).
+    """
 
     @property
     def heads(self) -> list[str]:

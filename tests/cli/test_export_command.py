@@ -7,7 +7,7 @@ import pytest
 from atomsieve.cli.main import run
 from atomsieve.errors import DataError
 from atomsieve.export import run as making
-from atomsieve.export.run import Outcome
+from atomsieve.export.run import ExportOutcome
 from atomsieve.gfm import ExportEntry, read_manifest, record_exports
 from atomsieve.structures.manifest import sha256_of
 from tests.helpers import tiny_gfm
@@ -52,8 +52,8 @@ def made(monkeypatch):
     def export_gfm(folder, options, say, done):
         calls.append((folder, options))
         outcomes = [
-            Outcome("torchscript-fp32", "kept", entry("torchscript"), 0.0),
-            Outcome("onnx-fp32", "written", entry(), 12.4),
+            ExportOutcome("torchscript-fp32", "kept", entry("torchscript"), 0.0),
+            ExportOutcome("onnx-fp32", "written", entry(), 12.4),
         ]
         done(outcomes[0])
         say("onnx-fp32: lowering")
@@ -146,7 +146,10 @@ def test_a_wrong_call_is_one_line_and_exit_2(gfm, made, words, said, capsys):
 
 def test_a_failed_artefact_is_told_of_and_the_exit_code_is_3(gfm, monkeypatch, capsys):
     reason = "force is off by 2.0e-03 eV/Angstrom on varied structures; fp32 may be off by 5e-05"
-    outcomes = [Outcome("onnx-fp32", "failed", entry(), 9.0, reason), Outcome("pt2-fp32", "written", entry("pt2"), 3.0)]
+    outcomes = [
+        ExportOutcome("onnx-fp32", "failed", entry(), 9.0, reason),
+        ExportOutcome("pt2-fp32", "written", entry("pt2"), 3.0),
+    ]
     monkeypatch.setattr(making, "export_gfm", lambda *given: [given[-1](o) for o in outcomes] and outcomes)
     assert call(gfm) == 3
     failed, written = capsys.readouterr().out.splitlines()
@@ -177,7 +180,10 @@ def test_report_can_measure_again(gfm, monkeypatch, capsys):
     def recheck(folder, say):
         say("onnx-fp32: checking in a fresh process")
         record_exports(folder, {"onnx-fp32": None})
-        return [Outcome("onnx-fp32", "failed", entry(), 1.0, "energies are bad"), Outcome("x", "written", entry(), 1.0)]
+        return [
+            ExportOutcome("onnx-fp32", "failed", entry(), 1.0, "energies are bad"),
+            ExportOutcome("x", "written", entry(), 1.0),
+        ]
 
     monkeypatch.setattr(making, "recheck", recheck)
     assert call("report", gfm, "--check") == 3

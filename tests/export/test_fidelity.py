@@ -13,8 +13,15 @@ from ase.data import covalent_radii
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.export import checks as checks_module
 from atomsieve.export import fidelity
-from atomsieve.export.checks import DENSEST, Checks, Part, generated
-from atomsieve.export.fidelity import MARGIN, TOLERANCES, compare, measured, reference, verdict
+from atomsieve.export.checks import DENSEST, Checks, Part, generate_part
+from atomsieve.export.fidelity import (
+    MARGIN,
+    TOLERANCES,
+    compare,
+    evaluate_reference,
+    find_violation,
+    measure_in_process,
+)
 from atomsieve.export.spec import Spec, entry_of, import_format
 from atomsieve.export.trust import trust
 from atomsieve.gfm import ensemble_id, load_gfm, read_manifest
@@ -56,7 +63,7 @@ def test_checks_are_a_function_of_the_manifest(gfm, tmp_path):
 def test_generated_structures_are_sane_and_of_many_kinds(sizes):
     heads = tiny_heads()
     heads[1].statistics["shortest_distance"] = 2.1
-    part = generated(heads, [k % 2 for k in range(160)], sizes, charged=False)
+    part = generate_part(heads, [k % 2 for k in range(160)], sizes, charged=False)
     batch = part.batch.validate()
     for k, head in enumerate(heads):
         own = batch.take(np.flatnonzero(part.head == k))
@@ -77,7 +84,7 @@ def test_generated_structures_are_sane_and_of_many_kinds(sizes):
 
 
 def test_models_with_charge_get_charges():
-    batch = generated(tiny_heads(), [0] * 100, "small", charged=True).batch
+    batch = generate_part(tiny_heads(), [0] * 100, "small", charged=True).batch
     assert set(batch.charge.tolist()) == {-1, 0, 1, 2}
     assert set(batch.spin.tolist()) == {1, 2, 3}
 
@@ -136,7 +143,7 @@ def test_the_reference_is_the_eager_ensemble(config, tmp_path, few):
     folder = tiny_gfm(tmp_path / "gfm", **config)
     ensemble, manifest = load_gfm(folder)
     checks = Checks.of(manifest)
-    values = reference(ensemble, checks)
+    values = evaluate_reference(ensemble, checks)
     for name in ("vector", "varied", "ranked"):
         part = getattr(checks, name)
         expected = eager_outputs(ensemble, part.batch, part.head.tolist())
@@ -237,8 +244,8 @@ def test_whatever_exceeds_its_tolerance_fails(name, place, quantity, precision):
     tolerance = TOLERANCES[precision]
     kind = "energy" if "energy" in name else "stress" if "stress" in name else "force"
     limit = getattr(tolerance, kind) * (2 if kind == "energy" else 1)  # two atoms
-    assert verdict(compare(exact, changed(exact, name, place, 0.9 * limit), checks), precision) is None
-    said = verdict(compare(exact, changed(exact, name, place, 1.1 * limit), checks), precision)
+    assert find_violation(compare(exact, changed(exact, name, place, 0.9 * limit), checks), precision) is None
+    said = find_violation(compare(exact, changed(exact, name, place, 1.1 * limit), checks), precision)
     assert said.startswith(f"{quantity} is off by ")
     assert f"{precision} may be off by {getattr(tolerance, kind):.0e}" in said
     assert ("the test vector" in said) == name.startswith("vector")
@@ -255,7 +262,7 @@ def test_where_eager_fp32_is_off_an_artefact_may_be_off_ten_times_as_much():
     for place, off, passes in ((0, 1.4e-4, True), (0, 1.6e-4, False), (1, 5.1e-6, False)):
         off = off * (atoms if place == 0 else checks.varied.batch.counts[1])
         errors = compare(exact, changed(exact, "varied.energy", place, off), checks)
-        assert (verdict(errors, "fp32") is None) == passes
+        assert (find_violation(errors, "fp32") is None) == passes
         assert errors["beyond_fp32"] == {"vector": 0, "varied": 1}
 
 
@@ -266,26 +273,28 @@ def test_single_members_may_be_off_by_more_than_their_mean():
     counts = checks.varied.batch.counts
     for off, passes in ((9e-6, True), (1.1e-5, False)):  # sqrt(4) times 5e-6 eV/atom
         found = {**exact, "varied.energy_members": exact["varied.energy_members"] + off * counts * np.eye(4, 1)}
-        assert (verdict(compare(exact, found, checks), "fp32") is None) == passes
+        assert (find_violation(compare(exact, found, checks), "fp32") is None) == passes
         mean = {**exact, "varied.energy": energy + off * counts}
-        assert verdict(compare(exact, mean, checks), "fp32") is not None
+        assert find_violation(compare(exact, mean, checks), "fp32") is not None
 
 
 def test_errors_may_grow_with_the_values_of_their_structure_alone():
     checks, exact = made_by_hand()
     exact = {**exact, "varied.forces": exact["varied.forces"].copy()}
     exact["varied.forces"][4] = 200.0  # 20 times what is ordinary, in the last structure
-    assert verdict(compare(exact, changed(exact, "varied.forces", (5, 0), 9e-4), checks), "fp32") is None
-    assert "force is off by 5.5e-05" in verdict(
+    assert find_violation(compare(exact, changed(exact, "varied.forces", (5, 0), 9e-4), checks), "fp32") is None
+    assert "force is off by 5.5e-05" in find_violation(
         compare(exact, changed(exact, "varied.forces", (5, 0), 1.1e-3), checks), "fp32"
     )
-    assert "force is off" in verdict(compare(exact, changed(exact, "varied.forces", (0, 0), 9e-4), checks), "fp32")
+    assert "force is off" in find_violation(
+        compare(exact, changed(exact, "varied.forces", (0, 0), 9e-4), checks), "fp32"
+    )
 
 
 @pytest.mark.parametrize("name", ["vector.energy", "varied.forces_std", "ranked.energy"])
 def test_a_number_that_is_not_finite_fails(name):
     checks, exact = made_by_hand()
-    assert "not finite" in verdict(compare(exact, changed(exact, name, 0, np.nan), checks), "bf16")
+    assert "not finite" in find_violation(compare(exact, changed(exact, name, 0, np.nan), checks), "bf16")
 
 
 def test_what_the_reference_lacks_is_not_compared():
@@ -293,7 +302,7 @@ def test_what_the_reference_lacks_is_not_compared():
     alone = {n: np.full_like(a, np.nan) if "std" in n else a for n, a in exact.items()}  # one member
     errors = compare(alone, changed(alone, "varied.energy", 0, 0), checks)
     assert "energy_std_per_atom" not in errors["varied"]
-    assert verdict(errors, "fp64") is None
+    assert find_violation(errors, "fp64") is None
     energies = {n: a for n, a in exact.items() if "force" not in n and "stress" not in n}
     assert set(compare(exact, energies, checks)["varied"]) == {"energy_per_atom", "energy_std_per_atom"}
 
@@ -310,11 +319,11 @@ def test_the_ranking_has_a_floor_and_ties_do_not_count():
     noisy = changed(exact, "ranked.energy", slice(None), rng.normal(scale=0.03, size=1000))
     errors = compare(exact, noisy, checks)
     assert 0.9 < errors["ranked"]["spearman"] < 0.999
-    assert "rank correlation" in verdict(errors, "fp32")
+    assert "rank correlation" in find_violation(errors, "fp32")
     lost = changed(exact, "ranked.energy", [0, 1, 2], 0.5)
     errors = compare(exact, lost, checks)
     assert errors["ranked"]["best"] == pytest.approx(0.7)
-    assert verdict(errors, "bf16") == "70% of the best 10 candidates are found; bf16 needs 80%"
+    assert find_violation(errors, "bf16") == "70% of the best 10 candidates are found; bf16 needs 80%"
     exact["ranked.energy"][9:12] = exact["ranked.energy"][9]
     swapped = changed(exact, "ranked.energy", 11, -1e-7)
     assert compare(exact, swapped, checks)["ranked"]["best"] == 1.0
@@ -324,8 +333,8 @@ def test_bf16_is_held_to_the_scale_of_the_values():
     checks, exact = made_by_hand(n=20)
     small = changed(exact, "varied.forces", slice(None), 0.05)
     large = changed(exact, "varied.forces", slice(None), 0.2)
-    assert verdict(compare(exact, small, checks), "bf16") is None
-    assert "force has an RMS error of 2.0e-01" in verdict(compare(exact, large, checks), "bf16")
+    assert find_violation(compare(exact, small, checks), "bf16") is None
+    assert "force has an RMS error of 2.0e-01" in find_violation(compare(exact, large, checks), "bf16")
 
 
 # -- the fresh process ---------------------------------------------------------------------------------------------
@@ -343,19 +352,19 @@ def artefact(gfm, place, precision="fp32", **options):
 def test_an_artefact_is_measured_in_a_fresh_process(gfm, tmp_path, few):
     ensemble, entry = artefact(gfm, tmp_path / "place", members=True)
     checks = Checks.of(read_manifest(gfm))
-    exact = reference(ensemble, checks)
-    found, speed = measured(gfm, entry, tmp_path / "place", checks)
+    exact = evaluate_reference(ensemble, checks)
+    found, speed = measure_in_process(gfm, entry, tmp_path / "place", checks)
     errors = compare(exact, found, checks)
-    assert verdict(errors, "fp32") is None
+    assert find_violation(errors, "fp32") is None
     assert 0 < errors["varied"]["force"]["max"] < 5e-5
     assert set(errors["varied"]) == set(fidelity._QUANTITIES)
-    assert verdict(errors, "fp64") is not None
+    assert find_violation(errors, "fp64") is not None
     assert speed["structures_per_s"] > 0
     assert speed["native"] > 0
     assert speed["load_s"] > 0
     assert 50 < speed["peak_mib"] < 4000
-    other = reference(tiny_ensemble(layers=1, n_basis=5), checks)
-    assert "is off by" in verdict(compare(other, found, checks), "fp32")
+    other = evaluate_reference(tiny_ensemble(layers=1, n_basis=5), checks)
+    assert "is off by" in find_violation(compare(other, found, checks), "fp32")
 
 
 def test_what_goes_wrong_in_that_process_is_one_line(gfm, tmp_path, few):
@@ -364,14 +373,17 @@ def test_what_goes_wrong_in_that_process_is_one_line(gfm, tmp_path, few):
     path = tmp_path / "place" / "model.ts"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(AtomSieveError, match=r"model.ts is damaged or was changed .* --force") as told:
-        measured(gfm, entry, tmp_path / "place", checks)
+        measure_in_process(gfm, entry, tmp_path / "place", checks)
     assert "\n" not in str(told.value)
 
 
 def test_a_process_that_dies_is_told_of():
-    assert fidelity._why("pt2-fp32", -11, "") == "pt2-fp32 took down the process that checked it (SIGSEGV)"
-    assert "memory" in fidelity._why("pt2-fp32", -9, "")
-    assert fidelity._why("onnx-fp32", 1, "warning: x\nValueError: no such thing\n") == "ValueError: no such thing"
+    assert fidelity._describe_failure("pt2-fp32", -11, "") == "pt2-fp32 took down the process that checked it (SIGSEGV)"
+    assert "memory" in fidelity._describe_failure("pt2-fp32", -9, "")
+    assert (
+        fidelity._describe_failure("onnx-fp32", 1, "warning: x\nValueError: no such thing\n")
+        == "ValueError: no such thing"
+    )
     several = "Traceback\nonnxruntime.capi.Fail: it broke\n  because of that\nbye\n"
-    assert fidelity._why("onnx-fp32", 1, several) == "onnxruntime.capi.Fail: it broke"
-    assert "ended with code 7" in fidelity._why("onnx-fp32", 7, "\n")
+    assert fidelity._describe_failure("onnx-fp32", 1, several) == "onnxruntime.capi.Fail: it broke"
+    assert "ended with code 7" in fidelity._describe_failure("onnx-fp32", 7, "\n")

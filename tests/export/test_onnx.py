@@ -224,7 +224,7 @@ def test_another_process_writes_the_same_bytes_and_says_nothing(artefacts, tmp_p
 
 
 def test_operations_that_the_converter_does_not_know_are_taken_apart(artefacts, tmp_path, monkeypatch):
-    straight, seen = to_onnx._converted, []
+    straight, seen = to_onnx._run_converter, []
 
     def unknowing(graph, functional, *, decomposed):
         seen.append(decomposed)
@@ -232,7 +232,7 @@ def test_operations_that_the_converter_does_not_know_are_taken_apart(artefacts, 
             raise torch.onnx.OnnxExporterError("no ONNX function found")
         return straight(graph, functional, decomposed=decomposed)
 
-    monkeypatch.setattr(to_onnx, "_converted", unknowing)
+    monkeypatch.setattr(to_onnx, "_run_converter", unknowing)
     slow, fast = made(tmp_path, "energy"), artefacts("energy")
     assert seen[:2] == [True, False]
     arrays = given_arrays(fast.ensemble, copper_oxides(3))

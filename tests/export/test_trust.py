@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.export.trust import is_trusted, require_trust, trust, trusted_directory
+from atomsieve.export.trust import find_trust_directory, is_trusted, require_trust, trust
 from atomsieve.gfm import ExportEntry
 from atomsieve.structures.manifest import sha256_of
 
@@ -81,11 +81,11 @@ def test_marks_lie_in_a_directory_of_the_user_alone_outside_of_the_folder(artefa
 def test_the_state_directory_is_read_from_the_environment_at_each_call(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_STATE_HOME")
-    assert trusted_directory() == tmp_path / ".local" / "state" / "atomsieve" / "trusted"
+    assert find_trust_directory() == tmp_path / ".local" / "state" / "atomsieve" / "trusted"
     monkeypatch.setenv("XDG_STATE_HOME", "relative/path")  # which the standard says to ignore
-    assert trusted_directory() == tmp_path / ".local" / "state" / "atomsieve" / "trusted"
+    assert find_trust_directory() == tmp_path / ".local" / "state" / "atomsieve" / "trusted"
     monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
-    assert trusted_directory() == Path("/elsewhere/atomsieve/trusted")
+    assert find_trust_directory() == Path("/elsewhere/atomsieve/trusted")
 
 
 def test_a_state_directory_that_cannot_be_made_warns_and_the_refusal_names_it(artefact, monkeypatch, tmp_path, caplog):

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.calculators.fire import Stop
+from atomsieve.calculators.relax_result import Stop
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.followup.relax.group import Arrays, read_arrays
 from atomsieve.predict import Status

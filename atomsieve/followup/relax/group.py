@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.calculators.fire import Fire, Stop
+from atomsieve.calculators.fire import Fire
 from atomsieve.calculators.guard import Guard
+from atomsieve.calculators.relax_result import Stop
 from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.graphs.estimate import edge_budget_estimate
@@ -145,7 +146,12 @@ class Group:
     def keep(self) -> None:
         """Write the state."""
         sizes = {} if self.frames is None else self.frames.flush()
-        notes = {"turn": self.turn, "said": self.fire.said, "sizes": sizes, "max_atoms": self.batching.max_atoms}
+        notes = {
+            "turn": self.turn,
+            "said": self.fire.guard_reasons,
+            "sizes": sizes,
+            "max_atoms": self.batching.max_atoms,
+        }
         state = self.fire.state() | {"waiting": self.waiting, "edges": self.edges}
         write_arrays(self.path, state | {"notes": np.array(json.dumps(notes))})
 
@@ -156,7 +162,7 @@ class Group:
             return False
         notes = json.loads(str(state["notes"]))
         self.fire.restore(state)
-        self.fire.said.update({int(s): text for s, text in notes["said"].items()})
+        self.fire.guard_reasons.update({int(s): text for s, text in notes["said"].items()})
         self.waiting, self._edges = state["waiting"], state["edges"]
         self.turn, self.batching.max_atoms = notes["turn"], notes["max_atoms"]
         if self.frames is not None:
@@ -216,7 +222,7 @@ def finished(group: Group, start: StructureBatch) -> Arrays:
     out: Arrays = {f"batch.{name}": array for name, array in after.present().items()}
     names = ("energy", "forces", "stress", "max_force", "steps", "reason", "status")
     out |= {name: getattr(result, name) for name in names if getattr(result, name) is not None}
-    said = [group.fire.said.get(s, "") if result.reason[s] == Stop.GUARD else "" for s in range(len(after))]
+    said = [group.fire.guard_reasons.get(s, "") if result.reason[s] == Stop.GUARD else "" for s in range(len(after))]
     return (
         out
         | group.fire.extra

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from typing import TYPE_CHECKING
 
-from atomsieve.calculators.fire import Stop
+from atomsieve.calculators.relax_result import Stop
 from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:

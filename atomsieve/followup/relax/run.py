@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.calculators.fire import Stop, check
+from atomsieve.calculators.fire import check_relaxation
+from atomsieve.calculators.relax_result import Stop
 from atomsieve.devices import device_kind
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError, unknown
 from atomsieve.followup.relax.budget import settle_budget
@@ -252,7 +253,7 @@ def _load(results: Results, ensemble: str | Path | None, options: RelaxOptions, 
 def _check(predictor: AnyPredictor, options: RelaxOptions, head: str) -> None:
     """Refuse before any work what the ensemble cannot do."""
     guard = guard_of(predictor, options, head)
-    check(predictor, options.fmax, options.max_steps, cell=options.cell, guard=guard, head=head)
+    check_relaxation(predictor, options.fmax, options.max_steps, cell=options.cell, guard=guard, head=head)
 
 
 def _unchanged(results: Results) -> None:

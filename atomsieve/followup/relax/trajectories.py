@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.calculators.fire import Fire, Stop
+from atomsieve.calculators.fire import Fire
+from atomsieve.calculators.relax_result import Stop
 
 HELD = 1 << 26
 """Characters held in memory before they are written."""

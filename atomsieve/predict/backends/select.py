@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from atomsieve.export.spec import machine
+from atomsieve.export.spec import describe_processor
 from atomsieve.export.trust import is_trusted
 from atomsieve.gfm import Manifest
 from atomsieve.gfm.backends import AUTO, BACKENDS, FORMATS, check_backend
@@ -47,7 +47,7 @@ def fastest(folder: str | Path, manifest: Manifest, precision: str, device: torc
     A candidate passed its fidelity check (none is written otherwise) on this processor, and holds no foreign code.
     Speeds count relative to native, each measured in the same run.
     """
-    here, ratios, left = machine(), {"native": 1.0}, []
+    here, ratios, left = describe_processor(), {"native": 1.0}, []
     for name in FORMATS:
         entry = find_export(manifest, name, precision, device)
         if entry is None or entry.kind != "forces":
