@@ -1,6 +1,6 @@
-"""Predictor: the one way to get numbers out of a gfm/ folder.
+"""Predictors: evaluate structures with an ensemble.
 
-Names are imported on first use: what only packs structures, or asks a server for numbers, needs no torch.
+Names are imported on first use: code that only packs structures, or asks a server for results, needs no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Base classes of predictors: defaults for what most do alike, and a wrapper that forwards everything to another."""
+"""Base classes of predictors: one with defaults, and a wrapper that forwards everything to another predictor."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PredictorBase(ABC):
         """Return the energy [256] eV of one atom of each element: NaN, as there is none."""
         return np.full(256, np.nan)
 
-    def calibrated(self, head: str) -> bool:
+    def is_calibrated(self, head: str) -> bool:
         """Return whether the energy uncertainty of a head was calibrated: no."""
         return False
 
@@ -60,7 +60,7 @@ class PredictorBase(ABC):
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return what it is, as plain data for logs and manifests."""
+        """Return a description as plain data, for logs and manifests."""
         return {
             "ensemble_id": self.ensemble_id,
             "heads": list(self.heads),
@@ -113,7 +113,7 @@ class DeferredCall:
         return self._result
 
     def cancel(self) -> None:
-        """Do nothing: a batch nobody asks for is never evaluated."""
+        """Do nothing: without a call of `result` the batch is never evaluated."""
 
 
 class ForwardingPredictor:
@@ -185,9 +185,9 @@ class ForwardingPredictor:
         """See `AnyPredictor`."""
         return self.inner.references(head)
 
-    def calibrated(self, head: str) -> bool:
+    def is_calibrated(self, head: str) -> bool:
         """See `AnyPredictor`."""
-        return self.inner.calibrated(head)
+        return self.inner.is_calibrated(head)
 
     def note(self, head: str) -> str | None:
         """See `AnyPredictor`."""

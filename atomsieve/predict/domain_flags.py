@@ -1,4 +1,4 @@
-"""Reasons why a structure is unlike what a head was trained on."""
+"""Reasons why a structure lies outside of a head's training domain."""
 
 from __future__ import annotations
 

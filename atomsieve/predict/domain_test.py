@@ -1,4 +1,4 @@
-"""Is a structure like what a head was trained on? One flag with reasons, because an ensemble can agree on nonsense."""
+"""The test whether a structure lies in the training domain of a head; an ensemble may agree on nonsense outside."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from atomsieve.uncertainty.domain import SIZE, HeadDomain, pair_limits
 
 
 class DomainTest:
-    """Judges structures for the heads of an ensemble.
+    """Tests structures against the training domains of an ensemble's heads.
 
     Parameters
     ----------
-    manifest : of the ensemble. domains : what heads saw; one without it gets the simple test of its shortest contact.
+    manifest : of the ensemble. domains : fitted domain of each head; a head without one is tested by its
+        shortest contact alone.
     """
 
     def __init__(self, manifest: Manifest, domains: Mapping[str, HeadDomain] | None = None) -> None:
@@ -31,13 +32,13 @@ class DomainTest:
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def needs_features(self, head: int | NDArray[np.float64]) -> bool:
-        """Tell whether the test of a head, or of one that has weight [S,H], reads the encoder's features."""
+        """Return whether the test of a head, or of the heaviest head of weights [S,H], reads features of the encoder."""
         if isinstance(head, np.ndarray):
             return any(self._heads[k] is not None for k in np.unique(head.argmax(1)))
         return self._heads[head] is not None
 
     def describe(self) -> dict[str, str]:
-        """Return which test each head has."""
+        """Return the kind of test of each head."""
         full = "elements, bonded pairs, contacts, feature distance"
         return {
             name: "elements, shortest contact" if domain is None else full
@@ -53,7 +54,7 @@ class DomainTest:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Return the reasons [S] against each structure (`Outside`), and its distance [S] in feature space (or NaN).
 
-        head : its index, or the weight of each head in each structure [S,H]: the heaviest one then judges it.
+        head : its index, or the weight of each head in each structure [S,H]: the heaviest head's test then applies.
         """
         if isinstance(head, np.ndarray):
             return self._heaviest(batch, graph, head.argmax(1), features)
@@ -73,7 +74,7 @@ class DomainTest:
     def _heaviest(
         self, batch: StructureBatch, graph: Graph, judge: NDArray[np.int64], features: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Judge each structure by a head of its own, `judge [S]`."""
+        """Test each structure against the domain of head `judge [S]`."""
         outside, distance = np.zeros(len(batch), np.uint8), np.full(len(batch), np.nan)
         for head in np.unique(judge).tolist():
             own = judge == head
@@ -82,7 +83,7 @@ class DomainTest:
         return outside, distance
 
     def _pairs(self, graph: Graph, head: int, domain: HeadDomain) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which structures [S] have a bond never seen, and which a contact shorter than any seen."""
+        """Return masks [S]: structures with a bond not seen in training, and with a contact shorter than any seen."""
         key = (head, graph.vec.device)
         if key not in self._tables:
             bonds, contacts = limits(domain)

@@ -24,7 +24,7 @@ def read_free_memory(device: Any) -> float:
 
 
 def read_rlimit_free() -> float:
-    """Return what `ulimit -v` and `ulimit -d` leave to this process, in bytes; infinity without them."""
+    """Return the bytes that `ulimit -v` and `ulimit -d` leave to this process; infinity without such limits."""
     try:
         import resource
     except ImportError:
@@ -39,7 +39,7 @@ def read_rlimit_free() -> float:
 
 
 def read_cgroup_free(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
-    """Return what the control groups of this process leave to it, in bytes; infinity without a limit.
+    """Return the bytes that the control groups of this process leave to it; infinity without a limit.
 
     A limit may be set at every level from the process's own group up to the root; files that the system can drop are
     not counted as taken. Versions 1 and 2 of control groups are read.
@@ -61,13 +61,13 @@ def read_cgroup_free(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup"
             continue
         level = root / path.strip("/")
         for folder in (level, *level.parents):
-            free = min(free, _left(folder, *names))
+            free = min(free, _read_group(folder, *names))
             if folder == root:
                 break
     return free
 
 
-def _left(folder: Path, limit: str, current: str, droppable: str) -> float:
+def _read_group(folder: Path, limit: str, current: str, droppable: str) -> float:
     try:
         text = (folder / limit).read_text().strip()
         if text == "max":
@@ -80,7 +80,7 @@ def _left(folder: Path, limit: str, current: str, droppable: str) -> float:
 
 
 def trim_heap() -> None:
-    """Return to the system what this process has freed and its allocator keeps for later (with glibc)."""
+    """Return freed memory that the allocator still holds to the system (with glibc)."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -88,5 +88,5 @@ def trim_heap() -> None:
 
 
 def format_bytes(size: float) -> str:
-    """Write a number of bytes for people: `812 MiB`, `3.4 GiB`."""
+    """Return a number of bytes as text: `812 MiB`, `3.4 GiB`."""
     return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"

@@ -1,8 +1,8 @@
-"""The interface of predictors: written here once, used by screening, calculators, servers and follow-ups.
+"""The interface of predictors, used by screening, calculators, servers and follow-ups.
 
-`AnyPredictor` states what every predictor offers, and `Capabilities` what only some can do. A caller reads
-`predictor.capabilities` and never asks an object by `hasattr`. `atomsieve.predict.base` has base classes with defaults.
-Nothing here needs torch.
+`AnyPredictor` has the members of every predictor; `Capabilities` states the features that only some have. A caller
+reads `predictor.capabilities` and never probes an object by `hasattr`. `atomsieve.predict.base` has base classes with
+defaults. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a predictor can do, and where it computes.
+    """Features of a predictor, and where it computes.
 
     Attributes
     ----------
     choices : heads that a call may name, with "auto" where heads can be mixed.
-    outputs : what a call gives beside the energy: of "forces", "stress", "energies" and "forces_members".
+    outputs : results of a call besides the energy: of "forces", "stress", "energies" and "forces_members".
     precisions : names of the values of the column `precision` of a screening, by code.
     graphs : a call takes a graph builder (`build=`), so that neighbour lists can be kept between calls.
     charge_spin : the ensemble needs total charge and multiplicity of every structure.
     features : number of features that the encoder gives each atom; None where they cannot be asked for.
-    budget : atoms and estimated edges of a batch that suits it; None: what is usual on the device.
+    budget : atoms and estimated edges of a batch that is fast for it; None takes the default of the device.
     max_atoms : atoms that the backend evaluates at once; None where that is not known.
     asynchronous : `submit` returns before the batch is computed, so several batches may be on their way.
     streams : batches that are computed at the same time on the device.
@@ -46,8 +46,8 @@ class Capabilities:
     artefact : SHA-256 of the exported artefact that computes; None for the native backend.
     cascade : settings that decide which rows of a screening are recomputed, for run.json; None without a cascade.
     endpoints : URLs of the servers that compute; empty where this process does.
-    server : what decides the last bits of a server's answer: version, threads, budget and limits; None in this process.
-    patience : seconds that a request to a server goes on without any answer.
+    server : version, threads, budget and limits of the server, which decide the last bits of answers; None without one.
+    patience : seconds for which a request to a server is retried without any answer.
     """
 
     choices: tuple[str, ...]
@@ -81,7 +81,7 @@ class Pending(Protocol):
         """
 
     def cancel(self) -> object:
-        """Give the batch up, as far as nobody has begun with it."""
+        """Drop the batch, unless its computation has begun."""
 
 
 @runtime_checkable
@@ -133,7 +133,7 @@ class AnyPredictor(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do."""
+        """Features, and where it computes."""
 
     def elements(self, head: str) -> list[int]:
         """Return the atomic numbers of the elements that a head was trained on."""
@@ -141,14 +141,14 @@ class AnyPredictor(Protocol):
     def references(self, head: str) -> NDArray[np.float64]:
         """Return the energy [256] eV of one atom of each element, by atomic number; NaN where the head has none."""
 
-    def calibrated(self, head: str) -> bool:
+    def is_calibrated(self, head: str) -> bool:
         """Return whether the energy uncertainty of a head was calibrated."""
 
     def note(self, head: str) -> str | None:
         """Return one line that a user of a head must know, or None."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what it is, as plain data for logs and manifests."""
+        """Return a description as plain data, for logs and manifests."""
 
     def costliest(self) -> AnyPredictor:
         """Return the predictor whose batches take the most memory: itself, or the better one of a cascade."""

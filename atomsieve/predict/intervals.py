@@ -1,4 +1,4 @@
-"""What the calibration of a head makes of the ensemble spread."""
+"""Standard errors and intervals from the ensemble spread, by the calibration of a head."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from atomsieve.uncertainty.strata import applicable, candidates, element_group
 class HeadUncertainty:
     """Turns the spread of one head into standard errors and intervals; NaN where the head is not calibrated.
 
-    The interval of a structure has the half width sigma x quantile, with the quantile of the finest group that the
-    structure is in and that was calibrated: elements and size, elements, size, or what is left.
+    The interval of a structure has the half width sigma x quantile, with the quantile of the finest calibrated group
+    that holds the structure: elements and size, elements, size, or all structures.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Batches within a budget of atoms and edges, and what happens where memory does not suffice for one."""
+"""Batches within a budget of atoms and edges, and smaller ones where memory runs out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 BUDGETS = {"cpu": (4096, 250_000), "cuda": (100_000, 5_000_000)}
 """Default budget of a batch per kind of device: atoms, estimated directed edges."""
 CACHED, LEAST = 2**19, 256
-"""On a CPU a batch is fastest whose features, of all members, take about so many bytes: then the arrays of a layer
-stay in the cache, and the cost of a call is small (`benchmarks/growth.py budgets`). No fewer atoms than LEAST."""
+"""On a CPU a batch is fastest if the features of all members take about CACHED bytes: the arrays of a layer then stay
+in the cache, and the overhead of a call is small (`benchmarks/growth.py budgets`). No batch is below LEAST atoms."""
 PACKING_RULE = "sorted by estimated edges, atoms, position; filled to max_atoms and max_edges"
 
 
 def usual_budget(predictor: AnyPredictor) -> tuple[int, int]:
-    """Return atoms and estimated edges of a batch that suits a predictor, where memory does not matter.
+    """Return atoms and estimated edges of a batch that is fast for a predictor, where memory is no constraint.
 
     It is the predictor's own where it has one (`Capabilities.budget`), else that of the kind of device.
     """
@@ -69,20 +69,20 @@ def pack(
 
 
 STILL_FITS = 0.6
-"""Of a batch that did not fit: what is tried for the rest of a run. The halves of that batch are just below it."""
+"""After a batch that did not fit, batches up to this share of its load are tried; its halves are just below it."""
 
 
 @dataclass
 class Limit:
-    """The budget of a run's batches, and how much of it memory was found to allow.
+    """The budget of a run's batches, and the part of it that was found to fit into memory.
 
-    A batch above that part is halved before it is tried, just as it would be after it had failed: so its results are
-    the bytes that the failure itself would have given.
+    A batch above that part is halved before it is tried, as it would be after a failure, so that its results have the
+    same bytes in both cases.
 
     Attributes
     ----------
     max_atoms, max_edges : budget of a batch.
-    part : of it, what is still tried; 1 until memory did not suffice. failures : how often it did not.
+    part : share of the budget that is still tried; 1 until a batch did not fit. failures : batches that did not fit.
     """
 
     max_atoms: int
@@ -91,11 +91,11 @@ class Limit:
     failures: int = 0
 
     def allows(self, atoms: float, edges: float) -> bool:
-        """Tell whether a batch may still be tried in one piece."""
+        """Return whether a batch may still be tried in one piece."""
         return self.failures == 0 or self._load(atoms, edges) <= self.part
 
     def lower(self, atoms: float, edges: float) -> None:
-        """Take note that a batch did not fit."""
+        """Lower the limit after a batch that did not fit."""
         self.failures += 1
         part = STILL_FITS * self._load(atoms, edges)
         if part < self.part:
@@ -105,7 +105,7 @@ class Limit:
     def pieces(
         self, index: NDArray[np.int64], counts: NDArray[np.int64], edges: NDArray[np.float64]
     ) -> list[NDArray[np.int64]]:
-        """Return a batch in the pieces that may still be tried; parameters as of `halved`."""
+        """Halve a batch until every piece may be tried; parameters as of `halved`."""
         if len(index) < 2 or self.allows(float(counts[index].sum()), float(edges[index].sum())):
             return [index]
         return [piece for half in np.array_split(index, 2) for piece in self.pieces(half, counts, edges)]
@@ -121,10 +121,10 @@ def run_halving_on_oom(
     edges: NDArray[np.float64] | None = None,
     limit: Limit | None = None,
 ) -> list[int]:
-    """Call `compute(index)`, where memory does not suffice with halves; return what does not fit even alone.
+    """Call `compute(index)`, or with halves where memory runs out; return the structures that do not fit even alone.
 
     index : structures, of which each has `counts[structure]` atoms and about `edges[structure]` edges.
-    limit : what is known of memory so far; it learns from every failure, for all batches that come later.
+    limit : the limit of the run, lowered by every failure for all later batches.
     """
     atoms, pairs = float(counts[index].sum()), 0.0 if edges is None else float(edges[index].sum())
     if limit is None or len(index) < 2 or limit.allows(atoms, pairs):
@@ -145,21 +145,21 @@ def run_halving_on_oom(
 
 
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What torch says on the CPU; what a GPU's library says that finds no room for itself."""
+"""Messages of torch on the CPU, and of a GPU library that finds no memory for its own workspace."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that memory, of the host or of the GPU, did not suffice."""
+    """Return whether an exception means that memory, of the host or of the GPU, ran out."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def release_memory() -> None:
-    """Give cached GPU memory back before a smaller try."""
+    """Release cached GPU memory before a smaller batch is tried."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

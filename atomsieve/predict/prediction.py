@@ -1,4 +1,4 @@
-"""Prediction: what a Predictor says of a batch, as flat arrays in input order."""
+"""Prediction: the results of a batch, as flat arrays in input order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROPERTIES = ("energy", "forces", "stress", "spread", "force_spread", "members", "energies", "features")
-"""What can be asked for; "spread" implies "force_spread" where every member has its own encoder."""
+"""Properties that a call can ask for; "spread" implies "force_spread" where every member has its own encoder."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Prediction:
     Attributes
     ----------
     head : name of the head.
-    calibrated : names of what is calibrated for this head: "energy", "forces".
+    calibrated : properties that are calibrated for this head: "energy", "forces".
     status : [S] uint8, `atomsieve.predict.Status`.
-    outside : [S] uint8, reasons why a structure is unlike what the head was trained on: `atomsieve.predict.Outside`.
+    outside : [S] uint8, reasons why a structure lies outside of the training domain: `atomsieve.predict.Outside`.
     in_domain : [S] bool, there is a result and no reason against it.
     distance : [S] float64, distance from the training data in the encoder's feature space, 1 at the limit; NaN
         where the ensemble holds no fit of it.
@@ -59,6 +59,6 @@ class Prediction:
     features: NDArray[np.float32] | None = None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return all arrays that are there, by name."""
+        """Return all arrays that are not None, by name."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("head", "calibrated")}
         return {name: array for name, array in found.items() if array is not None}

@@ -1,4 +1,4 @@
-"""Predictor: the one way to get numbers out of a gfm/ folder."""
+"""Predictor: evaluates structures with the ensemble of a gfm/ folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from atomsieve.uncertainty.head_mixture import AUTO, Mixture, reference_gap
 
 Builder = Callable[..., Graph]
 FAR_APART = 1.0
-"""eV by which references of one element may differ between heads before their mixture needs a word of warning."""
+"""eV by which the references of one element may differ between heads before their mixture needs a warning."""
 
 
 class Predictor:
@@ -49,7 +49,7 @@ class Predictor:
     heads : names of all heads; default_head : the folder's own; head : the one used when a call names none.
     ensemble_id : SHA-256 that names the ensemble.
     members, kind ("deep" or "shallow"), cutoff (Angstrom), precision, device : as loaded. backend : the one in use;
-        why : how it was chosen.
+        why : one line on how it was chosen.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Predictor:
             self._seen[k, sorted(spec.references)] = True
 
     def _check_head(self, name: str) -> None:
-        """Raise UsageError for what is neither a head nor a mixture that is there."""
+        """Raise UsageError for a name that is neither a head nor the mixture of an ensemble that has one."""
         if name in self._index:
             return
         if name != AUTO:
@@ -99,11 +99,11 @@ class Predictor:
                 f"head {AUTO}: this ensemble holds no learned mixture of its heads; fit one with `atomsieve mixture`, "
                 f"or name one of {', '.join(self.heads)}"
             )
-        if AUTO not in self.choices:
+        if AUTO not in self.capabilities.choices:
             raise UsageError(f"head {AUTO}: backend {self.backend} mixes no heads; use --backend native, or name one")
 
     def mixture(self, batch: StructureBatch) -> NDArray[np.float64]:
-        """Return the weight of each head in each structure [S,H] that head "auto" takes; zeros where no head serves.
+        """Return the weights [S,H] of the heads in each structure that head "auto" mixes; zeros where no head applies.
 
         Raises
         ------
@@ -116,53 +116,28 @@ class Predictor:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do; see `Capabilities`."""
+        """Features that depend on the ensemble and on the backend in use."""
+        mixes = self._mixture is not None and self._run.name == "native"
         return Capabilities(
-            choices=tuple(self.choices),
+            choices=(*self.heads, AUTO) if mixes else tuple(self.heads),
             precisions=(self.precision,),
             outputs=self._run.outputs,
             graphs=True,
             charge_spin=self._config.charge_spin,
             features=self._config.hidden,
-            budget=self.budget,
+            budget=self._run.budget,
             max_atoms=self._run.max_atoms,
             fallback=True,
             artefact=self._run.digest,
         )
 
     @property
-    def choices(self) -> list[str]:
-        """What a call can name: all heads, and "auto" where the folder holds a mixture that the backend can take."""
-        mixes = self._mixture is not None and self._run.name == "native"
-        return [*self.heads, AUTO] if mixes else self.heads
-
-    @property
-    def artefact(self) -> str | None:
-        """SHA-256 that names the exported artefact in use, None for the native backend."""
-        return self._run.digest
-
-    @property
     def run(self) -> Backend:
         """The backend that evaluates graphs."""
         return self._run
 
-    @property
-    def outputs(self) -> frozenset[str]:
-        """What the backend gives beside the energy: of "forces", "stress", "energies" and "forces_members"."""
-        return self._run.outputs
-
-    @property
-    def features(self) -> int:
-        """Number of features F that the encoder gives each atom."""
-        return self._config.hidden
-
-    @property
-    def budget(self) -> tuple[int, int] | None:
-        """Atoms and estimated edges of a batch that suits the model; None: what is usual on the device."""
-        return getattr(self._run, "budget", None)
-
     def note(self, head: str) -> str | None:
-        """Return one line on what a user of a head must know, or None."""
+        """Return one line that a user of a head must know, or None."""
         if head != AUTO or self._mixture is None:
             return None
         gap, z, one, other = reference_gap([s for s in self._specs if s.name in self._mixture.mixed])
@@ -186,11 +161,11 @@ class Predictor:
         return table
 
     def elements(self, head: str) -> list[int]:
-        """Return the atomic numbers of the elements that a head was trained on; of "auto", that any mixed one was."""
-        return np.flatnonzero(self._seen_by(head)).tolist()
+        """Return the atomic numbers of the elements that a head was trained on; of "auto", those of all mixed heads."""
+        return np.flatnonzero(self._elements_seen(head)).tolist()
 
-    def _seen_by(self, head: str) -> NDArray[np.bool_]:
-        """Return which elements [256] a head was trained on; of "auto", any of the heads that it mixes."""
+    def _elements_seen(self, head: str) -> NDArray[np.bool_]:
+        """Return a mask [256] of the elements that a head was trained on; of "auto", those of all mixed heads."""
         mixed = self.heads if self._mixture is None else self._mixture.mixed
         return np.asarray(self._seen[[self._index[n] for n in (mixed if head == AUTO else [head])]].any(0))
 
@@ -204,8 +179,8 @@ class Predictor:
     ) -> Predictor:
         """Open a gfm/ folder, checking every file against its manifest.
 
-        head : the head used when a call names none; None takes the folder's default head. "auto" mixes all heads by
-            what the folder's learned mixture makes of the composition.
+        head : used when a call names none; None takes the folder's default head. "auto" mixes the heads by composition,
+            with the folder's learned mixture.
         precision : fp64, fp32, or bf16 (matrix products only).
         device : cpu, cuda, cuda:N or auto.
         backend : native; onnx, torchscript or pt2 where `atomsieve export` made one; or auto, the fastest that was
@@ -238,7 +213,7 @@ class Predictor:
         )
 
     def uncertainty(self, head: str) -> HeadUncertainty:
-        """Return what the calibration of a head makes of the spread."""
+        """Return the errors and intervals that the calibration of a head gives for a spread."""
         return self._uncertainty[head]
 
     def with_backend(self, run: Backend) -> Predictor:
@@ -258,14 +233,14 @@ class Predictor:
         return other
 
     def describe(self) -> dict[str, Any]:
-        """Return what this predictor is, as plain data for logs and manifests."""
+        """Return a description as plain data, for logs and manifests."""
         return {
             "ensemble_id": self.ensemble_id,
             "heads": self.heads,
             "head": self.head,
             "levels_of_theory": {h.name: h.level_of_theory for h in self._specs}
-            | ({AUTO: "a mixture of those of the heads"} if AUTO in self.choices else {}),
-            "calibrated": {name: sorted(self._uncertainty[name].calibrated) for name in self.choices},
+            | ({AUTO: "a mixture of those of the heads"} if AUTO in self.capabilities.choices else {}),
+            "calibrated": {name: sorted(self._uncertainty[name].calibrated) for name in self.capabilities.choices},
             "domain": self._domain.describe(),
             "members": self.members,
             "kind": self.kind,
@@ -284,8 +259,8 @@ class Predictor:
         """Return an empty mapping: this process computes."""
         return {}
 
-    def calibrated(self, head: str) -> bool:
-        """Say whether the energy uncertainty of a head was calibrated."""
+    def is_calibrated(self, head: str) -> bool:
+        """Return whether the energy uncertainty of a head was calibrated."""
         return "energy" in self._uncertainty[head].calibrated
 
     def __call__(
@@ -298,18 +273,17 @@ class Predictor:
     ) -> Prediction:
         """Evaluate a batch for one head; results are in input order, one status per structure.
 
-        want : any of `atomsieve.predict.prediction.PROPERTIES`; forces come with their spread if it is wanted too
-            ("force_spread", which "spread" implies), and with those of each member if "members" is. Energies
-            always come.
+        want : any of `atomsieve.predict.prediction.PROPERTIES`. Energies are always returned. With forces,
+            "force_spread" (implied by "spread") adds their spread and "members" those of each member.
         head : name of a head; None takes `self.head`.
         max_structure_atoms : structures above it get the status TOO_LARGE.
-        build : makes the graph of a batch, called as `atomsieve.graphs.build_graph` is, which is what it must equal and
-            what None takes.
+        build : makes the graph of a batch, with the arguments and results of `atomsieve.graphs.build_graph`, which is
+            the default.
 
         Raises
         ------
         UsageError
-            for an unknown head or property. A bad structure raises nothing: it gets a status.
+            for an unknown head or property. A structure that cannot be evaluated raises nothing: it gets a status.
         """
         for name in want:
             if name not in PROPERTIES:
@@ -324,7 +298,7 @@ class Predictor:
         results = ResultBuffer(batch, self.members, asked, name)
         which: int | NDArray[np.float64] = self.mixture(batch) if name == AUTO else self._index[name]
         results.status[:] = check_inputs(
-            batch, self._seen_by(name), charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
+            batch, self._elements_seen(name), charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
         )
         if isinstance(which, np.ndarray):
             results.status[(results.status == Status.OK) & ~which.any(1)] = Status.UNSEEN_ELEMENT
@@ -351,7 +325,7 @@ class Predictor:
         build: Builder,
         which: int | NDArray[np.float64],
     ) -> None:
-        """Fill in the results of the structures `index`; `which` is the head, or the weight of each in the batch."""
+        """Fill in the results of the structures `index`; `which` is a head, or the weights [S,H] of the whole batch."""
         own, graph, index = self._graph(batch, index, results, build)
         if graph is None:
             return
@@ -363,12 +337,12 @@ class Predictor:
             return
         head = which[index] if isinstance(which, np.ndarray) else which
         out = self._run(own, graph, head, results.want | ({"features"} if self._domain.needs_features(head) else set()))
-        results.put(index, own, out, *self._domain(own, graph, head, out.features))
+        results.store(index, own, out, *self._domain(own, graph, head, out.features))
 
     def _graph(
         self, batch: StructureBatch, index: NDArray[np.int64], results: ResultBuffer, build: Builder
     ) -> tuple[StructureBatch, Graph | None, NDArray[np.int64]]:
-        """Build the graph of the structures `index`, setting aside any that has no neighbour list."""
+        """Build the graph of the structures `index`, without those that have no neighbour list: they get a status."""
         own = batch.take(index)
         if len(index) == 0:
             return own, None, index

@@ -16,7 +16,7 @@ from atomsieve.structures.batch import ragged_index
 
 
 class ResultBuffer:
-    """Results of a batch for one head; NaN until a piece is put in."""
+    """Results of a batch for one head; NaN until a piece is stored."""
 
     def __init__(self, batch: StructureBatch, members: int, want: set[str], head: str) -> None:
         structures, atoms = batch.n_structures, batch.n_atoms
@@ -38,7 +38,7 @@ class ResultBuffer:
         if "energies" in want:
             self.of_atoms["atom_energies"] = np.full(atoms, np.nan)
 
-    def put(
+    def store(
         self,
         index: NDArray[np.int64],
         own: StructureBatch,
@@ -46,7 +46,7 @@ class ResultBuffer:
         outside: NDArray[np.uint8],
         distance: NDArray[np.float64],
     ) -> None:
-        """Take over the output of a piece whose structures are `index`; non-finite results get a status."""
+        """Store the output of a piece whose structures are `index`; non-finite results get a status."""
         finite: NDArray[np.bool_] = np.asarray(np.isfinite(out.energy_members).all(axis=0))
         if out.forces is not None:
             broken = ~np.asarray(np.isfinite(out.forces)).all(axis=1)
@@ -76,7 +76,7 @@ class ResultBuffer:
             self.stress[index] = out.virial / volume[:, None, None]
 
     def finish(self, uncertainty: HeadUncertainty) -> Prediction:
-        """Return the prediction of the whole call, with what the calibration of the head makes of the spread."""
+        """Return the prediction of the whole call, with the calibrated errors and intervals of the head."""
         spread = self.energy_std if "spread" in self.want else None
         forces_std = self.of_atoms.get("forces_std")
         members = self.of_atoms.pop("forces_members", None)

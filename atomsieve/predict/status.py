@@ -55,7 +55,7 @@ _MEANINGS = {
 
 
 def any_atom(batch: StructureBatch, flag: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return [S]: whether any atom of a structure has the flag [N]."""
+    """Return a mask [S] of the structures of which any atom has the flag [N]."""
     out = np.zeros(batch.n_structures, bool)
     filled = batch.counts > 0
     if filled.any():
@@ -64,7 +64,7 @@ def any_atom(batch: StructureBatch, flag: NDArray[np.bool_]) -> NDArray[np.bool_
 
 
 def find_bad_cells(batch: StructureBatch) -> NDArray[np.bool_]:
-    """Return [S]: periodic structures whose periodic vectors are too short, absurdly long, or linearly dependent."""
+    """Return a mask [S] of periodic structures whose vectors are too short, absurdly long, or linearly dependent."""
     lengths = np.linalg.norm(batch.cell, axis=2)
     absurd = (batch.pbc & ~((lengths >= SHORTEST_VECTOR) & (lengths <= LONGEST_VECTOR))).any(1)
     pair = batch.pbc[:, :, None] & batch.pbc[:, None, :]
@@ -78,7 +78,7 @@ def find_bad_cells(batch: StructureBatch) -> NDArray[np.bool_]:
 def check_inputs(
     batch: StructureBatch, seen: NDArray[np.bool_], *, charge_spin: bool, max_atoms: int | None
 ) -> NDArray[np.uint8]:
-    """Return the status [S] that can be told before the neighbour list is built.
+    """Return the status [S] of structures, as far as it is known before the neighbour list is built.
 
     seen : [256] bool, the elements of the head.
     charge_spin : the model is conditioned on charge and spin.

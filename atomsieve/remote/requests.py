@@ -89,7 +89,7 @@ class ServedEnsemble:
             table[int(number)] = energy
         return table
 
-    def calibrated(self, head: str) -> bool:
+    def is_calibrated(self, head: str) -> bool:
         """Return whether the energy uncertainty of a head was calibrated."""
         return "energy" in self._description["calibrated"][head]
 

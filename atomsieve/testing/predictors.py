@@ -40,7 +40,7 @@ def check_interface(predictor: AnyPredictor) -> None:
         elements = predictor.elements(head)
         assert elements == sorted(set(elements)) and all(1 <= z <= 118 for z in elements)
         assert predictor.references(head).shape == (256,), "references are [256], by atomic number"
-        assert isinstance(predictor.calibrated(head), bool)
+        assert isinstance(predictor.is_calibrated(head), bool)
         note = predictor.note(head)
         assert note is None or "\n" not in note, "a note is one line"
     description = json.loads(json.dumps(predictor.describe()))

@@ -125,7 +125,8 @@ def test_auto_takes_the_fastest_and_says_why(gfm):
     predictor = Predictor.load(gfm, precision="fp64", backend="auto")
     assert predictor.backend == "torchscript"
     assert "torchscript 1.50, native 1.00" in predictor.why
-    assert predictor.artefact != Predictor.load(gfm, precision="fp32", backend="torchscript").artefact
+    other = Predictor.load(gfm, precision="fp32", backend="torchscript")
+    assert predictor.capabilities.artefact != other.capabilities.artefact
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_mixture_is_part_of_the_ensemble_but_not_of_its_weights(tmp_path):
     assert weights_id(folder) == before[1]
     predictor = Predictor.load(folder)
     assert predictor.heads == list(NAMES)
-    assert predictor.choices == [*NAMES, "auto"]
+    assert predictor.capabilities.choices == (*NAMES, "auto")
     assert predictor.head == "oxides"
     assert predictor.describe()["calibrated"]["auto"] == []
     assert predictor.elements("auto") == [1, 8, 28, 29]

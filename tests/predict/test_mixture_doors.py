@@ -89,6 +89,6 @@ def test_a_server_of_it(folder, batch, exact):
     told = json.loads(json.dumps(describe_model(predictor, settings, ["energy"]), allow_nan=False))
     client = ServedEnsemble(told, "auto", alone=False)
     assert client.heads == [*HEADS, "auto"]
-    assert not client.calibrated("auto")
+    assert not client.is_calibrated("auto")
     assert np.isnan(client.references("auto")).all()
     assert client.elements("auto") == [1, 6, 7, 8, 29]

@@ -111,7 +111,7 @@ def test_mean_spread_and_references(exact, folder):
     assert np.allclose(out.energy_std, out.energy_members.std(0, ddof=1))
     assert (np.abs(out.energy - reference) < 30).all()
     assert np.isnan(out.sigma_energy).all()  # not calibrated, and it says so
-    assert not exact.calibrated("metal")
+    assert not exact.is_calibrated("metal")
     assert out.forces_std.shape == out.forces.shape
     assert (out.forces_std > 0).any()
 

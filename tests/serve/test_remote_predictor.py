@@ -156,9 +156,9 @@ def test_it_is_described_as_the_local_one(remotes, local):
     assert remote.device == str(local.device)
     for head in local.heads:
         assert remote.elements(head) == local.elements(head)
-        assert remote.calibrated(head) == local.calibrated(head)
+        assert remote.is_calibrated(head) == local.is_calibrated(head)
         np.testing.assert_array_equal(remote.references(head), local.references(head))
-    assert remote.budget == local.budget, "that the server uses, since none is configured"
+    assert remote.budget == local.capabilities.budget, "that the server uses, since none is configured"
     assert local.describe().items() <= remote.describe().items()
     assert remotes["grpc"].head == "metal"
 

@@ -27,6 +27,7 @@ class ExportedBackend:
     """An exported artefact; energies alone come from an energy-only one where the folder has it."""
 
     dtype = torch.float32
+    budget: tuple[int, int] | None = None
 
     def __init__(
         self,

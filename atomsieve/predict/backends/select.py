@@ -42,7 +42,7 @@ def open_backend(
 
 
 def fastest(folder: str | Path, manifest: Manifest, precision: str, device: torch.device) -> tuple[str, str]:
-    """Return the backend that was measured fastest on this machine, and one line that says why.
+    """Return the backend that was measured fastest on this machine, and one line on why.
 
     A candidate passed its fidelity check (none is written otherwise) on this processor, and holds no foreign code.
     Speeds count relative to native, each measured in the same run.

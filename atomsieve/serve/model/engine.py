@@ -105,7 +105,7 @@ class Engine:
             arrays,
             parameters,
             outputs,
-            heads=predictor.choices,
+            heads=predictor.capabilities.choices,
             default_head=predictor.head,
             ensemble_id=predictor.ensemble_id,
             limits=limits,
@@ -205,7 +205,7 @@ class Engine:
         for head in np.unique(heads).tolist():
             own = np.flatnonzero((heads == head) & ~large)
             for piece in pack(edges[own], batch.counts[own], *self._budget):
-                self._piece(batch, own[piece], self.predictor.choices[head], want, found)
+                self._piece(batch, own[piece], self.predictor.capabilities.choices[head], want, found)
         for name in outputs - found.keys():  # nothing was evaluated: all too large, or no structures
             found[name] = self._blank(name, batch)
         return found
@@ -240,7 +240,8 @@ class Engine:
         trailing = OUTPUTS[name].trailing
         if -1 not in trailing:
             return trailing
-        own = self.predictor.features if name == "features" else self.predictor.members
+        own = self.predictor.capabilities.features if name == "features" else self.predictor.members
+        assert own is not None
         return tuple(own if n == -1 else n for n in trailing)
 
 
@@ -267,22 +268,22 @@ def describe_model(predictor: Predictor, settings: Settings, outputs: Sequence[s
     from atomsieve.remote.wire import WIRE
     from atomsieve.version import __version__
 
-    on_cpu = str(predictor.device) == "cpu"
+    on_cpu, known = str(predictor.device) == "cpu", predictor.capabilities
     return {
         "wire": WIRE,
         "atomsieve": __version__,
         **predictor.describe(),
-        "heads": predictor.choices,
+        "heads": list(known.choices),
         "default_head": predictor.head,
-        "outputs": sorted(predictor.outputs),
+        "outputs": sorted(known.outputs),
         "gives": list(outputs),
-        "elements": {head: predictor.elements(head) for head in predictor.choices},
+        "elements": {head: predictor.elements(head) for head in known.choices},
         "references": {
             head: {str(z): float(of[z]) for z in predictor.elements(head) if not math.isnan(of[z])}
-            for head in predictor.choices
+            for head in known.choices
             for of in [predictor.references(head)]
         },
-        "artefact": predictor.artefact,
+        "artefact": known.artefact,
         "threads": torch.get_num_threads() if on_cpu else None,
         "budget": dict(zip(("atoms", "edges"), _budget(predictor, settings), strict=True)),
         "limits": settings.limits.model_dump(),

@@ -74,7 +74,7 @@ class TritonPythonModel:
         )
         self._last_sign = time.monotonic()
         self.engine = Engine(predictor, self.settings, self._progress)
-        self.given = available_outputs(predictor.outputs, predictor.kind)
+        self.given = available_outputs(predictor.capabilities.outputs, predictor.kind)
         vector = read_test_vector(folder / GFM)
         worst = compare_test_vector(vector, self.engine.answer_one, predictor.precision, self.given)
         self._about = {

@@ -103,10 +103,10 @@ def config_parameters(predictor: Predictor) -> dict[str, Any]:
     return {
         WRITER: __version__,
         "ensemble_id": predictor.ensemble_id,
-        "heads": predictor.choices,
+        "heads": list(predictor.capabilities.choices),
         "default_head": predictor.head,
         "levels_of_theory": about["levels_of_theory"],
-        "elements": {head: predictor.elements(head) for head in predictor.choices},
+        "elements": {head: predictor.elements(head) for head in predictor.capabilities.choices},
         "members": predictor.members,
         "cutoff": predictor.cutoff,
         "precision": predictor.precision,

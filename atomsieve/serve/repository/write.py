@@ -107,7 +107,7 @@ def _make_model(
     others = list_other_versions(repository / served.name, version)
     text = model_config(
         served.name,
-        available_outputs(predictor.outputs, predictor.kind),
+        available_outputs(predictor.capabilities.outputs, predictor.kind),
         predictor.members,
         device=served.settings.device,
         instances=instances,
@@ -124,7 +124,7 @@ def _make_model(
     (folder / "model.py").write_text(MODEL_PY)
     (folder / SETTINGS_FILE).write_text(served.settings.model_dump_json(indent=1) + "\n")
     (new / CONFIG).write_text(text)
-    (new / "labels.txt").write_text("".join(f"{head}\n" for head in predictor.choices))
+    (new / "labels.txt").write_text("".join(f"{head}\n" for head in predictor.capabilities.choices))
     return new
 
 
@@ -136,7 +136,7 @@ def open_checked(served: RepositoryModel) -> Predictor:
     s = served.settings
     device = s.device if s.device != "cuda" else "auto"  # which need not be on the machine that writes the repository
     predictor = Predictor.load(served.gfm, head=s.head, precision=s.precision, device=device, backend=s.backend)
-    gives = available_outputs(predictor.outputs, predictor.kind)
+    gives = available_outputs(predictor.capabilities.outputs, predictor.kind)
     try:
         compare_test_vector(read_test_vector(served.gfm), Engine(predictor, s).answer_one, predictor.precision, gives)
     except AtomSieveError as error:

@@ -169,7 +169,7 @@ def test_scarce_memory_settles_the_budget_and_a_run_keeps_it(gfm, tmp_path, monk
     assert "batches: up to 640 atoms" in text.getvalue() and "learned in a probe" in text.getvalue()
     free[0] = 1e12
     assert screen()["batches"] == scarce["batches"], "a run goes on as it began, whatever memory there is now"
-    usual = Predictor.load(gfm).budget
+    usual = Predictor.load(gfm).capabilities.budget
     assert usual == cache_sized_budget(3 * 16 * 4) == (2048, 125_000)
     assert screen(out="fresh")["batches"]["max_atoms"] == usual[0]
     asked = screen(out="asked", max_atoms=100)
