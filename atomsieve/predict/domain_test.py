@@ -32,7 +32,7 @@ class DomainTest:
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def needs_features(self, head: int | NDArray[np.float64]) -> bool:
-        """Return whether the test of a head, or of the heaviest head of weights [S,H], reads features of the encoder."""
+        """Return whether the test of a head, or of the heaviest of weights [S,H], reads features of the encoder."""
         if isinstance(head, np.ndarray):
             return any(self._heads[k] is not None for k in np.unique(head.argmax(1)))
         return self._heads[head] is not None
