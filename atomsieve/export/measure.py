@@ -49,7 +49,7 @@ class _Timed:
 
 
 def measure(folder: Path, entry: ExportEntry, place: Path, checks: Checks) -> dict[str, NDArray[Any]]:
-    """Return the artefact's values by "part.name", and "speed.name" (see `fidelity.measured`)."""
+    """Return the artefact's values by "part.name", and "speed.name" (see `fidelity.measure_in_process`)."""
     ensemble, manifest = load_gfm(folder)
     config = manifest.config
     device = torch.device("cuda" if entry.device == "cuda" else "cpu")
