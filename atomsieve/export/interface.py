@@ -115,7 +115,7 @@ def check_inputs(
     Raises
     ------
     UsageError
-        in one line: the array, what it is, and what is allowed.
+        in one line with the array, the error and the allowed values.
     """
     wanted = [s.name for s in slots]
     lacking, odd = [n for n in wanted if n not in arrays], [n for n in arrays if n not in wanted]

@@ -180,7 +180,7 @@ def _taking_tensors(node: fx.Node, places: list[int]) -> Callable[..., Any]:
 
 
 def tidy(model: Any) -> Any:
-    """Fold constants, remove what is not used or doubled, and strip names of files and of traced code; returns a proto.
+    """Fold constants, remove unused and duplicate nodes, and strip names of files and of traced code; return a proto.
 
     model : an `onnx_ir.Model`.
     """

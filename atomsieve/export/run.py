@@ -74,7 +74,7 @@ def export_gfm(
 ) -> list[ExportOutcome]:
     """Export an ensemble; artefacts that fail their check are not written.
 
-    say : takes one line before each step. done : takes each outcome as soon as it is known.
+    say : called with one line before each step. done : called with each outcome as soon as it is known.
 
     Raises
     ------

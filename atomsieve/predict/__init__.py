@@ -9,21 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atomsieve.predict.base import ForwardingPredictor, PredictorBase
     from atomsieve.predict.domain_flags import Outside
-    from atomsieve.predict.interface import AnyPredictor
+    from atomsieve.predict.interface import AnyPredictor, Capabilities
     from atomsieve.predict.prediction import Prediction
     from atomsieve.predict.predictor import Predictor
     from atomsieve.predict.status import Status
 
 _HOMES = {
     "AnyPredictor": "interface",
+    "Capabilities": "interface",
+    "ForwardingPredictor": "base",
     "Outside": "domain_flags",
     "Prediction": "prediction",
     "Predictor": "predictor",
+    "PredictorBase": "base",
     "Status": "status",
 }
 
-__all__ = ["AnyPredictor", "Outside", "Prediction", "Predictor", "Status"]
+__all__ = [
+    "AnyPredictor",
+    "Capabilities",
+    "ForwardingPredictor",
+    "Outside",
+    "Prediction",
+    "Predictor",
+    "PredictorBase",
+    "Status",
+]
 
 
 def __getattr__(name: str) -> Any:

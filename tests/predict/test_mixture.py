@@ -191,7 +191,7 @@ def test_a_backend_that_mixes_no_heads_says_so(folder):
         name, precision, why = "onnx", "fp32", "as asked"
 
     other = Predictor.load(folder).with_backend(Exported())
-    assert other.choices == list(NAMES)
+    assert other.capabilities.choices == tuple(NAMES)
     assert "auto" not in other.describe()["calibrated"]
     with pytest.raises(UsageError, match="head auto: backend onnx mixes no heads; use --backend native"):
         other(copper_oxides(2), head="auto")
