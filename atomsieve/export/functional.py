@@ -22,7 +22,7 @@ from atomsieve.models.messages.table import paired_edges
 
 
 def needs_reverse(ensemble: Ensemble) -> bool:
-    """Return whether exports need the reverse table: the list may be truncated, or edges are read outside of messages."""
+    """Return whether exports need the reverse table: lists may be truncated, or edges are read outside of messages."""
     return ensemble.config.max_neighbors is not None or not ensemble.encoder.edges_in_messages_only
 
 

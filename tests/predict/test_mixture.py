@@ -188,7 +188,8 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, content, said):
 
 def test_a_backend_that_mixes_no_heads_says_so(folder):
     class Exported:
-        name, precision, why = "onnx", "fp32", "as asked"
+        name, precision, why, digest = "onnx", "fp32", "as asked", "0" * 64
+        outputs, budget, max_atoms = frozenset(), None, 100
 
     other = Predictor.load(folder).with_backend(Exported())
     assert other.capabilities.choices == tuple(NAMES)
