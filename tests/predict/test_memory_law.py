@@ -305,6 +305,6 @@ def test_on_a_gpu_the_allocator_tells_the_law_and_the_budget_fits(monkeypatch, c
     assert len(list(cache.iterdir())) == 1
     halves = find_budget(predictor, crystals(20), (100_000, 5_000_000), share=2)
     assert 0.4 * budget.max_atoms < halves.max_atoms < 0.6 * budget.max_atoms
-    from atomsieve.screen.telemetry.prometheus import memory_in_use
+    from atomsieve.screen.telemetry.prometheus import read_memory
 
-    assert memory_in_use("cuda:0")["device_total"] == 4e9
+    assert read_memory("cuda:0")["device_total"] == 4e9

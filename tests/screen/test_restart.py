@@ -152,8 +152,8 @@ def ordered(tmp_path, life):
     )
     outer = (
         "import sys; from pathlib import Path; from atomsieve.screen.restart import Supervisor;"
-        "from atomsieve.screen.results.files import Folder;"
-        f"sys.exit(Supervisor([sys.executable, {str(program)!r}], Folder(Path({str(tmp_path / 'out')!r})), 9)())"
+        "from atomsieve.screen.results.files import ResultsFolder;"
+        f"sys.exit(Supervisor([sys.executable, {str(program)!r}], ResultsFolder(Path({str(tmp_path / 'out')!r})), 9)())"
     )
     process = subprocess.Popen([sys.executable, "-c", outer])
     until(ready.exists)
