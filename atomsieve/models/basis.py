@@ -90,10 +90,12 @@ class Geometry:
             stretch.requires_grad_()
         return Geometry(many_basis, many_unit, slope, distance, stretch)
 
-    def pull_back(self, grad_basis: Tensor | None, grad_unit: Tensor, grad_stretch: Tensor | None = None) -> Tensor:
+    def pull_back(
+        self, grad_basis: Tensor | None, grad_unit: Tensor | None, grad_stretch: Tensor | None = None
+    ) -> Tensor:
         """Turn gradients by basis `[K,E,R]`, unit `[K,E,3]` and distance `[K,E]` into those by edge vectors, `[K,E,3]`.
 
-        Of basis and distance one may be None.
+        The one by unit is None for an encoder that does not use directions; of basis and distance one may be None.
         """
         unit = self.unit.detach()
         along = grad_stretch
@@ -101,6 +103,8 @@ class Geometry:
             through = torch.einsum("ker,er->ke", grad_basis, self.slope)
             along = through if along is None else along + through
         assert along is not None
+        if grad_unit is None:
+            return unit * along.unsqueeze(2)
         radial = (grad_unit * unit).sum(2)
         length = self.distance.clamp(min=_SHORTEST).unsqueeze(0)
         return unit * (along - radial / length).unsqueeze(2) + grad_unit / length.unsqueeze(2)
