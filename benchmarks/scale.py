@@ -27,7 +27,7 @@ from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import LARGEST_CHUNK, Chunks
 from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.ledger import KNOWN, Entry
-from atomsieve.structures.manifest import Manifest, PartRow, StepRow
+from atomsieve.structures.manifest import DatasetManifest, PartRow, StepRow
 from atomsieve.structures.source import SourceInfo
 
 RANKS = (16, 128, 1024, 4096, 16384)
@@ -220,9 +220,9 @@ def measured() -> dict[str, float]:
     part = PartRow(
         path="part-00000.r000.bp", fields=fields, positions="float64", structures=STEP, atoms=1, files={}, steps=rows
     )
-    text = json.dumps(Manifest.of([part], [SourceInfo("x")], {}).model_dump(), indent=1)
+    text = json.dumps(DatasetManifest.of([part], [SourceInfo("x")], {}).model_dump(), indent=1)
     tracemalloc.start()
-    held = Manifest(**json.loads(text))
+    held = DatasetManifest(**json.loads(text))
     step = tracemalloc.get_traced_memory()[0] / len(held.parts[0].steps)
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]

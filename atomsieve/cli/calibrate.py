@@ -77,10 +77,10 @@ def app(
         )
     if domain_data is not None:
         check_data(folder, data, allow_training_data=allow_training_data)
-        from atomsieve.evaluation.fit_domain import fit_folder
+        from atomsieve.evaluation.fit_domain import fit_folder_domain
 
         with Steps(quiet, "fitting domains") as step:
-            fitted = fit_folder(folder, domain_data, data, progress=step)
+            fitted = fit_folder_domain(folder, domain_data, data, progress=step)
         console().print(f"domain of {', '.join(fitted)}: wrote {folder}/domain.safetensors", soft_wrap=True)
     with Steps(quiet, "predicting") as step:
         found = calibrate_gfm(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from atomsieve.structures.convert import Input
-    from atomsieve.structures.generate import Recipe
+    from atomsieve.structures.generate import StructureGenerator
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Convert, inspect, generate and export structures.")
 generate_app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -236,8 +236,8 @@ def random_command(
     _prepare()
     from atomsieve.structures.generate import RandomBoxes
 
-    recipe = RandomBoxes(min_atoms, max_atoms, max_number, box, charge=charge, spin=spin)
-    _generate(recipe, out, number, seed, positions, overwrite, quiet)
+    generator = RandomBoxes(min_atoms, max_atoms, max_number, box, charge=charge, spin=spin)
+    _generate(generator, out, number, seed, positions, overwrite, quiet)
 
 
 @generate_app.command("substitute")
@@ -267,7 +267,7 @@ def substitute_command(
     _prepare()
     from atomsieve.structures.generate import Substituted, atomic_numbers_of
 
-    recipe = Substituted(
+    generator = Substituted(
         _parents(prototypes),
         atomic_numbers_of(elements.split(",")),
         atomic_numbers_of(keep.split(",")) if keep else (),
@@ -278,7 +278,7 @@ def substitute_command(
         charge=charge,
         spin=spin,
     )
-    _generate(recipe, out, number, seed, positions, overwrite, quiet)
+    _generate(generator, out, number, seed, positions, overwrite, quiet)
 
 
 @generate_app.command("rattle")
@@ -301,27 +301,29 @@ def rattle_command(
     _prepare()
     from atomsieve.structures.generate import Rattled
 
-    recipe = Rattled(_parents(parents), rattle, strain, charge=charge, spin=spin)
-    _generate(recipe, out, number, seed, positions, overwrite, quiet)
+    generator = Rattled(_parents(parents), rattle, strain, charge=charge, spin=spin)
+    _generate(generator, out, number, seed, positions, overwrite, quiet)
 
 
 def _parents(path: Path) -> Any:
     """Return the structures of a dataset, or of a file of any other format, as one batch."""
     from atomsieve.structures import StructureBatch, open_structures
     from atomsieve.structures.formats import find_files, read_items
-    from atomsieve.structures.generate import in_memory
-    from atomsieve.structures.validation import Judge, LabelKeys, to_batch
+    from atomsieve.structures.generate import load_parents
+    from atomsieve.structures.validation import ItemValidator, LabelKeys, build_batch
 
     files = find_files(path)
     if [kind for _, kind in files] == ["bp"]:
         with open_structures(path) as reader:
-            return in_memory(reader)
-    judge = Judge(LabelKeys(none=True))
-    rows = [row for file, kind in files for item in read_items(file, kind, lambda _: None) if (row := judge(item))]
-    return in_memory(StructureBatch.concatenate([to_batch(rows)]))
+            return load_parents(reader)
+    validator = ItemValidator(LabelKeys(none=True))
+    rows = [row for file, kind in files for item in read_items(file, kind, lambda _: None) if (row := validator(item))]
+    return load_parents(StructureBatch.concatenate([build_batch(rows)]))
 
 
-def _generate(recipe: Recipe, out: Path, number: int, seed: int, positions: str, overwrite: bool, quiet: bool) -> None:
+def _generate(
+    generator: StructureGenerator, out: Path, number: int, seed: int, positions: str, overwrite: bool, quiet: bool
+) -> None:
     """Write structures 0 to `number`; the ranks of an MPI job share the blocks, and the result is the same."""
     from atomsieve.structures import StructureWriter
     from atomsieve.structures.generate import BLOCK, generate
@@ -329,12 +331,12 @@ def _generate(recipe: Recipe, out: Path, number: int, seed: int, positions: str,
     comm, rank, n_ranks = _team()
     blocks = -(-number // BLOCK)
     first, last = blocks * rank // n_ranks * BLOCK, min(blocks * (rank + 1) // n_ranks * BLOCK, number)
-    notes = {"generated": type(recipe).__name__, "seed": str(seed)}
+    notes = {"generated": type(generator).__name__, "seed": str(seed)}
     writer = StructureWriter(
         out, positions=positions, overwrite=overwrite, notes=notes, rank=rank, n_ranks=n_ranks, comm=comm
     )
     with writer, _bar("generating", last - first, console(stderr=True, quiet=quiet or rank > 0)) as advance:
-        for batch in generate(recipe, first, last, seed):
+        for batch in generate(generator, first, last, seed):
             writer.append(batch)
             advance(len(batch))
     if rank == 0:
@@ -394,10 +396,10 @@ def export_command(
     _prepare()
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures import open_structures
-    from atomsieve.structures.export import Selection, export
+    from atomsieve.structures.export import Subset, export
     from atomsieve.structures.formats import find_writer
 
-    selection = Selection.parse(span, ids, where)
+    selection = Subset.parse(span, ids, where)
     with open_structures(structures) as reader:
         total = len(reader) if selection.stop is None else selection.stop
         with _bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:

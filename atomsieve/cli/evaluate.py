@@ -39,7 +39,7 @@ def app(
     Writes index.html (all in one file), metrics.json, structures.npz and the plots. Needs the extra `uncertainty`.
     """
     from atomsieve.evaluation.metrics import evaluate_gfm
-    from atomsieve.evaluation.page import HEADINGS, notices, table_row, write_evaluation
+    from atomsieve.evaluation.page import HEADINGS, format_row, list_notices, write_evaluation
 
     with Steps(quiet, "predicting") as step:
         found = evaluate_gfm(folder, data, head=head, precision=precision, device=device, progress=step)
@@ -47,13 +47,13 @@ def app(
     screen = console()
     headings = ("head", "property", *(h for _, h in HEADINGS))
     rows = [
-        [name, kind, *table_row(row[kind])]
+        [name, kind, *format_row(row[kind])]
         for name, row in found.metrics["heads"].items()
         for kind in ("energy", "force")
         if kind in row
     ]
     title = "Errors in meV/atom and meV/Å; share of errors within the 90 % interval, and within 1.645 spreads (raw)"
     show_table(screen, title, headings, rows)
-    for text in notices(found.metrics):
+    for text in list_notices(found.metrics):
         screen.print(text, highlight=False, soft_wrap=True)
     screen.print(f"wrote {page}", highlight=False, soft_wrap=True)

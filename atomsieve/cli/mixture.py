@@ -46,9 +46,9 @@ def app(
     Afterwards `--head auto` mixes the heads by these weights. Weights, heads and calibration stay as they are, but the
     ensemble has a new id: finish screenings that are under way before.
     """
-    from atomsieve.evaluation.fit_mixture import mixture_of
+    from atomsieve.evaluation.fit_mixture import fit_folder_mixture
 
-    found = mixture_of(folder, data, inputs, seed, None if heads is None else heads.split(","))
+    found = fit_folder_mixture(folder, data, inputs, seed, None if heads is None else heads.split(","))
     screen = console(quiet=quiet)
     about = found.about
     rows = [[name, f"{about['of_head'].get(name, 0):,}"] for name in found.mixed]

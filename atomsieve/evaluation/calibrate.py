@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.evaluation.residuals import collect, refuse_mixture, source_heads, trained_on
+from atomsieve.evaluation.residuals import predict_file, refuse_mixture, source_heads, was_trained_on
 from atomsieve.gfm import read_calibration, read_manifest, record_files
 from atomsieve.gfm.manifest import CALIBRATION
 from atomsieve.predict.predictor import Predictor
@@ -23,10 +23,12 @@ def make_calibration(
     before: Calibration | None = None,
 ) -> Calibration:
     """Fit the heads in `residuals`; other heads, and properties that cannot be fitted, keep what they have `before`."""
-    return merge(predictor, {name: calibrate_head(found) for name, found in residuals.items()}, data, before)
+    return merge_calibration(
+        predictor, {name: calibrate_head(found) for name, found in residuals.items()}, data, before
+    )
 
 
-def merge(
+def merge_calibration(
     predictor: Predictor,
     fitted: Mapping[str, HeadCalibration],
     data: Sequence[DataIdentity],
@@ -82,14 +84,17 @@ def calibrate_gfm(
     check_data(folder, data, head=head, allow_training_data=allow_training_data)
     with open_structures(data) as reader:
         predictor = Predictor.load(folder, head=head, precision=precision, device=device)
-        rows = collect(predictor, reader, head, progress)
+        rows = predict_file(predictor, reader, head, progress)
         identity = DataIdentity(name=Path(data).name, sha256=reader.identity(), structures=len(reader))
     residuals = {name: found.residuals() for name, found in rows.items()}
-    if not any(usable(found) for found in residuals.values()):
+    if not any(count_usable(found) for found in residuals.values()):
         raise DataError(f"{data} holds no structure with a label and a result; calibration needs at least {FEWEST}")
     fitted = {name: calibrate_head(found) for name, found in residuals.items()}
-    record_files(folder, {CALIBRATION: lambda: merge(predictor, fitted, [identity], read_calibration(folder)).dumps()})
-    return {name: (fitted[name], usable(found)) for name, found in residuals.items()}
+    record_files(
+        folder,
+        {CALIBRATION: lambda: merge_calibration(predictor, fitted, [identity], read_calibration(folder)).dumps()},
+    )
+    return {name: (fitted[name], count_usable(found)) for name, found in residuals.items()}
 
 
 def check_data(
@@ -102,7 +107,7 @@ def check_data(
     names = [h.name for h in manifest.heads]
     refuse_mixture(head, names, what="calibrated")
     with open_structures(data) as reader:
-        if trained_on(manifest, reader) and not allow_training_data:
+        if was_trained_on(manifest, reader) and not allow_training_data:
             raise UsageError(
                 f"{data} was trained on: errors on it are too small to calibrate with; give structures that were kept "
                 "from training, or --allow-training-data"
@@ -112,7 +117,7 @@ def check_data(
         source_heads(reader, names, head)
 
 
-def usable(residuals: Residuals) -> int:
+def count_usable(residuals: Residuals) -> int:
     """Return how many structures have an energy error and a spread."""
     import numpy as np
 

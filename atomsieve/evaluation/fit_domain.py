@@ -68,7 +68,7 @@ def fit_domain(
     return out
 
 
-def fit_folder(
+def fit_folder_domain(
     folder: str | Path,
     trained: str | Path,
     held: str | Path | None = None,

@@ -22,7 +22,7 @@ MOST = 200_000
 _READ = 20_000
 
 
-def mixture_of(
+def fit_folder_mixture(
     folder: str | Path,
     data: Sequence[str | Path],
     inputs: str = "fractions",

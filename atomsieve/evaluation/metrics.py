@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, require
-from atomsieve.evaluation.residuals import HeadRows, collect, refuse_mixture, trained_on
+from atomsieve.evaluation.residuals import HeadRows, predict_file, refuse_mixture, was_trained_on
 from atomsieve.gfm import read_calibration, read_manifest
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.predictor import Predictor
@@ -107,10 +107,10 @@ def evaluate_gfm(
     refuse_mixture(head, [h.name for h in manifest.heads], what="evaluated against labels of one theory")
     predictor = Predictor.load(folder, head=head, precision=precision, device=device)
     with open_structures(data) as reader:
-        rows = collect(predictor, reader, head, progress)
-        known = trained_on(manifest, reader)
+        rows = predict_file(predictor, reader, head, progress)
+        known = was_trained_on(manifest, reader)
         identity = {"name": Path(data).name, "sha256": reader.identity(), "structures": len(reader)}
-    heads = {name: head_metrics(found) for name, found in rows.items()}
+    heads = {name: compute_head_metrics(found) for name, found in rows.items()}
     if not any("energy" in row or "force" in row for row in heads.values()):
         raise DataError(f"{data} holds fewer than {FEWEST} structures with a label and a result; nothing to evaluate")
     calibrated = predictor.describe()["calibrated"]
@@ -131,7 +131,7 @@ def evaluate_gfm(
     return Evaluation(metrics, rows)
 
 
-def head_metrics(rows: HeadRows) -> dict[str, Any]:
+def compute_head_metrics(rows: HeadRows) -> dict[str, Any]:
     """Return all numbers of one head: counts, and for energy and force the whole, by domain, size and elements."""
     ok = rows.status == Status.OK
     inside = ok & (rows.outside == 0)
@@ -153,24 +153,24 @@ def head_metrics(rows: HeadRows) -> dict[str, Any]:
     for name, errors in (("energy", energy_errors(rows)), ("force", force_errors(rows))):
         if len(errors.error) >= FEWEST:
             parts = {
-                kind: {part: short_metrics(errors.take(chosen)) for part, chosen in of.items()}
+                kind: {part: compute_short_metrics(errors.take(chosen)) for part, chosen in of.items()}
                 for kind, of in sets.items()
             }
             by = {kind: {part: row for part, row in of.items() if row is not None} for kind, of in parts.items()}
-            out[name] = {**full_metrics(errors), "by": by}
+            out[name] = {**compute_full_metrics(errors), "by": by}
     return out
 
 
-def short_metrics(errors: Errors) -> dict[str, Any] | None:
+def compute_short_metrics(errors: Errors) -> dict[str, Any] | None:
     """Return number, errors and coverage of a set; None of a set with too few errors."""
     error = np.abs(errors.error)
     if len(error) < FEWEST:
         return None
     row = {"n": len(error), "structures": len(np.unique(errors.structure)), "mae": float(error.mean())}
-    return row | {"rmse": float(np.sqrt(np.mean(error**2))), **coverage(errors)}
+    return row | {"rmse": float(np.sqrt(np.mean(error**2))), **compute_coverage(errors)}
 
 
-def coverage(errors: Errors) -> dict[str, float | None]:
+def compute_coverage(errors: Errors) -> dict[str, float | None]:
     """Return the shares of errors within the 90 % interval and within 1.645 spreads, with their standard errors.
 
     The standard error counts structures as independent, not the errors of one (for energies it is the binomial one).
@@ -188,11 +188,11 @@ def coverage(errors: Errors) -> dict[str, float | None]:
     return found
 
 
-def full_metrics(errors: Errors) -> dict[str, Any]:
+def compute_full_metrics(errors: Errors) -> dict[str, Any]:
     """Return everything of a set: errors, rank correlation, coverage, and the scores of spread and of sigma."""
     from scipy.stats import spearmanr
 
-    row = short_metrics(errors)
+    row = compute_short_metrics(errors)
     assert row is not None
     good = np.isfinite(errors.spread)
     rank = None
@@ -201,12 +201,12 @@ def full_metrics(errors: Errors) -> dict[str, Any]:
     return row | {
         "expected_coverage_se": float(np.sqrt(LEVEL * (1 - LEVEL) / row["structures"])),
         "spearman": rank,
-        "raw": scores(errors.error, errors.spread),
-        "calibrated": scores(errors.error, errors.sigma),
+        "raw": compute_scores(errors.error, errors.spread),
+        "calibrated": compute_scores(errors.error, errors.sigma),
     }
 
 
-def scores(error: NDArray[np.float64], sigma: NDArray[np.float64]) -> dict[str, Any] | None:
+def compute_scores(error: NDArray[np.float64], sigma: NDArray[np.float64]) -> dict[str, Any] | None:
     """Return reliability curve, miscalibration area, CRPS and sharpness of Gaussians; None without enough sigmas."""
     from uncertainty_toolbox import metrics_calibration as toolbox
     from uncertainty_toolbox.metrics_scoring_rule import crps_gaussian

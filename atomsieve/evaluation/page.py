@@ -112,7 +112,7 @@ def _rows(evaluation: Evaluation) -> bytes:
     return file.getvalue()
 
 
-def table_row(row: dict[str, Any] | None) -> list[str]:
+def format_row(row: dict[str, Any] | None) -> list[str]:
     """Return the cells of one property (see HEADINGS); sizes in thousandths of the file's units."""
     if row is None:
         return ["-"] * len(HEADINGS)
@@ -140,7 +140,7 @@ def table_row(row: dict[str, Any] | None) -> list[str]:
     return cells
 
 
-def notices(metrics: dict[str, Any]) -> list[str]:
+def list_notices(metrics: dict[str, Any]) -> list[str]:
     """Return what a reader must know before the numbers."""
     found = []
     if metrics["data"]["trained_on"]:
@@ -172,14 +172,14 @@ def _page(metrics: dict[str, Any], plots: dict[str, bytes]) -> str:
     tables = [
         {
             "title": f"{name.capitalize()}, {unit}",
-            "rows": [(head, table_row(row.get(name))) for head, row in metrics["heads"].items() if name in row],
+            "rows": [(head, format_row(row.get(name))) for head, row in metrics["heads"].items() if name in row],
         }
         for name, unit in (("energy", "meV/atom"), ("force", "meV/Å per component"))
     ]
     return str(
         template.render(
             m=metrics,
-            notices=notices(metrics),
+            notices=list_notices(metrics),
             tables=tables,
             headings=[h for _, h in HEADINGS],
             images=images,

@@ -137,7 +137,7 @@ def _error_vs_sigma(axes: Axes, head: str, name: str, evaluation: Evaluation) ->
     axes.set(xlabel=f"sigma, {unit}", ylabel=f"|error|, {unit}")
     if len(sigma) == 0:
         return
-    few = thin(len(sigma))
+    few = thin_indices(len(sigma))
     largest = float(error.max()) or 1.0
     small = max(np.quantile(error[error > 0], 0.002), 1e-4 * largest) if (error > 0).any() else 1e-4
     axes.scatter(sigma[few], np.maximum(error[few], small), s=5, alpha=0.6, color=RAW, linewidths=0)
@@ -161,7 +161,7 @@ def _parity_panel(axes: Axes, name: str, rows: HeadRows) -> None:
     label, found, outside = _parity_points(name, rows)
     unit = "eV/atom, element references taken off" if name == "energy" else "eV/Å"
     good = np.flatnonzero(np.isfinite(label) & np.isfinite(found))
-    good = good[thin(len(good))]
+    good = good[thin_indices(len(good))]
     for chosen, colour, text in ((~outside, FITTED, "in domain"), (outside, "#d1495b", "outside")):
         own = good[chosen[good]]
         axes.scatter(label[own], found[own], s=4, alpha=0.45, color=colour, linewidths=0, label=text)
@@ -243,6 +243,6 @@ def _errors(evaluation: Evaluation, head: str, name: str) -> tuple[Errors, str]:
     return make(evaluation.rows[head]), unit
 
 
-def thin(n: int) -> NDArray[np.int64]:
+def thin_indices(n: int) -> NDArray[np.int64]:
     """Return at most MOST_POINTS of n indices, evenly: what a panel can show."""
     return np.unique(np.linspace(0, n - 1, min(n, MOST_POINTS)).astype(np.int64)) if n else np.zeros(0, np.int64)

@@ -123,7 +123,7 @@ def join_rows(parts: list[HeadRows]) -> HeadRows:
     return HeadRows(**joined)
 
 
-def atoms_apart(atoms: int) -> int:
+def choose_atom_stride(atoms: int) -> int:
     """Return of how many atoms one is kept, so that at most MOST_COMPONENTS force components are."""
     return max(1, -(-3 * atoms // MOST_COMPONENTS))
 
@@ -150,7 +150,7 @@ def match_heads(reader: StructureReader, heads: list[str], head: str | None) -> 
     return names or {-1: heads[0]}
 
 
-def collect(
+def predict_file(
     predictor: Predictor,
     reader: StructureReader,
     head: str | None = None,
@@ -162,7 +162,9 @@ def collect(
     """
     source, names = source_heads(reader, predictor.heads, head)
     every = {
-        name: atoms_apart(int(reader.counts()[np.isin(source, [k for k, n in names.items() if n == name])].sum()))
+        name: choose_atom_stride(
+            int(reader.counts()[np.isin(source, [k for k, n in names.items() if n == name])].sum())
+        )
         for name in set(names.values())
     }
     parts: dict[str, list[HeadRows]] = {}
@@ -216,7 +218,7 @@ def _by_head(source: NDArray[np.int64], names: dict[int, str]) -> Iterator[tuple
             yield name, rows
 
 
-def trained_on(manifest: Manifest, reader: StructureReader) -> bool:
+def was_trained_on(manifest: Manifest, reader: StructureReader) -> bool:
     """Say whether the members were trained on a file, as far as the ensemble's own record tells."""
     config: dict[str, Any] = manifest.training.get("config", {})
     items = config.get("data", [])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from atomsieve.evaluation.metrics import energy_errors, force_errors, short_metrics
+from atomsieve.evaluation.metrics import compute_short_metrics, energy_errors, force_errors
 from atomsieve.evaluation.residuals import HeadRows
 from atomsieve.predict.status import Status
 
@@ -24,7 +24,7 @@ def summary_table(rows: Mapping[str, HeadRows]) -> str:
         good = found.status == Status.OK
         inside = float(np.mean(found.outside[good] == 0)) if good.any() else float("nan")
         for name, errors in (("energy", energy_errors(found)), ("force", force_errors(found))):
-            row = short_metrics(errors)
+            row = compute_short_metrics(errors)
             if row is not None:
                 sizes = [f"{1e3 * row[key]:.1f}" for key in ("mae", "rmse")]
                 keys = ("coverage", "coverage_se", "coverage_raw")

@@ -31,7 +31,7 @@ from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.row_filter import compile_filter, require_columns
 from atomsieve.screen.selection.select import resolve_head
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.split import formula_groups
+from atomsieve.structures.split import group_by_formula
 
 MEASURES = ("sigma_energy", "energy_std", "sigma_force", "max_force_std", "distance")
 """Columns that can be picked by; those of the energy count per atom."""
@@ -101,7 +101,7 @@ def pick(
     with open_screened_input(results) as reader:
         structures = read_at(reader, rows["position"])
     features = mean_features(predictor, structures, head)
-    chosen = farthest_points(features, score, formula_groups(structures), n, per_formula)
+    chosen = farthest_points(features, score, group_by_formula(structures), n, per_formula)
     return LabelCandidates(
         rows=rows[chosen],
         structures=structures.take(chosen),

@@ -47,7 +47,7 @@ def import_lightly() -> None:
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def reason(error: BaseException) -> str:
+def format_reason(error: BaseException) -> str:
     """Return the useful end of an ADIOS2 message, without colours, times and the chain of C++ names."""
     text = " ".join(_ANSI.sub("", str(error)).split())
     text = re.sub(r"\[[^\]]*\] \[ADIOS2 EXCEPTION\]", "", text)
@@ -72,7 +72,7 @@ class Bp5Writer:
         try:
             self._stream: Any = adios2.Stream(io, str(path), "w")
         except RuntimeError as error:
-            raise DataError(f"cannot write {path}: {reason(error)}") from error
+            raise DataError(f"cannot write {path}: {format_reason(error)}") from error
 
     def write(self, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, str] | None = None) -> int:
         """Write one step and return the size of the data file after it. An array of no rows gets one row of zeros.
@@ -94,7 +94,7 @@ class Bp5Writer:
             stream.end_step()
         except RuntimeError as error:
             self._stream = None  # closing after a failed step aborts the process
-            raise DataError(f"cannot write {self.path}: {reason(error)}") from error
+            raise DataError(f"cannot write {self.path}: {format_reason(error)}") from error
         self.steps += 1
         return (self.path / "data.0").stat().st_size
 
@@ -112,7 +112,7 @@ class Bp5Writer:
         try:
             stream.close()
         except RuntimeError as error:
-            raise DataError(f"cannot write {self.path}: {reason(error)}") from error
+            raise DataError(f"cannot write {self.path}: {format_reason(error)}") from error
 
 
 class Bp5Reader:
@@ -128,7 +128,7 @@ class Bp5Reader:
         try:
             self._file: Any = adios2.FileReader(io, str(path))
         except (RuntimeError, ValueError) as error:
-            raise DataError(f"{path} is not a readable BP5 directory: {reason(error)}") from error
+            raise DataError(f"{path} is not a readable BP5 directory: {format_reason(error)}") from error
         self._variables: dict[str, Any] = {}
 
     def variables(self) -> dict[str, int]:
@@ -201,7 +201,7 @@ class Bp5Reader:
         try:
             self._file.engine.get(variable, out, bindings.Mode.Sync)
         except (RuntimeError, ValueError) as error:
-            raise DataError(f"cannot read {name!r} from {self.path}: {reason(error)}") from error
+            raise DataError(f"cannot read {name!r} from {self.path}: {format_reason(error)}") from error
 
     def close(self) -> None:
         """Close the files; the reader is useless afterwards."""

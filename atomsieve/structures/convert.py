@@ -17,8 +17,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.formats import find_files, read_items
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.split import Split
-from atomsieve.structures.validation import Judge, Judged, LabelKeys, Tally, to_batch
-from atomsieve.structures.writer import StructureWriter, named
+from atomsieve.structures.validation import ConversionCounts, ItemValidator, LabelKeys, ValidItem, build_batch
+from atomsieve.structures.writer import StructureWriter, require_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ class ConvertReport:
     outputs: dict[Path, int]
     atoms: int
     sources: dict[SourceInfo, int]
-    tally: Tally
+    tally: ConversionCounts
     seconds: float
 
     @property
@@ -89,7 +89,7 @@ class ConvertReport:
 
 def output_paths(out: Path, split: Split | None) -> dict[str, Path]:
     """Return the output of each set: `OUT.bp`, or `OUT-train.bp`, `OUT-val.bp` and so on."""
-    named(out)
+    require_name(out)
     if split is None:
         return {"": out}
     return {name: out.with_name(f"{out.stem}-{name}{out.suffix}") for name in split.fractions}
@@ -109,7 +109,7 @@ def convert(
     """
     start = time.monotonic()
     files = [(file, kind, given.source) for given in inputs for file, kind in find_files(given.path, options.format)]
-    judge = Judge(options.keys, keep_bad=options.keep_bad, charge=options.charge, spin=options.spin)
+    validator = ItemValidator(options.keys, keep_bad=options.keep_bad, charge=options.charge, spin=options.spin)
     # Where each structure states its own source or level, only what structures state is listed.
     stated = options.source_key or options.level_key
     sources: dict[SourceInfo, int] = {g.source: 0 for g in inputs if g.source is not None and not stated}
@@ -126,21 +126,23 @@ def convert(
         sets = _Sets(writers, options.split, sources)
         with _bar(console, len(files)) as show:
             for k, (file, kind, source) in enumerate(files):
-                tick = partial(show, k, judge.tally)
+                tick = partial(show, k, validator.tally)
                 for item in read_items(file, kind, tick):
-                    judged = judge(item)
-                    if judged is not None:
-                        sets.add(judged, _source_of(judged, source, options))
+                    valid = validator(item)
+                    if valid is not None:
+                        sets.add(valid, _source_of(valid, source, options))
                 tick(1.0)
         sets.flush()
-        judge.check_keys()
+        validator.check_keys()
         if not sum(writer.n_structures for writer in writers.values()):
-            raise DataError(f"no structure is left of {judge.tally.read} read: {describe(judge.tally.skipped)}")
+            raise DataError(
+                f"no structure is left of {validator.tally.read} read: {format_skipped(validator.tally.skipped)}"
+            )
         report = ConvertReport(
             {writer.path: writer.n_structures for writer in writers.values()},
             sum(writer.n_atoms for writer in writers.values()),
             dict(sources),
-            judge.tally,
+            validator.tally,
             time.monotonic() - start,
         )
     return report
@@ -153,13 +155,13 @@ class _Sets:
         self, writers: dict[str, StructureWriter], split: Split | None, sources: dict[SourceInfo, int]
     ) -> None:
         self.writers, self.split, self.sources = writers, split, sources
-        self.rows: dict[str, list[Judged]] = {name: [] for name in writers}
+        self.rows: dict[str, list[ValidItem]] = {name: [] for name in writers}
         self.atoms: Counter[str] = Counter()
         for writer in writers.values():  # all sets list the same sources in the same order
             for source in sources:
                 writer.add_source(source)
 
-    def add(self, judged: Judged, source: SourceInfo | None) -> None:
+    def add(self, valid: ValidItem, source: SourceInfo | None) -> None:
         """Add one structure to its set."""
         if source is not None:
             if source not in self.sources:
@@ -167,15 +169,15 @@ class _Sets:
                 for writer in self.writers.values():
                     writer.add_source(source)
             self.sources[source] += 1
-            judged.head = list(self.sources).index(source)
-        name = self.split.choose(judged.item) if self.split is not None else ""
-        self.rows[name].append(judged)
-        self.atoms[name] += len(judged.item.numbers)
+            valid.head = list(self.sources).index(source)
+        name = self.split.choose(valid.item) if self.split is not None else ""
+        self.rows[name].append(valid)
+        self.atoms[name] += len(valid.item.numbers)
         if len(self.rows[name]) >= BUFFER_STRUCTURES or self.atoms[name] >= BUFFER_ATOMS:
             self._hand_over(name)
 
     def _hand_over(self, name: str) -> None:
-        batch = to_batch(self.rows[name])
+        batch = build_batch(self.rows[name])
         self.rows[name], self.atoms[name] = [], 0
         if batch.head is None and self.sources and len(batch):
             batch = batch.replace(head=np.full(len(batch), -1, np.int32))
@@ -187,9 +189,9 @@ class _Sets:
             self._hand_over(name)
 
 
-def _source_of(judged: Judged, given: SourceInfo | None, options: ConvertOptions) -> SourceInfo | None:
+def _source_of(valid: ValidItem, given: SourceInfo | None, options: ConvertOptions) -> SourceInfo | None:
     """Return the source of a structure: its own word where a key was named, else that of its file."""
-    item = judged.item
+    item = valid.item
     if given is None and isinstance(item.source, SourceInfo) and not options.source_key:
         return item.source
     own = options.source_key and item.find(options.source_key)
@@ -203,7 +205,7 @@ def _source_of(judged: Judged, given: SourceInfo | None, options: ConvertOptions
         if name is None:
             raise UsageError("a level of theory needs a source: give --source NAME or --source-key KEY")
         return SourceInfo(name, str(level) if level is not None else given.level_of_theory if given is not None else "")
-    labelled = any(name in judged.values for name in ("energy", "forces", "stress"))
+    labelled = any(name in valid.values for name in ("energy", "forces", "stress"))
     if given is None and labelled:
         raise UsageError(
             f"{item.where} has labels: say what they are with --source NAME --level-of-theory TEXT (or --source-key), "
@@ -217,12 +219,12 @@ def _source_of(judged: Judged, given: SourceInfo | None, options: ConvertOptions
     return given
 
 
-def describe(skipped: Counter[str]) -> str:
+def format_skipped(skipped: Counter[str]) -> str:
     """Return counts by reason in one line."""
     return "; ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "nothing skipped"
 
 
-Show = Callable[[int, Tally, float], None]
+Show = Callable[[int, ConversionCounts, float], None]
 
 
 @contextmanager
@@ -243,7 +245,7 @@ def _bar(console: Console | None, files: int) -> Iterator[Show]:
         task = progress.add_task("", total=float(files), count="")
         start, last = time.monotonic(), 0.0
 
-        def show(file: int, tally: Tally, fraction: float) -> None:
+        def show(file: int, tally: ConversionCounts, fraction: float) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last < 0.1 and fraction < 1:

@@ -40,7 +40,7 @@ COLUMNS: dict[str, str] = {
 """What `--where` may ask about."""
 
 
-def columns_of(batch: StructureBatch, start: int, sources: Sequence[SourceInfo]) -> dict[str, NDArray[Any]]:
+def filter_columns(batch: StructureBatch, start: int, sources: Sequence[SourceInfo]) -> dict[str, NDArray[Any]]:
     """Return the filter columns [S] of structures that begin at place `start` of the dataset."""
     count, nan = len(batch), np.full(len(batch), np.nan)
     names = np.array([*(s.name for s in sources), ""])
@@ -81,7 +81,7 @@ def _max_force(batch: StructureBatch) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Subset:
     """Which structures: places `start:stop` (None: to the end), with ids in `ids`, for which `where` holds."""
 
     start: int = 0
@@ -90,7 +90,7 @@ class Selection:
     where: Where | None = None
 
     @staticmethod
-    def parse(span: str | None, ids: str | None, where: str | None) -> Selection:
+    def parse(span: str | None, ids: str | None, where: str | None) -> Subset:
         """Return the selection of the options `--range a:b`, `--ids 1,2,3` or `--ids @file`, `--where EXPRESSION`.
 
         Raises
@@ -116,7 +116,7 @@ class Selection:
                 raise UsageError(f"cannot read the ids of {ids!r}: {error.strerror}") from error
             except ValueError as error:
                 raise UsageError(f"ids are integers, as in --ids 1,5,9 or --ids @file: {error}") from error
-        return Selection(start, stop, chosen, compile_where(where, COLUMNS) if where is not None else None)
+        return Subset(start, stop, chosen, compile_where(where, COLUMNS) if where is not None else None)
 
     def apply(self, reader: StructureReader) -> Iterator[tuple[StructureBatch, NDArray[np.int64]]]:
         """Yield the chosen structures, some thousands at a time, with their places in the dataset."""
@@ -129,7 +129,7 @@ class Selection:
             if self.ids is not None:
                 keep &= np.isin(batch.id, np.array(self.ids, np.int64))
             if self.where is not None:
-                keep &= self.where(columns_of(batch, first, reader.sources))
+                keep &= self.where(filter_columns(batch, first, reader.sources))
             chosen = np.flatnonzero(keep)
             yield batch.take(chosen), first + chosen
 
@@ -137,7 +137,7 @@ class Selection:
 def export(
     reader: FileReader,
     out: Path,
-    selection: Selection,
+    selection: Subset,
     *,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,

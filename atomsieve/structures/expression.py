@@ -91,23 +91,23 @@ class Where:
         """
         rows = {name: _widen(_column(columns, name)) for name in self.names}
         with np.errstate(all="ignore"):
-            mask = _truth(_evaluate(self._tree, rows, self.text), self.text)
+            mask = _require_truth(_evaluate(self._tree, rows, self.text), self.text)
         length = len(next(iter(rows.values()))) if rows else _any_length(columns)
         return np.broadcast_to(mask, (length,)).copy()
 
     def texts(self, name: str) -> set[str]:
         """Return the texts that a column is compared with, so that names that do not exist can be refused."""
-        return {str(leaf.value) for leaf in _texts(self._tree, name)}
+        return {str(leaf.value) for leaf in _find_texts(self._tree, name)}
 
     def with_text(self, name: str, said: str, meant: str) -> Where:
         """Return the filter that takes the text `said` for `meant` where the column `name` is compared with it."""
         tree = copy.deepcopy(self._tree)
-        for leaf in _texts(tree, name):
+        for leaf in _find_texts(tree, name):
             leaf.value = meant if leaf.value == said else leaf.value
         return Where(self.text, self.names, tree)
 
 
-def _texts(tree: ast.expr, name: str) -> Iterator[ast.Constant]:
+def _find_texts(tree: ast.expr, name: str) -> Iterator[ast.Constant]:
     """Yield the texts that a column is compared with."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
@@ -133,7 +133,7 @@ def compile_where(text: str, columns: Iterable[str]) -> Where:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        hint = "; compare with '=='" if _single_equals(text) else ""
+        hint = "; compare with '=='" if _has_single_equals(text) else ""
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "nested too deeply"
         raise UsageError(f"cannot read the row filter {text!r}: {reason}{hint}") from error
     names: set[str] = set()
@@ -143,7 +143,7 @@ def compile_where(text: str, columns: Iterable[str]) -> Where:
     return Where(text, frozenset(names), tree)
 
 
-def _single_equals(text: str) -> bool:
+def _has_single_equals(text: str) -> bool:
     stripped = text.replace("==", "").replace("!=", "").replace("<=", "").replace(">=", "")
     return "=" in stripped
 
@@ -269,7 +269,7 @@ def _widen(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(str) if array.dtype.kind == "O" else array
 
 
-def _truth(value: Any, text: str) -> NDArray[np.bool_]:
+def _require_truth(value: Any, text: str) -> NDArray[np.bool_]:
     array = np.asarray(value)
     if array.dtype != bool:
         raise UsageError(f"a column in the row filter {text!r} is used as true or false, but it holds {array.dtype}")
@@ -301,12 +301,12 @@ def _evaluate(node: ast.AST, rows: Columns, text: str) -> Any:
             return rows[name] if name in rows else _CONSTANTS[name]
         case ast.BoolOp(op=op, values=values):
             join = np.logical_and if isinstance(op, ast.And) else np.logical_or
-            result = _truth(_evaluate(values[0], rows, text), text)
+            result = _require_truth(_evaluate(values[0], rows, text), text)
             for other in values[1:]:
-                result = join(result, _truth(_evaluate(other, rows, text), text))
+                result = join(result, _require_truth(_evaluate(other, rows, text), text))
             return result
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return ~_truth(_evaluate(operand, rows, text), text)
+            return ~_require_truth(_evaluate(operand, rows, text), text)
         case ast.UnaryOp(op=op, operand=operand):
             value = _number(_evaluate(operand, rows, text), text)
             return -value if isinstance(op, ast.USub) else value

@@ -1,6 +1,6 @@
 """Makes candidate structures: random boxes, substitution into prototypes, rattled and strained copies.
 
-Structures come in fixed blocks of 1000; block b is a function of the recipe, the seed and b alone (a counter-based
+Structures come in fixed blocks of 1000; block b is a function of the generator, the seed and b alone (a counter-based
 Philox stream keyed by seed and b). So structure k is the same whatever is asked for at a time and however many ranks
 share the work.
 """
@@ -26,7 +26,7 @@ LARGEST_PARENTS = 50_000_000
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
+class StructureGenerator(ABC):
     """How to make structures. `charge` and `spin` are written to every structure; None writes neither."""
 
     charge: float | None = field(default=None, kw_only=True)
@@ -49,13 +49,13 @@ class Recipe(ABC):
         return batch.replace(**changes)
 
 
-def generate(recipe: Recipe, start: int, stop: int, seed: int = 0) -> Iterator[StructureBatch]:
-    """Yield structures `start:stop` of a recipe, at most one block at a time."""
+def generate(generator: StructureGenerator, start: int, stop: int, seed: int = 0) -> Iterator[StructureBatch]:
+    """Yield structures `start:stop` of a generator, at most one block at a time."""
     if not 0 <= start <= stop:
         raise UsageError(f"structures {start}:{stop} were asked for")
     for number in range(start // BLOCK, -(-stop // BLOCK)):
         first = number * BLOCK
-        block = recipe.block(number, seed)
+        block = generator.block(number, seed)
         yield block.slice(max(start - first, 0), min(stop - first, BLOCK))
 
 
@@ -68,7 +68,7 @@ def _check(name: str, value: float, low: float, high: float = np.inf) -> None:
 
 
 @dataclass(frozen=True)
-class RandomBoxes(Recipe):
+class RandomBoxes(StructureGenerator):
     """The workload of HydraGNN's screening runs: atoms thrown into an open box. Unphysical; for measuring speed.
 
     n atoms, uniform from `min_atoms` to `max_atoms`; atomic numbers uniform from 1 to `max_number`; positions uniform
@@ -102,7 +102,7 @@ class RandomBoxes(Recipe):
 # -- from parents --------------------------------------------------------------------------------------------------
 
 
-def in_memory(parents: StructureBatch | StructureReader) -> StructureBatch:
+def load_parents(parents: StructureBatch | StructureReader) -> StructureBatch:
     """Return parents as one batch without labels, without empty structures.
 
     Raises
@@ -126,7 +126,7 @@ def in_memory(parents: StructureBatch | StructureReader) -> StructureBatch:
 
 
 @dataclass(frozen=True)
-class Rattled(Recipe):
+class Rattled(StructureGenerator):
     """Copies of parents, drawn uniformly, with normal displacements and homogeneous strain.
 
     `rattle` is the standard deviation of each coordinate in Angstrom. `strain` is the largest component of a symmetric
@@ -143,10 +143,10 @@ class Rattled(Recipe):
 
     def _draw(self, rng: np.random.Generator) -> StructureBatch:
         chosen = rng.integers(0, len(self.parents), BLOCK)
-        return _displaced(rng, self.parents.take(chosen), self.rattle, self.strain)
+        return _displace(rng, self.parents.take(chosen), self.rattle, self.strain)
 
 
-def _displaced(rng: np.random.Generator, batch: StructureBatch, rattle: float, strain: float) -> StructureBatch:
+def _displace(rng: np.random.Generator, batch: StructureBatch, rattle: float, strain: float) -> StructureBatch:
     """Return the batch strained and rattled; random numbers are drawn in any case, so that options do not interact."""
     tensor = np.zeros((BLOCK, 3, 3))
     i, j = np.triu_indices(3)
@@ -160,7 +160,7 @@ def _displaced(rng: np.random.Generator, batch: StructureBatch, rattle: float, s
 
 
 @dataclass(frozen=True)
-class Substituted(Recipe):
+class Substituted(StructureGenerator):
     """Prototypes, drawn uniformly, with their elements replaced by others, then rattled and strained on request.
 
     With `by="species"` every element of the prototype becomes one new element, different ones different where the list
@@ -224,7 +224,7 @@ class Substituted(Recipe):
             )
         # A prototype's charge says nothing about the new composition.
         batch = batch.replace(numbers=numbers, charge=None, spin=None)
-        return _displaced(rng, batch, self.rattle, self.strain)
+        return _displace(rng, batch, self.rattle, self.strain)
 
 
 def atomic_numbers_of(symbols: Sequence[str]) -> tuple[int, ...]:
@@ -258,8 +258,8 @@ def atomic_numbers_of(symbols: Sequence[str]) -> tuple[int, ...]:
 # -- one batch -----------------------------------------------------------------------------------------------------
 
 
-def _all(recipe: Recipe, n: int, seed: int, start: int) -> StructureBatch:
-    return StructureBatch.concatenate(list(generate(recipe, start, start + n, seed)))
+def _generate_all(generator: StructureGenerator, n: int, seed: int, start: int) -> StructureBatch:
+    return StructureBatch.concatenate(list(generate(generator, start, start + n, seed)))
 
 
 def generate_random_boxes(
@@ -275,8 +275,8 @@ def generate_random_boxes(
     spin: float | None = None,
 ) -> StructureBatch:
     """Return structures `start:start+n` of `RandomBoxes`."""
-    recipe = RandomBoxes(min_atoms, max_atoms, max_number, box, charge=charge, spin=spin)
-    return _all(recipe, n, seed, start)
+    generator = RandomBoxes(min_atoms, max_atoms, max_number, box, charge=charge, spin=spin)
+    return _generate_all(generator, n, seed, start)
 
 
 def generate_rattled(
@@ -289,7 +289,7 @@ def generate_rattled(
     start: int = 0,
 ) -> StructureBatch:
     """Return structures `start:start+n` of `Rattled`."""
-    return _all(Rattled(in_memory(parents), rattle, strain), n, seed, start)
+    return _generate_all(Rattled(load_parents(parents), rattle, strain), n, seed, start)
 
 
 def generate_substituted(
@@ -306,7 +306,7 @@ def generate_substituted(
     start: int = 0,
 ) -> StructureBatch:
     """Return structures `start:start+n` of `Substituted`; elements are symbols."""
-    recipe = Substituted(
-        in_memory(prototypes), atomic_numbers_of(elements), atomic_numbers_of(keep), by, scale_volume, rattle, strain
+    generator = Substituted(
+        load_parents(prototypes), atomic_numbers_of(elements), atomic_numbers_of(keep), by, scale_volume, rattle, strain
     )
-    return _all(recipe, n, seed, start)
+    return _generate_all(generator, n, seed, start)

@@ -49,7 +49,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadItem:
     """A structure that could not be read: why, in words that many may share, and where it was."""
 
     reason: str
@@ -71,7 +71,7 @@ def item_from_atoms(atoms: Atoms, where: str) -> Item:
     )
 
 
-class _Counted:
+class _RawFile:
     """The raw bytes of a file that may be compressed: how far reading has come."""
 
     def __init__(self, path: Path) -> None:
@@ -83,9 +83,9 @@ class _Counted:
 
 
 @contextmanager
-def open_counted(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
+def open_with_progress(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
     """Open a plain or gzip file for reading bytes; also give a function that says what fraction has been read."""
-    counted = _Counted(path)
+    counted = _RawFile(path)
     with counted.raw:
         start = counted.raw.read(2)
         counted.raw.seek(0)

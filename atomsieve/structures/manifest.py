@@ -34,18 +34,18 @@ Count = Annotated[int, Field(ge=0)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Strict(BaseModel):
+class _ManifestRow(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class FileRow(_Strict):
+class FileRow(_ManifestRow):
     """One file of a part: its size, and the sha256 of all files but the data."""
 
     size: Count
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
-class StepRow(_Strict):
+class StepRow(_ManifestRow):
     """One step: its sizes, where its bytes end in the data file, their crc32, and the crc32 of its atom counts."""
 
     structures: Annotated[int, Field(ge=1)]
@@ -55,7 +55,7 @@ class StepRow(_Strict):
     counts_crc32: Checksum
 
 
-class PartRow(_Strict):
+class PartRow(_ManifestRow):
     """One BP5 directory."""
 
     path: Annotated[str, Field(pattern=r"^part-\d{5,}\.r\d{3,}\.bp$")]
@@ -67,21 +67,21 @@ class PartRow(_Strict):
     steps: list[StepRow]
 
 
-class SourceRow(_Strict):
+class SourceRow(_ManifestRow):
     """One source."""
 
     name: str
     level_of_theory: str
 
 
-class Totals(_Strict):
+class Totals(_ManifestRow):
     """Sums over all parts."""
 
     structures: Count
     atoms: Count
 
 
-class Manifest(_Strict):
+class DatasetManifest(_ManifestRow):
     """The whole manifest, less the checksum over it."""
 
     format: str = FORMAT
@@ -93,11 +93,11 @@ class Manifest(_Strict):
     notes: dict[str, str] = {}
 
     @staticmethod
-    def of(parts: list[PartRow], sources: list[SourceInfo], notes: dict[str, str]) -> Manifest:
+    def of(parts: list[PartRow], sources: list[SourceInfo], notes: dict[str, str]) -> DatasetManifest:
         """Build the manifest of finished parts."""
         from atomsieve.version import __version__
 
-        return Manifest(
+        return DatasetManifest(
             created_by=f"atomsieve {__version__}",
             sources=[SourceRow(name=s.name, level_of_theory=s.level_of_theory) for s in sources],
             totals=Totals(structures=sum(p.structures for p in parts), atoms=sum(p.atoms for p in parts)),
@@ -125,7 +125,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def is_ours(folder: Path) -> bool:
+def is_dataset_folder(folder: Path) -> bool:
     """Return True if the folder holds a manifest of this format, whatever its state."""
     try:
         return f'"{FORMAT}"' in (folder / NAME).read_text(encoding="utf-8", errors="replace")[:4096]
@@ -133,7 +133,7 @@ def is_ours(folder: Path) -> bool:
         return False
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Path) -> DatasetManifest:
     """Read and check the manifest, and that every file it lists is there with its size. Nothing else is opened.
 
     Raises
@@ -155,7 +155,7 @@ def load_manifest(folder: Path) -> Manifest:
     if stated != _digest(content):
         raise DataError(f"{path} was changed after it was written (its checksum does not fit); restore or rewrite it")
     try:
-        manifest = Manifest.model_validate(content)
+        manifest = DatasetManifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(k) for k in first["loc"])
@@ -165,7 +165,7 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _check_sums(manifest: Manifest, path: Path) -> None:
+def _check_sums(manifest: DatasetManifest, path: Path) -> None:
     names = [part.path for part in manifest.parts]
     if len(set(names)) != len(names):
         raise DataError(f"{path} lists a part twice")
@@ -187,7 +187,7 @@ def _check_sums(manifest: Manifest, path: Path) -> None:
             raise DataError(f"{path}: the {what} of the parts do not add up to the total")
 
 
-def _check_files(manifest: Manifest, folder: Path) -> None:
+def _check_files(manifest: DatasetManifest, folder: Path) -> None:
     for part in manifest.parts:
         for name, row in part.files.items():
             path = folder / part.path / name

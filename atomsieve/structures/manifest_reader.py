@@ -13,7 +13,7 @@ from atomsieve.errors import DataError
 from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.interface import PartInfo
-from atomsieve.structures.manifest import Manifest, crc32_of, load_manifest, sha256_of
+from atomsieve.structures.manifest import DatasetManifest, crc32_of, load_manifest, sha256_of
 from atomsieve.structures.reader import FileReader
 from atomsieve.structures.source import SourceInfo
 
@@ -38,7 +38,7 @@ class ManifestReader(FileReader):
         self.verify = verify
         self.parts = tuple(PartInfo(part.path, part.structures) for part in manifest.parts)
         self.verification = "sizes and " + ("all checksums fit" if verify == "full" else "metadata checksums fit")
-        self.copied = _whole_parts(manifest, copies)
+        self.copied = _find_whole_copies(manifest, copies)
         self._copies = copies
         self._steps = steps
         self._sound = np.zeros(len(steps), bool)
@@ -117,7 +117,7 @@ class ManifestReader(FileReader):
         return rows != 0 if field.dtype == bool else rows
 
 
-def _whole_parts(manifest: Manifest, copies: Path | None) -> frozenset[int]:
+def _find_whole_copies(manifest: DatasetManifest, copies: Path | None) -> frozenset[int]:
     """Return the parts of which a folder holds a copy whose files have the right sizes; their bytes are verified later.
 
     Raises

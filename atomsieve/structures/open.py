@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from atomsieve.errors import DataError, UsageError, unknown
-from atomsieve.structures.manifest import NAME, is_ours
+from atomsieve.structures.manifest import NAME, is_dataset_folder
 from atomsieve.structures.manifest_reader import ManifestReader
 from atomsieve.structures.reader import FileReader
 from atomsieve.structures.third_party_bp import open_third_party
@@ -58,7 +58,7 @@ def open_structures(
         raise DataError(f"{path} does not exist{hint}")
     if not path.is_dir():
         raise DataError(f"{path} is a file, not a dataset folder; 'atomsieve data convert {path} OUT.bp' makes one")
-    if is_ours(path):
+    if is_dataset_folder(path):
         return ManifestReader(path, verify, None if copies is None else Path(copies))
     if copies is not None:
         raise UsageError(f"{path} is no dataset folder of parts, so there are no copies of parts; leave them out")

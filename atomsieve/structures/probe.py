@@ -27,7 +27,7 @@ LONGEST_ATTRIBUTE = 1_000_000
 _HEADER = 64
 
 
-def probe(path: Path, timeout: float) -> dict[str, Any]:
+def probe_directory(path: Path, timeout: float) -> dict[str, Any]:
     """Return `{"variables": {name: {"type", "shapes": [per step]}}, "attributes": {name: value}}` of a BP directory.
 
     Raises

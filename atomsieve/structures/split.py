@@ -59,7 +59,7 @@ class Split:
 
     def choose(self, item: Item) -> str:
         """Return the name of the set to which a structure belongs."""
-        digest = hashlib.sha256(f"{self.seed}:".encode() + self._what(item)).digest()
+        digest = hashlib.sha256(f"{self.seed}:".encode() + self._key(item)).digest()
         place = int.from_bytes(digest[:8], "big") / 2.0**64
         for name, fraction in self.fractions.items():
             place -= fraction
@@ -67,34 +67,34 @@ class Split:
                 return name
         return name
 
-    def _what(self, item: Item) -> bytes:
+    def _key(self, item: Item) -> bytes:
         way, _, key = self.by.partition(":")
         if way == "structure":
             parts = (item.numbers.astype(np.uint8), item.positions, item.cell, item.pbc)
             return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
         if way == "formula":
-            return reduced_formula(item.numbers).encode()
+            return format_reduced_formula(item.numbers).encode()
         value = item.find(key)
         if value is None:
             raise DataError(f"{item.where} has no {key!r} to split by; its keys: {', '.join(sorted(item.info)[:12])}")
         return str(value).encode()
 
 
-def reduced_compositions(content: NDArray[np.integer]) -> NDArray[np.integer]:
+def reduce_compositions(content: NDArray[np.integer]) -> NDArray[np.integer]:
     """Divide the atoms of each element [S,Z] by their greatest common divisor in each structure."""
     divisor = np.maximum(np.gcd.reduce(content.astype(np.int64), axis=1), 1)
     return content // divisor[:, None].astype(content.dtype)
 
 
-def formula_groups(batch: StructureBatch) -> NDArray[np.int64]:
+def group_by_formula(batch: StructureBatch) -> NDArray[np.int64]:
     """Return a number for the reduced formula of each structure, [S]; the numbers are 0, 1, ... without gaps."""
     content = np.zeros((len(batch), 256), np.int64)
     np.add.at(content, (batch.structure_of_atom, batch.numbers), 1)
-    groups = np.unique(reduced_compositions(content), axis=0, return_inverse=True)[1]
+    groups = np.unique(reduce_compositions(content), axis=0, return_inverse=True)[1]
     return np.asarray(groups, np.int64).reshape(-1)
 
 
-def reduced_formula(numbers: NDArray[np.integer]) -> str:
+def format_reduced_formula(numbers: NDArray[np.integer]) -> str:
     """Return the composition divided by its greatest common divisor, as `Z:count` sorted by Z, e.g. `8:2 22:1`."""
     elements, counts = np.unique(numbers, return_counts=True)
     divisor = reduce(gcd, counts.tolist(), 0) or 1

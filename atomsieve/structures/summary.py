@@ -17,7 +17,7 @@ UNKNOWN = "(none)"
 
 
 @dataclass
-class Running:
+class RunningStatistics:
     """Count, mean, deviation and extremes of numbers that come in pieces (Chan's update, stable far from zero)."""
 
     count: int = 0
@@ -56,7 +56,7 @@ class SourceSummary:
     energies: int = 0
     with_forces: int = 0
     with_stress: int = 0
-    energy_per_atom: Running = field(default_factory=Running)
+    energy_per_atom: RunningStatistics = field(default_factory=RunningStatistics)
     force_squares: float = 0.0
     force_components: int = 0
     force_max: float = 0.0

@@ -14,7 +14,7 @@ from atomsieve.errors import DataError, unknown
 from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.manifest import sha256_of
-from atomsieve.structures.probe import probe
+from atomsieve.structures.probe import probe_directory
 from atomsieve.structures.reader import FileReader
 from atomsieve.structures.source import SourceInfo
 
@@ -87,7 +87,7 @@ class BareReader(_ThirdPartyReader):
                     )
         super().__init__(
             path,
-            _stated_sources(index),
+            _read_sources(index),
             held,
             np.array(structures, np.int64),
             np.array(atoms, np.int64),
@@ -114,7 +114,7 @@ class BareReader(_ThirdPartyReader):
         return self._numbers(rows) if name == "numbers" else rows
 
 
-def _stated_sources(index: dict[str, Any]) -> list[SourceInfo]:
+def _read_sources(index: dict[str, Any]) -> list[SourceInfo]:
     """Return the sources that a part of ours carries in an attribute; none where there is no such attribute."""
     text = index["attributes"].get("atomsieve/sources", "[]")
     try:
@@ -267,7 +267,7 @@ class HydraReader(_ThirdPartyReader):
 
 def open_third_party(path: Path, *, label: str, restore_energies: bool, timeout: float) -> FileReader:
     """Probe a BP directory that is not ours and open it with the reader that fits."""
-    index = probe(path, timeout)
+    index = probe_directory(path, timeout)
     variables = index["variables"]
     if "natoms" in variables:
         return BareReader(path, index)

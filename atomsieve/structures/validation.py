@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError, nearest
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import FIELDS, LABELS
-from atomsieve.structures.item import Bad, Item
+from atomsieve.structures.item import BadItem, Item
 
 HEAVIEST = 118
 
@@ -40,7 +40,7 @@ class LabelKeys:
 
 
 @dataclass
-class Judged:
+class ValidItem:
     """A structure that passed, with its labels in the shapes of the field registry."""
 
     item: Item
@@ -50,7 +50,7 @@ class Judged:
 
 
 @dataclass
-class Tally:
+class ConversionCounts:
     """Counts of what was left out, by reason, with the first place of each; and of what was seen."""
 
     read: int = 0
@@ -59,13 +59,13 @@ class Tally:
     labels: Counter[str] = field(default_factory=Counter)
     keys: set[str] = field(default_factory=set)
 
-    def skip(self, bad: Bad) -> None:
+    def skip(self, bad: BadItem) -> None:
         """Count one structure that is left out."""
         self.skipped[bad.reason] += 1
         self.first.setdefault(bad.reason, bad.where)
 
 
-class Judge:
+class ItemValidator:
     """Judges items one by one: `Judged`, or `Bad` with the reason.
 
     With `keep_bad`, structures with positions, cells or atom counts that no model accepts are kept, so that a screening
@@ -78,27 +78,27 @@ class Judge:
         self.keys = keys
         self.keep_bad = keep_bad
         self.default = {"charge": charge, "spin": spin}
-        self.tally = Tally()
+        self.tally = ConversionCounts()
 
-    def __call__(self, item: Item | Bad) -> Judged | None:
+    def __call__(self, item: Item | BadItem) -> ValidItem | None:
         """Judge one item and count it; None if it is left out."""
         index = self.tally.read
         self.tally.read += 1
         if isinstance(item, Item):
             if index < 1000:
                 self.tally.keys.update(item.info, item.labels, item.arrays)
-            reason = self._geometry(item)
-            found = Bad(reason, item.where) if reason else self._values(item, index)
+            reason = self._check_geometry(item)
+            found = BadItem(reason, item.where) if reason else self._read_labels(item, index)
         else:
             found = item
-        if isinstance(found, Bad):
+        if isinstance(found, BadItem):
             self.tally.skip(found)
             return None
         for name in LABELS:
             self.tally.labels[name] += name in found.values
         return found
 
-    def _geometry(self, item: Item) -> str:
+    def _check_geometry(self, item: Item) -> str:
         """Return why the structure cannot be used, or an empty string."""
         count = len(item.numbers)
         if item.positions.shape != (count, 3):
@@ -115,27 +115,27 @@ class Judge:
             return "periodic along an axis without a lattice vector"
         return ""
 
-    def _values(self, item: Item, index: int) -> Judged | Bad:
+    def _read_labels(self, item: Item, index: int) -> ValidItem | BadItem:
         values: dict[str, Any] = {}
         try:
             for name, keys in (("charge", (self.keys.charge,)), ("spin", (self.keys.spin, "multiplicity"))):
                 given = next((v for key in keys if (v := item.find(key)) is not None), self.default[name])
                 if given is not None:
-                    values[name] = np.float32(_scalar(given))
+                    values[name] = np.float32(_to_scalar(given))
         except (TypeError, ValueError):
-            return Bad(f"{name} is not a number", item.where)
+            return BadItem(f"{name} is not a number", item.where)
         if not self.keys.none:
             for name in LABELS:
                 found = item.find(getattr(self.keys, name))
                 if found is None:
                     continue
                 try:
-                    values[name] = _shaped(name, found, len(item.numbers))
+                    values[name] = _to_label_shape(name, found, len(item.numbers))
                 except (TypeError, ValueError):
-                    return Bad(f"{name} of the wrong shape", item.where)
+                    return BadItem(f"{name} of the wrong shape", item.where)
                 if not np.isfinite(values[name]).all():
-                    return Bad(f"{name} not finite", item.where)
-        return Judged(item, self._id(item, index), values)
+                    return BadItem(f"{name} not finite", item.where)
+        return ValidItem(item, self._id(item, index), values)
 
     def _id(self, item: Item, index: int) -> int:
         if self.keys.id is None:
@@ -166,11 +166,11 @@ class Judge:
                 raise UsageError(f"no structure has {key!r}{nearest(key, self.tally.keys)}; the keys there: {seen}")
 
 
-def _scalar(value: Any) -> float:
+def _to_scalar(value: Any) -> float:
     return float(np.asarray(value, np.float64).reshape(()))
 
 
-def _shaped(name: str, value: Any, count: int) -> NDArray[np.float64]:
+def _to_label_shape(name: str, value: Any, count: int) -> NDArray[np.float64]:
     """Return a label in the shape of one structure; a stress may come as 6 Voigt numbers (xx, yy, zz, yz, xz, xy)."""
     array = np.asarray(value, np.float64)
     if name == "energy":
@@ -185,9 +185,9 @@ def _shaped(name: str, value: Any, count: int) -> NDArray[np.float64]:
     return array.reshape(1, 3, 3)
 
 
-def to_batch(judged: Iterable[Judged]) -> StructureBatch:
+def build_batch(items: Iterable[ValidItem]) -> StructureBatch:
     """Return structures that passed as one batch."""
-    rows = list(judged)
+    rows = list(items)
     if not rows:
         return StructureBatch.empty()
     counts = np.array([len(row.item.numbers) for row in rows], np.int64)

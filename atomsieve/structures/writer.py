@@ -21,12 +21,12 @@ from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import DATA_FILES, Bp5Writer
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.manifest import (
+    DatasetManifest,
     FileRow,
-    Manifest,
     PartRow,
     StepRow,
     crc32_of,
-    is_ours,
+    is_dataset_folder,
     sha256_of,
     sync_file,
     sync_folder,
@@ -57,7 +57,7 @@ def to_disk(name: str, array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array.reshape(shape), dtype)
 
 
-def named(path: str | Path) -> Path:
+def require_name(path: str | Path) -> Path:
     """Return the path of a dataset to be made.
 
     Raises
@@ -113,7 +113,7 @@ class StructureWriter:
             raise UsageError(f"step size must be at least 1, got {step_size} structures, {step_atoms} atoms")
         if n_ranks > 1 and comm is None:
             raise UsageError(f"{n_ranks} ranks need a communicator to agree on one manifest")
-        self.path = named(path)
+        self.path = require_name(path)
         self.sources: list[SourceInfo] = list(sources)
         self.n_structures = 0
         self.n_atoms = 0
@@ -342,7 +342,7 @@ class StructureWriter:
         if not self._overwrite:
             raise UsageError(f"{self.path} exists; choose another name, or --overwrite to replace it")
         empty = self.path.is_dir() and not any(self.path.iterdir())
-        if not (empty or is_ours(self.path)) or self.path.is_symlink():
+        if not (empty or is_dataset_folder(self.path)) or self.path.is_symlink():
             raise UsageError(f"{self.path} is not a dataset written by atomsieve; --overwrite does not delete it")
 
     def _publish(self, rows: list[tuple[list[dict[str, Any]], list[SourceInfo]]]) -> None:
@@ -351,7 +351,7 @@ class StructureWriter:
             raise UsageError("the ranks of one writer must have the same sources in the same order")
         parts = [PartRow.model_validate(row) for mine, _ in rows for row in mine]
         try:
-            Manifest.of(parts, sources, self._notes).save(self._folder)
+            DatasetManifest.of(parts, sources, self._notes).save(self._folder)
             self._check_target()
             old = self.path.with_name(f"{self.path.name}.old-{os.getpid()}")
             if self.path.exists():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures import StructureBatch, StructureReader
 from atomsieve.train.config import DataItem
-from atomsieve.train.references import element_counts
+from atomsieve.train.references import count_elements
 
 SCAN_STRUCTURES = 5000
 MIN_CELL_VOLUME = 1e-3
@@ -102,7 +102,7 @@ def _rows(batch: StructureBatch) -> dict[str, NDArray[Any]]:
     finite &= ~(volume * counts < MIN_CELL_VOLUME)
     return {
         "n_atoms": counts,
-        "composition": element_counts(batch).astype(np.uint16),
+        "composition": count_elements(batch).astype(np.uint16),
         "energy": energy,
         "has_energy": has_energy,
         "has_forces": has_forces,

@@ -132,6 +132,6 @@ def unpack_run(
     return best or None
 
 
-def state_of(progress: Progress) -> dict[str, Any]:
+def pack_state(progress: Progress) -> dict[str, Any]:
     """Return the progress as plain data."""
     return asdict(progress)

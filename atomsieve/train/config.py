@@ -265,7 +265,7 @@ class TrainConfig(_Section):
         return self
 
 
-def _allowed_at(path: Sequence[Any]) -> list[str]:
+def _list_allowed_keys(path: Sequence[Any]) -> list[str]:
     """Return the keys that the section at `path` of the schema takes."""
     model: Any = TrainConfig
     for part in path:
@@ -287,7 +287,7 @@ def _one_line(error: ValidationError) -> UsageError:
     if first["type"] == "extra_forbidden":
         prefix = ".".join(map(str, where[:-1]))
         section = f"configuration key of {prefix}" if prefix else "configuration key"
-        return unknown(section, str(where[-1]), _allowed_at(where[:-1]))
+        return unknown(section, str(where[-1]), _list_allowed_keys(where[:-1]))
     if first["type"] == "missing":
         return UsageError(f"configuration: {name} is missing; see `atomsieve train init` for an example")
     message = first["msg"].removeprefix("Value error, ")

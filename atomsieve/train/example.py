@@ -22,16 +22,16 @@ def example_config() -> str:
     for name, field in TrainConfig.model_fields.items():
         if name == "data":
             lines += ["data:", "  - path: train.bp"]
-            lines += _commented(DataItem, "    ", skip={"path"})
+            lines += _comment_keys(DataItem, "    ", skip={"path"})
             continue
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             doc = (annotation.__doc__ or "").strip().split("\n")[0]
-            lines += ["", f"# {doc}", f"{name}:", *_commented(annotation, "  ")]
+            lines += ["", f"# {doc}", f"{name}:", *_comment_keys(annotation, "  ")]
             if annotation is ModelConfig:
                 lines += _encoder_sections("  ")
         else:
-            lines += _commented(TrainConfig, "", only={name})
+            lines += _comment_keys(TrainConfig, "", only={name})
     return "\n".join(lines) + "\n"
 
 
@@ -41,7 +41,7 @@ def _encoder_sections(indent: str) -> list[str]:
     return [f"{indent}{of.section_name()}: null  # of encoder {of.name}; null with every other" for of in own]
 
 
-def _commented(
+def _comment_keys(
     model: type[BaseModel], indent: str, *, only: set[str] | None = None, skip: set[str] | None = None
 ) -> list[str]:
     """Return a commented line for each key; a comment that would make it long stands above it."""

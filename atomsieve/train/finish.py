@@ -21,7 +21,7 @@ from atomsieve.predict.predictor import Predictor
 from atomsieve.train.config import TrainConfig
 from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.fits import fit_calibration, fit_domains, predict_part
-from atomsieve.train.metrics import head_metrics, metrics_table, write_metrics, write_predictions
+from atomsieve.train.metrics import compute_validation_metrics, metrics_table, write_metrics, write_predictions
 from atomsieve.train.prepare import Prepared, show_progress
 from atomsieve.train.split import CALIBRATION, TEST, VAL
 from atomsieve.train.validation import Validation, validate
@@ -60,7 +60,7 @@ def finish(
     material = prepared.material
     sources, gfm = material.store.catalog.sources, config.output / "gfm"
     validations = _validate_parts(prepared, ensemble, group, console)
-    metrics = {name: head_metrics(result, sources) for name, result in validations.items()}
+    metrics = {name: compute_validation_metrics(result, sources) for name, result in validations.items()}
     if group.is_first:
         write_metrics(config.output, metrics)
         for name, result in validations.items():

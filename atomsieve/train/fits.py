@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.evaluation.calibrate import make_calibration
-from atomsieve.evaluation.residuals import HeadRows, atoms_apart, join_rows, predict_rows
+from atomsieve.evaluation.residuals import HeadRows, choose_atom_stride, join_rows, predict_rows
 from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
 from atomsieve.train.config import TrainConfig
@@ -81,7 +81,7 @@ def _predict_head(
     predictor: Predictor, store: Store, rows: NDArray[np.int64], head: str, group: ProcessGroup
 ) -> HeadRows:
     """Predict the structures `rows`, all of one head, divided over the ranks in order."""
-    every = atoms_apart(int(store.catalog.n_atoms[rows].sum()))
+    every = choose_atom_stride(int(store.catalog.n_atoms[rows].sum()))
     own = np.array_split(np.arange(len(rows)), group.size)[group.rank]
 
     def predict() -> list[HeadRows]:

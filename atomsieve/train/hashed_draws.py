@@ -46,13 +46,13 @@ def draw_uniform_rows(prefix: str, rows: NDArray[np.integer]) -> NDArray[np.floa
         own = np.flatnonzero(digits == count)
         for first in range(0, len(own), LANES):
             chosen = own[first : first + LANES]
-            words = _sha256_first_words(_padded_keys(prefix.encode(), number[chosen], count))
+            words = _sha256_first_words(_pad_keys(prefix.encode(), number[chosen], count))
             # Both steps round as the division of the exact 64-bit integer does: once, to nearest.
             out[chosen] = words.astype(np.float64) * 2.0**-64
     return out
 
 
-def _padded_keys(prefix: bytes, rows: NDArray[np.int64], digits: int) -> NDArray[np.uint32]:
+def _pad_keys(prefix: bytes, rows: NDArray[np.int64], digits: int) -> NDArray[np.uint32]:
     """Return the padded messages as big-endian words [blocks,16,S] (FIPS 180-4 sections 5.1.1 and 5.2.1)."""
     length = len(prefix) + digits
     message = np.zeros((len(rows), -(-(length + 9) // 64) * 64), np.uint8)

@@ -20,7 +20,7 @@ from atomsieve.errors import DataError
 from atomsieve.models.config import HeadSpec
 from atomsieve.train.catalog import Catalog
 from atomsieve.train.config import LossSection
-from atomsieve.train.references import References, composition_energy, fit_references
+from atomsieve.train.references import ElementReferences, composition_energy, fit_references
 
 SMALLEST_SCALE = 1.0
 """eV: energies of atoms differ by about this much between environments, even where a source shows only relaxed ones."""
@@ -41,7 +41,7 @@ class HeadData:
 
     name: str
     level_of_theory: str
-    references: References
+    references: ElementReferences
     energy_size: float
     force_size: float
     force_rms: float
@@ -118,7 +118,7 @@ def _head_data(
     catalog: Catalog,
     head: int,
     own: NDArray[np.bool_],
-    references: References,
+    references: ElementReferences,
     residual: NDArray[np.float64],
     sums: ForceSums,
     loss: LossSection,

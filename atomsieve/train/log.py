@@ -19,7 +19,7 @@ COLUMNS = ("time", "epoch", "step", "lr", "loss", "energy", "force", "validation
 SHOWN_ROWS = 8
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Write seconds as h:mm:ss."""
     whole = max(int(seconds), 0)
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

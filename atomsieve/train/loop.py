@@ -19,13 +19,13 @@ from torch import Tensor
 from atomsieve.errors import AtomSieveError, Interrupted
 from atomsieve.models import Ensemble
 from atomsieve.train.batches import Prefetch, TrainBatch, make_batch
-from atomsieve.train.checkpoint import Progress, load_tensors, pack_run, save_tensors, state_of, unpack_run
+from atomsieve.train.checkpoint import Progress, load_tensors, pack_run, pack_state, save_tensors, unpack_run
 from atomsieve.train.config import LossSection
 from atomsieve.train.distributed import ProcessGroup
-from atomsieve.train.log import RunLog, clock
+from atomsieve.train.log import RunLog, format_clock
 from atomsieve.train.loss import batch_loss
 from atomsieve.train.material import Material
-from atomsieve.train.metrics import head_metrics
+from atomsieve.train.metrics import compute_validation_metrics
 from atomsieve.train.optim import RunningMean, clip_members, gradient_norms, learning_rate, make_optimizer
 from atomsieve.train.sampler import Order, deal
 from atomsieve.train.validation import member_scores, shallow_score, validate
@@ -122,7 +122,7 @@ class Run:
             parts.append((p.epoch + p.position / max(batches_in_epoch, 1)) / budget.epochs)
         return max(parts)
 
-    def _own_elapsed(self) -> float:
+    def _elapsed_seconds(self) -> float:
         return self._before + time.monotonic() - self._began
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Run:
         """Write the `last` checkpoint."""
         if self.group.is_first:
             tensors = pack_run(self.ensemble, self.optimizer, self.mean, self.best)
-            save_tensors(self.last_path, tensors, state_of(self.progress))
+            save_tensors(self.last_path, tensors, pack_state(self.progress))
         self._last_saved = time.monotonic()
 
     # -- one step --------------------------------------------------------------------------------------------------
@@ -186,13 +186,13 @@ class Run:
             forces=rules.force > 0,
             stress=rules.stress > 0,
             create_graph=rules.force > 0 or rules.stress > 0,
-            force_members=self._drawn(rules),
+            force_members=self._draw_force_decoders(rules),
         )
         parts = batch_loss(out, batch, rules)
         parts.total.sum().backward(inputs=self.parameters)
-        return parts.stacked()
+        return parts.stack()
 
-    def _drawn(self, rules: LossSection) -> list[int] | None:
+    def _draw_force_decoders(self, rules: LossSection) -> list[int] | None:
         """Return the decoders whose forces enter the likelihood of this step; None where it needs none."""
         if not (rules.spread_taught and rules.force and rules.force_decoders):
             return None
@@ -210,7 +210,9 @@ class Run:
         self.progress.part = part
         parts = self.gradient(batch, part)
         n_local = len(batch.index)
-        own = torch.tensor([float(stop), self._own_elapsed(), n_local, float(batch.n_atoms.sum())], dtype=torch.float64)
+        own = torch.tensor(
+            [float(stop), self._elapsed_seconds(), n_local, float(batch.n_atoms.sum())], dtype=torch.float64
+        )
         extra = self.group.sum_gradients(self.parameters, torch.cat([parts.reshape(-1), own.to(parts.device)]))
         values = extra.cpu().numpy()
         losses, (stopped, elapsed, structures, atoms) = values[:-4].reshape(4, -1), values[-4:]
@@ -314,9 +316,9 @@ class Run:
 
     def _row(self, lr: float, batches: int, loss: float, energy: float, force: float, speed: float) -> dict[str, str]:
         p, part = self.progress, self.done_part(batches)
-        left = clock(p.elapsed * (1 - part) / part) if part > 0 else ""
+        left = format_clock(p.elapsed * (1 - part) / part) if part > 0 else ""
         return {
-            "time": clock(p.elapsed),
+            "time": format_clock(p.elapsed),
             "epoch": f"{p.epoch + p.position / max(batches, 1):.2f}",
             "step": str(p.step),
             "lr": f"{lr:.2g}",
@@ -357,13 +359,14 @@ class Run:
             scores = shallow_score(result, self.material.labels, rules.loss.at(p.part))
         else:
             scores = member_scores(result, self.material.labels, rules.loss)
-        metrics = head_metrics(result, self.material.store.catalog.sources)
+        metrics = compute_validation_metrics(result, self.material.store.catalog.sources)
         improved = self._keep(scores)
         p.history.append({"step": p.step, "epoch": p.epoch, "elapsed": round(p.elapsed, 1), "score": scores.tolist()})
         self.out.record("validation", p.step, score=scores.tolist(), elapsed=p.elapsed, heads=metrics)
         if self.out.active:
             self.out.show(
-                {"time": clock(p.elapsed), "step": str(p.step), "validation": f"{scores.mean():.4f}"}, important=True
+                {"time": format_clock(p.elapsed), "step": str(p.step), "validation": f"{scores.mean():.4f}"},
+                important=True,
             )
         p.since_best = 0 if improved else p.since_best + 1
         p.plateau_wait = 0 if improved else p.plateau_wait + 1

@@ -27,7 +27,7 @@ class LossParts:
     force: Tensor
     stress: Tensor
 
-    def stacked(self) -> Tensor:
+    def stack(self) -> Tensor:
         """Return [4,K] without gradient: total, energy, force, stress."""
         return torch.stack([self.total, self.energy, self.force, self.stress]).detach().double()
 

@@ -51,7 +51,7 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     return float(spearmanr(a[good], b[good]).statistic)
 
 
-def head_metrics(result: Validation, sources: list[str]) -> dict[str, dict[str, Any]]:
+def compute_validation_metrics(result: Validation, sources: list[str]) -> dict[str, dict[str, Any]]:
     """Return per head: errors in meV/atom and meV/Angstrom, baselines, ratios and rank correlations.
 
     energy_mae, energy_member_mae, energy_baseline : meV/atom of the members' mean, of single members, of the element

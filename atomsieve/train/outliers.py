@@ -64,7 +64,7 @@ def _energy_outliers(catalog: Catalog, usable: NDArray[np.bool_], limit: float) 
     return out
 
 
-def clean(catalog: Catalog, rules: CleaningSection) -> Cleaning:
+def remove_outliers(catalog: Catalog, rules: CleaningSection) -> Cleaning:
     """Apply the rules and count what they remove."""
     n = len(catalog)
     never = np.zeros(n, bool)

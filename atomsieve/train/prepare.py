@@ -16,7 +16,7 @@ from atomsieve.train.catalog import Catalog, scan
 from atomsieve.train.config import TrainConfig
 from atomsieve.train.label_scales import HeadData, describe_heads, residual_energy
 from atomsieve.train.material import Material
-from atomsieve.train.outliers import Cleaning, clean
+from atomsieve.train.outliers import Cleaning, remove_outliers
 from atomsieve.train.sampler import Sizes, bootstrap_weights
 from atomsieve.train.split import PARTS, TRAIN, VAL, assign_parts
 from atomsieve.train.store import Store
@@ -39,7 +39,7 @@ def prepare(config: TrainConfig, readers: Sequence[StructureReader], console: Co
     """Scan, clean and split the data, fit references and sizes, and print a summary on `console`."""
     with show_progress(console, "reading") as step:
         everything = scan(config.data, readers, step)
-    cleaning = clean(everything, config.cleaning)
+    cleaning = remove_outliers(everything, config.cleaning)
     catalog = everything.take(cleaning.keep)
     _check_heads(catalog, config)
     part = assign_parts(catalog, config.split, config.data)
@@ -49,7 +49,7 @@ def prepare(config: TrainConfig, readers: Sequence[StructureReader], console: Co
     labels = Labels.build(residual, catalog.has_forces, catalog.has_stress, catalog.n_atoms, heads)
     sizes = Sizes(catalog.n_atoms, _edges(config, store) if config.batch.edges is not None else None)
     train_rows = np.flatnonzero(part == TRAIN)
-    val_rows = _thin(np.flatnonzero(part == VAL), catalog.head, config.budget.eval_structures, config.split.seed)
+    val_rows = _draw_evenly(np.flatnonzero(part == VAL), catalog.head, config.budget.eval_structures, config.split.seed)
     bootstrap = None
     if config.ensemble.bootstrap:
         bootstrap = bootstrap_weights(catalog.head[train_rows], member_seeds(config), len(catalog), train_rows)
@@ -80,7 +80,7 @@ def _edges(config: TrainConfig, store: Store) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _thin(rows: np.ndarray, head: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+def _draw_evenly(rows: np.ndarray, head: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
     """Return at most `limit` of the rows, the same part of every head (at least 10 each), in order."""
     if limit is None or len(rows) <= limit:
         return rows

@@ -16,7 +16,7 @@ RANK_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class References:
+class ElementReferences:
     """Per-element energies of one source.
 
     Attributes
@@ -40,13 +40,13 @@ class References:
         return table
 
 
-def element_counts(batch: StructureBatch) -> NDArray[np.int64]:
+def count_elements(batch: StructureBatch) -> NDArray[np.int64]:
     """Return atoms of each element per structure, [S,119]."""
     flat = batch.structure_of_atom * MAX_Z + batch.numbers
     return np.bincount(flat, minlength=batch.n_structures * MAX_Z).reshape(batch.n_structures, MAX_Z)
 
 
-def composition_energy(counts: NDArray[np.int64], references: References) -> NDArray[np.float64]:
+def composition_energy(counts: NDArray[np.int64], references: ElementReferences) -> NDArray[np.float64]:
     """Return the reference energy [S] eV of structures with element counts [S,119]."""
     return np.asarray(counts @ references.table(), np.float64)
 
@@ -72,7 +72,7 @@ def _sparse_null_space(vt_null: NDArray[np.float64]) -> NDArray[np.float64]:
     return rows
 
 
-def fit_references(counts: NDArray[np.int64], energy: NDArray[np.float64]) -> References:
+def fit_references(counts: NDArray[np.int64], energy: NDArray[np.float64]) -> ElementReferences:
     """Fit element energies by least squares of the energy per atom over element fractions.
 
     Around the mean energy per atom as the prior, the minimum-norm solution is taken through the singular value
@@ -108,7 +108,7 @@ def fit_references(counts: NDArray[np.int64], energy: NDArray[np.float64]) -> Re
     shift = vt[:rank].T @ (projected[:rank] / sigma[:rank])
     symbols = [chemical_symbols[z] for z in seen]
     null = _sparse_null_space(vt[rank:])
-    return References(
+    return ElementReferences(
         energies={int(z): prior + float(d) for z, d in zip(seen, shift, strict=True)},
         counts={int(z): int(n) for z, n in zip(seen, counts[:, seen].sum(0), strict=True)},
         rank=rank,

@@ -84,7 +84,7 @@ def _prepare_output(config: TrainConfig, digests: list[str], overwrite: bool) ->
     if overwrite:
         _clear(folder)
     elif stored.is_file():
-        changed = _differences(_stored_configuration(stored), resolved)
+        changed = _differences(_read_stored_configuration(stored), resolved)
         if changed:
             shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
             return (
@@ -99,7 +99,7 @@ def _prepare_output(config: TrainConfig, digests: list[str], overwrite: bool) ->
     return None
 
 
-def _stored_configuration(path: Path) -> dict[str, Any]:
+def _read_stored_configuration(path: Path) -> dict[str, Any]:
     """Read the configuration of an earlier run; keys that its version did not have yet get their defaults."""
     raw = yaml.safe_load(path.read_text()) or {}
     digests = raw.pop("data_sha256", None)
@@ -174,11 +174,11 @@ def _train_members(config: TrainConfig, prepared: Prepared, group: ProcessGroup,
             Run(ensemble, material, own_group, folder, out, order_seed=seeds[members[0]], hours=hours).fit()
     group.barrier()
     whole = _ensemble(config, prepared.heads, seeds, group)
-    return _gather(whole, groups, runs)
+    return _gather_weights(whole, groups, runs)
 
 
 @torch.no_grad()
-def _gather(whole: Ensemble, groups: list[list[int]], runs: Path) -> Ensemble:
+def _gather_weights(whole: Ensemble, groups: list[list[int]], runs: Path) -> Ensemble:
     """Put the best weights of all runs into one ensemble."""
     for number, members in enumerate(groups):
         best, _ = load_tensors(runs / f"{number:03d}" / "best.safetensors")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.structures.split import reduced_compositions
+from atomsieve.structures.split import reduce_compositions
 from atomsieve.train.catalog import USES, Catalog
 from atomsieve.train.config import DataItem, SplitSection
 from atomsieve.train.hashed_draws import draw_uniform, draw_uniform_rows
@@ -16,9 +16,9 @@ TRAIN, VAL, TEST, CALIBRATION = 0, 1, 2, 3
 PARTS = ("train", "val", "test", "calibration")
 
 
-def reduced_formulas(composition: NDArray[np.integer]) -> tuple[list[str], NDArray[np.int64]]:
+def reduce_formulas(composition: NDArray[np.integer]) -> tuple[list[str], NDArray[np.int64]]:
     """Return the distinct reduced formulas of compositions [S,119] and the one of each structure, [S]."""
-    rows, inverse = np.unique(reduced_compositions(composition), axis=0, return_inverse=True)
+    rows, inverse = np.unique(reduce_compositions(composition), axis=0, return_inverse=True)
     names = ["-".join(f"{z}:{row[z]}" for z in np.flatnonzero(row)) for row in rows]
     return names, inverse.reshape(-1).astype(np.int64)
 
@@ -39,7 +39,7 @@ def assign_parts(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem
         return part
     by_formula = _is_divided_by_formula(catalog, rules, items) & auto
     if by_formula.any():
-        names, formula = reduced_formulas(catalog.composition)
+        names, formula = reduce_formulas(catalog.composition)
         for head in range(len(catalog.sources)):
             own = np.flatnonzero(by_formula & (catalog.head == head))
             found, which, counts = np.unique(formula[own], return_inverse=True, return_counts=True)

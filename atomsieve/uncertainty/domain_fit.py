@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from atomsieve.graphs import Graph, build_graph
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.split import formula_groups
+from atomsieve.structures.split import group_by_formula
 from atomsieve.uncertainty.domain import BOND, SIZE, SUMS, HeadDomain, pair_limits, pooled
 
 AXES = 16
@@ -230,7 +230,7 @@ def _hold_back(
 
     A composition that by itself is more than a tenth is divided by structure.
     """
-    group = formula_groups(fetch(rows))
+    group = group_by_formula(fetch(rows))
     sizes = np.bincount(group)
     most = len(rows) // 10
     apart = (sizes > most)[group] | (len(sizes) < 10)

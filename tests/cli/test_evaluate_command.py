@@ -11,7 +11,7 @@ import pytest
 
 from atomsieve.cli.main import run
 from atomsieve.evaluation import metrics as evaluation
-from atomsieve.evaluation.metrics import Errors, coverage, scores
+from atomsieve.evaluation.metrics import Errors, compute_coverage, compute_scores
 from atomsieve.gfm import read_calibration
 from atomsieve.structures.open import open_structures
 from tests.helpers import tiny_gfm
@@ -126,7 +126,7 @@ def test_without_the_extra_the_error_says_what_to_install(gfm, files, monkeypatc
         return plain(name, *rest)
 
     monkeypatch.setattr("atomsieve.errors.importlib.import_module", without)
-    monkeypatch.setattr(evaluation, "collect", lambda *_: pytest.fail("predicted before it was known to be of use"))
+    monkeypatch.setattr(evaluation, "predict_file", lambda *_: pytest.fail("predicted before it was known to be of use"))
     assert run("atomsieve", ["evaluate", str(gfm), "--data", str(files[0]), "-q"]) == 1
     assert "pip install 'atomsieve[uncertainty]'" in capsys.readouterr().err
 
@@ -144,7 +144,7 @@ def test_wrong_calls_are_one_line(gfm, files, tmp_path, capsys):
 def test_scores_are_those_of_gaussian_errors():
     rng = np.random.default_rng(0)
     sigma = np.exp(rng.normal(size=20_000))
-    right, halved = (scores(rng.normal(size=20_000) * sigma, sigma * f) for f in (1.0, 0.5))
+    right, halved = (compute_scores(rng.normal(size=20_000) * sigma, sigma * f) for f in (1.0, 0.5))
     assert right["miscalibration_area"] < 0.01 < 0.1 < halved["miscalibration_area"]
     assert right["crps"] == pytest.approx(sigma.mean() / np.sqrt(np.pi), rel=0.02)  # of a right Gaussian
     assert right["sharpness"] == pytest.approx(np.sqrt(np.mean(sigma**2)))
@@ -155,9 +155,9 @@ def test_scores_are_those_of_gaussian_errors():
 def test_the_standard_error_of_a_coverage_counts_structures():
     hit = np.array([True] * 90 + [False] * 10)
     one = Errors(np.where(hit, 0.0, 2.0), np.ones(100), np.ones(100), np.ones(100), np.arange(100))
-    assert coverage(one)["coverage_se"] == pytest.approx(np.sqrt(0.9 * 0.1 / 100))
+    assert compute_coverage(one)["coverage_se"] == pytest.approx(np.sqrt(0.9 * 0.1 / 100))
     many = Errors(*(np.repeat(getattr(one, n), 30) for n in Errors.__dataclass_fields__))
-    assert coverage(many)["coverage_se"] == pytest.approx(np.sqrt(0.9 * 0.1 / 100))
+    assert compute_coverage(many)["coverage_se"] == pytest.approx(np.sqrt(0.9 * 0.1 / 100))
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "evaluate"])

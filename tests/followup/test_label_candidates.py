@@ -216,9 +216,9 @@ def test_the_command(screened, tmp_path):
 
 
 def test_empty_batches_have_no_formula():
-    from atomsieve.structures.split import formula_groups
+    from atomsieve.structures.split import group_by_formula
 
-    assert len(formula_groups(StructureBatch.empty())) == 0
+    assert len(group_by_formula(StructureBatch.empty())) == 0
 
 
 def test_features_come_through_the_interface_of_predictors(screened):

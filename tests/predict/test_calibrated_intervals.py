@@ -11,7 +11,7 @@ import pytest
 from atomsieve.errors import DataError, UsageError
 from atomsieve.evaluation import residuals
 from atomsieve.evaluation.calibrate import calibrate_gfm
-from atomsieve.evaluation.residuals import atoms_apart, collect
+from atomsieve.evaluation.residuals import choose_atom_stride, predict_file
 from atomsieve.gfm import ensemble_id, load_gfm, read_calibration, weights_id
 from atomsieve.predict import Predictor
 from atomsieve.predict.intervals import HeadUncertainty
@@ -211,12 +211,12 @@ def test_one_member_has_nothing_to_calibrate(held_out, tmp_path):
 
 
 def test_of_many_atoms_some_are_taken_evenly(gfm, held_out, monkeypatch):
-    assert atoms_apart(10) == 1 and 3 * 1_000_000 / atoms_apart(1_000_000) <= residuals.MOST_COMPONENTS
+    assert choose_atom_stride(10) == 1 and 3 * 1_000_000 / choose_atom_stride(1_000_000) <= residuals.MOST_COMPONENTS
     predictor = Predictor.load(gfm)
     with open_structures(held_out) as reader:
-        every = collect(predictor, reader)["metal"]
+        every = predict_file(predictor, reader)["metal"]
         monkeypatch.setattr(residuals, "MOST_COMPONENTS", reader.n_atoms)
-        third = collect(predictor, reader)["metal"]
+        third = predict_file(predictor, reader)["metal"]
     assert len(every.force) == reader.n_atoms
     assert len(third.force) == pytest.approx(reader.n_atoms / 3, rel=0.15)
     np.testing.assert_array_equal(every.energy, third.energy)

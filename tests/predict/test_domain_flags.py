@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.evaluation.fit_domain import fit_domain, fit_folder
+from atomsieve.evaluation.fit_domain import fit_domain, fit_folder_domain
 from atomsieve.gfm import ensemble_id, load_gfm, record_files
 from atomsieve.gfm.domain_file import dump_domain, read_domain
 from atomsieve.gfm.manifest import DOMAIN
@@ -188,9 +188,9 @@ def test_a_file_gives_the_same_fit(folder, files):
 def test_a_fit_put_into_a_folder_keeps_the_other_heads(folder, files, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "gfm")
     before = (copy / DOMAIN).read_bytes()
-    assert list(fit_folder(copy, files / "train.bp")) == ["metal"]
+    assert list(fit_folder_domain(copy, files / "train.bp")) == ["metal"]
     assert (copy / DOMAIN).read_bytes() != before  # the limits are now from a tenth of the same structures
-    assert fit_folder(copy, files / "train.bp", files / "held.bp").keys() == {"metal"}
+    assert fit_folder_domain(copy, files / "train.bp", files / "held.bp").keys() == {"metal"}
     assert (copy / DOMAIN).read_bytes() == before
     assert Predictor.load(copy).ensemble_id == Predictor.load(folder).ensemble_id
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.evaluation.fit_mixture import mixture_of
+from atomsieve.evaluation.fit_mixture import fit_folder_mixture
 from atomsieve.gfm import ensemble_id, load_gfm, record_files, save_gfm, weights_id
 from atomsieve.gfm.manifest import MIXTURE
 from atomsieve.gfm.mixture_file import dump_mixture, read_mixture
@@ -246,7 +246,7 @@ def labelled(path, n=150):
 def test_it_learns_which_head_a_composition_belongs_to(tmp_path):
     folder = gfm(tmp_path / "gfm")
     batch, head = labelled(tmp_path / "data.bp")
-    found = mixture_of(folder, [tmp_path / "data.bp"])
+    found = fit_folder_mixture(folder, [tmp_path / "data.bp"])
     assert found.about["of_head"] == {"oxides": int((head == 1).sum()), "metals": int((head == 2).sum())}
     assert found.about["cross_entropy"] < 0.5 * found.about["uniform"]
     predictor = Predictor.load(folder, head="auto")
@@ -255,7 +255,7 @@ def test_it_learns_which_head_a_composition_belongs_to(tmp_path):
     assert not weights[:, 2].any()
     content = (folder / MIXTURE).read_bytes()
     assert dump_mixture(found) == content
-    mixture_of(folder, [tmp_path / "data.bp"])
+    fit_folder_mixture(folder, [tmp_path / "data.bp"])
     assert (folder / MIXTURE).read_bytes() == content
     assert json.loads((folder / "manifest.json").read_text())["files"][MIXTURE]["size"] == len(content)
     shutil.copytree(folder, tmp_path / "elsewhere")
@@ -269,12 +269,12 @@ def test_heads_that_are_not_wanted_get_no_weight(tmp_path):
     sources = [SourceInfo(name, "made up") for name in NAMES]
     oxygen = batch.replace(numbers=np.full(batch.n_atoms, 8, np.uint8), head=np.arange(60, dtype=np.int32) % 3)
     write_structures(data, oxygen, sources=sources)
-    found = mixture_of(folder, [data], heads=["oxides", "molecules"])
+    found = fit_folder_mixture(folder, [data], heads=["oxides", "molecules"])
     assert found.mixed == ["oxides", "molecules"]
     weights = Predictor.load(folder).mixture(oxygen)
     assert (weights > 0).all(0).tolist() == [True, False, True]
     with pytest.raises(UsageError, match="did you mean 'metals'"):
-        mixture_of(folder, [data], heads=["metal"])
+        fit_folder_mixture(folder, [data], heads=["metal"])
     # nickel is known to the head left out alone, copper with oxygen to one of those mixed
     predictor = Predictor.load(folder, head="auto")
     few = copper_oxides(20)
@@ -300,9 +300,9 @@ def test_what_it_cannot_learn_from_is_refused(tmp_path):
     folder, batch = gfm(tmp_path / "gfm"), copper_oxides(5)
     write_structures(tmp_path / "plain.bp", batch)
     with pytest.raises(DataError, match=r"at least two heads .sources there: none"):
-        mixture_of(folder, [tmp_path / "plain.bp"])
+        fit_folder_mixture(folder, [tmp_path / "plain.bp"])
     with pytest.raises(UsageError, match="allowed: "):
-        mixture_of(folder, [tmp_path / "plain.bp"], inputs="volumes")
+        fit_folder_mixture(folder, [tmp_path / "plain.bp"], inputs="volumes")
     counts = composition(batch.numbers, batch.ptr)
     with pytest.raises(DataError, match="at least two heads"):
         fit_mixture(counts, np.zeros(5, np.int64), np.ones((3, 118), bool), NAMES)

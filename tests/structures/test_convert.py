@@ -25,7 +25,7 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.convert import ConvertOptions, ConvertReport, Input, convert
 from atomsieve.structures.formats import find_format
-from atomsieve.structures.split import Split, reduced_formula
+from atomsieve.structures.split import Split, format_reduced_formula
 from atomsieve.structures.validation import LabelKeys
 
 SOURCE = SourceInfo("a", "PBE")
@@ -459,7 +459,7 @@ def test_split(tmp_path: Path, shared_data: Path, by: str) -> None:
     same(sets["val"], [images[k] for k in sets["val"].id])
 
     def what(k: int) -> object:
-        return images[k].info["config"] if by == "group:config" else reduced_formula(images[k].numbers)
+        return images[k].info["config"] if by == "group:config" else format_reduced_formula(images[k].numbers)
 
     if by == "structure":
         assert 0.6 < len(sets["train"]) / 389 < 0.8

@@ -12,8 +12,8 @@ import pytest
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
 from atomsieve.structures.convert import ConvertOptions, Input, convert
-from atomsieve.structures.export import COLUMNS, Selection, columns_of, export
-from atomsieve.structures.summary import Running, summarise
+from atomsieve.structures.export import COLUMNS, Subset, export, filter_columns
+from atomsieve.structures.summary import RunningStatistics, summarise
 from atomsieve.structures.validation import LabelKeys
 from tests.structures.structure_samples import random_batch
 
@@ -59,7 +59,7 @@ def back(path: Path, out: Path) -> StructureBatch:
 def test_there_and_back(dataset: tuple[Path, StructureBatch], tmp_path: Path, name: str, tolerance: float) -> None:
     path, batch = dataset
     with open_structures(path) as reader:
-        assert export(reader, tmp_path / name, Selection()) == (40, 0)
+        assert export(reader, tmp_path / name, Subset()) == (40, 0)
     found = back(tmp_path / name, tmp_path / "back.bp")
     for field in ("ptr", "numbers", "pbc", "id", "head", "charge", "spin", "has_energy", "has_forces", "has_stress"):
         np.testing.assert_array_equal(getattr(found, field), getattr(batch, field), err_msg=field)
@@ -73,9 +73,9 @@ def test_there_and_back(dataset: tuple[Path, StructureBatch], tmp_path: Path, na
 def test_ase_reads_what_is_written(dataset: tuple[Path, StructureBatch], tmp_path: Path) -> None:
     path, batch = dataset
     with open_structures(path) as reader:
-        export(reader, tmp_path / "o.extxyz", Selection(stop=3))
-        export(reader, tmp_path / "o.db", Selection(stop=3))
-        export(reader, tmp_path / "o.cif", Selection(stop=3))
+        export(reader, tmp_path / "o.extxyz", Subset(stop=3))
+        export(reader, tmp_path / "o.db", Subset(stop=3))
+        export(reader, tmp_path / "o.cif", Subset(stop=3))
     images = ase.io.read(tmp_path / "o.extxyz", ":")
     assert [len(image) for image in images] == batch.counts[:3].tolist()
     assert images[0].info["source"] == SOURCES[batch.head[0]].name
@@ -92,13 +92,13 @@ def test_cif_skips_what_it_cannot_hold(tmp_path: Path) -> None:
     cell[2] = 0
     write_structures(tmp_path / "x.bp", batch.replace(cell=cell, positions=np.zeros((batch.n_atoms, 3))))
     with open_structures(tmp_path / "x.bp") as reader:
-        assert export(reader, tmp_path / "o.cif", Selection()) == (5, 1)
+        assert export(reader, tmp_path / "o.cif", Subset()) == (5, 1)
     assert len(ase.io.read(tmp_path / "o.cif", ":")) == 5
 
 
 def test_columns(dataset: tuple[Path, StructureBatch]) -> None:
     _, batch = dataset
-    columns = columns_of(batch, 100, SOURCES)
+    columns = filter_columns(batch, 100, SOURCES)
     assert set(columns) == set(COLUMNS)
     for s in range(40):
         own = slice(int(batch.ptr[s]), int(batch.ptr[s + 1]))
@@ -117,12 +117,12 @@ def test_selection(dataset: tuple[Path, StructureBatch], tmp_path: Path) -> None
     path, batch = dataset
     (tmp_path / "ids").write_text("7, 14\n21 9999")
     cases = [
-        (Selection.parse("10:20", None, None), np.arange(10, 20)),
-        (Selection.parse(":3", None, None), np.arange(3)),
-        (Selection.parse("38:", None, None), np.arange(38, 40)),
-        (Selection.parse(None, "0,70", None), np.array([0, 10])),
-        (Selection.parse(None, f"@{tmp_path / 'ids'}", None), np.array([1, 2, 3])),
-        (Selection.parse("5:35", None, "natoms < 6 and source == 'b'"), None),
+        (Subset.parse("10:20", None, None), np.arange(10, 20)),
+        (Subset.parse(":3", None, None), np.arange(3)),
+        (Subset.parse("38:", None, None), np.arange(38, 40)),
+        (Subset.parse(None, "0,70", None), np.array([0, 10])),
+        (Subset.parse(None, f"@{tmp_path / 'ids'}", None), np.array([1, 2, 3])),
+        (Subset.parse("5:35", None, "natoms < 6 and source == 'b'"), None),
     ]
     with open_structures(path) as reader:
         for selection, expected in cases:
@@ -134,35 +134,35 @@ def test_selection(dataset: tuple[Path, StructureBatch], tmp_path: Path) -> None
             assert found == expected.tolist()
         export(reader, tmp_path / "y.bp", cases[-1][0])
         with pytest.raises(UsageError, match="beyond the 40 structures"):
-            list(Selection.parse("30:50", None, None).apply(reader))
+            list(Subset.parse("30:50", None, None).apply(reader))
     chosen = open_structures(tmp_path / "y.bp")
     assert chosen.sources == SOURCES
     assert chosen.read(0, len(chosen)).id.tolist() == batch.id[expected].tolist()
     for span in ("5", "a:b", "9:3", "-2:5"):
         with pytest.raises(UsageError, match="a range reads like"):
-            Selection.parse(span, None, None)
+            Subset.parse(span, None, None)
     with pytest.raises(UsageError, match="ids are integers"):
-        Selection.parse(None, "1,x", None)
+        Subset.parse(None, "1,x", None)
     with pytest.raises(UsageError, match="cannot read the ids"):
-        Selection.parse(None, "@nowhere", None)
+        Subset.parse(None, "@nowhere", None)
     with pytest.raises(UsageError, match="did you mean 'natoms'"):
-        Selection.parse(None, None, "natom < 3")
+        Subset.parse(None, None, "natom < 3")
 
 
 def test_refused(dataset: tuple[Path, StructureBatch], tmp_path: Path) -> None:
     path, _ = dataset
     with open_structures(path) as reader:
         with pytest.raises(UsageError, match="format of the output"):
-            export(reader, tmp_path / "o.pdb", Selection())
+            export(reader, tmp_path / "o.pdb", Subset())
         (tmp_path / "o.xyz").write_text("mine")
         with pytest.raises(UsageError, match="--overwrite"):
-            export(reader, tmp_path / "o.xyz", Selection())
+            export(reader, tmp_path / "o.xyz", Subset())
         (tmp_path / "d.xyz").mkdir()
         with pytest.raises(UsageError, match="folder"):
-            export(reader, tmp_path / "d.xyz", Selection(), overwrite=True)
+            export(reader, tmp_path / "d.xyz", Subset(), overwrite=True)
         (tmp_path / "x.bp" / "part-00000.r000.bp" / "data.0").write_bytes(b"0" * 10)
         with pytest.raises(DataError):
-            export(reader, tmp_path / "o.xyz", Selection(), overwrite=True)
+            export(reader, tmp_path / "o.xyz", Subset(), overwrite=True)
     assert (tmp_path / "o.xyz").read_text() == "mine", "a failed export leaves the old file"
     assert not list(tmp_path.glob(".*o.xyz"))
 
@@ -205,7 +205,7 @@ def test_summary_of_odd_datasets(tmp_path: Path) -> None:
 
 def test_running_statistics_far_from_zero() -> None:
     values = 1e9 + np.random.default_rng(0).normal(size=10_000)
-    running = Running()
+    running = RunningStatistics()
     for piece in np.array_split(values, 17):
         running.add(piece)
     assert running.result()["std"] == pytest.approx(values.std(), rel=1e-6)

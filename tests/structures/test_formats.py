@@ -12,7 +12,7 @@ from atomsieve.errors import UsageError
 from atomsieve.screen.results.export import check_format
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
 from atomsieve.structures.convert import ConvertOptions, Input, convert
-from atomsieve.structures.export import Selection, export
+from atomsieve.structures.export import Subset, export
 from atomsieve.structures.formats import FORMATS, find_files, find_format, find_writer, registry, writable_endings
 from tests.structures import toy_format
 from tests.structures.structure_samples import random_batch
@@ -40,7 +40,7 @@ def test_a_format_is_one_file_and_one_row(toy: None, molecules: StructureBatch, 
     write_structures(tmp_path / "x.bp", molecules, [SourceInfo("a", "PBE")])
     (tmp_path / "files").mkdir()
     with open_structures(tmp_path / "x.bp") as reader:
-        assert export(reader, tmp_path / "files" / "o.toy", Selection()) == (30, 0)
+        assert export(reader, tmp_path / "files" / "o.toy", Subset()) == (30, 0)
     assert find_files(tmp_path / "files") == [(tmp_path / "files" / "o.toy", "toy")]
     assert convert([Input(tmp_path / "files")], tmp_path / "back.bp", ConvertOptions()).written == 30
     with open_structures(tmp_path / "back.bp") as reader:

@@ -17,7 +17,7 @@ from atomsieve.structures.writer import write_structures
 from atomsieve.train.catalog import scan
 from atomsieve.train.config import dump_config
 from atomsieve.train.fits import predict_part
-from atomsieve.train.outliers import clean
+from atomsieve.train.outliers import remove_outliers
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, assign_parts
 from tests.helpers import copper_oxides, tiny_gfm
@@ -46,7 +46,7 @@ def test_the_part_kept_calibrates_as_the_command_would(small, data_file, tmp_pat
     # The same structures in a file of their own give the same calibration by the command.
     with open_structures(data_file) as reader:
         catalog = scan(config.data, [reader])
-        catalog = catalog.take(clean(catalog, config.cleaning).keep)
+        catalog = catalog.take(remove_outliers(catalog, config.cleaning).keep)
     rows = catalog.row[assign_parts(catalog, config.split, config.data) == CALIBRATION]
     write_structures(tmp_path / "kept.bp", batch.take(rows), sources)
     assert data.structures == len(rows)

@@ -13,7 +13,7 @@ from atomsieve.structures import StructureBatch, StructureReader
 from atomsieve.structures.source import SourceInfo
 from atomsieve.train.catalog import Catalog, scan
 from atomsieve.train.config import CleaningSection, DataItem, SplitSection
-from atomsieve.train.outliers import clean
+from atomsieve.train.outliers import remove_outliers
 from atomsieve.train.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
 from tests.train.train_samples import SOURCES, labelled
 
@@ -65,7 +65,7 @@ def test_each_reason_is_found_once_and_counted_for_its_source():
         positions=positions, cell=cell, forces=forces, energy=energy, has_energy=has_energy, has_forces=has_forces
     )
     catalog = catalog_of(batch)
-    result = clean(catalog, CleaningSection())
+    result = remove_outliers(catalog, CleaningSection())
     assert result.counts == {
         "emt": {"not finite": 3, "atoms too close": 1, "force too large": 1, "too sparse": 1, "no labels": 1},
         "springs": {"energy outlier": 2},
@@ -77,7 +77,7 @@ def test_each_reason_is_found_once_and_counted_for_its_source():
 def test_rules_that_are_off_remove_nothing():
     off = CleaningSection(max_force=None, min_distance=None, max_volume_per_atom=None, max_energy_deviation=None)
     batch = labelled(10, 10)
-    assert clean(catalog_of(batch.replace(forces=batch.forces * 1e4)), off).keep.all()
+    assert remove_outliers(catalog_of(batch.replace(forces=batch.forces * 1e4)), off).keep.all()
 
 
 def test_one_source_in_two_files_is_one_head_and_keeps_its_level_of_theory():

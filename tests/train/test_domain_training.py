@@ -16,7 +16,7 @@ from atomsieve.predict import Predictor
 from atomsieve.structures.open import open_structures
 from atomsieve.train.catalog import scan
 from atomsieve.train.fits import fit_domains
-from atomsieve.train.outliers import clean
+from atomsieve.train.outliers import remove_outliers
 from atomsieve.train.run import train
 from atomsieve.train.split import CALIBRATION, TRAIN, assign_parts
 from tests.helpers import copper_oxides, tiny_ensemble
@@ -32,7 +32,7 @@ def test_the_domain_holds_what_was_trained_on(small, data_file, kept):
     found = read_domain(gfm, [h.name for h in manifest.heads], manifest.config.hidden)
     with open_structures(data_file) as reader:
         catalog = scan(config.data, [reader])
-        catalog = catalog.take(clean(catalog, config.cleaning).keep)
+        catalog = catalog.take(remove_outliers(catalog, config.cleaning).keep)
         batch = reader.read(0, len(reader))
     part = assign_parts(catalog, config.split, config.data)
     for k, name in enumerate(catalog.sources):

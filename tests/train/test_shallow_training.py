@@ -78,7 +78,7 @@ def test_no_gradient_is_nan_where_members_agree_and_are_right():
 
 @pytest.mark.parametrize("likelihood", ["crps", "nll"])
 @pytest.mark.parametrize("drawn", [3, 8])
-def test_the_best_spread_is_the_size_of_the_error_however_many_are_drawn(likelihood, drawn):
+def test_the_best_spread_is_the_size_of_the_error_however_many_are_draw_force_decoders(likelihood, drawn):
     """Members drawn from a Gaussian around the mean: of all widths, that of the errors has the best expected score."""
     rng = np.random.default_rng(0)
     n, rules = 20_000, LossSection(likelihood=likelihood, variance_floor=1e-9)
@@ -187,13 +187,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(small, monkeypatch):
     }
     whole, broken = small("whole", **options), small("broken", **options)
     drawn = []
-    plain, chosen = loop.Run.step, loop.Run._drawn
+    plain, chosen = loop.Run.step, loop.Run._draw_force_decoders
 
     def remembered(run, rules):
         drawn.append((run.progress.step, chosen(run, rules)))
         return drawn[-1][1]
 
-    monkeypatch.setattr(loop.Run, "_drawn", remembered)
+    monkeypatch.setattr(loop.Run, "_draw_force_decoders", remembered)
     train(whole)
     once = list(drawn)
     drawn.clear()

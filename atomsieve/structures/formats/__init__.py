@@ -11,11 +11,11 @@ from atomsieve.structures.formats.registry import (
     readable,
     writable_endings,
 )
-from atomsieve.structures.item import Bad, Item
+from atomsieve.structures.item import BadItem, Item
 
 __all__ = [
     "FORMATS",
-    "Bad",
+    "BadItem",
     "FileSink",
     "Format",
     "Item",

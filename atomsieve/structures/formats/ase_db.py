@@ -10,12 +10,12 @@ from typing import Any
 from atomsieve.errors import DataError
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import FileSink
-from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms
+from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms
 
 log = logging.getLogger(__name__)
 
 
-def read_ase_db(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_ase_db(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the rows of an ASE database (SQLite), key-value pairs and data as `info`."""
     from ase.db import connect
 
@@ -30,7 +30,7 @@ def read_ase_db(path: Path, tick: Tick) -> Iterator[Item | Bad]:
                 item.info.update({"id": row.id, **row.key_value_pairs, **row.data})
             except Exception as error:  # whatever a row of someone's database may hold
                 log.debug("%s: %s", where, error, exc_info=True)
-                yield Bad(f"not readable ({type(error).__name__})", where)
+                yield BadItem(f"not readable ({type(error).__name__})", where)
                 continue
             yield item
             if k % 64 == 0:

@@ -14,13 +14,13 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from atomsieve.errors import UsageError
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.item import Bad, Item, Tick
+from atomsieve.structures.item import BadItem, Item, Tick
 from atomsieve.structures.source import SourceInfo
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-ReadItems = Callable[[Path, Tick], Iterator[Item | Bad]]
+ReadItems = Callable[[Path, Tick], Iterator[Item | BadItem]]
 """Yields the structures of a file one by one, bounded in memory; calls the tick with the fraction that it has read."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.formats.base import StructureSink, WriteOptions
-from atomsieve.structures.item import Bad, Item, Tick
+from atomsieve.structures.item import BadItem, Item, Tick
 from atomsieve.structures.open import open_structures
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.writer import StructureWriter
@@ -25,7 +25,7 @@ def is_bp_folder(path: Path) -> bool:
     return (path / "manifest.json").exists() or (path / "md.idx").exists()
 
 
-def read_bp(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_bp(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the structures of a dataset, with their sources."""
     with open_structures(path) as reader:
         done = 0

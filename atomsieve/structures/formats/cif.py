@@ -12,7 +12,7 @@ import numpy as np
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import TextSink
 from atomsieve.structures.formats.small_text import parse_text
-from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms
+from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 PARTIAL = 1e-3
 
 
-def read_cif(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_cif(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the structures of a CIF file; one with partly occupied sites is `Bad`, as it is no structure of atoms."""
     from ase.io.cif import read_cif as parse
 
     for k, atoms in enumerate(parse_text(path, lambda file: list(parse(file, index=slice(None))))):
         where = str(path) if k == 0 else f"{path}: structure {k}"
-        if isinstance(atoms, Bad):
+        if isinstance(atoms, BadItem):
             yield atoms
-        elif _disordered(atoms):
-            yield Bad("partly occupied sites", where)
+        elif _is_disordered(atoms):
+            yield BadItem("partly occupied sites", where)
         else:
             yield item_from_atoms(atoms, where)
     tick(1.0)
 
 
-def _disordered(atoms: Atoms) -> bool:
+def _is_disordered(atoms: Atoms) -> bool:
     sites = atoms.info.get("occupancy") or {}
     return any(len(site) > 1 or abs(sum(site.values()) - 1) > PARTIAL for site in sites.values())
 

@@ -11,14 +11,14 @@ from typing import Any
 from atomsieve.errors import DataError
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import TextSink
-from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms, open_counted
+from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms, open_with_progress
 
 log = logging.getLogger(__name__)
 
 LARGEST_FRAME = 50_000_000
 
 
-def read_extxyz(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_extxyz(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the frames of an (extended) XYZ file. A frame that cannot be parsed is `Bad`, and the next one is read.
 
     Raises
@@ -31,20 +31,20 @@ def read_extxyz(path: Path, tick: Tick) -> Iterator[Item | Bad]:
     for frame, text in _frames(path, tick):
         where = f"{path}: frame {frame}"
         if text is None:
-            yield Bad("the file ends within a structure", where)
+            yield BadItem("the file ends within a structure", where)
             continue
         try:
             found = list(parse(io.StringIO(text), index=slice(None)))
         except Exception as error:  # a parser of free text fails in every way there is
             log.debug("%s: %s", where, error, exc_info=True)
-            yield Bad(f"not readable ({type(error).__name__})", where)
+            yield BadItem(f"not readable ({type(error).__name__})", where)
             continue
         yield from (item_from_atoms(atoms, where) for atoms in found)
 
 
 def _frames(path: Path, tick: Tick) -> Iterator[tuple[int, str | None]]:
     """Yield the text of each frame; None for one that is cut off by the end of the file."""
-    with open_counted(path) as (file, fraction):
+    with open_with_progress(path) as (file, fraction):
         frame = line_number = 0
         try:
             while header := file.readline():

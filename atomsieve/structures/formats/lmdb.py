@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import DataError, require
-from atomsieve.structures.item import Bad, Item, Tick
+from atomsieve.structures.item import BadItem, Item, Tick
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def is_lmdb_folder(path: Path) -> bool:
     return (path / "data.mdb").exists()
 
 
-def read_lmdb(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_lmdb(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the rows of an LMDB file with JSON values, zlib-compressed or plain (aselmdb).
 
     Raises
@@ -50,10 +50,10 @@ def read_lmdb(path: Path, tick: Tick) -> Iterator[Item | Bad]:
                     "file again as aselmdb or extxyz with the program that made it"
                 )
             try:
-                item = _item_from_row(_decoded(value), where)
+                item = _item_from_row(_decode(value), where)
             except (ValueError, KeyError, TypeError, zlib.error) as error:
                 log.debug("%s: %s", where, error, exc_info=True)
-                yield Bad(f"not readable ({type(error).__name__})", where)
+                yield BadItem(f"not readable ({type(error).__name__})", where)
                 continue
             item.info.setdefault("id", int(key) if key.isdigit() else key)
             yield item
@@ -65,7 +65,7 @@ def _in_order(transaction: Any) -> Iterator[tuple[str, bytes]]:
     """Yield keys and values in the order of the ids; LMDB itself sorts 10 before 2."""
     following = transaction.get(b"nextid")
     if following is not None and following[:1] != b"\x80":
-        for number in range(int(_decoded(following))):
+        for number in range(int(_decode(following))):
             value = transaction.get(str(number).encode())
             if value is not None:
                 yield str(number), value
@@ -76,11 +76,11 @@ def _in_order(transaction: Any) -> Iterator[tuple[str, bytes]]:
             yield name, value
 
 
-def _decoded(value: bytes) -> Any:
+def _decode(value: bytes) -> Any:
     return json.loads(zlib.decompress(value) if value[:1] == b"\x78" else value)
 
 
-def _plain(value: Any) -> Any:
+def _decode_array(value: Any) -> Any:
     """Return arrays as arrays; ASE's JSON spells one `{"__ndarray__": [shape, dtype, flat values]}`."""
     if isinstance(value, dict) and "__ndarray__" in value:
         shape, dtype, flat = value["__ndarray__"]
@@ -92,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 def _item_from_row(row: dict[str, Any], where: str) -> Item:
-    row = {name: _plain(value) for name, value in row.items()}
+    row = {name: _decode_array(value) for name, value in row.items()}
     cell = row.get("cell")
     info = {**(row.get("key_value_pairs") or {}), **(row.get("data") or {})}
     return Item(
@@ -101,6 +101,6 @@ def _item_from_row(row: dict[str, Any], where: str) -> Item:
         cell=np.zeros((3, 3)) if cell is None else np.asarray(cell, np.float64).reshape(3, 3),
         pbc=np.asarray(row.get("pbc", [False] * 3), bool),
         where=where,
-        info={name: _plain(value) for name, value in info.items()},
+        info={name: _decode_array(value) for name, value in info.items()},
         labels={name: row[name] for name in RESULTS if row.get(name) is not None},
     )

@@ -13,13 +13,13 @@ from atomsieve.errors import DataError, require
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.formats.base import FileSink
-from atomsieve.structures.item import Bad, Item, Tick
+from atomsieve.structures.item import BadItem, Item, Tick
 
 ROWS = 2000
 COLUMNS = ("numbers", "positions")
 
 
-def read_parquet(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_parquet(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the rows of a Parquet file with a column `numbers` (list of int) and `positions` (list of lists of 3).
 
     Other columns are optional: `cell` (3 lists of 3), `pbc` (3 bool), `energy`, `forces`, `stress`; the rest is `info`.
@@ -42,7 +42,7 @@ def read_parquet(path: Path, tick: Tick) -> Iterator[Item | Bad]:
                 try:
                     yield _item_from_columns(row, where)
                 except (ValueError, TypeError) as error:
-                    yield Bad(f"not readable ({type(error).__name__})", where)
+                    yield BadItem(f"not readable ({type(error).__name__})", where)
             tick(k / total)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
@@ -76,29 +76,33 @@ class ParquetSink(FileSink):
         vector, matrix = pa.list_(pa.float64(), 3), pa.list_(pa.list_(pa.float64(), 3), 3)
         count = len(batch)
 
-        def ragged(array: NDArray[Any]) -> Any:
-            flat = pa.array(array) if array.ndim == 1 else _fixed(pa, array.astype(np.float64), vector)
+        def to_lists(array: NDArray[Any]) -> Any:
+            flat = pa.array(array) if array.ndim == 1 else _to_fixed_lists(pa, array.astype(np.float64), vector)
             return pa.ListArray.from_arrays(pa.array(batch.ptr.astype(np.int32)), flat)
 
-        def one(values: Any, kind: Any, has: Any) -> Any:
+        def to_column(values: Any, kind: Any, has: Any) -> Any:
             missing = np.ones(count, bool) if values is None else ~has
             filled = np.zeros(count) if values is None else values
             return pa.array(filled, kind, mask=missing)
 
         table = {
             "id": pa.array(batch.id),
-            "numbers": ragged(batch.numbers.astype(np.int16)),
-            "positions": ragged(batch.positions),
-            "cell": _fixed(pa, batch.cell, matrix),
+            "numbers": to_lists(batch.numbers.astype(np.int16)),
+            "positions": to_lists(batch.positions),
+            "cell": _to_fixed_lists(pa, batch.cell, matrix),
             "pbc": pa.array(batch.pbc.tolist(), pa.list_(pa.bool_(), 3)),
-            "charge": one(batch.charge, pa.float32(), _finite(batch.charge)),
-            "spin": one(batch.spin, pa.float32(), _finite(batch.spin)),
-            "energy": one(batch.energy, pa.float64(), batch.has_energy),
-            "forces": _masked(
-                pa, None if batch.forces is None else ragged(batch.forces), batch.has_forces, pa.list_(vector), count
+            "charge": to_column(batch.charge, pa.float32(), _is_finite(batch.charge)),
+            "spin": to_column(batch.spin, pa.float32(), _is_finite(batch.spin)),
+            "energy": to_column(batch.energy, pa.float64(), batch.has_energy),
+            "forces": _mask_absent(
+                pa, None if batch.forces is None else to_lists(batch.forces), batch.has_forces, pa.list_(vector), count
             ),
-            "stress": _masked(
-                pa, None if batch.stress is None else _fixed(pa, batch.stress, matrix), batch.has_stress, matrix, count
+            "stress": _mask_absent(
+                pa,
+                None if batch.stress is None else _to_fixed_lists(pa, batch.stress, matrix),
+                batch.has_stress,
+                matrix,
+                count,
             ),
             **self._source_columns(batch),
         }
@@ -123,11 +127,11 @@ class ParquetSink(FileSink):
         self.writer.close()
 
 
-def _finite(values: NDArray[Any] | None) -> NDArray[np.bool_] | None:
+def _is_finite(values: NDArray[Any] | None) -> NDArray[np.bool_] | None:
     return None if values is None else np.isfinite(values)
 
 
-def _fixed(pa: Any, array: NDArray[np.float64], kind: Any) -> Any:
+def _to_fixed_lists(pa: Any, array: NDArray[np.float64], kind: Any) -> Any:
     """Return [n,3] or [n,3,3] as fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(array).reshape(-1))
     for size in reversed(array.shape[1:]):
@@ -135,7 +139,7 @@ def _fixed(pa: Any, array: NDArray[np.float64], kind: Any) -> Any:
     return flat.cast(kind)
 
 
-def _masked(pa: Any, values: Any, has: NDArray[np.bool_] | None, kind: Any, count: int) -> Any:
+def _mask_absent(pa: Any, values: Any, has: NDArray[np.bool_] | None, kind: Any, count: int) -> Any:
     """Return values where `has`, null elsewhere."""
     if values is None or has is None:
         return pa.nulls(count, kind)

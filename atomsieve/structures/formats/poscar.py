@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from atomsieve.structures.formats.small_text import parse_text
-from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms
+from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms
 
 
-def read_poscar(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_poscar(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the one structure of a POSCAR file."""
     from ase.io.vasp import read_vasp
 
     for atoms in parse_text(path, lambda file: [read_vasp(file)]):
-        yield atoms if isinstance(atoms, Bad) else item_from_atoms(atoms, str(path))
+        yield atoms if isinstance(atoms, BadItem) else item_from_atoms(atoms, str(path))
     tick(1.0)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import DataError
-from atomsieve.structures.item import Bad, Item, Tick, open_counted
+from atomsieve.structures.item import BadItem, Item, Tick, open_with_progress
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ FULL = 1e-3
 _BETWEEN = " \t\r\n,[]"
 
 
-def read_pymatgen(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_pymatgen(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the structures of a JSON file: a Structure, a Molecule, a ComputedStructureEntry, lists or lines of them.
 
     An entry's energy is its `energy` as calculated, without corrections. Sites shared by several species, or partly
@@ -45,7 +45,7 @@ def read_pymatgen(path: Path, tick: Tick) -> Iterator[Item | Bad]:
                     f"{error})"
                 ) from error
             log.debug("%s: %s", where, error, exc_info=True)
-            item = Bad(f"not readable ({type(error).__name__})", where)
+            item = BadItem(f"not readable ({type(error).__name__})", where)
         known = True
         yield item
 
@@ -53,7 +53,7 @@ def read_pymatgen(path: Path, tick: Tick) -> Iterator[Item | Bad]:
 def _elements(path: Path, tick: Tick) -> Iterator[Any]:
     """Yield the elements of a JSON list, or of concatenated JSON texts, holding no more than one of them in memory."""
     decoder, text, done, blocks = json.JSONDecoder(), "", False, codecs.getincrementaldecoder("utf-8")()
-    with open_counted(path) as (file, fraction):
+    with open_with_progress(path) as (file, fraction):
         while not done or text:
             text = text.lstrip(_BETWEEN)
             try:
@@ -79,7 +79,7 @@ def _elements(path: Path, tick: Tick) -> Iterator[Any]:
                 return
 
 
-def _item(element: Any, where: str) -> Item | Bad:
+def _item(element: Any, where: str) -> Item | BadItem:
     info: dict[str, Any] = {}
     labels: dict[str, Any] = {}
     structure = element
@@ -95,7 +95,7 @@ def _item(element: Any, where: str) -> Item | Bad:
     for site in structure["sites"]:
         species = site["species"]
         if len(species) != 1 or abs(float(species[0].get("occu", 1)) - 1) > FULL:
-            return Bad("partly occupied sites", where)
+            return BadItem("partly occupied sites", where)
         numbers.append(_atomic_number(species[0]["element"]))
         coordinates.append(site["xyz"] if "xyz" in site else np.asarray(site["abc"], np.float64) @ cell)
     arrays = _site_properties(structure["sites"])

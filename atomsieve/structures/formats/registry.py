@@ -16,7 +16,7 @@ from atomsieve.structures.formats.parquet import ParquetSink, read_parquet
 from atomsieve.structures.formats.poscar import read_poscar
 from atomsieve.structures.formats.pymatgen_json import read_pymatgen
 from atomsieve.structures.formats.traj import read_traj
-from atomsieve.structures.item import Bad, Item, Tick
+from atomsieve.structures.item import BadItem, Item, Tick
 
 FORMATS: dict[str, Format] = {
     row.name: row
@@ -147,7 +147,7 @@ def find_files(path: Path, wanted: str | None = None) -> list[tuple[Path, str]]:
     return found
 
 
-def read_items(path: Path, kind: str, tick: Tick) -> Iterator[Item | Bad]:
+def read_items(path: Path, kind: str, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the structures of a file."""
     read = FORMATS[kind].read
     if read is None:

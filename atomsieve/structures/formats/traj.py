@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from atomsieve.errors import DataError
-from atomsieve.structures.item import Bad, Item, Tick, item_from_atoms
+from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms
 
 log = logging.getLogger(__name__)
 
 
-def read_traj(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_traj(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the frames of an ASE trajectory (.traj)."""
     from ase.io.trajectory import TrajectoryReader
 
@@ -27,7 +27,7 @@ def read_traj(path: Path, tick: Tick) -> Iterator[Item | Bad]:
             item = item_from_atoms(trajectory[k], where)
         except Exception as error:  # as above
             log.debug("%s: %s", where, error, exc_info=True)
-            yield Bad(f"not readable ({type(error).__name__})", where)
+            yield BadItem(f"not readable ({type(error).__name__})", where)
             continue
         yield item
         tick((k + 1) / total)
