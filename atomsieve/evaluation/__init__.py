@@ -1,1 +1,1 @@
-"""Predictions beside labels: errors, calibration, domain and mixture fitted on them, plots and a page."""
+"""Predictions compared with labels: errors, fits of calibration, domain and mixture, plots and a page."""

@@ -22,7 +22,7 @@ def make_calibration(
     data: Sequence[DataIdentity],
     before: Calibration | None = None,
 ) -> Calibration:
-    """Fit the heads in `residuals`; other heads, and properties that cannot be fitted, keep what they have `before`."""
+    """Fit the heads in `residuals`; other heads and properties keep their values of `before`."""
     return merge_calibration(
         predictor, {name: calibrate_head(found) for name, found in residuals.items()}, data, before
     )
@@ -34,7 +34,7 @@ def merge_calibration(
     data: Sequence[DataIdentity],
     before: Calibration | None = None,
 ) -> Calibration:
-    """Return what was `fitted`, completed by what was there `before` for other heads and properties."""
+    """Return the `fitted` calibrations, with those of `before` for other heads and properties."""
     older = Calibration() if before is None else before
     heads = dict(older.heads)
     for name, fit in fitted.items():
@@ -100,12 +100,12 @@ def calibrate_gfm(
 def check_data(
     folder: str | Path, data: str | Path, *, head: str | None = None, allow_training_data: bool = False
 ) -> None:
-    """Refuse with a UsageError what `calibrate_gfm` cannot be fitted to, before anything is computed or written."""
+    """Raise a UsageError for data that `calibrate_gfm` cannot use, before anything is computed or written."""
     from atomsieve.structures.open import open_structures
 
     manifest = read_manifest(folder)
     names = [h.name for h in manifest.heads]
-    refuse_mixture(head, names, what="calibrated")
+    refuse_mixture(head, names, action="calibrated")
     with open_structures(data) as reader:
         if was_trained_on(manifest, reader) and not allow_training_data:
             raise UsageError(

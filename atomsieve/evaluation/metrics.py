@@ -1,4 +1,4 @@
-"""What an ensemble's predictions and uncertainties are worth on labelled structures: numbers per head.
+"""Metrics of an ensemble's predictions and uncertainties on labelled structures, per head.
 
 Errors are of energies per atom (eV) and of force components (eV/Angstrom). Curves and scores are those of the
 Uncertainty Toolbox (Y. Chung et al., arXiv:2109.10254): the reliability curve is the share of errors within the central
@@ -104,7 +104,7 @@ def evaluate_gfm(
     for module in ("uncertainty_toolbox", "jinja2"):
         require(module, "uncertainty", "atomsieve evaluate")
     manifest = read_manifest(folder)
-    refuse_mixture(head, [h.name for h in manifest.heads], what="evaluated against labels of one theory")
+    refuse_mixture(head, [h.name for h in manifest.heads], action="evaluated against labels of one theory")
     predictor = Predictor.load(folder, head=head, precision=precision, device=device)
     with open_structures(data) as reader:
         rows = predict_file(predictor, reader, head, progress)

@@ -141,7 +141,7 @@ def format_row(row: dict[str, Any] | None) -> list[str]:
 
 
 def list_notices(metrics: dict[str, Any]) -> list[str]:
-    """Return what a reader must know before the numbers."""
+    """Return warnings that belong above the numbers: trained on these data, uncalibrated heads, and so on."""
     found = []
     if metrics["data"]["trained_on"]:
         found.append("The members were trained on these structures: all numbers are too good.")

@@ -208,7 +208,7 @@ def draw_parity(rows: Mapping[str, HeadRows], title: str) -> bytes:
 
 
 def _coverage(heads: dict[str, Any]) -> Figure:
-    """Draw the share of errors within the 90 % interval of every head, and of the raw spread beside it."""
+    """Draw the share of errors within the 90 % interval of every head, and the share within the raw spread."""
     names = list(heads)
     figure, both = _pyplot().subplots(
         1, 2, figsize=(10.5, 0.27 * len(names) + 1.5), layout="constrained", sharey=True, squeeze=False
@@ -244,5 +244,5 @@ def _errors(evaluation: Evaluation, head: str, name: str) -> tuple[Errors, str]:
 
 
 def thin_indices(n: int) -> NDArray[np.int64]:
-    """Return at most MOST_POINTS of n indices, evenly: what a panel can show."""
+    """Return at most MOST_POINTS of n indices, evenly spaced: enough points for a panel."""
     return np.unique(np.linspace(0, n - 1, min(n, MOST_POINTS)).astype(np.int64)) if n else np.zeros(0, np.int64)

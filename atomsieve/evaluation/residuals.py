@@ -1,4 +1,4 @@
-"""Predictions of labelled structures beside their labels: what calibration is fitted on and what evaluation shows."""
+"""Predictions of labelled structures together with their labels: the input of calibration and of metrics."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class HeadRows:
 def predict_rows(
     predictor: Predictor, batch: StructureBatch, head: str, position: NDArray[np.int64], every: int = 1
 ) -> HeadRows:
-    """Predict a labelled batch with one head and put labels beside it.
+    """Predict a labelled batch with one head; return predictions and labels.
 
     position : [S] in the file. every : force labels are kept of every so many atoms of each structure.
     """
@@ -179,8 +179,8 @@ def predict_file(
     return {name: join_rows(parts[name]) for name in predictor.heads if name in parts}
 
 
-def refuse_mixture(head: str | None, heads: list[str], *, what: str) -> None:
-    """Refuse the mixture of heads where one head is needed; `what` cannot be done with it, in words.
+def refuse_mixture(head: str | None, heads: list[str], *, action: str) -> None:
+    """Refuse the mixture of heads where one head is needed; `action` is the participle in the message.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def refuse_mixture(head: str | None, heads: list[str], *, what: str) -> None:
     """
     if head == AUTO and AUTO not in heads:
         raise UsageError(
-            f"head {AUTO} is a mixture of heads by composition, which cannot be {what}; name one with --head: "
+            f"head {AUTO} is a mixture of heads by composition, which cannot be {action}; name one with --head: "
             f"{', '.join(heads)}"
         )
 
@@ -199,7 +199,7 @@ def source_heads(
 ) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Return the source [S] of each structure and the head of each source (`match_heads`).
 
-    Structures that say no source are of the only one, or of none (-1), which is an error if no head was named.
+    A structure without a source belongs to the only source of the file, or to none (-1), which needs a named head.
     """
     names = match_heads(reader, heads, head)
     found = reader.read_arrays(0, len(reader), ["head"]).get("head")
@@ -219,7 +219,7 @@ def _by_head(source: NDArray[np.int64], names: dict[int, str]) -> Iterator[tuple
 
 
 def was_trained_on(manifest: Manifest, reader: StructureReader) -> bool:
-    """Say whether the members were trained on a file, as far as the ensemble's own record tells."""
+    """Return True if the record of the training in the manifest lists the file for training or validation."""
     config: dict[str, Any] = manifest.training.get("config", {})
     items = config.get("data", [])
     digests = manifest.training.get("data_sha256", [None] * len(items))

@@ -90,12 +90,12 @@ class StructureBatch:
     def validate(self) -> StructureBatch:
         """Check shapes, dtypes and the pointer; return self.
 
-        Values are not judged here (a NaN position is a property of one structure, not a broken batch).
+        Values are not checked (a NaN position is a property of one structure, not a broken batch).
 
         Raises
         ------
         DataError
-            naming the field, what it has and what it must have.
+            naming the field, its shape or dtype, and the required one.
         """
         if self.ptr.ndim != 1 or len(self.ptr) == 0 or self.ptr[0] != 0:
             raise DataError(f"ptr must be [S+1] and start at 0, got shape {self.ptr.shape}")
@@ -193,7 +193,7 @@ class StructureBatch:
 
 
 def check_batch(given: object) -> None:
-    """Refuse anything but a `StructureBatch`, and say how to make one."""
+    """Raise a UsageError for anything but a `StructureBatch`; its text names the way to make one."""
     if not isinstance(given, StructureBatch):
         raise UsageError(
             f"structures are given as a StructureBatch, got {type(given).__name__}; make one with "

@@ -1,4 +1,4 @@
-"""Converts files of every format into dataset folders: streaming, with a count of what was left out and why."""
+"""Converts files of every format into dataset folders: streaming, counting the structures left out by reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BUFFER_ATOMS = 200_000
 
 @dataclass(frozen=True)
 class Input:
-    """A file or folder, and the source to which its structures belong (None: none, or as the structures say)."""
+    """A file or folder, and the source of its structures (None: no source, or the one that each structure states)."""
 
     path: Path
     source: SourceInfo | None = None
@@ -42,8 +42,8 @@ class ConvertOptions:
     Attributes
     ----------
     keys : names of labels, charge, spin and id in the files.
-    source_key, level_key : names under which each structure says its source and level of theory.
-    format : format of all files, where their names do not tell.
+    source_key, level_key : keys of the source and the level of theory of each structure.
+    format : format of all files, for names without a known ending.
     split : sets to divide the structures among.
     keep_bad : keep structures that no model accepts, so that a screening reports them.
     charge, spin : for structures that state none.
@@ -65,7 +65,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion did: structures per output, atoms, structures per source, what was skipped, seconds."""
+    """Result of a conversion: structures per output, atoms, structures per source, skipped structures, seconds."""
 
     outputs: dict[Path, int]
     atoms: int
@@ -80,7 +80,7 @@ class ConvertReport:
 
     @property
     def notice(self) -> str:
-        """What a user may have overlooked: energies under another name; empty if nothing."""
+        """A hint for the user if no energies were read but other keys look like energies; else empty."""
         names = sorted(key for key in self.tally.keys if "energy" in key.lower() and not key.startswith("ref_"))
         if self.tally.labels["energy"] or not self.sources or not names:
             return ""
@@ -184,13 +184,13 @@ class _Sets:
         self.writers[name].append(batch)
 
     def flush(self) -> None:
-        """Hand over what is left."""
+        """Hand the remaining structures to the writers."""
         for name in self.rows:
             self._hand_over(name)
 
 
 def _source_of(valid: ValidItem, given: SourceInfo | None, options: ConvertOptions) -> SourceInfo | None:
-    """Return the source of a structure: its own word where a key was named, else that of its file."""
+    """Return the source of a structure: the value of `source_key` if that is set, else the source of its file."""
     item = valid.item
     if given is None and isinstance(item.source, SourceInfo) and not options.source_key:
         return item.source

@@ -99,11 +99,11 @@ class Where:
         """Return the texts that a column is compared with, so that names that do not exist can be refused."""
         return {str(leaf.value) for leaf in _find_texts(self._tree, name)}
 
-    def with_text(self, name: str, said: str, meant: str) -> Where:
-        """Return the filter that takes the text `said` for `meant` where the column `name` is compared with it."""
+    def with_text(self, name: str, old: str, new: str) -> Where:
+        """Return the filter with the text `old` replaced by `new` in comparisons with the column `name`."""
         tree = copy.deepcopy(self._tree)
         for leaf in _find_texts(tree, name):
-            leaf.value = meant if leaf.value == said else leaf.value
+            leaf.value = new if leaf.value == old else leaf.value
         return Where(self.text, self.names, tree)
 
 
@@ -161,7 +161,7 @@ def _refuse(node: ast.AST, text: str) -> UsageError:
 
 
 def _check(node: ast.AST, known: list[str], names: set[str], text: str, depth: int) -> str:
-    """Refuse what is not whitelisted, gather column names, and return "truth", "number", "text" or "any" (a column)."""
+    """Refuse nodes that are not whitelisted, gather column names; return "truth", "number", "text" or "any" (a column)."""
     if depth > MAX_DEPTH:
         raise UsageError(f"the row filter is nested more than {MAX_DEPTH} deep")
 

@@ -20,7 +20,7 @@ class Field:
     Attributes
     ----------
     name : the attribute and the variable name on disk.
-    axis : what the first axis counts: structures [S], atoms [N], or structure boundaries [S+1].
+    axis : meaning of the first axis: structures [S], atoms [N], or structure boundaries [S+1].
     trailing : shape after the first axis, e.g. `(3,)` for `[N,3]`.
     dtype : dtype in memory; `disk` is the dtype in files where it differs (ADIOS2 has no bool).
     unit : unit, empty where none applies.
@@ -108,4 +108,4 @@ LABELS: tuple[str, ...] = ("energy", "forces", "stress")
 """Fields with a presence mask `has_<name>`."""
 
 CONDITIONS = ("charge", "spin")
-"""Optional fields that decide an energy, beside atoms and cell; a model may need them."""
+"""Optional fields on which an energy depends in addition to atoms and cell; a model may need them."""

@@ -1,4 +1,4 @@
-"""One structure as it came out of a file, before it is judged."""
+"""One structure as read from a file, before validation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Item:
     source: SourceInfo | None = None
 
     def find(self, key: str) -> Any:
-        """Return what the file calls `key`, wherever it keeps it, or None."""
+        """Return the value of `key` from labels, arrays or info, the first of them that has it, or None."""
         for place in (self.labels, self.arrays, self.info):
             if place.get(key) is not None:
                 return place[key]
@@ -50,7 +50,7 @@ class Item:
 
 @dataclass(frozen=True)
 class BadItem:
-    """A structure that could not be read: why, in words that many may share, and where it was."""
+    """A structure that could not be read: the reason, in words shared by alike cases, and its place in the input."""
 
     reason: str
     where: str
@@ -72,7 +72,7 @@ def item_from_atoms(atoms: Atoms, where: str) -> Item:
 
 
 class _RawFile:
-    """The raw bytes of a file that may be compressed: how far reading has come."""
+    """The raw bytes of a file that may be compressed; knows the fraction that was read."""
 
     def __init__(self, path: Path) -> None:
         self.size = max(path.stat().st_size, 1)
@@ -84,7 +84,7 @@ class _RawFile:
 
 @contextmanager
 def open_with_progress(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
-    """Open a plain or gzip file for reading bytes; also give a function that says what fraction has been read."""
+    """Open a plain or gzip file for reading bytes; yield it and a function that returns the fraction read so far."""
     counted = _RawFile(path)
     with counted.raw:
         start = counted.raw.read(2)

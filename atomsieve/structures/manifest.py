@@ -1,4 +1,4 @@
-"""The manifest of a dataset folder: what its parts hold, how large their files are, and what their bytes add up to.
+"""The manifest of a dataset folder: fields, sizes and checksums of its parts.
 
     X.bp/
       manifest.json
@@ -134,12 +134,12 @@ def is_dataset_folder(folder: Path) -> bool:
 
 
 def load_manifest(folder: Path) -> DatasetManifest:
-    """Read and check the manifest, and that every file it lists is there with its size. Nothing else is opened.
+    """Read and check the manifest, and that every file in it exists with its size. No other file is opened.
 
     Raises
     ------
     DataError
-        naming what does not fit.
+        naming the first mismatch.
     """
     path = folder / NAME
     try:

@@ -30,7 +30,7 @@ def open_structures(
     Parameters
     ----------
     path
-        a dataset folder of ours, a bare BP5 directory in our variable names, or a BP directory of HydraGNN.
+        a dataset folder, a bare BP5 directory with the same variable names, or a BP directory of HydraGNN.
     verify
         "full" verifies the bytes of each step before their first use; "size" only sizes and metadata.
     label
@@ -38,11 +38,11 @@ def open_structures(
     restore_energies
         of HydraGNN's files: add the linear regression over the composition back that was taken off.
     copies
-        folder that holds copies of some parts of a dataset folder under their names, on a disk that is nearer: they are
-        read there, and verified as the originals are.
+        folder that holds copies of some parts of a dataset folder under their names, on a nearer disk; these parts
+        are read there and verified like the originals.
     timeout
-        seconds that looking into files that are not ours may take; it happens in a process of its own, since damaged
-        files make the library hang or crash.
+        seconds allowed for probing files of other programs; a child process does it, since damaged files make the
+        library hang or crash.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Looks into BP directories that are not ours, in a process that may crash or hang without harm.
+"""Probes BP directories of other programs in a child process, which may crash or hang without harm.
 
 Damaged metadata make ADIOS2 fall over (SIGSEGV), truncated data make it wait for ever. So a child process opens the
-files, reads the first and last element of every variable, and prints what it found as JSON.
+files, reads the first and last element of every variable, and prints names, types and shapes as JSON.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def probe_directory(path: Path, timeout: float) -> dict[str, Any]:
 
 
 def _check_length(path: Path) -> None:
-    """Refuse data shorter than the index says, which would hang. Only files of one writer say it simply."""
+    """Refuse data shorter than the index states, since reading them hangs; checked for files of one writer only."""
     try:
         index = (path / "md.idx").read_bytes()
         length = (path / "data.0").stat().st_size

@@ -1,4 +1,4 @@
-"""Divides structures among named sets by a hash of what they are, so that the answer never depends on their order."""
+"""Divides structures among named sets by a hash of their content, independent of their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAYS = ("structure", "formula", "group")
 
 @dataclass(frozen=True)
 class Split:
-    """Named sets with their fractions, and what stays together.
+    """Named sets with their fractions, and the rule which structures stay together.
 
     `by` is "structure" (equal structures stay together), "formula" (a reduced formula is on one side only), or
     "group:KEY" (structures with the same value of a key in the file are).

@@ -1,4 +1,4 @@
-"""What a dataset holds: counts, sizes, elements, and the statistics of its labels per source."""
+"""Summary of a dataset: counts, sizes, elements, and statistics of the labels per source."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunningStatistics:
 
 @dataclass
 class SourceSummary:
-    """What one source has. Energies in eV/atom, forces in eV/Angstrom."""
+    """Counts and label statistics of one source. Energies in eV/atom, forces in eV/Angstrom."""
 
     name: str
     level_of_theory: str

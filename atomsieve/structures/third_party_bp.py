@@ -26,7 +26,7 @@ LARGEST_NUMBER = 118
 
 
 class _ThirdPartyReader(FileReader):
-    """A BP directory without a manifest: it was probed, and its content is judged when it is read."""
+    """A BP directory without a manifest: it was probed, and its content is checked when it is read."""
 
     index: dict[str, Any]
     options: tuple[Any, ...]
@@ -47,7 +47,7 @@ class _ThirdPartyReader(FileReader):
         return digest.hexdigest()
 
     def _numbers(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return atomic numbers as uint8, or refuse what is none (files may keep them as floats)."""
+        """Return atomic numbers as uint8, and refuse other values (files may keep them as floats)."""
         rounded = np.rint(values)
         if len(values) and not ((rounded == values).all() and rounded.min() >= 0 and rounded.max() <= LARGEST_NUMBER):
             raise DataError(f"{self.path} holds atomic numbers that are not whole numbers from 0 to {LARGEST_NUMBER}")
@@ -147,7 +147,7 @@ class HydraReader(_ThirdPartyReader):
     """HydraGNN's dataset schema: one step, `<label>/<key>` with all samples joined along the axis that varies.
 
     Energies there have a linear regression over the composition taken off, with coefficients in the attribute
-    `energy_linear_regression_coeff` (one per atomic number from 1); they are added back unless told otherwise.
+    `energy_linear_regression_coeff` (one per atomic number from 1); they are added back if `restore_energies` is set.
     """
 
     def __init__(self, path: Path, index: dict[str, Any], label: str, restore_energies: bool) -> None:

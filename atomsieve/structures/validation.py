@@ -1,4 +1,4 @@
-"""Turns items from files into batches: finds the labels, judges every structure, counts what is left out and why."""
+"""Turns items from files into batches: finds the labels, validates every structure, counts the rejected by reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ValidItem:
 
 @dataclass
 class ConversionCounts:
-    """Counts of what was left out, by reason, with the first place of each; and of what was seen."""
+    """Counts of a conversion: items read, rejected items by reason with the first place of each, labels, keys seen."""
 
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class ConversionCounts:
 
 
 class ItemValidator:
-    """Judges items one by one: `Judged`, or `Bad` with the reason.
+    """Validates items one by one: `Judged`, or `Bad` with the reason.
 
     With `keep_bad`, structures with positions, cells or atom counts that no model accepts are kept, so that a screening
     lists them; labels that are not finite are never kept. `charge` and `spin` are for structures that state none.
@@ -81,7 +81,7 @@ class ItemValidator:
         self.tally = ConversionCounts()
 
     def __call__(self, item: Item | BadItem) -> ValidItem | None:
-        """Judge one item and count it; None if it is left out."""
+        """Return the validated item, or None after counting why it is left out."""
         index = self.tally.read
         self.tally.read += 1
         if isinstance(item, Item):

@@ -39,7 +39,7 @@ _OUR_NAMES = re.compile(r"part-\d{5,}\.r\d{3,}\.bp(\.tmp)?|manifest\.json(\.tmp)
 
 
 class Comm(Protocol):
-    """What several writing ranks need of each other; an mpi4py communicator has it."""
+    """The exchanges that several writing ranks need; an mpi4py communicator has them."""
 
     def bcast(self, obj: Any, root: int = 0) -> Any:
         """Return the root's object on every rank."""
@@ -63,7 +63,7 @@ def require_name(path: str | Path) -> Path:
     Raises
     ------
     UsageError
-        if it has no name, as `.`: it is written beside its place under a longer name first.
+        if it has no name, like `.`: the folder is written under a longer name first.
     """
     path = Path(path)
     if path.name in ("", ".."):
@@ -75,7 +75,7 @@ class StructureWriter:
     """Context manager that writes batches to the dataset folder `path`.
 
     The folder appears under its name only when everything is durable; until then it is `<path>.partial`. Leaving the
-    context by an exception removes what was written.
+    context by an exception removes the unfinished folder.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ class StructureWriter:
         )
 
     def _check_space(self, needed: int) -> None:
-        """Say it before the disk is full: the library takes the process down when it meets the end of the disk."""
+        """Raise before the disk is full: ADIOS2 ends the process when it cannot write."""
         found = os.statvfs(self._folder)
         free = found.f_bavail * found.f_frsize
         needed += needed // 50 + 262_144
@@ -281,7 +281,7 @@ class StructureWriter:
             )
 
     def _end_part(self) -> None:
-        """Close the part, make it durable, take away its temporary name, and note what its files are."""
+        """Close the part, make it durable, remove its temporary name, and record its files."""
         if self._part is None:
             return
         part, self._part = self._part, None
@@ -364,7 +364,7 @@ class StructureWriter:
             raise DataError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def _abandon(self) -> None:
-        """Release the lock; remove what an exception left unfinished."""
+        """Release the lock; remove the folder that an exception left unfinished."""
         self._open = False
         self._pending = []
         part, self._part = self._part, None

@@ -126,7 +126,9 @@ def test_without_the_extra_the_error_says_what_to_install(gfm, files, monkeypatc
         return plain(name, *rest)
 
     monkeypatch.setattr("atomsieve.errors.importlib.import_module", without)
-    monkeypatch.setattr(evaluation, "predict_file", lambda *_: pytest.fail("predicted before it was known to be of use"))
+    monkeypatch.setattr(
+        evaluation, "predict_file", lambda *_: pytest.fail("predicted before it was known to be of use")
+    )
     assert run("atomsieve", ["evaluate", str(gfm), "--data", str(files[0]), "-q"]) == 1
     assert "pip install 'atomsieve[uncertainty]'" in capsys.readouterr().err
 

@@ -148,13 +148,13 @@ def test_of_two_calibrations_at_once_none_is_lost(plain, held_out, tmp_path, mon
     from atomsieve.evaluation import calibrate as module
 
     own, other = shutil.copytree(plain, tmp_path / "gfm"), HeadCalibration(energy_per_atom={"n": 20, "scale": 7.0})
-    collected = module.collect
+    predict = module.predict_file
 
     def meanwhile(*args):
         module.record_calibration(own, module.Calibration(heads={"organic": other}))
-        return collected(*args)
+        return predict(*args)
 
-    monkeypatch.setattr(module, "collect", meanwhile)
+    monkeypatch.setattr(module, "predict_file", meanwhile)
     read = []
     monkeypatch.setattr(
         module, "read_calibration", lambda f: read.append(f.joinpath(".manifest.lock").exists()) or read_calibration(f)

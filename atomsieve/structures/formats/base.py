@@ -61,7 +61,7 @@ class StructureSink(ABC):
 
 
 class FileSink(StructureSink):
-    """Writes one file: to `draft`, a temporary name beside `path`, which is renamed at the end.
+    """Writes one file: to `draft`, a temporary file in the same folder, which is renamed to `path` at the end.
 
     Raises
     ------
@@ -137,14 +137,14 @@ class Format:
     Attributes
     ----------
     name : by which users choose it (`--format`).
-    about : what such a file is, in one line.
+    about : description in a few words.
     endings : endings of file names, lower case, by which it is recognised; a writer takes the same ones.
     read : reader, None for a format that is only written.
     sink : writer, None for a format that is only read.
-    lacks : what the format cannot hold of a structure with its labels.
+    lacks : the properties of labelled structures that the format cannot hold.
     extra : optional dependency of atomsieve that it needs, empty for none.
     beginnings : beginnings of file names by which it is recognised.
-    is_folder : tells whether a folder is one dataset of this format.
+    is_folder : returns True for a folder that is one dataset of this format.
     compressed : True if the reader takes `.gz` files too; `compresses` if the writer does.
     holds_info : True if the writer keeps further values by name with each structure.
     """

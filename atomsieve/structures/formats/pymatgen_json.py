@@ -127,7 +127,7 @@ def _site_properties(sites: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _atomic_number(symbol: str) -> int:
-    """Return the atomic number of `Fe`, `Fe2+` or `D`; 0 for what is no element (a dummy species)."""
+    """Return the atomic number of `Fe`, `Fe2+` or `D`; 0 for a dummy species."""
     from ase.data import atomic_numbers
 
     bare = re.match(r"[A-Z][a-z]?", symbol)
