@@ -1,4 +1,4 @@
-"""How `atomsieve data` shows what it found."""
+"""Tables that `atomsieve data` prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_ELEMENTS = 20
 
 
 def show_report(report: ConvertReport, screen: Console) -> None:
-    """Print what a conversion wrote, and what it left out and why."""
+    """Print the written datasets, the sources, and the skipped structures by reason."""
     table = Table(title="converted", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("dataset")
     table.add_column("structures", justify="right")

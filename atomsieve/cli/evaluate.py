@@ -1,4 +1,4 @@
-"""`atomsieve evaluate gfm/ --data test.bp --out evaluation/`: what predictions and intervals are worth."""
+"""`atomsieve evaluate gfm/ --data test.bp --out evaluation/`: errors of predictions and coverage of intervals."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def _refuse(node: ast.AST, text: str) -> UsageError:
 
 
 def _check(node: ast.AST, known: list[str], names: set[str], text: str, depth: int) -> str:
-    """Refuse nodes that are not whitelisted, gather column names; return "truth", "number", "text" or "any" (a column)."""
+    """Refuse nodes outside of the whitelist, gather column names; return truth, number, text or any (a column)."""
     if depth > MAX_DEPTH:
         raise UsageError(f"the row filter is nested more than {MAX_DEPTH} deep")
 

@@ -41,7 +41,7 @@ class LabelKeys:
 
 @dataclass
 class ValidItem:
-    """A structure that passed, with its labels in the shapes of the field registry."""
+    """A valid structure, with its labels in the shapes of the field registry."""
 
     item: Item
     index: int
@@ -66,7 +66,7 @@ class ConversionCounts:
 
 
 class ItemValidator:
-    """Validates items one by one: `Judged`, or `Bad` with the reason.
+    """Validates items one by one: the `ValidItem`, or None after counting the reason.
 
     With `keep_bad`, structures with positions, cells or atom counts that no model accepts are kept, so that a screening
     lists them; labels that are not finite are never kept. `charge` and `spin` are for structures that state none.

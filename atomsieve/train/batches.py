@@ -59,7 +59,7 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a batch needs of the catalogue: residual energy and label flags [S], atoms [S], sizes per head."""
+    """Arrays of the catalogue that batches need: residual energy, label flags and atoms [S], sizes per head."""
 
     residual: NDArray[np.float64]
     has_energy: NDArray[np.bool_]

@@ -28,7 +28,7 @@ class Catalog:
     ----------
     file, row : which file, and which structure of it.
     head : index into `sources`.
-    use : index into `USES`, as the configuration says of the file.
+    use : index into `USES`, from the configuration of the file.
     n_atoms : atoms; `composition` [S,119] uint16 atoms of each element.
     energy : eV, NaN where not given.
     has_energy, has_forces, has_stress : labels that are present.
@@ -177,7 +177,7 @@ def scan(
 def _merge_sources(
     item: DataItem, infos: Sequence[Any], sources: list[str], levels: list[str], weights: list[float]
 ) -> NDArray[np.int32]:
-    """Enter the sources of one file into the lists of heads; return the head of each of them (-1: not wanted)."""
+    """Enter the sources of one file into the lists of heads; return the head of each source (-1: left out)."""
     to_head = np.full(len(infos), -1, np.int32)
     for k, info in enumerate(infos):
         if item.sources is not None and info.name not in item.sources:

@@ -244,7 +244,7 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _likelihood_fits(self) -> TrainConfig:
-        """Settle the likelihood of the ensemble's kind."""
+        """Resolve the likelihood for the kind of the ensemble."""
         loss, members = self.loss, self.ensemble.members
         if self.ensemble.kind == "deep":
             if loss.spread_taught:
@@ -252,16 +252,16 @@ class TrainConfig(_Section):
                     f"loss.likelihood: {loss.likelihood} is for ensemble.kind: shallow; members of kind: deep are "
                     "trained apart, leave it out"
                 )
-            settled = "none"
+            resolved = "none"
         else:
-            settled = loss.likelihood or "nll"
-        if settled != "none" and members < 2:
-            raise ValueError(f"loss.likelihood: {settled} needs ensemble.members of 2 or more, got {members}")
-        if settled != "none" and (loss.force_decoders == 1 or loss.force_decoders > members):
+            resolved = loss.likelihood or "nll"
+        if resolved != "none" and members < 2:
+            raise ValueError(f"loss.likelihood: {resolved} needs ensemble.members of 2 or more, got {members}")
+        if resolved != "none" and (loss.force_decoders == 1 or loss.force_decoders > members):
             raise ValueError(
                 f"loss.force_decoders must be 0, or from 2 to ensemble.members ({members}), got {loss.force_decoders}"
             )
-        object.__setattr__(self, "loss", loss.model_copy(update={"likelihood": settled}))
+        object.__setattr__(self, "loss", loss.model_copy(update={"likelihood": resolved}))
         return self
 
 

@@ -36,7 +36,7 @@ def example_config() -> str:
 
 
 def _encoder_sections(indent: str) -> list[str]:
-    """Return an empty section for each encoder that has options of its own."""
+    """Return an empty section for each encoder that has options."""
     own = [plugin for plugin in encoders().values() if plugin.Config.model_fields]
     return [f"{indent}{of.section_name()}: null  # of encoder {of.name}; null with every other" for of in own]
 

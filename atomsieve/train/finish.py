@@ -1,4 +1,4 @@
-"""The end of a training: validate, write the ensemble, fit domain and calibration, evaluate what was written."""
+"""The end of a training: validate, write the ensemble, fit domain and calibration, evaluate the written folder."""
 
 from __future__ import annotations
 

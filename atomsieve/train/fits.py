@@ -1,6 +1,6 @@
 """Fits to the finished ensemble: the domain of each head and the calibration, on the parts kept for them.
 
-The ranks share the work; what is fitted is what `atomsieve calibrate` would fit to the same structures.
+The ranks share the work. `atomsieve calibrate` fits the same calibration to the same structures.
 """
 
 from __future__ import annotations

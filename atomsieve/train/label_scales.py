@@ -1,11 +1,11 @@
-"""Per-source label sizes: what a network's output is multiplied by, and what its errors are divided by.
+"""Sizes of the labels of each source: the network's output is multiplied by them, its errors are divided by them.
 
 An error divided by the mean size of the label is 1 for the trivial prediction (element references alone, zero forces)
 whatever the source. Taken literally, that starves some sources: the gradient by the network's output is output scale /
 size, so a liquid (3 meV/atom from a network that works in eV) would pull a hundred times harder on the shared encoder
 than crystals of many elements (1 eV/atom). And where labels are almost zero (forces of relaxed crystals), the quickest
-way down is a head that says nothing at all, from which it does not come back. So sizes are kept within stated parts of
-the output scale: all sources pull alike within a small factor.
+way down is a head whose output is constant, from which training does not recover. So sizes are kept within stated parts
+of the output scale: all sources pull alike within a small factor.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SMALLEST_SCALE = 1.0
 
 @dataclass(frozen=True)
 class HeadData:
-    """What the training part of one source says.
+    """References, sizes and statistics from the training part of one source.
 
     Attributes
     ----------
     references : element references, fitted on the training part only.
-    energy_size : eV per atom, what energy errors are divided by: mean |residual energy per atom|, kept in range.
-    force_size : eV/Angstrom, what force errors are divided by: mean force norm, kept in range.
+    energy_size : eV per atom, divides energy errors: mean |residual energy per atom|, kept in range.
+    force_size : eV/Angstrom, divides force errors: mean force norm, kept in range.
     force_rms : eV/Angstrom, root mean square of force components, NaN without forces.
     output_scale : eV, factor of the network's output per atom.
     """

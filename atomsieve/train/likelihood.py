@@ -1,4 +1,4 @@
-"""What teaches the members of a shallow ensemble to differ by as much as their mean is wrong.
+"""Likelihoods that train the spread of a shallow ensemble to the size of the error of its mean.
 
 crps: the fair score of the members as a sample (Ferro, Q. J. R. Meteorol. Soc. 140, 1917, 2014, eq. 6), for vectors the
 energy score of Gneiting and Raftery (J. Am. Stat. Assoc. 102, 359, 2007, eq. 22). Its expected value does not depend

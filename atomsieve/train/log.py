@@ -1,4 +1,4 @@
-"""What a run says while it works: JSON lines, TensorBoard where installed, and a live table on the console."""
+"""Log of a run: JSON lines, TensorBoard files if it is installed, and a live table on the console."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RunLog:
         return self._file is not None
 
     def record(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line: what happened (`kind`), at which step, with its numbers."""
+        """Append one line: the kind of event, its step and its numbers."""
         if self._file is None:
             return
         self._file.write(json.dumps({"kind": kind, "time": round(time.time(), 2), "step": step, **values}) + "\n")

@@ -39,7 +39,7 @@ MAX_SKIPPED = 10
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Catch SIGTERM and Ctrl-C: yield a function that tells whether one came; a second one ends at once."""
+    """Catch SIGTERM and Ctrl-C: yield a function that returns True once one came; the second ends the process."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -387,7 +387,7 @@ class Run:
 
     @torch.no_grad()
     def _keep(self, scores: NDArray[np.float64]) -> bool:
-        """Keep the present (running-mean) weights of each member whose score is its best; tell whether one was."""
+        """Keep the present (running-mean) weights of each member with its best score so far; True if any has one."""
         better = np.isfinite(scores) & (scores < np.array(self.progress.best))
         if not better.any():
             return False

@@ -17,7 +17,7 @@ from atomsieve.train.likelihood import energy_likelihood, force_likelihood, norm
 class LossParts:
     """Losses [K] of the members, or [1] of a shallow ensemble.
 
-    `total` is what is differentiated; `energy`, `force`, `stress` are its unweighted parts.
+    `total` is the differentiated sum; `energy`, `force`, `stress` are its unweighted parts.
 
     A part is this rank's sum divided by the global number of labels: summed over ranks it is the mean.
     """

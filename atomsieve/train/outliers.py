@@ -25,7 +25,7 @@ REASONS = (
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Result of cleaning: `keep` [S]; `counts[source][reason]` of what was left out (the first reason that applies)."""
+    """Result of cleaning: `keep` [S]; `counts[source][reason]` of structures left out (the first that applies)."""
 
     keep: NDArray[np.bool_]
     counts: dict[str, dict[str, int]]
@@ -43,7 +43,7 @@ def robust_deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _energy_outliers(catalog: Catalog, usable: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:
-    """Tell structures whose energy per atom, references taken off, is absurdly far from its source's median.
+    """Return the structures whose energy per atom, without references, is far from the median of its source.
 
     References are fitted again without what was found, until nothing new is found (a huge outlier hides smaller ones).
     """
@@ -65,7 +65,7 @@ def _energy_outliers(catalog: Catalog, usable: NDArray[np.bool_], limit: float) 
 
 
 def remove_outliers(catalog: Catalog, rules: CleaningSection) -> Cleaning:
-    """Apply the rules and count what they remove."""
+    """Apply the rules; count the structures that each of them removes."""
     n = len(catalog)
     never = np.zeros(n, bool)
     with np.errstate(invalid="ignore"):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data of a training: arrays for the loop, the heads, the part of each structure [S], what was left out."""
+    """Data of a training: arrays for the loop, heads, the part of each structure [S], counts of structures left out."""
 
     material: Material
     heads: list[HeadData]

@@ -1,7 +1,7 @@
-"""The order of training: a pure function of (seed, epoch), so runs resume exactly and ranks agree without talking.
+"""The order of training: a pure function of (seed, epoch), so runs resume exactly and ranks agree without messages.
 
 A source with a part p of all training atoms is drawn in proportion to p**balance (times its weight). Each source runs
-through a shuffled pass of its own structures, then the next; an epoch takes a piece of each of these streams, mixes the
+through a shuffled pass of its structures, then the next; an epoch takes a piece of each of these streams, mixes the
 pieces, and cuts the mixture into global batches by the budget.
 """
 
@@ -25,7 +25,7 @@ class Sizes:
 
     @property
     def cost(self) -> NDArray[np.int64]:
-        """What is balanced over ranks."""
+        """Cost of a structure, which is balanced over the ranks."""
         return self.atoms if self.edges is None else self.edges
 
 

@@ -163,7 +163,7 @@ def test_training_learns_and_the_spread_of_energies_comes_to_the_size_of_the_err
     test = result.metrics["test"]["emt"]
     assert test["force_ratio"] < 0.6
     assert test["spread_error_force"] is not None
-    found = result.evaluations["test"]
+    found = result.validations["test"]
     error, spread = np.abs(found.energy_error), found.energy_spread
     own = found.head == 0
     assert 0.2 < np.sqrt((error[own] ** 2).mean() / (spread[own] ** 2).mean()) < 5
