@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from atomsieve.gfm import load_gfm, record_files
 from atomsieve.gfm.domain_file import dump_domain, read_domain
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.models import Ensemble
-from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.structures import StructureBatch, StructureReader, open_structures
 from atomsieve.uncertainty.domain import HeadDomain
 from atomsieve.uncertainty.domain_fit import fit_head
 
@@ -26,8 +25,8 @@ _READ = 5000
 
 def fit_domain(
     ensemble: Ensemble,
-    reader: Any,
-    held: Any = None,
+    reader: StructureReader,
+    held: StructureReader | None = None,
     heads: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, HeadDomain]:
@@ -58,7 +57,7 @@ def fit_domain(
     out = {}
     for done, name in enumerate(chosen):
         own = _read(reader, rows[name])
-        extra = _read(held, kept[name]) if name in kept else StructureBatch.empty()
+        extra = _read(held, kept[name]) if held is not None and name in kept else StructureBatch.empty()
         both = StructureBatch.concatenate([own, extra]) if len(extra) else own
         found = fit_head(encoder, both.take, np.arange(len(own)), np.arange(len(own), len(both)))
         if found is not None:
@@ -79,15 +78,16 @@ def fit_folder_domain(
     ensemble, manifest = load_gfm(folder)
     names = [h.name for h in manifest.heads]
     with ExitStack() as stack:
-        readers = [None if path is None else stack.enter_context(open_structures(path)) for path in (trained, held)]
-        found = fit_domain(ensemble, readers[0], readers[1], heads, progress)
+        reader = stack.enter_context(open_structures(trained))
+        extra = None if held is None else stack.enter_context(open_structures(held))
+        found = fit_domain(ensemble, reader, extra, heads, progress)
     record_files(
         folder, {DOMAIN: lambda: dump_domain(read_domain(folder, names, manifest.config.hidden) | found, names)}
     )
     return found
 
 
-def _by_source(reader: Any) -> dict[str, NDArray[np.int64]]:
+def _by_source(reader: StructureReader) -> dict[str, NDArray[np.int64]]:
     """Return the positions of the structures of each source."""
     heads = [np.zeros(0, np.int64)]
     for start in range(0, len(reader), _READ):
@@ -97,7 +97,7 @@ def _by_source(reader: Any) -> dict[str, NDArray[np.int64]]:
     return {s.name: np.flatnonzero(head == k) for k, s in enumerate(reader.sources) if (head == k).any()}
 
 
-def _read(reader: Any, rows: NDArray[np.int64]) -> StructureBatch:
+def _read(reader: StructureReader, rows: NDArray[np.int64]) -> StructureBatch:
     """Return at most `MOST` of the structures at `rows`, drawn evenly."""
     if len(rows) > MOST:
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, MOST).astype(np.int64))]
