@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,16 +17,21 @@ from atomsieve.cli.common import (
     StructuresArgument,
     console,
 )
+from atomsieve.cli.data_generate import app as generate_app
+from atomsieve.cli.data_shared import (
+    ChargeOption,
+    OutArgument,
+    PositionsOption,
+    SpinOption,
+    progress_bar,
+    skip_torch,
+)
 from atomsieve.text import pluralize
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from atomsieve.structures.convert import Input
-    from atomsieve.structures.generate import StructureGenerator
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Convert, inspect, generate and export structures.")
-generate_app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(generate_app, name="generate", help="Make candidates: random boxes, substitutions, rattled copies.")
 
 KEYS = "Names in the files"
@@ -36,24 +39,6 @@ KEYS = "Names in the files"
 StepSizeOption = Annotated[
     int, typer.Option("--step-size", min=1, help="Structures per step, the unit of reading.", rich_help_panel=IN_OUT)
 ]
-PositionsOption = Annotated[
-    str,
-    typer.Option("--positions", help="float64, or float32 for half the size.", rich_help_panel=IN_OUT),
-]
-ChargeOption = Annotated[
-    float | None,
-    typer.Option("--charge", help="Total charge (e) of structures that state none.", show_default=False),
-]
-SpinOption = Annotated[
-    float | None,
-    typer.Option("--spin", help="Multiplicity 2S+1 of structures that state none.", show_default=False),
-]
-NumberOption = Annotated[int, typer.Option("--number", "-n", min=1, help="How many structures.", show_default=False)]
-OutArgument = Annotated[Path, typer.Argument(help="Dataset folder to make, e.g. candidates.bp.", show_default=False)]
-RattleOption = Annotated[
-    float, typer.Option("--rattle", help="Standard deviation of each coordinate's displacement, Angstrom.")
-]
-StrainOption = Annotated[float, typer.Option("--strain", help="Largest strain component; periodic structures only.")]
 
 
 # -- convert ---------------------------------------------------------------------------------------------------------
@@ -123,7 +108,7 @@ def convert_command(
     quiet: QuietOption = False,
 ) -> int:
     """Convert files into a dataset folder; exit code 3 if some structures had to be left out."""
-    _prepare()
+    skip_torch()
     from atomsieve.cli.data_views import show_report
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures.convert import ConvertOptions, convert
@@ -198,7 +183,7 @@ def info_command(
     quiet: QuietOption = False,
 ) -> None:
     """Show counts, sizes, elements, sources and label statistics; verify the files."""
-    _prepare()
+    skip_torch()
     import json
 
     from atomsieve.cli.data_views import show_summary
@@ -206,161 +191,12 @@ def info_command(
     from atomsieve.structures.summary import summarise
 
     screen = console(stderr=True, quiet=quiet or as_json)
-    with open_structures(structures, verify=verify) as reader, _bar("reading", len(reader), screen) as advance:
+    with open_structures(structures, verify=verify) as reader, progress_bar("reading", len(reader), screen) as advance:
         found = summarise(reader, advance)
     if as_json:
         typer.echo(json.dumps(found, indent=2, allow_nan=False))
     else:
         show_summary(found, console())
-
-
-# -- generate --------------------------------------------------------------------------------------------------------
-
-
-@generate_app.command("random")
-def random_command(
-    out: OutArgument,
-    number: NumberOption,
-    min_atoms: Annotated[int, typer.Option(help="Fewest atoms.")] = 2,
-    max_atoms: Annotated[int, typer.Option(help="Most atoms.")] = 500,
-    max_number: Annotated[int, typer.Option(help="Heaviest atomic number.")] = 94,
-    box: Annotated[float, typer.Option(help="Edge of the box, Angstrom.")] = 10.0,
-    charge: ChargeOption = None,
-    spin: SpinOption = None,
-    seed: SeedOption = 0,
-    positions: PositionsOption = "float64",
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Atoms thrown into an open box: the workload of HydraGNN's screening runs (with --charge 0 --spin 0)."""
-    _prepare()
-    from atomsieve.structures.generate import RandomBoxes
-
-    generator = RandomBoxes(min_atoms, max_atoms, max_number, box, charge=charge, spin=spin)
-    _generate(generator, out, number, seed, positions, overwrite, quiet)
-
-
-@generate_app.command("substitute")
-def substitute_command(
-    out: OutArgument,
-    number: NumberOption,
-    prototypes: Annotated[
-        Path,
-        typer.Option(help="Prototypes: a dataset or a file of any format.", rich_help_panel=IN_OUT, show_default=False),
-    ],
-    elements: Annotated[str, typer.Option(help="New elements, e.g. Cu,Ag,Au.", show_default=False)],
-    keep: Annotated[str, typer.Option(help="Elements that stay, e.g. O.", show_default=False)] = "",
-    by: Annotated[str, typer.Option(help="species: each element becomes one other; sites: every atom for itself.")] = (
-        "species"
-    ),
-    scale_volume: Annotated[bool, typer.Option(help="Scale cells by the elements' covalent radii.")] = True,
-    rattle: RattleOption = 0.0,
-    strain: StrainOption = 0.0,
-    charge: ChargeOption = None,
-    spin: SpinOption = None,
-    seed: SeedOption = 0,
-    positions: PositionsOption = "float64",
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Replace the elements of prototypes by others."""
-    _prepare()
-    from atomsieve.structures.generate import Substituted, atomic_numbers_of
-
-    generator = Substituted(
-        _parents(prototypes),
-        atomic_numbers_of(elements.split(",")),
-        atomic_numbers_of(keep.split(",")) if keep else (),
-        by,
-        scale_volume,
-        rattle,
-        strain,
-        charge=charge,
-        spin=spin,
-    )
-    _generate(generator, out, number, seed, positions, overwrite, quiet)
-
-
-@generate_app.command("rattle")
-def rattle_command(
-    out: OutArgument,
-    number: NumberOption,
-    parents: Annotated[
-        Path, typer.Option("--from", help="Structures to copy: a dataset or a file of any format.", show_default=False)
-    ],
-    rattle: RattleOption = 0.05,
-    strain: StrainOption = 0.0,
-    charge: ChargeOption = None,
-    spin: SpinOption = None,
-    seed: SeedOption = 0,
-    positions: PositionsOption = "float64",
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Displace the atoms of given structures and strain their cells."""
-    _prepare()
-    from atomsieve.structures.generate import Rattled
-
-    generator = Rattled(_parents(parents), rattle, strain, charge=charge, spin=spin)
-    _generate(generator, out, number, seed, positions, overwrite, quiet)
-
-
-def _parents(path: Path) -> Any:
-    """Return the structures of a dataset, or of a file of any other format, as one batch."""
-    from atomsieve.structures import StructureBatch, open_structures
-    from atomsieve.structures.formats import find_files, read_items
-    from atomsieve.structures.generate import load_parents
-    from atomsieve.structures.validation import ItemValidator, LabelKeys, build_batch
-
-    files = find_files(path)
-    if [kind for _, kind in files] == ["bp"]:
-        with open_structures(path) as reader:
-            return load_parents(reader)
-    validator = ItemValidator(LabelKeys(none=True))
-    rows = [row for file, kind in files for item in read_items(file, kind, lambda _: None) if (row := validator(item))]
-    return load_parents(StructureBatch.concatenate([build_batch(rows)]))
-
-
-def _generate(
-    generator: StructureGenerator, out: Path, number: int, seed: int, positions: str, overwrite: bool, quiet: bool
-) -> None:
-    """Write structures 0 to `number`; the ranks of an MPI job share the blocks, and the result is the same."""
-    from atomsieve.structures import StructureWriter
-    from atomsieve.structures.generate import BLOCK, generate
-
-    comm, rank, n_ranks = _team()
-    blocks = -(-number // BLOCK)
-    first, last = blocks * rank // n_ranks * BLOCK, min(blocks * (rank + 1) // n_ranks * BLOCK, number)
-    notes = {"generated": type(generator).__name__, "seed": str(seed)}
-    writer = StructureWriter(
-        out, positions=positions, overwrite=overwrite, notes=notes, rank=rank, n_ranks=n_ranks, comm=comm
-    )
-    with writer, _bar("generating", last - first, console(stderr=True, quiet=quiet or rank > 0)) as advance:
-        for batch in generate(generator, first, last, seed):
-            writer.append(batch)
-            advance(len(batch))
-    if rank == 0:
-        console(quiet=quiet).print(f"{pluralize(number, 'structure')} in {out}", highlight=False)
-
-
-def _team() -> tuple[Any, int, int]:
-    """Return the communicator, rank and number of ranks of this job; MPI is loaded only if a launcher is at work."""
-    import os
-
-    sizes = [os.environ.get(name, "1") for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")]
-    wanted = max((int(size) for size in sizes if size.isdigit()), default=1)
-    if wanted == 1:
-        return None, 0, 1
-    from mpi4py import MPI
-
-    from atomsieve.errors import UsageError
-
-    if MPI.COMM_WORLD.size == 1:
-        raise UsageError(
-            f"the launcher started {wanted} ranks, but the MPI library sees one: launcher and library do not belong "
-            "together; use the mpirun of the library (see MPI4PY_LIBMPI)"
-        )
-    return MPI.COMM_WORLD, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
@@ -393,7 +229,7 @@ def export_command(
     quiet: QuietOption = False,
 ) -> int:
     """Write structures back into a common format, all or those that a filter keeps."""
-    _prepare()
+    skip_torch()
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures import open_structures
     from atomsieve.structures.export import Subset, export
@@ -402,7 +238,7 @@ def export_command(
     selection = Subset.parse(span, ids, where)
     with open_structures(structures) as reader:
         total = len(reader) if selection.stop is None else selection.stop
-        with _bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:
+        with progress_bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:
             written, skipped = export(reader, out, selection, overwrite=overwrite, progress=advance)
     screen = console(quiet=quiet)
     screen.print(f"{pluralize(written, 'structure')} in {out}", highlight=False)
@@ -411,25 +247,3 @@ def export_command(
         assert form is not None  # it was written
         screen.print(f"skipped {skipped:,}: the format cannot hold {form.lacks}", style="yellow", highlight=False)
     return EXIT_SOME_FAILED if skipped else EXIT_DONE
-
-
-# -- shared ----------------------------------------------------------------------------------------------------------
-
-
-def _prepare() -> None:
-    """Spare these commands, which need no torch, the time it takes to load."""
-    from atomsieve.structures.bp5 import import_lightly
-
-    import_lightly()
-
-
-@contextmanager
-def _bar(what: str, total: int, screen: Console) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar over structures, on a terminal; give the function that advances it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("structures"), TimeRemainingColumn())
-    hidden = screen.quiet or not screen.is_interactive
-    with Progress(*columns, console=screen, transient=True, disable=hidden) as progress:
-        task = progress.add_task(what, total=max(total, 1))
-        yield lambda count: progress.advance(task, count)

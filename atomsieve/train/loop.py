@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +14,7 @@ from torch import Tensor
 
 from atomsieve.errors import AtomSieveError, Interrupted
 from atomsieve.models import Ensemble
+from atomsieve.runs.signals import StopRequest
 from atomsieve.train.batches import Prefetch, TrainBatch, make_batch
 from atomsieve.train.checkpoint import Progress, load_tensors, pack_run, pack_state, save_tensors, unpack_run
 from atomsieve.train.config import LossSection
@@ -35,27 +32,6 @@ log = logging.getLogger(__name__)
 LOG_EVERY = 20
 MAX_SKIPPED = 10
 """Steps in a row whose loss may be not finite before the run is given up."""
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Catch SIGTERM and Ctrl-C: yield a function that returns True once one came; the second ends the process."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def handler(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 class Run:
@@ -258,8 +234,8 @@ class Run:
             after SIGTERM or Ctrl-C, with everything saved.
         """
         if not self.progress.finished:
-            with stop_requests() as asked:
-                while not self._epoch(asked):
+            with StopRequest() as stop:
+                while not self._epoch(stop):
                     self.progress.epoch += 1
                     self.progress.position = 0
             self.progress.finished = True
@@ -267,7 +243,7 @@ class Run:
         if self.best is not None:
             self.ensemble.load_state_dict(self.best, strict=False)
 
-    def _epoch(self, asked: Callable[[], bool]) -> bool:
+    def _epoch(self, stop: StopRequest) -> bool:
         """Go through the rest of the present epoch; return True when the run is to end."""
         p, batches = self.progress, self.order.epoch(self.progress.epoch)
         every = self.config.budget.eval_every
@@ -277,7 +253,7 @@ class Run:
                 if part >= 1:
                     self.validate()
                     return True
-                stopped = self.step(batch, asked(), part)
+                stopped = self.step(batch, stop.requested, part)
                 p.position += 1
                 if p.step % LOG_EVERY == 0 and self._recent:
                     self._report(len(batches))

@@ -1,0 +1,169 @@
+"""`atomsieve data generate`: random boxes, substituted prototypes, rattled copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atomsieve.cli.common import IN_OUT, OverwriteOption, QuietOption, SeedOption, console
+from atomsieve.cli.data_shared import ChargeOption, OutArgument, PositionsOption, SpinOption, progress_bar, skip_torch
+from atomsieve.text import pluralize
+
+if TYPE_CHECKING:
+    from atomsieve.structures.generate import StructureGenerator
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+NumberOption = Annotated[int, typer.Option("--number", "-n", min=1, help="How many structures.", show_default=False)]
+RattleOption = Annotated[
+    float, typer.Option("--rattle", help="Standard deviation of each coordinate's displacement, Angstrom.")
+]
+StrainOption = Annotated[float, typer.Option("--strain", help="Largest strain component; periodic structures only.")]
+
+
+@app.command("random")
+def random_command(
+    out: OutArgument,
+    number: NumberOption,
+    min_atoms: Annotated[int, typer.Option(help="Fewest atoms.")] = 2,
+    max_atoms: Annotated[int, typer.Option(help="Most atoms.")] = 500,
+    max_number: Annotated[int, typer.Option(help="Heaviest atomic number.")] = 94,
+    box: Annotated[float, typer.Option(help="Edge of the box, Angstrom.")] = 10.0,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
+    seed: SeedOption = 0,
+    positions: PositionsOption = "float64",
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Atoms thrown into an open box: the workload of HydraGNN's screening runs (with --charge 0 --spin 0)."""
+    skip_torch()
+    from atomsieve.structures.generate import RandomBoxes
+
+    generator = RandomBoxes(min_atoms, max_atoms, max_number, box, charge=charge, spin=spin)
+    _generate(generator, out, number, seed, positions, overwrite, quiet)
+
+
+@app.command("substitute")
+def substitute_command(
+    out: OutArgument,
+    number: NumberOption,
+    prototypes: Annotated[
+        Path,
+        typer.Option(help="Prototypes: a dataset or a file of any format.", rich_help_panel=IN_OUT, show_default=False),
+    ],
+    elements: Annotated[str, typer.Option(help="New elements, e.g. Cu,Ag,Au.", show_default=False)],
+    keep: Annotated[str, typer.Option(help="Elements that stay, e.g. O.", show_default=False)] = "",
+    by: Annotated[str, typer.Option(help="species: each element becomes one other; sites: every atom for itself.")] = (
+        "species"
+    ),
+    scale_volume: Annotated[bool, typer.Option(help="Scale cells by the elements' covalent radii.")] = True,
+    rattle: RattleOption = 0.0,
+    strain: StrainOption = 0.0,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
+    seed: SeedOption = 0,
+    positions: PositionsOption = "float64",
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Replace the elements of prototypes by others."""
+    skip_torch()
+    from atomsieve.structures.generate import Substituted, atomic_numbers_of
+
+    generator = Substituted(
+        _parents(prototypes),
+        atomic_numbers_of(elements.split(",")),
+        atomic_numbers_of(keep.split(",")) if keep else (),
+        by,
+        scale_volume,
+        rattle,
+        strain,
+        charge=charge,
+        spin=spin,
+    )
+    _generate(generator, out, number, seed, positions, overwrite, quiet)
+
+
+@app.command("rattle")
+def rattle_command(
+    out: OutArgument,
+    number: NumberOption,
+    parents: Annotated[
+        Path, typer.Option("--from", help="Structures to copy: a dataset or a file of any format.", show_default=False)
+    ],
+    rattle: RattleOption = 0.05,
+    strain: StrainOption = 0.0,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
+    seed: SeedOption = 0,
+    positions: PositionsOption = "float64",
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Displace the atoms of given structures and strain their cells."""
+    skip_torch()
+    from atomsieve.structures.generate import Rattled
+
+    generator = Rattled(_parents(parents), rattle, strain, charge=charge, spin=spin)
+    _generate(generator, out, number, seed, positions, overwrite, quiet)
+
+
+def _parents(path: Path) -> Any:
+    """Return the structures of a dataset, or of a file of any other format, as one batch."""
+    from atomsieve.structures import StructureBatch, open_structures
+    from atomsieve.structures.formats import find_files, read_items
+    from atomsieve.structures.generate import load_parents
+    from atomsieve.structures.validation import ItemValidator, LabelKeys, build_batch
+
+    files = find_files(path)
+    if [kind for _, kind in files] == ["bp"]:
+        with open_structures(path) as reader:
+            return load_parents(reader)
+    validator = ItemValidator(LabelKeys(none=True))
+    rows = [row for file, kind in files for item in read_items(file, kind, lambda _: None) if (row := validator(item))]
+    return load_parents(StructureBatch.concatenate([build_batch(rows)]))
+
+
+def _generate(
+    generator: StructureGenerator, out: Path, number: int, seed: int, positions: str, overwrite: bool, quiet: bool
+) -> None:
+    """Write structures 0 to `number`; the ranks of an MPI job share the blocks, and the result is the same."""
+    from atomsieve.structures import StructureWriter
+    from atomsieve.structures.generate import BLOCK, generate
+
+    comm, rank, n_ranks = _team()
+    blocks = -(-number // BLOCK)
+    first, last = blocks * rank // n_ranks * BLOCK, min(blocks * (rank + 1) // n_ranks * BLOCK, number)
+    notes = {"generated": type(generator).__name__, "seed": str(seed)}
+    writer = StructureWriter(
+        out, positions=positions, overwrite=overwrite, notes=notes, rank=rank, n_ranks=n_ranks, comm=comm
+    )
+    with writer, progress_bar("generating", last - first, console(stderr=True, quiet=quiet or rank > 0)) as advance:
+        for batch in generate(generator, first, last, seed):
+            writer.append(batch)
+            advance(len(batch))
+    if rank == 0:
+        console(quiet=quiet).print(f"{pluralize(number, 'structure')} in {out}", highlight=False)
+
+
+def _team() -> tuple[Any, int, int]:
+    """Return the communicator, rank and number of ranks of this job; MPI is loaded only if a launcher is at work."""
+    import os
+
+    sizes = [os.environ.get(name, "1") for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")]
+    wanted = max((int(size) for size in sizes if size.isdigit()), default=1)
+    if wanted == 1:
+        return None, 0, 1
+    from mpi4py import MPI
+
+    from atomsieve.errors import UsageError
+
+    if MPI.COMM_WORLD.size == 1:
+        raise UsageError(
+            f"the launcher started {wanted} ranks, but the MPI library sees one: launcher and library do not belong "
+            "together; use the mpirun of the library (see MPI4PY_LIBMPI)"
+        )
+    return MPI.COMM_WORLD, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
