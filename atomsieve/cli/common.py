@@ -175,7 +175,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors a
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """What a client shows to a server, and whom it trusts."""
+    """Token and certificates of a client."""
 
     token_file: TokenFileOption = None
     tls_ca: TlsCaOption = None
@@ -203,7 +203,7 @@ class ClientOptions:
 
 
 class RunFirst(TyperGroup):
-    """Takes `train config.yaml` as `train run config.yaml`, for groups whose `run` is what is mostly meant."""
+    """Takes `train config.yaml` as `train run config.yaml`, for groups whose main verb is `run`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the called command; anything that is no command's name is the argument of `run`."""
@@ -221,8 +221,8 @@ class RunFirst(TyperGroup):
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return the rich console that a command passes into the library.
 
-    It prints strings as they are: paths and names of sources may hold what rich would take for markup, `[draft]`, or
-    for an emoji, `:x:`. What has a style is given as a `Text`, or by `style`.
+    It prints strings literally: paths and names of sources may hold text that rich would take for markup, `[draft]`, or
+    for an emoji, `:x:`. Styled text is given as a `Text`, or by `style`.
     """
     from rich.console import Console
 
@@ -244,18 +244,18 @@ def show_table(screen: Console, title: str, headings: tuple[str, ...], rows: lis
 
 
 class Steps:
-    """A bar on stderr, moved by calls `step(done, total)`; nothing with `quiet`, or where stderr is no terminal."""
+    """A progress bar on stderr, moved by calls `step(done, total)`; hidden with `quiet` or without a terminal."""
 
-    def __init__(self, quiet: bool, what: str) -> None:
+    def __init__(self, quiet: bool, title: str) -> None:
         from rich.progress import Progress
 
         screen = console(stderr=True)
         self._bar = Progress(console=screen, transient=True, disable=quiet or not screen.is_interactive)
-        self._what = what
+        self._title = title
 
     def __enter__(self) -> Steps:
         self._bar.start()
-        self._task = self._bar.add_task(self._what, total=None)
+        self._task = self._bar.add_task(self._title, total=None)
         return self
 
     def __call__(self, done: int, total: int) -> None:
@@ -266,8 +266,8 @@ class Steps:
         self._bar.stop()
 
 
-def wide(screen: Console) -> Console:
-    """Have room for a table where the output is a file or a pipe, whose width means nothing."""
+def widen(screen: Console) -> Console:
+    """Return the console, wide enough for a table if the output is a file or a pipe, which have no width."""
     if not screen.is_terminal:
         screen.width = max(screen.width, 160)
     return screen

@@ -173,7 +173,7 @@ def trust(folder: FolderArgument) -> int:
 
 
 class _Progress:
-    """Tells on stderr what is being done (in a terminal, in one place), and on stdout what became of it."""
+    """Shows the current step on stderr (in a terminal, on one line), and the outcome of each artefact on stdout."""
 
     def __init__(self, quiet: bool) -> None:
         self._steps, self._lines = console(stderr=True, quiet=quiet), console()
@@ -189,7 +189,7 @@ class _Progress:
             self._status.stop()
 
     def say(self, step: str) -> None:
-        """Tell of a step that begins."""
+        """Show a step that begins."""
         from rich.text import Text
 
         if self._status is not None:
@@ -198,15 +198,15 @@ class _Progress:
             self._steps.print(step, highlight=False, soft_wrap=True, markup=False)
 
     def done(self, outcome: ExportOutcome) -> None:
-        """Tell of an artefact; the moving line of a terminal makes room."""
+        """Print the outcome of an artefact, above the line of the current step."""
         if self._status is not None:
             self._status.stop()
-        self._lines.print(_told(outcome), highlight=False, soft_wrap=True, markup=False)
+        self._lines.print(_format_outcome(outcome), highlight=False, soft_wrap=True, markup=False)
         if self._status is not None:
             self._status.start()
 
 
-def _told(outcome: ExportOutcome) -> str:
+def _format_outcome(outcome: ExportOutcome) -> str:
     from atomsieve.export.report import line
 
     if outcome.state == "failed":

@@ -81,16 +81,16 @@ def _atomsieve_command() -> Any:
     ) -> None:
         """Train ensembles of graph foundation models of atoms; screen candidates with calibrated uncertainty."""
 
-    def listed() -> None:
-        """Stand in for a verb in the help."""
+    def placeholder() -> None:
+        """Hold the place of a verb in the help."""
 
     for name, (_, line) in VERBS.items():
-        app.command(name, help=line)(listed)
+        app.command(name, help=line)(placeholder)
     return command_of(app)
 
 
-def _ranks() -> Any:
-    """Return the world communicator if this process is one of several MPI ranks that have started, else None."""
+def _find_world() -> Any:
+    """Return the world communicator if this process is one of several running MPI ranks, else None."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.size == 1:
         return None
@@ -98,7 +98,7 @@ def _ranks() -> Any:
 
 
 def _end_all_ranks(comm: Any, code: int, patience: float = 2.0) -> None:
-    """End the job if the other ranks do not fail as well: they would wait for this one for ever."""
+    """Abort the job unless the other ranks fail as well: they would wait for this one for ever."""
     request = comm.Ibarrier()
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
@@ -169,12 +169,12 @@ def run(program: str, args: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader of our output (`| head`) has what it wants; keep the interpreter from complaining at exit.
+        # The reader of our output (`| head`) has closed the pipe; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except (Exception, KeyboardInterrupt) as error:
         code, line = _report(error, debug)
-        comm = _ranks()
+        comm = _find_world()
         print(line if comm is None else f"[rank {comm.rank}] {line}", file=sys.stderr, flush=True)
         if comm is not None:
             _end_all_ranks(comm, code)

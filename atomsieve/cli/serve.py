@@ -68,7 +68,7 @@ def start(
     watch: o.WatchOptions,
     tritonserver: o.Program = None,
 ) -> int:
-    """Start a Triton server, check it by true inference, and watch over it until it is asked to end.
+    """Start a Triton server, check it by inference, and supervise it until it is asked to end.
 
     It answers on 127.0.0.1 alone unless --listen says otherwise. SIGTERM or Ctrl-C lets running requests finish.
     """
@@ -121,7 +121,7 @@ def check(
     seconds: o.Timeout = 60.0,
     quiet: o.Quiet = False,
 ) -> None:
-    """Send the test vector of the ensemble to a server and compare what comes back: more than readiness."""
+    """Send the test vector of the ensemble to a server and compare the answers: more than readiness."""
     from atomsieve.serve.check import check_endpoint
 
     shown = client.credentials()

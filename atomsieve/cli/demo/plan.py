@@ -26,7 +26,7 @@ MEMBERS = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What is made, and how much of it.
+    """Sizes of a demo.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class Demo:
         Interrupted
             if it was, or this process is.
         AtomSieveError
-            if it fails; what it says of itself is above.
+            if it fails; its own message is above.
         """
         typed = [str(w) for w in words]
         program = _find_program(typed[0])
@@ -139,7 +139,7 @@ def _find_program(name: str) -> list[str]:
 
 
 def find_mpirun() -> str | None:
-    """Return the mpirun beside this interpreter, which fits the MPI library beside it, or else one on the path."""
+    """Return the mpirun of this environment, which fits its MPI library, or else one on the path."""
     beside = Path(sys.executable).with_name("mpirun")
     return str(beside) if beside.exists() else shutil.which("mpirun")
 

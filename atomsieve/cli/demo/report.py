@@ -1,4 +1,4 @@
-"""The last page of the demo: held-out errors, best rows beside the true energies, the worth of the uncertainty."""
+"""The report of the demo: held-out errors, best rows with true energies, how well the uncertainty ranks errors."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def read_held_out(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def format_held_out_table(metrics: dict[str, dict[str, Any]]) -> Table:
-    """Return the held-out errors per head beside what is had without a network."""
+    """Return the held-out errors per head, with baselines that need no network."""
     from rich.table import Table
 
     table = Table(

@@ -73,7 +73,7 @@ def convert(demo: Demo) -> None:
 
 
 def train(demo: Demo) -> None:
-    """Train the ensemble by a configuration that lies beside it."""
+    """Train the ensemble by `train.yaml` in the folder of the demo."""
     config = demo.out / "train.yaml"
     ranks = min(demo.ranks, MEMBERS)
     config.write_text(_train_config(demo.plan, ranks if find_mpirun() else 1))

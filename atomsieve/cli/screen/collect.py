@@ -1,4 +1,4 @@
-"""`screen collect`: bring what an ended run left on the disks of its nodes to the results folder."""
+"""`screen collect`: copy results that an ended run left on node-local disks to the results folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def collect(
         ),
     ],
 ) -> None:
-    """Bring what a run with --local left on nodes to its results folder; a run that is continued there does so itself.
+    """Copy results that a run with --local left on its nodes to the results folder; a continued run does so itself.
 
     On several nodes: `mpirun --map-by ppr:1:node screen collect results/ --local DIR`.
     """

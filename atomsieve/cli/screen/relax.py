@@ -19,7 +19,7 @@ from atomsieve.cli.common import (
     QuietOption,
     ResultsArgument,
     console,
-    wide,
+    widen,
 )
 from atomsieve.cli.groups import expand_groups, merge_fields
 from atomsieve.cli.screen.options import SHOWN, BatchOptions, OutputOptions, RankingOptions, ThreadsOption
@@ -151,5 +151,5 @@ def relax(
     screen = console(stderr=True, quiet=quiet)
     result = run_relax(results, options, ensemble=ensemble, out=output.out, overwrite=output.overwrite, console=screen)
     if result.rank == 0:
-        print_relaxed(wide(console(quiet=quiet)), result, SHOWN)
+        print_relaxed(widen(console(quiet=quiet)), result, SHOWN)
     return result.exit_code

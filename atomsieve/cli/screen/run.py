@@ -21,7 +21,7 @@ from atomsieve.cli.common import (
     QuietOption,
     StructuresArgument,
     console,
-    wide,
+    widen,
 )
 from atomsieve.cli.groups import expand_groups, merge_fields
 from atomsieve.cli.screen.cascade import CascadeOptions, check_cascade
@@ -204,5 +204,5 @@ def run(
     if result.rank == 0:
         from atomsieve.screen.finish import print_result
 
-        print_result(wide(console(quiet=quiet)), result, by=ranking.by, shown=SHOWN, where=ranking.where)
+        print_result(widen(console(quiet=quiet)), result, by=ranking.by, shown=SHOWN, where=ranking.where)
     return result.exit_code

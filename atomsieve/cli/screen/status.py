@@ -1,4 +1,4 @@
-"""`screen status`: how far a run is, and what became of its structures."""
+"""`screen status`: progress of a run, and the status of its structures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def status(
         bool, typer.Option("--verify", help="Compare every byte with its checksum.", rich_help_panel=WORK)
     ] = False,
 ) -> None:
-    """Say how far a run is, how fast, and what became of its structures; also while it runs."""
+    """Show the progress of a run, its rate, and the status of its structures; also while it runs."""
     from atomsieve.errors import DataError
     from atomsieve.screen.results.record import open_results
     from atomsieve.screen.results.status import format_status_lines, read_status

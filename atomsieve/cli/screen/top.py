@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atomsieve.cli.common import CHOICE, ResultsArgument, console, wide
+from atomsieve.cli.common import CHOICE, ResultsArgument, console, widen
 from atomsieve.cli.groups import expand_groups
 from atomsieve.cli.screen.options import SHOWN, SelectionOptions, format_mixed_heads
 from atomsieve.text import pluralize
@@ -45,7 +45,7 @@ def top(
     # a formula column beside formulas as groups would say the same
     names = {} if per == "formula" else read_formulas(opened, rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
-    wide(console()).print(top_table(rows, opened.labels, names, title, shown, groups))
+    widen(console()).print(top_table(rows, opened.labels, names, title, shown, groups))
     if not pareto and (line := format_mixed_heads(opened, selection)):
         console().print(line, highlight=False, soft_wrap=True)
     if line := describe_mixed_precisions(opened, [rows]):

@@ -48,7 +48,7 @@ def write_repository(
     The ensemble folders are copied, so that the repository is complete and stays as it is. Each is loaded once as the
     server will load it: a backend without artefact, or a wrong head, is found here.
 
-    graph_backend : what runs the graph models of ensembles served from an ONNX or TorchScript artefact: "triton"
+    graph_backend : runs the graph models of ensembles served from an ONNX or TorchScript artefact: "triton"
         (Triton's own backend for the format), "python" (the same artefact in a Python model, which checks its input),
         "auto" (the first if `server` has that backend, else the second), or "none" (there are no graph models).
 
