@@ -132,16 +132,6 @@ class Predictor:
         )
 
     @property
-    def choices(self) -> list[str]:
-        """Heads that a call may name."""
-        return list(self.capabilities.choices)
-
-    @property
-    def artefact(self) -> str | None:
-        """SHA-256 of the exported artefact in use."""
-        return self.capabilities.artefact
-
-    @property
     def run(self) -> Backend:
         """The backend that evaluates graphs."""
         return self._run

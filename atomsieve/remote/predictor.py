@@ -95,27 +95,7 @@ class RemotePredictor(ServedEnsemble):
 
     def lost_endpoints(self) -> dict[str, str]:
         """Return the endpoints that do not answer now, by URL, and why."""
-        return self.missing
-
-    @property
-    def endpoints(self) -> list[str]:
-        """The endpoints, as URLs."""
-        return list(self._given["endpoints"])
-
-    @property
-    def patience(self) -> float:
-        """How long a request is retried without any answer; seconds."""
-        return float(self._given["patience"])
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """The endpoints that are out, by URL, and why."""
         return {str(e.url): e.refused or str(e.error) for e in self._workers.pool.endpoints if not e.up}
-
-    @property
-    def in_flight(self) -> int:
-        """Requests in flight at once, to all endpoints together."""
-        return int(self._given["in_flight"]) * len(self._given["endpoints"])
 
     def __call__(
         self,

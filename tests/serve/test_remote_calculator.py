@@ -50,7 +50,7 @@ def test_every_property_is_that_of_the_local_calculator(calc, cold):
         found, truth = (np.asarray(c.get_property(name, atoms), float) for c in (calc, cold))
         np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-9, err_msg=name)
     assert calc.outside == cold.outside
-    assert calc.parameters == {"endpoint": calc._given.endpoints[0], "model": "gfm", "head": "metal"}
+    assert calc.parameters == {"endpoint": calc._given.capabilities.endpoints[0], "model": "gfm", "head": "metal"}
 
 
 def test_bad_atoms_fail_as_with_the_local_calculator(calc, cold):

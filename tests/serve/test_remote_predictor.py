@@ -149,16 +149,15 @@ def test_it_is_described_as_the_local_one(remotes, local):
         "precision",
         "backend",
         "why",
-        "artefact",
-        "outputs",
     ):
         assert getattr(remote, name) == getattr(local, name), name
+    for name in ("artefact", "outputs", "choices", "precisions", "budget"):
+        assert getattr(remote.capabilities, name) == getattr(local.capabilities, name), name
     assert remote.device == str(local.device)
     for head in local.heads:
         assert remote.elements(head) == local.elements(head)
         assert remote.is_calibrated(head) == local.is_calibrated(head)
         np.testing.assert_array_equal(remote.references(head), local.references(head))
-    assert remote.budget == local.capabilities.budget, "that the server uses, since none is configured"
     assert local.describe().items() <= remote.describe().items()
     assert remotes["grpc"].head == "metal"
 
