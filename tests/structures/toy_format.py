@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.formats import Bad, Format, Item, TextSink
+from atomsieve.structures.formats import BadItem, Format, Item, TextSink
 from atomsieve.structures.item import Tick
 
 
-def read_toy(path: Path, tick: Tick) -> Iterator[Item | Bad]:
+def read_toy(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     for k, line in enumerate(path.read_text().splitlines()):
         atoms = np.array([[float(word) for word in atom.split()] for atom in line.split(";")])
         yield Item(
