@@ -21,7 +21,7 @@ PARTIAL = 1e-3
 
 
 def read_cif(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
-    """Yield the structures of a CIF file; one with partly occupied sites is `Bad`, as it is no structure of atoms."""
+    """Yield the structures of a CIF file; partly occupied sites make one a `BadItem`."""
     from ase.io.cif import read_cif as parse
 
     for k, atoms in enumerate(parse_text(path, lambda file: list(parse(file, index=slice(None))))):

@@ -19,7 +19,7 @@ LARGEST_FRAME = 50_000_000
 
 
 def read_extxyz(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
-    """Yield the frames of an (extended) XYZ file. A frame that cannot be parsed is `Bad`, and the next one is read.
+    """Yield the frames of an (extended) XYZ file. A frame that cannot be parsed is `BadItem`, and the next one is read.
 
     Raises
     ------

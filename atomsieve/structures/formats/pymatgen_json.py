@@ -26,7 +26,7 @@ def read_pymatgen(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     """Yield the structures of a JSON file: a Structure, a Molecule, a ComputedStructureEntry, lists or lines of them.
 
     An entry's energy is its `energy` as calculated, without corrections. Sites shared by several species, or partly
-    empty, make a structure `Bad`.
+    empty, make a structure `BadItem`.
 
     Raises
     ------

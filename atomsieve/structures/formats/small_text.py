@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def parse_text(path: Path, parse: Callable[[io.StringIO], list[Atoms]]) -> list[Atoms | BadItem]:
-    """Return the structures that `parse` finds in a small text file, or one `Bad`; its warnings go to the log."""
+    """Return the structures that `parse` finds in a small text file, or one `BadItem`; its warnings go to the log."""
     try:
         with open_with_progress(path) as (file, _), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
