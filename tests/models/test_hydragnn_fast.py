@@ -205,8 +205,8 @@ def test_features_are_what_the_heads_read():
 
 def test_calls_from_threads_do_not_mix():
     models = [eager.build(eager.Shape(**SMALL), seed=k) for k in (0, 1)]
-    rooms = Workspace()
-    fast = [FastHydraGNN(model.state_dict(), "fp64", rooms=rooms) for model in models]
+    workspace = Workspace()
+    fast = [FastHydraGNN(model.state_dict(), "fp64", workspace=workspace) for model in models]
     graphs = [lists(random_boxes([n, n + 9], seed=n), 9) for n in (30, 51, 17)]
     given = drawn(2, 3)
     jobs = [(model, graph) for model in fast for graph in graphs] * 4
