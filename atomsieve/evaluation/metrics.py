@@ -25,7 +25,7 @@ from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
 from atomsieve.uncertainty.calibration import GAUSSIAN
-from atomsieve.uncertainty.strata import ELEMENT_GROUPS, SIZES, size_edges
+from atomsieve.uncertainty.strata import ELEMENT_GROUPS, SIZES, find_size_edges
 from atomsieve.version import __version__
 
 LEVEL = 0.9
@@ -135,7 +135,7 @@ def compute_head_metrics(rows: HeadRows) -> dict[str, Any]:
     """Return all numbers of one head: counts, and for energy and force the whole, by domain, size and elements."""
     ok = rows.status == Status.OK
     inside = ok & (rows.outside == 0)
-    edges = size_edges(rows.natoms)
+    edges = find_size_edges(rows.natoms)
     size = np.searchsorted(edges, rows.natoms, side="right")
     reasons = {flag.name.lower(): int((rows.outside & flag > 0).sum()) for flag in Outside if flag.name}
     out: dict[str, Any] = {

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, nearest
-from atomsieve.gfm import Manifest
+from atomsieve.gfm import EnsembleManifest
 from atomsieve.predict.intervals import atom_spread
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
@@ -18,7 +18,7 @@ from atomsieve.structures import StructureBatch
 from atomsieve.structures.interface import StructureReader
 from atomsieve.uncertainty.calibration import Residuals
 from atomsieve.uncertainty.head_mixture import AUTO
-from atomsieve.uncertainty.strata import element_group
+from atomsieve.uncertainty.strata import find_element_group
 
 MOST_COMPONENTS = 200_000
 """Force components of a head that are kept; of more, every k-th atom is."""
@@ -97,7 +97,7 @@ def predict_rows(
     return HeadRows(
         position=position,
         natoms=batch.counts,
-        elements=element_group(batch),
+        elements=find_element_group(batch),
         status=out.status,
         outside=out.outside,
         energy=energy,
@@ -218,7 +218,7 @@ def _by_head(source: NDArray[np.int64], names: dict[int, str]) -> Iterator[tuple
             yield name, rows
 
 
-def was_trained_on(manifest: Manifest, reader: StructureReader) -> bool:
+def was_trained_on(manifest: EnsembleManifest, reader: StructureReader) -> bool:
     """Return True if the record of the training in the manifest lists the file for training or validation."""
     config: dict[str, Any] = manifest.training.get("config", {})
     items = config.get("data", [])

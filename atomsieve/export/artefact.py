@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.export.interface import Slot, check_inputs, check_symmetric, inputs
 from atomsieve.export.spec import import_format
-from atomsieve.gfm import ExportEntry, Manifest, same_weights, weights_id
+from atomsieve.gfm import EnsembleManifest, ExportEntry, same_weights, weights_id
 from atomsieve.gfm.exports import check_export
 from atomsieve.graphs import Graph
 from atomsieve.graphs.table import table_arrays
@@ -31,7 +31,7 @@ class Artefact:
     def __init__(
         self,
         folder: str | Path,
-        manifest: Manifest,
+        manifest: EnsembleManifest,
         entry: ExportEntry,
         device: torch.device,
         place: Path | None = None,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.gfm import Manifest
+from atomsieve.gfm import EnsembleManifest
 from atomsieve.graphs import build_graph, count_edges, edge_budget_estimate
 from atomsieve.models import HeadSpec
 from atomsieve.structures import StructureBatch, open_structures
@@ -99,7 +99,7 @@ class Checks:
     own: bool = False
 
     @staticmethod
-    def of(manifest: Manifest, structures: Path | None = None) -> Checks:
+    def of(manifest: EnsembleManifest, structures: Path | None = None) -> Checks:
         """Make the checks of an ensemble; `structures` (.bp) are taken instead of generated ones.
 
         Raises
@@ -136,7 +136,7 @@ class Checks:
         return Checks(**{name: Part.of_arrays(fields) for name, fields in parts.items()}, own=own)
 
 
-def _test_vector(manifest: Manifest) -> Part:
+def _test_vector(manifest: EnsembleManifest) -> Part:
     batches, heads = [], []
     names = [h.name for h in manifest.heads]
     for name, stored in manifest.test_vector["heads"].items():
@@ -256,7 +256,7 @@ def _spread_out(batch: StructureBatch, seen: NDArray[np.float64]) -> StructureBa
 # -- the user's own ------------------------------------------------------------------------------------------------
 
 
-def _read_user_parts(path: Path, manifest: Manifest, default: int) -> tuple[Part, Part]:
+def _read_user_parts(path: Path, manifest: EnsembleManifest, default: int) -> tuple[Part, Part]:
     """Return structures of a file for all comparisons, and for the ranking by the default head."""
     with open_structures(path) as reader:
         spans = np.unique(np.linspace(0, max(len(reader) - 100, 0), 50).astype(int)) if len(reader) > RANKED else [0]
@@ -277,7 +277,7 @@ def _read_user_parts(path: Path, manifest: Manifest, default: int) -> tuple[Part
     return varied, Part(batch.take(ranked), np.full(len(ranked), default, np.int64))
 
 
-def _usable(batch: StructureBatch, manifest: Manifest) -> StructureBatch:
+def _usable(batch: StructureBatch, manifest: EnsembleManifest) -> StructureBatch:
     """Return the structures that can be evaluated, without labels."""
     charged = manifest.config.charge_spin
     kept = {name: getattr(batch, name) for name in ("ptr", "numbers", "cell", "pbc", "id")}

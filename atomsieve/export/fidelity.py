@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.checks import Checks, Part
-from atomsieve.gfm import ExportEntry, Manifest
+from atomsieve.gfm import EnsembleManifest, ExportEntry
 from atomsieve.graphs import build_graph
 from atomsieve.models import Ensemble, set_precision
 from atomsieve.structures import StructureBatch
@@ -93,7 +93,7 @@ _QUANTITIES = {
 _OF_THE_MEAN = ("energy_per_atom", "force", "stress")
 
 
-def make_checks(manifest: Manifest, structures: Path | None = None) -> Checks:
+def make_checks(manifest: EnsembleManifest, structures: Path | None = None) -> Checks:
     """Return the structures that artefacts of an ensemble are checked on (see `Checks.of`)."""
     return Checks.of(manifest, structures)
 

@@ -18,7 +18,7 @@ from atomsieve.models import Ensemble, set_precision
 from atomsieve.models.basis import Geometry
 from atomsieve.models.encoder import EdgeGeometry, Wanted
 from atomsieve.models.layers import StackedLinear
-from atomsieve.models.messages.table import paired_edges
+from atomsieve.models.messages.table import make_paired_edges
 
 
 def needs_reverse(ensemble: Ensemble) -> bool:
@@ -159,7 +159,7 @@ class Functional(nn.Module):
         # One array, so that a compiler stores it instead of computing its parts again for each reader.
         stored = torch.cat([geometry.basis[0], geometry.slope, geometry.unit[0]], 1)
         stored = stored.view(atoms, places, 2 * radial + 3)
-        edges = paired_edges(
+        edges = make_paired_edges(
             geometry.distance.view(atoms, places),
             stored[:, :, 2 * radial :],
             stored[:, :, :radial],

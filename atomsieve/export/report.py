@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomsieve.export.fidelity import LIMITS, TOLERANCES
-from atomsieve.gfm import ExportEntry, Manifest, read_manifest
+from atomsieve.gfm import EnsembleManifest, ExportEntry, read_manifest
 from atomsieve.gfm.card import worst
 from atomsieve.gfm.exports import FOLDER
 from atomsieve.gfm.folder import replace_text
@@ -66,7 +66,7 @@ _COLUMNS = (
 )
 
 
-def rows(manifest: Manifest) -> list[list[str]]:
+def rows(manifest: EnsembleManifest) -> list[list[str]]:
     """Return a row of text for each artefact (see `_COLUMNS`); errors are "largest / RMS"."""
     found = []
     for key, entry in manifest.exports.items():
@@ -89,7 +89,7 @@ def _correlation(value: float | None) -> str:
     return next((f"{value:.{n}f}" for n in (2, 4, 6) if round(value, n) < 1), "1")
 
 
-def report(manifest: Manifest) -> str:
+def report(manifest: EnsembleManifest) -> str:
     """Return the report on all artefacts of a folder as Markdown."""
     lines = ["# Exports", ""]
     if not manifest.exports:
@@ -149,7 +149,7 @@ def tolerance_rows() -> list[list[str]]:
     ]
 
 
-def _provenance_rows(manifest: Manifest) -> list[list[str]]:
+def _provenance_rows(manifest: EnsembleManifest) -> list[list[str]]:
     found = []
     for key, entry in manifest.exports.items():
         speed = entry.speed
@@ -169,7 +169,7 @@ def _provenance_rows(manifest: Manifest) -> list[list[str]]:
     return found
 
 
-def _structure_rows(manifest: Manifest) -> list[list[str]]:
+def _structure_rows(manifest: EnsembleManifest) -> list[list[str]]:
     found = []
     for key, entry in manifest.exports.items():
         many = entry.fidelity.get("structures", {})
@@ -179,7 +179,7 @@ def _structure_rows(manifest: Manifest) -> list[list[str]]:
     return found
 
 
-def _any_own(manifest: Manifest) -> bool:
+def _any_own(manifest: EnsembleManifest) -> bool:
     return any(entry.fidelity.get("own_structures") for entry in manifest.exports.values())
 
 
@@ -196,7 +196,7 @@ def write_report(folder: str | Path) -> Path:
     return path
 
 
-def table(manifest: Manifest) -> Table:
+def table(manifest: EnsembleManifest) -> Table:
     """Return the artefacts as a table for the terminal."""
     from rich.table import Table
 

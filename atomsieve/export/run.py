@@ -18,7 +18,15 @@ from atomsieve.export.interface import OUTPUTS
 from atomsieve.export.report import write_report
 from atomsieve.export.spec import Spec, describe_processor, entry_of, import_format
 from atomsieve.export.trust import trust
-from atomsieve.gfm import ExportEntry, Manifest, load_gfm, read_manifest, record_exports, same_weights, weights_id
+from atomsieve.gfm import (
+    EnsembleManifest,
+    ExportEntry,
+    load_gfm,
+    read_manifest,
+    record_exports,
+    same_weights,
+    weights_id,
+)
 from atomsieve.gfm.exports import FOLDER, check_export
 from atomsieve.models import Ensemble
 from atomsieve.runs.lock import PathLock
@@ -108,7 +116,7 @@ def export_gfm(
     return sorted(outcomes, key=lambda o: order.index(o.key))
 
 
-def _is_current(folder: Path, manifest: Manifest, spec: Spec) -> bool:
+def _is_current(folder: Path, manifest: EnsembleManifest, spec: Spec) -> bool:
     """Return whether an artefact exists, undamaged, of this ensemble and with the outputs asked for."""
     entry = manifest.exports.get(spec.key)
     if entry is None or not same_weights(folder, entry.ensemble_id):
@@ -125,7 +133,7 @@ def _is_current(folder: Path, manifest: Manifest, spec: Spec) -> bool:
 def _export(
     folder: Path,
     ensemble: Ensemble,
-    manifest: Manifest,
+    manifest: EnsembleManifest,
     spec: Spec,
     identity: str,
     checks: fidelity.Checks,
@@ -156,7 +164,7 @@ def _export(
 
 def _check(
     folder: Path,
-    manifest: Manifest,
+    manifest: EnsembleManifest,
     entry: ExportEntry,
     place: Path,
     checks: fidelity.Checks,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atomsieve.gfm.exports import ExportEntry
     from atomsieve.gfm.folder import load_gfm, read_calibration, record_exports, record_files, save_gfm
-    from atomsieve.gfm.manifest import Manifest, ensemble_id, read_manifest, same_weights, weights_id
+    from atomsieve.gfm.manifest import EnsembleManifest, ensemble_id, read_manifest, same_weights, weights_id
 
 _HOMES = {
     "ExportEntry": "exports",
-    "Manifest": "manifest",
+    "EnsembleManifest": "manifest",
     "ensemble_id": "manifest",
     "read_manifest": "manifest",
     "same_weights": "manifest",
@@ -23,8 +23,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "EnsembleManifest",
     "ExportEntry",
-    "Manifest",
     "ensemble_id",
     "load_gfm",
     "read_calibration",

@@ -73,7 +73,7 @@ def _members(manifest: Mapping[str, Any]) -> str:
 
 
 def _state(fit: PropertyCalibration | None) -> str:
-    """Say how a property of a head is calibrated."""
+    """Return how a property of a head is calibrated, as text."""
     return "not calibrated" if fit is None else f"calibrated, {fit.n} errors"
 
 

@@ -49,14 +49,14 @@ def dump_domain(domains: Mapping[str, HeadDomain], heads: Sequence[str]) -> byte
 
 
 def read_domain(folder: str | Path, heads: Sequence[str], width: int) -> dict[str, HeadDomain]:
-    """Read `domain.safetensors` of a gfm/ folder; heads without a fit are left out, without the file all are.
+    """Read `domain.safetensors` of a gfm/ folder; heads without a fit are left out.
 
     heads : names in the order of the manifest; width : number of features F.
 
     Raises
     ------
     DataError
-        in one line, if the file is not what it must be; nothing in it is trusted.
+        in one line, if the file is damaged or holds values out of range; nothing in it is trusted.
     """
     path = Path(folder) / DOMAIN
     if not path.is_file():
@@ -72,7 +72,7 @@ def read_domain(folder: str | Path, heads: Sequence[str], width: int) -> dict[st
         own = {n.removeprefix(f"{k}/"): arrays.pop(n) for n in list(arrays) if n.startswith(f"{k}/")}
         if own:
             try:
-                out[name] = _checked(own, width)
+                out[name] = _check_head(own, width)
             except DataError as error:
                 raise DataError(f"{path}: head {name!r}: {error}; copy it again, or fit it anew") from None
     if arrays:
@@ -81,8 +81,8 @@ def read_domain(folder: str | Path, heads: Sequence[str], width: int) -> dict[st
     return out
 
 
-def _checked(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
-    """Return the domain of a head; DataError says what is wrong with its arrays."""
+def _check_head(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
+    """Return the domain of a head; DataError names an array that is wrong."""
     odd = sorted({*arrays} ^ {*_ARRAYS})
     if odd:
         raise DataError(f"{odd[0]} is {'missing' if odd[0] in _ARRAYS else 'unknown'}")

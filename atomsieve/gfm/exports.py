@@ -1,4 +1,4 @@
-"""What the manifest of a gfm/ folder says of its exported artefacts."""
+"""Entries of exported artefacts in the manifest of a gfm/ folder."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from atomsieve.gfm.manifest import (
     MANIFEST,
     SCHEMA,
     SCHEMA_VERSION,
-    Manifest,
+    EnsembleManifest,
     MemberEntry,
     ensemble_id,
     read_manifest,
@@ -60,7 +60,7 @@ def save_gfm(
     default_head : must be named if there are several heads.
     examples : a few structures of the training domain for the test vector; small built-in ones are always added.
     calibration : of the spread (None: all heads uncalibrated).
-    training : anything JSON-able that says how the ensemble came to be.
+    training : anything JSON-able that describes how the ensemble was made.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def _write(
         (work / member.path / "model.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     vector, precision = make_test_vector(ensemble, examples)
     (work / CALIBRATION).write_bytes(calibration.dumps())
-    manifest = Manifest(
+    manifest = EnsembleManifest(
         schema_name=SCHEMA,
         schema_version=SCHEMA_VERSION,
         atomsieve=__version__,
@@ -132,7 +132,7 @@ def _write(
                 os.fsync(handle.fileno())
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _check_files(folder: Path, manifest: EnsembleManifest) -> None:
     for name, expected in manifest.files.items():
         if name == CARD:  # for people, who may add to it
             continue
@@ -158,7 +158,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise DataError(f"{folder}: {name} is not listed in {MANIFEST}; remove it, or copy the folder again")
 
 
-def _checked_manifest(place: Path) -> Manifest:
+def _read_checked_manifest(place: Path) -> EnsembleManifest:
     """Read the manifest and check all files; once more where another process changed the manifest meanwhile."""
     while True:
         manifest = read_manifest(place)
@@ -171,7 +171,7 @@ def _checked_manifest(place: Path) -> Manifest:
             return manifest
 
 
-def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
+def load_gfm(folder: str | Path) -> tuple[Ensemble, EnsembleManifest]:
     """Read an ensemble (FP32 weights, on the CPU) and its manifest, after checking every file's size and SHA-256.
 
     Raises
@@ -180,7 +180,7 @@ def load_gfm(folder: str | Path) -> tuple[Ensemble, Manifest]:
         naming the file that is missing, changed or of the wrong shape.
     """
     place = Path(folder)
-    manifest = _checked_manifest(place)
+    manifest = _read_checked_manifest(place)
     ensemble = Ensemble(manifest.config, manifest.heads, [m.seed for m in manifest.members], manifest.kind)
     read_weights(place, ensemble, [m.path for m in manifest.members], manifest.files)
     return ensemble.eval(), manifest
@@ -198,8 +198,8 @@ def read_calibration(folder: str | Path) -> Calibration:
     return parse_calibration(path.read_bytes(), str(path))
 
 
-def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]) -> Manifest:
-    """Enter artefacts into the manifest (None strikes one out), write the card anew, and return the manifest.
+def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]) -> EnsembleManifest:
+    """Enter artefacts into the manifest (None removes one), rewrite the card, and return the manifest.
 
     The manifest is replaced whole, so that a reader sees it as it was before or after.
     """
@@ -215,12 +215,12 @@ def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]
         return _new_card(place)
 
 
-def record_files(folder: str | Path, contents: Mapping[str, bytes | Callable[[], bytes]]) -> Manifest:
+def record_files(folder: str | Path, contents: Mapping[str, bytes | Callable[[], bytes]]) -> EnsembleManifest:
     """Put files that are fitted afterwards (names of `FITTED`) into the folder, durably, and return the manifest.
 
-    The new manifest is what makes them valid: each file waits beside its place until then, and whoever reads the
-    folder in between, or after this process was killed, moves it there. The identity of the ensemble changes; that of
-    its weights does not. What gives bytes is called while no other process can change the file that it builds on.
+    The new manifest makes them valid: each file waits under another name until then, and a reader of the folder in
+    between, or after this process was killed, moves it to its place. The identity of the ensemble changes; that of its
+    weights does not. A callable is called while no other process can change the file that it builds on.
     """
     place = Path(folder)
     for name in contents:
@@ -289,15 +289,15 @@ def _settle(path: Path, expected: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _new_card(place: Path) -> Manifest:
-    """Write the card anew and return the manifest that it shows."""
+def _new_card(place: Path) -> EnsembleManifest:
+    """Rewrite the card and return the manifest that it shows."""
     manifest = read_manifest(place)
     replace_text(place / CARD, model_card(manifest.model_dump(), read_calibration(place)))
     return manifest
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file anew, durably; a reader sees it as it was before or after."""
+    """Replace a file durably; a reader sees the old or the new content."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
     sync_file(new)

@@ -34,7 +34,7 @@ class MemberEntry(BaseModel):
     seed: int
 
 
-class Manifest(BaseModel):
+class EnsembleManifest(BaseModel):
     """`manifest.json`: everything about an ensemble that is not weights."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +57,7 @@ class Manifest(BaseModel):
     """Identities that artefacts of these same weights may carry, from before a calibration changed the identity."""
 
 
-def read_manifest(folder: str | Path) -> Manifest:
+def read_manifest(folder: str | Path) -> EnsembleManifest:
     """Read and check `manifest.json` alone (no weights).
 
     Raises
@@ -82,7 +82,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             "install the version of atomsieve that wrote it"
         )
     try:
-        return Manifest.model_validate(raw)
+        return EnsembleManifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
@@ -98,14 +98,14 @@ def ensemble_id(folder: str | Path) -> str:
 
 
 def weights_id(folder: str | Path) -> str:
-    """Return the SHA-256 that names what an artefact depends on: `ensemble_id` without what is fitted afterwards."""
+    """Return the SHA-256 of the content that artefacts depend on: `ensemble_id` without files fitted afterwards."""
     return _digest(read_raw(Path(folder)), (CARD, *FITTED))
 
 
 def same_weights(folder: str | Path, identity: str) -> bool:
-    """Say whether an artefact of this identity was made of the weights in a folder.
+    """Return whether an artefact of this identity was made of the weights in a folder.
 
-    Older artefacts carry the `ensemble_id` of their day; they stay valid when the ensemble is calibrated anew.
+    Older artefacts carry the `ensemble_id` of their day; they stay valid when the ensemble is calibrated again.
     """
     return identity in (weights_id(folder), ensemble_id(folder), *read_raw(Path(folder)).get("formerly", ()))
 

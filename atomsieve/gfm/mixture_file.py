@@ -35,7 +35,7 @@ def read_mixture(folder: str | Path, heads: Sequence[str]) -> Mixture | None:
     Raises
     ------
     DataError
-        in one line, if the file is not what it must be.
+        in one line, if the file is damaged or of another ensemble.
     """
     path = Path(folder) / MIXTURE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The test vector of an ensemble: a few structures, what it says of them in FP64, and the error of other precisions."""
+"""The test vector of an ensemble: a few structures, their energies and forces in FP64, and the errors of other precisions."""
 
 from __future__ import annotations
 

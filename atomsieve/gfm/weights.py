@@ -1,4 +1,4 @@
-"""The weights of an ensemble as files: one for each member, and one for what all members share."""
+"""The weights of an ensemble as files: one for each member, and one for the parameters that all members share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Neighbour lists and edge-sorted graphs.
 
-Names are imported on first use: what only estimates the size of a batch, or knows why a structure has none, needs no
-torch.
+Names are imported on first use: estimates of the size of a batch, and error messages, need no torch.
 """
 
 from __future__ import annotations

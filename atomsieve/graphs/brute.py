@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
 from atomsieve.graphs.lattice import lattices
-from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_fault
+from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_graph_error
 from atomsieve.structures.batch import StructureBatch
 
 MOST_IMAGES = 500_000
@@ -53,7 +53,7 @@ def brute_edges(
             near[i - first] &= (shift[i - first] != 0).any(1)
             j, m = np.nonzero(near)
             if len(j) > MAX_NEIGHBORS_PER_ATOM:
-                raise_fault(TOO_DENSE, s, batch, cutoff)
+                raise_graph_error(TOO_DENSE, s, batch, cutoff)
             senders.append(j + first)
             receivers.append(np.full(len(j), i))
             shifts.append(shift[j, m])

@@ -1,18 +1,18 @@
-"""How crowded structures are: a guard against requests whose few atoms have more neighbours than memory can hold."""
+"""Edge estimates from local densities: a guard against few atoms with more neighbours than memory can hold."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.graphs.lattice import reduced_cells
+from atomsieve.graphs.lattice import reduce_cells
 from atomsieve.structures.batch import StructureBatch
 
 PER_PAIR = 22.0
 """Neighbours within a cutoff per neighbour in the same bin, at even density: the sphere's volume over the bin's."""
 
 
-def crowded_edges(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
+def estimate_crowded_edges(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
     """Estimate the edges of each structure [S] from where its atoms are.
 
     Atoms are counted in bins whose diagonal is the cutoff, so that all atoms of a bin are neighbours. An estimate from
@@ -22,9 +22,9 @@ def crowded_edges(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
     """
     side = cutoff / np.sqrt(3.0)
     home = batch.structure_of_atom
-    rows = reduced_cells(batch.cell, batch.pbc.astype(bool))
+    rows = reduce_cells(batch.cell, batch.pbc.astype(bool))
     with np.errstate(all="ignore"):
-        bins = np.floor(_wrapped(batch, rows) / side)
+        bins = np.floor(_wrap_positions(batch, rows) / side)
         lengths = np.linalg.norm(rows, axis=2)
         periodic = np.arange(3) >= 3 - batch.pbc.sum(1)[:, None]
         images = np.where(periodic, np.maximum(side / lengths, 1.0), 1.0).prod(1)
@@ -42,7 +42,7 @@ def crowded_edges(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
     return np.where(batch.pbc.any(1), found, np.minimum(found, counts * np.maximum(counts - 1.0, 0.0)))
 
 
-def _wrapped(batch: StructureBatch, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _wrap_positions(batch: StructureBatch, rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return positions [N,3], moved into the cell along periodic vectors `rows` [S,3,3]; nonsense stays nonsense."""
     positions = batch.positions.astype(np.float64, copy=True)
     for chosen, invert in ((batch.pbc.all(1), np.linalg.inv), (batch.pbc.any(1) & ~batch.pbc.all(1), np.linalg.pinv)):

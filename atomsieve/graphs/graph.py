@@ -79,7 +79,7 @@ class EdgeGraph(Protocol):
 
 @dataclass(frozen=True)
 class Graph:
-    """What an encoder sees of a batch: S structures, N atoms, E edges sorted by receiver, all on one device.
+    """A batch in the form of edge lists: S structures, N atoms, E edges sorted by receiver, all on one device.
 
     Attributes
     ----------

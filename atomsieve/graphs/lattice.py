@@ -16,7 +16,7 @@ from atomsieve.graphs.limits import (
     SHORTEST_VECTOR,
     TOO_DENSE,
     TOO_FAR,
-    raise_fault,
+    raise_graph_error,
 )
 from atomsieve.structures.batch import StructureBatch
 
@@ -128,7 +128,7 @@ def _reduce(basis: NDArray[np.float64], to_cell: NDArray[np.int64], rank: NDArra
     to_cell[:] = np.take_along_axis(to_cell, order[:, :, None], 1)
 
 
-def reduced_cells(cell: NDArray[np.floating], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
+def reduce_cells(cell: NDArray[np.floating], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the periodic vectors of cells `[S,3,3]`, those of skewed cells about as short as their lattice allows.
 
     They come last; rows of directions without periodicity, by `pbc [S,3]`, come first and are zero. Nonsense stays so.
@@ -156,7 +156,7 @@ def reduced_cells(cell: NDArray[np.floating], pbc: NDArray[np.bool_]) -> NDArray
 def _first(bad: Any, code: int, batch: StructureBatch, cutoff: float) -> None:
     """Raise the fault of the first structure marked in `bad [S]`."""
     if bad.any():
-        raise_fault(code, int(np.flatnonzero(bad)[0]), batch, cutoff)
+        raise_graph_error(code, int(np.flatnonzero(bad)[0]), batch, cutoff)
 
 
 def _extents(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
@@ -165,7 +165,7 @@ def _extents(batch: StructureBatch, cutoff: float) -> NDArray[np.float64]:
     finite = np.abs(positions) < 1e100
     if not finite.all():
         structure = batch.structure_of_atom[np.flatnonzero(~finite.all(1))[0]]
-        raise_fault(BAD_POSITIONS, int(structure), batch, cutoff)
+        raise_graph_error(BAD_POSITIONS, int(structure), batch, cutoff)
     out = np.zeros(batch.n_structures)
     filled = batch.counts > 0
     if filled.any():

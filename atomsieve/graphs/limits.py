@@ -1,4 +1,4 @@
-"""Why a structure has no neighbour list, in one line."""
+"""Limits of neighbour lists, and the one-line errors for structures beyond them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def refuse_long_vectors(batch: StructureBatch, cutoff: float) -> None:
     with np.errstate(over="ignore"):
         long = (batch.pbc & ~(np.abs(batch.cell).max(2) <= LONGEST_VECTOR)).any(1)
     if long.any():
-        raise_fault(BAD_CELL, int(np.flatnonzero(long)[0]), batch, cutoff)
+        raise_graph_error(BAD_CELL, int(np.flatnonzero(long)[0]), batch, cutoff)
 
 
-def raise_fault(code: int, structure: int, batch: StructureBatch, cutoff: float) -> NoReturn:
+def raise_graph_error(code: int, structure: int, batch: StructureBatch, cutoff: float) -> NoReturn:
     """Raise the error for a fault code; `structure` is the index in the batch, or -1."""
     where = f"structure {structure}" + (f" (id {batch.id[structure]})" if structure >= 0 else "")
     many = f"a batch of {batch.n_structures} structures; use smaller batches"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.graphs.limits import MAX_EDGES, MAX_NEIGHBORS_PER_ATOM, raise_fault
+from atomsieve.graphs.limits import MAX_EDGES, MAX_NEIGHBORS_PER_ATOM, raise_graph_error
 from atomsieve.native import kernels
 from atomsieve.structures.batch import StructureBatch
 
@@ -89,7 +89,7 @@ def native_edges(
         ctypes.byref(dropped),
     )
     if n_edges < 0:
-        raise_fault(-n_edges, bad.value, batch, cutoff)
+        raise_graph_error(-n_edges, bad.value, batch, cutoff)
     try:
         sender, receiver = torch.empty(n_edges, dtype=torch.int64), torch.empty(n_edges, dtype=torch.int64)
         shift = torch.empty((n_edges, 3), dtype=torch.int32)
@@ -101,7 +101,7 @@ def native_edges(
             handle, threads, sender.data_ptr(), receiver.data_ptr(), shift.data_ptr(), row_ptr.data_ptr(), vec64, vec32
         )
         if fault:
-            raise_fault(-fault, -1, batch, cutoff)
+            raise_graph_error(-fault, -1, batch, cutoff)
     finally:
         lib.atomsieve_neighbors_free(handle)
     return sender, receiver, shift, row_ptr, vec, dropped.value == 0
@@ -123,5 +123,5 @@ def native_count(batch: StructureBatch, cutoff: float, threads: int) -> NDArray[
         ctypes.byref(bad),
     )
     if total < 0:
-        raise_fault(-total, bad.value, batch, cutoff)
+        raise_graph_error(-total, bad.value, batch, cutoff)
     return edges

@@ -123,7 +123,7 @@ def neighbor_list(
     ------
     DataError
         naming the first structure without a neighbour list: positions or periodic cell not finite, periodic cell
-        singular, or more than `faults.MAX_NEIGHBORS_PER_ATOM` neighbours; or more than `faults.MAX_EDGES` edges.
+        singular, or more than `limits.MAX_NEIGHBORS_PER_ATOM` neighbours; or more than `limits.MAX_EDGES` edges.
     UsageError
         for a cutoff, `max_neighbors` or implementation out of range.
     """

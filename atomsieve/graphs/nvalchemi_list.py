@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atomsieve.errors import require
 from atomsieve.graphs.lattice import Lattices, lattices
-from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_fault
+from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, raise_graph_error
 from atomsieve.graphs.torch_list import Found, exact, list_order
 from atomsieve.structures.batch import StructureBatch
 
@@ -78,12 +78,12 @@ def nvalchemi_edges(batch: StructureBatch, cutoff: float, device: torch.device) 
             break
         if most > MAX_NEIGHBORS_PER_ATOM:
             atom = int(torch.nonzero(found > MAX_NEIGHBORS_PER_ATOM)[0])
-            raise_fault(TOO_DENSE, int(np.searchsorted(batch.ptr, atom, side="right")) - 1, batch, cutoff)
+            raise_graph_error(TOO_DENSE, int(np.searchsorted(batch.ptr, atom, side="right")) - 1, batch, cutoff)
         width = most
-    return _ordered(matrix, found, shifts, positions, kernel_cell, pbc, structure, cutoff)
+    return _sort_edges(matrix, found, shifts, positions, kernel_cell, pbc, structure, cutoff)
 
 
-def _ordered(
+def _sort_edges(
     matrix: Tensor,
     found: Tensor,
     shifts: Tensor,

@@ -47,7 +47,7 @@ class _Held:
     shift: Tensor
 
     def fits(self, batch: StructureBatch, cutoff: float, skin: float, device: torch.device) -> bool:
-        """Say whether the list surely holds every edge of the batch that is shorter than the cutoff."""
+        """Return whether the list surely holds every edge of the batch that is shorter than the cutoff."""
         if cutoff != self.cutoff or device != self.device or not np.array_equal(batch.ptr, self.ptr):
             return False
         if not np.array_equal(batch.numbers, self.numbers) or not np.array_equal(batch.pbc, self.pbc):
@@ -74,7 +74,7 @@ class _Held:
         return bool((squeezed[filled] * reach - 2 * farthest >= cutoff + SPARE).all())  # False for NaN
 
     def graph(self, batch: StructureBatch, dtype: torch.dtype) -> Graph:
-        """Return the graph of the batch: edge vectors computed anew, edges at the cutoff or beyond left out."""
+        """Return the graph of the batch: edge vectors recomputed, edges at the cutoff or beyond left out."""
         base, (sender, receiver) = self.base, self.pairs
         positions = torch.from_numpy(np.ascontiguousarray(batch.positions, np.float64)).to(self.device)
         offset = self.offset

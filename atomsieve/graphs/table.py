@@ -17,14 +17,14 @@ from torch import Tensor
 from atomsieve.graphs.graph import NeighborList
 
 EMPTY = -1
-"""What an empty place of the table holds."""
+"""Content of an empty place of the table."""
 
 
 def table_arrays(neighbors: NeighborList, n_atoms: int, *, reverse: bool = False) -> dict[str, NDArray[Any]]:
     """Return `neighbors [N,W]` int64 and `shifts [N,W,3]` int32 of a list, and `reverse [N,V]` int64 if asked for.
 
-    W and V are at least 1. `reverse[j]` holds the places `i * W + k` of the table whose sender is j; it stands in
-    for the symmetry that a truncated list lacks.
+    W and V are at least 1. `reverse[j]` holds the places `i * W + k` of the table whose sender is j; it replaces
+    the symmetry that a truncated list lacks.
     """
     row_ptr, sender, receiver = (t.cpu().numpy() for t in (neighbors.row_ptr, neighbors.sender, neighbors.receiver))
     counts = np.diff(row_ptr)
@@ -74,7 +74,7 @@ def gather_sent(values: Tensor, reverse: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TableGraph:
-    """What an encoder sees of a batch in table form; N atoms, W places per atom, E = N*W edges of which some are empty.
+    """A batch in table form: N atoms, W places per atom, E = N*W edges of which some are empty.
 
     Attributes
     ----------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atomsieve.graphs.lattice import lattices
-from atomsieve.graphs.limits import MAX_EDGES, MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, TOO_MANY_EDGES, raise_fault
+from atomsieve.graphs.limits import MAX_EDGES, MAX_NEIGHBORS_PER_ATOM, TOO_DENSE, TOO_MANY_EDGES, raise_graph_error
 from atomsieve.structures.batch import StructureBatch
 
 CHUNK = {"cpu": 2**19, "cuda": 2**23}
@@ -130,7 +130,9 @@ def check_counts(rows: Tensor, atom: int, batch: StructureBatch, cutoff: float) 
     """Raise DataError if a receiver (`rows [E]`, counted from `atom`) has more than `MAX_NEIGHBORS_PER_ATOM` edges."""
     over = torch.nonzero(torch.bincount(rows) > MAX_NEIGHBORS_PER_ATOM)
     if len(over):
-        raise_fault(TOO_DENSE, int(np.searchsorted(batch.ptr, atom + int(over[0]), side="right")) - 1, batch, cutoff)
+        raise_graph_error(
+            TOO_DENSE, int(np.searchsorted(batch.ptr, atom + int(over[0]), side="right")) - 1, batch, cutoff
+        )
 
 
 def torch_edges(batch: StructureBatch, cutoff: float, device: torch.device, chunk: int | None = None) -> Found:
@@ -162,7 +164,7 @@ def torch_edges(batch: StructureBatch, cutoff: float, device: torch.device, chun
         parts.append(found)
         n_edges += len(kept)
         if n_edges > MAX_EDGES:
-            raise_fault(TOO_MANY_EDGES, -1, batch, cutoff)
+            raise_graph_error(TOO_MANY_EDGES, -1, batch, cutoff)
         atom = stop
     if not parts:
         empty = torch.zeros(0, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""Radial basis with a smooth cutoff, and what shared geometry all members of an ensemble see of the edges."""
+"""Radial basis with a smooth cutoff, and the geometry of edges that all members of an ensemble share."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Geometry:
     Attributes
     ----------
     basis : [K,E,R], radial basis; unit : [K,E,3], directions from receiver to sender. Leaves of autograd when
-        forces are wanted, and the only way by which positions enter an encoder.
+        forces are computed, and the only way by which positions enter an encoder.
     slope : [E,R], derivative of the basis by distance; distance : [E] Angstrom.
     stretch : [K,E], a leaf too, on which nothing depends: an encoder that has the gradient by the distance, as far as
         it acts through the basis, gives it here in the place of one by the basis.
@@ -72,7 +72,7 @@ class Geometry:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What is differentiated by, in the order of the arguments of `pull_back`."""
+        """Tensors by which energies are differentiated, in the order of the arguments of `pull_back`."""
         return self.basis, self.unit, self.stretch
 
     @staticmethod

@@ -108,7 +108,7 @@ class ModelConfig(BaseModel):
 
 
 def section_keys(key: str) -> list[str]:
-    """Return the keys of the section of an encoder in a model configuration; none for what is no section."""
+    """Return the keys that the section `key` of a model configuration takes; none if no encoder owns it."""
     owner = owner_of_section(key)
     return [] if owner is None else list(find_encoder(owner).Config.model_fields)
 
@@ -138,7 +138,7 @@ def _section_error(details: list[InitErrorDetails]) -> ValidationError:
 
 
 class HeadSpec(BaseModel):
-    """One source at one level of theory, and what its decoder has seen.
+    """One source at one level of theory, and the elements in its training data.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What the periodic table says of elements, as a start for their embeddings.
+"""Element embeddings that start from the periodic table.
 
 Neighbours in the table behave alike. Embeddings that start as random mixtures of smooth functions of group, period,
 number of f electrons and covalent radius let a network carry what it learns of one element over to the next; with few

@@ -1,10 +1,10 @@
-"""The base class of encoders, and what an encoder must state about itself.
+"""The base class of encoders, and the properties that an encoder states about itself.
 
 An encoder turns a graph of atoms into features of each atom. To add one, subclass `Encoder` in a module of
 `atomsieve/models/` or in a package of your own (see `atomsieve.models.registry` for how it is found), and define
 
 - `name`, the value of `model.encoder` that selects it;
-- `Config`, a subclass of `EncoderOptions`, if it has options besides the common ones of `ModelConfig`;
+- `Config`, a subclass of `EncoderOptions`, if it has options that `ModelConfig` lacks;
 - `__init__(config, seeds)`: parameters for K members at once, best made of `StackedLinear` and `StackedMLP`;
 - `forward(graph, geometry, condition, wanted)`: the features.
 
@@ -53,9 +53,9 @@ EDGE_ARRAYS = 8
 
 @dataclass
 class Wanted:
-    """Which gradients the next backward is for; autograd itself does not tell a function.
+    """The gradients that the next backward pass computes; autograd does not pass this on to a function.
 
-    Forces need those of the geometry; an optimizer needs those of the weights. Leaving out what is not asked for saves
+    Forces need those of the geometry; an optimizer needs those of the weights. Leaving out the others saves
     about a third of the work of a training step. An encoder without kernels of its own may ignore it.
     """
 
@@ -82,7 +82,7 @@ class WorkingMemory(NamedTuple):
 
     Attributes
     ----------
-    per_atom, per_edge : 0 means: not worth planning for, the usual size of a batch fits.
+    per_atom, per_edge : 0 if the usual size of a batch always fits.
     """
 
     per_atom: float
@@ -90,7 +90,7 @@ class WorkingMemory(NamedTuple):
 
 
 class MemberStack(Protocol):
-    """What an encoder may use of the ensemble that it belongs to, to build a fast path."""
+    """The part of an ensemble that its encoder may use to build a fast path."""
 
     @property
     def config(self) -> ModelConfig:
@@ -174,7 +174,7 @@ class Encoder(EncoderPlugin, nn.Module, Generic[Edges]):
     def geometry(self, vec: Tensor, members: int, *, differentiable: bool) -> Edges:
         """Return the edges as the encoder sees them, for edge vectors `vec [E,3]` in Angstrom, sender minus receiver.
 
-        differentiable : leaves must record gradients, because forces are wanted.
+        differentiable : leaves must record gradients, because forces are computed.
         """
         return Geometry.build(vec, self.config, members, differentiable=differentiable)  # type: ignore[return-value]
 

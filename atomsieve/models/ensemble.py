@@ -121,8 +121,8 @@ class Ensemble(nn.Module):
             energies are the weighted sums of those of the heads, by one pass of the encoder and one backward pass.
         charge, spin : [S], needed if the model is conditioned on them.
         create_graph : keep what a loss on forces needs.
-        force_members : of a shallow ensemble, the members whose forces (and virials) are wanted, each by a backward
-            pass of its own; None gives those of the mean by a single one.
+        force_members : of a shallow ensemble, the members whose forces (and virials) are computed, each by a separate
+            backward pass; None gives those of the mean by a single one.
         """
         if force_members is not None and not self.shallow:
             raise UsageError("force_members is for a shallow ensemble; a deep one gives the forces of every member")
@@ -139,7 +139,7 @@ class Ensemble(nn.Module):
             energy, direct = found.energy, found.direct
             seen = s.detach(), found.local.detach() if found.of_atoms else None, self.shallow, found.heads
             if not differentiate:
-                direct = self._chosen(direct, force_members) if forces and direct is not None else None
+                direct = self._select_members(direct, force_members) if forces and direct is not None else None
                 return EnsembleOutput(energy, direct, None, *seen)
             grads = self._gradients(found.local, geometry.leaves, create_graph, force_members)
             wanted.geometry, wanted.parameters = False, True
@@ -150,8 +150,8 @@ class Ensemble(nn.Module):
             energy = energy.detach()
         return EnsembleOutput(energy, total, virial, *seen)
 
-    def _chosen(self, values: Tensor, members: Sequence[int] | None) -> Tensor:
-        """Return what a shallow ensemble gives of values `[K,...]`: the mean `[1,...]`, or some members."""
+    def _select_members(self, values: Tensor, members: Sequence[int] | None) -> Tensor:
+        """Return the mean `[1,...]` of values `[K,...]` of a shallow ensemble, or those of some members."""
         if not self.shallow:
             return values
         return values.mean(0, keepdim=True) if members is None else values[list(members)]
@@ -187,7 +187,7 @@ class Ensemble(nn.Module):
         return self.encoder.fast_path(self, precision, device)
 
     def is_shared(self, name: str) -> bool:
-        """Say whether all members share the parameter of this name; its leading axis then has length 1."""
+        """Return whether all members share the parameter of this name; its leading axis then has length 1."""
         return self.shallow and not name.startswith("readout.")
 
     def take(self, members: Sequence[int]) -> Ensemble:

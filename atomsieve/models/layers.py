@@ -42,7 +42,7 @@ class Seeds:
 
 @functools.cache
 def multiplies_bf16(device: torch.device) -> bool:
-    """Say whether a device multiplies matrices faster in BF16 than in FP32.
+    """Return whether a device multiplies matrices faster in BF16 than in FP32.
 
     Of x86 processors only those with AMX tiles count. The others multiply in BF16 slowly if at all: AVX-512's dot
     product of BF16 pairs reaches half the rate of FP32 on Intel's.

@@ -11,7 +11,7 @@ from atomsieve.graphs.graph import Graph
 
 @dataclass(frozen=True)
 class EnsembleOutput:
-    """What the members say of a batch, element references left out.
+    """Energies, forces and features of all members for a batch, without element references.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class EnsembleOutput:
     atom_energy : [K,N] eV, the shares of the atoms in `energy`, without gradient; None where heads read sums over
         atoms, which have no such shares.
     shared : the ensemble is shallow.
-    head_energy : [K,S,H] float64 eV, what each head says, where heads were mixed (NaN for one without weight); or None.
+    head_energy : [K,S,H] float64 eV, energy by each head, where heads were mixed (NaN for one without weight); or None.
     """
 
     energy: Tensor

@@ -17,7 +17,7 @@ from atomsieve.models.layers import Seeds
 
 @dataclass(frozen=True)
 class Reading:
-    """What a readout makes of the features of a batch, scales of the heads included.
+    """Energies and direct forces that a readout computes from features, scales of the heads included.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Reading:
     energy : [K,S] float64, eV.
     direct : [K,N,3] eV/Angstrom, direct forces, or None.
     of_atoms : `local` is of atoms.
-    heads : [K,S,H] float64 eV, without gradient, what each head says, where heads were mixed: NaN for a head that no
+    heads : [K,S,H] float64 eV, without gradient, energy by each head, where heads were mixed: NaN for a head that no
         structure gives weight; else None.
     """
 
@@ -56,7 +56,7 @@ class Readout(nn.Module):
         s : [K,N,F], or [1,N,F] for features that all members share; v alike, [K,N,3,F].
         """
         if s.shape[0] < self.hidden_weight.shape[0]:
-            return self._shared(s[0], v, head)
+            return self._read_shared(s[0], v, head)
         hidden = torch.nn.functional.silu(torch.baddbmm(self.hidden_bias[:, head], s, self.hidden_weight[:, head]))
         energy = torch.baddbmm(self.out_bias[:, head], hidden, self.out_weight[:, head]).squeeze(2)
         if self.gate_weight is None or v is None:
@@ -64,7 +64,7 @@ class Readout(nn.Module):
         gate = torch.bmm(hidden, self.gate_weight[:, head])
         return energy, (v * gate.unsqueeze(2)).sum(3)
 
-    def _shared(self, s: Tensor, v: Tensor | None, head: int) -> tuple[Tensor, Tensor | None]:
+    def _read_shared(self, s: Tensor, v: Tensor | None, head: int) -> tuple[Tensor, Tensor | None]:
         """Read features `[N,F]` that all members share: their hidden layers are one matrix product."""
         members, _, width, hidden_width = self.hidden_weight.shape
         weight = self.hidden_weight[:, head].transpose(0, 1).reshape(width, -1)
@@ -110,7 +110,7 @@ class Readout(nn.Module):
         scales : [H] eV.
         """
         if heads.is_floating_point():
-            return self._mixed(s, v, graph, heads, scales)
+            return self._mix_heads(s, v, graph, heads, scales)
         present = torch.unique(heads).tolist() or [0]  # without structures, any head gives nothing
         if len(present) == 1:
             energy, direct = self(s, v, present[0])
@@ -132,7 +132,9 @@ class Readout(nn.Module):
         found = torch.cat(forces, dim=1).index_select(1, back) if forces else None
         return Reading(local, pool(local.double(), graph), found, True)
 
-    def _mixed(self, s: Tensor, v: Tensor | None, graph: Graph, weights: Tensor, scales: Sequence[float]) -> Reading:
+    def _mix_heads(
+        self, s: Tensor, v: Tensor | None, graph: Graph, weights: Tensor, scales: Sequence[float]
+    ) -> Reading:
         """Mix all heads that have weight in any structure; the encoder was evaluated once for all of them."""
         structures, heads = weights.shape
         of_atoms = weights.to(s.dtype).index_select(0, graph.structure)

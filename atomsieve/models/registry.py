@@ -38,7 +38,7 @@ class EncoderOptions(BaseModel):
 
 
 class EncoderPlugin:
-    """What a configuration asks of an encoder class, before one is built.
+    """The class attributes of an encoder that configurations are checked against.
 
     Attributes
     ----------
@@ -67,11 +67,11 @@ def find_encoder(name: str) -> type[EncoderPlugin]:
     Raises
     ------
     UsageError
-        for a name that nobody declares (with the nearest one), or that two packages declare.
+        for a name that no package declares (with the nearest one), or that two packages declare.
     AtomSieveError
         if its entry point cannot be loaded or gives no encoder.
     """
-    built_in, installed = _built_in(), _installed(tuple(sys.path))
+    built_in, installed = _find_built_in(), _find_installed(tuple(sys.path))
     points = installed.get(name, ())
     if name not in built_in and not points:
         raise unknown("encoder", name, {*built_in, *installed})
@@ -84,7 +84,7 @@ def find_encoder(name: str) -> type[EncoderPlugin]:
 
 def encoder_names() -> list[str]:
     """Return the names of all encoders, sorted; entry points are not loaded for it."""
-    return sorted({*_built_in(), *_installed(tuple(sys.path))})
+    return sorted({*_find_built_in(), *_find_installed(tuple(sys.path))})
 
 
 def encoders() -> dict[str, type[EncoderPlugin]]:
@@ -97,14 +97,14 @@ def owner_of_section(key: str) -> str | None:
 
     Of encoders of other packages it knows those whose section has the encoder's own name.
     """
-    for name, plugin in _built_in().items():
+    for name, plugin in _find_built_in().items():
         if plugin.Config is not EncoderOptions and plugin.section_name() == key:
             return name
-    return key if key in _installed(tuple(sys.path)) else None
+    return key if key in _find_installed(tuple(sys.path)) else None
 
 
 @functools.cache
-def _built_in() -> dict[str, type[EncoderPlugin]]:
+def _find_built_in() -> dict[str, type[EncoderPlugin]]:
     """Return the encoders that modules and folders of `atomsieve.models` declare, by name."""
     found: dict[str, type[EncoderPlugin]] = {}
     for module in _modules():
@@ -128,7 +128,7 @@ def _modules() -> Iterator[str]:
 
 
 @functools.lru_cache(maxsize=4)
-def _installed(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
+def _find_installed(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
     """Return the entry points of other packages by name; `path` is `sys.path`, on which the answer depends."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for point in entry_points(group=GROUP):

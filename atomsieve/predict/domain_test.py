@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atomsieve.gfm import Manifest
+from atomsieve.gfm import EnsembleManifest
 from atomsieve.graphs import Graph, shortest_edges
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.structures import StructureBatch
-from atomsieve.uncertainty.domain import SIZE, HeadDomain, pair_limits
+from atomsieve.uncertainty.domain import SIZE, HeadDomain, find_pair_limits
 
 
 class DomainTest:
@@ -25,7 +25,7 @@ class DomainTest:
         shortest contact alone.
     """
 
-    def __init__(self, manifest: Manifest, domains: Mapping[str, HeadDomain] | None = None) -> None:
+    def __init__(self, manifest: EnsembleManifest, domains: Mapping[str, HeadDomain] | None = None) -> None:
         self._heads = [(domains or {}).get(h.name) for h in manifest.heads]
         self._names = [h.name for h in manifest.heads]
         self._closest = [h.statistics.get("shortest_distance", 0.0) for h in manifest.heads]
@@ -103,5 +103,5 @@ class DomainTest:
 
 def limits(domain: HeadDomain) -> tuple[Tensor, Tensor]:
     """Return the distances [119*119] Angstrom below which a pair is an unseen bond, or a short contact."""
-    bonds, closest = pair_limits(domain)
+    bonds, closest = find_pair_limits(domain)
     return torch.from_numpy(bonds.ravel()).float(), torch.from_numpy(domain.closer * closest.ravel()).float()

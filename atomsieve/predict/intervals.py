@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from atomsieve.structures import StructureBatch
 from atomsieve.uncertainty.calibration import HeadCalibration, PropertyCalibration
-from atomsieve.uncertainty.strata import applicable, candidates, element_group
+from atomsieve.uncertainty.strata import choose_group, find_element_group, list_groups
 
 
 class HeadUncertainty:
@@ -68,8 +68,8 @@ def _factors(fit: PropertyCalibration, batch: StructureBatch, level: float) -> N
     everywhere = fit.quantile(level)
     if not fit.groups:
         return np.full(len(batch), everywhere)
-    names = candidates(element_group(batch), batch.counts, fit.size_edges)
-    column = applicable(names, fit.groups)
+    names = list_groups(find_element_group(batch), batch.counts, fit.size_edges)
+    column = choose_group(names, fit.groups)
     out = np.full(len(batch), everywhere)
     for name in fit.groups:
         own = (names == name) & (np.arange(names.shape[1]) == column[:, None])

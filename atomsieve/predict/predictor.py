@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from atomsieve.devices import choose_device
 from atomsieve.errors import DataError, UsageError, unknown
-from atomsieve.gfm import Manifest, ensemble_id, load_gfm, read_calibration
+from atomsieve.gfm import EnsembleManifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.gfm.domain_file import read_domain
 from atomsieve.gfm.mixture_file import read_mixture
 from atomsieve.graphs import Graph, build_graph, shortest_edges
@@ -55,7 +55,7 @@ class Predictor:
     def __init__(
         self,
         ensemble: Ensemble,
-        manifest: Manifest,
+        manifest: EnsembleManifest,
         *,
         folder: str | Path,
         identity: str,

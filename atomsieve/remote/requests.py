@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import unknown
-from atomsieve.graphs.crowding import crowded_edges
+from atomsieve.graphs.crowding import estimate_crowded_edges
 from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict.interface import Capabilities
 from atomsieve.predict.prediction import PROPERTIES, Prediction
@@ -115,7 +115,7 @@ class ServedEnsemble:
         most = min(limits["structure_atoms"], limits["atoms"], counts.max(initial=0) if largest is None else largest)
         size = BYTES[0] + BYTES[1] * counts
         usual = edge_budget_estimate(batch, self.cutoff)
-        edges = np.maximum(usual, crowded_edges(batch, self.cutoff))  # compared with the limits alone
+        edges = np.maximum(usual, estimate_crowded_edges(batch, self.cutoff))  # compared with the limits alone
         fits = np.flatnonzero((counts <= most) & (size <= limits["bytes"]) & (edges <= limits["structure_edges"]))
         asked = outputs_for(want, self.kind)
         given = self._description["gives"]

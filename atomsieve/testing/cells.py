@@ -122,7 +122,7 @@ def molecules(n: int, elements: tuple[int, ...] = (8, 29), seed: int = 0) -> Str
 
 
 def lone_atoms(elements: tuple[int, ...] = (8, 29)) -> StructureBatch:
-    """Return one atom of each element, each a structure of its own without neighbours."""
+    """Return one atom of each element, each alone in a structure, without neighbours."""
     return _numbered([one_structure([[0.1, 0.2, 0.3]], np.zeros((3, 3)), (0, 0, 0), number) for number in elements])
 
 

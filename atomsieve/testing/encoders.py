@@ -1,4 +1,4 @@
-"""Checks of encoders: symmetries, derivatives, independence of what else is computed, awkward cells, exports.
+"""Checks of encoders: symmetries, derivatives, independence of the batch, awkward cells, exports.
 
 Each `check_*` function takes an untrained ensemble in FP64 (`untrained_ensemble`) and raises AssertionError with the
 quantity that is wrong. `EncoderTests` collects them all for pytest, and skips those without a claim of the encoder.

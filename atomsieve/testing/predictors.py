@@ -1,7 +1,7 @@
 """Checks of predictors against the Protocol `atomsieve.predict.interface.AnyPredictor`.
 
-Each `check_*` function takes a predictor and a batch of structures that it can evaluate, and raises AssertionError with
-what is wrong. `PredictorTests` collects them all for pytest.
+Each `check_*` function takes a predictor and a batch of structures that it can evaluate, and raises AssertionError that
+names the broken promise. `PredictorTests` collects them all for pytest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_interface(predictor: AnyPredictor) -> None:
 
 
 def check_results(predictor: AnyPredictor, batch: StructureBatch) -> None:
-    """Check names, shapes and dtypes of results, and that only what was asked for is there."""
+    """Check names, shapes and dtypes of results, and that properties not asked for are None."""
     out = _evaluate(predictor, batch)
     assert out.head == predictor.head
     assert (out.status == Status.OK).all(), f"structures of the test batch got the status {out.status.tolist()}"
@@ -111,7 +111,7 @@ def check_heads(predictor: AnyPredictor, batch: StructureBatch) -> None:
 
 
 def check_submit(predictor: AnyPredictor, batch: StructureBatch) -> None:
-    """Check that a submitted batch gives what a call gives, also when its result is asked for twice."""
+    """Check that a submitted batch gives the results of a call, also when its result is asked for twice."""
     called = _evaluate(predictor, batch)
     pending = predictor.submit(batch, _wanted(predictor))
     for _ in range(2):

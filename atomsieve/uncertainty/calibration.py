@@ -1,4 +1,4 @@
-"""calibration.json: what turns the spread of an ensemble into standard errors and intervals, per head and property.
+"""Calibration: maps from the spread of an ensemble to standard errors and intervals, per head and property.
 
 Three things are fitted on labelled structures that no member was trained on (`atomsieve.uncertainty.calibration_fit`):
 
@@ -56,7 +56,7 @@ class Isotonic(_Strict):
         return np.asarray(np.where(spread > self.spread[-1], self.sigma[-1] * (spread / self.spread[-1]), inside))
 
 
-class Group(_Strict):
+class GroupQuantiles(_Strict):
     """Quantiles of one group of structures, from n errors."""
 
     n: Annotated[int, Field(ge=1)]
@@ -64,7 +64,7 @@ class Group(_Strict):
 
 
 class PropertyCalibration(_Strict):
-    """How one property of one head is calibrated.
+    """The calibration of one property of one head.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class PropertyCalibration(_Strict):
     isotonic: Isotonic | None = None
     conformal: Quantiles = {}
     size_edges: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 53)]], Field(max_length=2)] = []
-    groups: dict[str, Group] = {}
+    groups: dict[str, GroupQuantiles] = {}
     coverage: dict[str, float] = {}
 
     @model_validator(mode="after")
@@ -113,7 +113,7 @@ class PropertyCalibration(_Strict):
 
 
 class HeadCalibration(_Strict):
-    """How one head is calibrated; None is not at all.
+    """The calibration of one head; None where a property is not calibrated.
 
     Attributes
     ----------
@@ -211,12 +211,12 @@ def _old_heads(heads: Any, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What one head is calibrated on: S structures, M atoms.
+    """The errors and spreads that one head is calibrated on: S structures, M atoms.
 
     Attributes
     ----------
     energy_error, energy_spread : [S] eV per atom, NaN where there is no label. natoms : [S]; elements : [S] group of
-        elements (`atomsieve.uncertainty.strata.element_group`).
+        elements (`atomsieve.uncertainty.strata.find_element_group`).
     force_error : [M,3] eV/Angstrom; force_spread : [M], root mean square over the components.
     structure : [M] index into S.
     """

@@ -12,7 +12,7 @@ conformal : the ceil((n + 1) level)-th smallest of n scores |e| / sigma bounds t
 groups : the same within groups of structures (Mondrian conformal prediction, Vovk et al. 2005, section 4.5). The
     groups part the structures: elements and size where a group holds enough, of those left over elements, then size,
     then all that are left. Each quantile is fitted on exactly the structures that it applies to, so that the
-    probability holds in each group. Only the last ones may be few: see `_left_over`.
+    probability holds in each group. Only the last ones may be few: see `_fit_rest`.
 
 Nothing depends on the order of the structures: folds are dealt out by rank.
 """
@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from atomsieve.uncertainty.calibration import (
     GAUSSIAN,
     LEVELS,
-    Group,
+    GroupQuantiles,
     HeadCalibration,
     Isotonic,
     PropertyCalibration,
     Quantiles,
     Residuals,
 )
-from atomsieve.uncertainty.strata import candidates, size_edges
+from atomsieve.uncertainty.strata import find_size_edges, list_groups
 
 FEWEST = 10
 """Structures below which a property of a head stays uncalibrated."""
@@ -144,13 +144,13 @@ def calibrate_property(
         if own.any():
             sigma = _map(sample, ~own).sigma(sample.spread[own])
             scores[own] = np.abs(sample.error[own]) / sigma
-    edges = size_edges(sample.natoms)
-    names = candidates(sample.elements, sample.natoms, edges)
+    edges = find_size_edges(sample.natoms)
+    names = list_groups(sample.elements, sample.natoms, edges)
     everything = np.ones(len(scores), bool)
     category = _categories(names)[sample.structure]
     return _map(sample, everything).model_copy(
         update={
-            "conformal": _left_over(scores, sample.structure, category),
+            "conformal": _fit_rest(scores, sample.structure, category),
             "size_edges": edges,
             "groups": _groups(scores, category),
             "coverage": _coverage(sample, scores, fold, category),
@@ -186,16 +186,16 @@ def _categories(names: NDArray[np.str_]) -> NDArray[np.str_]:
     return out
 
 
-def _groups(scores: NDArray[np.float64], category: NDArray[np.str_]) -> dict[str, Group]:
+def _groups(scores: NDArray[np.float64], category: NDArray[np.str_]) -> dict[str, GroupQuantiles]:
     """Return the quantiles of each group, from the scores [M] of its category [M]."""
     out = {}
     for name in np.unique(category[category != ""]):
         own = scores[category == name]
-        out[str(name)] = Group(n=len(own), conformal=quantiles(own))
+        out[str(name)] = GroupQuantiles(n=len(own), conformal=quantiles(own))
     return out
 
 
-def _left_over(scores: NDArray[np.float64], structure: NDArray[np.int64], category: NDArray[np.str_]) -> Quantiles:
+def _fit_rest(scores: NDArray[np.float64], structure: NDArray[np.int64], category: NDArray[np.str_]) -> Quantiles:
     """Return the quantiles for structures of no group, whose category [M] is "".
 
     They are those of their own scores [M]. Where these come from fewer than FEWEST_GROUP structures [M], the quantiles
@@ -222,7 +222,7 @@ def _coverage(
             continue
         within["scale"][own] = error[own] <= GAUSSIAN[0.9] * fit_scale(error[rest], spread[rest]) * spread[own]
         known = {name: group.conformal for name, group in _groups(scores[rest], category[rest]).items()}
-        known[""] = _left_over(scores[rest], sample.structure[rest], category[rest])
+        known[""] = _fit_rest(scores[rest], sample.structure[rest], category[rest])
         mine, back = np.unique(category[own], return_inverse=True)
         limit = np.array([known[str(name)].get("0.9", math.inf) for name in mine])
         within["conformal"][own] = scores[own] <= limit[back]

@@ -1,8 +1,8 @@
-"""Domain of an ensemble: what each head saw in training, a compact description that new structures are compared with.
+"""Domain of an ensemble: a compact description of each head's training data, with which new structures are compared.
 
 Three things per head. The elements; the pairs of elements that were neighbours, how close they came and in how many
-structures; and landmarks in the encoder's feature space, which tell how far an atom's surroundings are from all that
-was seen. Distances between features are measured element by element, after a projection that gives the scatter of each
+structures; and landmarks in the encoder's feature space, from which the distance of an atom's surroundings to the training
+data is measured. Distances between features are measured element by element, after a projection that gives the scatter of each
 element's features around their mean the same size in every direction (Mahalanobis metric, pooled over the elements).
 """
 
@@ -23,7 +23,7 @@ POWER = 4
 
 @dataclass(frozen=True)
 class HeadDomain:
-    """What one head saw.
+    """The training data of one head, condensed.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class HeadDomain:
         self, numbers: NDArray[np.uint8], features: NDArray[np.float32], ptr: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """Return the distance [S] of structures whose atoms are `ptr[s]:ptr[s+1]`, 1 at the limit; 0 without atoms."""
-        return pooled(self.atom_distances(numbers, features), ptr) / self.limit
+        return pool_distances(self.atom_distances(numbers, features), ptr) / self.limit
 
 
 BOND = 1.25
@@ -96,7 +96,7 @@ SUMS = RADII[:, None] + RADII[None, :]
 
 
 @functools.cache
-def relatives(kin: int) -> NDArray[np.bool_]:
+def find_relatives(kin: int) -> NDArray[np.bool_]:
     """Return [119,119]: whether the second element is the first, or one of its `kin` nearest in the periodic table.
 
     Nearness is that of `element_features`, from which the embeddings of elements start.
@@ -109,7 +109,7 @@ def relatives(kin: int) -> NDArray[np.bool_]:
     return near
 
 
-def pair_limits(domain: HeadDomain) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def find_pair_limits(domain: HeadDomain) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the distances [119,119] Angstrom below which a pair is an unseen bond, and the closest seen of each pair.
 
     Elements count as seen bonded if they were. If not, there are two cases. By chance alone n_a n_b / N structures of N
@@ -122,7 +122,7 @@ def pair_limits(domain: HeadDomain) -> tuple[NDArray[np.float64], NDArray[np.flo
     of it a short contact.
     """
     kin, contact = domain.kin, domain.contact
-    near = relatives(kin)
+    near = find_relatives(kin)
     ratio, often = np.full((SIZE, SIZE), np.inf), np.zeros((SIZE, SIZE))
     one, two = domain.pairs.T.astype(int)
     ratio[one, two] = ratio[two, one] = domain.closest / SUMS[one, two]
@@ -141,7 +141,7 @@ def pair_limits(domain: HeadDomain) -> tuple[NDArray[np.float64], NDArray[np.flo
     return bonds, least * SUMS
 
 
-def pooled(values: NDArray[np.float64], ptr: NDArray[np.int64]) -> NDArray[np.float64]:
+def pool_distances(values: NDArray[np.float64], ptr: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the power mean [S] of the values [N] of each structure's atoms."""
     counts, out = np.diff(ptr), np.zeros(len(ptr) - 1)
     filled = counts > 0

@@ -14,7 +14,7 @@ from atomsieve.graphs import Graph, build_graph
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.split import group_by_formula
-from atomsieve.uncertainty.domain import BOND, SIZE, SUMS, HeadDomain, pair_limits, pooled
+from atomsieve.uncertainty.domain import BOND, SIZE, SUMS, HeadDomain, find_pair_limits, pool_distances
 
 AXES = 16
 LANDMARKS = 1024
@@ -65,7 +65,7 @@ def find_pairs(graph: Graph) -> PairsSeen:
 
 
 def join_pairs(found: list[PairsSeen]) -> PairsSeen:
-    """Return what several batches saw together."""
+    """Merge the pairs of several batches."""
     pairs = np.concatenate([f.pairs for f in found]) if found else np.zeros((0, 2), np.uint8)
     codes, which = np.unique(pairs[:, 0].astype(np.int64) * _CODE + pairs[:, 1], return_inverse=True)
     closest, structures = np.full(len(codes), np.inf, np.float32), np.zeros(len(codes), np.int64)
@@ -137,7 +137,7 @@ def fit_head(
     if held is None or trained_on_held:
         few, held = _hold_back(rows[: MOST_FITTED + MOST_FITTED // 10], fetch, rng)
         rows = np.concatenate([few, rows[MOST_FITTED + MOST_FITTED // 10 :]])
-    seen, elements = _seen(rows, fetch, cutoff)
+    seen, elements = _count_pairs(rows, fetch, cutoff)
     numbers, features, _, used = _features(encoder, rows[:MOST_FITTED], fetch)
     if len(numbers) == 0:
         return None
@@ -161,12 +161,12 @@ def fit_head(
     domain = _with_pair_rules(domain, held, fetch, cutoff)
     numbers, features, ptr, used = _features(encoder, held, fetch)
     known = np.isin(numbers, owner)  # an element of its own is a reason of its own
-    distances = pooled(np.where(known, domain.atom_distances(numbers, features), 0.0), ptr)
+    distances = pool_distances(np.where(known, domain.atom_distances(numbers, features), 0.0), ptr)
     rank = min(int(np.ceil((len(distances) + 1) * QUANTILE)), len(distances))
     limit = float(np.sort(distances)[rank - 1]) if rank else 0.0
     domain = replace(domain, limit=max(limit, 1e-3), held=used)
     if trained_on_held:  # the limits are found; now all that was trained on counts as seen
-        more, others = _seen(held, fetch, cutoff)
+        more, others = _count_pairs(held, fetch, cutoff)
         counts = _elements(elements + others, len(rows) + len(held))
         domain = replace(domain, **counts, **vars(join_pairs([seen, more])))
     return domain
@@ -178,7 +178,7 @@ def _elements(structures: NDArray[np.int64], of: int) -> dict[str, Any]:
     return {"elements": elements.astype(np.uint8), "seen_in": structures[elements].astype(np.int32), "paired": of}
 
 
-def _seen(rows: NDArray[np.int64], fetch: Fetch, cutoff: float) -> tuple[PairsSeen, NDArray[np.int64]]:
+def _count_pairs(rows: NDArray[np.int64], fetch: Fetch, cutoff: float) -> tuple[PairsSeen, NDArray[np.int64]]:
     """Return the pairs in some structures, and how many of them hold each element, [256]."""
     found, elements = [], np.zeros(256, np.int64)
     for batch, graph in _batches(np.sort(rows), fetch, cutoff):
@@ -209,16 +209,16 @@ def _with_pair_rules(domain: HeadDomain, held: NDArray[np.int64], fetch: Fetch, 
         return domain
     home, code, length = (np.concatenate(columns) for columns in zip(*edges, strict=True))
 
-    def marked(tried: HeadDomain) -> float:
-        return len(np.unique(home[length < pair_limits(tried)[0].ravel()[code]])) / structures
+    def share_marked(tried: HeadDomain) -> float:
+        return len(np.unique(home[length < find_pair_limits(tried)[0].ravel()[code]])) / structures
 
     widest = replace(domain, kin=KIN[-1])
     choices = [replace(widest, expected=expected) for expected in EXPECTED]
-    domain = replace(domain, expected=next((c for c in choices if marked(c) <= FEW / 2), choices[-1]).expected)
+    domain = replace(domain, expected=next((c for c in choices if share_marked(c) <= FEW / 2), choices[-1]).expected)
     choices = [replace(domain, kin=kin) for kin in KIN]
-    domain = next((c for c in choices if marked(c) <= FEW), choices[-1])
+    domain = next((c for c in choices if share_marked(c) <= FEW), choices[-1])
     least = np.full(structures, np.inf)
-    np.minimum.at(least, home, length / pair_limits(domain)[1].ravel()[code])
+    np.minimum.at(least, home, length / find_pair_limits(domain)[1].ravel()[code])
     part = np.sort(least)[int((1.0 - QUANTILE) * structures)]
     return replace(domain, closer=float(np.clip(part - 1e-6, LEAST_CLOSER, CLOSER)))
 

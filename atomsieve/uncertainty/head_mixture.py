@@ -40,7 +40,7 @@ class Mixture:
     heads : names, H of them, in the order of the weights.
     maps : linear maps of the network, each (weight [outputs,inputs], bias [outputs]) with ReLU between; 118 in, H out.
     inputs : "fractions" (the default: a doubled cell has the same weights) or "counts" (numbers of atoms, as HydraGNN).
-    about : anything JSON-able that says how it came to be.
+    about : anything JSON-able that describes how it was made.
     """
 
     heads: tuple[str, ...]

@@ -54,7 +54,7 @@ def fit_mixture(
     if len(present) < 2:
         raise DataError(f"a mixture needs structures of at least two heads, got those of {len(present)}")
     generator = torch.Generator().manual_seed(seed)
-    held = _held(counts, head, seed)
+    held = _hold_out(counts, head, seed)
     x = counts / counts.sum(1, keepdims=True) if inputs == "fractions" else counts
     scale = np.maximum(x[~held].std(0).max(), 1e-3)
     lacks = counts @ (~known).T.astype(np.float64) > 0
@@ -103,7 +103,7 @@ def fit_mixture(
     return Mixture(names, tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in maps), inputs, about)
 
 
-def _held(counts: NDArray[np.float64], head: NDArray[np.integer[Any]], seed: int) -> NDArray[np.bool_]:
+def _hold_out(counts: NDArray[np.float64], head: NDArray[np.integer[Any]], seed: int) -> NDArray[np.bool_]:
     """Return which rows are kept from the fit: all of a tenth of the different compositions, none of a head's last."""
     same = np.unique(counts / np.maximum(counts.sum(1, keepdims=True), 1), axis=0, return_inverse=True)[1].ravel()
     chosen = np.random.default_rng(seed).random(same.max(initial=0) + 1) < PART

@@ -1,6 +1,6 @@
-"""Groups of structures whose errors are calibrated apart: by elements, by size, or by both (Mondrian taxonomy).
+"""Groups of structures whose errors are calibrated separately: by elements, by size, or by both (Mondrian taxonomy).
 
-A structure belongs to one group of elements, by what it holds; the first that applies:
+A structure belongs to one group of elements, by its elements; the first that applies:
 
 metallic : a metal or metalloid, and no oxygen, halogen, chalcogen or pnictogen of those below.
 oxide : a metal or metalloid with O.
@@ -25,7 +25,7 @@ _HALOGENS = (9, 17, 35, 53)
 _CHALCOGENS_PNICTOGENS = (7, 15, 33, 16, 34, 51, 52)
 
 
-def element_group(batch: StructureBatch) -> NDArray[np.int64]:
+def find_element_group(batch: StructureBatch) -> NDArray[np.int64]:
     """Return the group of elements of each structure [S], an index into ELEMENT_GROUPS."""
     metal = ~_has(batch, _NONMETALS, every=True)
     out = np.zeros(len(batch), np.int64)
@@ -35,14 +35,14 @@ def element_group(batch: StructureBatch) -> NDArray[np.int64]:
 
 
 def _has(batch: StructureBatch, elements: Collection[int], *, every: bool = False) -> NDArray[np.bool_]:
-    """Say for each structure [S] whether an atom (or every atom) is of these elements."""
+    """Return for each structure [S] whether an atom (or every atom) is of these elements."""
     known = np.zeros(256, bool)
     known[list(elements)] = True
     number = np.bincount(batch.structure_of_atom, weights=known[batch.numbers], minlength=len(batch))
     return np.asarray(number == batch.counts if every else number > 0)
 
 
-def size_edges(natoms: NDArray[np.int64]) -> list[int]:
+def find_size_edges(natoms: NDArray[np.int64]) -> list[int]:
     """Return where the second and the third class of size begin: the tertiles of the numbers of atoms [S].
 
     Structures of one size are in one class; the edges are the sizes that divide the structures nearest to thirds.
@@ -56,7 +56,7 @@ def size_edges(natoms: NDArray[np.int64]) -> list[int]:
     return [int(sizes[np.abs(below - part * len(natoms) // 3).argmin()]) for part in (1, 2)]
 
 
-def candidates(elements: NDArray[np.int64], natoms: NDArray[np.int64], edges: Sequence[int]) -> NDArray[np.str_]:
+def list_groups(elements: NDArray[np.int64], natoms: NDArray[np.int64], edges: Sequence[int]) -> NDArray[np.str_]:
     """Return the names [S,3] of the groups that each structure belongs to, the finest first.
 
     They are elements and size ("oxide/small"), elements ("oxide"), and size ("small"); of these the first that was
@@ -68,7 +68,7 @@ def candidates(elements: NDArray[np.int64], natoms: NDArray[np.int64], edges: Se
     return np.stack([both, element.astype(both.dtype), size.astype(both.dtype)], axis=1)
 
 
-def applicable(names: NDArray[np.str_], known: Collection[str]) -> NDArray[np.int64]:
+def choose_group(names: NDArray[np.str_], known: Collection[str]) -> NDArray[np.int64]:
     """Return [S] which column of `candidates` applies: the first whose name is known, else 3 for all structures."""
     unique, inverse = np.unique(names, return_inverse=True)
     there = np.isin(unique, list(known))[inverse.reshape(names.shape)]

@@ -17,7 +17,7 @@ from atomsieve.predict import Predictor
 from atomsieve.predict.intervals import HeadUncertainty
 from atomsieve.structures.open import open_structures
 from atomsieve.uncertainty.calibration import LEVELS, HeadCalibration, PropertyCalibration
-from atomsieve.uncertainty.strata import applicable, candidates, element_group
+from atomsieve.uncertainty.strata import choose_group, find_element_group, list_groups
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.labelled import ENERGY_FACTOR, FORCE_FACTOR, labelled_file, noisy_labels
 
@@ -90,8 +90,8 @@ def test_a_group_of_its_own_has_its_own_quantile():
     )
     head = HeadUncertainty(HeadCalibration(energy_per_atom=fit, force_component=fit))
     spread = np.linspace(0.1, 1, 40)
-    names = candidates(element_group(batch), batch.counts, fit.size_edges)
-    column = applicable(names, fit.groups)
+    names = list_groups(find_element_group(batch), batch.counts, fit.size_edges)
+    column = choose_group(names, fit.groups)
     assert {0, 1, 2, 3} - set(column) == {0}  # elements, size, and none at all are all there
     for level in (0.5, 0.9):
         expected = [

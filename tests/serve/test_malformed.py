@@ -222,7 +222,7 @@ def test_crowded_structures_are_bounded_before_memory_is(local):
 
 def test_the_estimate_of_crowded_structures_is_no_less_than_a_tenth_of_the_truth():
     from atomsieve.graphs import count_edges, edge_budget_estimate
-    from atomsieve.graphs.crowding import crowded_edges
+    from atomsieve.graphs.crowding import estimate_crowded_edges
     from atomsieve.structures import StructureBatch
 
     rng = np.random.default_rng(2)
@@ -245,7 +245,7 @@ def test_the_estimate_of_crowded_structures_is_no_less_than_a_tenth_of_the_truth
             pbc=np.array([pbc], bool),
             id=np.zeros(1, np.int64),
         )
-        estimate = np.maximum(edge_budget_estimate(batch, 5.0), crowded_edges(batch, 5.0))
+        estimate = np.maximum(edge_budget_estimate(batch, 5.0), estimate_crowded_edges(batch, 5.0))
         assert estimate[0] > 0.1 * count_edges(batch, 5.0)[0]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from atomsieve.errors import UsageError
 from atomsieve.graphs import edge_budget_estimate
-from atomsieve.graphs.crowding import crowded_edges
+from atomsieve.graphs.crowding import estimate_crowded_edges
 from atomsieve.predict import Status
 from atomsieve.predict.packing import pack
 from atomsieve.remote.predictor import RemotePredictor
@@ -125,7 +125,7 @@ def test_heaps_of_atoms_are_cut_so_that_the_server_takes_them(remotes, local, wa
     remote, batch = remotes[way], StructureBatch.from_ase([*heaps, Atoms("Cu4000", rng.random((4000, 3)))])
     job = remote._plan_call(batch, {"energy"}, None, None)
     assert np.array_equal(np.concatenate(job.pieces), np.arange(500)), "the last is too crowded for the server"
-    usual, crowded = edge_budget_estimate(batch, remote.cutoff), crowded_edges(batch, remote.cutoff)
+    usual, crowded = edge_budget_estimate(batch, remote.cutoff), estimate_crowded_edges(batch, remote.cutoff)
     limit = remote.server["limits"]["edges"]
     assert all(crowded[piece].sum() <= limit for piece in job.pieces) and crowded[:-1].max() > 2 * usual[:-1].max()
     batches = pack(usual[:-1], batch.counts[:-1], *remote.budget)

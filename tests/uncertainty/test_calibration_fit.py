@@ -19,7 +19,7 @@ from atomsieve.uncertainty.calibration_fit import (
     fit_scale,
     quantiles,
 )
-from atomsieve.uncertainty.strata import ELEMENT_GROUPS, applicable, candidates, element_group, size_edges
+from atomsieve.uncertainty.strata import ELEMENT_GROUPS, choose_group, find_element_group, find_size_edges, list_groups
 
 
 def sample(n: int, seed: int = 0, factor: float = 3.0, power: float = 1.0, elements: np.ndarray | None = None):
@@ -48,8 +48,8 @@ def energies(residuals: Residuals):
 
 def coverage(fit, residuals: Residuals, level: float = 0.9, chosen=slice(None)) -> float:
     """Share of errors within the interval by the documented rule, structure by structure."""
-    names = candidates(residuals.elements, residuals.natoms, fit.size_edges)
-    column = applicable(names, fit.groups)
+    names = list_groups(residuals.elements, residuals.natoms, fit.size_edges)
+    column = choose_group(names, fit.groups)
     factor = [fit.quantile(level, None if c == 3 else str(row[c])) for row, c in zip(names, column, strict=True)]
     within = np.abs(residuals.energy_error) <= fit.sigma(residuals.energy_spread) * np.array(factor)
     return float(within[chosen].mean())
@@ -138,8 +138,8 @@ def test_every_category_is_covered_by_itself_on_fresh_structures(kind):
     fresh, shares = two_sizes(kind, 20_000, 99), {}
     for seed in range(8):
         fit = energies(two_sizes(kind, 1000, seed))
-        names = candidates(fresh.elements, fresh.natoms, fit.size_edges)
-        column = applicable(names, fit.groups)
+        names = list_groups(fresh.elements, fresh.natoms, fit.size_edges)
+        column = choose_group(names, fit.groups)
         category = np.array(["" if c == 3 else str(row[c]) for row, c in zip(names, column, strict=True)])
         for name in np.unique(category):
             shares.setdefault(name, []).append(coverage(fit, fresh, chosen=category == name))
@@ -154,11 +154,11 @@ def test_a_group_needs_enough_structures_and_the_finest_that_has_them_applies():
     elements[: FEWEST_GROUP - 1] = 1
     fit = energies(sample(600, elements=elements))
     assert set(fit.groups) == {"metallic/small", "metallic/medium", "metallic/large"}
-    names = candidates(np.array([0, 1]), np.array([2, 2]), fit.size_edges)
+    names = list_groups(np.array([0, 1]), np.array([2, 2]), fit.size_edges)
     assert names[0].tolist() == ["metallic/small", "metallic", "small"]
-    assert applicable(names, fit.groups).tolist() == [0, 3]
-    assert applicable(names, ["metallic", "small"]).tolist() == [1, 2]
-    assert applicable(names, []).tolist() == [3, 3]
+    assert choose_group(names, fit.groups).tolist() == [0, 3]
+    assert choose_group(names, ["metallic", "small"]).tolist() == [1, 2]
+    assert choose_group(names, []).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("left", [0, 5, 60])
@@ -189,18 +189,18 @@ def test_structures_fall_into_the_documented_groups():
         Atoms("BiOCl", positions=[[0, 0, 0], [0, 0, 2], [0, 2, 0]]),
         bulk("Si"),
     ]
-    found = [ELEMENT_GROUPS[g] for g in element_group(StructureBatch.from_ase(images))]
+    found = [ELEMENT_GROUPS[g] for g in find_element_group(StructureBatch.from_ase(images))]
     assert found == ["metallic", "oxide", "halide", "chalcogenide_pnictide", "nonmetallic", "oxide", "metallic"]
 
 
 def test_tertiles_of_size_hold_a_third_each():
     natoms = np.random.default_rng(0).permutation(np.arange(1, 301))
-    classes = np.searchsorted(size_edges(natoms), natoms, side="right")
+    classes = np.searchsorted(find_size_edges(natoms), natoms, side="right")
     assert np.bincount(classes).tolist() == [100, 100, 100]
     for mostly in (5, 50):  # one size that most have is a class of its own
         natoms = np.array([5, 50] * 10 + [mostly] * 80)
-        assert len(np.unique(np.searchsorted(size_edges(natoms), natoms, side="right"))) == 2
-    assert size_edges(np.full(7, 3)) == [3, 3] and size_edges(np.zeros(0, np.int64)) == []
+        assert len(np.unique(np.searchsorted(find_size_edges(natoms), natoms, side="right"))) == 2
+    assert find_size_edges(np.full(7, 3)) == [3, 3] and find_size_edges(np.zeros(0, np.int64)) == []
 
 
 def test_quantiles_are_those_of_the_finite_sample():

@@ -13,7 +13,7 @@ from atomsieve.gfm.domain_file import dump_domain, read_domain
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.graphs import build_graph
 from atomsieve.structures import StructureBatch
-from atomsieve.uncertainty.domain import POWER, SUMS, pair_limits, pooled, relatives
+from atomsieve.uncertainty.domain import POWER, SUMS, find_pair_limits, find_relatives, pool_distances
 from atomsieve.uncertainty.domain_fit import (
     _features,
     _hold_back,
@@ -173,9 +173,9 @@ def test_the_fit_is_deterministic(domain, encoder, batch):
 
 
 def test_power_mean_without_atoms():
-    found = pooled(np.array([3.0, 3.0, 1.0, 2.0]), np.array([0, 0, 2, 4, 4]))
+    found = pool_distances(np.array([3.0, 3.0, 1.0, 2.0]), np.array([0, 0, 2, 4, 4]))
     assert found.tolist() == [0.0, pytest.approx(3.0), pytest.approx(8.5**0.25), 0.0]
-    assert len(pooled(np.zeros(0), np.array([0]))) == 0
+    assert len(pool_distances(np.zeros(0), np.array([0]))) == 0
 
 
 def test_k_means_finds_separate_clusters():
@@ -194,7 +194,7 @@ def test_k_means_finds_separate_clusters():
 def rules(domain):
     def limits(pairs, closest, structures, kin=0, seen=None, paired=100, expected=5.0):
         seen = seen or {}
-        return pair_limits(
+        return find_pair_limits(
             dataclasses.replace(
                 domain,
                 pairs=np.array(pairs, np.uint8),
@@ -225,7 +225,7 @@ def test_a_pair_seen_once_far_apart_makes_no_bond_short(rules):
 
 
 def test_relatives_may_stand_in(rules):
-    near = relatives(2)
+    near = find_relatives(2)
     assert near[26, [26, 27, 25]].all()  # Fe: Co and Mn
     assert near.sum(1)[1:].tolist() == [3] * 118
     cobalt_fluoride = [9, 27]

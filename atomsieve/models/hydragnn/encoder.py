@@ -1,6 +1,6 @@
 """HydraGNN's PaiNN, for a stack of members: the mathematics of its graph foundation models, from the formulas.
 
-Beside the PaiNN of this package: atoms start from their atomic number alone (one scalar), so the first layer has width
+It differs from the PaiNN of this package: atoms start from their atomic number alone (one scalar), so the first layer has width
 1; radial functions are `sin(n pi r / rc) / r` with a cosine cutoff; a message along the direction falls off with
 another 1/r; vectors are mixed between layers; total charge and multiplicity are joined to the scalars after every
 layer; and heads read the sum over atoms (`atomsieve.models.readout.PooledReadout`).
@@ -49,7 +49,7 @@ class EdgeView:
 
     Attributes
     ----------
-    vec : [K,E,3] Angstrom, a leaf of autograd when forces are wanted.
+    vec : [K,E,3] Angstrom, a leaf of autograd when forces are computed.
     basis : [1 or K,E,R+1], radial functions times the cutoff, and last the cutoff itself.
     along : [1 or K,E,3], direction from receiver to sender over the distance, 1/Angstrom.
     """
@@ -60,7 +60,7 @@ class EdgeView:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What is differentiated by."""
+        """The edge vectors, by which energies are differentiated."""
         return (self.vec,)
 
     def pull_back(self, gradient: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class HydraLayer(nn.Module):
         return s, self.vector(v.reshape(members, 3 * atoms, width)).view(members, atoms, 3, s.shape[-1])
 
     def _message(self, s: Tensor, v: Tensor | None, graph: EdgeGraph, edges: EdgeView) -> tuple[Tensor, Tensor]:
-        """Add to each atom what its neighbours send."""
+        """Add the messages of its neighbours to each atom."""
         members, atoms, width = s.shape
         filters = torch.bmm(edges.basis, self.filters)  # (3)
         g_v, g_e, m_s = (filters * graph.senders(self.payload(s))).split(width, -1)  # (4), and the summands of (5)
@@ -154,7 +154,7 @@ class HydraGNNPaiNN(Encoder[EdgeView]):
         self.projector = StackedLinear(config.hidden + 2, config.hidden, seeds) if config.charge_spin else None
 
     def geometry(self, vec: Tensor, members: int, *, differentiable: bool) -> EdgeView:
-        """Return what the encoder sees of edge vectors `vec [E,3]` (Angstrom)."""
+        """Return basis and directions of edge vectors `vec [E,3]` (Angstrom)."""
         many = vec.detach().expand(members, *vec.shape)
         if differentiable:
             many.requires_grad_()

@@ -35,7 +35,7 @@ State = Mapping[str, Tensor]
 
 
 def hydragnn_config(state: State, cutoff: float = 5.0, max_neighbors: int | None = 20) -> ModelConfig:
-    """Return the architecture that the shapes of a state dict tell; cutoff (Angstrom) and neighbours they do not tell.
+    """Return the architecture that follows from the shapes of a state dict; cutoff (Angstrom) and neighbours do not.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def _chain(state: State, pattern: str) -> list[int]:
 
 
 def plain_heads(count: int) -> list[HeadSpec]:
-    """Return heads `branch-0`, ... without element references: what they give are HydraGNN's residual energies."""
+    """Return heads `branch-0`, ... without element references: they give HydraGNN's residual energies."""
     nothing = dict.fromkeys(range(1, MAX_NUMBER + 1), 0.0)
     return [
         HeadSpec(

@@ -1,7 +1,7 @@
 """The PaiNN message of a stack of members: one operation, three implementations, twice differentiable.
 
-`message(x, basis, unit, weights, graph)` maps node payloads to what each atom receives (Schuett et al., ICML
-2021, eq. 7-8):
+`message(x, basis, unit, weights, graph)` maps node payloads to the sums of messages that atoms receive (Schuett et
+al., ICML 2021, eqs. 7 and 8):
 
     w_s, w_a, w_b = basis[e] @ weights          filter of edge e (sender j, receiver i)
     ds[i] = sum_e w_s * p_s[j]
@@ -39,9 +39,9 @@ def message(
     implementation: str = "auto",
     wanted: Wanted | None = None,
 ) -> Tensor:
-    """Return what each atom receives, `[K,N,4,F]` (see the module's page).
+    """Return the sum of the messages that each atom receives, `[K,N,4,F]` (see the head of this module).
 
-    wanted : what backward passes through the result are for; may be changed between passes.
+    wanted : the gradients that backward passes compute; may be changed between passes.
     implementation : "native" (compiled, CPU, complete lists), "triton" (fused, GPU, once differentiable), "edges" (any
         list, any device), or "auto": the first that serves.
     """
@@ -68,7 +68,7 @@ def message(
 
 
 def native_serves(x: Tensor, graph: Graph) -> bool:
-    """Say whether the compiled kernels can be used for this payload and graph."""
+    """Return whether the compiled kernels can be used for this payload and graph."""
     return (
         x.device.type == "cpu"
         and x.dtype in SUFFIX
@@ -79,7 +79,7 @@ def native_serves(x: Tensor, graph: Graph) -> bool:
 
 
 def triton_serves(x: Tensor, wanted: Wanted) -> bool:
-    """Say whether the fused GPU kernels can be used: for inference, where Triton is installed."""
+    """Return whether the fused GPU kernels can be used: for inference, where Triton is installed."""
     learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
     return x.device.type == "cuda" and x.dtype in SUFFIX and not learning and find_spec("triton") is not None
 

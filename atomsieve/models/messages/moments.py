@@ -2,7 +2,7 @@
 
 The filters of `atomsieve.models.messages.message` are linear in the radial basis, so the sum over neighbours can come
 first: of moments `Q_rf = sum_j B_jr x_jf` of an atom, `sum_j (B W)_jf x_jf = sum_r W_rf Q_rf`. Neither filters nor any
-other array of N*W*F numbers is formed, but for what is gathered; where one operation runs after the other, that saves
+other array of N*W*F numbers is formed, but for the gathered payload; where one operation runs after the other, that saves
 most of the memory traffic.
 
 Symmetry is used as in `atomsieve.models.messages.table`. Shapes: K members, N atoms, W places, R radial functions, F
@@ -31,13 +31,13 @@ class PairedMoments(torch.autograd.Function):
         weights: Tensor,
         neighbors: Tensor,
     ) -> Tensor:
-        """Return what each atom receives, `[K,N,4,F]`; arguments as for `message`."""
+        """Return the sum of messages of each atom, `[K,N,4,F]`; arguments as for `message`."""
         ctx.save_for_backward(x, unit, basis, slope, weights, neighbors)
         members, atoms, _, width = x.shape
         places, radial = basis.shape[1:]
         many = members * atoms
         direct, push = _by_part(weights, width)
-        moments = torch.bmm(_basis_rows(basis, members), _near_carried(x, neighbors))
+        moments = torch.bmm(_basis_rows(basis, members), _gather_carried(x, neighbors))
         received = (moments.view(members, atoms, radial, 4, width) * direct).sum(2)
         directed = (unit[0].transpose(1, 2).unsqueeze(2) * basis.transpose(1, 2).unsqueeze(1)).reshape(
             atoms, 3 * radial, places
@@ -55,7 +55,7 @@ class PairedMoments(torch.autograd.Function):
         many = members * atoms
         direct, push = _by_part(weights, width)
         own = torch.cat([x[:, :, :1], x[:, :, 2:]], 2)
-        near, near_p = _near_carried(x, neighbors), _take(x[:, :, 1], neighbors).view(many, places, width)
+        near, near_p = _gather_carried(x, neighbors), _take(x[:, :, 1], neighbors).view(many, places, width)
         far_s = _take(grad[:, :, 0], neighbors).view(many, places, width)
         far_v = _take(grad[:, :, 1:].reshape(members, atoms, 3 * width), neighbors)
         rows = _basis_rows(basis, members)
@@ -90,7 +90,7 @@ def _take(values: Tensor, neighbors: Tensor) -> Tensor:
     return values.index_select(1, neighbors.reshape(-1))
 
 
-def _near_carried(x: Tensor, neighbors: Tensor) -> Tensor:
+def _gather_carried(x: Tensor, neighbors: Tensor) -> Tensor:
     """Return s and v of the neighbours, `[K*N,W,4*F]`."""
     members, atoms, _, width = x.shape
     carried = torch.cat([x[:, :, :1], x[:, :, 2:]], 2).view(members, atoms, 4 * width)

@@ -5,7 +5,7 @@ backward, it becomes part of one graph that needs no autograd.
 
 On a symmetric table the basis of an edge equals that of its reverse, and its unit vector is the opposite one. So the
 transpose of "gather from the neighbours and sum" is the same gather with the same table, and the gradient by a pair's
-distance and direction needs only what both of its rows already gather.
+distance and direction needs only values that both of its rows gather anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atomsieve.models.messages.moments import PairedMoments
 
 
 def message_on_table_graph(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: TableGraph) -> Tensor:
-    """Return what each atom receives, `[K,N,4,F]`; arguments as for `message`, with E = N*W."""
+    """Return the sum of messages of each atom, `[K,N,4,F]`; arguments as for `message`, with E = N*W."""
     if graph.paired is not None:
         edges = graph.paired
         if graph.moments:
@@ -39,7 +39,7 @@ def message_on_table_graph(x: Tensor, basis: Tensor, unit: Tensor, weights: Tens
     return torch.cat([ds, dv], dim=2).view(members, atoms, places, 4, width).sum(2)
 
 
-def _stored(t: Tensor, dim: int) -> Tensor:
+def _force_store(t: Tensor, dim: int) -> Tensor:
     """Return t put together of two parts: a compiler then stores it, where it would else compute it for each reader."""
     size = t.shape[dim]
     return torch.cat([t.narrow(dim, 0, size // 2), t.narrow(dim, size // 2, size - size // 2)], dim)
@@ -101,7 +101,7 @@ class _Paired(torch.autograd.Function):
         x, unit, basis, slope, weights, neighbors = ctx.saved_tensors
         members, atoms, _, width = x.shape
         places, flat = neighbors.shape[1], neighbors.reshape(-1)
-        grad = _stored(grad, 2)
+        grad = _force_store(grad, 2)
         near = x.index_select(1, flat).view(members, atoms, places, 5, width).unbind(3)
         far = grad.index_select(1, flat).view(members, atoms, places, 4, width).unbind(3)
         own, here = x.unsqueeze(2).unbind(3), grad.unsqueeze(2).unbind(3)
@@ -120,7 +120,7 @@ class _Paired(torch.autograd.Function):
         return torch.stack(grad_x, 2), by_distance, torch.stack(by_unit, 3), None, None, None, None, None
 
 
-def paired_edges(distance: Tensor, unit: Tensor, basis: Tensor, slope: Tensor, members: int) -> PairedEdges:
+def make_paired_edges(distance: Tensor, unit: Tensor, basis: Tensor, slope: Tensor, members: int) -> PairedEdges:
     """Return leaves and constants of a symmetric table: `distance [N,W]`, `unit [N,W,3]`, `basis`, `slope` [N,W,R]."""
     many = torch.zeros_like(distance).expand(members, *distance.shape).detach().requires_grad_()
     directed = unit.expand(members, *unit.shape).detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""The PaiNN message as fused GPU kernels (Triton): see `atomsieve.models.messages.message` for what they compute.
+"""The PaiNN message as fused GPU kernels (Triton): `atomsieve.models.messages.message` has the formulas.
 
 Comments give equations of Schuett, Unke and Gastegger (ICML 2021).
 

@@ -1,7 +1,7 @@
 """A PaiNN layer for inference on a CPU: compiled steps between its matrix products, with the backward pass written out.
 
 The mathematics is that of `atomsieve.models.painn.encoder.PaiNNLayer`; comments give equations of Schuett, Unke and
-Gastegger (ICML 2021). What the general path does by a dozen operations over arrays of atoms
+Gastegger (ICML 2021). The general path takes a dozen operations over arrays of atoms
 times channels, each with its gradient, is here one pass over memory.
 """
 
@@ -33,7 +33,7 @@ class LayerWeights(Protocol):
 
 
 def layer_serves(s: Tensor, graph: Graph, wanted: Wanted) -> bool:
-    """Say whether `layer_on_cpu` can be used: compiled kernels, a complete list, no gradients of weights."""
+    """Return whether `layer_on_cpu` can be used: compiled kernels, a complete list, no gradients of weights."""
     learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
     if learning or not messages.native_serves(s, graph):
         return False
@@ -43,7 +43,7 @@ def layer_serves(s: Tensor, graph: Graph, wanted: Wanted) -> bool:
 def layer_on_cpu(
     layer: LayerWeights, s: Tensor, v: Tensor | None, graph: Graph, geometry: Geometry
 ) -> tuple[Tensor, Tensor]:
-    """Return what `layer` makes of scalars [K,N,F] and vectors [K,N,3,F] (None: zero); differentiable once.
+    """Apply `layer` to scalars [K,N,F] and vectors [K,N,3,F] (None: zero); differentiable once.
 
     Gradients are those by s, v, and of the geometry by unit and stretch; weights get none.
     """
@@ -136,12 +136,12 @@ def _map(linear: StackedLinear, x: Tensor) -> Tensor:
 
 
 def _map_back(linear: StackedLinear, grad: Tensor) -> Tensor:
-    """Return the gradient by what `linear` was applied to."""
+    """Return the gradient by the input of `linear`."""
     return product(grad, linear.weight.detach().transpose(1, 2), linear.low_precision)
 
 
 def _mlp(mlp: StackedMLP, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what an MLP makes of `x`, and the derivative of its nonlinearity."""
+    """Return the output of an MLP for `x`, and the derivative of its nonlinearity."""
     slope = _map(mlp.first, x)
     hidden = torch.empty_like(slope)
     _call("silu", x.dtype, (slope.numel(),), slope, hidden)

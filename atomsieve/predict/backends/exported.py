@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.export.artefact import Artefact
-from atomsieve.gfm import ExportEntry, Manifest
+from atomsieve.gfm import EnsembleManifest, ExportEntry
 from atomsieve.gfm.backends import BACKENDS
 from atomsieve.gfm.exports import export_key
 from atomsieve.graphs import Graph
@@ -78,7 +78,7 @@ def open_backend(
     name: str,
     folder: str | Path,
     ensemble: Ensemble,
-    manifest: Manifest,
+    manifest: EnsembleManifest,
     precision: str,
     device: torch.device,
     why: str,
@@ -103,7 +103,7 @@ def open_backend(
     )
 
 
-def atoms_at_once(manifest: Manifest, entry: ExportEntry, device: torch.device) -> int:
+def atoms_at_once(manifest: EnsembleManifest, entry: ExportEntry, device: torch.device) -> int:
     """Return how many atoms an artefact evaluates at once: runtimes that fuse nothing hold every array of edges."""
     config = manifest.config
     places = places_per_atom(manifest)
@@ -113,12 +113,12 @@ def atoms_at_once(manifest: Manifest, entry: ExportEntry, device: torch.device) 
     return int(np.clip(MEMORY[device.type] / bytes_per_atom, 100, MAX_ATOMS[device.type]))
 
 
-def places_per_atom(manifest: Manifest) -> float:
+def places_per_atom(manifest: EnsembleManifest) -> float:
     """Return how wide a neighbour table is expected to be."""
     return manifest.config.max_neighbors or 1.5 * manifest.config.typical_neighbors
 
 
-def find_export(manifest: Manifest, name: str, precision: str, device: torch.device) -> ExportEntry | None:
+def find_export(manifest: EnsembleManifest, name: str, precision: str, device: torch.device) -> ExportEntry | None:
     """Return the artefact for a format, precision and device, one with forces before one without; None without one."""
     for kind in ("forces", "energy"):
         for made_for in dict.fromkeys((device.type, "cpu")):
@@ -129,7 +129,7 @@ def find_export(manifest: Manifest, name: str, precision: str, device: torch.dev
 
 
 def export_entry(
-    folder: str | Path, manifest: Manifest, name: str, precision: str, device: torch.device
+    folder: str | Path, manifest: EnsembleManifest, name: str, precision: str, device: torch.device
 ) -> ExportEntry:
     """Return the artefact for a format, precision and device; one with forces before one without.
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError
-from atomsieve.gfm import Manifest
+from atomsieve.gfm import EnsembleManifest
 from atomsieve.graphs import Graph
 from atomsieve.models import Ensemble, set_precision
 from atomsieve.models.layers import dtype_of
@@ -114,7 +114,7 @@ def open_backend(
     name: str,
     folder: str | Path,
     ensemble: Ensemble,
-    manifest: Manifest,
+    manifest: EnsembleManifest,
     precision: str,
     device: torch.device,
     why: str,

@@ -9,7 +9,7 @@ import torch
 
 from atomsieve.export.spec import describe_processor
 from atomsieve.export.trust import is_trusted
-from atomsieve.gfm import Manifest
+from atomsieve.gfm import EnsembleManifest
 from atomsieve.gfm.backends import AUTO, BACKENDS, FORMATS, check_backend
 from atomsieve.models import Ensemble
 from atomsieve.models.precision import check_precision
@@ -20,7 +20,7 @@ __all__ = ["fastest", "open_backend"]
 
 
 def open_backend(
-    name: str, folder: str | Path, ensemble: Ensemble, manifest: Manifest, precision: str, device: torch.device
+    name: str, folder: str | Path, ensemble: Ensemble, manifest: EnsembleManifest, precision: str, device: torch.device
 ) -> Backend:
     """Open a backend by name; "auto" takes the fastest one in this precision that was checked here (see `fastest`).
 
@@ -41,7 +41,7 @@ def open_backend(
     return opened
 
 
-def fastest(folder: str | Path, manifest: Manifest, precision: str, device: torch.device) -> tuple[str, str]:
+def fastest(folder: str | Path, manifest: EnsembleManifest, precision: str, device: torch.device) -> tuple[str, str]:
     """Return the backend that was measured fastest on this machine, and one line on why.
 
     A candidate passed its fidelity check (none is written otherwise) on this processor, and holds no foreign code.

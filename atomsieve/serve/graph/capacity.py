@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from atomsieve.gfm import ExportEntry, Manifest
+from atomsieve.gfm import EnsembleManifest, ExportEntry
 from atomsieve.graphs.limits import MAX_NEIGHBORS_PER_ATOM
 from atomsieve.predict.backends.exported import atoms_at_once, places_per_atom
 from atomsieve.serve.model.settings import Settings
@@ -26,7 +26,7 @@ class Capacity:
     places: int
 
     @staticmethod
-    def of(manifest: Manifest, entry: ExportEntry, settings: Settings) -> Capacity:
+    def of(manifest: EnsembleManifest, entry: ExportEntry, settings: Settings) -> Capacity:
         """Return the capacity from `max_atoms` and `max_edges` of the settings, else as `Predictor` derives it."""
         atoms = settings.max_atoms or atoms_at_once(manifest, entry, torch.device(settings.device.partition(":")[0]))
         edges = settings.max_edges or int(atoms * places_per_atom(manifest))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.export.interface import Slot, inputs, outputs
-from atomsieve.gfm import ExportEntry, Manifest, read_manifest
+from atomsieve.gfm import EnsembleManifest, ExportEntry, read_manifest
 from atomsieve.gfm.exports import FOLDER, check_export
 from atomsieve.gfm.manifest import MANIFEST
 from atomsieve.remote.wire import TRITON_TYPES
@@ -119,7 +119,7 @@ def _graph_files(
 
 
 def make_warmup_request(
-    gfm: Path, manifest: Manifest, entry: ExportEntry, predictor: Predictor, device: torch.device
+    gfm: Path, manifest: EnsembleManifest, entry: ExportEntry, predictor: Predictor, device: torch.device
 ) -> dict[str, NDArray[Any]]:
     """Return the artefact's inputs for the test vector of the default head."""
     from atomsieve.export.artefact import Artefact
@@ -135,7 +135,7 @@ def make_warmup_request(
 # -- configuration -------------------------------------------------------------------------------------------------
 
 
-def artefact_slots(entry: ExportEntry, manifest: Manifest) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
+def artefact_slots(entry: ExportEntry, manifest: EnsembleManifest) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
     """Return inputs and outputs of an artefact."""
     taken = inputs(charge_spin=manifest.config.charge_spin, truncated="reverse" in entry.inputs)
     every = outputs(
@@ -150,7 +150,7 @@ def artefact_slots(entry: ExportEntry, manifest: Manifest) -> tuple[tuple[Slot, 
 def graph_config(
     served: RepositoryModel,
     predictor: Predictor,
-    manifest: Manifest,
+    manifest: EnsembleManifest,
     entry: ExportEntry,
     first: Mapping[str, NDArray[Any]],
     group: Mapping[str, Any],

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from atomsieve.devices import choose_device
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.artefact import Artefact
-from atomsieve.gfm import Manifest, read_manifest
+from atomsieve.gfm import EnsembleManifest, read_manifest
 from atomsieve.graphs import build_graph
 from atomsieve.predict.backends.exported import export_entry
 from atomsieve.predict.packing import is_out_of_memory
@@ -71,7 +71,7 @@ class GraphModel:
         """Log that the instance ends."""
         log("unloaded", model=self.name)
 
-    def _open(self, manifest: Manifest) -> None:
+    def _open(self, manifest: EnsembleManifest) -> None:
         """Open the artefact and check it against the test vector."""
         device = choose_device(self.settings.device)
         entry = export_entry(self.folder, manifest, self.settings.backend, self.settings.precision, device)

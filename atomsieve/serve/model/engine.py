@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.graphs import edge_budget_estimate
-from atomsieve.graphs.crowding import crowded_edges
+from atomsieve.graphs.crowding import estimate_crowded_edges
 from atomsieve.predict import Predictor, Status
 from atomsieve.predict.packing import pack, run_halving_on_oom, usual_budget
 from atomsieve.remote.wire import OUTPUTS, prediction_arrays, required_properties
@@ -113,7 +113,9 @@ class Engine:
         if isinstance(request, Refused):
             return request
         batch = request.batch
-        edges = np.maximum(edge_budget_estimate(batch, predictor.cutoff), crowded_edges(batch, predictor.cutoff))
+        edges = np.maximum(
+            edge_budget_estimate(batch, predictor.cutoff), estimate_crowded_edges(batch, predictor.cutoff)
+        )
         large = (batch.counts > limits.structure_atoms) | ~(edges <= limits.structure_edges)
         total = float(edges[~large].sum())
         if total > limits.edges:

@@ -68,9 +68,9 @@ class EdgeArrays(NamedTuple):
 
 
 class Workspace:
-    """Working arrays, kept between calls; whoever uses them holds the lock. Models of one shape and type may share.
+    """Working arrays, kept between calls; a caller holds the lock while it uses them. Models of one shape and type may share.
 
-    On a GPU every stream has its own, since what one stream was told to do may still be going on.
+    On a GPU every stream has its own, since earlier work of another stream may still be running.
     """
 
     def __init__(self) -> None:

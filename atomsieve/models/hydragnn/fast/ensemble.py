@@ -1,4 +1,4 @@
-"""An ensemble of HydraGNN's model by the fast path: what `Ensemble` says, without autograd."""
+"""An ensemble of HydraGNN's model by the fast path: the results of `Ensemble`, without autograd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atomsieve.models.output import EnsembleOutput, forces_of, virial_of
 
 
 def fast_serves(ensemble: MemberStack, device: torch.device) -> bool:
-    """Say whether the fast path knows this model (two layers, conditioned, networks of their own) and the device."""
+    """Return whether the fast path serves this model (two layers, conditioned, a deep ensemble) and device."""
     config = ensemble.config
     known = config.encoder == HYDRAGNN and config.layers == 2 and config.charge_spin and not ensemble.shallow
     return known and device.type in ("cpu", "cuda") and fast_available(device.type)
@@ -24,7 +24,7 @@ def fast_serves(ensemble: MemberStack, device: torch.device) -> bool:
 class FastEnsemble:
     """Members of an ensemble that the fast path serves (`fast_serves`), one after the other.
 
-    Weights are copied: what happens to the ensemble afterwards does not matter.
+    Weights are copied: later changes of the ensemble have no effect.
     """
 
     def __init__(self, ensemble: MemberStack, precision: str, device: torch.device | None = None) -> None:

@@ -1,6 +1,6 @@
 """The steps of HydraGNN's model on a GPU, under the names and arguments of the compiled ones of a CPU.
 
-What touches features is a Triton kernel (`hydragnn_triton`). What has a few numbers for each edge (geometry, layer 0,
+Steps over features are Triton kernels (`triton_kernels`). Steps over a few numbers for each edge (geometry, layer 0,
 the order of edges) and sums over structures are torch operations without atomics: sums over segments, in one order.
 """
 
@@ -18,12 +18,12 @@ TINY = 1e-9
 
 
 def gpu_available() -> bool:
-    """Say whether Triton, which the kernels are written in, is installed."""
+    """Return whether Triton, in which the kernels are written, is installed."""
     return find_spec("triton") is not None
 
 
 class _Mixed(NamedTuple):
-    """What layer 0's update makes of scalars [N] and vectors [N,3] after the message, as in `hydragnn_narrow.h`."""
+    """Layer 0's update of scalars [N] and vectors [N,3] after the message, as in `hydragnn_narrow.h`."""
 
     u: Tensor
     v: Tensor

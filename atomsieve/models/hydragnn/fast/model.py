@@ -1,11 +1,11 @@
 """HydraGNN's lead model without autograd: energies of all heads and edge gradients of their mixture.
 
-What the architecture allows, exactly:
+Exact simplifications that the architecture allows:
 
 - Layer 0 has one feature: a table of elements and a few numbers for each edge.
 - Vectors that enter layer 1 are of rank one (a vector of the atom times weights of features), and its filters are
   linear in five numbers of an edge: compiled loops over sorted edges form neither for more than a tile of edges.
-- Linear maps with nothing between them are one map; what a bias or charge and spin add rides in spare columns.
+- Linear maps with nothing between them are one map; spare columns hold the terms of biases, charge and spin.
 - Gradients are written out. The backward pass starts from the heads' weights folded together, so it runs once.
 
 What remains is matrix products; on a CPU over blocks of whole structures that stay in the cache. The steps between them
@@ -36,13 +36,13 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}
 
 
 _NEEDED = {
-    "cpu": "the compiled kernels; reinstall with a C++ compiler at hand",
+    "cpu": "the compiled kernels; reinstall where there is a C++ compiler",
     "cuda": "Triton's kernels; pip install triton",
 }
 
 
 def fast_available(device: str = "cpu") -> bool:
-    """Say whether what this needs on a kind of device is there: compiled kernels, or Triton."""
+    """Return whether a kind of device has the kernels that are needed: compiled ones, or Triton."""
     if device == "cuda":
         return gpu_available()
     return cpu_available()
@@ -65,7 +65,7 @@ class FastHydraGNN:
         precision : fp64, fp32, or bf16: factors of matrix products are rounded to BF16, the rest is FP32. Where the
             processor has no BF16 products they are made in FP32, and this is no faster than fp32.
         cutoff : Angstrom. workspace : shared with members of the same ensemble, so that they are there once.
-        device : None is the CPU. steps : what is done between matrix products; None takes what the device is for.
+        device : None is the CPU. steps : the operations between matrix products; None takes those of the device.
 
         Raises
         ------
@@ -169,7 +169,7 @@ class FastHydraGNN:
     ) -> Tensor:
         """Return energies of heads `[S,B]` of structures that are held together; `cuts` is `ptr` on the host.
 
-        Edge gradients are written into `grad`, features of atoms into `of_atoms`, where they are wanted.
+        Edge gradients are written into `grad`, features of atoms into `of_atoms`, where these are given.
         """
         atoms, structures, w = len(numbers), len(ptr) - 1, self.weights
         kept = Activations(*(self._working_array(name, atoms, PARTS.get(name, 1)) for name in Activations._fields))
@@ -351,7 +351,7 @@ class FastHydraGNN:
         self._multiply(x[:, :inner], weight[:, :inner].t(), out[:, : len(weight)])
 
     def _back(self, grad: Tensor, weight: Tensor, out: Tensor) -> None:
-        """Write the gradient by what `weight` was applied to (no spare columns) into the first columns of `out`."""
+        """Write the gradient by the input of `weight` (no spare columns) into the first columns of `out`."""
         inner = self.weights.inner(weight)
         self._multiply(grad[:, : len(weight)], weight[:, :inner], out[:, :inner])
 

@@ -1,7 +1,7 @@
-"""Kernels for GPUs (Triton) of HydraGNN's model: what `hydragnn_edges.cpp` and `hydragnn_nodes.cpp` do on a CPU.
+"""Kernels for GPUs (Triton) of HydraGNN's model: the steps of `hydragnn_edges.cpp` and `hydragnn_nodes.cpp`.
 
 Rows have length L: F features and padding, zero but for columns F (1, for the bias of a product), F+1 and F+2 (charge
-and spin) of what enters a product. One program serves one atom: nothing as large as edges times features is stored,
+and spin) of the inputs of products. One program serves one atom: nothing as large as edges times features is stored,
 nothing is added atomically, and the order of every sum is fixed. Numbers in brackets
 are those of the formulas at the head of `atomsieve.models.hydragnn.encoder`.
 
@@ -24,7 +24,7 @@ def _tanh_of(x):
 
 
 @triton.jit
-def _conditioned(value, f, attributes, F: tl.constexpr):
+def _append_conditions(value, f, attributes, F: tl.constexpr):
     """Return a row with 1, charge and spin behind its features."""
     value = tl.where(f == F, 1.0, value)
     value = tl.where(f == F + 1, tl.load(attributes), value)
@@ -44,7 +44,7 @@ def spread(s, w, b, attributes, out, F: tl.constexpr, L: tl.constexpr, LANES: tl
     i, f, lanes = _row(LANES, L)
     y = tl.load(w + f, mask=lanes, other=0.0) * tl.load(s + i).to(out.dtype.element_ty)
     y += tl.load(b + f, mask=lanes, other=0.0)
-    tl.store(out + i * L + f, _conditioned(_tanh_of(y), f, attributes + 2 * i, F), mask=lanes)
+    tl.store(out + i * L + f, _append_conditions(_tanh_of(y), f, attributes + 2 * i, F), mask=lanes)
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def tanh(attributes, x, F: tl.constexpr, L: tl.constexpr, LANES: tl.constexpr):
     """Take the hyperbolic tangent, and put 1, charge and spin behind it."""
     i, f, lanes = _row(LANES, L)
     value = _tanh_of(tl.load(x + i * L + f, mask=lanes, other=0.0))
-    tl.store(x + i * L + f, _conditioned(value, f, attributes + 2 * i, F), mask=lanes)
+    tl.store(x + i * L + f, _append_conditions(value, f, attributes + 2 * i, F), mask=lanes)
 
 
 @triton.jit

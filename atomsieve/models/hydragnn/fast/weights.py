@@ -1,7 +1,7 @@
-"""Weights of HydraGNN's lead model as the fast path wants them: merged, padded, and with biases in spare columns.
+"""Weights of HydraGNN's lead model in the layout of the fast path: merged, padded, and with biases in spare columns.
 
 A weight `[out, in]` is applied to rows of length L >= F+3. Where its input ends, column F (or the next one) holds the
-bias, because the row holds a 1 there; columns F+1 and F+2 hold what charge and spin add.
+bias, because the row holds a 1 there; columns F+1 and F+2 hold the weights of charge and spin.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Folded(NamedTuple):
 
 
 class _State:
-    """A state dict whose entries are taken one by one; what is left over or missing is an error."""
+    """A state dict whose entries are taken one by one; entries left over or missing are errors."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.left = {k: v.detach().to("cpu", torch.float64) for k, v in state.items() if not is_head(k)}
@@ -92,7 +92,7 @@ class _State:
 
 
 def is_head(name: str) -> bool:
-    """Say whether an entry belongs to the heads."""
+    """Return whether an entry belongs to the heads."""
     return name.startswith(("graph_shared.", "heads_NN."))
 
 
@@ -113,7 +113,7 @@ def fold(state: Mapping[str, Tensor], dtype: torch.dtype, rounded: bool) -> Fold
     first = s.linear(f"{one}.module_2.0", f, 1)
     w = s.take(f"{one}.module_3.weight", f, 1)[:, 0]
     beta = s.optional(f"{one}.module_3.bias", f)
-    entering = _joined(s.linear(f"{one}.module_2.2", f, f), join, join_bias)
+    entering = _merge_node_and_join(s.linear(f"{one}.module_2.2", f, f), join, join_bias)
     one = "graph_convs.1"
     message, update = f"{one}.module_0", f"{one}.module_1"
     payload_out = s.linear(f"{message}.scalar_message_mlp.2", 3 * f, f)
@@ -150,20 +150,20 @@ def fold(state: Mapping[str, Tensor], dtype: torch.dtype, rounded: bool) -> Fold
         vector_bias=None if beta is None else line(beta),
         join=cast(entering),
         payload=cast(s.linear(f"{message}.scalar_message_mlp.0", f, f)),
-        payload_out=cast(_apart(payload_out.split(f), length)),
+        payload_out=cast(_stack_at_lines(payload_out.split(f), length)),
         filters=line(torch.stack([part.t() for part in filters.split(f)])),
-        vectors=cast(_apart((u, v), length)),
+        vectors=cast(_stack_at_lines((u, v), length)),
         update=cast(b1),
-        update_out=cast(_apart(s.linear(f"{update}.update_mlp.2", 2 * f, f).split(f), length)),
+        update_out=cast(_stack_at_lines(s.linear(f"{update}.update_mlp.2", 2 * f, f).split(f), length)),
         node=cast(s.linear(f"{one}.module_2.0", f, f)),
-        join_last=cast(_joined(s.linear(f"{one}.module_2.2", f, f), join, join_bias)),
+        join_last=cast(_merge_node_and_join(s.linear(f"{one}.module_2.2", f, f), join, join_bias)),
     )
     if s.left:
         raise AtomSieveError(f"the fast path does not know the entry {min(s.left)!r} of the state dict")
     return folded
 
 
-def _joined(node: Tensor, join: Tensor, bias: Tensor) -> Tensor:
+def _merge_node_and_join(node: Tensor, join: Tensor, bias: Tensor) -> Tensor:
     """Return `[F,F+3]`: a node map followed by the join; its last columns are of 1, charge and spin."""
     f = len(node)
     merged = join[:, :f] @ node
@@ -171,14 +171,14 @@ def _joined(node: Tensor, join: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([merged, join[:, f:]], 1)
 
 
-def _apart(parts: tuple[Tensor, ...], length: int) -> Tensor:
+def _stack_at_lines(parts: tuple[Tensor, ...], length: int) -> Tensor:
     """Stack matrices so that their outputs start at multiples of `length`."""
     rows = [torch.nn.functional.pad(p, (0, 0, 0, length - len(p))) for p in parts[:-1]]
     return torch.cat([*rows, parts[-1]])
 
 
 def _layer_0(s: _State, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what layer 0 is made of: the table of elements, its filters and its update."""
+    """Return the parts of layer 0: the table of elements, its filters and its update."""
     message, update = "graph_convs.0.module_0", "graph_convs.0.module_1"
     a1 = s.linear(f"{message}.scalar_message_mlp.0", 1, 1)
     a2 = s.linear(f"{message}.scalar_message_mlp.2", 3, 1)
