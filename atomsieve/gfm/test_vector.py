@@ -1,4 +1,4 @@
-"""The test vector of an ensemble: a few structures, their energies and forces in FP64, and the errors of other precisions."""
+"""The test vector of an ensemble: some structures, their energies and forces in FP64, errors of other precisions."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ def edge_budget_estimate(batch: StructureBatch, cutoff: float) -> NDArray[np.flo
     """Estimate the edges of each structure [S] from its density; cheap (no positions are read) and vectorised.
 
     A fully periodic structure gets n * (4/3 pi cutoff^3 n / V), the mean over random positions. One that is not fully
-    periodic is taken to be dense matter, which is an upper bound for all but odd ones: the cell gives no length along its
-    free directions. A singular or non-finite cell counts as dense matter too. For the exact number: `count_edges`.
+    periodic is taken to be dense matter, which is an upper bound for all but odd ones: the cell gives no length along
+    its free directions. A singular or non-finite cell counts as dense matter too. For the exact number: `count_edges`.
 
     Raises
     ------

@@ -1,9 +1,10 @@
 """Domain of an ensemble: a compact description of each head's training data, with which new structures are compared.
 
 Three things per head. The elements; the pairs of elements that were neighbours, how close they came and in how many
-structures; and landmarks in the encoder's feature space, from which the distance of an atom's surroundings to the training
-data is measured. Distances between features are measured element by element, after a projection that gives the scatter of each
-element's features around their mean the same size in every direction (Mahalanobis metric, pooled over the elements).
+structures; and landmarks in the encoder's feature space, from which the distance of an atom's surroundings to the
+training data is measured. Distances between features are measured element by element, after a projection that gives the
+scatter of each element's features around their mean the same size in every direction (Mahalanobis metric, pooled over
+the elements).
 """
 
 from __future__ import annotations

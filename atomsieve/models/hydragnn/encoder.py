@@ -1,8 +1,8 @@
 """HydraGNN's PaiNN, for a stack of members: the mathematics of its graph foundation models, from the formulas.
 
-It differs from the PaiNN of this package: atoms start from their atomic number alone (one scalar), so the first layer has width
-1; radial functions are `sin(n pi r / rc) / r` with a cosine cutoff; a message along the direction falls off with
-another 1/r; vectors are mixed between layers; total charge and multiplicity are joined to the scalars after every
+It differs from the PaiNN of this package: atoms start from their atomic number alone (one scalar), so the first layer
+has width 1; radial functions are `sin(n pi r / rc) / r` with a cosine cutoff; a message along the direction falls off
+with another 1/r; vectors are mixed between layers; total charge and multiplicity are joined to the scalars after every
 layer; and heads read the sum over atoms (`atomsieve.models.readout.PooledReadout`).
 
 Formulas, by the numbers that comments here and in the fast path (`atomsieve.models.hydragnn.fast`, `native/hydragnn*`)

@@ -2,8 +2,8 @@
 
 The filters of `atomsieve.models.messages.message` are linear in the radial basis, so the sum over neighbours can come
 first: of moments `Q_rf = sum_j B_jr x_jf` of an atom, `sum_j (B W)_jf x_jf = sum_r W_rf Q_rf`. Neither filters nor any
-other array of N*W*F numbers is formed, but for the gathered payload; where one operation runs after the other, that saves
-most of the memory traffic.
+other array of N*W*F numbers is formed, but for the gathered payload; where one operation runs after the other, that
+saves most of the memory traffic.
 
 Symmetry is used as in `atomsieve.models.messages.table`. Shapes: K members, N atoms, W places, R radial functions, F
 features; x holds a scalar payload s, a payload p along edges, and vectors v.

@@ -68,9 +68,10 @@ class EdgeArrays(NamedTuple):
 
 
 class Workspace:
-    """Working arrays, kept between calls; a caller holds the lock while it uses them. Models of one shape and type may share.
+    """Working arrays, kept between calls; a caller holds the lock while it uses them.
 
-    On a GPU every stream has its own, since earlier work of another stream may still be running.
+    Models of one shape and type may share them. On a GPU every stream has its own, since earlier work of another stream
+    may still be running.
     """
 
     def __init__(self) -> None:
