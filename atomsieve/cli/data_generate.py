@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,15 +132,18 @@ def _generate(
     generator: StructureGenerator, out: Path, number: int, seed: int, positions: str, overwrite: bool, quiet: bool
 ) -> None:
     """Write structures 0 to `number`; the ranks of an MPI job share the blocks, and the result is the same."""
+    from atomsieve.runs.launcher import detect_launcher
+    from atomsieve.runs.mpi import open_mpi_world
     from atomsieve.structures import StructureWriter
     from atomsieve.structures.generate import BLOCK, generate
 
-    comm, rank, n_ranks = _team()
+    world = open_mpi_world(detect_launcher(os.environ))
+    rank, n_ranks = (0, 1) if world is None else (world.rank, world.size)
     blocks = -(-number // BLOCK)
     first, last = blocks * rank // n_ranks * BLOCK, min(blocks * (rank + 1) // n_ranks * BLOCK, number)
     notes = {"generated": type(generator).__name__, "seed": str(seed)}
     writer = StructureWriter(
-        out, positions=positions, overwrite=overwrite, notes=notes, rank=rank, n_ranks=n_ranks, comm=comm
+        out, positions=positions, overwrite=overwrite, notes=notes, rank=rank, n_ranks=n_ranks, comm=world
     )
     with writer, progress_bar("generating", last - first, console(stderr=True, quiet=quiet or rank > 0)) as advance:
         for batch in generate(generator, first, last, seed):
@@ -147,23 +151,3 @@ def _generate(
             advance(len(batch))
     if rank == 0:
         console(quiet=quiet).print(f"{pluralize(number, 'structure')} in {out}", highlight=False)
-
-
-def _team() -> tuple[Any, int, int]:
-    """Return the communicator, rank and number of ranks of this job; MPI is loaded only if a launcher is at work."""
-    import os
-
-    sizes = [os.environ.get(name, "1") for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")]
-    wanted = max((int(size) for size in sizes if size.isdigit()), default=1)
-    if wanted == 1:
-        return None, 0, 1
-    from mpi4py import MPI
-
-    from atomsieve.errors import UsageError
-
-    if MPI.COMM_WORLD.size == 1:
-        raise UsageError(
-            f"the launcher started {wanted} ranks, but the MPI library sees one: launcher and library do not belong "
-            "together; use the mpirun of the library (see MPI4PY_LIBMPI)"
-        )
-    return MPI.COMM_WORLD, MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size

@@ -3,24 +3,17 @@
 glibc's allocator returns large blocks to the kernel at every free, and inference on a CPU then spends most of its time
 in page faults. OpenMP fixes its number of threads once, so several ranks of one machine would each take every core.
 
-Only `os` is imported here: the entry points of the commands call these functions before anything else is loaded.
+Nothing heavy is imported here: the entry points of the commands call these functions before anything else is loaded.
 """
 
 from __future__ import annotations
 
 import os
 
+from atomsieve.runs.launcher import detect_launcher
+
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "67108864"}
 """Keep freed memory in the process; grow it 64 MiB at a time (each rank of a job pays at most one such step)."""
-
-LOCAL_RANKS = (
-    "MPI_LOCALNRANKS",
-    "OMPI_COMM_WORLD_LOCAL_SIZE",
-    "PMI_LOCAL_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "SLURM_STEP_TASKS_PER_NODE",
-)
-"""Where MPICH, Open MPI, PMI, torchrun and srun say how many ranks this machine runs."""
 
 MARK = "ATOMSIEVE_LAUNCHED"
 """`pid:NAME,NAME`: the process that was started again, and what was set for it. Children inherit the mark with a
@@ -28,12 +21,8 @@ foreign pid, which tells them that these values are not the user's."""
 
 
 def local_ranks(environ: dict[str, str]) -> int:
-    """Return the number of ranks of this job on this machine, 1 where no launcher says otherwise."""
-    for name in LOCAL_RANKS:
-        digits = environ.get(name, "").split("(")[0].split(",")[0]
-        if digits.isdigit() and int(digits) > 0:
-            return int(digits)
-    return 1
+    """Return the number of ranks of this job on this machine, 1 where no launcher tells it."""
+    return detect_launcher(environ).local_size or 1
 
 
 def cores_per_rank(environ: dict[str, str]) -> int:

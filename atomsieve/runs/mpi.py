@@ -33,14 +33,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_ERROR, EXIT_INTERRUPTED, AtomSieveError, Interrupted
+from atomsieve.runs.launcher import Launch, detect_launcher
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
-
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
-"""What launchers tell their processes: Open MPI, MPICH (and Intel, Cray), MVAPICH, PMIx, Slurm's srun."""
 
 NEXT, DONE, FAILED, HALTED, QUEUES, SLOTS = 0, 1, 2, 3, 4, 4 + 4096  # places of the shared counters, int64
 DRAIN_SECONDS = 0.5  # time for the launcher to forward what a rank printed: an abort drops what is in its pipes
@@ -241,7 +238,7 @@ class MpiCommunicator(Communicator):
         return self.comm.bcast(value)  # type: ignore[no-any-return]
 
     def abort(self, code: int) -> None:
-        """See `Team.abort`."""
+        """See `Communicator.abort`."""
         sys.stdout.flush()
         sys.stderr.flush()
         time.sleep(DRAIN_SECONDS)
@@ -249,59 +246,86 @@ class MpiCommunicator(Communicator):
         os._exit(code)  # Abort may return before the launcher's signal arrives
 
     def close(self) -> None:
-        """See `Team.close`."""
+        """See `Communicator.close`."""
         self._window.Unlock_all()
         self._window.Free()
-
-
-def launched(env: Mapping[str, str]) -> tuple[int, int]:
-    """Return (rank, number of processes) as the launcher's environment tells them; (0, 1) without a launcher."""
-
-    def number(names: Sequence[str], otherwise: int) -> int:
-        found = [int(env[name]) for name in names if env.get(name, "").isdigit()]
-        return max(found, default=otherwise)
-
-    size = number(SIZE_VARIABLES, 1)
-    return (number(RANK_VARIABLES, 0) if size > 1 else 0), size
 
 
 def connect_ranks(env: Mapping[str, str] | None = None) -> Communicator:
     """Connect this process to the other ranks that a launcher started, and return the communicator of all.
 
+    env : the environment that describes the launcher; None means this process's own.
+
     Raises
     ------
     AtomSieveError
-        if a launcher started several processes and the MPI library does not see them: each would do all the work.
+        if a launcher started several processes that do not see each other: each would do all the work.
     """
-    rank, size = launched(os.environ if env is None else env)
-    if size == 1:
-        return Communicator()
-    beside = Path(sys.executable).parent / "mpirun"
-    launcher = str(beside) if beside.exists() else shutil.which("mpirun") or "mpirun"
+    world = open_mpi_world(detect_launcher(os.environ if env is None else env))
+    return Communicator() if world is None else MpiCommunicator(world)
+
+
+def open_mpi_world(launch: Launch) -> Any:
+    """Return MPI's world communicator (of mpi4py), None for a process alone; MPI is loaded for several alone.
+
+    Raises
+    ------
+    AtomSieveError
+        if a launcher started several processes that do not see each other by MPI. On all ranks but the first
+        `SilentExit` is raised instead, so that the error is printed once.
+    """
+    if launch.is_alone:
+        return None
+    started = f"a launcher ({launch.launcher}) started {_count_processes(launch)}"
+    if launch.launcher == "torchrun":
+        _exit_unless_first(launch)
+        raise AtomSieveError(
+            f"{started}, but this command connects its processes by MPI, and every one would do all the work; start it "
+            f"with {_own_launcher()}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of a launcher of another MPI, reported below
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        _exit_unless_first(rank)
+        _exit_unless_first(launch)
         raise AtomSieveError(
-            f"a launcher started {size} processes, but mpi4py finds no MPI library ({str(error).splitlines()[0]}); "
-            f"pip install 'atomsieve[mpi]' and start with {launcher}, or set MPI4PY_LIBMPI to the launcher's libmpi.so"
+            f"{started}, but mpi4py finds no MPI library ({str(error).splitlines()[0]}); pip install 'atomsieve[mpi]' "
+            f"and start with {_own_launcher()}, or set MPI4PY_LIBMPI to the launcher's libmpi.so"
         ) from error
-    if MPI.COMM_WORLD.size == 1:
-        _exit_unless_first(rank)
-        library = MPI.Get_library_version().split("\n")[0].strip("\x00 ")
-        raise AtomSieveError(
-            f"a launcher started {size} processes, but the MPI library ({library}) sees 1: launcher and library are of "
-            f"different MPIs, and every process would do all the work; start with {launcher} (the library's own), or "
-            "set MPI4PY_LIBMPI to the launcher's libmpi.so"
-        )
-    return MpiCommunicator(MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.size > 1:
+        return MPI.COMM_WORLD
+    if launch.at_least == 1:  # rank 0 of an unknown number: the library is the only source
+        return None
+    _exit_unless_first(launch)
+    library = MPI.Get_library_version().split("\n")[0].strip("\x00 ")
+    raise AtomSieveError(
+        f"{started}, but the MPI library ({library}) sees 1: launcher and library are of different MPIs, and every "
+        f"process would do all the work; start with {_own_launcher()} (the library's own){_srun_remedy(launch)}, "
+        "or set MPI4PY_LIBMPI to the launcher's libmpi.so"
+    )
 
 
-def _exit_unless_first(rank: int) -> None:
+def _count_processes(launch: Launch) -> str:
+    if launch.size is None and launch.at_least == 1:
+        return "an unknown number of processes"
+    return f"{launch.size} processes" if launch.size else f"at least {launch.at_least} processes"
+
+
+def _own_launcher() -> str:
+    """Return the mpirun of the MPI library in use: that of this Python environment, if it has one."""
+    own = Path(sys.executable).parent / "mpirun"
+    return str(own) if own.exists() else shutil.which("mpirun") or "mpirun"
+
+
+def _srun_remedy(launch: Launch) -> str:
+    named = "srun --mpi=pmi2 (MPICH, Intel, Cray) or --mpi=pmix (Open MPI)"
+    return f", or with {named} as the library needs it" if launch.launcher == "srun" else ""
+
+
+def _exit_unless_first(launch: Launch) -> None:
     """Raise `SilentExit` on all launched processes but the first, so that an error is printed once."""
-    if rank > 0:
+    if launch.rank:
         raise SilentExit(EXIT_ERROR)
 
 

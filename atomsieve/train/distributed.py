@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from atomsieve.devices import choose_device
 from atomsieve.errors import AtomSieveError
+from atomsieve.runs.launcher import detect_launcher
+from atomsieve.runs.mpi import open_mpi_world
 
 T = TypeVar("T")
 
@@ -22,17 +24,6 @@ PATIENCE = timedelta(hours=24)
 
 A rank that dies is noticed by its launcher, which ends the others.
 """
-WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
-TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def launched_by(environ: Mapping[str, str]) -> str:
-    """Return "torchrun", "mpi" or "alone" from what the launchers leave in the environment."""
-    if all(name in environ for name in TORCHRUN):
-        return "torchrun"
-    if any(int(environ.get(name, "1") or 1) > 1 for name in WORLD_SIZES):
-        return "mpi"
-    return "alone"
 
 
 @dataclass(frozen=True)
@@ -145,42 +136,53 @@ def _address() -> str:
 
 
 def join_process_group(device: str = "auto") -> ProcessGroup:
-    """Find the other ranks, connect to them, and return this rank's place.
+    """Connect to the other ranks that torchrun or an MPI launcher started, and return this rank's place among them.
+
+    device : see `choose_device`.
 
     Raises
     ------
     AtomSieveError
-        if a launcher started several processes but each believes to be alone (its MPI is not ours).
+        if a launcher started several processes that do not see each other: each would do all the work.
     """
-    launcher = launched_by(os.environ)
-    rank, size, local, host, port = 0, 1, 0, "", 0
-    if launcher == "torchrun":
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local = int(os.environ.get("LOCAL_RANK", rank))
-    elif launcher == "mpi":
-        from mpi4py import MPI
+    launch = detect_launcher(os.environ)
+    if launch.launcher == "torchrun":
+        rank, size, local_rank = launch.rank or 0, launch.size or 1, launch.local_rank or 0
+        return _join(rank, size, choose_device(device, local_rank), "env://")
+    world = open_mpi_world(launch)
+    if world is None:
+        return _join(0, 1, choose_device(device, 0), "")
+    node = world.Split_type(_shared_memory())
+    where = choose_device(device, node.rank)
+    node.Free()
+    hosts = world.allgather(socket.gethostname())
+    own = ("127.0.0.1" if len(set(hosts)) == 1 else _address(), _free_port()) if world.rank == 0 else None
+    host, port = world.bcast(own)
+    return _join(world.rank, world.size, where, f"tcp://{host}:{port}")
 
-        comm = MPI.COMM_WORLD
-        rank, size = comm.Get_rank(), comm.Get_size()
-        if size == 1:
-            raise AtomSieveError(
-                "the launcher started several processes, but each is rank 0 of 1: mpirun belongs to another MPI than "
-                f"the library in use ({MPI.Get_library_version().splitlines()[0].strip()}); use the mpirun of that one"
-            )
-        local = comm.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
-        hosts = comm.allgather(socket.gethostname())
-        host = "127.0.0.1" if len(set(hosts)) == 1 else _address()
-        host, port = comm.bcast((host, _free_port()) if rank == 0 else None)
-    where = choose_device(device, local)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+
+def _shared_memory() -> int:
+    from mpi4py import MPI
+
+    return int(MPI.COMM_TYPE_SHARED)
+
+
+def _join(rank: int, size: int, device: torch.device, meeting_point: str) -> ProcessGroup:
+    """Set up torch.distributed for several ranks."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if size > 1 and not torch.distributed.is_initialized():
-        backend = "nccl" if where.type == "cuda" else "gloo"
-        options: dict[str, Any] = {"rank": rank, "world_size": size, "timeout": PATIENCE}
-        if launcher == "mpi":
-            options["init_method"] = f"tcp://{host}:{port}"
-        torch.distributed.init_process_group(backend, **options)
-    return ProcessGroup(rank, size, where)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            torch.distributed.init_process_group(
+                backend, init_method=meeting_point, rank=rank, world_size=size, timeout=PATIENCE
+            )
+        except (RuntimeError, ValueError) as error:  # torch raises no narrower kind for a meeting that fails
+            raise AtomSieveError(
+                f"rank {rank} of {size} cannot connect to the others by torch.distributed ({backend}, "
+                f"{meeting_point}): {str(error).splitlines()[0]}; rank 0 must be reachable from every node"
+            ) from error
+    return ProcessGroup(rank, size, device)
 
 
 def leave_process_group() -> None:

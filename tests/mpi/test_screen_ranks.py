@@ -154,7 +154,7 @@ def test_a_launcher_of_another_mpi_is_refused(whole, tmp_path):
     env |= {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "a launcher started 4 processes, but the MPI library" in done.stderr
+    assert "a launcher (Open MPI) started 4 processes, but the MPI library" in done.stderr
     assert "sees 1" in done.stderr
     assert not (tmp_path / "out").exists()
     env["OMPI_COMM_WORLD_RANK"] = "2"

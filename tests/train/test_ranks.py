@@ -18,7 +18,6 @@ from atomsieve.gfm.folder import load_gfm
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.train import distributed
 from atomsieve.train.config import dump_config
-from atomsieve.train.distributed import launched_by
 
 HERE, BIN = Path(__file__).parent, Path(sys.executable).parent
 LAUNCHERS = {
@@ -30,11 +29,11 @@ LAUNCHERS = {
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 
 
-def launch(launcher: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess:
+def launch(launcher: str, *arguments: str | Path, check: bool = True, **more: str) -> subprocess.CompletedProcess:
     command = [*LAUNCHERS[launcher], *map(str, arguments)]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), **more}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=env, check=False)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
@@ -87,16 +86,31 @@ def test_more_ranks_than_members_are_refused_on_every_rank(small, tmp_path):
     assert "deals 1 members to 2 ranks" in done.stderr
 
 
-def test_the_launcher_is_recognised():
-    assert launched_by({}) == "alone"
-    assert launched_by({"PMI_SIZE": "1"}) == "alone"
-    assert launched_by({"PMI_SIZE": "2"}) == "mpi"
-    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    assert launched_by(torchrun) == "torchrun"
-
-
 def test_a_launcher_of_another_mpi_is_refused(monkeypatch):
     """Each of its processes would do the whole work and write the same files."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(AtomSieveError, match="mpirun belongs to another MPI"):
+    with pytest.raises(AtomSieveError, match="launcher and library are of different MPIs"):
+        distributed.join_process_group("cpu")
+
+
+def test_ranks_of_srun_that_do_not_see_each_other_write_nothing(small, tmp_path):
+    """Tasks of `srun`, without MPI or of a PMIx that the library cannot reach: each would take itself for alone."""
+    config = small(budget={"steps": 2})
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    for rank in ("0", "1"):
+        step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": rank}
+        done = launch("alone", "-m", "atomsieve", "train", tmp_path / "c.yaml", check=False, **step)
+        assert done.returncode == 1
+        assert ("a launcher (srun) started 2 processes" in done.stderr) == (rank == "0"), done.stderr
+        pmix = {**step, "PMIX_RANK": rank, "PMIX_NAMESPACE": "slurm.pmix.7.0"}
+        done = launch("alone", "-m", "atomsieve", "train", tmp_path / "c.yaml", check=False, **pmix)
+        assert done.returncode != 0  # MPICH itself may end the process: it asks for PMIx where PMIX_RANK is set
+    assert not config.output.exists()
+
+
+def test_torch_that_cannot_connect_is_an_error_of_one_line(monkeypatch):
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no number"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(AtomSieveError, match="rank 0 of 2 cannot connect to the others"):
         distributed.join_process_group("cpu")

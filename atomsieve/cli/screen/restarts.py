@@ -87,12 +87,12 @@ def run_under_supervisor(ctx: typer.Context) -> int | None:
         return None
     from atomsieve.cli.common import console
     from atomsieve.errors import UsageError
-    from atomsieve.runs.mpi import launched
+    from atomsieve.runs.launcher import detect_launcher
     from atomsieve.screen.restart import Supervisor, parse_launcher
     from atomsieve.screen.results.files import ResultsFolder
     from atomsieve.screen.setup import default_out
 
-    if launched(os.environ)[1] > 1:
+    if detect_launcher(os.environ).at_least > 1:
         raise UsageError(
             "--max-restarts and --launcher are for the process that starts the ranks; give the launcher to it: "
             "screen run --launcher 'mpirun -n 4' --max-restarts 3 ..."
