@@ -1,6 +1,6 @@
-"""How work is cut: an input into chunks, a chunk into batches. Both rules are fixed by the input and the options.
+"""Division of an input into chunks. The rule depends on the input and the options alone.
 
-Nothing here knows of ranks, so the bytes of a chunk do not depend on who computes it.
+Ranks do not enter it, so the bytes of a chunk do not depend on the rank that computes it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 ALIGN = 512  # rows; a chunk of a multiple of 512 rows of 72 bytes begins on a page of 4096 bytes of its own
 LARGEST_CHUNK = 16384
 CHUNK_ATOMS = 500_000
-LEAST_ATOMS = 8192  # a smaller chunk fills too few batches
-CHUNKS_AIM = 64  # an input that is small still has this many chunks where it can, to share among ranks
+LEAST_ATOMS = 8192  # atoms; a smaller chunk fills too few batches
+CHUNKS_AIM = 64  # chunks that a small input is divided into where possible, so that ranks can share it
 HALVINGS = 3
-HEAD_SHARE = 4  # of the input all but one in so many structures lie in chunks of the full size
+HEAD_SHARE = 4  # one in so many structures lies in the smaller chunks at the end
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """Input positions `0..n` cut into ranges, which are handed out in this order.
+    """Input positions `0..n` divided into ranges, which ranks claim in this order.
 
     Attributes
     ----------
-    n : structures in all.
+    n : number of structures.
     size : structures of a chunk; the last may have fewer.
     taper : chunks become smaller towards the end, so that ranks finish together: three quarters of the input lie in
-        chunks of `size`, then each half of what remains in chunks of half the size before, down to an eighth.
+        chunks of `size`, then each half of the rest in chunks of half the previous size, down to an eighth.
     """
 
     n: int

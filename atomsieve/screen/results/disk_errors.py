@@ -1,4 +1,4 @@
-"""Disk errors while results are written, as one line that says what to do."""
+"""Disk errors while results are written, as one-line messages with the remedy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ AGAIN = "run the same command again to continue"
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses into one line that says what to do."""
+    """Turn an OSError of the disk that holds the folder `path` into a one-line error with the remedy."""
     try:
         yield
     except OSError as error:
         if error.errno in GONE or not path.is_dir():
-            said = f"the folder {path} or a file in it is gone (moved or deleted while it was written)"
-            raise AtomSieveError(f"{said}; finished chunks are safe where they are: put it back and {AGAIN}") from error
+            what = f"the folder {path} or a file in it is gone (moved or deleted while it was written)"
+            raise AtomSieveError(f"{what}; finished chunks are safe where they are: put it back and {AGAIN}") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
             raise AtomSieveError(

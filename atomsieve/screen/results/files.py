@@ -1,23 +1,22 @@
-"""The results folder: what lies where, the row store and the forces file.
+"""Names of the files in a results folder. No other room of the package knows them.
 
     results/
-      run.json           what was asked and of what: input, ensemble, options, columns with units, chunk and batch rules
+      run.json           settings of the run: input, ensemble, options, columns with units, chunk and batch rules
       rows.npy           one record per structure and head, in input order
       forces.npy         [N,3] float32 eV/Angstrom ([N,H,3] for H heads), if asked for
       top.csv            the best rows
       summary.json       counts, rates, time per stage, versions
       run.log.jsonl      events with their time
       ledger/NNNNN.ledger  durable chunks, per rank
-      cascade.json       rules, bounds and outcome of a precision cascade; cascade/NNNNN.notes what each chunk gave
-      lock.json          while a run is at work
+      cascade.json       rules, bounds and outcome of a precision cascade; cascade/NNNNN.notes the outcome of each chunk
+      lock.json          while a run is active
       local.json         while results of `--local` lie on the nodes' own disks
-      at_hand.bin        until the run is complete: the chunk that each rank is at
-      deaths.json        while there are chunks that may have killed a rank: what is held against them
+      at_hand.bin        until the run is complete: the chunk that each rank is computing
+      deaths.json        while chunks are suspected of having killed a rank: how often for each
 
-`rows.npy`, `forces.npy` and `top.csv` are the same bytes whatever the number of ranks, and whether or not the run was
-broken off on the way. Every chunk has a fixed place in them, so ranks write side by side and nothing is assembled at
-the end. Until the last chunk is durable the files are called `*.npy.part`: a name without `.part` promises that every
-row is there.
+`rows.npy`, `forces.npy` and `top.csv` have the same bytes for any number of ranks, and after an interruption. Every
+chunk has a fixed place in them, so ranks write concurrently and nothing is assembled at the end. Until the last chunk
+is durable the files are called `*.npy.part`: a name without `.part` promises that every row is there.
 """
 
 from __future__ import annotations
@@ -63,13 +62,13 @@ class ResultsFolder:
         return sorted(self.ledger.glob("*.ledger"))
 
     def sweep(self) -> None:
-        """Remove half-written drafts of small files that a run left when it was killed; who holds the lock may."""
+        """Remove unfinished drafts of small files that a killed run left. The caller holds the lock."""
         for name in (self.run, self.top, self.summary, self.local, self.bounds, self.deaths):
             for draft in self.path.glob(f".{name.name}.[0-9]*"):
                 draft.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove what a run wrote, the manifest last, and nothing else; the lock stays."""
+        """Remove the files of a run, run.json last, and nothing else; the lock stays."""
         for path in self.ledgers():
             path.unlink()
         for name in (self.rows, self.forces):
@@ -82,7 +81,7 @@ class ResultsFolder:
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name of a file that is not complete yet."""
+    """Return the name of a file while it is not complete."""
     return path.with_name(path.name + ".part")
 
 

@@ -1,4 +1,4 @@
-"""Whether the files of a results folder are what run.json and the ledger tell of: sizes, headers, checksums."""
+"""Checks of the files of a results folder against run.json and the ledger: sizes, headers, checksums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atomsieve.screen.results.record import Results
 
 
 def require_forces(results: Results) -> None:
-    """Refuse a forces file without room for every chunk of the ledger."""
+    """Refuse a forces file that is too small for the chunks of the ledger."""
     path = results.forces_path
     if path is not None and results.ledger:
         ends = [entry.forces_at[1] for own in results.ledger.values() for entry in own if entry.forces_at is not None]
@@ -22,9 +22,9 @@ def require_forces(results: Results) -> None:
 
 
 def describe_unreadable(results: Results) -> str | None:
-    """Return a line that says which file is gone or of a wrong size, and what to do; None if none is.
+    """Return a line with the file that is missing or of a wrong size, and the remedy; None if all are right.
 
-    Only sizes are looked at. Of a run that has just begun the files may not be there yet.
+    Compares sizes alone. Early in a run the files may not exist yet.
     """
     known, wanted = len(results.ledger), results.chunks.count
     if not known and not results.complete:
@@ -42,7 +42,7 @@ def describe_unreadable(results: Results) -> str | None:
 
 
 def require_headers(results: Results) -> None:
-    """Refuse files that say of themselves that they hold something else; their sizes are known to be right."""
+    """Refuse files whose headers state another shape or dtype; their sizes were checked before."""
     shapes: dict[Path, tuple[tuple[int, ...], Any]] = {results.path: ((results.chunks.n * results.heads,), ROW)}
     if (path := results.forces_path) is not None:
         atoms = (path.stat().st_size - HEADER) // (results.heads * 3 * FORCE.itemsize)
@@ -54,7 +54,7 @@ def require_headers(results: Results) -> None:
 
 
 def find_damaged_chunks(results: Results) -> list[int]:
-    """Return the chunks of the ledger whose rows or forces do not fit their checksums.
+    """Return the chunks of the ledger whose rows or forces do not match their checksums.
 
     Raises
     ------

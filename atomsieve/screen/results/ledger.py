@@ -1,8 +1,8 @@
 r"""The ledger: which chunks are durable. Append-only text, one file per rank, every line with its checksum.
 
-A line is `crc32 json\n`, the checksum over the JSON text. A line is written, and synced, only after the bytes that it
-speaks of are. A torn last line (the process died while writing) is cut off; any other bad line is left out, and its
-chunk is computed again.
+A line is `crc32 json\n`, the checksum over the JSON text. A line is written, and synced, after the data of its chunk.
+A torn last line (the process died while writing) is cut off; any other bad line is ignored, and its chunk is computed
+again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 log = logging.getLogger(__name__)
 
 KNOWN = np.dtype([("chunk", "<i8"), ("rows", "<u4"), ("forces", "<u4")])
-"""What every rank keeps of an entry: the chunk and its checksums (forces: 0 where they are not stored)."""
+"""The part of an entry that every rank keeps: chunk and checksums (forces: 0 where they are not stored)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def entries(path: Path, *, repair: bool = False) -> Iterator[Entry]:
 
 
 def known(paths: Iterable[Path]) -> NDArray[Any]:
-    """Return what the ledgers `paths` tell (dtype `KNOWN`), in their order; torn ends are cut off as by `read`."""
+    """Return the entries of the ledgers `paths` (dtype `KNOWN`), in their order; cut off torn ends as `read` does."""
     found = [(e.chunk, e.rows, e.forces or 0) for path in paths for e in entries(path, repair=True)]
     return np.array(found, KNOWN)
 

@@ -55,7 +55,7 @@ class ResultFile:
         return HEADER + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def prepare(self) -> None:
-        """Have a `.part` file of the full size; a file that is there keeps its bytes."""
+        """Make a `.part` file of the full size; an existing file keeps its bytes."""
         part = partial_path(self.path)
         if self.path.exists() and not part.exists():
             os.rename(self.path, part)
@@ -71,7 +71,7 @@ class ResultFile:
             os.close(handle)
 
     def missing_bytes(self) -> int:
-        """Return the bytes that the disk must still find for this file."""
+        """Return the bytes that this file still needs on the disk."""
         for path in (partial_path(self.path), self.path):
             if path.exists():
                 return max(self.nbytes - path.stat().st_blocks * 512, 0)
@@ -94,7 +94,7 @@ class ResultFile:
 
 
 def read_bytes(handle: int, start: int, stop: int) -> bytes:
-    """Return the bytes `start:stop` of an open file, or what there is of them; one read gives 2 GiB at most."""
+    """Return the bytes `start:stop` of an open file, fewer where it ends; the kernel reads 2 GiB at most at once."""
     return b"".join(os.pread(handle, min(BLOCK, stop - at), at) for at in range(start, stop, BLOCK))
 
 
@@ -118,18 +118,20 @@ def forces_file(folder: ResultsFolder, atom_bounds: NDArray[np.int64], heads: in
     return ResultFile(folder.forces, shape, dtype, lambda k: int(atom_bounds[k]) * heads * 3 * dtype.itemsize)
 
 
-def require_size(path: Path, wanted: int, by: str, *, least: bool = False) -> int:
-    """Return the size of a file in bytes, which is `wanted` (with `least`, or more), as `by` says.
+def require_size(path: Path, expected: int, by: str, *, least: bool = False) -> int:
+    """Return the size of a file, after checking that it has `expected` bytes, or more with `least`.
+
+    by : what states the size, for the message.
 
     Raises
     ------
     DataError
-        if it is another, or the file is gone.
+        if it has another size, or is missing.
     """
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
         raise DataError(f"{path} is gone; {REMEDY}") from error
-    if size < wanted or (size > wanted and not least):
-        raise DataError(f"{path} has {size} bytes, {by} {wanted}; {REMEDY}")
+    if size < expected or (size > expected and not least):
+        raise DataError(f"{path} has {size} bytes, {by} {expected}; {REMEDY}")
     return size

@@ -29,9 +29,9 @@ class Results:
     Attributes
     ----------
     folder : names of its files.
-    manifest : run.json.
+    manifest : content of run.json.
     labels : names of heads, precisions, statuses and reasons.
-    chunks : how the input was cut.
+    chunks : division of the input.
     ledger : entries of each durable chunk.
     complete : False while rows are missing; only durable chunks are read then.
     path : of the rows.
@@ -127,7 +127,7 @@ def require_complete(results: Results) -> None:
 
 
 def _read_record(folder: ResultsFolder) -> tuple[dict[str, Any], CodeNames, Chunks]:
-    """Return run.json and what is made of it; errors name the command that starts afresh, for here it is another one.
+    """Return run.json, the names and the chunks that it states; errors name `screen run`, which starts afresh.
 
     Raises
     ------
@@ -152,4 +152,4 @@ def _read_record(folder: ResultsFolder) -> tuple[dict[str, Any], CodeNames, Chun
         version = f"another version of atomsieve (format {known}, this one reads {run_record.FORMAT})"
         raise DataError(f"{folder.run} is of {version}; {remedy}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder.run} is damaged: it lacks what a run writes ({error}); {remedy}") from error
+        raise DataError(f"{folder.run} is damaged: it lacks an entry that a run writes ({error}); {remedy}") from error

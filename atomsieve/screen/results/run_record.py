@@ -1,4 +1,4 @@
-"""run.json: what decides the bytes of a result. A run continues an earlier one only if all of it is equal."""
+"""run.json: the settings that decide the bytes of a result. A run continues an earlier one only if they are equal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from atomsieve.screen.results.software import computing, warn_if_changed
 
 FORMAT = 2
 COMPARED = ("format", "input", "ensemble", "options", "chunks", "batches", "cascade")
-"""Sections that decide the bytes, beside names and dtypes of the columns; the others inform people and may change."""
+"""Sections that decide the bytes, with names and dtypes of the columns; the others are information and may change."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two manifests in what decides the bytes, each as `key: old -> new`."""
+    """Return the settings that decide the bytes and differ between two manifests, as `key: old -> new`."""
     before = flatten({name: old.get(name) for name in COMPARED} | {"record": record(old)})
     after = flatten({name: new.get(name) for name in COMPARED} | {"record": record(new)})
     keys = [*before, *(key for key in after if key not in before)]

@@ -1,4 +1,4 @@
-"""The structures behind the rows: the screened input, read again where the rows are asked about."""
+"""The screened input, opened again to read the structures of rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from atomsieve.structures import StructureBatch, StructureReader, open_structure
 from atomsieve.structures.batch import ragged_index
 from atomsieve.structures.fields import CONDITIONS
 
-GAP = 64  # structures; wanted ones closer than this are read in one piece
-PIECE = 20_000
+GAP = 64  # structures; positions closer than this are read together
+PIECE = 20_000  # structures read at once
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def open_screened_input(results: Results) -> Iterator[StructureReader]:
     Raises
     ------
     AtomSieveError
-        if it is gone; DataError if it is no longer what was screened.
+        if it is missing; DataError if its content changed since the screening.
     """
     path = Path(results.manifest["input_path"])
     if not path.exists():
@@ -40,7 +40,7 @@ def open_screened_input(results: Results) -> Iterator[StructureReader]:
 def read_at(
     reader: StructureReader, positions: NDArray[np.int64], fields: Iterable[str] = CONDITIONS
 ) -> StructureBatch:
-    """Return the structures at `positions` of the input, in that order; a position may come more than once."""
+    """Return the structures at `positions` of the input, in that order; a position may occur more than once."""
     wanted, place = np.unique(positions, return_inverse=True)
     read = [batch for _, batch in read_batches_at(reader, wanted, fields)]
     return StructureBatch.concatenate(read).take(place.reshape(-1))
@@ -58,7 +58,7 @@ def read_batches_at(
 def read_numbers_at(
     reader: StructureReader, positions: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return `ptr [n+1]` and the atomic numbers of the structures at the sorted `positions [n]`, nothing else read."""
+    """Return `ptr [n+1]` and the atomic numbers of the structures at the sorted `positions [n]`, reading no more."""
     counts, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
     for first, stop in merge_into_ranges(positions):
         found = reader.read_arrays(first, stop, ("numbers",))
@@ -69,7 +69,7 @@ def read_numbers_at(
 
 
 def merge_into_ranges(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield ranges (start, stop) of the input that together hold the sorted `positions`, not much else besides."""
+    """Yield ranges (start, stop) of the input that contain the sorted `positions` with gaps of up to `GAP`."""
     runs = np.flatnonzero(np.diff(positions) > GAP) + 1
     for run in np.split(positions, runs) if len(positions) else []:
         while len(run):

@@ -1,4 +1,4 @@
-"""The software that computes: other versions of it have other last bits."""
+"""Versions of the software that computes: other versions may give other last bits."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("atomsieve", "torch", "numpy", "adios2", "mpi4py")
 COMPUTING = ("atomsieve", "torch", "kernels")
-"""What decides the last bits of numbers that this process computes."""
+"""Software that decides the last bits of numbers computed in this process."""
 
 
 @functools.cache
 def _kernels() -> str:
-    """Return what names the build of the compiled kernels: the beginning of the SHA-256 of their file."""
+    """Return the identity of the compiled kernels: the first 16 digits of the SHA-256 of their file."""
     library = kernels()
     return "none" if library is None else hashlib.sha256(Path(library._name).read_bytes()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of packages, and what names the build of the compiled kernels."""
+    """Return the versions of packages, and the identity of the compiled kernels."""
     found = {}
     for package in PACKAGES:
         try:
@@ -38,19 +38,22 @@ def versions() -> dict[str, str]:
 
 
 def computing() -> dict[str, str]:
-    """Return what decides the last bits, by name."""
+    """Return the versions of the software in `COMPUTING`, by name."""
     found = versions()
     return {name: found[name] for name in COMPUTING}
 
 
 def warn_if_changed(before: Mapping[str, Any] | None, now: Mapping[str, str] | None) -> None:
-    """Tell if a run is continued by other software than it began with; None of servers, and of old results."""
+    """Log a warning if a run continues with other software than it began with.
+
+    before, now : versions by name; None where servers compute, and in old results.
+    """
     if before is None or now is None:
         return
     changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
     if changed:
         log.warning(
-            "this run began with other software (%s): rows that are computed now may differ in their last bits from "
-            "what the earlier software would have given; --overwrite computes all anew",
+            "this run began with other software (%s): rows computed now may differ in their last bits from those of "
+            "the earlier software; --overwrite computes all rows again",
             "; ".join(changed),
         )

@@ -1,4 +1,4 @@
-"""How far a run is, by its ledger and the sizes of its files: a value, and the lines that people read."""
+"""Progress of a run, by its ledger and the sizes of its files, as a value and as lines for people."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from atomsieve.screen.results.integrity import describe_unreadable
 from atomsieve.screen.results.integrity import find_damaged_chunks as chunks_damaged
 from atomsieve.screen.results.ledger import Entry
 from atomsieve.screen.results.record import Results
+from atomsieve.text import format_duration
 
 SHOWN = 10  # damaged chunks that are named
-RECENT = 60.0  # seconds of the ledger that the current rate is taken from
+RECENT = 60.0  # seconds of the ledger that give the current rate
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes
     ----------
     chunks : number of chunks in all.
-    structures, done : to screen, and durable so far, without what is damaged.
-    status : rows per status name, of what is done.
-    complete : every row is there under its final name, and nothing is known to be damaged.
-    running : who is at work now (host, pid, since), or None.
+    structures, done : to screen, and durable so far without damaged chunks.
+    status : rows per status name, of the durable chunks.
+    complete : every row is there under its final name, and no damage is known.
+    running : the active run (host, pid, since), or None.
     per_second : structures per second over the last minute of work, NaN if unknown.
-    damaged : chunks whose bytes do not fit the ledger; None if not checked.
-    broken : which file is gone or of a wrong size, and what to do, in a line, and nothing counts as done; else None.
-    recomputing : all is screened in the first of these precisions, and a cascade recomputes a part in the second.
+    damaged : chunks whose bytes do not match the ledger; None if not checked.
+    broken : a line with the file that is missing or of a wrong size, and the remedy; nothing counts as done then.
+        Else None.
+    recomputing : everything is screened in the first of these precisions, and a cascade recomputes a part in the
+        second.
     """
 
     folder: Path
@@ -59,7 +62,7 @@ class RunStatus:
 
     @property
     def wrong(self) -> str | None:
-        """What is damaged and what to do, in a line for people; None if nothing is known to be."""
+        """A line with the damage and its remedy; None if no damage is known."""
         if self.broken or not self.damaged:
             return self.broken
         some = ", ".join(map(str, self.damaged[:SHOWN])) + (", ..." if len(self.damaged) > SHOWN else "")
@@ -89,7 +92,7 @@ def read_status(results: Results, *, verify: bool = False) -> RunStatus:
         status={results.labels.status(code): n for code, n in sorted(counts.items())},
         complete=results.complete and not damaged and not broken,
         running=holder(results.folder.lock),
-        # the second pass of a cascade enters a chunk again, of which it computed little
+        # the second pass of a cascade records a chunk again, though it computed only a part of it
         per_second=_rate([min(results.ledger[chunk], key=lambda e: e.time) for chunk in good]),
         damaged=damaged,
         broken=broken,
@@ -109,7 +112,7 @@ def _recomputing(results: Results) -> tuple[str, str] | None:
 
 
 def _rate(entries: list[Entry]) -> float:
-    """Return structures per second over the last `RECENT` seconds that the ledger tells of."""
+    """Return structures per second over the last `RECENT` seconds of the ledger."""
     if not entries:
         return float("nan")
     last = max(e.time for e in entries)
@@ -119,8 +122,7 @@ def _rate(entries: list[Entry]) -> float:
 
 
 def format_status_lines(status: RunStatus, now: float | None = None) -> list[str]:
-    """Return a status as lines for people, without what is wrong."""
-    from atomsieve.text import format_duration
+    """Return a status as lines for people, without damage (see `RunStatus.wrong`)."""
 
     share = 100.0 * status.done / status.structures
     lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]

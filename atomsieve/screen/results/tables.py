@@ -36,7 +36,7 @@ def top_table(
     by: str | Sequence[str] = "",
     groups: tuple[str, Sequence[str]] | None = None,
 ) -> Table:
-    """Return the rows as a terminal table, best first, without columns that say nothing here.
+    """Return the rows as a terminal table, best first, without columns that hold no information in this run.
 
     names : formulas by position. by : the column that was ranked by, or several, shown in any case.
     groups : a heading and what to show under it for each row.

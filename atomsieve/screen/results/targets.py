@@ -1,4 +1,4 @@
-"""Targets of files that are made from results: refused before any work if they cannot or must not be written."""
+"""Checks of output paths before any work: files made from results must be writable and must not destroy any."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from atomsieve.screen.results.record import Results
 
 
 def check_target(path: Path, overwrite: bool, results: Results) -> None:
-    """Refuse a file that is there already, unless asked to replace it, and one in a folder that is not.
+    """Refuse an existing file unless `overwrite`, and a file in a folder that does not exist.
 
-    The input that was screened, and what lies in the results folder, is never replaced.
+    The screened input and the files of the results folder are never replaced.
     """
     check_apart(path, results)
     if path.exists() and not overwrite:
@@ -27,7 +27,7 @@ def check_apart(path: Path, results: Results) -> None:
     target = path.resolve()
     for kept, what in (
         (Path(results.manifest["input_path"]), "the structures that were screened"),
-        (results.folder.path, "the results that are asked"),
+        (results.folder.path, "the results themselves"),
     ):
         kept = kept.resolve()
         if target == kept or kept in target.parents or target in kept.parents:

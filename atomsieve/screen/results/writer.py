@@ -19,7 +19,7 @@ from atomsieve.screen.results.npy_file import HEADER, ResultFile
 
 
 class ResultWriter:
-    """Writes chunks to their places, and enters them in this rank's ledger once the disk has them."""
+    """Writes chunks to their places, and records them in this rank's ledger once they are synced to disk."""
 
     def __init__(
         self, folder: ResultsFolder, rows: ResultFile, forces: ResultFile | None, rank: int, commit_seconds: float
@@ -37,7 +37,7 @@ class ResultWriter:
         return self
 
     def put(self, chunk: int, rows: NDArray[Any], forces: NDArray[np.float32] | None, seconds: float) -> None:
-        """Write one chunk; it is durable after the next `commit`, which comes by itself every few seconds."""
+        """Write one chunk; it is durable after the next `commit`, which follows every `commit_seconds`."""
         codes, counts = np.unique(rows["status"], return_counts=True)
         with disk_errors(self.folder.path):
             entry = ledger.Entry(
@@ -56,12 +56,12 @@ class ResultWriter:
         self.commit_if_due()
 
     def commit_if_due(self) -> None:
-        """Commit if the last time is long enough ago."""
+        """Commit if `commit_seconds` passed since the last time."""
         if self._waiting and time.monotonic() - self._last >= self._interval:
             self.commit()
 
     def commit(self) -> None:
-        """Sync the data, then the ledger lines that speak of it."""
+        """Sync the data, then append and sync their ledger lines."""
         if self._waiting:
             with disk_errors(self.folder.path):
                 for handle in self._handles:
@@ -73,7 +73,7 @@ class ResultWriter:
         self._last = time.monotonic()
 
     def flush(self) -> None:
-        """Leave nothing behind that was put."""
+        """Make every chunk durable that was put."""
         self.commit()
 
     def __exit__(self, *exception: object) -> None:

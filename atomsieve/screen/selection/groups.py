@@ -25,7 +25,7 @@ GROUPS = (*COMPOSITIONS, "space-group", "source")
 SYMPREC = 0.01
 """Angstrom; within it positions count as symmetric."""
 UNKNOWN = 231
-"""Stands for the space group of a crystal of which spglib finds none; the 230 that there are begin with 1."""
+"""Number of the space group of a crystal for which spglib finds none; the 230 space groups begin with 1."""
 BLOCK = 65_536  # structures whose elements are counted at once: 50 MB
 
 
@@ -93,7 +93,7 @@ class Grouping:
     Raises
     ------
     UsageError
-        for a kind that does not exist, or `source` where the input says none.
+        for a kind that does not exist, or `source` where the input states none.
     """
 
     def __init__(self, kind: str, reader: StructureReader, symprec: float = SYMPREC) -> None:
@@ -118,7 +118,7 @@ class Grouping:
         return keys[place.reshape(-1)]
 
     def labels(self, positions: NDArray[np.int64]) -> list[str]:
-        """Return what people call the groups of the structures at `positions`."""
+        """Return the names of the groups of the structures at `positions`."""
         if self.kind == "source":
             assert self._source is not None
             return [self._names[k] for k in self._source(positions)]
@@ -150,22 +150,25 @@ def _format_label(numbers: NDArray[np.uint8], kind: str) -> str:
 
 
 def _find_sources(reader: StructureReader) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.int64]], list[str]]:
-    """Return how positions become sources, and their names: what each structure states, else the part it lies in."""
+    """Return a function from positions to sources, and the names of the sources.
+
+    The source of a structure is the one that it states, else the part of the input that contains it.
+    """
     if "head" in reader.fields and reader.sources:
         names = [*(source.name for source in reader.sources), "no source"]
 
-        def stated(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        def read_stated(positions: NDArray[np.int64]) -> NDArray[np.int64]:
             if not len(positions):
                 return np.zeros(0, np.int64)
             head = read_at(reader, positions, ("head",)).head
             assert head is not None
             return np.where(head < 0, len(names) - 1, head).astype(np.int64)
 
-        return stated, names
+        return read_stated, names
     parts = reader.parts
     if len(parts) < 2:
         raise UsageError(
-            f"{reader.path} names no source and is one part, so --per source has nothing to go by; use one of "
+            f"{reader.path} names no source and is one part, so --per source is not possible; use one of "
             f"{', '.join(kind for kind in GROUPS if kind != 'source')}"
         )
     ends = np.cumsum([part.structures for part in parts])

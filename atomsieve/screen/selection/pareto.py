@@ -1,4 +1,4 @@
-"""The rows that no other row beats in every respect: the Pareto front of two to four columns, exactly."""
+"""The Pareto front of two to four columns, exactly: the rows that no other row dominates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atomsieve.screen.selection.row_filter import Where
 
 BLOCK = 256  # points compared with each other at once
 ROOM = 1 << 22  # comparisons held in memory at once
-FIRST = 32  # points of the front that most others are beaten by
+FIRST = 32  # points of the front that are compared first, because they dominate most others
 LARGEST = 5_000_000
 """Most rows that a front, or another choice, may hold in memory (about 0.5 GB)."""
 
@@ -41,7 +41,7 @@ def parse_objectives(text: str) -> list[tuple[str, float]]:
 
 
 def is_dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell for each of `points [n,d]` whether one of `by [m,d]` is nowhere larger and somewhere smaller."""
+    """Return for each of `points [n,d]` whether one of `by [m,d]` is nowhere larger and somewhere smaller."""
     found = np.zeros(len(points), bool)
     step = max(ROOM // max(len(by), 1), 1)
     for start in range(0, len(points), step):
@@ -56,7 +56,7 @@ def is_dominated(points: NDArray[np.float64], by: NDArray[np.float64]) -> NDArra
 
 
 def is_non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which of `points [n,d]` no other dominates; equal points do not dominate each other."""
+    """Return for each of `points [n,d]` whether no other dominates it; equal points do not dominate each other."""
     order = np.lexsort(points.T[::-1])  # in this order a point comes after all that dominate it
     front = np.zeros((0, points.shape[1]))
     keep = np.zeros(len(points), bool)
@@ -80,7 +80,7 @@ class Front:
         self._kept = np.zeros(0, ROW)
 
     def points(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Return what is compared [n,d], small is good."""
+        """Return the compared values [n,d]; smaller is better."""
         return np.stack([sign * rows[name].astype(np.float64) for name, sign in self.columns], axis=1)
 
     def add(self, rows: NDArray[Any]) -> None:
@@ -105,7 +105,7 @@ class Front:
 
     @staticmethod
     def _strongest(front: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the points of the front that are good in all columns at once: they beat most others."""
+        """Return the points of the front that are good in all columns at once: they dominate most others."""
         ranks = np.argsort(np.argsort(front, axis=0), axis=0)
         return np.argsort(ranks.max(axis=1, initial=0), kind="stable")[:FIRST]
 

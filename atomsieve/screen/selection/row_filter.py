@@ -26,8 +26,8 @@ def compile_row_filter(
 ) -> Where | None:
     """Compile `--where` over the columns; `head`, `precision`, `status` and `outside` are compared by name.
 
-    E.g. `status == "TOO_LARGE"`. Each reason is also a flag of its own, in lower case: `not unseen_pair`. Where there
-    is no reason, `outside` is "none", as in the files that cannot leave it empty, and "" as in the others.
+    Example: `status == "TOO_LARGE"`. Each reason is also a flag, in lower case: `not unseen_pair`. Without a reason,
+    `outside` equals both "none" and "", because some exported files cannot hold an empty text.
     """
     if text is None:
         return None
@@ -52,15 +52,15 @@ def compile_row_filter(
         return names[name][rows[name]] if name in names else rows[name]
 
     def where(rows: NDArray[Any]) -> NDArray[np.bool_]:
-        needed = compiled.names or {"position"}  # one column tells how many rows there are
+        needed = compiled.names or {"position"}  # one column gives the number of rows
         return compiled({n: values(n, rows) for n in needed})
 
-    where(np.zeros(0, ROW))  # text compared with a number, say, is found by columns alone: before any work, not after
+    where(np.zeros(0, ROW))  # finds e.g. a text compared with a number, before any work
     return where
 
 
 def _check_reasons(value: str, reasons: Mapping[int, str]) -> None:
-    """Refuse a text that `outside` never is: unknown names, or names in another order than theirs."""
+    """Refuse a text that `outside` cannot equal: unknown names, or names in another order."""
     order = [name for _, name in sorted(reasons.items())]
     given = value.split("+") if value else []
     for name in given:

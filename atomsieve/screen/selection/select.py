@@ -1,6 +1,6 @@
-"""Choosing rows of a results folder: the best by a column, the best of each group, or the Pareto front; exactly.
+"""Selection of rows of a results folder, exactly: the best by a column, the best of each group, or the Pareto front.
 
-Every choice goes once through the rows and holds what it has chosen so far, not more.
+Every selection reads the rows once and holds only the rows selected so far.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from atomsieve.screen.selection.pareto import LARGEST, Front, parse_objectives
 from atomsieve.screen.selection.row_filter import Where, compile_filter, require_columns
 from atomsieve.screen.selection.top_k import TopK
 
-AT_ONCE = 64  # structures whose space groups are found before it is asked whether that is enough
+AT_ONCE = 64  # structures whose space groups are found between two checks whether enough rows are selected
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to choose.
+    """A selection of rows of a results folder.
 
     Attributes
     ----------
-    top : at most so many rows, the best ones; None for all that the rest allows.
+    top : at most so many rows, the best ones; None for all rows that the other fields allow.
     by, descending : the column that ranks, smallest first unless descending.
-    where : an expression over the columns that a row must fulfil. Only rows with a result are ever chosen.
+    where : an expression over the columns that a row must fulfil. Only rows with a result are selected.
     head : rows of this head only; needed for `per` and `pareto` where the run had several.
     per, each : at most `each` rows of one group, a name of `groups.GROUPS`.
     symprec : tolerance of space groups, Angstrom.
@@ -76,12 +76,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class SelectedRows:
-    """What was chosen.
+    """The selected rows.
 
     Attributes
     ----------
     rows : [n] of dtype `ROW`, best first; a front is sorted by its columns as named.
-    groups : what the group of each row is called; None without `per`.
+    groups : name of the group of each row; None without `per`.
     """
 
     rows: NDArray[Any]
@@ -105,7 +105,7 @@ def select(results: Results, selection: Selection) -> SelectedRows:
         front = Front(parse_objectives(selection.pareto), where=where)
         return SelectedRows(_reduce_all(results, front))
     if selection.per is None:
-        most = min(selection.top or LARGEST + 1, LARGEST + 1)  # one more than allowed tells that there are too many
+        most = min(selection.top or LARGEST + 1, LARGEST + 1)  # one more than allowed shows that there are too many
         best = TopK(most, selection.by, descending=selection.descending, where=where)
         return SelectedRows(_require_fewer(_reduce_all(results, best), "rows would be chosen"))
     with open_screened_input(results) as reader:
@@ -129,7 +129,7 @@ def select_one_head(results: Results, selection: Selection) -> tuple[str, NDArra
 
 
 def resolve_head(results: Results, head: str | None) -> str:
-    """Return the head whose rows are meant; refuse to guess where there are several."""
+    """Return the head `head`, or the only one; refuse to guess among several."""
     names = results.labels.heads
     if head is None:
         if len(names) > 1:
@@ -185,8 +185,8 @@ def rank_in_groups(keys: Keys) -> NDArray[np.int64]:
 class BestOfGroups:
     """Keeps the best `n` rows of which at most `each` are of one group, among those that are OK and fulfil `where`.
 
-    Exact although it forgets: a row is dropped if `each` better ones of its group, or `n` better ones that may all be
-    chosen, were seen; more rows can only make more of either. Ties as in `TopK`.
+    Exact with bounded memory: a row is dropped once `each` better rows of its group, or `n` better rows that may all be
+    chosen, were seen; further rows can only add to either. Ties as in `TopK`.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class BestOfGroups:
         return -value if self.descending else value
 
     def add(self, rows: NDArray[Any]) -> None:
-        """Take rows [n] (dtype `ROW`) into account; the groups of those that may be kept are looked up."""
+        """Add rows [n] (dtype `ROW`); look up the groups of those that may be kept."""
         value = self._value(rows)
         wanted = np.isfinite(value) & (rows["status"] == Status.OK) & (value <= self._worst)
         if self.where is not None and wanted.any():
@@ -250,7 +250,7 @@ def _select_in_one_pass(
 
 
 def _select_best_first(results: Results, selection: Selection, where: Where | None, grouping: Grouping) -> NDArray[Any]:
-    """Return the best rows of each group where groups cost much: found for the best rows first, until they suffice."""
+    """Return the best rows of each group where groups are costly: they are found for the best rows first."""
     n = LARGEST + 1 if selection.top is None else min(max(4 * selection.top, AT_ONCE), LARGEST + 1)
     while True:
         best = TopK(n, selection.by, descending=selection.descending, where=where)
