@@ -152,4 +152,4 @@ def _read_record(folder: ResultsFolder) -> tuple[dict[str, Any], CodeNames, Chun
         version = f"another version of atomsieve (format {known}, this one reads {run_record.FORMAT})"
         raise DataError(f"{folder.run} is of {version}; {remedy}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder.run} is damaged: it lacks an entry that a run writes ({error}); {remedy}") from error
+        raise DataError(f"{folder.run} is damaged: it lacks what a run writes ({error}); {remedy}") from error
