@@ -123,7 +123,6 @@ def _rate(entries: list[Entry]) -> float:
 
 def format_status_lines(status: RunStatus, now: float | None = None) -> list[str]:
     """Return a status as lines for people, without damage (see `RunStatus.wrong`)."""
-
     share = 100.0 * status.done / status.structures
     lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]
     if status.broken is not None:
