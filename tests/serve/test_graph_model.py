@@ -13,8 +13,8 @@ import pytest
 from atomsieve.gfm import read_manifest
 from atomsieve.graphs import build_graph
 from atomsieve.predict import Predictor
-from atomsieve.serve.graph import config as graphs
 from atomsieve.serve.model.settings import Settings
+from atomsieve.serve.repository import graph_config as graphs
 from atomsieve.serve.repository.layout import RepositoryModel, read_config
 from atomsieve.serve.repository.write import write_repository
 from atomsieve.serve.server.health import load_probes

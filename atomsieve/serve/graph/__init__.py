@@ -1,1 +1,1 @@
-"""Models inside Triton that take graphs."""
+"""Graph models: an exported artefact inside Triton, evaluated on ready neighbour tables."""

@@ -13,6 +13,7 @@ from atomsieve.gfm.exports import check_export
 from atomsieve.remote.test_vector import compare_test_vector, read_test_vector
 from atomsieve.remote.wire import available_outputs
 from atomsieve.serve.model.settings import GFM, SETTINGS_FILE, graph_model_name
+from atomsieve.serve.repository import graph_config as graphs
 from atomsieve.serve.repository.config import MODEL_PY, config_parameters, instance_group, model_config
 from atomsieve.serve.repository.layout import (
     CONFIG,
@@ -48,7 +49,7 @@ def write_repository(
     The ensemble folders are copied, so that the repository is complete and stays as it is. Each is loaded once as the
     server will load it: a backend without artefact, or a wrong head, is found here.
 
-    graph_backend : runs the graph models of ensembles served from an ONNX or TorchScript artefact: "triton"
+    graph_backend : backend of the graph models of ensembles served from an ONNX or TorchScript artefact: "triton"
         (Triton's own backend for the format), "python" (the same artefact in a Python model, which checks its input),
         "auto" (the first if `server` has that backend, else the second), or "none" (there are no graph models).
 
@@ -57,8 +58,6 @@ def write_repository(
     AtomSieveError
         where a name is taken or an ensemble cannot be loaded; the repository is then as it was.
     """
-    from atomsieve.serve.graph import config as graphs
-
     if graph_backend not in GRAPH_BACKENDS:
         raise unknown("graph backend", graph_backend, GRAPH_BACKENDS)
     every: list[str] = []
