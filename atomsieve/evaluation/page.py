@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from atomsieve.errors import UsageError, require
 from atomsieve.evaluation.metrics import Evaluation
 from atomsieve.evaluation.plots import make_plots
-from atomsieve.structures.manifest import sync_file, sync_folder
+from atomsieve.runs.output_files import atomic_write
 
 METRICS, ROWS, PAGE = "metrics.json", "structures.npz", "index.html"
 TEMPLATE = "evaluation.html.jinja"
@@ -64,23 +63,11 @@ def write_evaluation(evaluation: Evaluation, folder: str | Path, *, overwrite: b
     plots = make_plots(evaluation)
     page = _page(evaluation.metrics, plots).encode()
     for name, data in plots.items():
-        put(place / f"{name}.png", data)
-    put(place / ROWS, _rows(evaluation))
-    put(place / METRICS, json.dumps(evaluation.metrics, indent=1, allow_nan=False).encode())
-    put(place / PAGE, page)
+        atomic_write(place / f"{name}.png", data)
+    atomic_write(place / ROWS, _rows(evaluation))
+    atomic_write(place / METRICS, json.dumps(evaluation.metrics, indent=1, allow_nan=False).encode())
+    atomic_write(place / PAGE, page)
     return place / PAGE
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file so that it is seen whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(data)
-        sync_file(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _rows(evaluation: Evaluation) -> bytes:

@@ -10,7 +10,7 @@ from atomsieve.export.fidelity import LIMITS, TOLERANCES
 from atomsieve.gfm import EnsembleManifest, ExportEntry, read_manifest
 from atomsieve.gfm.card import worst
 from atomsieve.gfm.exports import FOLDER
-from atomsieve.gfm.folder import replace_text
+from atomsieve.runs.output_files import atomic_write
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -192,7 +192,7 @@ def write_report(folder: str | Path) -> Path:
     """Write `exports/report.md` of a gfm/ folder from its manifest, and return its path."""
     path = Path(folder) / FOLDER / REPORT
     path.parent.mkdir(exist_ok=True)
-    replace_text(path, report(read_manifest(folder)))
+    atomic_write(path, report(read_manifest(folder)).encode())
     return path
 
 

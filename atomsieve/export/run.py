@@ -30,7 +30,7 @@ from atomsieve.gfm import (
 from atomsieve.gfm.exports import FOLDER, check_export
 from atomsieve.models import Ensemble
 from atomsieve.runs.lock import PathLock
-from atomsieve.structures.manifest import sync_file, sync_folder
+from atomsieve.runs.output_files import sync_file, sync_folder
 
 LOCK = ".exports.lock"
 

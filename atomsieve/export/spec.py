@@ -18,7 +18,7 @@ from atomsieve.gfm.backends import BACKENDS, check_format
 from atomsieve.gfm.exports import export_key
 from atomsieve.models import Ensemble
 from atomsieve.models.precision import check_precision
-from atomsieve.structures.manifest import sha256_of
+from atomsieve.runs.hashing import hash_file
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def entry_of(ensemble: Ensemble, spec: Spec, place: Path, ensemble_id: str, writ
         kind=spec.kind,
         device=spec.device,
         ensemble_id=ensemble_id,
-        files={p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(place.iterdir())},
+        files={p.name: {"size": p.stat().st_size, "sha256": hash_file(p)} for p in sorted(place.iterdir())},
         inputs=[s.name for s in taken],
         outputs=[s.name for s in given],
         versions=written.versions,

@@ -18,7 +18,7 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.gfm import ExportEntry
 from atomsieve.gfm.backends import holds_code
 from atomsieve.gfm.exports import FOLDER
-from atomsieve.structures.manifest import sha256_of
+from atomsieve.runs.hashing import hash_file
 
 _ELSEWHERE = "set XDG_STATE_HOME to a directory of your own"
 
@@ -53,7 +53,7 @@ def trust(files: Iterable[Path]) -> bool:
         place.mkdir(parents=True, exist_ok=True)
         place.chmod(0o700)
         for path in files:
-            (place / sha256_of(path)).write_text(f"{path.name}\n")
+            (place / hash_file(path)).write_text(f"{path.name}\n")
     except (OSError, AtomSieveError) as error:
         log.warning("could not note that artefacts made here may be opened (%s); %s", error, _ELSEWHERE)
         return False
@@ -83,7 +83,7 @@ def require_trust(path: Path, what: str) -> None:
         in one line, with the ways out.
     """
     place = find_trust_directory()
-    if _has_mark(place, sha256_of(path)):
+    if _has_mark(place, hash_file(path)):
         return
     # gfm/exports/<key>/<file>
     folder = path.parents[2] if len(path.parents) > 2 and path.parents[1].name == FOLDER else "FOLDER"

@@ -16,7 +16,6 @@ and no atom may be off by more than a length.
 from __future__ import annotations
 
 import csv
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, UsageError
-from atomsieve.runs.output_files import output_errors
+from atomsieve.runs.output_files import atomic_draft, output_errors
 from atomsieve.screen.results.caveats import describe_mixed_precisions
 from atomsieve.screen.results.export import check_format, export
 from atomsieve.screen.results.record import Results
@@ -302,17 +301,11 @@ def write_duplicates(
 ) -> None:
     """Write which row each row dropped is equal to, as CSV: positions, ids, precisions, energies per atom."""
     check_target(out, overwrite, results)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    with output_errors(out):
-        try:
-            with open(draft, "w", newline="") as file:
-                table = csv.writer(file, lineterminator="\n")
-                own = ["position", "id", "precision", "energy_per_atom [eV/atom]"]
-                table.writerow([*own, *(f"kept_{name}" for name in own)])
-                for k in np.flatnonzero(found.twin != np.arange(len(rows))).tolist():
-                    pair = (rows[k], rows[found.twin[k]])
-                    names = ("position", "id", "precision", "energy_per_atom")
-                    table.writerow([results.labels.text(name, row[name]) for row in pair for name in names])
-            os.replace(draft, out)
-        finally:
-            draft.unlink(missing_ok=True)
+    with output_errors(out), atomic_draft(out, durable=False) as draft, open(draft, "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        own = ["position", "id", "precision", "energy_per_atom [eV/atom]"]
+        table.writerow([*own, *(f"kept_{name}" for name in own)])
+        for k in np.flatnonzero(found.twin != np.arange(len(rows))).tolist():
+            pair = (rows[k], rows[found.twin[k]])
+            names = ("position", "id", "precision", "energy_per_atom")
+            table.writerow([results.labels.text(name, row[name]) for row in pair for name in names])

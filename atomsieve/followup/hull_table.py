@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from atomsieve.followup.hull_references import (
     require_all_members,
 )
 from atomsieve.models.precision import PRECISIONS
-from atomsieve.runs.output_files import output_errors
+from atomsieve.runs.output_files import atomic_draft, output_errors
 from atomsieve.screen.results.caveats import describe_mixed_precisions
 from atomsieve.screen.results.formulas import hill_formula, read_formulas
 from atomsieve.screen.results.record import Results
@@ -193,13 +192,8 @@ def write_table(table: dict[str, list[Any]], results: Results, out: Path, *, ove
         for another ending; AtomSieveError if the file is there already.
     """
     check_output(out, overwrite, results)
-    draft = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    with output_errors(out):
-        try:
-            _write(table, draft)
-            os.replace(draft, out)
-        finally:
-            draft.unlink(missing_ok=True)
+    with output_errors(out), atomic_draft(out, durable=False) as draft:
+        _write(table, draft)
 
 
 def _write(table: dict[str, list[Any]], path: Path) -> None:

@@ -9,7 +9,6 @@ encoder.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from atomsieve.errors import AtomSieveError, UsageError, unknown
 from atomsieve.followup.ensemble import find_ensemble
 from atomsieve.predict.interface import AnyPredictor
 from atomsieve.predict.status import Status
-from atomsieve.runs.output_files import output_errors
+from atomsieve.runs.output_files import atomic_draft, output_errors
 from atomsieve.screen.results.columns import NO_REASON, ROW
 from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.screen.results.record import Results, require_complete
@@ -240,22 +239,18 @@ def write_candidates(
     for atoms, line in zip(images, lines, strict=True):
         atoms.calc = None
         atoms.info |= {name: value for name, value in line.items() if name not in ("natoms", "formula")}
-    drafts = [target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}") for target in (path, table)]
-    with output_errors(path):
-        try:
-            with open(drafts[0], "w") as file:
-                write_extxyz(file, images)
-            with open(drafts[1], "w", newline="") as file:
-                writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(
-                    {k: f"{v:.9g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines
-                )
-            for draft, target in zip(drafts, (path, table), strict=True):
-                os.replace(draft, target)
-        finally:
-            for draft in drafts:
-                draft.unlink(missing_ok=True)
+    # The table is entered first and so replaced last: who finds it finds the structures too.
+    with (
+        output_errors(path),
+        atomic_draft(table, durable=False) as table_draft,
+        atomic_draft(path, durable=False) as draft,
+    ):
+        with open(draft, "w") as file:
+            write_extxyz(file, images)
+        with open(table_draft, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
     return path, table
 
 

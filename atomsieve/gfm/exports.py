@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from atomsieve.errors import DataError
-from atomsieve.structures.manifest import sha256_of
+from atomsieve.runs.hashing import hash_file
 
 FOLDER = "exports"
 
@@ -77,6 +77,6 @@ def check_export(folder: str | Path, entry: ExportEntry, place: Path | None = No
         path = place / name
         if not path.is_file():
             raise DataError(f"{path} is missing; {again}")
-        if path.stat().st_size != expected.get("size") or sha256_of(path) != expected.get("sha256"):
+        if path.stat().st_size != expected.get("size") or hash_file(path) != expected.get("sha256"):
             raise DataError(f"{path} is damaged or was changed (its SHA-256 differs from the manifest's); {again}")
     return place

@@ -34,9 +34,10 @@ from atomsieve.gfm.manifest import (
 from atomsieve.gfm.test_vector import make_test_vector
 from atomsieve.gfm.weights import read_weights, write_weights
 from atomsieve.models.ensemble import Ensemble
+from atomsieve.runs.hashing import hash_file
 from atomsieve.runs.lock import PathLock
+from atomsieve.runs.output_files import atomic_write, sync_file, sync_folder
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.manifest import sha256_of, sync_file, sync_folder
 from atomsieve.uncertainty.calibration import Calibration, parse_calibration
 from atomsieve.version import __version__
 
@@ -123,7 +124,7 @@ def _write(
         files={},
     )
     for path in sorted(p for p in work.rglob("*") if p.is_file()):
-        manifest.files[path.relative_to(work).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        manifest.files[path.relative_to(work).as_posix()] = {"size": path.stat().st_size, "sha256": hash_file(path)}
     (work / CARD).write_text(model_card(manifest.model_dump(), calibration))
     (work / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     for path in work.rglob("*"):
@@ -151,7 +152,7 @@ def _check_files(folder: Path, manifest: EnsembleManifest) -> None:
             raise DataError(
                 f"{folder}: {name} has {size} bytes, the manifest says {expected.get('size')}; copy it again"
             )
-        if sha256_of(path) != expected.get("sha256"):
+        if hash_file(path) != expected.get("sha256"):
             raise DataError(f"{folder}: {name} was changed (its SHA-256 differs from the manifest's); copy it again")
     for name in FITTED:
         if name not in manifest.files and (folder / name).exists():
@@ -211,7 +212,7 @@ def record_exports(folder: str | Path, changed: Mapping[str, ExportEntry | None]
             if entry is not None:
                 exports[key] = entry.model_dump(mode="json")
         raw["exports"] = dict(sorted(exports.items()))
-        replace_text(place / MANIFEST, json.dumps(raw, indent=1))
+        atomic_write(place / MANIFEST, (json.dumps(raw, indent=1)).encode())
         return _new_card(place)
 
 
@@ -238,7 +239,7 @@ def record_files(folder: str | Path, contents: Mapping[str, bytes | Callable[[],
             sync_file(waiting)
             raw["files"][name] = {"size": len(content), "sha256": digest}
         sync_folder(place)
-        replace_text(place / MANIFEST, json.dumps(raw, indent=1))
+        atomic_write(place / MANIFEST, (json.dumps(raw, indent=1)).encode())
         for name in contents:
             _settle(place / name, raw["files"][name])
             for left in place.glob(f".{name}.*.next"):  # of a process that was killed before its manifest
@@ -278,7 +279,7 @@ def _settle(path: Path, expected: Mapping[str, Any]) -> None:
         return
     waiting = _waiting(path, digest)
     try:
-        if waiting.is_file() and sha256_of(waiting) == digest:
+        if waiting.is_file() and hash_file(waiting) == digest:
             os.replace(waiting, path)
     except FileNotFoundError:  # another process moved it
         return
@@ -292,14 +293,5 @@ def _settle(path: Path, expected: Mapping[str, Any]) -> None:
 def _new_card(place: Path) -> EnsembleManifest:
     """Rewrite the card and return the manifest that it shows."""
     manifest = read_manifest(place)
-    replace_text(place / CARD, model_card(manifest.model_dump(), read_calibration(place)))
+    atomic_write(place / CARD, (model_card(manifest.model_dump(), read_calibration(place))).encode())
     return manifest
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file durably; a reader sees the old or the new content."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    sync_file(new)
-    os.replace(new, path)
-    sync_folder(path.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.gfm.exports import ExportEntry
 from atomsieve.models.config import HeadSpec, Kind, ModelConfig
+from atomsieve.runs.hashing import hash_json
 
 SCHEMA = "atomsieve-gfm"
 SCHEMA_VERSION = 1
@@ -120,4 +120,4 @@ def read_raw(place: Path) -> dict[str, Any]:
 def _digest(raw: dict[str, Any], without: tuple[str, ...]) -> str:
     kept = {k: v for k, v in raw.items() if k not in ("exports", "formerly")}
     kept["files"] = {name: of for name, of in raw.get("files", {}).items() if name not in without}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hash_json(kept)

@@ -20,6 +20,7 @@ import numpy as np
 from atomsieve.devices import device_kind
 from atomsieve.errors import DataError
 from atomsieve.predict.interface import AnyPredictor
+from atomsieve.runs.output_files import atomic_draft
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +120,9 @@ def store_law(key: dict[str, Any], law: MemoryLaw) -> None:
     """Cache a law; where the cache cannot be written, the next run measures again, and nothing else is lost."""
     if (path := _path_of(key)) is None:
         return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"key": key, "law": asdict(law)}, indent=1) + "\n")
-        part.replace(path)
+        with atomic_draft(path, durable=False) as draft:
+            draft.write_text(json.dumps({"key": key, "law": asdict(law)}, indent=1) + "\n")
     except OSError as error:
         log.debug("the memory law is not cached: %s", error)

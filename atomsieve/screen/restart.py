@@ -30,9 +30,9 @@ from atomsieve.errors import (
     AtomSieveError,
     UsageError,
 )
+from atomsieve.runs.events import EventLog
 from atomsieve.runs.lock import SILENCE, holder
 from atomsieve.runs.signals import WATCHED, follow
-from atomsieve.screen.engine.reporter import EventLog
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.text import format_duration
 

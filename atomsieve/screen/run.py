@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomsieve.predict.interface import AnyPredictor
+from atomsieve.runs.events import EventLog
 from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.cascade.driver import refine, use_better
@@ -18,7 +19,7 @@ from atomsieve.screen.engine.in_flight import InFlightMarkers
 from atomsieve.screen.engine.locality import assign_queues
 from atomsieve.screen.engine.progress import ProgressView
 from atomsieve.screen.engine.reader_process import ChunkSource
-from atomsieve.screen.engine.reporter import EventLog, Reporter
+from atomsieve.screen.engine.reporter import Reporter
 from atomsieve.screen.engine.runner import ChunkInProgress
 from atomsieve.screen.engine.servers import ServedEnsemble, ServerWatch, add_resume_hint
 from atomsieve.screen.engine.tally import Tally

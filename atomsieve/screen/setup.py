@@ -20,7 +20,7 @@ from atomsieve.predict.packing import Limit
 from atomsieve.predict.status import Status
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Communicator
-from atomsieve.runs.output_files import beside
+from atomsieve.runs.output_files import disk_errors, sibling_path
 from atomsieve.screen.cascade.driver import check_choice
 from atomsieve.screen.cascade.error_bounds import Tables
 from atomsieve.screen.engine.batch_budget import BatchBudget, resolve_batch_budget
@@ -39,7 +39,6 @@ from atomsieve.screen.node_local.collect import Collected, open_stores
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine.retry import find_suspects
 from atomsieve.screen.results import run_record
-from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.npy_file import forces_file, row_file
 from atomsieve.screen.selection.row_filter import Where, compile_row_filter
@@ -48,7 +47,7 @@ from atomsieve.screen.telemetry.monitor import RunMonitor, Watched, open_monitor
 
 def default_out(candidates: Path) -> Path:
     """Return the results folder next to the input."""
-    return beside(candidates, ".results")
+    return sibling_path(candidates, ".results")
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ by step, so that reading a few structures does not cost reading a terabyte. The 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import zlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atomsieve.errors import DataError
+from atomsieve.runs.hashing import hash_json
+from atomsieve.runs.output_files import atomic_write
 from atomsieve.structures.bp5 import DATA_FILES
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.source import SourceInfo
@@ -107,22 +106,12 @@ class DatasetManifest(_ManifestRow):
 
     def checksum(self) -> str:
         """Return the sha256 of the manifest's content: the identity of the dataset."""
-        return _digest(self.model_dump())
+        return hash_json(self.model_dump())
 
     def save(self, folder: Path) -> None:
-        """Write `manifest.json` durably, in one stroke."""
+        """Write `manifest.json`, durably and whole."""
         content = {**self.model_dump(), "sha256": self.checksum()}
-        draft = folder / f"{NAME}.tmp"
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(folder / NAME)
-        sync_folder(folder)
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        atomic_write(folder / NAME, json.dumps(content, indent=1).encode())
 
 
 def is_dataset_folder(folder: Path) -> bool:
@@ -152,7 +141,7 @@ def load_manifest(folder: Path) -> DatasetManifest:
     if isinstance(version, int) and version > SCHEMA:
         raise DataError(f"{path} has schema version {version}, this program reads up to {SCHEMA}; upgrade atomsieve")
     stated = content.pop("sha256", None)
-    if stated != _digest(content):
+    if stated != hash_json(content):
         raise DataError(f"{path} was changed after it was written (its checksum does not fit); restore or rewrite it")
     try:
         manifest = DatasetManifest.model_validate(content)
@@ -197,37 +186,3 @@ def _check_files(manifest: DatasetManifest, folder: Path) -> None:
                 raise DataError(f"{path} is missing; the dataset is not complete, copy or write it again") from error
             if size != row.size:
                 raise DataError(f"{path} has {size} bytes, the manifest says {row.size}; copy or write it again")
-
-
-# -- bytes on disk ---------------------------------------------------------------------------------------------------
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def crc32_of(path: Path, start: int, stop: int) -> int:
-    """Return the crc32 of bytes `start:stop` of a file; bytes that are not there do not count."""
-    value, left = 0, stop - start
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while left > 0 and (block := file.read(min(BLOCK, left))):
-            value = zlib.crc32(block, value)
-            left -= len(block)
-    return value
-
-
-def sync_file(path: Path) -> None:
-    """Make a file durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    sync_file(path)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError
+from atomsieve.runs.hashing import compute_file_crc, hash_file
 from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.interface import PartInfo
-from atomsieve.structures.manifest import DatasetManifest, crc32_of, load_manifest, sha256_of
+from atomsieve.structures.manifest import DatasetManifest, load_manifest
 from atomsieve.structures.reader import FileReader
 from atomsieve.structures.source import SourceInfo
 
@@ -73,7 +74,7 @@ class ManifestReader(FileReader):
     def _open_part(self, part: int) -> Bp5Reader:
         row, folder = self.manifest.parts[part], self._folder(part)
         for name, file in row.files.items():
-            if file.sha256 and sha256_of(folder / name) != file.sha256:
+            if file.sha256 and hash_file(folder / name) != file.sha256:
                 raise DataError(f"{folder / name} is damaged (its checksum does not fit); copy or write it again")
         opened = Bp5Reader(folder)
         variables = opened.variables()
@@ -91,7 +92,7 @@ class ManifestReader(FileReader):
         part, place, row = self._steps[step]
         data = self._folder(part) / "data.0"
         start = self._steps[step - 1][2].end if place else 0
-        if self.verify == "full" and crc32_of(data, start, row.end) != row.crc32:
+        if self.verify == "full" and compute_file_crc(data, start, row.end) != row.crc32:
             raise DataError(f"{data} is damaged (bytes {start} to {row.end}, step {place}); copy or write it again")
         self._sound[step] = True
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, unknown
+from atomsieve.runs.hashing import hash_file
 from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.fields import FIELDS
-from atomsieve.structures.manifest import sha256_of
 from atomsieve.structures.probe import probe_directory
 from atomsieve.structures.reader import FileReader
 from atomsieve.structures.source import SourceInfo
@@ -43,7 +43,7 @@ class _ThirdPartyReader(FileReader):
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
             digest.update(f"{file.relative_to(self.path)} {file.stat().st_size}\n".encode())
             if file.name.startswith(("md.", "mmd.")):
-                digest.update(sha256_of(file).encode())
+                digest.update(hash_file(file).encode())
         return digest.hexdigest()
 
     def _numbers(self, values: NDArray[Any]) -> NDArray[np.uint8]:

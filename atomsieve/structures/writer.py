@@ -16,26 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.runs.hashing import compute_file_crc, hash_file
 from atomsieve.runs.lock import PathLock
+from atomsieve.runs.output_files import sync_file, sync_folder
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import DATA_FILES, Bp5Writer
 from atomsieve.structures.fields import FIELDS
-from atomsieve.structures.manifest import (
-    DatasetManifest,
-    FileRow,
-    PartRow,
-    StepRow,
-    crc32_of,
-    is_dataset_folder,
-    sha256_of,
-    sync_file,
-    sync_folder,
-)
+from atomsieve.structures.manifest import DatasetManifest, FileRow, PartRow, StepRow, is_dataset_folder
 from atomsieve.structures.source import SourceInfo
 
 STEPS_PER_PART = 1000
 """A directory of more steps takes noticeably long to open."""
-_OUR_NAMES = re.compile(r"part-\d{5,}\.r\d{3,}\.bp(\.tmp)?|manifest\.json(\.tmp)?")
+_OUR_NAMES = re.compile(r"part-\d{5,}\.r\d{3,}\.bp(\.tmp)?|manifest\.json(\.tmp)?|\.manifest\.json\.\d+\.json")
 
 
 class Comm(Protocol):
@@ -264,7 +256,7 @@ class StructureWriter:
                 structures=batch.n_structures,
                 atoms=batch.n_atoms,
                 end=end,
-                crc32=crc32_of(self._part.path / "data.0", start, end),
+                crc32=compute_file_crc(self._part.path / "data.0", start, end),
                 counts_crc32=zlib.crc32(counts.tobytes()),
             )
         )
@@ -295,7 +287,7 @@ class StructureWriter:
             sync_folder(self._folder)
             files = {
                 name: FileRow(
-                    size=(final / name).stat().st_size, sha256="" if name == "data.0" else sha256_of(final / name)
+                    size=(final / name).stat().st_size, sha256="" if name == "data.0" else hash_file(final / name)
                 )
                 for name in DATA_FILES
             }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from atomsieve.errors import DataError
+from atomsieve.runs.output_files import atomic_draft
 from atomsieve.train.optim import RunningMean
 
 FORMAT = "atomsieve-checkpoint-1"
@@ -57,12 +57,9 @@ class Progress:
 def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write tensors and a JSON-able state to `path` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_file(held, str(partial), metadata={"format": FORMAT, "state": json.dumps(state)})
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(partial, path)
+    with atomic_draft(path) as draft:
+        save_file(held, str(draft), metadata={"format": FORMAT, "state": json.dumps(state)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from atomsieve.evaluation.page import put
 from atomsieve.evaluation.plots import draw_parity
 from atomsieve.evaluation.summary import summary_table
 from atomsieve.gfm.domain_file import dump_domain
@@ -18,6 +17,7 @@ from atomsieve.gfm.manifest import CALIBRATION as CALIBRATION_FILE
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
+from atomsieve.runs.output_files import atomic_write
 from atomsieve.train.config import TrainConfig
 from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.fits import fit_calibration, fit_domains, predict_part
@@ -146,7 +146,7 @@ def _evaluate_written(gfm: Path, config: TrainConfig, prepared: Prepared, part: 
                     f"\n## {part}, by the written ensemble (at most {MOST_EVALUATED} structures of a head)\n\n"
                     f"{summary_table(rows)}\n"
                 )
-            put(config.output / "parity.png", draw_parity(rows, f"{part}, by the written ensemble"))
+            atomic_write(config.output / "parity.png", draw_parity(rows, f"{part}, by the written ensemble"))
 
     group.run_and_gather(write)
 

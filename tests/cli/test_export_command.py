@@ -9,7 +9,7 @@ from atomsieve.errors import DataError
 from atomsieve.export import run as making
 from atomsieve.export.run import ExportOutcome
 from atomsieve.gfm import ExportEntry, read_manifest, record_exports
-from atomsieve.structures.manifest import sha256_of
+from atomsieve.runs.hashing import hash_file
 from tests.helpers import tiny_gfm
 
 
@@ -198,7 +198,7 @@ def put(gfm, format_):
     place = gfm / "exports" / f"{format_}-fp32"
     place.mkdir(parents=True)
     (place / "model").write_text(format_)
-    files = {"model": {"size": len(format_), "sha256": sha256_of(place / "model")}}
+    files = {"model": {"size": len(format_), "sha256": hash_file(place / "model")}}
     record_exports(gfm, {f"{format_}-fp32": entry(format_, files)})
     return place / "model"
 
@@ -210,10 +210,10 @@ def test_trust_names_and_marks_the_files_that_hold_code(gfm, state, capsys):
     code = put(gfm, "torchscript")
     assert call("trust", gfm) == 0
     out = capsys.readouterr().out
-    assert f"torchscript-fp32/model  sha256 {sha256_of(code)[:16]}" in out
+    assert f"torchscript-fp32/model  sha256 {hash_file(code)[:16]}" in out
     assert "onnx-fp32/model" not in out
     assert "1 file may be opened" in out
-    assert [p.name for p in (state / "atomsieve" / "trusted").iterdir()] == [sha256_of(code)]
+    assert [p.name for p in (state / "atomsieve" / "trusted").iterdir()] == [hash_file(code)]
 
 
 def test_what_was_changed_is_not_trusted(gfm, state, capsys):

@@ -11,7 +11,7 @@ import pytest
 from atomsieve.errors import AtomSieveError
 from atomsieve.export.trust import find_trust_directory, is_trusted, require_trust, trust
 from atomsieve.gfm import ExportEntry
-from atomsieve.structures.manifest import sha256_of
+from atomsieve.runs.hashing import hash_file
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def artefact(tmp_path) -> Path:
 
 
 def entry_of(path: Path, format_: str = "torchscript", sha256: str | None = None) -> ExportEntry:
-    digest = sha256_of(path) if sha256 is None else sha256
+    digest = hash_file(path) if sha256 is None else sha256
     return ExportEntry(
         format=format_,
         precision="fp32",

@@ -119,7 +119,7 @@ def test_a_recording_that_was_killed_leaves_the_old_or_the_new(own_copy, folder,
 
     old = (own_copy / "calibration.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(module, {"waiting": "replace_text", "manifest": "_settle"}[reached], die)
+        patch.setattr(module, {"waiting": "atomic_write", "manifest": "_settle"}[reached], die)
         if reached == "manifest":
             patch.setattr(module, "read_manifest", lambda place: read_manifest(place).model_copy(update={"files": {}}))
         with pytest.raises(KeyboardInterrupt):
@@ -184,7 +184,7 @@ def test_a_file_that_waits_is_never_that_of_another_recording(own_copy, monkeypa
     from atomsieve.gfm import folder as module
 
     first, second = b'{"heads": {}}', b'{"heads":  {}}'
-    check = module.sha256_of
+    check = module.hash_file
 
     def interrupted(path):
         found = check(path)
@@ -192,7 +192,7 @@ def test_a_file_that_waits_is_never_that_of_another_recording(own_copy, monkeypa
             module._waiting(own_copy / "calibration.json", hashlib.sha256(second).hexdigest()).write_bytes(second)
         return found
 
-    monkeypatch.setattr(module, "sha256_of", interrupted)
+    monkeypatch.setattr(module, "hash_file", interrupted)
     record_files(own_copy, {"calibration.json": first})
     assert (own_copy / "calibration.json").read_bytes() == first
     assert not list(own_copy.glob(".*.next"))

@@ -12,8 +12,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.gfm import load_gfm, read_manifest, save_gfm
 from atomsieve.graphs.neighbors import build_graph
 from atomsieve.models import Ensemble, set_precision
+from atomsieve.runs.hashing import hash_file
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.manifest import sha256_of
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_gfm
 
 MEMBERS = 5
@@ -189,7 +189,7 @@ def test_a_file_that_does_not_fit_is_named_in_one_line(folder, tmp_path):
         path = place / name / "weights.safetensors"
         save_file({**load_file(str(path)), "odd": torch.zeros(1), **wrong}, str(path))
         manifest = json.loads((place / "manifest.json").read_text())
-        manifest["files"][f"{name}/weights.safetensors"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        manifest["files"][f"{name}/weights.safetensors"] = {"size": path.stat().st_size, "sha256": hash_file(path)}
         (place / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(DataError, match=rf"{name}/weights.safetensors does not fit the model: .*odd") as caught:
             load_gfm(place)

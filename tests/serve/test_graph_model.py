@@ -147,9 +147,9 @@ def test_configuration_for_tritons_own_backend_fits_the_artefact(exported, predi
     file = tmp_path / "gfm_graph" / "1" / config.default_model_filename
     entry = read_manifest(exported).exports[f"{kind}-fp64"]
     (listed,) = entry.files.values()
-    from atomsieve.structures.manifest import sha256_of
+    from atomsieve.runs.hashing import hash_file
 
-    assert sha256_of(file) == listed["sha256"]
+    assert hash_file(file) == listed["sha256"]
     types = {
         "TYPE_FP64": "double",
         "TYPE_FP32": "float",

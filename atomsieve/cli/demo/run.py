@@ -17,6 +17,7 @@ import typer
 from atomsieve.cli.common import IN_OUT, WORK, OverwriteOption, SeedOption, console
 from atomsieve.cli.demo.plan import MEMBERS, Demo, Plan, find_mpirun, full_plan, progress_bar, quick_plan
 from atomsieve.errors import UsageError
+from atomsieve.runs.output_files import atomic_draft
 
 # -- stages --------------------------------------------------------------------------------------------------------
 
@@ -40,9 +41,8 @@ def make_labels(demo: Demo) -> None:
             for group in label_groups(name, groups, seed=demo.plan.seed, workers=_count_workers()):
                 frames += group
                 advance(len(group))
-        partial = path.with_suffix(".partial")
-        write(partial, frames, format="extxyz")
-        partial.replace(path)
+        with atomic_draft(path, durable=False) as draft:
+            write(draft, frames, format="extxyz")
         demo.say(f"{path}: {len(frames):,} structures, {source.level_of_theory}")
 
 

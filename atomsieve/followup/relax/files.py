@@ -33,8 +33,8 @@ from atomsieve.calculators.relax_result import Stop
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.followup.relax.group import Arrays, read_arrays
 from atomsieve.predict import Status
+from atomsieve.runs.output_files import atomic_draft, disk_errors
 from atomsieve.screen.results.code_names import CodeNames
-from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.files import write_whole
 from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.screen.results.run_record import flatten
@@ -257,32 +257,27 @@ def publish(folder: RelaxFolder, bounds: NDArray[np.int64], rows: NDArray[Any], 
     """
     from ase.io.extxyz import write_extxyz
 
-    finals = (folder.extxyz, folder.table)
-    drafts = {path: path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in finals}
     head = labels.heads[int(rows["head"][0])]
-    try:
-        with (
-            disk_errors(folder.path),
-            open(drafts[folder.extxyz], "w") as frames,
-            open(drafts[folder.table], "w", newline="") as file,
-            StructureWriter(folder.dataset, sources=[SourceInfo(head, about)], overwrite=True) as dataset,
-        ):
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow([f"{name} [{unit}]" if unit else name for name, (unit, _) in COLUMNS.items()])
-            for g, first in enumerate(bounds[:-1].tolist()):
-                batch, arrays = load_group(folder, g)
-                said = list(lines(batch, arrays, rows[first : bounds[g + 1]], first + 1, labels))
-                table.writerows([_text(value) for value in line.values()] for line in said)
-                images = batch.to_ase()
-                for atoms, line in zip(images, said, strict=True):
-                    atoms.info |= {name: line[name] for name in ("rank", "position", "reason", "status", "steps")}
-                write_extxyz(frames, images)
-                dataset.append(batch.replace(head=np.zeros(len(batch), np.int32)))
-        for path, draft in drafts.items():
-            os.replace(draft, path)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+    # Left in the reverse order: the dataset is finished first, the table, which shows that all is there, last.
+    with (
+        disk_errors(folder.path),
+        atomic_draft(folder.table, durable=False) as table_draft,
+        atomic_draft(folder.extxyz, durable=False) as extxyz_draft,
+        open(extxyz_draft, "w") as frames,
+        open(table_draft, "w", newline="") as file,
+        StructureWriter(folder.dataset, sources=[SourceInfo(head, about)], overwrite=True) as dataset,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([f"{name} [{unit}]" if unit else name for name, (unit, _) in COLUMNS.items()])
+        for g, first in enumerate(bounds[:-1].tolist()):
+            batch, arrays = load_group(folder, g)
+            said = list(lines(batch, arrays, rows[first : bounds[g + 1]], first + 1, labels))
+            table.writerows([_text(value) for value in line.values()] for line in said)
+            images = batch.to_ase()
+            for atoms, line in zip(images, said, strict=True):
+                atoms.info |= {name: line[name] for name in ("rank", "position", "reason", "status", "steps")}
+            write_extxyz(frames, images)
+            dataset.append(batch.replace(head=np.zeros(len(batch), np.int32)))
 
 
 def _text(value: Any) -> str:

@@ -23,16 +23,15 @@ from atomsieve.followup.relax.group import begin, finished, guard_of, rattled, r
 from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.predict import AnyPredictor
+from atomsieve.runs.events import EventLog
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
-from atomsieve.runs.output_files import beside
+from atomsieve.runs.output_files import disk_errors, sibling_path
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.engine.placement import gather_places, ranks_per_device
-from atomsieve.screen.engine.reporter import EventLog
 from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.caveats import describe_mixed_precisions
-from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.files import write_whole
 from atomsieve.screen.results.record import Results, open_results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
@@ -141,7 +140,7 @@ def _prepare(
 ) -> _Work:
     lead = comm.rank == 0
     results = comm.run_on_all(lambda: open_results(path))
-    folder = RelaxFolder(Path(out) if out is not None else beside(path, ".relaxed"))
+    folder = RelaxFolder(Path(out) if out is not None else sibling_path(path, ".relaxed"))
     comm.run_on_all(lambda: check_apart(folder.path, results))
     head, rows = comm.run_on_first(lambda: select(results, options))
     if predictor is None:

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.predict.status import Status
+from atomsieve.runs.output_files import disk_errors
 from atomsieve.screen.cascade.error_bounds import Bounds, Mask, OpenFilter, measure_errors, rank_span
 from atomsieve.screen.engine.context import RankContext, StopNow
 from atomsieve.screen.engine.result_files import ChunkReader
 from atomsieve.screen.engine.rows import Rows
 from atomsieve.screen.engine.runner import Forces
 from atomsieve.screen.results.columns import MEASURED
-from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.screened_input import read_at
 from atomsieve.screen.results.writer import ResultWriter
 from atomsieve.structures.batch import ragged_index

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from atomsieve.runs.output_files import disk_errors
 from atomsieve.screen.failures import translate_loss
-from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.files import ResultsFolder, write_whole
 
 log = logging.getLogger(__name__)

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomsieve.screen.results.disk_errors import disk_errors
+from atomsieve.runs.events import EventLog
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-class EventLog:
-    """Appends JSON lines `{"time": ..., "event": ..., ...}` to a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, event: str, **fields: Any) -> None:
-        """Write one event."""
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields}) + "\n"
-        with disk_errors(self.path.parent), open(self.path, "a") as file:
-            file.write(line)
 
 
 @dataclass(frozen=True)

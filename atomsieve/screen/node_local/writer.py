@@ -25,12 +25,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.runs.hashing import compute_crc
+from atomsieve.runs.output_files import disk_errors, sync_folder
 from atomsieve.screen.results import ledger
-from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.files import ResultsFolder, partial_path, write_whole
-from atomsieve.screen.results.npy_file import BLOCK, HEADER, ResultFile, compute_crc
+from atomsieve.screen.results.npy_file import BLOCK, HEADER, ResultFile
 from atomsieve.screen.results.writer import ResultWriter
-from atomsieve.structures.manifest import sync_folder
 
 TOGETHER = 256 << 20  # bytes copied between two ledger writes: after a death in between they are copied again
 NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY)

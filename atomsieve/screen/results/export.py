@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, require, unknown
 from atomsieve.predict.status import Status
-from atomsieve.runs.output_files import output_errors
+from atomsieve.runs.output_files import atomic_draft, output_errors
 from atomsieve.screen.results.columns import COLUMNS, NO_REASON
 from atomsieve.screen.results.record import Results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
@@ -60,13 +59,8 @@ def export(
         table = TABLES.get(_ending(path))
         if table is None:
             return _write_structures(results, path, chosen, texts or {}, overwrite)
-        draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        try:
-            n = table(results, draft, chosen, texts or {})
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-        return n
+        with atomic_draft(path, durable=False) as draft:
+            return table(results, draft, chosen, texts or {})
 
 
 # -- tables of rows ------------------------------------------------------------------------------------------------

@@ -21,12 +21,10 @@ is durable the files are called `*.npy.part`: a name without `.part` promises th
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from atomsieve.screen.results.disk_errors import disk_errors
-from atomsieve.structures.manifest import sync_folder
+from atomsieve.runs.output_files import atomic_write, disk_errors
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,6 @@ def partial_path(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file so that it is seen whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a small file of the results, durably: it is seen whole or not at all."""
     with disk_errors(path.parent):
-        try:
-            with open(draft, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        atomic_write(path, data)

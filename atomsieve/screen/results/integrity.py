@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import DataError
+from atomsieve.runs.hashing import compute_crc
 from atomsieve.screen.results.columns import ROW
-from atomsieve.screen.results.npy_file import FORCE, HEADER, REMEDY, compute_crc, npy_header, require_size
+from atomsieve.screen.results.npy_file import FORCE, HEADER, REMEDY, npy_header, require_size
 from atomsieve.screen.results.record import Results
 
 

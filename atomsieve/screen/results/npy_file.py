@@ -13,11 +13,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError
+from atomsieve.runs.hashing import compute_crc
+from atomsieve.runs.output_files import disk_errors, sync_folder
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.columns import ROW
-from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.files import ResultsFolder, partial_path
-from atomsieve.structures.manifest import sync_folder
 
 HEADER = 4096  # bytes before the data of our .npy files: chunks then begin on pages
 BLOCK = 1 << 22  # bytes read at once where a file is checked
@@ -96,14 +96,6 @@ class ResultFile:
 def read_bytes(handle: int, start: int, stop: int) -> bytes:
     """Return the bytes `start:stop` of an open file, fewer where it ends; the kernel reads 2 GiB at most at once."""
     return b"".join(os.pread(handle, min(BLOCK, stop - at), at) for at in range(start, stop, BLOCK))
-
-
-def compute_crc(handle: int, start: int, stop: int) -> int:
-    """Return the crc32 of the bytes `start:stop` of an open file."""
-    value = 0
-    for offset in range(start, stop, BLOCK):
-        value = zlib.crc32(os.pread(handle, min(BLOCK, stop - offset), offset), value)
-    return value
 
 
 def row_file(folder: ResultsFolder, chunks: Chunks, heads: int) -> ResultFile:

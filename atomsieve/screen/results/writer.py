@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError
+from atomsieve.runs.output_files import disk_errors
 from atomsieve.screen.results import ledger
-from atomsieve.screen.results.disk_errors import disk_errors
 from atomsieve.screen.results.files import ResultsFolder, partial_path
 from atomsieve.screen.results.npy_file import HEADER, ResultFile
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from atomsieve.errors import UsageError
+from atomsieve.runs.output_files import draft_path
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.item import BadItem, Item, Tick
 from atomsieve.structures.source import SourceInfo
@@ -71,7 +71,7 @@ class FileSink(StructureSink):
 
     def __init__(self, path: Path, options: WriteOptions) -> None:
         super().__init__(path, options)
-        self.draft = path.with_name(f".{os.getpid()}.{path.name}")
+        self.draft = draft_path(path)
 
     @abstractmethod
     def open(self) -> None:
