@@ -15,7 +15,7 @@ pytest. `AWKWARD_CELLS` holds structures that break neighbour lists, by name.
 """
 
 from atomsieve.testing.cells import AWKWARD_CELLS
-from atomsieve.testing.encoders import EncoderTests
+from atomsieve.testing.encoder_tests import EncoderTests
 from atomsieve.testing.predictors import PredictorTests
 
 __all__ = ["AWKWARD_CELLS", "EncoderTests", "PredictorTests"]

@@ -103,7 +103,7 @@ def crystals(n: int, elements: tuple[int, ...] = (8, 29), seed: int = 0) -> Stru
         positions = 2.6 * grid + rng.normal(scale=0.12, size=(len(grid), 3))
         part = one_structure(positions, cell, (1, 1, 1))
         parts.append(part.replace(numbers=rng.choice(elements, len(grid)).astype(np.uint8)))
-    return _numbered(parts)
+    return _number_structures(parts)
 
 
 def molecules(n: int, elements: tuple[int, ...] = (8, 29), seed: int = 0) -> StructureBatch:
@@ -118,14 +118,16 @@ def molecules(n: int, elements: tuple[int, ...] = (8, 29), seed: int = 0) -> Str
                 positions.append(trial)
         part = one_structure(positions, np.zeros((3, 3)), (0, 0, 0))
         parts.append(part.replace(numbers=rng.choice(elements, count).astype(np.uint8)))
-    return _numbered(parts)
+    return _number_structures(parts)
 
 
 def lone_atoms(elements: tuple[int, ...] = (8, 29)) -> StructureBatch:
     """Return one atom of each element, each alone in a structure, without neighbours."""
-    return _numbered([one_structure([[0.1, 0.2, 0.3]], np.zeros((3, 3)), (0, 0, 0), number) for number in elements])
+    return _number_structures(
+        [one_structure([[0.1, 0.2, 0.3]], np.zeros((3, 3)), (0, 0, 0), number) for number in elements]
+    )
 
 
-def _numbered(parts: list[StructureBatch]) -> StructureBatch:
+def _number_structures(parts: list[StructureBatch]) -> StructureBatch:
     batch = StructureBatch.concatenate(parts)
     return batch.replace(id=np.arange(len(batch)))

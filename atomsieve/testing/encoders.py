@@ -1,7 +1,7 @@
 """Checks of encoders: symmetries, derivatives, independence of the batch, awkward cells, exports.
 
-Each `check_*` function takes an untrained ensemble in FP64 (`untrained_ensemble`) and raises AssertionError with the
-quantity that is wrong. `EncoderTests` collects them all for pytest, and skips those without a claim of the encoder.
+Each `check_*` function takes an untrained ensemble in FP64 (`build_untrained`) and raises AssertionError with the
+quantity that is wrong. `atomsieve.testing.EncoderTests` collects them all for pytest, and skips those without a claim of the encoder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from unittest import SkipTest
 
 import numpy as np
@@ -49,7 +49,7 @@ MOST_EDGES = 30_000
 """Awkward cells with more edges are left out: they test neighbour lists, and take long here."""
 
 
-def untrained_ensemble(encoder: str, members: int = 2, **config: Any) -> Ensemble:
+def build_untrained(encoder: str, members: int = 2, **config: Any) -> Ensemble:
     """Return an untrained ensemble in FP64 with two heads for the elements O and Cu; `config` as of `ModelConfig`."""
     small = {"hidden": 16, "layers": 2, "head_hidden": 16, "cutoff": 4.5}
     references = {8: -4.5, 29: -3.5}
@@ -366,85 +366,3 @@ def _rotation(seed: int = 0) -> NDArray[np.float64]:
     q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
     return np.asarray(q * np.sign(np.linalg.det(q)))
-
-
-class EncoderTests:
-    """All checks of an encoder as tests that pytest collects from a subclass.
-
-    Attributes
-    ----------
-    encoder : its name in configurations.
-    config : further keys of `ModelConfig` for all tests, options of the encoder included.
-    invariant : it claims that energies do not change by rotation and reflection.
-    formats : formats of exports that are checked.
-    """
-
-    encoder: ClassVar[str]
-    config: ClassVar[dict[str, Any]] = {}
-    invariant: ClassVar[bool] = True
-    formats: ClassVar[tuple[str, ...]] = ("onnx", "torchscript")
-
-    def make_ensemble(self, **config: Any) -> Ensemble:
-        """Return an untrained ensemble of two members in FP64."""
-        return untrained_ensemble(self.encoder, **{**self.config, **config})
-
-    def require_conservative(self) -> None:
-        """Skip a test that is about conservative forces, if the encoder has none."""
-        kinds = find_encoder_class(self.encoder).force_kinds
-        if self.config.get("forces", kinds[0]) != "conservative":
-            raise SkipTest("forces are direct")
-
-    def test_symmetries(self) -> None:
-        if not self.invariant:
-            raise SkipTest("the encoder claims no invariance")
-        check_symmetries(self.make_ensemble())
-
-    def test_forces_are_the_gradient_of_the_energy(self) -> None:
-        self.require_conservative()
-        check_forces(self.make_ensemble())
-
-    def test_forces_on_a_truncated_list_are_the_gradient_of_the_energy(self) -> None:
-        self.require_conservative()
-        check_forces(self.make_ensemble(max_neighbors=7))
-
-    def test_virial_is_the_derivative_by_strain(self) -> None:
-        self.require_conservative()
-        check_virial(self.make_ensemble())
-
-    def test_nothing_jumps_at_the_cutoff(self) -> None:
-        check_smooth_cutoff(self.make_ensemble())
-
-    def test_results_do_not_depend_on_the_batch(self) -> None:
-        check_batch_independence(self.make_ensemble())
-
-    def test_stacked_members_equal_members_alone(self) -> None:
-        check_members(self.make_ensemble())
-
-    def test_lone_atoms(self) -> None:
-        check_lone_atoms(self.make_ensemble())
-
-    def test_awkward_cells(self) -> None:
-        check_awkward_cells(self.make_ensemble())
-
-    def test_losses_on_forces_have_the_right_gradient(self) -> None:
-        check_double_backward(self.make_ensemble())
-
-    def test_lower_precisions_are_near(self) -> None:
-        check_precisions(self.make_ensemble())
-
-    def test_configuration_and_memory(self) -> None:
-        check_configuration(self.make_ensemble())
-
-    def test_charge_and_spin_act(self) -> None:
-        check_charge_and_spin(self.make_ensemble(charge_spin=True))
-
-    def test_traced_export(self) -> None:
-        for config in ({}, {"max_neighbors": 7}):
-            ensemble = self.make_ensemble(**config)
-            if not ensemble.encoder.exportable:
-                raise SkipTest("the encoder states that it cannot be exported")
-            check_traced_export(ensemble)
-
-    def test_exported_files(self) -> None:
-        for name in self.formats:
-            check_export(self.make_ensemble(layers=1), name)

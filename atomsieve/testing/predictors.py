@@ -113,7 +113,7 @@ def check_heads(predictor: AnyPredictor, batch: StructureBatch) -> None:
 def check_submit(predictor: AnyPredictor, batch: StructureBatch) -> None:
     """Check that a submitted batch gives the results of a call, also when its result is asked for twice."""
     called = _evaluate(predictor, batch)
-    pending = predictor.submit(batch, _wanted(predictor))
+    pending = predictor.submit(batch, _choose_outputs(predictor))
     for _ in range(2):
         assert_near(pending.result().energy, called.energy, "energies of a submitted batch")
     predictor.submit(batch, {"energy"}).cancel()
@@ -141,12 +141,12 @@ def assert_near(found: np.ndarray | None, expected: np.ndarray | None, what: str
     np.testing.assert_allclose(found, expected, rtol=0, atol=SAME * scale, err_msg=what)
 
 
-def _wanted(predictor: AnyPredictor) -> set[str]:
+def _choose_outputs(predictor: AnyPredictor) -> set[str]:
     return {"energy"} | (predictor.capabilities.outputs & {"forces"})
 
 
 def _evaluate(predictor: AnyPredictor, batch: StructureBatch) -> Prediction:
-    return predictor(batch, _wanted(predictor))
+    return predictor(batch, _choose_outputs(predictor))
 
 
 class PredictorTests:

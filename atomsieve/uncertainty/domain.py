@@ -33,7 +33,7 @@ class HeadDomain:
     closest : [P] float32 Angstrom, shortest distance at which each pair was seen.
     structures : [P] int32, in how many structures.
     contact : shortest distance over the sum of covalent radii that is usual for the head.
-    kin, expected : rules for pairs never seen bonded (`pair_limits`).
+    kin, expected : rules for pairs never seen bonded (`find_pair_limits`).
     closer : part of the shortest distance seen that is still accepted.
     projection : [F,D] float32, from features to whitened axes.
     landmarks : [M,D] float32, typical points, sorted by element; owner : [M] uint8, the element of each.

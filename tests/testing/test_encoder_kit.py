@@ -11,7 +11,7 @@ import torch
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.registry import encoder_names
 from atomsieve.testing import EncoderTests, encoders
-from atomsieve.testing.encoders import untrained_ensemble
+from atomsieve.testing.encoders import build_untrained
 from tests.models.entry_points import TOY, install
 from tests.models.toy_encoder import ToyEncoder
 
@@ -29,6 +29,7 @@ class TestPaiNN(EncoderTests):
 class TestDirectPaiNN(EncoderTests):
     encoder = "painn"
     config: ClassVar = {"forces": "direct"}
+    formats = ("torchscript",)
 
 
 class TestHydraGNN(EncoderTests):
@@ -42,6 +43,7 @@ class TestToy(EncoderTests):
 
 class TestPooledToy(EncoderTests):
     encoder = "pooled_toy"
+    formats = ("onnx",)
 
 
 class Turned(ToyEncoder):
@@ -136,11 +138,11 @@ BROKEN = {kind.name: kind for kind in (Turned, Jumping, Detached, Frozen, Averag
 )
 def test_the_kit_finds_what_is_wrong(encoder, check, said):
     with pytest.raises(AssertionError, match=said):
-        getattr(encoders, check)(untrained_ensemble(encoder))
+        getattr(encoders, check)(build_untrained(encoder))
 
 
 def test_the_kit_finds_charges_that_do_nothing():
-    ensemble = untrained_ensemble("toy", charge_spin=True)
+    ensemble = build_untrained("toy", charge_spin=True)
     ensemble.encoder.forward = lambda graph, geometry, condition, wanted: ToyEncoder.forward(
         ensemble.encoder, graph, geometry, None, wanted
     )
