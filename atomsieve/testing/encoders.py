@@ -1,8 +1,8 @@
 """Checks of encoders: symmetries, derivatives, independence of the batch, awkward cells, exports.
 
 Each `check_*` function takes an untrained ensemble in FP64 (`build_untrained`) and raises AssertionError with the
-quantity that is wrong. `atomsieve.testing.EncoderTests` collects them all for pytest, and skips those without a claim of
-the encoder.
+quantity that is wrong. `atomsieve.testing.EncoderTests` collects them all for pytest, and skips those without a claim
+of the encoder.
 """
 
 from __future__ import annotations
