@@ -22,7 +22,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE
 
 from atomsieve.calculators import GFMCalculator
-from atomsieve.followup.relax.group import begin, finished
+from atomsieve.followup.relax.group import begin_group, collect_arrays
 from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.predict import Predictor
 from atomsieve.structures import StructureBatch, open_structures
@@ -125,9 +125,9 @@ def _own(predictor: Predictor, batch: StructureBatch, given: argparse.Namespace)
     options = RelaxOptions(fmax=given.fmax, max_steps=given.steps, cell=given.cell)
     with TemporaryDirectory() as folder:
         budget = given.max_atoms, 10**9
-        group = begin(predictor, batch, options, predictor.head, budget, Path(folder) / "state.npz", None)
+        group = begin_group(predictor, batch, options, predictor.head, budget, Path(folder) / "state.npz", None)
         group.run(lambda: False, lambda count: None)
-        found = finished(group, batch)
+        found = collect_arrays(group, batch)
     after = group.fire.result.batch
     return Minima(after, found["energy"], group.fire.result.converged, found["steps"])
 

@@ -1,16 +1,16 @@
-"""Which of the chosen structures are the same crystal: pymatgen's StructureMatcher behind cheap filters.
+"""Duplicates among selected structures: pymatgen's StructureMatcher behind cheap filters.
 
-Rows are taken best first; a row is dropped if it matches one that was kept. So no two of those kept match, and each one
-dropped has a better one that it matches. Two structures match if
+Rows are compared best first; a row is dropped if it matches one that was kept. So no two kept rows match, and each
+dropped row matches a better one. Two structures match if
 
 - they have the same reduced formula, and are periodic along the same axes,
 - their energies per atom and their volumes per atom differ by no more than the windows,
-- their primitive cells have as many atoms, and `StructureMatcher` maps one on the other, both scaled to one volume
+- their primitive cells have equally many atoms, and `StructureMatcher` maps one on the other at equal volume
   (pymatgen: S. P. Ong et al., Comput. Mater. Sci. 68, 314 (2013)).
 
-Where a cell has empty space (slabs, molecules), energies per atom hide what one adsorbate does, and a tolerance of
-sites relative to the volume per atom grows with the empty space. There energies of whole cells have to be near as well,
-and no atom may be off by more than a length.
+Where a cell has empty space (slabs, molecules), energies per atom hide the contribution of one adsorbate, and a
+tolerance of sites relative to the volume per atom grows with the empty space. There the energies of whole cells must
+agree too, and no site may differ by more than a fixed length.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from atomsieve.structures import StructureBatch
 from atomsieve.text import pluralize
 
 VACUUM = 5.0
-"""Angstrom; a structure with so much empty space along an axis is a slab, a wire or a molecule; one with less along an
-axis that is not periodic cannot be compared as a crystal."""
-FLAT = 1e-6  # Angstrom^3; cells of less volume are none
+"""Angstrom; a structure with so much empty space along an axis is a slab, a wire or a molecule. With less along an axis
+that is not periodic, it cannot be compared as a crystal."""
+FLAT = 1e-6  # Angstrom^3; a smaller volume counts as no cell
 Step = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Tolerances:
-    """When two structures count as one.
+    """Limits within which two structures count as duplicates.
 
     Attributes
     ----------
@@ -55,8 +55,8 @@ class Tolerances:
         by which sites may differ, and degrees.
     volume : largest difference of the volumes per atom, as a fraction of the smaller one.
     energy : largest difference of the energies per atom, eV. Both may be infinite.
-    cell_energy, shift : besides, where a cell has empty space: largest difference of the energies of whole cells, eV
-        (per atom, times the atoms of the larger cell), and how far sites may differ, Angstrom. Both may be infinite.
+    cell_energy, shift : further limits where a cell has empty space: largest difference of the energies of whole cells,
+        eV (per atom, times the atoms of the larger cell), and of sites, Angstrom. Both may be infinite.
     """
 
     length: float = 0.2
@@ -75,11 +75,11 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class Deduplication:
-    """What is left.
+    """Result of a comparison.
 
     Attributes
     ----------
-    twin : [n] for each of the rows given, the index of the row that stands for it: its own if it was kept.
+    twin : [n] for each given row, the index of the kept row that it matches: its own if it was kept.
     compared : pairs of structures that reached the matcher.
     alone : structures that were kept because they cannot be compared as crystals.
     empty : structures that were compared with the tolerances for cells with empty space.
@@ -104,7 +104,7 @@ def dedup(
     Raises
     ------
     AtomSieveError
-        if the input is gone; DataError if it changed.
+        if the input is missing; DataError if it changed.
     """
     with open_screened_input(results) as reader:
         batch = read_at(reader, rows["position"], ())
@@ -113,11 +113,11 @@ def dedup(
 
 @dataclass(frozen=True)
 class DedupReport:
-    """What a command did: the rows that it compared, what is left of them, and the two files.
+    """Outcome of `drop_duplicates`: the compared rows, the comparison, and the two files.
 
     Attributes
     ----------
-    rows : [n] the compared rows, best first. found : which of them are left. written : rows in `out`.
+    rows : [n] the compared rows, best first. found : which of them were kept. written : rows in `out`.
     out, duplicates : the file of the different rows, and the table of the dropped ones.
     mixed : a line about precisions that were compared with each other; None if they are the same.
     """
@@ -142,13 +142,13 @@ def drop_duplicates(
 ) -> DedupReport:
     """Find the duplicates among the selected rows, of one head, and write the others to `out`.
 
-    A table of the dropped rows, `<out>.duplicates.csv`, says for each which row stands for it.
+    A table of the dropped rows, `<out>.duplicates.csv`, names the kept row that each matches.
 
     Raises
     ------
     UsageError
         if the ending of `out` names no format; AtomSieveError if a file is there already, the run is not complete, or
-        the input is gone.
+        the input is missing.
     """
     check_format(out)
     duplicates = out.with_name(f"{out.stem}.duplicates.csv")
@@ -169,7 +169,7 @@ def drop_duplicates(
 
 
 def format_dedup_lines(report: DedupReport) -> list[str]:
-    """Return what people read of a command: how many rows are left, and how they were compared."""
+    """Return lines for people: how many rows were kept, and how they were compared."""
     found, tolerances, n = report.found, report.tolerances, len(report.rows)
     lines = [
         f"{pluralize(report.written, 'different structure')} among the best {pluralize(n, 'row')}, "
@@ -197,7 +197,7 @@ def find_different(
     tolerances: Tolerances,
     step: Step = lambda done, total: None,
 ) -> Deduplication:
-    """Find the different structures of `batch`, best first; `energy [S]` is per atom. `step` hears of the progress."""
+    """Find the different structures of `batch`, best first; `energy [S]` is per atom. `step` receives the progress."""
     matcher = _Matcher(batch, tolerances)
     volume = np.abs(np.linalg.det(batch.cell)) / np.maximum(batch.counts, 1)
     able, empty = _is_comparable(batch), _has_empty_space(batch)
@@ -225,7 +225,7 @@ def find_different(
 
 
 def _is_comparable(batch: StructureBatch) -> NDArray[np.bool_]:
-    """Tell which structures [S] are crystals, or have enough empty space along the axes that are not periodic."""
+    """Return which structures [S] are crystals, or have enough empty space along the axes that are not periodic."""
     solid = (np.abs(np.linalg.det(batch.cell)) > FLAT) & (batch.counts > 0)
     cell = np.where(solid[:, None, None], batch.cell, np.eye(3))
     inverse = np.linalg.inv(cell)
@@ -241,7 +241,7 @@ def _is_comparable(batch: StructureBatch) -> NDArray[np.bool_]:
 
 
 def _has_empty_space(batch: StructureBatch) -> NDArray[np.bool_]:
-    """Tell which structures [S] have no atom in a layer of `VACUUM` along an axis of their cell."""
+    """Return which structures [S] have no atom in a layer of `VACUUM` along an axis of their cell."""
     solid = np.abs(np.linalg.det(batch.cell)) > FLAT
     filled = np.flatnonzero(batch.counts > 0)  # with a cell or not: segments of `reduceat` end where the next begins
     found = np.zeros(len(batch), bool)
@@ -273,7 +273,7 @@ class _Matcher:
         self._reduced: dict[int, Any] = {}
 
     def __call__(self, first: int, second: int, shift: float) -> bool:
-        """Tell whether two structures match, no site off by more than `shift`, Angstrom."""
+        """Return whether two structures match, with no site shifted by more than `shift`, Angstrom."""
         one, other = self._primitive(first), self._primitive(second)
         if len(one) != len(other):
             return False
@@ -289,7 +289,7 @@ class _Matcher:
 
 
 def to_pymatgen(batch: StructureBatch, k: int) -> Any:
-    """Return structure `k` as pymatgen has it."""
+    """Return structure `k` as a pymatgen Structure."""
     from pymatgen.core import Structure
 
     own = slice(int(batch.ptr[k]), int(batch.ptr[k + 1]))
@@ -299,7 +299,7 @@ def to_pymatgen(batch: StructureBatch, k: int) -> Any:
 def write_duplicates(
     results: Results, rows: NDArray[Any], found: Deduplication, out: Path, *, overwrite: bool = False
 ) -> None:
-    """Write which row each row dropped is equal to, as CSV: positions, ids, precisions, energies per atom."""
+    """Write each dropped row with the kept row that it matches, as CSV: position, id, precision, energy per atom."""
     check_target(out, overwrite, results)
     with output_errors(out), atomic_draft(out, durable=False) as draft, open(draft, "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")

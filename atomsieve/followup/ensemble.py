@@ -9,14 +9,14 @@ from atomsieve.screen.results.record import Results
 
 
 def find_ensemble(results: Results, given: str | Path | None, use: str) -> Path:
-    """Return the folder of the ensemble that screened, after comparing its identity.
+    """Return the folder of the ensemble that screened, after checking its identity.
 
     given : where it is now; None takes the path in run.json. use : what needs it, for messages.
 
     Raises
     ------
     AtomSieveError
-        if it is not there, or servers screened and nothing is given; DataError if it is another ensemble.
+        if it is missing, or servers screened and nothing is given; DataError if it is another ensemble.
     """
     from atomsieve.gfm import ensemble_id
 

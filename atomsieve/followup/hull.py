@@ -17,9 +17,9 @@ from atomsieve.screen.selection.groups import make_composition_keys
 
 ROOM = 1 << 22  # numbers held at once while facets are looked up
 ROUNDING = 1e-6
-"""eV/atom; so much an energy in single precision differs with the batch it was computed in: what lies on a hull by less
-is on it, in the table as in the counts."""
-TINY = 1e-7  # what a fraction of a phase may be below zero
+"""eV/atom; an energy in single precision depends on its batch by so much. A smaller distance from the hull counts as 0,
+in the table and in the counts."""
+TINY = 1e-7  # smallest fraction of a phase that is listed; rounding gives smaller ones
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Hull:
     formation : [n] from the elements, each in its lowest reference.
     above : [n] above the hull of the references; negative below it, 0 within `ROUNDING` of it.
     above_all : [n] above the hull of references and rows together: 0 on it.
-    phases : [n] what the row would decompose to on the hull of the references: (fraction of atoms, reference).
-    missing : [n] atomic numbers of its elements without a reference; not empty where the hull is not known for that.
+    phases : [n] the phases on the hull of the references that the row would decompose to: (fraction of atoms,
+        reference).
+    missing : [n] atomic numbers of its elements without a reference; if there are any, the hull is not known.
     systems : number of chemical systems of the rows whose hull is known.
     """
 
@@ -91,7 +92,7 @@ def compute_hull(rows: Entries, references: Entries) -> Hull:
 
 
 def _clear_rounding(difference: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 0 where only rounding is left: what is on the hull is not a little above it."""
+    """Return the differences, with 0 for those within `ROUNDING`: rows on the hull are not slightly above it."""
     return np.where(np.abs(difference) < ROUNDING, 0.0, difference)
 
 
@@ -150,8 +151,8 @@ def _locate_in_facets(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return for each of `points [m,d]` the facet [m] it lies in, and the shares [m,d] of its corners.
 
-    corners : [f,d,d] compositions of the corners of each facet. Where facets meet, the one in which the point lies
-    deepest is taken: a facet that has almost no volume would give rounding errors.
+    corners : [f,d,d] compositions of the corners of each facet. Where facets meet, the facet in which the point lies
+    deepest is taken, because a facet of almost no volume would give rounding errors.
     """
     inverse = np.linalg.inv(corners.transpose(0, 2, 1))  # shares = inverse @ composition
     facet, share = np.zeros(len(points), np.int64), np.zeros(points.shape)

@@ -1,8 +1,8 @@
 """Reference entries of a convex hull: compositions and energies, all from one ensemble and one head.
 
 References come from results folders of the ensemble and head that screened the candidates, or are structures in files,
-which are computed now with that ensemble and head. Energies from anywhere else are never used, labels in files
-included: zero points of different methods, and of different heads, have nothing to do with each other.
+which are computed now with that ensemble and head. Other energies, such as labels in files, are never used: the zero
+points of different methods, and of different heads, are not comparable.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from atomsieve.structures import SourceInfo, StructureReader
 from atomsieve.structures.batch import ragged_index
 
 AUTO = "auto"
-"""The head that mixes others by composition: its energies of two compositions are not of one level of theory."""
+"""The head that mixes others by composition: its energies of two compositions may mix levels of theory."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Entries:
     ----------
     energy : [n] eV/atom.
     structure, element, count : [P] the atoms of each element in each entry, sorted by the first two.
-    usable : [n] neutral, and with atoms: charged cells have no place on a hull.
+    usable : [n] neutral and not empty: charged cells have no place on a hull.
     """
 
     energy: NDArray[np.float64]
@@ -105,14 +105,14 @@ def make_entries(reader: StructureReader, rows: NDArray[Any]) -> Entries:
 
 @dataclass(frozen=True)
 class HullReferences:
-    """Where the entries are from.
+    """Reference entries and their origin.
 
     Attributes
     ----------
     entries : all references with a result.
     failed : references without one.
     outside : references with a result outside of the domain of the head.
-    precisions : what they were computed in.
+    precisions : in which they were computed.
     """
 
     entries: Entries
@@ -156,7 +156,7 @@ def gather_references(
 
 
 def _require_structures(path: Path) -> None:
-    """Refuse a file that no format of structures knows by its name."""
+    """Refuse a file whose name belongs to no format of structures."""
     from atomsieve.structures.formats import find_format, readable
 
     if path.is_file() and find_format(path) is None:
@@ -168,9 +168,9 @@ def _require_structures(path: Path) -> None:
 
 
 def require_all_members(results: Results, rows: NDArray[Any], remedy: str) -> set[str]:
-    """Return the precisions of the rows; refuse such as a part of the members gave.
+    """Return the precisions of the rows; refuse rows that only a part of the members computed.
 
-    Their energies are off those of all members by much more than rounding.
+    Their energies differ from those of all members by much more than rounding.
     """
     found = {results.labels.precisions[code] for code in np.unique(rows["precision"])}
     if partial := sorted(name for name in found if "/" in name):
@@ -189,7 +189,7 @@ def _take_head(results: Results, rows: NDArray[Any], head: str) -> NDArray[Any]:
 def _open_references(
     results: Results, head: str, precision: str, path: Path, ensemble: Path | None
 ) -> Iterator[Results]:
-    """Open references as results: those that are there, or such that are computed now and forgotten afterwards."""
+    """Open references as results: an existing folder, or a temporary one with structures computed now."""
     if ResultsFolder(path).run.is_file():
         found = open_results(path)
         _require_same(results, found, head)

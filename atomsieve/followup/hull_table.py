@@ -1,4 +1,4 @@
-"""The table of a hull: its columns, its files, and the lines about it that people read."""
+"""The table of a hull: its columns, its file, and lines for people."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class HullTable:
     Attributes
     ----------
     columns : values by the names of `COLUMNS`, lowest above the hull first, rows without a hull last.
-    hull : the energies. references : what they are relative to.
+    hull : the energies. references : the entries that they are relative to.
     known : number of rows whose hull is known: the first ones of the table.
     notes : lines that qualify the rows.
     """
@@ -99,7 +99,7 @@ def make_hull(
 
 
 def format_hull_lines(table: HullTable) -> list[str]:
-    """Return what people read below the table: references, rows near the hull, missing elements, notes."""
+    """Return lines for people below the table: references, rows near the hull, missing elements, notes."""
     hull, references = table.hull, table.references
     above = hull.above[np.isfinite(hull.above)]
     head = table.columns["head"][0]

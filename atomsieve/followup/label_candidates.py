@@ -1,8 +1,8 @@
-"""Picking: which screened structures are worth a first-principles calculation, to be trained on next.
+"""Selection of screened structures for first-principles calculations, as training data of the next ensemble.
 
-The most uncertain rows are candidates. Among them structures are chosen one after another, each the one whose
-uncertainty times distance from all chosen so far is largest (farthest-point sampling, T. F. Gonzalez, Theor. Comput.
-Sci. 38, 293 (1985), weighted). Distances are Euclidean, between the structures' mean features of the first member's
+The most uncertain rows are candidates. Structures are chosen among them one by one, each with the largest product of
+uncertainty and distance from those chosen so far (weighted farthest-point sampling; T. F. Gonzalez, Theor. Comput.
+Sci. 38, 293 (1985)). Distances are Euclidean, between the structures' mean features of the first member's
 encoder.
 """
 
@@ -33,7 +33,7 @@ from atomsieve.structures import StructureBatch
 from atomsieve.structures.split import group_by_formula
 
 MEASURES = ("sigma_energy", "energy_std", "sigma_force", "max_force_std", "distance")
-"""Columns that can be picked by; those of the energy count per atom."""
+"""Columns that can rank the candidates; those of the energy count per atom."""
 PER_ATOM = ("sigma_energy", "energy_std")
 
 
@@ -43,9 +43,9 @@ class LabelCandidates:
 
     Attributes
     ----------
-    rows : [n] of dtype `ROW`; structures : theirs; score : [n] what they were picked by; by : its name.
+    rows : [n] of dtype `ROW`. structures : of the rows. score : [n] values that ranked them. by : their column.
     head, level_of_theory : the head whose rows they are.
-    good, candidates : rows that could have been picked, and those that were compared.
+    good, candidates : number of rows that could have been picked, and of those that were compared.
     """
 
     rows: NDArray[Any]
@@ -83,7 +83,7 @@ def pick(
     UsageError
         for a name or number that is not allowed, or `n` above the number of good rows.
     AtomSieveError
-        if the run is not complete, or input or ensemble are gone; DataError if one of them changed.
+        if the run is not complete, or input or ensemble are missing; DataError if one of them changed.
     """
     for name, value in (("n", n), ("candidates", candidates), ("per-formula", per_formula)):
         if value is not None and value < 1:
@@ -129,7 +129,7 @@ def _resolve_measure(results: Results, head: str, by: str | None) -> str:
 def most_uncertain(
     results: Results, measure: str, head: str, where: str | None, most: int
 ) -> tuple[NDArray[Any], NDArray[np.float64], int]:
-    """Return the `most` rows with the largest measure, it [M], and how many rows could have been taken.
+    """Return the `most` rows with the largest measure, the measure [M], and the number of rows that have one.
 
     Ties go to the earlier position, and the rows come in that order: largest first. Memory holds `most` rows.
     """
@@ -222,7 +222,7 @@ def mean_features(predictor: AnyPredictor, structures: StructureBatch, head: str
 def write_candidates(
     picked: LabelCandidates, results: Results, out: str | Path, *, overwrite: bool = False
 ) -> tuple[Path, Path]:
-    """Write the structures as extxyz, and the same as a table beside them; return both paths.
+    """Write the structures as extxyz, and a table of them as .csv; return both paths.
 
     No predicted energy or force is written: these are structures without labels.
 
@@ -255,7 +255,7 @@ def write_candidates(
 
 
 def check_targets(out: str | Path, overwrite: bool, results: Results) -> tuple[Path, Path]:
-    """Return the files that picking writes, after checking that it may."""
+    """Return the two files that picking writes, after checking that they can be written."""
     path = Path(out)
     if path.suffix.lower() not in (".extxyz", ".xyz"):
         raise unknown("format", path.suffix.lstrip("."), ("extxyz", "xyz"))
@@ -265,7 +265,7 @@ def check_targets(out: str | Path, overwrite: bool, results: Results) -> tuple[P
 
 
 def _iter_lines(picked: LabelCandidates, results: Results) -> Iterator[dict[str, Any]]:
-    """Yield what is said of each picked structure; sigma and spread are of the total energy, eV."""
+    """Yield the table row of each picked structure; sigma and spread are of the total energy, eV."""
     batch = picked.structures
     for k, row in enumerate(picked.rows):
         yield {

@@ -12,12 +12,20 @@ from ase.build import bulk
 from atomsieve.calculators import Stop, relax
 from atomsieve.errors import UsageError
 from atomsieve.followup.relax import group as relax_group
-from atomsieve.followup.relax.budget import settle_budget
+from atomsieve.followup.relax.budget import resolve_budget
 from atomsieve.followup.relax.files import FORMAT, RelaxFolder
-from atomsieve.followup.relax.group import begin, finished, moved, rattled, read_arrays, write_arrays
+from atomsieve.followup.relax.group import (
+    begin_group,
+    collect_arrays,
+    largest_displacement,
+    rattle,
+    read_arrays,
+    write_arrays,
+)
 from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.predict import Predictor, Status
+from atomsieve.screen.selection.select import Selection
 from atomsieve.structures import StructureBatch
 from tests.helpers import copper_oxides, tiny_gfm
 
@@ -52,11 +60,11 @@ class Spy:
 
 def go(predictor, batch, path, budget=(30, 10**6), stop=lambda: False, frames=None, **changes):
     options = RelaxOptions(**{**LOOSE, **changes})
-    group = begin(predictor, batch, options, "metal", budget, path / "state.npz", frames)
+    group = begin_group(predictor, batch, options, "metal", budget, path / "state.npz", frames)
     done = group.run(stop, lambda many: None)
     if done:
         (path / "state.npz").unlink(missing_ok=True)
-    return group, finished(group, batch) if done else None
+    return group, collect_arrays(group, batch) if done else None
 
 
 def same(found, expected):
@@ -180,7 +188,7 @@ def test_moved_leaves_out_shifts_and_the_deformation_of_the_cell():
     hopped = atoms.copy()
     hopped.positions[2] += [0.0, 0.4, 0.0]
     after = StructureBatch.from_ase([strained, hopped, bulk("Cu")])
-    assert moved(start, after) == pytest.approx([0.0, 0.3, 0.0], abs=1e-12)
+    assert largest_displacement(start, after) == pytest.approx([0.0, 0.3, 0.0], abs=1e-12)
 
 
 def test_files_are_the_same_bytes_and_a_missing_one_is_none(tmp_path):
@@ -196,15 +204,29 @@ def test_files_are_the_same_bytes_and_a_missing_one_is_none(tmp_path):
     ("options", "said"),
     [
         ({"fmax": 0.0}, "fmax must be above 0"),
-        ({"top": 0}, "top must be at least 1, got 0"),
         ({"max_atoms": -3}, "max-atoms must be at least 1, got -3"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
-        ({"by": "enrgy"}, "energy"),
+        ({"selection": {"top": 0}}, "top must be at least 1, got 0"),
+        ({"selection": {"by": "enrgy"}}, "energy"),
     ],
 )
 def test_options_are_checked_when_they_are_made(options, said):
     with pytest.raises(UsageError, match=said):
-        RelaxOptions(**options)
+        RelaxOptions(**{name: Selection(**v) if name == "selection" else v for name, v in options.items()})
+
+
+def test_a_relaxation_begun_before_groups_could_be_selected_continues():
+    """Its relax.json names the four settings of the ranking; groups are recorded only where they are used."""
+    plain = RelaxOptions(selection=Selection(top=7, where="natoms < 5")).deciding()
+    assert [*plain][-5:] == ["trajectory", "top", "by", "descending", "where"]
+    assert (plain["top"], plain["by"], plain["descending"], plain["where"]) == (
+        7,
+        "energy_per_atom",
+        False,
+        "natoms < 5",
+    )
+    grouped = RelaxOptions(selection=Selection(top=7, where="natoms < 5", per="chemsys", each=2)).deciding()
+    assert grouped == plain | {"per": "chemsys", "each": 2}
 
 
 def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monkeypatch):
@@ -219,7 +241,7 @@ def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monk
 
     def settle(model=on_gpu, overwrite=False, **options):
         options = RelaxOptions(**options)
-        return settle_budget(model, options, folder, lambda: 5, head="metal", overwrite=overwrite, share=1)
+        return resolve_budget(model, options, folder, lambda: 5, head="metal", overwrite=overwrite, share=1)
 
     assert settle() == (7000, 90000, 28000) and asked == [(5, "metal", 1)]
     assert settle(max_atoms=100) == (100, 90000, 400) and settle(group_atoms=9) == (7000, 90000, 9)
@@ -233,10 +255,10 @@ def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monk
 
 def test_a_rattle_depends_on_the_place_in_the_input_alone(batch):
     places = np.arange(len(batch)) * 3 + 7
-    whole = rattled(batch, places, 0.01)
-    assert rattled(batch, places, 0.0) is batch
+    whole = rattle(batch, places, 0.01)
+    assert rattle(batch, places, 0.0) is batch
     order = np.array([5, 2, 9])
-    some = rattled(batch.take(order), places[order], 0.01)
+    some = rattle(batch.take(order), places[order], 0.01)
     assert np.array_equal(some.positions, whole.take(order).positions)
     shift = whole.positions - batch.positions
     assert 0.008 < shift.std() < 0.012 and len(np.unique(shift)) == shift.size

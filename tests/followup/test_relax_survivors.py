@@ -24,12 +24,13 @@ from atomsieve.followup.relax import group as relax_group
 from atomsieve.followup.relax import run as relax_module
 from atomsieve.followup.relax.files import COLUMNS
 from atomsieve.followup.relax.options import RelaxOptions
-from atomsieve.followup.relax.run import group_bounds, run_relax
+from atomsieve.followup.relax.run import find_group_bounds, run_relax
 from atomsieve.predict import Predictor
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.selection.best import best_rows
+from atomsieve.screen.selection.select import Selection
 from atomsieve.structures import open_structures, write_structures
 from tests.helpers import copper_oxides, tiny_gfm
 
@@ -37,7 +38,6 @@ SAME = ("relax.json", "relaxed.csv", "relaxed.extxyz")
 OPTIONS = {
     "fmax": 0.02,
     "max_steps": 18,
-    "top": 20,
     "cell": True,
     "precision": "fp64",
     "max_atoms": 24,
@@ -66,8 +66,12 @@ def lines(folder):
         return list(csv.DictReader(file))
 
 
+def make_options(top=20, where=None, head=None, **changes):
+    return RelaxOptions(selection=Selection(top=top, where=where, head=head), **{**OPTIONS, **changes})
+
+
 def relaxed(screened, out, **changes):
-    result = run_relax(screened / "results", RelaxOptions(**{**OPTIONS, **changes}), out=out)
+    result = run_relax(screened / "results", make_options(**changes), out=out)
     return result, lines(out)
 
 
@@ -85,7 +89,7 @@ def test_the_best_rows_are_relaxed_as_ase_does(screened, whole):
     assert [int(row["id"]) for row in rows] == best["id"].tolist()
     assert [float(row["energy_before [eV]"]) for row in rows] == pytest.approx(best["energy"].tolist(), rel=1e-9)
     assert sum(result.reasons.values()) == 20 and set(result.reasons) == {"CONVERGED", "STEPS"}
-    assert len(list((out / "groups").glob("*.npz"))) == len(group_bounds(best["natoms"].astype(int), 50)) - 1 > 1
+    assert len(list((out / "groups").glob("*.npz"))) == len(find_group_bounds(best["natoms"].astype(int), 50)) - 1 > 1
     calc = GFMCalculator(screened / "gfm", precision="fp64", device="cpu")
     with open_structures(screened / "c.bp") as reader:
         start = reader.read(0, 30)
@@ -190,7 +194,7 @@ def test_a_relaxation_that_is_done_is_not_done_again_and_other_settings_are_refu
     (out / "relaxed.csv").unlink()
     relaxed(screened, out, trajectory=2)
     assert (out / "relaxed.csv").read_bytes() == (whole[0] / "relaxed.csv").read_bytes()
-    again = RelaxOptions(**{**OPTIONS, "top": 3, "max_steps": 0})
+    again = make_options(top=3, max_steps=0)
     result = run_relax(screened / "results", again, out=out, overwrite=True)
     assert result.structures == 3 and not (out / "trajectories").exists()
     (tmp_path / "other").mkdir()
@@ -209,7 +213,7 @@ def test_a_damaged_group_is_relaxed_again(screened, whole, tmp_path, left):
     middle = len(content) // 2
     path.write_bytes(content[:left] if left >= 0 else content[:middle] + b"\xff" * 64 + content[middle + 64 :])
     said = Console(file=io.StringIO(), width=200)
-    result = run_relax(screened / "results", RelaxOptions(**OPTIONS, trajectory=2), out=out, console=said)
+    result = run_relax(screened / "results", make_options(trajectory=2), out=out, console=said)
     assert path.read_bytes() == content
     assert 0 < result.computed < 20 and result.reasons == whole[1].reasons
     assert "groups [1] are damaged and relaxed again" in said.file.getvalue()
@@ -249,7 +253,7 @@ def test_a_first_start_that_ends_before_anything_is_asked_leaves_a_folder_for_th
     (out / "relax.json").unlink()
     with pytest.raises(AtomSieveError, match=r"holds groups, relaxed.bp.* without relax\.json.*--overwrite"):
         relaxed(screened, out, top=3, max_steps=0)
-    again = RelaxOptions(**{**OPTIONS, "top": 3, "max_steps": 0})
+    again = make_options(top=3, max_steps=0)
     assert run_relax(screened / "results", again, out=out, overwrite=True).structures == 3
 
 
@@ -299,13 +303,13 @@ def test_the_command(screened, tmp_path):
 
 
 def test_refusals(screened, tmp_path):
-    options, results = RelaxOptions(**OPTIONS), screened / "results"
+    options, results = make_options(), screened / "results"
     with pytest.raises(UsageError, match="has no row to relax"):
-        run_relax(results, RelaxOptions(**OPTIONS, where="natoms > 1000"), out=tmp_path / "out")
+        run_relax(results, make_options(where="natoms > 1000"), out=tmp_path / "out")
     with pytest.raises(UsageError, match="unknown head 'metl'"):
-        run_relax(results, RelaxOptions(**OPTIONS, head="metl"), out=tmp_path / "out")
+        run_relax(results, make_options(head="metl"), out=tmp_path / "out")
     with pytest.raises(UsageError, match="not calibrated"):
-        run_relax(results, RelaxOptions(**OPTIONS, max_sigma_energy=0.1), out=tmp_path / "out")
+        run_relax(results, make_options(max_sigma_energy=0.1), out=tmp_path / "out")
     other = tiny_gfm(tmp_path / "gfm", members=2, hidden=8, layers=1)
     with pytest.raises(DataError, match="is not the ensemble that screened"):
         run_relax(results, options, ensemble=other, out=tmp_path / "out")
@@ -326,10 +330,10 @@ def test_refusals(screened, tmp_path):
 
 def test_groups_are_cut_by_atoms_whatever_the_sizes():
     natoms = np.array([3, 3, 3, 50, 1, 1, 20, 3])
-    bounds = group_bounds(natoms, 10)
+    bounds = find_group_bounds(natoms, 10)
     assert bounds[0] == 0 and bounds[-1] == 8 and (np.diff(bounds) > 0).all()
     assert bounds.tolist() == [0, 4, 5, 7, 8]
-    assert group_bounds(natoms, 10**6).tolist() == [0, 8]
+    assert find_group_bounds(natoms, 10**6).tolist() == [0, 8]
 
 
 def test_columns_and_reasons_are_documented_as_they_are():

@@ -130,17 +130,17 @@ def relax(
     if every != 1 and not trajectory:
         raise UsageError(f"--every {every} goes with --trajectory; add that, or leave --every out")
     from atomsieve.followup.relax.options import RelaxOptions
-    from atomsieve.followup.relax.report import print_relaxed
+    from atomsieve.followup.relax.report import print_relaxation
     from atomsieve.followup.relax.run import run_relax
+    from atomsieve.screen.selection.select import Selection
 
     options = RelaxOptions(
-        **merge_fields(ranking, batch, guards),
+        **merge_fields(batch, guards),
+        selection=Selection(top=top, head=head, **merge_fields(ranking)),
         fmax=fmax,
         cell=cell,
         max_steps=max_steps,
         rattle=rattle,
-        top=top,
-        head=head,
         precision=precision,
         device=device,
         threads=threads,
@@ -151,5 +151,5 @@ def relax(
     screen = console(stderr=True, quiet=quiet)
     result = run_relax(results, options, ensemble=ensemble, out=output.out, overwrite=output.overwrite, console=screen)
     if result.rank == 0:
-        print_relaxed(widen(console(quiet=quiet)), result, SHOWN)
+        print_relaxation(widen(console(quiet=quiet)), result, SHOWN)
     return result.exit_code

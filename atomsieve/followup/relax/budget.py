@@ -1,4 +1,4 @@
-"""How much is relaxed at a time: small batches on a CPU, as many as memory holds on a GPU."""
+"""Size of the batches of a relaxation: small on a CPU, as large as memory allows on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atomsieve.structures import StructureBatch
 WANT = ("energy", "forces", "stress", "spread")
 
 
-def settle_budget(
+def resolve_budget(
     model: AnyPredictor,
     options: RelaxOptions,
     folder: RelaxFolder,
@@ -24,10 +24,10 @@ def settle_budget(
     overwrite: bool,
     share: int,
 ) -> tuple[int, int, int]:
-    """Return the atoms and edges of a batch and the atoms of a group, as asked.
+    """Return the atoms and edges of a batch and the atoms of a group.
 
-    What was not asked for on a GPU is taken from the earlier part of this relaxation, or from what its memory holds of
-    structures like those of `sample`. share : processes that have the same GPU.
+    On a GPU, numbers that no option gives come from the earlier part of this relaxation, or from a measurement of the
+    memory that structures like those of `sample` take. share : processes that use the same GPU.
     """
     kind = device_kind(model.device)
     if kind != "cuda" or (options.max_atoms is not None and options.max_edges is not None):

@@ -1,17 +1,17 @@
-"""The folder of a relaxation: what lies where, what it was asked, and the files that are made of finished groups.
+"""The folder of a relaxation: names of its files, its settings, and the files made from finished groups.
 
     relaxed/
-      relax.json         what was asked and of what
+      relax.json         settings: input, ensemble, options, selection
       relaxed.csv        one line for each structure, in the order of the selection
-      relaxed.extxyz     the structures as they are now, with energy, forces, stress, why they stopped, steps
+      relaxed.extxyz     the relaxed structures with energy, forces, stress, reason of the stop, steps
       relaxed.bp         the same structures and labels as a dataset
       summary.json       counts and rates
       run.log.jsonl      events with their time
-      groups/NNNNN.npz   a finished group; NNNNN.state.npz one that was broken off
+      groups/NNNNN.npz   a finished group; NNNNN.state.npz an interrupted one
       trajectories/      <position>.extxyz, if asked for
-      lock.json          while it is at work
+      lock.json          while it is active
 
-All but summary and log are the same bytes whatever the number of ranks, and whether or not it was broken off.
+All but summary and log have the same bytes for any number of ranks, and after an interruption.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "distance": ("", "distance in feature space from the training data; the limit is 1"),
     "in_domain": ("", "the structure is like the head's training data"),
     "outside": ("", "reasons against it, joined by +"),
-    "moved": ("Angstrom", "how far the atom that moved most went, beyond the deformation of its cell"),
+    "moved": ("Angstrom", "largest displacement of an atom, beyond the deformation of its cell"),
     "volume": ("Angstrom^3", "of the cell now"),
     "volume_before": ("Angstrom^3", "of the cell in the input"),
     "guard": ("", "what the guard found"),
@@ -89,11 +89,11 @@ class RelaxFolder:
         return Path(self.groups / f"{number:05d}.npz")
 
     def state(self, number: int) -> Path:
-        """Return the file of a group that was broken off."""
+        """Return the state of an interrupted group."""
         return Path(self.groups / f"{number:05d}.state.npz")
 
     def occupy(self) -> None:
-        """Have a folder that holds nothing else."""
+        """Make the folder; refuse one with files of other programs."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -111,26 +111,26 @@ class RelaxFolder:
     _files = property(lambda self: (self.table, self.extxyz, self.summary, self.log, self.manifest))
 
     def clear(self) -> None:
-        """Remove what a relaxation wrote, the manifest last; the lock stays."""
+        """Remove the files of a relaxation, the manifest last; the lock stays."""
         for path in self._folders:
             shutil.rmtree(path, ignore_errors=True)
         for path in self._files:
             path.unlink(missing_ok=True)
 
     def settle(self, wanted: dict[str, Any], *, overwrite: bool) -> None:
-        """Begin, or agree to continue what is there.
+        """Begin a relaxation, or continue the one in the folder.
 
         Raises
         ------
         AtomSieveError
-            if an earlier relaxation was asked something else: the message names every difference. If there are results
-            and nothing says what was asked.
+            if an earlier relaxation had other settings: the message names every difference. If there are results
+            without settings.
         """
         plain = json.loads(json.dumps(wanted))
         if overwrite:
             self.clear()
         if self.manifest.is_file():
-            changed = differences(self.read(), plain)
+            changed = list_differences(self.read(), plain)
             if changed:
                 raise AtomSieveError(
                     f"{self.path} holds a relaxation with other settings ({'; '.join(changed)}); repeat the earlier "
@@ -163,8 +163,8 @@ def _empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two manifests, each as `key: old -> new`; selections that differ only once."""
+def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the differences of two manifests as `key: old -> new`; of the selection only if nothing else differs."""
     names = ("input", "ensemble", "options", "batches", "selection")
     before, after = (flatten({n: m.get(n) for n in names}) for m in (old, new))
     keys = [k for k in dict.fromkeys([*before, *after]) if before.get(k) != after.get(k)]
@@ -174,29 +174,29 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """Return a value for a line; long ones, such as identities, lose their end, visibly."""
+    """Return a value as text for a line; a long one, such as an identity, is cut and ends in dots."""
     text = str(value)
     return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
 
 
-def digest(rows: NDArray[Any]) -> str:
-    """Return what names a selection of rows."""
+def digest_rows(rows: NDArray[Any]) -> str:
+    """Return the SHA-256 that identifies a selection of rows."""
     whole = hashlib.sha256()
     for name in ("position", "head"):
         whole.update(np.ascontiguousarray(rows[name]).tobytes())
     return whole.hexdigest()
 
 
-# -- what is made of finished groups -------------------------------------------------------------------------------
+# -- files made from finished groups -------------------------------------------------------------------------------
 
 
-def arrays_of(folder: RelaxFolder, number: int) -> Arrays:
+def read_group(folder: RelaxFolder, number: int) -> Arrays:
     """Return the arrays of a finished group.
 
     Raises
     ------
     DataError
-        if its file went away or was damaged since the relaxation began, which looks at all.
+        if its file is missing or damaged, though it was readable when the relaxation began.
     """
     arrays = read_arrays(folder.group(number))
     if arrays is None:
@@ -205,8 +205,8 @@ def arrays_of(folder: RelaxFolder, number: int) -> Arrays:
 
 
 def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays]:
-    """Return the structures of a finished group, labelled where they have a result, and what is said of them."""
-    arrays = arrays_of(folder, number)
+    """Return the structures of a finished group, labelled where they have a result, and the arrays of the group."""
+    arrays = read_group(folder, number)
     fields = {name.removeprefix("batch."): array for name, array in arrays.items() if name.startswith("batch.")}
     energy, forces, stress = arrays["energy"], arrays["forces"], arrays.get("stress")
     batch = StructureBatch(**fields)
@@ -217,10 +217,10 @@ def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays
     return batch.replace(**labels), arrays
 
 
-def lines(
+def iter_lines(
     batch: StructureBatch, arrays: Arrays, rows: NDArray[Any], first: int, labels: CodeNames
 ) -> Iterator[dict[str, Any]]:
-    """Yield what is said of each structure of a group, by the names of `COLUMNS`; `first` is the rank of the first."""
+    """Yield the table row of each structure of a group, by `COLUMNS`; `first` is the rank of the first."""
     volume = np.abs(np.linalg.det(batch.cell))
     for s, row in enumerate(rows):
         status, outside = Status(int(arrays["status"][s])), int(arrays["outside"][s])
@@ -251,7 +251,7 @@ def lines(
 
 
 def publish(folder: RelaxFolder, bounds: NDArray[np.int64], rows: NDArray[Any], labels: CodeNames, about: str) -> None:
-    """Write the three files of all groups, group after group; the table last, which says that all is there.
+    """Write the three files of all groups, group after group; the table last: it marks the result as complete.
 
     bounds : [G+1], group g has the rows `bounds[g]:bounds[g+1]`. about : where the labels come from.
     """
@@ -271,7 +271,7 @@ def publish(folder: RelaxFolder, bounds: NDArray[np.int64], rows: NDArray[Any], 
         table.writerow([f"{name} [{unit}]" if unit else name for name, (unit, _) in COLUMNS.items()])
         for g, first in enumerate(bounds[:-1].tolist()):
             batch, arrays = load_group(folder, g)
-            said = list(lines(batch, arrays, rows[first : bounds[g + 1]], first + 1, labels))
+            said = list(iter_lines(batch, arrays, rows[first : bounds[g + 1]], first + 1, labels))
             table.writerows([_text(value) for value in line.values()] for line in said)
             images = batch.to_ase()
             for atoms, line in zip(images, said, strict=True):

@@ -1,7 +1,7 @@
 """A group of structures relaxed by one process: as many at once as a batch holds, each replaced when it is done.
 
-Which structures are in a batch together is decided by the group and the options alone, and a group that was broken off
-goes on from a state that holds everything. So its results are the same bytes, whoever computes it and in how many goes.
+The group and the options alone decide which structures share a batch, and an interrupted group continues from a
+complete state. So the bytes of its results depend neither on the process nor on interruptions.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from atomsieve.structures import StructureBatch
 
 KEEP_SECONDS = 30.0
 KEEP_STEPS = 25
-"""A state is kept so often. With a skin steps count, as lists are found anew there, which changes the last bits."""
+"""Intervals between two written states. With a skin, steps count: lists are computed again at a state, which changes
+the last bits."""
 RECORD = ("energy_std", "sigma_energy", "distance", "outside")
 Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass
 class Batching:
-    """The budget of a batch, which shrinks where memory does not suffice, and what was done."""
+    """The budget of a batch, which shrinks where memory does not suffice, and counts of the work done."""
 
     max_atoms: int
     max_edges: int
@@ -48,8 +49,8 @@ class Batching:
 
 
 @dataclass
-class Group:
-    """One group at work.
+class RelaxGroup:
+    """One group that is being relaxed.
 
     Attributes
     ----------
@@ -65,7 +66,7 @@ class Group:
     turn: int = 0
 
     def run(self, stop: Callable[[], bool], left: Callable[[int], None]) -> bool:
-        """Relax all of it; return False where `stop` became true before. `left` is told how many became done."""
+        """Relax all structures; return False if `stop` became true before. `left` receives how many became done."""
         kept = time.monotonic()
         while len(self.fire.active) or len(self.waiting):
             stopping = stop()
@@ -91,10 +92,10 @@ class Group:
             self.frames.flush()
         return True
 
-    # -- who is in the batch ---------------------------------------------------------------------------------------
+    # -- structures of the batch -----------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Take in those that wait, in their order, as long as they fit."""
+        """Move waiting structures into the batch, in their order, as long as they fit."""
         if not len(self.waiting):
             return
         whole, active = self.fire.result.batch, self.fire.active
@@ -108,7 +109,7 @@ class Group:
             self.waiting = self.waiting[many:]
 
     def evaluate(self) -> NDArray[np.int64] | None:
-        """Return who became done; None where memory did not suffice and the batch was made smaller."""
+        """Return the structures that became done; None where memory did not suffice and the batch was made smaller."""
         fire, batching = self.fire, self.batching
         atoms = fire.own.n_atoms
         try:
@@ -134,14 +135,14 @@ class Group:
 
     @property
     def edges(self) -> NDArray[np.float64]:
-        """Estimated edges of each structure, as it was at first."""
+        """Estimated edges of each structure before the relaxation."""
         if self._edges is None:
             self._edges = edge_budget_estimate(self.fire.result.batch, self.fire.predictor.cutoff)
         return self._edges
 
     _edges: NDArray[np.float64] | None = None
 
-    # -- breaking off and going on ---------------------------------------------------------------------------------
+    # -- interruption and continuation -----------------------------------------------------------------------------
 
     def keep(self) -> None:
         """Write the state."""
@@ -156,7 +157,7 @@ class Group:
         write_arrays(self.path, state | {"notes": np.array(json.dumps(notes))})
 
     def resume(self) -> bool:
-        """Take over the state of an earlier process, if there is one that can be read."""
+        """Load the state of an earlier process; return False if there is none that can be read."""
         state = read_arrays(self.path)
         if state is None:
             return False
@@ -170,7 +171,7 @@ class Group:
         return True
 
 
-def begin(
+def begin_group(
     predictor: AnyPredictor,
     batch: StructureBatch,
     options: RelaxOptions,
@@ -178,21 +179,21 @@ def begin(
     budget: tuple[int, int],
     path: Path,
     frames: Frames | None,
-) -> Group:
-    """Return a group, new or as an earlier process left it at `path`."""
+) -> RelaxGroup:
+    """Return a group, new or from the state that an earlier process wrote to `path`."""
     fire = Fire(
         predictor,
         batch,
         options.fmax,
         options.max_steps,
         cell=options.cell,
-        guard=guard_of(predictor, options, head),
+        guard=make_guard(predictor, options, head),
         head=head,
         skin=options.skin,
         record=RECORD,
         active=np.zeros(0, np.int64),
     )
-    group = Group(fire, Batching(*budget), path, frames)
+    group = RelaxGroup(fire, Batching(*budget), path, frames)
     if not group.resume():
         group.waiting = np.lexsort((np.arange(len(batch)), -group.edges, -batch.counts)).astype(np.int64)
         if frames is not None:
@@ -200,7 +201,7 @@ def begin(
     return group
 
 
-def guard_of(predictor: AnyPredictor, options: RelaxOptions, head: str) -> Guard | None:
+def make_guard(predictor: AnyPredictor, options: RelaxOptions, head: str) -> Guard | None:
     """Return the guard that the options ask for."""
     if not options.guarded:
         return None
@@ -215,8 +216,8 @@ def guard_of(predictor: AnyPredictor, options: RelaxOptions, head: str) -> Guard
     )
 
 
-def finished(group: Group, start: StructureBatch) -> Arrays:
-    """Return the results of a whole group as arrays: the structures as they are now, and what is said of them."""
+def collect_arrays(group: RelaxGroup, start: StructureBatch) -> Arrays:
+    """Return the results of a finished group as arrays: the relaxed structures, and the values of their table rows."""
     result = group.fire.result
     after = result.batch
     out: Arrays = {f"batch.{name}": array for name, array in after.present().items()}
@@ -227,18 +228,18 @@ def finished(group: Group, start: StructureBatch) -> Arrays:
         out
         | group.fire.extra
         | {
-            "moved": moved(start, after),
+            "moved": largest_displacement(start, after),
             "volume_before": np.abs(np.linalg.det(start.cell)),
             "said": np.array(said, str),
         }
     )
 
 
-def rattled(start: StructureBatch, positions: NDArray[np.int64], width: float) -> StructureBatch:
+def rattle(start: StructureBatch, positions: NDArray[np.int64], width: float) -> StructureBatch:
     """Return structures displaced by normal random numbers of a width, Angstrom.
 
-    positions : [S], places in the input, which alone decide the numbers. It is what leaves a saddle point of high
-    symmetry, where forces are zero by symmetry alone.
+    positions : [S], places in the input, which alone decide the numbers. The displacements leave saddle points of high
+    symmetry, where forces vanish by symmetry.
     """
     if width == 0:
         return start
@@ -246,8 +247,8 @@ def rattled(start: StructureBatch, positions: NDArray[np.int64], width: float) -
     return start.replace(positions=np.asarray(start.positions, np.float64) + width * np.concatenate(draws))
 
 
-def moved(start: StructureBatch, after: StructureBatch) -> NDArray[np.float64]:
-    """Return how far the atom that moved most went [S], Angstrom: beyond the deformation of its cell and the mean."""
+def largest_displacement(start: StructureBatch, after: StructureBatch) -> NDArray[np.float64]:
+    """Return the largest displacement of an atom [S], Angstrom, beyond the deformation of its cell and the mean."""
     periodic = np.asarray(start.pbc.all(1))
     cells = np.where(periodic[:, None, None], start.cell, np.eye(3))
     strain = np.linalg.solve(cells, np.where(periodic[:, None, None], after.cell, np.eye(3)))
@@ -262,7 +263,7 @@ def moved(start: StructureBatch, after: StructureBatch) -> NDArray[np.float64]:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write arrays into a file that is seen whole or not at all; the same arrays give the same bytes."""
+    """Write arrays to a file atomically; the same arrays give the same bytes."""
     whole = io.BytesIO()
     np.savez(whole, **arrays)  # type: ignore[arg-type]
     write_whole(path, whole.getvalue())
@@ -272,7 +273,7 @@ def read_arrays(path: Path) -> Arrays | None:
     """Return the arrays of a file, None where there is none or it is damaged."""
     if not os.path.exists(path):
         return None
-    whole = path.read_bytes()  # apart: what the disk refuses is no damage
+    whole = path.read_bytes()  # outside of `try`: an error of the disk is no damage
     try:
         with np.load(io.BytesIO(whole), allow_pickle=False) as found:
             return {name: found[name] for name in found.files}

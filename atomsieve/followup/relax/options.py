@@ -1,18 +1,19 @@
-"""What relaxing the best rows of a screening may be told, checked when it is made."""
+"""Options of a relaxation of the best rows of a screening, checked when they are made."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from atomsieve.errors import UsageError
 from atomsieve.models.precision import check_precision
 from atomsieve.predict.packing import BUDGETS
-from atomsieve.screen.results.columns import rankable
+from atomsieve.screen.selection.select import Selection
 
 CPU_ATOMS = 512
 """Atoms of a batch on a CPU: more are not faster, and fewer leave less to compute alone at a group's end."""
 GROUP_BATCHES = 4
+BEST = Selection(top=1000)
 LIMITS = ("max_sigma_energy", "max_sigma_force", "max_energy_std", "max_force_std")
 DECIDING = (
     "fmax",
@@ -25,12 +26,10 @@ DECIDING = (
     "guard",
     *LIMITS,
     "trajectory",
-    "top",
-    "by",
-    "descending",
-    "where",
 )
-"""Options that decide what comes out."""
+RANKING = ("top", "by", "descending", "where")
+GROUPING = ("per", "each", "symprec", "pareto")
+"""Options that decide the results are `DECIDING`, `RANKING` and, where they are used, `GROUPING`."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +41,23 @@ class RelaxOptions:
     fmax : eV/Angstrom; done when no force is longer and, with `cell`, no row of the virial per atom.
     cell : relax the cell too. max_steps : at most so many for each structure. rattle : Angstrom; displace atoms first,
         by normal random numbers of this width that depend on the place in the input alone.
-    top, by, descending, where, head : which rows of the screening; `head` is needed where it had several.
+    selection : which rows of the screening, of one head; its head is needed where the screening had several.
     precision : fp64, fp32 or bf16. device : auto, cpu, cuda or cuda:N. threads : of each process on a CPU.
     max_atoms, max_edges : budget of a batch (edges are estimated); None takes the device's default.
     group_atoms : structures of about so many atoms are one piece of work, done by one process from its first to its
         last; None takes four batches.
     skin : Angstrom, see `atomsieve.graphs.SkinList`. A list is kept while no structure joins or leaves the batch, so it
-        may pay for a few large structures; 0 finds each list anew.
+        may pay for a few large structures; 0 computes each list again.
     guard : stop a structure that leaves the head's domain. max_sigma_energy, max_sigma_force, max_energy_std,
         max_force_std : and one whose uncertainty is larger, see `atomsieve.calculators.Guard`.
     trajectory : write every n-th step of each structure; 0 writes none.
     """
 
+    selection: Selection = BEST
     fmax: float = 0.02
     cell: bool = False
     max_steps: int = 500
     rattle: float = 0.0
-    top: int = 1000
-    by: str = "energy_per_atom"
-    descending: bool = False
-    where: str | None = None
-    head: str | None = None
     precision: str = "fp32"
     device: str = "auto"
     threads: int = 1
@@ -78,12 +73,10 @@ class RelaxOptions:
     trajectory: int = 0
 
     def __post_init__(self) -> None:
-        rankable(self.by)
         check_precision(self.precision)
         if not 0 < self.fmax < float("inf"):
             raise UsageError(f"fmax must be above 0 eV/Angstrom, got {self.fmax}; 0.02 is usual")
         for name, least in (
-            ("top", 1),
             ("max_steps", 0),
             ("threads", 1),
             ("trajectory", 0),
@@ -99,13 +92,17 @@ class RelaxOptions:
 
     @property
     def guarded(self) -> bool:
-        """Tell whether anything is watched."""
+        """Whether a guard watches the relaxation."""
         return self.guard or any(getattr(self, name) is not None for name in LIMITS)
 
     def deciding(self) -> dict[str, Any]:
-        """Return what decides the results, as plain data."""
-        known = asdict(self)
-        return {name: known[name] for name in DECIDING}
+        """Return the options that decide the results, as plain data."""
+        chosen, usual = self.selection, Selection()
+        return {
+            **{name: getattr(self, name) for name in DECIDING},
+            **{name: getattr(chosen, name) for name in RANKING},
+            **{name: getattr(chosen, name) for name in GROUPING if getattr(chosen, name) != getattr(usual, name)},
+        }
 
     def budget(self, device_kind: str) -> tuple[int, int, int]:
         """Return the atoms and edges of a batch, and the atoms of a group, on `cpu` or `cuda`."""

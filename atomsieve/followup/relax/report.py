@@ -1,4 +1,4 @@
-"""What people see of a relaxation: why structures stopped, and the best of those that converged."""
+"""Report of a relaxation for people: reasons of the stops, and the best converged structures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from atomsieve.followup.relax.run import Relaxed
+    from atomsieve.followup.relax.run import RelaxResult
 
 SHOWN = {
     "rank": "rank\nscreened",
@@ -29,7 +29,7 @@ SHOWN = {
 """Columns of the table on the terminal."""
 
 
-def best_table(result: Relaxed, shown: int) -> Table:
+def best_table(result: RelaxResult, shown: int) -> Table:
     """Return the structures with the smallest energy per atom among those that converged, smallest first."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -58,8 +58,8 @@ def _cell(name: str, text: str) -> str:
     return f"{float(text):.4f}" if text else ""
 
 
-def print_relaxed(screen: Console, result: Relaxed, shown: int) -> None:
-    """Say how a relaxation ended."""
+def print_relaxation(screen: Console, result: RelaxResult, shown: int) -> None:
+    """Print how a relaxation ended."""
     if result.reasons.get(Stop.CONVERGED.name):
         screen.print(best_table(result, shown))
     for name, count in result.reasons.items():

@@ -1,4 +1,4 @@
-"""Relaxing the best rows of a screening: groups of structures, on one process or on the ranks of an MPI job."""
+"""Relaxation of the best rows of a screening: groups of structures, in one process or on the ranks of an MPI job."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from atomsieve.calculators.fire import check_relaxation
 from atomsieve.calculators.relax_result import Stop
 from atomsieve.devices import device_kind
-from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError, unknown
-from atomsieve.followup.relax.budget import settle_budget
-from atomsieve.followup.relax.files import FORMAT, RelaxFolder, arrays_of, digest, publish
-from atomsieve.followup.relax.group import begin, finished, guard_of, rattled, read_arrays, write_arrays
+from atomsieve.errors import AtomSieveError, Interrupted, UsageError
+from atomsieve.followup.ensemble import find_ensemble
+from atomsieve.followup.relax.budget import resolve_budget
+from atomsieve.followup.relax.files import FORMAT, RelaxFolder, digest_rows, publish, read_group
+from atomsieve.followup.relax.group import begin_group, collect_arrays, make_guard, rattle, read_arrays, write_arrays
 from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.predict import AnyPredictor
@@ -36,8 +37,7 @@ from atomsieve.screen.results.files import write_whole
 from atomsieve.screen.results.record import Results, open_results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
 from atomsieve.screen.results.targets import check_apart
-from atomsieve.screen.selection.best import best_rows
-from atomsieve.screen.selection.row_filter import restrict_to_head
+from atomsieve.screen.selection.select import Selection, select_one_head
 from atomsieve.structures import StructureBatch, open_structures
 from atomsieve.text import format_duration, pluralize
 
@@ -45,17 +45,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LINE_SECONDS = 5.0
-SAMPLE = 256  # structures that are enough to learn how much memory their like takes
+SAMPLE = 256  # structures that suffice to measure the memory of a batch
 
 
 @dataclass(frozen=True)
-class Relaxed:
-    """What a relaxation leaves.
+class RelaxResult:
+    """Result of a relaxation.
 
     Attributes
     ----------
-    folder : of the files. structures : how many. reasons : how many by the name of a `Stop`.
-    computed : structures that became done now; seconds : it took. rank : of this process.
+    folder : of the files. structures : number of structures. reasons : their number by the name of a `Stop`.
+    computed : structures that became done in this run. seconds : its duration. rank : of this process.
     """
 
     folder: RelaxFolder
@@ -73,7 +73,7 @@ class Relaxed:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a rank needs: rows [K] of the selection in its order, cut into groups `bounds` [G+1]."""
+    """The work of a rank: rows [K] of the selection in its order, divided into groups by `bounds` [G+1]."""
 
     comm: Communicator
     predictor: AnyPredictor
@@ -99,8 +99,8 @@ def run_relax(
     console: Console | None = None,
     predictor: AnyPredictor | None = None,
     comm: Communicator | None = None,
-) -> Relaxed:
-    """Relax the best rows of a results folder, or continue a relaxation that was broken off.
+) -> RelaxResult:
+    """Relax the best rows of a results folder, or continue an interrupted relaxation.
 
     results : folder of a complete screening. ensemble : the folder of the ensemble that screened; None takes the path
         in run.json. out : folder to write; None takes `<results>.relaxed`. overwrite : discard what is in it.
@@ -119,7 +119,7 @@ def run_relax(
             Path(results), options or RelaxOptions(), ensemble, out, overwrite, console, predictor, comm, stack
         )
         begun = time.perf_counter()
-        todo = comm.run_on_first(lambda: _unfinished(work))
+        todo = comm.run_on_first(lambda: _find_unfinished(work))
         _relax(work, todo, stop)
         return _finish(work, todo, time.perf_counter() - begun)
 
@@ -142,16 +142,16 @@ def _prepare(
     results = comm.run_on_all(lambda: open_results(path))
     folder = RelaxFolder(Path(out) if out is not None else sibling_path(path, ".relaxed"))
     comm.run_on_all(lambda: check_apart(folder.path, results))
-    head, rows = comm.run_on_first(lambda: select(results, options))
+    head, rows = comm.run_on_first(lambda: select_rows(results, options.selection))
     if predictor is None:
         predictor = comm.run_on_all(lambda: _load(results, ensemble, options, head, comm.local_rank))
     model = predictor
-    comm.run_on_all(lambda: _check(model, options, head))
-    comm.run_on_all(lambda: _unchanged(results))
+    comm.run_on_all(lambda: _check_predictor(model, options, head))
+    comm.run_on_all(lambda: _require_same_input(results))
     kind = device_kind(model.device)
     share = ranks_per_device(gather_places(comm, model))
     max_atoms, max_edges, group_atoms = comm.run_on_first(
-        lambda: settle_budget(
+        lambda: resolve_budget(
             model,
             options,
             folder,
@@ -161,7 +161,7 @@ def _prepare(
             share=share,
         )
     )
-    bounds = group_bounds(rows["natoms"].astype(np.int64), group_atoms)
+    bounds = find_group_bounds(rows["natoms"].astype(np.int64), group_atoms)
     lock = PathLock(folder.lock) if lead else None
     wanted = {
         "format": FORMAT,
@@ -169,7 +169,7 @@ def _prepare(
         "ensemble": {"id": model.ensemble_id, "head": head, "backend": model.backend, "device": kind},
         "options": options.deciding(),
         "batches": {"max_atoms": max_atoms, "max_edges": max_edges, "group_atoms": group_atoms},
-        "selection": {"rows": len(rows), "digest": digest(rows)},
+        "selection": {"rows": len(rows), "digest": digest_rows(rows)},
         "results_path": str(path.absolute()),
     }
 
@@ -206,56 +206,39 @@ def _prepare(
     )
 
 
-def select(results: Results, options: RelaxOptions) -> tuple[str, NDArray[Any]]:
-    """Return the head and the best rows of it, best first."""
-    if not results.complete:
-        raise AtomSieveError(f"{results.folder.path} is not complete; run the screening again first")
-    names = results.labels.heads
-    head = options.head or names[0]
-    if options.head is None and len(names) > 1:
-        raise UsageError(f"{results.folder.path} has several heads; name one with --head: {', '.join(names)}")
-    if head not in names:
-        raise unknown("head", head, names)
-    where = restrict_to_head(results, options.where, head) if len(names) > 1 else options.where
-    rows = best_rows(results, options.top, options.by, descending=options.descending, where=where)
+def select_rows(results: Results, selection: Selection) -> tuple[str, NDArray[Any]]:
+    """Return the head of the selected rows, and the rows, best first; refuse a selection without rows."""
+    head, rows = select_one_head(results, selection)
     if not len(rows):
         raise UsageError(f"{results.folder.path} has no row to relax: none is OK and fulfils --where; give another one")
     return head, rows
 
 
-def group_bounds(natoms: NDArray[np.int64], group_atoms: int) -> NDArray[np.int64]:
+def find_group_bounds(natoms: NDArray[np.int64], group_atoms: int) -> NDArray[np.int64]:
     """Return where groups of about `group_atoms` atoms begin among structures of `natoms` [K] atoms, and K: [G+1]."""
     before = np.cumsum(natoms) - natoms
     first = np.flatnonzero(np.diff(before // group_atoms, prepend=-1))
     return np.append(first, len(natoms)).astype(np.int64)
 
 
-def _load(results: Results, ensemble: str | Path | None, options: RelaxOptions, head: str, local_rank: int) -> Any:
+def _load(
+    results: Results, ensemble: str | Path | None, options: RelaxOptions, head: str, local_rank: int
+) -> AnyPredictor:
     """Return the predictor of the ensemble that screened."""
-    from atomsieve.gfm import ensemble_id
     from atomsieve.screen.load import load_predictor
 
-    known = ensemble or results.manifest.get("ensemble_path")
-    if known is None or not (Path(known) / "manifest.json").is_file():
-        where = f"is not at {known}" if known else "is not named in run.json"
-        raise AtomSieveError(f"the ensemble that screened {where}; say where it is with --ensemble")
-    found, screened = ensemble_id(known), results.manifest["ensemble"]["id"]
-    if found != screened:
-        raise DataError(
-            f"{known} is not the ensemble that screened (id {found[:12]}, screened with {screened[:12]}); name that "
-            "one with --ensemble, or screen again"
-        )
+    folder = find_ensemble(results, ensemble, "relaxing")
     loading = ScreenOptions(head=head, precision=options.precision, device=options.device, threads=options.threads)
-    return load_predictor(known, loading, "native", local_rank)
+    return load_predictor(folder, loading, "native", local_rank)
 
 
-def _check(predictor: AnyPredictor, options: RelaxOptions, head: str) -> None:
-    """Refuse before any work what the ensemble cannot do."""
-    guard = guard_of(predictor, options, head)
+def _check_predictor(predictor: AnyPredictor, options: RelaxOptions, head: str) -> None:
+    """Refuse before any work options that the ensemble cannot fulfil."""
+    guard = make_guard(predictor, options, head)
     check_relaxation(predictor, options.fmax, options.max_steps, cell=options.cell, guard=guard, head=head)
 
 
-def _unchanged(results: Results) -> None:
+def _require_same_input(results: Results) -> None:
     with open_screened_input(results):
         pass
 
@@ -263,8 +246,8 @@ def _unchanged(results: Results) -> None:
 # -- the work ------------------------------------------------------------------------------------------------------
 
 
-def _unfinished(work: _Work) -> list[int]:
-    """Return the groups without a result that can be read; what is damaged is removed, so that it counts as none."""
+def _find_unfinished(work: _Work) -> list[int]:
+    """Return the groups without a readable result; damaged files are removed."""
     todo = [g for g in range(len(work.bounds) - 1) if read_arrays(work.folder.group(g)) is None]
     damaged = [g for g in todo if work.folder.group(g).exists()]
     with disk_errors(work.folder.path):
@@ -299,17 +282,17 @@ def _relax(work: _Work, todo: list[int], stop: StopRequest) -> None:
         work.log("start", groups=len(work.bounds) - 1, todo=len(todo), ranks=comm.size)
     if todo:
         for group in comm.claim(todo):
-            if not _one(work, group, stopping, left):
+            if not _relax_group(work, group, stopping, left):
                 comm.stop_claims()
                 break
     stopped = any(comm.all_gather(stop.requested))
     missing = comm.run_on_first(lambda: [g for g in todo if not work.folder.group(g).exists()])
     if missing:
-        comm.run_on_all(lambda: _leave(work, stopped, missing))
+        comm.run_on_all(lambda: _raise_unfinished(work, stopped, missing))
 
 
-def _one(work: _Work, number: int, stop: Any, left: Any) -> bool:
-    """Relax one group; False where it was broken off."""
+def _relax_group(work: _Work, number: int, stop: Any, left: Any) -> bool:
+    """Relax one group; return False if it was interrupted."""
     began = time.perf_counter()
     rows = work.rows[work.bounds[number] : work.bounds[number + 1]]
     start = read_rows(work.results, rows)
@@ -317,12 +300,12 @@ def _one(work: _Work, number: int, stop: Any, left: Any) -> bool:
     frames = None
     if options.trajectory:
         frames = Frames(folder.trajectories, rows["position"], options.trajectory)
-    given = rattled(start, rows["position"], options.rattle)
+    given = rattle(start, rows["position"], options.rattle)
     with disk_errors(folder.path):
-        group = begin(work.predictor, given, options, work.head, work.budget, folder.state(number), frames)
+        group = begin_group(work.predictor, given, options, work.head, work.budget, folder.state(number), frames)
         if not group.run(stop, left):
             return False
-        write_arrays(folder.group(number), finished(group, start))
+        write_arrays(folder.group(number), collect_arrays(group, start))
         folder.state(number).unlink(missing_ok=True)
     done = group.batching
     EventLog(folder.log)(
@@ -344,7 +327,7 @@ def read_rows(results: Results, rows: NDArray[Any]) -> StructureBatch:
         return read_at(reader, rows["position"])
 
 
-def _leave(work: _Work, stopped: bool, missing: list[int]) -> None:
+def _raise_unfinished(work: _Work, stopped: bool, missing: list[int]) -> None:
     if not stopped:
         raise AtomSieveError(f"groups {missing[:5]} have no result in {work.folder.groups}; run the same command again")
     raise Interrupted(
@@ -353,7 +336,7 @@ def _leave(work: _Work, stopped: bool, missing: list[int]) -> None:
     )
 
 
-def _finish(work: _Work, todo: list[int], seconds: float) -> Relaxed:
+def _finish(work: _Work, todo: list[int], seconds: float) -> RelaxResult:
     comm, folder = work.comm, work.folder
     labels, model = work.results.labels, work.predictor
 
@@ -363,12 +346,12 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> Relaxed:
             publish(folder, work.bounds, work.rows, labels, about)
         codes: Counter[int] = Counter()
         for number in range(len(work.bounds) - 1):
-            codes.update(arrays_of(folder, number)["reason"].tolist())
+            codes.update(read_group(folder, number)["reason"].tolist())
         return {Stop(code).name: n for code, n in sorted(codes.items())}
 
     reasons = comm.run_on_first(write)
     computed = comm.read_counts()[0]
-    result = Relaxed(folder, len(work.rows), reasons, computed, seconds, comm.rank)
+    result = RelaxResult(folder, len(work.rows), reasons, computed, seconds, comm.rank)
     if comm.rank == 0 and todo:
         summary = {
             "structures": result.structures,

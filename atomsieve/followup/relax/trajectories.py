@@ -1,4 +1,4 @@
-"""Trajectories of a relaxation: one extxyz file for each structure, which a broken-off run continues."""
+"""Trajectories of a relaxation: one extxyz file for each structure, which a continued run extends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Frames:
         self._held = 0
 
     def note(self, fire: Fire, done: NDArray[np.int64]) -> None:
-        """Take down the structures that were just evaluated; `done` are those of them that left."""
+        """Record the structures that were just evaluated; `done` are those of them that left the batch."""
         from ase.io.extxyz import write_extxyz
 
         result = fire.result
@@ -50,7 +50,7 @@ class Frames:
             self.flush()
 
     def flush(self) -> dict[int, int]:
-        """Write what is held, see it onto the disk, and return the size of each file, by structure."""
+        """Write and sync the frames in memory, and return the size of each file, by structure."""
         if self._texts:
             self.folder.mkdir(exist_ok=True)
         for s, texts in self._texts.items():
