@@ -1,0 +1,5 @@
+"""Served by AtomSieve: everything is in the package, which must be installed where the server runs."""
+
+from atomsieve.serve.graph_model import FinishModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
