@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
+from atomsieve.runs.hashing import hash_json
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures, write_structures
-from atomsieve.structures import manifest as manifest_module
-from atomsieve.structures.manifest import _digest
 from tests.structures.structure_samples import assert_equal, random_batch
 
 SOURCE = [SourceInfo("a", "PBE")]
@@ -42,7 +41,7 @@ def edit(path: Path, change: Callable[[dict], object], *, resign: bool = True) -
     content = json.loads((path / "manifest.json").read_text())
     content.pop("sha256")
     change(content)
-    content["sha256"] = _digest(content) if resign else "0" * 64
+    content["sha256"] = hash_json(content) if resign else "0" * 64
     (path / "manifest.json").write_text(json.dumps(content))
 
 
@@ -352,7 +351,7 @@ def test_manifest_survives_a_crash_while_it_is_written(tmp_path: Path, monkeypat
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(manifest_module.json, "dump", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(DataError, match="Input/output error"):
         write_structures(tmp_path / "x.bp", random_batch(3), SOURCE)
     assert list(tmp_path.iterdir()) == []
