@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# build_plain.sh PREFIX [EXTRA...]: what the images do, into a plain folder: an environment with AtomSieve in it.
+# build_plain.sh PREFIX [EXTRA...]: run the steps of the images in a plain folder: an environment with AtomSieve.
 #
 # PYTHON, TORCH_INDEX, ATOMSIEVE_REUSE, ATOMSIEVE_REUSE_KERNELS: see the steps.
 set -euo pipefail

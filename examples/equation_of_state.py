@@ -1,7 +1,8 @@
-"""Energy against volume, beside reference data: python examples/equation_of_state.py --ensemble gfm/ --data DATA.
+"""Compare energy-volume curves with reference data: python examples/equation_of_state.py --ensemble gfm/ --data DATA.
 
-With the folder of labelled sources: the oxides of `--source` (a DFT functional; the head of the same name), all
-polymorphs of `--oxide`. Without: copper, by an ensemble trained on EMT, beside EMT. Writes equation_of_state.png.
+With the folder of labelled sources, the script evaluates all polymorphs of `--oxide` in `--source` (a DFT functional;
+the head has the same name). Without it, the script compares an ensemble trained on EMT copper with EMT. It writes
+equation_of_state.png.
 """
 
 from __future__ import annotations

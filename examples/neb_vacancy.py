@@ -1,6 +1,6 @@
-"""An atom hops into a vacancy in copper, by the ensemble and by EMT: python examples/neb_vacancy.py [--ensemble gfm/].
+"""Barrier of a vacancy hop in copper, from the ensemble and from EMT: python examples/neb_vacancy.py [--ensemble gfm/].
 
-Without an ensemble one is trained on EMT labels. All images share one calculator. Writes neb_vacancy.png.
+Without `--ensemble` the script trains one on EMT labels. All images share one calculator. It writes neb_vacancy.png.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atomsieve.calculators import GFMCalculator
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--ensemble", type=Path)
 parser.add_argument("--head")
-parser.add_argument("--images", type=int, default=5, help="between the ends")
+parser.add_argument("--images", type=int, default=5, help="number of images between the ends")
 given = parser.parse_args()
 
 calc = GFMCalculator(ensemble_or_copper(given.ensemble), given.head)

@@ -1,7 +1,7 @@
 """Run an exported ensemble with onnxruntime alone: python examples/onnx_only.py model.onnx structure.cif [head].
 
-Neither weights nor model code of atomsieve are needed: the file holds both, and says what it is. From atomsieve come
-only the reader of structures and the neighbour table; any other program that fills these arrays will do.
+The file holds weights, model code and metadata, so the script needs none of them from atomsieve. It uses atomsieve only
+to read structures and to build the neighbour table; any other program that fills these arrays works too.
 """
 
 import json

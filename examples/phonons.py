@@ -1,6 +1,6 @@
 """Phonons of copper by finite displacements: python examples/phonons.py [--ensemble gfm/].
 
-Without an ensemble one is trained on EMT copper. EMT's own bands are drawn beside them in phonons.png.
+Without `--ensemble` the script trains one on EMT copper. It plots the bands of the ensemble and of EMT in phonons.png.
 """
 
 from __future__ import annotations

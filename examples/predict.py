@@ -1,4 +1,4 @@
-"""Energies, forces and uncertainties of a few structures: python examples/predict.py demo/gfm."""
+"""Compute energies, forces and uncertainties of a few structures: python examples/predict.py demo/gfm."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Look at a screening from Python: python examples/read_results.py demo/results."""
+"""Read the results of a screening from Python: python examples/read_results.py demo/results."""
 
 import sys
 
@@ -9,7 +9,7 @@ from atomsieve.screen.results.record import open_results
 from atomsieve.screen.selection.best import best_rows
 
 results = open_results(sys.argv[1])
-rows = results.rows()  # mapped from the file: any size
+rows = results.rows()  # memory-mapped, so the file may be larger than memory
 ok = rows["status"] == 0
 print(f"{len(rows):,} rows, {np.count_nonzero(ok):,} of them OK; columns: {', '.join(rows.dtype.names)}")
 

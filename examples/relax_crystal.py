@@ -1,6 +1,6 @@
-"""Relax a crystal and its cell, alone with ASE and many at once: python examples/relax_crystal.py [--ensemble gfm/].
+"""Relax one crystal and its cell with ASE, then many in one batch: python examples/relax_crystal.py [--ensemble gfm/].
 
-Without an ensemble one is trained on EMT copper, and EMT's own answer is printed beside it.
+Without `--ensemble` the script trains one on EMT copper. It prints the result of EMT for comparison.
 """
 
 from __future__ import annotations

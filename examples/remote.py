@@ -1,6 +1,6 @@
-"""An ensemble on a server: `python examples/remote.py grpc://127.0.0.1:8001`, after `atomsieve serve start gfm/`.
+"""Use an ensemble on a server: `python examples/remote.py grpc://127.0.0.1:8001`, after `atomsieve serve start gfm/`.
 
-The structures are copper, which the head must know.
+The structures are copper, so the head must know this element.
 """
 
 import sys

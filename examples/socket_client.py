@@ -1,8 +1,8 @@
-"""Give an ensemble to any program that speaks the i-PI protocol: python examples/socket_client.py --ensemble gfm/.
+"""Offer an ensemble to any program that uses the i-PI protocol: python examples/socket_client.py --ensemble gfm/.
 
 The other program is the server: i-PI itself, or ASE (socket_server.py).
-Positions and cells come over the socket; energy, forces and virial go back. The species must be told beforehand, since
-the protocol does not send them: --species takes any file that ASE reads, with the atoms in the server's order.
+The client receives positions and cells over the socket and returns energy, forces and virial. The protocol does not
+send the species, so pass them with --species: any file that ASE reads, with the atoms in the server's order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A relaxation with forces from another process: python examples/socket_server.py --ensemble gfm/.
+"""Relax a structure with forces from another process: python examples/socket_server.py --ensemble gfm/.
 
-ASE's SocketIOCalculator is the server, on a UNIX socket; it starts socket_client.py, which evaluates the ensemble. The
-same client serves i-PI and other servers of the protocol. Each row of socket.txt: energy (eV), and the largest
-differences of forces and stress from those computed directly in this process.
+ASE's SocketIOCalculator is the server, on a UNIX socket. This script starts socket_client.py, which evaluates the
+ensemble. The same client works with i-PI and other servers of the protocol. Each row of socket.txt holds the energy
+(eV) and the largest differences of forces and stress from those computed directly in this process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ with SocketIOCalculator(unixsocket=name, timeout=120) as server:
     optimizer = BFGS(atoms, logfile=None)
 
     def compare() -> None:
-        """Note how far the numbers from the socket are from our own."""
+        """Record the largest differences between the socket's numbers and the direct ones."""
         forces = np.abs(atoms.get_forces() - direct.get_property("forces", atoms)).max()
         stress = np.abs(atoms.get_stress() - direct.get_property("stress", atoms)).max()
         rows.append((atoms.get_potential_energy(), forces, stress))

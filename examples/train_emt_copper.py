@@ -1,8 +1,8 @@
 """Train a small ensemble on copper with labels of ASE's EMT potential: python examples/train_emt_copper.py copper/.
 
-Writes copper/run/gfm, in about one and a half minutes on one core. The structures: strained and rattled crystals, a
-vacancy with a neighbour on its way into it, and frames of hot copper. The other examples use this ensemble where none
-is given.
+The script writes copper/run/gfm, in about one and a half minutes on one core. The structures are strained and rattled
+crystals, a vacancy with a neighbour on its way into it, and frames of hot copper. The other examples use this ensemble
+if you give none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LATTICE = 3.59
 
 
 def crystals(n: int, rng: np.random.Generator) -> list[Atoms]:
-    """Strained, rattled cells of 1 to 16 atoms."""
+    """Return strained, rattled cells of 1 to 16 atoms."""
     images = []
     for k in range(n):
         atoms = bulk("Cu", a=LATTICE, cubic=k % 2 == 0).repeat((2, 2, 1) if k % 3 == 0 else 1)
@@ -38,7 +38,7 @@ def crystals(n: int, rng: np.random.Generator) -> list[Atoms]:
 
 
 def vibrating(n: int, rng: np.random.Generator) -> list[Atoms]:
-    """Cells of 27 or 32 atoms near equilibrium, which decide on phonons."""
+    """Return cells of 27 or 32 atoms near equilibrium, which determine the phonons."""
     images = []
     for k in range(n):
         atoms = bulk("Cu", a=LATTICE).repeat(3) if k % 2 else bulk("Cu", a=LATTICE, cubic=True).repeat(2)
@@ -49,7 +49,7 @@ def vibrating(n: int, rng: np.random.Generator) -> list[Atoms]:
 
 
 def vacancies(n: int, rng: np.random.Generator) -> list[Atoms]:
-    """Cells of 31 atoms with a vacancy and a neighbour somewhere on its way into it."""
+    """Return cells of 31 atoms with a vacancy and a neighbour somewhere on its way into it."""
     images = []
     for _ in range(n):
         atoms = bulk("Cu", a=LATTICE, cubic=True).repeat(2)
@@ -62,7 +62,7 @@ def vacancies(n: int, rng: np.random.Generator) -> list[Atoms]:
 
 
 def trajectory(n: int, kelvin: float, expand: float, seed: int) -> list[Atoms]:
-    """Frames of an EMT run of 32 atoms, 40 fs apart."""
+    """Return frames of an EMT run of 32 atoms, 40 fs apart."""
     rng = np.random.default_rng(seed)
     atoms = bulk("Cu", a=LATTICE * expand, cubic=True).repeat(2)
     atoms.calc = EMT()
@@ -94,7 +94,7 @@ def make_structures(seed: int = 0, scale: float = 1.0) -> StructureBatch:
 
 
 def train_copper(folder: Path, members: int = 4, steps: int = 1500, seed: int = 0) -> Path:
-    """Make the data, train on them, and return the gfm/ folder; one that is there already is returned as it is."""
+    """Make the data, train on them, and return the gfm/ folder; an existing folder is returned unchanged."""
     gfm = folder / "run" / "gfm"
     if gfm.is_dir():
         return gfm
@@ -122,7 +122,7 @@ def train_copper(folder: Path, members: int = 4, steps: int = 1500, seed: int = 
 
 
 def ensemble_or_copper(ensemble: Path | None) -> Path:
-    """Return the given ensemble, or the one in ./copper, which is trained if it is not there yet."""
+    """Return the given ensemble, or the one in ./copper, which is trained if it does not exist yet."""
     return train_copper(Path("copper")) if ensemble is None else ensemble
 
 

@@ -1,8 +1,9 @@
-"""Liquid water at constant temperature, watched by a guard: python examples/water_nvt.py --ensemble gfm/ --data DATA.
+"""Liquid water at constant temperature, monitored by a guard: python examples/water_nvt.py --ensemble gfm/ --data DATA.
 
-Starts from the first test frame of `water_pbe0ts` (64 molecules). A frame whose calibrated force error or domain passes
-a limit goes to water_guard.extxyz for labelling and ends the run, before an ensemble that has seen little of water
-lets atoms collide; `--go-on` only warns. Needs an ensemble with that head and the folder of labelled sources.
+The run starts from the first test frame of `water_pbe0ts` (64 molecules). When the calibrated force error of a frame
+exceeds its limit, or the frame leaves the domain, the guard writes it to water_guard.extxyz for labelling and ends the
+run. This prevents an ensemble with little training data on water from letting atoms collide; with `--go-on` the guard
+only warns. The script needs an ensemble with that head and the folder of labelled sources.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ parser.add_argument("--head", default="water_pbe0ts")
 parser.add_argument("--precision", default="fp32")
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--max-sigma-force", type=float, default=1.2, help="eV/Angstrom")
-parser.add_argument("--go-on", action="store_true", help="warn and write where a limit is passed, but go on")
+parser.add_argument("--go-on", action="store_true", help="warn and write when a limit is exceeded, but continue")
 given = parser.parse_args()
 if given.ensemble is None or given.data is None:
     raise SystemExit("water_nvt.py: give --ensemble gfm/ with a water head and --data, the folder of labelled sources")
@@ -46,7 +47,7 @@ start = time.perf_counter()
 
 
 def report() -> None:
-    """Print a line."""
+    """Print time, temperature and largest force error."""
     what = "sigma_forces" if calibrated else "forces_std"
     error = atoms.calc.get_property(what, atoms).max()
     print(f"{run.get_time() / units.fs:7.1f} fs  {atoms.get_temperature():5.0f} K  largest {what} {error:.3f} eV/A")

@@ -1,8 +1,8 @@
-"""Print constraints.txt: the versions, in the environment that runs this, of all that the package and its extras need.
+"""Print constraints.txt: versions, in the current environment, of all dependencies of the package and its extras.
 
     .venv/bin/python containers/steps/constraints.py > containers/constraints.txt
 
-Local parts of versions (torch 2.13.0+cpu) are left out, so that other builds of the same version fit too.
+The file omits local parts of versions (torch 2.13.0+cpu), so other builds of the same version fit too.
 """
 
 import platform
@@ -17,11 +17,11 @@ from requirements import requirements
 
 EXTRAS = ["mpi", "export", "data", "demo", "train", "pyg", "uncertainty", "serve", "torchsim", "cuda"]
 TOOLS = ["setuptools", "wheel"]
-"""What builds the wheel; it is pinned too."""
+"""Tools that build the wheel; their versions are pinned too."""
 
 
 def closure(roots: list[str]) -> tuple[dict[str, str], set[str]]:
-    """Return versions by name of what the requirements need, directly or not, and the names of what is not here."""
+    """Return versions by name of all direct and indirect requirements, and the names of those not installed."""
     found: dict[str, str] = {}
     missing: set[str] = set()
     waiting = [Requirement(text) for text in roots]
@@ -48,7 +48,7 @@ def closure(roots: list[str]) -> tuple[dict[str, str], set[str]]:
 
 
 def main() -> None:
-    """Print the file."""
+    """Print the lines of the file."""
     pyproject = Path(__file__).resolve().parents[2] / "pyproject.toml"
     found, missing = closure([*requirements(pyproject, EXTRAS), *TOOLS])
     python = platform.python_version()

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# dependencies.sh PREFIX PYPROJECT EXTRA...: install what the package and its extras need into the environment PREFIX.
-# It needs pyproject.toml alone, so that a layer of an image stays good when only code changes.
+# dependencies.sh PREFIX PYPROJECT EXTRA...: install the dependencies of the package and its extras into PREFIX.
+# It reads only pyproject.toml, so the layer of an image stays valid when only code changes.
 #
-# TORCH_INDEX      a package index to take torch from, e.g. PyTorch's own one of builds for the CPU; else the usual one
-# ATOMSIEVE_REUSE  a site-packages folder whose packages are used in place of downloads (for tests of these steps)
+# TORCH_INDEX      a package index for torch, e.g. PyTorch's index of builds for the CPU; by default the usual one
+# ATOMSIEVE_REUSE  a site-packages folder whose packages replace downloads (for tests of these steps)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -18,7 +18,7 @@ if [[ -n ${ATOMSIEVE_REUSE:-} ]]; then
     mkdir -p "$prefix/reused"
     for entry in "$ATOMSIEVE_REUSE"/*; do
         case ${entry##*/} in
-            atomsieve* | __editable__* | *.pth | __pycache__) ;; # the package itself must be its wheel
+            atomsieve* | __editable__* | *.pth | __pycache__) ;; # the package itself must come from its wheel
             *) ln -sfn "$entry" "$prefix/reused/" ;;
         esac
     done

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Shared by the other steps, which the Dockerfiles, the Apptainer definition and build_plain.sh all run.
+# Functions of the other steps, which the Dockerfiles, the Apptainer definition and build_plain.sh run.
 
 containers=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# Used by the scripts that read this file.
+# The scripts that source this file use these.
 # shellcheck disable=SC2034
 constraints="$containers/constraints.txt"
 
@@ -13,7 +13,7 @@ die() {
 
 say() { echo "== $*" >&2; }
 
-# pip of the environment $1, asking nothing; every version comes from constraints.txt, also those of build tools
+# Run pip of the environment $1 without prompts; constraints.txt sets every version, also those of build tools.
 pip_of() {
     local prefix=$1
     shift

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# package.sh PREFIX FOLDER: install the wheel in FOLDER into the environment PREFIX, whose dependencies are there.
+# package.sh PREFIX FOLDER: install the wheel in FOLDER into the environment PREFIX, which has its dependencies.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

@@ -1,4 +1,4 @@
-"""Print what pyproject.toml asks for, one requirement a line: requirements.py PYPROJECT EXTRA ..."""
+"""Print the requirements in pyproject.toml, one per line: requirements.py PYPROJECT EXTRA ..."""
 
 import sys
 import tomllib
@@ -11,7 +11,7 @@ def requirements(pyproject: Path, extras: list[str]) -> list[str]:
     Raises
     ------
     SystemExit
-        for an extra that there is none of.
+        if an extra does not exist.
     """
     project = tomllib.loads(pyproject.read_text())["project"]
     found = list(project["dependencies"])

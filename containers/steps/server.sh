@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# server.sh PREFIX: install NVIDIA's tritonserver into the environment PREFIX, from the wheel that carries its binary.
-# The wheel's own dependencies are left out: they would pull numpy below 2.
+# server.sh PREFIX: install NVIDIA's tritonserver into the environment PREFIX, from the wheel that contains its binary.
+# It omits the wheel's own dependencies, which would pull numpy below 2.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

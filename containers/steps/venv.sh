@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# venv.sh PREFIX: make an environment in the folder PREFIX, with the tools that build a wheel.
-# PYTHON names the Python it is made with.
+# venv.sh PREFIX: create an environment in the folder PREFIX, with the tools that build a wheel.
+# PYTHON names the Python to use.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # wheel.sh PREFIX SOURCE OUT: build the wheel of the folder SOURCE into the folder OUT, with the environment PREFIX.
-# It is built from a copy, so that SOURCE may be read-only and nothing left there from before gets into the wheel.
+# The script builds from a copy, so SOURCE may be read-only and no leftover file there enters the wheel.
 #
-# ATOMSIEVE_REUSE_KERNELS=1  takes kernels that SOURCE has compiled already, if they are newer than their sources
+# ATOMSIEVE_REUSE_KERNELS=1  uses compiled kernels in SOURCE if they are newer than their sources
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

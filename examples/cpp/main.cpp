@@ -22,7 +22,7 @@ static Vector cross(const Vector& a, const Vector& b) {
     return {a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
 }
 
-// All neighbours of each atom closer than `cutoff`, by trying all translations of a periodic cell that can matter.
+// Return the neighbours of each atom within `cutoff`, by testing all relevant translations of a periodic cell.
 // Atoms must lie inside the cell. An edge from j to i has vec = pos[j] + shift @ cell - pos[i].
 static std::vector<std::vector<Edge>> find_neighbors(
     const std::vector<Vector>& positions, const std::array<Vector, 3>& cell, double cutoff) {
@@ -53,7 +53,7 @@ static void predict(const char* path, int64_t head) {
     if (said["inputs"] != wanted)
         throw std::runtime_error("this model takes " + said["inputs"] + ", this program gives " + wanted);
 
-    const double a = 3.615;  // fcc copper, Angstrom; the first atom is off its site
+    const double a = 3.615;  // fcc copper, Angstrom; the first atom is displaced from its site
     std::array<Vector, 3> cell{{{a, 0, 0}, {0, a, 0}, {0, 0, a}}};
     std::vector<Vector> positions{{0.1, 0, 0}, {0, a / 2, a / 2}, {a / 2, 0, a / 2}, {a / 2, a / 2, 0}};
     const auto neighbors = find_neighbors(positions, cell, std::stod(said["cutoff"]));
@@ -62,7 +62,7 @@ static void predict(const char* path, int64_t head) {
     for (const auto& row : neighbors) width = std::max(width, row.size());
 
     const auto i64 = torch::TensorOptions().dtype(torch::kInt64);
-    torch::Tensor table = torch::full({atoms, int64_t(width)}, -1, i64);  // -1: an empty place
+    torch::Tensor table = torch::full({atoms, int64_t(width)}, -1, i64);  // -1 marks an empty place
     torch::Tensor shifts = torch::zeros({atoms, int64_t(width), 3}, torch::kInt32);
     for (int64_t i = 0; i < atoms; ++i)
         for (size_t k = 0; k < neighbors[i].size(); ++k) {
@@ -81,7 +81,7 @@ static void predict(const char* path, int64_t head) {
     std::printf("heads %s, using number %ld\n", said["heads"].c_str(), long(head));
     std::printf("energy %.12f eV\n", out[0].toTensor().item<double>());
     std::printf("spread %.12f eV\n", out[1].toTensor().item<double>());
-    if (out.size() < 4) return;  // exported for energies alone
+    if (out.size() < 4) return;  // an energy-only export
     const torch::Tensor forces = out[3].toTensor().to(torch::kFloat64);
     for (int64_t i = 0; i < atoms; ++i)
         std::printf("force on atom %ld: %.12f %.12f %.12f eV/Angstrom\n", long(i), forces[i][0].item<double>(),
