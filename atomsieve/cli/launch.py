@@ -1,7 +1,7 @@
 """Console entry points: set the environment variables that must be there from the start, then run the commands.
 
-What must be set, and why, is in `atomsieve.runs.environment`. The entry points start the same interpreter once more, in
-the same process, with these variables. A value that the user has set is never changed.
+`atomsieve.runs.environment` lists the variables and the reasons. The entry points start the same interpreter once more,
+in the same process, with these variables. A value that the user has set is never changed.
 
 Only `os` and `sys` are imported here, so that a command that is only asked for its help starts fast.
 """
@@ -19,13 +19,13 @@ def relaunch() -> None:
     """Start this interpreter again with the variables it lacks; return if none is lacking or it was done before."""
     if not sys.executable or LIGHT & set(sys.argv[1:]) or len(sys.argv) == 1:
         return
-    from atomsieve.runs.environment import MARK, missing_variables
+    from atomsieve.runs.environment import MARK, find_missing_variables
 
     environ = dict(os.environ)
     pid = environ.get(MARK, "").partition(":")[0]
     if pid == str(os.getpid()):
         return
-    wanted = missing_variables(environ)
+    wanted = find_missing_variables(environ)
     if not wanted:
         return
     environ |= wanted

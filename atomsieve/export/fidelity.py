@@ -209,7 +209,7 @@ def measure_in_process(
     AtomSieveError
         in one line if the artefact does not open or run, or takes the process down.
     """
-    from atomsieve.runs.environment import missing_variables
+    from atomsieve.runs.environment import find_missing_variables
 
     with tempfile.TemporaryDirectory(prefix="atomsieve-check-") as work:
         given, stated, out = (Path(work) / name for name in ("checks.npz", "entry.json", "out.npz"))
@@ -218,7 +218,7 @@ def measure_in_process(
         command = [sys.executable, "-m", "atomsieve.export.measure", str(folder), str(given), str(out)]
         command += ["--entry", str(stated), "--place", str(place)]
         environment = dict(os.environ)
-        environment |= missing_variables(environment)
+        environment |= find_missing_variables(environment)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
             raise AtomSieveError(_describe_failure(entry.key, done.returncode, done.stderr))

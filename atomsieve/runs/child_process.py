@@ -1,4 +1,4 @@
-"""How a process of our own is started: with the modules of this one, and deaf to the signals of the job."""
+"""Helper processes of a rank: they import the modules of this process and ignore the signals of the job."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import subprocess
 import sys
 from typing import Any
 
-from atomsieve.runs.signals import unheard
+from atomsieve.runs.signals import block_signals
 
 
-def start(module: str, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
-    """Start `python -m module`; `more` as of `subprocess.Popen`.
+def start_module(module: str, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+    """Start `python -m module arguments`; `more` are arguments of `subprocess.Popen`.
 
-    It finds modules where this process does, and not in the working directory, where a file may have any name.
+    The new process finds modules where this one does, but not in the working directory, where a file of the user may
+    have the name of a module.
     """
     command = [sys.executable, "-P", "-m", module, *arguments]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in sys.path)}
-    with unheard():
+    with block_signals():
         return subprocess.Popen(command, env=env, **more)

@@ -16,18 +16,18 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", 
 """Keep freed memory in the process; grow it 64 MiB at a time (each rank of a job pays at most one such step)."""
 
 MARK = "ATOMSIEVE_LAUNCHED"
-"""`pid:NAME,NAME`: the process that was started again, and what was set for it. Children inherit the mark with a
-foreign pid, which tells them that these values are not the user's."""
+"""Variable with the value `pid:NAME,NAME`: the process that was started again, and the variables set for it. A child
+process inherits it with the pid of its parent, and so knows that these values are not the user's."""
 
 
-def local_ranks(environ: dict[str, str]) -> int:
-    """Return the number of ranks of this job on this machine, 1 where no launcher tells it."""
+def count_local_ranks(environ: dict[str, str]) -> int:
+    """Return the number of ranks of this job on this machine, 1 if no launcher sets it."""
     return detect_launcher(environ).local_size or 1
 
 
-def cores_per_rank(environ: dict[str, str]) -> int:
-    """Return the cores that this rank may use: its own where the launcher bound it, else an equal share."""
-    ranks = local_ranks(environ)
+def count_own_cores(environ: dict[str, str]) -> int:
+    """Return the number of cores for this rank: those it is bound to if the launcher bound it, else an equal share."""
+    ranks = count_local_ranks(environ)
     if not hasattr(os, "sched_getaffinity"):
         return max(1, (os.cpu_count() or 1) // ranks)
     own = os.sched_getaffinity(0)
@@ -46,40 +46,41 @@ def _is_glibc() -> bool:
         return False
 
 
-def _set_by_ancestor(environ: dict[str, str]) -> set[str]:
+def _read_mark(environ: dict[str, str]) -> set[str]:
+    """Return the names of the variables that AtomSieve set, in this process or in a parent."""
     return set(filter(None, environ.get(MARK, "").partition(":")[2].split(",")))
 
 
-def missing_variables(environ: dict[str, str]) -> dict[str, str]:
-    """Return what must still be set for this process; what the user has set is left out.
+def find_missing_variables(environ: dict[str, str]) -> dict[str, str]:
+    """Return the variables that this process still needs, but for those that the user has set.
 
-    What only an ancestor's launcher had set is decided anew: a rank under `mpirun` needs fewer threads than the command
-    that called `mpirun`.
+    Variables that AtomSieve set in a parent process are computed again: a rank under `mpirun` needs fewer threads than
+    the command that called `mpirun`.
     """
-    inherited = _set_by_ancestor(environ)
+    inherited = _read_mark(environ)
     wanted = dict(ALLOCATOR) if _is_glibc() else {}
-    wanted["OMP_NUM_THREADS"] = str(cores_per_rank(environ))
+    wanted["OMP_NUM_THREADS"] = str(count_own_cores(environ))
     return {name: value for name, value in wanted.items() if name not in environ or name in inherited}
 
 
 def restore_user_environment(environ: dict[str, str]) -> dict[str, str]:
-    """Return the environment without what the launcher set: the one to give to programs that are not ours."""
-    ours = _set_by_ancestor(environ) | {MARK}
+    """Return the environment as the user set it, without our variables, for programs other than AtomSieve."""
+    ours = _read_mark(environ) | {MARK}
     return {name: value for name, value in environ.items() if name not in ours}
 
 
 def drop_own_threads(environ: dict[str, str]) -> dict[str, str]:
-    """Return the environment without a number of threads that the launcher set.
+    """Return the environment without OMP_NUM_THREADS, if AtomSieve set it and not the user.
 
-    That is for programs which share the cores out among processes of their own.
+    This is for programs that divide the cores among processes of their own.
     """
-    ours = _set_by_ancestor(environ)
+    ours = _read_mark(environ)
     return {name: value for name, value in environ.items() if name != "OMP_NUM_THREADS" or name not in ours}
 
 
 def format_environment(environ: dict[str, str]) -> str:
-    """Return one line for `--debug`: what was set here, and what the user's environment already had."""
-    ours = _set_by_ancestor(environ)
+    """Return one line for `--debug`: the variables in force, and which of them the user set."""
+    ours = _read_mark(environ)
     names = [*ALLOCATOR, "OMP_NUM_THREADS"]
-    said = [f"{n}={environ[n]}" + ("" if n in ours else " (yours)") for n in names if n in environ]
-    return f"launcher: {' '.join(said) or 'nothing set'}; {local_ranks(environ)} rank(s) on this machine"
+    shown = [f"{n}={environ[n]}" + ("" if n in ours else " (yours)") for n in names if n in environ]
+    return f"launcher: {' '.join(shown) or 'nothing set'}; {count_local_ranks(environ)} rank(s) on this machine"

@@ -1,4 +1,4 @@
-"""The event log of a long job: what happened and when, as JSON lines."""
+"""The event log of a long job: one JSON object a line, with its time."""
 
 from __future__ import annotations
 

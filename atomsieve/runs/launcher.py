@@ -24,7 +24,7 @@ SPECIAL_STEPS = 0xFFFFFFF0
 
 @dataclass(frozen=True)
 class Launch:
-    """How this process was started; None is what the environment does not tell.
+    """How this process was started; numbers that the environment does not hold are None.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ def _tasks_of_node(env: Mapping[str, str]) -> int | None:
 
 
 def _merge_step(found: Launch, step: Launch) -> Launch:
-    """Complete what an MPI library's variables leave open by the Slurm step, if srun started this very process.
+    """Return the place in the Slurm step if srun itself started this process as a rank of MPI, else `found`.
 
     `srun --mpi=pmi2` sets PMI_RANK and PMI_SIZE as Slurm's own; `srun --mpi=pmix` sets PMIX_RANK and no size. Under
     mpirun the step is that of its daemons and has other numbers.

@@ -1,4 +1,7 @@
-"""A lock file for an output: one run at a time writes it, and a run that died does not stay in the way."""
+"""A lock file: one run at a time writes an output, and a run that died does not block the next one.
+
+The lock holds host, process and start time of its holder, which renews the file's time every 15 seconds.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ BEAT = 15.0  # seconds between signs of life
 SILENCE = 120.0  # seconds without one after which a run on another host counts as dead
 
 
-def _start_of(pid: int) -> str | None:
-    """Return the start time of a process as the kernel counts it, None if it is gone or dead and not yet buried."""
+def _read_start_time(pid: int) -> str | None:
+    """Return the start time of a process in the kernel's ticks, None if it has ended or is a zombie."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -27,7 +30,7 @@ def _start_of(pid: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
-def _machine() -> str:
+def _name_machine() -> str:
     """Name this boot of this machine and its process namespace: within one, process ids can be compared."""
     parts = [socket.gethostname()]
     with suppress(OSError):
@@ -37,8 +40,8 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """Return what a lock or a draft of one says, nothing if it is not whole."""
+def _parse(text: str) -> dict[str, Any]:
+    """Return the content of a lock file or of its draft; empty if it is incomplete."""
     try:
         found: dict[str, Any] = json.loads(text)
     except ValueError:
@@ -46,23 +49,23 @@ def _parsed(text: str) -> dict[str, Any]:
     return found
 
 
-def _dead(holder: dict[str, Any], silent: float) -> bool:
-    """Tell whether who wrote a lock is gone; `silent` are the seconds since its last sign of life."""
-    if holder.get("machine") == _machine():
-        return _start_of(int(holder["pid"])) != holder["process_start"]
+def _is_dead(holder: dict[str, Any], silent: float) -> bool:
+    """Return True if the holder of a lock has ended; `silent` are the seconds since its last sign of life."""
+    if holder.get("machine") == _name_machine():
+        return _read_start_time(int(holder["pid"])) != holder["process_start"]
     return silent > SILENCE
 
 
 class PathLock:
-    """Context manager that holds the lock file `path` while a run writes `target`; one process holds it for its team.
+    """Context manager that holds the lock file `path` while a run writes `target`; rank 0 holds it for all ranks.
 
-    A lock left behind by a dead process of this machine is taken over at once; one of another host after two minutes
-    without a sign of life.
+    The lock of a dead process of this machine is replaced at once, that of another host after two minutes without a
+    sign of life.
 
     Raises
     ------
     AtomSieveError
-        if another run holds it (host, process and since when are named), or the lock cannot be written.
+        if another run holds it (the message names host, process and start time), or the lock cannot be written.
     """
 
     def __init__(self, path: Path, target: Path | None = None) -> None:
@@ -71,14 +74,14 @@ class PathLock:
         self.lost = False
         self._token = ""
         self._end = threading.Event()
-        self._beat = threading.Thread(target=self._keep, name="lock", daemon=True)
+        self._beat = threading.Thread(target=self._send_signs, name="lock", daemon=True)
 
     def __enter__(self) -> PathLock:
         mine = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "machine": _machine(),
-            "process_start": _start_of(os.getpid()),
+            "machine": _name_machine(),
+            "process_start": _read_start_time(os.getpid()),
             "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             "nonce": os.urandom(8).hex(),
         }
@@ -98,13 +101,13 @@ class PathLock:
         return self
 
     def _take(self, draft: Path) -> None:
-        """Link the draft into place, which fails if a lock is there, so a lock is never seen half written."""
+        """Link the draft into place, which fails if a lock is there; so a half-written lock is never read."""
         for _ in range(3):
             try:
                 os.link(draft, self.path)
                 return
             except FileExistsError:
-                self._judge(draft)
+                self._remove_dead_lock(draft)
         raise AtomSieveError(f"{self.target}: several runs want this place at once; try again")
 
     def _sweep(self, draft: Path) -> None:
@@ -112,18 +115,18 @@ class PathLock:
         now = draft.stat().st_mtime
         for other in self.path.parent.glob(f"{glob.escape(self.path.name)}.*"):
             with suppress(FileNotFoundError):
-                if _dead(_parsed(other.read_text()), now - other.stat().st_mtime):
+                if _is_dead(_parse(other.read_text()), now - other.stat().st_mtime):
                     other.unlink()
 
-    def _judge(self, draft: Path) -> None:
-        """Remove a dead run's lock, or say who holds it."""
+    def _remove_dead_lock(self, draft: Path) -> None:
+        """Remove the lock of a run that has ended; raise if its holder is alive."""
         try:
             text = self.path.read_text()
-            silent = draft.stat().st_mtime - self.path.stat().st_mtime  # both by the file system's clock
+            silent = draft.stat().st_mtime - self.path.stat().st_mtime  # both times are of the file system's clock
         except FileNotFoundError:
             return
-        holder = _parsed(text)
-        if not _dead(holder, silent):
+        holder = _parse(text)
+        if not _is_dead(holder, silent):
             raise AtomSieveError(
                 f"{self.target} is in use by another run (host {holder.get('host', '?')}, process "
                 f"{holder.get('pid', '?')}, since {holder.get('since', '?')}, last sign of life {max(silent, 0):.0f} s "
@@ -133,29 +136,30 @@ class PathLock:
         aside = draft.with_name(f"{draft.name}.stale")
         with suppress(FileNotFoundError):
             os.rename(self.path, aside)
-            if aside.read_text() != text:  # another run was faster and this is its live lock: give it back
+            if aside.read_text() != text:  # another run was faster, and this is its live lock: put it back
                 with suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()
 
-    def _keep(self) -> None:
+    def _send_signs(self) -> None:
+        """Renew the time of the lock file until the end, or until another run has taken the lock."""
         while not self._end.wait(BEAT):
-            if not self._mine():
+            if not self._is_mine():
                 self.lost = True
                 return
             with suppress(OSError):
                 os.utime(self.path)
 
-    def _mine(self) -> bool:
+    def _is_mine(self) -> bool:
         try:
             return self.path.read_text() == self._token
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # a file system that stutters is not a thief
+            return True  # an error of the file system does not mean that another run took the lock
 
     def check(self) -> None:
-        """Raise if another run took the output over, as it may after two silent minutes, or if the output is gone."""
+        """Raise if the output is gone, or if another run took the lock, as it may after 120 silent seconds."""
         if self.lost and not self.path.parent.is_dir():
             raise AtomSieveError(
                 f"{self.target} is gone (moved or deleted while it was written); put it back and run the same command "
@@ -168,16 +172,16 @@ class PathLock:
         self._end.set()
         if self._beat.is_alive():
             self._beat.join()
-        if self._mine():
+        if self._is_mine():
             self.path.unlink()
 
 
-def holder(path: Path) -> dict[str, Any] | None:
-    """Return who holds the lock `path`, for display, or None if nobody living on this machine does."""
+def read_holder(path: Path) -> dict[str, Any] | None:
+    """Return the content of the lock `path` (host, pid, since), None if there is none or its process here has ended."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    if found.get("machine") == _machine() and _start_of(int(found["pid"])) != found["process_start"]:
+    if found.get("machine") == _name_machine() and _read_start_time(int(found["pid"])) != found["process_start"]:
         return None
     return found

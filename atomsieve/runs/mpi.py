@@ -45,7 +45,7 @@ STOPPED = 1 << 60  # added to NEXT: no item is handed out after it
 
 
 class SilentExit(SystemExit):
-    """Ends a rank without a message: all ranks know of the error, and another rank reports it."""
+    """Ends a rank without a message, because another rank reports the error."""
 
 
 class Communicator:
@@ -55,7 +55,7 @@ class Communicator:
     ----------
     rank, size : number of this process among all of the job (0-based), and how many there are.
     local_rank, local_size : the same among the processes of this machine.
-    shared_error : an error that every rank knows of, or None; set by `run_on_all`.
+    shared_error : the error for which all ranks leave together, or None; set by `run_on_all`.
     save_traceback : called by `guard_ranks` with the traceback of an error that is no `AtomSieveError`.
     """
 
@@ -96,7 +96,7 @@ class Communicator:
             yield int(todo[waiting[order[0]][turn]])
 
     def reset_claims(self) -> None:
-        """Let the next `claim`, of one queue, begin anew; every rank must call it, outside of a `claim`."""
+        """Let the next `claim`, of one queue, start at the first item; every rank calls it, outside of a `claim`."""
         self.all_gather(None)
         if self.rank == 0:
             for slot in (NEXT, HALTED):
@@ -281,7 +281,7 @@ def open_mpi_world(launch: Launch) -> Any:
         _exit_unless_first(launch)
         raise AtomSieveError(
             f"{started}, but this command connects its processes by MPI, and every one would do all the work; start it "
-            f"with {_own_launcher()}"
+            f"with {_find_mpirun()}"
         )
     try:
         with warnings.catch_warnings():
@@ -291,7 +291,7 @@ def open_mpi_world(launch: Launch) -> Any:
         _exit_unless_first(launch)
         raise AtomSieveError(
             f"{started}, but mpi4py finds no MPI library ({str(error).splitlines()[0]}); pip install 'atomsieve[mpi]' "
-            f"and start with {_own_launcher()}, or set MPI4PY_LIBMPI to the launcher's libmpi.so"
+            f"and start with {_find_mpirun()}, or set MPI4PY_LIBMPI to the launcher's libmpi.so"
         ) from error
     if MPI.COMM_WORLD.size > 1:
         return MPI.COMM_WORLD
@@ -301,7 +301,7 @@ def open_mpi_world(launch: Launch) -> Any:
     library = MPI.Get_library_version().split("\n")[0].strip("\x00 ")
     raise AtomSieveError(
         f"{started}, but the MPI library ({library}) sees 1: launcher and library are of different MPIs, and every "
-        f"process would do all the work; start with {_own_launcher()} (the library's own){_srun_remedy(launch)}, "
+        f"process would do all the work; start with {_find_mpirun()} (the library's own){_srun_remedy(launch)}, "
         "or set MPI4PY_LIBMPI to the launcher's libmpi.so"
     )
 
@@ -312,7 +312,7 @@ def _count_processes(launch: Launch) -> str:
     return f"{launch.size} processes" if launch.size else f"at least {launch.at_least} processes"
 
 
-def _own_launcher() -> str:
+def _find_mpirun() -> str:
     """Return the mpirun of the MPI library in use: that of this Python environment, if it has one."""
     own = Path(sys.executable).parent / "mpirun"
     return str(own) if own.exists() else shutil.which("mpirun") or "mpirun"
@@ -339,10 +339,10 @@ def guard_ranks(
 ) -> Iterator[None]:
     """Run the body of a job on every rank: report an error once, and end every rank with its exit code.
 
-    An error that only this rank knows of ends the job at once; otherwise the other ranks would wait for ever. A
-    process alone simply raises. Where all ranks leave together, the communicator is closed.
+    An error of one rank outside of `run_on_all` aborts the job, because the other ranks would wait for ever. A process
+    alone raises the error. If all ranks leave together, the communicator is closed.
 
-    translate_error : returns the error to report in place of another one (of a lost GPU, say), None to keep it.
+    translate_error : returns the error to report instead of its argument (a lost GPU, for instance), or None.
     """
     try:
         yield
@@ -364,7 +364,7 @@ def guard_ranks(
 
 
 def _end_ranks(comm: Communicator, error: BaseException) -> None:
-    """Print the error of this rank and end: together with the others if they know of it, else by aborting them."""
+    """Print the error of this rank and end it: with all others if they are leaving too, else by aborting them."""
     known = isinstance(error, AtomSieveError)
     text = str(error) if known else f"{type(error).__name__}: {error or 'no message'}"
     code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", EXIT_ERROR)

@@ -21,7 +21,7 @@ GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
 AGAIN = "run the same command again to continue"
 
 
-def free_bytes(folder: Path) -> int:
+def get_free_bytes(folder: Path) -> int:
     """Return the bytes that this user may still write to the disk of `folder`."""
     usage = os.statvfs(folder)
     return usage.f_bavail * usage.f_frsize
@@ -45,7 +45,7 @@ def require_writable(path: Path) -> None:
     folder = path.absolute().parent
     if not os.access(folder, os.W_OK | os.X_OK):
         raise AtomSieveError(f"cannot write {path}: {folder} is read-only, or not yours; choose another place")
-    if free_bytes(folder) == 0:
+    if get_free_bytes(folder) == 0:
         raise AtomSieveError(f"cannot write {path}: no space left in {folder}; make room, or choose another place")
 
 
@@ -67,8 +67,8 @@ def output_errors(path: Path) -> Iterator[None]:
             raise
         if not folder.is_dir():
             why = f"the folder {folder} is gone (moved or deleted meanwhile); make it again"
-        elif error.errno in FULL or (error.errno is None and free_bytes(folder) < LITTLE):
-            why = f"no space left in {folder} ({free_bytes(folder) / 1e6:.3f} MB free); make room"
+        elif error.errno in FULL or (error.errno is None and get_free_bytes(folder) < LITTLE):
+            why = f"no space left in {folder} ({get_free_bytes(folder) / 1e6:.3f} MB free); make room"
         elif error.errno is None:
             raise  # no error of the disk
         else:
@@ -86,7 +86,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             what = f"the folder {path} or a file in it is gone (moved or deleted while it was written)"
             raise AtomSieveError(f"{what}; finished chunks are safe where they are: put it back and {AGAIN}") from error
         if error.errno in FULL:
-            free = free_bytes(path)
+            free = get_free_bytes(path)
             raise AtomSieveError(
                 f"no space left for results in {path} ({free / 1e6:.3f} MB free); finished chunks are safe: make room "
                 f"and {AGAIN}"

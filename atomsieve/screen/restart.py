@@ -31,8 +31,8 @@ from atomsieve.errors import (
     UsageError,
 )
 from atomsieve.runs.events import EventLog
-from atomsieve.runs.lock import SILENCE, holder
-from atomsieve.runs.signals import WATCHED, follow
+from atomsieve.runs.lock import SILENCE, read_holder
+from atomsieve.runs.signals import STOP_SIGNALS, end_with_parent
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.text import format_duration
 
@@ -116,7 +116,7 @@ class Supervisor:
 
     def __call__(self) -> int:
         """Return the exit code: the run's own, or 75 if a signal ended it."""
-        before = {number: signal.signal(number, self._forward) for number in WATCHED}
+        before = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
         try:
             return self._supervise()
         finally:
@@ -164,7 +164,7 @@ class Supervisor:
         own = os.getpid()
 
         def follow_me() -> None:
-            follow(own, signal.SIGTERM)
+            end_with_parent(own, signal.SIGTERM)
 
         # no other thread is at work here, which is what preexec_fn asks for
         self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=follow_me)
@@ -189,7 +189,7 @@ class Supervisor:
         silent_at = time.monotonic() + SILENCE
         while self._stopped is None:
             now = time.monotonic()
-            held = now < silent_at and holder(self.folder.lock) is not None
+            held = now < silent_at and read_holder(self.folder.lock) is not None
             if now >= until and not held:
                 return
             time.sleep(MOMENT)

@@ -104,7 +104,7 @@ def run_screen(
         computed, seen = context.count_structures(chunks), found.tally
         context.watch.monitor.expect(computed)
         with context.watch.in_flight as in_flight:
-            stop.heard = in_flight.forgive
+            stop.on_signal = in_flight.forgive
             if found.todo:
                 seen = seen.merge(screen_chunks(context, found.todo))
             if found.suspects:

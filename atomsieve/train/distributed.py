@@ -121,13 +121,13 @@ class ProcessGroup:
         return extra
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
-def _address() -> str:
+def _find_address() -> str:
     """Return an address under which other ranks reach this one."""
     try:
         return socket.gethostbyname(socket.gethostname())
@@ -156,7 +156,7 @@ def join_process_group(device: str = "auto") -> ProcessGroup:
     where = choose_device(device, node.rank)
     node.Free()
     hosts = world.allgather(socket.gethostname())
-    own = ("127.0.0.1" if len(set(hosts)) == 1 else _address(), _free_port()) if world.rank == 0 else None
+    own = ("127.0.0.1" if len(set(hosts)) == 1 else _find_address(), _find_free_port()) if world.rank == 0 else None
     host, port = world.bcast(own)
     return _join(world.rank, world.size, where, f"tcp://{host}:{port}")
 

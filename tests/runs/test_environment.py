@@ -22,7 +22,7 @@ from atomsieve.runs import environment
     ],
 )
 def test_local_ranks(environ, ranks):
-    assert environment.local_ranks(environ) == ranks
+    assert environment.count_local_ranks(environ) == ranks
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_local_ranks(environ, ranks):
 )
 def test_cores_are_shared_unless_the_launcher_bound_the_rank(monkeypatch, own, parents, ranks, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(own if pid == 0 else parents)))
-    assert environment.cores_per_rank({"MPI_LOCALNRANKS": str(ranks)}) == cores
+    assert environment.count_own_cores({"MPI_LOCALNRANKS": str(ranks)}) == cores
 
 
 def test_programs_that_share_the_cores_out_get_no_threads_of_the_launchers():

@@ -12,13 +12,13 @@ import pytest
 
 from atomsieve.errors import AtomSieveError
 from atomsieve.runs import lock as module
-from atomsieve.runs.lock import PathLock, holder
+from atomsieve.runs.lock import PathLock, read_holder
 
 
 def test_one_run_at_a_time(tmp_path):
     path = tmp_path / "lock.json"
     with PathLock(path) as first:
-        assert holder(path)["pid"] == os.getpid()
+        assert read_holder(path)["pid"] == os.getpid()
         with pytest.raises(AtomSieveError, match=rf"in use by another run \(host .*, process {os.getpid()}, since 20"):
             PathLock(path).__enter__()
         first.check()
@@ -31,9 +31,9 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
 PathLock(pathlib.Path({str(path)!r})).__enter__(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert path.exists()
-    assert holder(path) is None
+    assert read_holder(path) is None
     with PathLock(path):
-        assert holder(path)["pid"] == os.getpid()
+        assert read_holder(path)["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,15 +63,15 @@ def test_a_dead_process_that_nobody_buried_is_dead(tmp_path):
     text = {
         "host": "x",
         "pid": process.pid,
-        "machine": module._machine(),
+        "machine": module._name_machine(),
         "since": "now",
-        "process_start": module._start_of(process.pid),
+        "process_start": module._read_start_time(process.pid),
     }
     path.write_text(json.dumps(text))
     with pytest.raises(AtomSieveError, match=f"process {process.pid}"):
         PathLock(path).__enter__()
     process.kill()
-    while module._start_of(process.pid) is not None:
+    while module._read_start_time(process.pid) is not None:
         time.sleep(0.01)
     with PathLock(path):
         pass

@@ -83,7 +83,7 @@ def test_a_folder_that_takes_no_file_is_refused_before_the_work(results, tmp_pat
     with pytest.raises(AtomSieveError, match="is read-only, or not yours; choose another place"):
         check_target(tmp_path / "x.csv", False, results)
     monkeypatch.undo()
-    monkeypatch.setattr(outputs, "free_bytes", lambda folder: 0)
+    monkeypatch.setattr(outputs, "get_free_bytes", lambda folder: 0)
     with pytest.raises(AtomSieveError, match=r"no space left in .*; make room"):
         check_target(tmp_path / "x.csv", False, results)
 

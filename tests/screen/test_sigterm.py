@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 
 import pytest
 
 from atomsieve.errors import Interrupted, UsageError
-from atomsieve.runs.signals import StopRequest, unheard
 from atomsieve.screen.engine.in_flight import decode_markers
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger
@@ -85,34 +83,6 @@ def test_a_signal_in_the_last_chunk_changes_nothing(screen, tmp_path):
     result = screen(Signalled(signal.SIGTERM, chunk=15))
     assert result.computed == 1000
     assert (tmp_path / "out" / "rows.npy").exists()
-
-
-def test_ctrl_c_shortens_the_time_that_sigterm_leaves():
-    with StopRequest(grace=1000.0) as stop:
-        assert not stop.closing
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.closing and not stop.requested
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert not stop.requested
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested
-
-
-def test_a_process_that_a_rank_starts_does_not_hear_the_signals_of_the_job():
-    """Not even before it could say so: it would be taken for a death."""
-    with unheard():
-        child = subprocess.Popen(["sleep", "60"])
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            child.send_signal(number)
-        with pytest.raises(subprocess.TimeoutExpired):
-            child.wait(0.2)
-    finally:
-        child.kill()
-        assert child.wait(60) == -signal.SIGKILL
-    with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested  # this process hears them as before
 
 
 @pytest.mark.parametrize("grace", [-1.0, float("nan")])

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.runs.child_process import start
+from atomsieve.runs.child_process import start_module
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.bp5 import import_lightly
 from atomsieve.structures.fields import CONDITIONS
@@ -150,7 +150,9 @@ class _ReaderProcess:
     """The process that reads ahead, and the thread that receives its arrays."""
 
     def __init__(self, reader: StructureReader) -> None:
-        self._child = start("atomsieve.screen.engine.reader_process", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._child = start_module(
+            "atomsieve.screen.engine.reader_process", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self.up, self._closing = False, False
         self._found: queue.Queue[tuple[dict[str, NDArray[Any]], float] | Exception] = queue.Queue()
         self._send((reader, reader.identity()))

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.predict.free_memory import trim_heap
 from atomsieve.predict.interface import AnyPredictor
-from atomsieve.runs.child_process import start
-from atomsieve.runs.signals import follow
+from atomsieve.runs.child_process import start_module
+from atomsieve.runs.signals import end_with_parent
 from atomsieve.screen.engine.runner import MOMENT, Runner
 from atomsieve.screen.failures import DeviceLost, is_device_lost
 from atomsieve.screen.quarantine.rows import mark_poisoned
@@ -157,7 +157,7 @@ class Sandbox:
         self._pipe, theirs = Pipe()
         with theirs:
             numbers = theirs.fileno(), os.getpid()
-            self._process = start(
+            self._process = start_module(
                 "atomsieve.screen.quarantine.sandbox",
                 *map(str, numbers),
                 stdin=subprocess.DEVNULL,
@@ -249,7 +249,7 @@ def compute(
 
 def main() -> None:
     """Compute the requested chunks until the pipe ends."""
-    follow(int(sys.argv[2]), signal.SIGKILL)
+    end_with_parent(int(sys.argv[2]), signal.SIGKILL)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(CHILD_FIRST)
     pipe = Connection(int(sys.argv[1]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from atomsieve.runs.lock import holder
+from atomsieve.runs.lock import read_holder
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.integrity import describe_unreadable
 from atomsieve.screen.results.integrity import find_damaged_chunks as chunks_damaged
@@ -91,7 +91,7 @@ def read_status(results: Results, *, verify: bool = False) -> RunStatus:
         done=done,
         status={results.labels.status(code): n for code, n in sorted(counts.items())},
         complete=results.complete and not damaged and not broken,
-        running=holder(results.folder.lock),
+        running=read_holder(results.folder.lock),
         # the second pass of a cascade records a chunk again, though it computed only a part of it
         per_second=_rate([min(results.ledger[chunk], key=lambda e: e.time) for chunk in good]),
         damaged=damaged,
