@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
+from atomsieve.runs.output_folder import write_output
 from atomsieve.screen.engine.context import RankContext
 from atomsieve.screen.engine.force_spread import fill_force_spread
 from atomsieve.screen.engine.rows import Rows
@@ -24,7 +25,7 @@ from atomsieve.screen.quarantine.retry import DEATHS
 from atomsieve.screen.quarantine.rows import format_poisoned_lines
 from atomsieve.screen.results.caveats import describe_mixed_heads
 from atomsieve.screen.results.code_names import CodeNames
-from atomsieve.screen.results.files import ResultsFolder, write_whole
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.formulas import read_formulas_at
 from atomsieve.screen.results.software import versions
 from atomsieve.screen.results.tables import csv_of_top, status_table, top_table
@@ -215,7 +216,7 @@ def _publish(
     folder, options = context.files.folder, context.options
     for file in context.files.arrays:
         file.complete()
-    write_whole(folder.top, csv_of_top(result.top, result.labels, result.formulas).encode())
+    write_output(folder.top, csv_of_top(result.top, result.labels, result.formulas).encode())
     summary = {
         "structures": result.structures,
         "status": result.status,
@@ -238,5 +239,5 @@ def _publish(
         "predictor": context.runner.predictor.describe(),
         "versions": versions(),
     }
-    write_whole(folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
+    write_output(folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
     context.reporter.record("finished", structures=result.structures, status=result.status, seconds=summary["seconds"])

@@ -268,20 +268,9 @@ def claim_folder(comm: Communicator, plan: Plan, *, overwrite: bool, stack: Exit
 def _occupy(plan: Plan, lock: PathLock | None, overwrite: bool, stack: ExitStack) -> None:
     """Lock the folder, compare the plan with its record, and make room for every row."""
     folder = plan.files.folder
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise AtomSieveError(f"{folder.path} is a file, no folder for results; choose another --out") from error
-    except OSError as error:
-        message = f"cannot make the results folder {folder.path} ({error.strerror}); choose another place with --out"
-        raise AtomSieveError(message) from error
-    drafts = (folder.lock.name, f".{folder.run.name}.")  # of a first start that was killed
-    if not folder.is_ours() and not all(name.startswith(drafts) for name in os.listdir(folder.path)):
-        raise AtomSieveError(f"{folder.path} holds other files than screening results; choose another --out")
+    if lock is not None:
+        folder.occupy(lock, stack)
     with disk_errors(folder.path):
-        if lock is not None:
-            stack.enter_context(lock)
-            folder.sweep()
         run_record.settle(folder, plan.record, overwrite=overwrite)
         needed = sum(file.missing_bytes() for file in plan.files.arrays)
         usage = os.statvfs(folder.path)

@@ -384,17 +384,3 @@ def dump_config(config: TrainConfig) -> str:
     """Return the resolved configuration as YAML."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return text
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return `{"a.b": value}` of nested dictionaries and lists."""
-    if isinstance(node, dict):
-        pairs = [(str(k), v) for k, v in node.items()]
-    elif isinstance(node, list):
-        pairs = [(str(k), v) for k, v in enumerate(node)]
-    else:
-        return {prefix: node}
-    out: dict[str, Any] = {}
-    for key, value in pairs:
-        out |= flatten(value, f"{prefix}.{key}" if prefix else key)
-    return out

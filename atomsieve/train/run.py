@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from atomsieve.errors import UsageError
+from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.models import Ensemble
+from atomsieve.runs.output_files import atomic_write
+from atomsieve.runs.output_folder import OutputFolder, find_changes
 from atomsieve.structures import open_structures
 from atomsieve.train.checkpoint import load_tensors
-from atomsieve.train.config import TrainConfig, dump_config, flatten, parse_config
+from atomsieve.train.config import TrainConfig, dump_config, parse_config
 from atomsieve.train.distributed import ProcessGroup, join_process_group, leave_process_group, single_rank_group
 from atomsieve.train.finish import TrainResult, finish
 from atomsieve.train.label_scales import HeadData
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = ("output", "tensorboard", "budget.checkpoint_minutes")
 """Keys that a continued run may have different."""
+ENDINGS = (".json", ".md", ".png", ".npz", ".yaml", ".jsonl")
+"""Endings of the files that a training writes."""
+SHOWN_KEYS = 6
 
 
 def train(config: TrainConfig, console: Console | None = None, *, overwrite: bool = False) -> TrainResult:
@@ -51,7 +56,7 @@ def train(config: TrainConfig, console: Console | None = None, *, overwrite: boo
         with ExitStack() as stack:
             readers = [stack.enter_context(open_structures(item.path)) for item in config.data]
             digests = [r.identity() for r in readers]
-            _claim_output(config, digests, group, overwrite)
+            claim_output(config, digests, group, overwrite)
             prepared = prepare(config, readers, screen)
             if group.is_first:
                 (config.output / "data.json").write_text(json.dumps(summary(prepared), indent=1))
@@ -64,42 +69,73 @@ def train(config: TrainConfig, console: Console | None = None, *, overwrite: boo
 # -- the output folder ---------------------------------------------------------------------------------------------
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    left, right = flatten(old), flatten(new)
-    keys = [k for k in sorted({*left, *right}) if left.get(k) != right.get(k)]
-    return [k for k in keys if not any(k == f or k.startswith(f"{f}.") for f in FREE_TO_CHANGE)]
+@dataclass(frozen=True)
+class TrainFolder(OutputFolder):
+    """The output folder of a training: config.yaml with digests of the data, runs/NNN/, gfm/, tables and plots."""
+
+    contents = "a training"
+    option = "output"
+    record_name = "config.yaml"
+
+    def list_files(self) -> list[Path]:
+        """Return the files of a training, config.yaml last; without config.yaml no file is one."""
+        if not self.is_ours():
+            return []
+        found = [path for path in sorted(self.path.iterdir()) if path.is_file() and path.suffix in ENDINGS]
+        return [*(path for path in found if path != self.record), self.record]
+
+    def list_folders(self) -> list[Path]:
+        """Return the folders of a training; without config.yaml no folder is one."""
+        return [self.path / "runs", self.path / "gfm"] if self.is_ours() else []
 
 
-def _claim_output(config: TrainConfig, digests: list[str], group: ProcessGroup, overwrite: bool) -> None:
-    """Make the output folder ready; refuse one that holds another run."""
-    said = group.broadcast(_prepare_output(config, digests, overwrite) if group.is_first else None)
-    if said:
-        raise UsageError(said)
+def claim_output(config: TrainConfig, digests: list[str], group: ProcessGroup, overwrite: bool) -> None:
+    """Make the output folder ready; refuse one that holds another run.
+
+    digests : identity of each data file.
+
+    Raises
+    ------
+    UsageError
+        on every rank: the message names the keys of the configuration that differ.
+    """
+    problem = group.broadcast(_prepare_output(config, digests, overwrite) if group.is_first else None)
+    if problem:
+        raise UsageError(problem)
 
 
 def _prepare_output(config: TrainConfig, digests: list[str], overwrite: bool) -> str | None:
     """Return what is wrong with the output folder, or None after writing the resolved configuration there."""
-    folder, stored = config.output, config.output / "config.yaml"
-    resolved = {**config.model_dump(mode="json"), "data_sha256": digests}
+    folder = TrainFolder(config.output)
+    try:
+        folder.make()
+    except AtomSieveError as error:
+        return str(error)
     if overwrite:
-        _clear(folder)
-    elif stored.is_file():
-        changed = _differences(_read_stored_configuration(stored), resolved)
-        if changed:
-            shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
-            return (
-                f"{folder} holds a run of another configuration (changed: {shown}); give another output, restore the "
-                "old values, or use --overwrite to start anew"
-            )
-        return None
-    elif folder.exists() and any(folder.iterdir()):
-        return f"{folder} is not empty and holds no run; give another output folder"
-    folder.mkdir(parents=True, exist_ok=True)
-    stored.write_text(dump_config(config) + yaml.safe_dump({"data_sha256": digests}))
+        folder.clear()
+    elif folder.is_ours():
+        return _compare(folder, {**config.model_dump(mode="json"), "data_sha256": digests})
+    elif folder.list_foreign():
+        return f"{folder.path} is not empty and holds no run; give another output folder"
+    text = dump_config(config) + yaml.safe_dump({"data_sha256": digests})
+    atomic_write(folder.record, text.encode())
     return None
 
 
-def _read_stored_configuration(path: Path) -> dict[str, Any]:
+def _compare(folder: TrainFolder, resolved: dict[str, Any]) -> str | None:
+    """Return which keys of the earlier run's configuration differ, None if it may be continued."""
+    found = sorted(find_changes(_read_record(folder.record), resolved, lists=True))
+    changed = [k for k in found if not any(k == free or k.startswith(f"{free}.") for free in FREE_TO_CHANGE)]
+    if not changed:
+        return None
+    more = f" and {len(changed) - SHOWN_KEYS} more" if len(changed) > SHOWN_KEYS else ""
+    return (
+        f"{folder.path} holds a run of another configuration (changed: {', '.join(changed[:SHOWN_KEYS])}{more}); give "
+        "another output, restore the old values, or use --overwrite to start anew"
+    )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
     """Read the configuration of an earlier run; keys that its version did not have yet get their defaults."""
     raw = yaml.safe_load(path.read_text()) or {}
     digests = raw.pop("data_sha256", None)
@@ -108,19 +144,6 @@ def _read_stored_configuration(path: Path) -> dict[str, Any]:
     except UsageError as error:
         log.info("%s does not fit the present schema (%s); compared as it is", path, error)
     return {**raw, "data_sha256": digests}
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
-    import shutil
-
-    if not (folder / "config.yaml").is_file():
-        return
-    for name in ("runs", "gfm"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.glob("*"):
-        if path.is_file() and path.suffix in (".json", ".md", ".png", ".npz", ".yaml", ".jsonl"):
-            path.unlink()
 
 
 # -- training ------------------------------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monk
     assert settle(max_atoms=100, max_edges=10) == (100, 10, 400) and len(asked) == 3
     assert settle(SimpleNamespace(device="cpu"))[0] == 512 and len(asked) == 3
     batches = {"max_atoms": 50, "max_edges": 60, "group_atoms": 70}
-    folder.manifest.write_text(json.dumps({"format": FORMAT, "batches": batches}))
+    folder.record.write_text(json.dumps({"format": FORMAT, "batches": batches}))
     assert settle() == (50, 60, 200) and len(asked) == 3, "as in the earlier part"
     assert settle(overwrite=True) == (7000, 90000, 28000) and len(asked) == 4
 

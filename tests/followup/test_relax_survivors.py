@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from atomsieve.calculators import GFMCalculator, Stop
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
-from atomsieve.followup.relax import files as relax_files
 from atomsieve.followup.relax import group as relax_group
 from atomsieve.followup.relax import run as relax_module
 from atomsieve.followup.relax.files import COLUMNS
 from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.run import find_group_bounds, run_relax
 from atomsieve.predict import Predictor
+from atomsieve.runs import output_folder
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
@@ -241,7 +241,7 @@ def test_a_first_start_that_ends_before_anything_is_asked_leaves_a_folder_for_th
 
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(relax_files, "write_whole", full)
+        patched.setattr(output_folder, "write_output", full)
         with pytest.raises(AtomSieveError, match="no space left"):
             relaxed(screened, out, top=2, max_steps=0)
     assert not list(out.iterdir())

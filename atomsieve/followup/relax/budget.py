@@ -32,7 +32,7 @@ def resolve_budget(
     kind = device_kind(model.device)
     if kind != "cuda" or (options.max_atoms is not None and options.max_edges is not None):
         return options.budget(kind)
-    if folder.manifest.is_file() and not overwrite:
+    if folder.record.is_file() and not overwrite:
         before = folder.read()["batches"]
         atoms, edges = before["max_atoms"], before["max_edges"]
     else:

@@ -19,8 +19,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +32,9 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.followup.relax.group import Arrays, read_arrays
 from atomsieve.predict import Status
 from atomsieve.runs.output_files import atomic_draft, disk_errors
+from atomsieve.runs.output_folder import OutputFolder, find_changes, format_changes
 from atomsieve.screen.results.code_names import CodeNames
-from atomsieve.screen.results.files import write_whole
 from atomsieve.screen.results.formulas import hill_formula
-from atomsieve.screen.results.run_record import flatten
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
 
 FORMAT = 1
@@ -69,12 +66,12 @@ COLUMNS: dict[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class RelaxFolder:
+class RelaxFolder(OutputFolder):
     """Names inside a folder of relaxed structures."""
 
-    path: Path
+    contents = "relaxed structures"
+    record_name = "relax.json"
 
-    manifest = property(lambda self: self.path / "relax.json")
     table = property(lambda self: self.path / "relaxed.csv")
     extxyz = property(lambda self: self.path / "relaxed.extxyz")
     dataset = property(lambda self: self.path / "relaxed.bp")
@@ -82,7 +79,6 @@ class RelaxFolder:
     log = property(lambda self: self.path / "run.log.jsonl")
     groups = property(lambda self: self.path / "groups")
     trajectories = property(lambda self: self.path / "trajectories")
-    lock = property(lambda self: self.path / "lock.json")
 
     def group(self, number: int) -> Path:
         """Return the file of a finished group."""
@@ -92,30 +88,13 @@ class RelaxFolder:
         """Return the state of an interrupted group."""
         return Path(self.groups / f"{number:05d}.state.npz")
 
-    def occupy(self) -> None:
-        """Make the folder; refuse one with files of other programs."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise AtomSieveError(f"{self.path} is a file; choose another place with --out") from error
-        except OSError as error:
-            raise AtomSieveError(
-                f"cannot make the folder {self.path} ({error.strerror}); choose another place with --out"
-            ) from error
-        drafts = (self.lock.name, f".{self.manifest.name}.")  # of a first start that was killed
-        own = {path.name for path in (*self._folders, *self._files)}
-        if not self.manifest.is_file() and not all(n in own or n.startswith(drafts) for n in os.listdir(self.path)):
-            raise AtomSieveError(f"{self.path} holds other files than relaxed structures; choose another --out")
+    def list_files(self) -> list[Path]:
+        """Return the files of a relaxation, relax.json last."""
+        return [self.table, self.extxyz, self.summary, self.log, self.record]
 
-    _folders = property(lambda self: (self.groups, self.trajectories, self.dataset))
-    _files = property(lambda self: (self.table, self.extxyz, self.summary, self.log, self.manifest))
-
-    def clear(self) -> None:
-        """Remove the files of a relaxation, the manifest last; the lock stays."""
-        for path in self._folders:
-            shutil.rmtree(path, ignore_errors=True)
-        for path in self._files:
-            path.unlink(missing_ok=True)
+    def list_folders(self) -> list[Path]:
+        """Return the folders of a relaxation."""
+        return [self.groups, self.trajectories, self.dataset]
 
     def settle(self, wanted: dict[str, Any], *, overwrite: bool) -> None:
         """Begin a relaxation, or continue the one in the folder.
@@ -126,36 +105,24 @@ class RelaxFolder:
             if an earlier relaxation had other settings: the message names every difference. If there are results
             without settings.
         """
-        plain = json.loads(json.dumps(wanted))
-        if overwrite:
-            self.clear()
-        if self.manifest.is_file():
-            changed = list_differences(self.read(), plain)
-            if changed:
-                raise AtomSieveError(
-                    f"{self.path} holds a relaxation with other settings ({'; '.join(changed)}); repeat the earlier "
-                    "settings, choose another --out, or discard it with --overwrite"
-                )
-        elif left := [p.name for p in (*self._folders, *self._files) if p.exists() and not _empty(p)]:
+        left = [p.name for p in (*self.list_folders(), *self.list_files()) if p.exists() and not _empty(p)]
+        if left and not overwrite and not self.record.is_file():
             raise AtomSieveError(
-                f"{self.path} holds {', '.join(left)} without {self.manifest.name}, which says what was asked; choose "
+                f"{self.path} holds {', '.join(left)} without {self.record_name}, which says what was asked; choose "
                 "another --out, or discard them with --overwrite"
             )
+        self.claim(wanted, overwrite=overwrite, read_record=self.read, list_differences=list_differences)
         with disk_errors(self.path):
-            for draft in self.path.glob(f".{self.manifest.name}.*"):
-                draft.unlink(missing_ok=True)
-            if not self.manifest.is_file():  # first of all: a folder with anything else and without it is not continued
-                write_whole(self.manifest, (json.dumps(wanted, indent=1) + "\n").encode())
             self.groups.mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Any]:
         """Read relax.json."""
         try:
-            found = json.loads(self.manifest.read_text())
+            found = json.loads(self.record.read_text())
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.manifest} cannot be read ({error}); start afresh with --overwrite") from error
+            raise DataError(f"{self.record} cannot be read ({error}); start afresh with --overwrite") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise DataError(f"{self.manifest} is of another version; start afresh with --overwrite")
+            raise DataError(f"{self.record} is of another version; start afresh with --overwrite")
         return found
 
 
@@ -164,19 +131,11 @@ def _empty(path: Path) -> bool:
 
 
 def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the differences of two manifests as `key: old -> new`; of the selection only if nothing else differs."""
+    """Return the differences of two records as `key: old -> new`; of the selection only if nothing else differs."""
     names = ("input", "ensemble", "options", "batches", "selection")
-    before, after = (flatten({n: m.get(n) for n in names}) for m in (old, new))
-    keys = [k for k in dict.fromkeys([*before, *after]) if before.get(k) != after.get(k)]
-    if any(not key.startswith("selection") for key in keys):
-        keys = [key for key in keys if not key.startswith("selection")]
-    return [f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
-
-
-def _short(value: Any) -> str:
-    """Return a value as text for a line; a long one, such as an identity, is cut and ends in dots."""
-    text = str(value)
-    return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
+    changes = find_changes({n: old.get(n) for n in names}, {n: new.get(n) for n in names})
+    first = {key: values for key, values in changes.items() if not key.startswith("selection")}
+    return format_changes(first or changes, longest=LONG, kept=LONG - 3)
 
 
 def digest_rows(rows: NDArray[Any]) -> str:

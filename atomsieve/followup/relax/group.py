@@ -26,7 +26,7 @@ from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict import AnyPredictor, Status
 from atomsieve.predict.packing import is_out_of_memory, release_memory
-from atomsieve.screen.results.files import write_whole
+from atomsieve.runs.output_folder import write_output
 from atomsieve.structures import StructureBatch
 
 KEEP_SECONDS = 30.0
@@ -266,7 +266,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write arrays to a file atomically; the same arrays give the same bytes."""
     whole = io.BytesIO()
     np.savez(whole, **arrays)  # type: ignore[arg-type]
-    write_whole(path, whole.getvalue())
+    write_output(path, whole.getvalue())
 
 
 def read_arrays(path: Path) -> Arrays | None:

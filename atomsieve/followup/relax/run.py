@@ -28,12 +28,12 @@ from atomsieve.runs.events import EventLog
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
 from atomsieve.runs.output_files import disk_errors, sibling_path
+from atomsieve.runs.output_folder import write_output
 from atomsieve.runs.signals import StopRequest
 from atomsieve.screen.engine.placement import gather_places, ranks_per_device
 from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.caveats import describe_mixed_precisions
-from atomsieve.screen.results.files import write_whole
 from atomsieve.screen.results.record import Results, open_results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
 from atomsieve.screen.results.targets import check_apart
@@ -174,9 +174,8 @@ def _prepare(
     }
 
     def occupy() -> None:
-        folder.occupy()
         if lock is not None:
-            stack.enter_context(lock)
+            folder.occupy(lock, stack)
         folder.settle(wanted, overwrite=overwrite)
 
     comm.run_on_first(occupy)
@@ -361,5 +360,5 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> RelaxResult:
             "seconds": round(seconds, 3),
             "structures_per_second": round(computed / max(seconds, 1e-9), 3),
         }
-        write_whole(folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
+        write_output(folder.summary, (json.dumps(summary, indent=1) + "\n").encode())
     return result

@@ -24,6 +24,7 @@ import numpy as np
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted
 from atomsieve.predict.status import Status
+from atomsieve.runs.output_folder import write_output
 from atomsieve.screen.cascade.error_bounds import (
     FLOOR,
     Bounds,
@@ -50,7 +51,6 @@ from atomsieve.screen.engine.context import RankContext, StopNow
 from atomsieve.screen.engine.tally import Tally
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.columns import MEASURED
-from atomsieve.screen.results.files import write_whole
 from atomsieve.text import format_duration
 
 FORMAT = 1
@@ -239,7 +239,7 @@ class _Refinement:
         return state
 
     def _write(self, state: CascadeState) -> None:
-        write_whole(self.path, (json.dumps(state.to_plain(), indent=1) + "\n").encode())
+        write_output(self.path, (json.dumps(state.to_plain(), indent=1) + "\n").encode())
 
     def tally_final_rows(self, state: CascadeState) -> Tally:
         """Return the tally of this rank's share of the final rows."""

@@ -25,8 +25,9 @@ from pathlib import Path
 from types import TracebackType
 
 from atomsieve.runs.output_files import disk_errors
+from atomsieve.runs.output_folder import write_output
 from atomsieve.screen.failures import translate_loss
-from atomsieve.screen.results.files import ResultsFolder, write_whole
+from atomsieve.screen.results.files import ResultsFolder
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def write_deaths(folder: ResultsFolder, records: dict[int, DeathRecord], slots: 
         return
     chunks = {str(chunk): asdict(records[chunk]) for chunk in sorted(records)}
     plain = {"format": FORMAT, "slots": slots, "chunks": chunks}
-    write_whole(folder.deaths, (json.dumps(plain, indent=1) + "\n").encode())
+    write_output(folder.deaths, (json.dumps(plain, indent=1) + "\n").encode())
 
 
 def collect_suspects(folder: ResultsFolder, done: Container[int]) -> dict[int, DeathRecord]:

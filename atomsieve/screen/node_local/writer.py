@@ -27,8 +27,9 @@ from pathlib import Path
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.runs.hashing import compute_crc
 from atomsieve.runs.output_files import disk_errors, sync_folder
+from atomsieve.runs.output_folder import write_output
 from atomsieve.screen.results import ledger
-from atomsieve.screen.results.files import ResultsFolder, partial_path, write_whole
+from atomsieve.screen.results.files import ResultsFolder, partial_path
 from atomsieve.screen.results.npy_file import BLOCK, HEADER, ResultFile
 from atomsieve.screen.results.writer import ResultWriter
 
@@ -56,7 +57,7 @@ def find_key(folder: ResultsFolder) -> str:
     if found is not None:
         return found
     key = os.urandom(8).hex()
-    write_whole(folder.local, (json.dumps({"key": key, "run": _hash_record(folder)}) + "\n").encode())
+    write_output(folder.local, (json.dumps({"key": key, "run": _hash_record(folder)}) + "\n").encode())
     return key
 
 

@@ -24,16 +24,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from atomsieve.runs.output_files import atomic_write, disk_errors
+from atomsieve.runs.output_folder import OutputFolder
 
 
 @dataclass(frozen=True)
-class ResultsFolder:
+class ResultsFolder(OutputFolder):
     """Names inside a results folder."""
 
-    path: Path
+    contents = "screening results"
+    record_name = "run.json"
 
-    run = property(lambda self: self.path / "run.json")
+    run = property(lambda self: self.record)
     rows = property(lambda self: self.path / "rows.npy")
     forces = property(lambda self: self.path / "forces.npy")
     top = property(lambda self: self.path / "top.csv")
@@ -42,13 +43,12 @@ class ResultsFolder:
     ledger = property(lambda self: self.path / "ledger")
     bounds = property(lambda self: self.path / "cascade.json")
     cascade = property(lambda self: self.path / "cascade")
-    lock = property(lambda self: self.path / "lock.json")
     local = property(lambda self: self.path / "local.json")
     at_hand = property(lambda self: self.path / "at_hand.bin")
     deaths = property(lambda self: self.path / "deaths.json")
 
     def is_ours(self) -> bool:
-        """Return whether a screening run made this folder."""
+        """Return whether a screening run made this folder; one copied in part may lack run.json."""
         return self.run.is_file() or self.ledger.is_dir()
 
     def rank_ledger(self, rank: int) -> Path:
@@ -59,31 +59,17 @@ class ResultsFolder:
         """Return the ledger files of all ranks, sorted by name."""
         return sorted(self.ledger.glob("*.ledger"))
 
-    def sweep(self) -> None:
-        """Remove unfinished drafts of small files that a killed run left. The caller holds the lock."""
-        for name in (self.run, self.top, self.summary, self.local, self.bounds, self.deaths):
-            for draft in self.path.glob(f".{name.name}.[0-9]*"):
-                draft.unlink(missing_ok=True)
+    def list_files(self) -> list[Path]:
+        """Return the files of a run, run.json last; folders for files of single ranks stay."""
+        arrays = [name for path in (self.rows, self.forces) for name in (partial_path(path), path)]
+        small = [self.at_hand, self.deaths, self.bounds, self.top, self.summary, self.log, self.local, self.run]
+        return [*self.ledgers(), *arrays, *self.cascade.glob("*.notes"), *small]
 
-    def clear(self) -> None:
-        """Remove the files of a run, run.json last, and nothing else; the lock stays."""
-        for path in self.ledgers():
-            path.unlink()
-        for name in (self.rows, self.forces):
-            partial_path(name).unlink(missing_ok=True)
-            name.unlink(missing_ok=True)
-        for path in self.cascade.glob("*.notes"):
-            path.unlink()
-        for name in (self.at_hand, self.deaths, self.bounds, self.top, self.summary, self.log, self.local, self.run):
-            name.unlink(missing_ok=True)
+    def list_own_names(self) -> set[str]:
+        """Return no name: in a folder with neither run.json nor a ledger nothing counts as ours."""
+        return set()
 
 
 def partial_path(path: Path) -> Path:
     """Return the name of a file while it is not complete."""
     return path.with_name(path.name + ".part")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file of the results, durably: it is seen whole or not at all."""
-    with disk_errors(path.parent):
-        atomic_write(path, data)

@@ -10,9 +10,10 @@ from typing import Any
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.predict.packing import PACKING_RULE
+from atomsieve.runs.output_folder import find_changes, format_changes
 from atomsieve.screen.results import columns
 from atomsieve.screen.results.chunks import Chunks
-from atomsieve.screen.results.files import ResultsFolder, write_whole
+from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.software import computing, warn_if_changed
 
 FORMAT = 2
@@ -122,38 +123,15 @@ def recorded_backend(folder: ResultsFolder) -> str | None:
     return backend if isinstance(backend, str) else None
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one mapping with dotted keys."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    out: dict[str, Any] = {}
-    for key, below in value.items():
-        out.update(flatten(below, f"{prefix}.{key}" if prefix else str(key)))
-    return out
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the settings that decide the bytes and differ between two manifests, as `key: old -> new`."""
-    before = flatten({name: old.get(name) for name in COMPARED} | {"record": record(old)})
-    after = flatten({name: new.get(name) for name in COMPARED} | {"record": record(new)})
-    keys = [*before, *(key for key in after if key not in before)]
-    return [
-        f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}"
-        for key in keys
-        if before.get(key) != after.get(key)
-    ]
+    before, after = ({name: m.get(name) for name in COMPARED} | {"record": record(m)} for m in (old, new))
+    return format_changes(find_changes(before, after), longest=40, kept=12)
 
 
 def record(manifest: Mapping[str, Any]) -> list[str]:
     """Return name and dtype of every column of the row store, in order."""
     return [f"{column['name']} {column['dtype']}" for column in manifest.get("columns", [])]
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "(none)"
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def read(folder: ResultsFolder) -> dict[str, Any]:
@@ -185,21 +163,10 @@ def settle(folder: ResultsFolder, manifest: dict[str, Any], *, overwrite: bool) 
     AtomSieveError
         if an earlier run was asked something else: the message names every difference.
     """
-    plain = json.loads(json.dumps(manifest))
-    if folder.is_ours() and overwrite:
-        folder.clear()
-    continued = folder.run.is_file()
-    if continued:
-        before = read(folder)
-        changed = differences(before, plain)
-        if changed:
-            raise AtomSieveError(
-                f"{folder.path} holds results of other settings ({'; '.join(changed)}); repeat the earlier settings, "
-                "choose another --out, or discard those results with --overwrite"
-            )
-        if not folder.rows.exists():  # else all is computed
-            warn_if_changed(before.get("software"), plain.get("software"))
+    earlier = folder.claim(
+        manifest, overwrite=overwrite, read_record=lambda: read(folder), list_differences=list_differences
+    )
+    if earlier is not None and not folder.rows.exists():  # else all is computed
+        warn_if_changed(earlier.get("software"), manifest.get("software"))
     folder.ledger.mkdir(exist_ok=True)  # gone where results were copied in part: all is computed again
-    if not continued:
-        write_whole(folder.run, (json.dumps(manifest, indent=1) + "\n").encode())
-    return continued
+    return earlier is not None
