@@ -203,4 +203,4 @@ def _ending(path: Path) -> str:
 def check_format(path: Path) -> None:
     """Refuse a file whose ending names neither a table nor a format of structures that can be written."""
     if _ending(path) not in TABLES and find_writer(path) is None:
-        raise unknown("format", _ending(path), [*TABLES, *(end[1:] for end in writable_endings())])
+        raise unknown("format", _ending(path), {*TABLES, *(end[1:] for end in writable_endings())})
