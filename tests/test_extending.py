@@ -19,10 +19,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 ROWS = {  # file with the table, a line of it, and the new line before it
     "atomsieve/structures/formats/registry.py": [
         ("from atomsieve.structures.item import", "from atomsieve.structures.formats import jsonlines\n"),
-        ('        Format(\n            name="extxyz"', "        jsonlines.ROW,\n"),
+        ('        Format(\n            name="extxyz"', "        {FORMATS}\n"),
     ],
-    "atomsieve/gfm/backends.py": [('        BackendSpec("pt2"', "        {row},\n")],
-    "atomsieve/cli/screen/__init__.py": [('"run", "status"', '"elements", ')],
+    "atomsieve/gfm/backends.py": [('        BackendSpec("pt2"', "        {BACKENDS},\n")],
+    "atomsieve/cli/screen/__init__.py": [('"run", "status"', "{VERBS} ")],
 }
 
 pytestmark = [pytest.mark.e2e]
@@ -45,11 +45,12 @@ def extended(tmp_path_factory) -> Path:
         if path.endswith(".py"):
             assert not (root / path).exists(), path
             (root / path).write_text(code)
+    rows = {name: written[name].strip() for name in ("FORMATS", "BACKENDS", "VERBS")}
     for path, insertions in ROWS.items():
         text = (root / path).read_text()
         for line, new in insertions:
             assert text.count(line) == 1, (path, line)
-            text = text.replace(line, new.format(row=written["BACKENDS"].strip()) + line)
+            text = text.replace(line, new.format(**rows) + line)
         (root / path).write_text(text)
     write_structures(root / "candidates.bp", copper_oxides(30, seed=2))
     tiny_gfm(root / "gfm", hidden=8, layers=1, head_hidden=8)
@@ -71,7 +72,9 @@ def test_the_page_holds_every_exercise():
         "test_schnet.py",
         "atomsieve/structures/formats/jsonlines.py",
         "atomsieve/export/to_program.py",
+        "FORMATS",
         "BACKENDS",
+        "VERBS",
         "atomsieve/cli/screen/elements.py",
     }
 

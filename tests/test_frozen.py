@@ -37,10 +37,37 @@ MODELS = ("gfm", "gfm_graph", "gfm_prepare", "gfm_finish")
 """Of the repository, those with a model.py; `gfm_pipeline` is an ensemble of three of them in Triton's sense."""
 
 SCREENING = ("--forces", "--top", 25, "--chunk-size", 64, "--max-atoms", 256, "--max-edges", 10000)
-CASCADE = ("--cascade", "bf16:fp32", "--top", 10, "--limit", 110, "--chunk-size", 40, "--max-atoms", 256,
-           "--max-edges", 10000)  # fmt: skip
-BROKEN_OFF = ("--head", "all", "--precision", "fp64", "--forces", "--top", 25, "--limit", 120, "--chunk-size", 3,
-              "--max-atoms", 12, "--max-edges", 1000)  # fmt: skip
+CASCADE = (
+    "--cascade",
+    "bf16:fp32",
+    "--top",
+    10,
+    "--limit",
+    110,
+    "--chunk-size",
+    40,
+    "--max-atoms",
+    256,
+    "--max-edges",
+    10000,
+)
+BROKEN_OFF = (
+    "--head",
+    "all",
+    "--precision",
+    "fp64",
+    "--forces",
+    "--top",
+    25,
+    "--limit",
+    120,
+    "--chunk-size",
+    3,
+    "--max-atoms",
+    12,
+    "--max-edges",
+    1000,
+)
 """What was asked in results/, results_cascade/ and results_broken_off/."""
 
 EXACT = ("position", "id", "natoms", "status", "outside", "head", "precision", "in_domain")

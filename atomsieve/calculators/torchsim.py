@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atomsieve.errors import DataError, UsageError, require, unknown
 from atomsieve.graphs import SkinList
-from atomsieve.predict import Predictor, Status
+from atomsieve.predict import AnyPredictor, Predictor, Status
 from atomsieve.structures import StructureBatch
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class TorchSimModel(ModelInterface):
 
     def __init__(
         self,
-        gfm: str | Path | Predictor,
+        gfm: str | Path | AnyPredictor,
         head: str | None = None,
         precision: str = "fp64",
         device: str = "auto",
@@ -56,9 +56,12 @@ class TorchSimModel(ModelInterface):
         skin: float | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(gfm, Predictor):
-            gfm = Predictor.load(gfm, head, precision, device, backend)
-        self.predictor = gfm
+        path = gfm if isinstance(gfm, str | Path) else None
+        self.predictor = gfm if path is None else Predictor.load(path, head, precision, device, backend)
+        if self.predictor.capabilities.endpoints:
+            raise UsageError(
+                "torch-sim computes in this process, and a server computes for this predictor; use RemoteCalculator"
+            )
         self.head = self.predictor.head if head is None else head
         if self.head not in (choices := self.predictor.capabilities.choices):
             raise unknown("head", self.head, choices)
@@ -67,7 +70,7 @@ class TorchSimModel(ModelInterface):
             raise UsageError(f"torch-sim needs forces, which backend {self.predictor.backend} does not give")
         if self.predictor.capabilities.charge_spin:
             raise UsageError("the ensemble needs charge and spin, which torch-sim models do not get; use GFMCalculator")
-        self._device = self.predictor.device
+        self._device = torch.device(self.predictor.device)
         self._dtype = torch.float64 if self.predictor.precision == "fp64" else torch.float32
         self._compute_forces = True
         self._compute_stress = "stress" in outputs

@@ -327,7 +327,7 @@ def test_what_is_gathered_stays_within_the_limits_of_one_request(local, monkeypa
     monkeypatch.setattr(module, "ANSWER_BYTES", 1000)
     groups, _ = ask(Limits(bytes=2000), ("status", "energy", "features"))
     bounds = np.cumsum([0, *groups])
-    held = [sum(a * 4 * local.features for a in atoms[i:j]) for i, j in pairwise(bounds)]
+    held = [sum(a * 4 * (local.capabilities.features or 0) for a in atoms[i:j]) for i, j in pairwise(bounds)]
     assert 2 <= len(groups) < 5 and all(h <= 2000 or n == 1 for h, n in zip(held, groups, strict=True))
 
 
