@@ -23,10 +23,10 @@ def test_importing_the_package_loads_no_library():
 
 
 def test_every_public_name_is_there_and_no_other():
-    assert set(atomsieve.__all__) <= set(dir(atomsieve))
+    assert dir(atomsieve) == sorted(atomsieve.__all__)
     for name in atomsieve.__all__:
         assert getattr(atomsieve, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'load_ensembel'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'load_ensembel' .did you mean 'load_ensemble'"):
         atomsieve.load_ensembel  # noqa: B018
 
 
