@@ -11,7 +11,7 @@ from ase.calculators.calculator import CalculatorError
 from ase.optimize import BFGS
 
 from atomsieve.calculators import RemoteCalculator
-from atomsieve.remote.predictor import RemotePredictor
+from atomsieve.remote import RemotePredictor
 from atomsieve.structures import StructureBatch
 
 if len(sys.argv) < 2:
