@@ -56,8 +56,11 @@ class TorchSimModel(ModelInterface):
         skin: float | None = None,
     ) -> None:
         super().__init__()
-        path = gfm if isinstance(gfm, str | Path) else None
-        self.predictor = gfm if path is None else Predictor.load(path, head, precision, device, backend)
+        self.predictor: AnyPredictor
+        if isinstance(gfm, str | Path):
+            self.predictor = Predictor.load(gfm, head, precision, device, backend)
+        else:
+            self.predictor = gfm
         if self.predictor.capabilities.endpoints:
             raise UsageError(
                 "torch-sim computes in this process, and a server computes for this predictor; use RemoteCalculator"
