@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 
+from atomsieve.screen import open_results
 from atomsieve.screen.results.formulas import read_formulas
-from atomsieve.screen.results.record import open_results
 from atomsieve.screen.selection.best import best_rows
 
 results = open_results(sys.argv[1])

@@ -1,11 +1,13 @@
 """The screening engine: candidates in, ranked rows with uncertainty out, over MPI, resumable.
 
 The package can be called: `atomsieve.screen("candidates.bp", "gfm/", top=100)` is `run_screen` with these options.
+`run_screen`, `ScreenOptions` and `open_results` are imported from here on first use.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from atomsieve.screen.finish import ScreenResult
+    from atomsieve.screen.options import ScreenOptions
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.run import run_screen
+
+__all__ = ["ScreenOptions", "open_results", "run_screen"]
+
+_HOMES = {"ScreenOptions": "options", "open_results": "results.record", "run_screen": "run"}
 
 
 class _Screen(ModuleType):
@@ -48,3 +57,9 @@ class _Screen(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Screen
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

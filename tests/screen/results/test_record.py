@@ -330,3 +330,14 @@ def test_a_structure_carries_the_results_of_one_head(tmp_path):
     assert export(results, tmp_path / "x.bp", iter_matching_rows(results, "head == 'scan'"), overwrite=True) == 50
     with open_structures(tmp_path / "x.bp") as reader:
         assert [reader.sources[h].name for h in np.unique(reader.read(0, 50).head)] == ["scan"]
+
+
+def test_the_package_gives_its_public_names(screen, tmp_path):
+    import atomsieve.screen
+    from atomsieve.screen.run import run_screen
+
+    screen()
+    assert atomsieve.screen.open_results(tmp_path / "out").complete
+    assert atomsieve.screen.run_screen is run_screen
+    with pytest.raises(AttributeError, match="no attribute 'open_result'"):
+        atomsieve.screen.open_result  # noqa: B018
