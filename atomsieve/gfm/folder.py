@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -36,7 +34,7 @@ from atomsieve.gfm.weights import read_weights, write_weights
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.runs.hashing import hash_file
 from atomsieve.runs.lock import PathLock
-from atomsieve.runs.output_files import atomic_write, sync_file, sync_folder
+from atomsieve.runs.output_files import atomic_folder, atomic_write, sync_file, sync_folder
 from atomsieve.structures import StructureBatch
 from atomsieve.uncertainty.calibration import Calibration, parse_calibration
 from atomsieve.version import __version__
@@ -80,16 +78,8 @@ def save_gfm(
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise UsageError(f"{target} holds something that is not an ensemble; refusing to overwrite it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with atomic_folder(target) as work:
         _write(work, ensemble, default_head, examples, calibration or Calibration(), dict(training or {}))
-        work.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return target
 
 
@@ -129,8 +119,7 @@ def _write(
     (work / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     for path in work.rglob("*"):
         if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
+            sync_file(path)
 
 
 def _check_files(folder: Path, manifest: EnsembleManifest) -> None:

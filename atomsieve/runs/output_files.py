@@ -1,13 +1,19 @@
 """Output files: written whole or not at all, and with errors of one line.
 
-`atomic_write` writes a small file, `atomic_draft` any file that some other function writes. Who calls them chooses the
-error: `output_errors` for a file that answers one command, `disk_errors` for the folder of a run that can be continued.
+    atomic_write(path, data)                   a small file, of bytes
+    with atomic_draft(path) as draft: ...      a file that some other function writes
+    with atomic_folder(path) as draft: ...     a folder of several files
+
+Who calls them chooses the error: `output_errors` for a file that answers one command, `disk_errors` for the folder of a
+run that can be continued.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,6 +141,25 @@ def atomic_draft(path: Path, *, durable: bool = True) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; it replaces `path` when the block ends, or is removed if the block fails.
+
+    What lies at `path` is deleted just before: who calls it makes sure that it may be. A block whose files are to
+    survive a crash of the machine syncs them itself.
+    """
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)  # mkdtemp makes it private
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(draft, path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def atomic_write(path: Path, data: bytes) -> None:

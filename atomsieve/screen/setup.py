@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from atomsieve.predict.packing import Limit
 from atomsieve.predict.status import Status
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Communicator
-from atomsieve.runs.output_files import disk_errors, sibling_path
+from atomsieve.runs.output_files import disk_errors, get_free_bytes, sibling_path
 from atomsieve.screen.cascade.driver import check_choice
 from atomsieve.screen.cascade.error_bounds import Tables
 from atomsieve.screen.engine.batch_budget import BatchBudget, resolve_batch_budget
@@ -273,8 +272,7 @@ def _occupy(plan: Plan, lock: PathLock | None, overwrite: bool, stack: ExitStack
     with disk_errors(folder.path):
         run_record.settle(folder, plan.record, overwrite=overwrite)
         needed = sum(file.missing_bytes() for file in plan.files.arrays)
-        usage = os.statvfs(folder.path)
-        free = usage.f_bavail * usage.f_frsize
+        free = get_free_bytes(folder.path)
         if needed > free:
             raise AtomSieveError(
                 f"no space left for results in {folder.path}: {needed / 1e6:.3f} MB are needed, {free / 1e6:.3f} MB "

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from atomsieve.errors import AtomSieveError
-from atomsieve.runs.output_files import atomic_draft, atomic_write, disk_errors, draft_path, sibling_path
+from atomsieve.runs.output_files import atomic_draft, atomic_folder, atomic_write, disk_errors, draft_path, sibling_path
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -65,3 +65,34 @@ def test_a_sibling_has_the_name_with_an_ending(tmp_path, monkeypatch):
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
     assert sibling_path(type(tmp_path)(), ".results") == tmp_path / "inside.results"
+
+
+def test_a_folder_appears_complete_and_replaces_the_old_one(tmp_path):
+    path = tmp_path / "gfm"
+    path.mkdir()
+    (path / "old").touch()
+    with atomic_folder(path) as draft:
+        (draft / "new").touch()
+        assert os.listdir(path) == ["old"]
+    assert os.listdir(path) == ["new"]
+    assert path.stat().st_mode & 0o777 == 0o755
+
+    def write_half() -> None:
+        with atomic_folder(path) as draft:
+            (draft / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert os.listdir(path) == ["new"]
+    assert os.listdir(tmp_path) == ["gfm"]
+
+
+def test_a_durable_file_is_stored_before_it_gets_its_name(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda h: (events.append(os.readlink(f"/proc/self/fd/{h}")), fsync(h)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b)))
+    path = tmp_path / "a"
+    atomic_write(path, b"x")
+    assert events == [str(draft_path(path)), "replace", str(tmp_path)]

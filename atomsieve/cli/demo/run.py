@@ -17,7 +17,7 @@ import typer
 from atomsieve.cli.common import IN_OUT, WORK, OverwriteOption, SeedOption, console
 from atomsieve.cli.demo.plan import MEMBERS, Demo, Plan, find_mpirun, full_plan, progress_bar, quick_plan
 from atomsieve.errors import UsageError
-from atomsieve.runs.output_files import atomic_draft
+from atomsieve.runs.output_files import atomic_draft, atomic_folder
 
 # -- stages --------------------------------------------------------------------------------------------------------
 
@@ -81,10 +81,8 @@ def train(demo: Demo) -> None:
         demo.say(f"{demo.gfm} is there already")
         return
     demo.command("atomsieve", "train", config, ranks=ranks)
-    partial = demo.gfm.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(demo.training / "gfm", partial)
-    partial.rename(demo.gfm)
+    with atomic_folder(demo.gfm) as draft:
+        shutil.copytree(demo.training / "gfm", draft, dirs_exist_ok=True)
     demo.say(f"The ensemble is copied from {demo.training / 'gfm'} to {demo.gfm}.")
 
 

@@ -6,13 +6,14 @@ import gzip
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from atomsieve.errors import UsageError
-from atomsieve.runs.output_files import draft_path
+from atomsieve.runs.output_files import atomic_draft, draft_path
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.item import BadItem, Item, Tick
 from atomsieve.structures.source import SourceInfo
@@ -87,18 +88,17 @@ class FileSink(StructureSink):
         if self.path.exists() and not self.options.overwrite:
             raise UsageError(f"{self.path} exists; choose another name, or --overwrite to replace it")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.open()
+        with ExitStack() as stack:
+            self.draft = stack.enter_context(atomic_draft(self.path, durable=False))
+            self.open()
+            stack.callback(self.close)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.close()
-            if error is None:
-                self.draft.replace(self.path)
-        finally:
-            self.draft.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
 
     def to_ase(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None) -> list[Atoms]:
         """Return ASE atoms with their source, and the values of `info`, in `atoms.info`."""
