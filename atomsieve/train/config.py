@@ -119,7 +119,7 @@ class CleaningSection(_Section):
 
 
 class LossSection(_Section):
-    """Errors are divided by the size of the label in their source (see atomsieve.train.label_scales)."""
+    """Errors are divided by the size of the label in their source (see atomsieve.train.data.label_scales)."""
 
     energy: float = Field(1.0, ge=0, description="weight of the energy per atom")
     energy_end: float | None = Field(

@@ -19,11 +19,11 @@ from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
 from atomsieve.runs.output_files import atomic_write
 from atomsieve.train.config import TrainConfig
+from atomsieve.train.data.split import CALIBRATION, TEST, VAL
 from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.fits import fit_calibration, fit_domains, predict_part
 from atomsieve.train.metrics import compute_validation_metrics, metrics_table, write_metrics, write_predictions
 from atomsieve.train.prepare import Prepared, show_progress
-from atomsieve.train.split import CALIBRATION, TEST, VAL
 from atomsieve.train.validation import Validation, validate
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from atomsieve.evaluation.residuals import HeadRows, choose_atom_stride, join_ro
 from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
 from atomsieve.train.config import TrainConfig
+from atomsieve.train.data.split import CALIBRATION, TRAIN
+from atomsieve.train.data.store import Store
 from atomsieve.train.distributed import ProcessGroup
-from atomsieve.train.split import CALIBRATION, TRAIN
-from atomsieve.train.store import Store
 from atomsieve.uncertainty.calibration import Calibration, DataIdentity
 from atomsieve.uncertainty.domain import HeadDomain
 from atomsieve.uncertainty.domain_fit import fit_head

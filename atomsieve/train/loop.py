@@ -15,16 +15,16 @@ from torch import Tensor
 from atomsieve.errors import AtomSieveError, Interrupted
 from atomsieve.models import Ensemble
 from atomsieve.runs.signals import StopRequest
-from atomsieve.train.batches import Prefetch, TrainBatch, make_batch
 from atomsieve.train.checkpoint import Progress, load_tensors, pack_run, pack_state, save_tensors, unpack_run
 from atomsieve.train.config import LossSection
+from atomsieve.train.data.batches import Prefetch, TrainBatch, make_batch
+from atomsieve.train.data.sampler import Order, deal
 from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.log import RunLog, format_clock
 from atomsieve.train.loss import batch_loss
 from atomsieve.train.material import Material
 from atomsieve.train.metrics import compute_validation_metrics
 from atomsieve.train.optim import RunningMean, clip_members, gradient_norms, learning_rate, make_optimizer
-from atomsieve.train.sampler import Order, deal
 from atomsieve.train.validation import member_scores, shallow_score, validate
 
 log = logging.getLogger(__name__)

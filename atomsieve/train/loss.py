@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from atomsieve.models import EnsembleOutput
-from atomsieve.train.batches import TrainBatch
 from atomsieve.train.config import LossSection
+from atomsieve.train.data.batches import TrainBatch
 from atomsieve.train.likelihood import energy_likelihood, force_likelihood, norm
 
 

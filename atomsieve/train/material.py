@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.train.batches import Labels
 from atomsieve.train.config import TrainConfig
-from atomsieve.train.sampler import Sizes
-from atomsieve.train.store import Store
+from atomsieve.train.data.batches import Labels
+from atomsieve.train.data.sampler import Sizes
+from atomsieve.train.data.store import Store
 
 
 @dataclass(frozen=True)

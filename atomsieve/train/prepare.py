@@ -11,15 +11,15 @@ import numpy as np
 
 from atomsieve.errors import UsageError, unknown
 from atomsieve.structures import StructureReader
-from atomsieve.train.batches import Labels
-from atomsieve.train.catalog import Catalog, scan
 from atomsieve.train.config import TrainConfig
-from atomsieve.train.label_scales import HeadData, describe_heads, residual_energy
+from atomsieve.train.data.batches import Labels
+from atomsieve.train.data.catalog import Catalog, scan
+from atomsieve.train.data.label_scales import HeadData, describe_heads, residual_energy
+from atomsieve.train.data.outliers import Cleaning, remove_outliers
+from atomsieve.train.data.sampler import Sizes, bootstrap_weights
+from atomsieve.train.data.split import PARTS, TRAIN, VAL, assign_parts
+from atomsieve.train.data.store import Store
 from atomsieve.train.material import Material
-from atomsieve.train.outliers import Cleaning, remove_outliers
-from atomsieve.train.sampler import Sizes, bootstrap_weights
-from atomsieve.train.split import PARTS, TRAIN, VAL, assign_parts
-from atomsieve.train.store import Store
 
 if TYPE_CHECKING:
     from rich.console import Console

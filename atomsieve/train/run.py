@@ -19,9 +19,9 @@ from atomsieve.runs.output_folder import OutputFolder, find_changes
 from atomsieve.structures import open_structures
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.config import TrainConfig, dump_config, parse_config
+from atomsieve.train.data.label_scales import HeadData
 from atomsieve.train.distributed import ProcessGroup, join_process_group, leave_process_group, single_rank_group
 from atomsieve.train.finish import TrainResult, finish
-from atomsieve.train.label_scales import HeadData
 from atomsieve.train.log import RunLog
 from atomsieve.train.loop import Run
 from atomsieve.train.prepare import Prepared, member_seeds, prepare, summary

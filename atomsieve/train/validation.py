@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from atomsieve.models import Ensemble
-from atomsieve.train.batches import Labels, Prefetch, TrainBatch, make_batch
 from atomsieve.train.config import BatchSection, LossSection
+from atomsieve.train.data.batches import Labels, Prefetch, TrainBatch, make_batch
+from atomsieve.train.data.sampler import Sizes, deal, pack
+from atomsieve.train.data.store import Store
 from atomsieve.train.distributed import ProcessGroup
 from atomsieve.train.likelihood import fair_crps
-from atomsieve.train.sampler import Sizes, deal, pack
-from atomsieve.train.store import Store
 
 
 @dataclass

@@ -14,12 +14,12 @@ from atomsieve.gfm.folder import load_gfm, read_calibration
 from atomsieve.predict import Predictor
 from atomsieve.structures.open import open_structures
 from atomsieve.structures.writer import write_structures
-from atomsieve.train.catalog import scan
 from atomsieve.train.config import dump_config
+from atomsieve.train.data.catalog import scan
+from atomsieve.train.data.outliers import remove_outliers
+from atomsieve.train.data.split import CALIBRATION, assign_parts
 from atomsieve.train.fits import predict_part
-from atomsieve.train.outliers import remove_outliers
 from atomsieve.train.run import train
-from atomsieve.train.split import CALIBRATION, assign_parts
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.train.test_ranks import launch
 from tests.train.thread_ranks import on_threads

@@ -11,10 +11,10 @@ import pytest
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import StructureBatch, StructureReader
 from atomsieve.structures.source import SourceInfo
-from atomsieve.train.catalog import Catalog, scan
 from atomsieve.train.config import CleaningSection, DataItem, SplitSection
-from atomsieve.train.outliers import remove_outliers
-from atomsieve.train.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
+from atomsieve.train.data.catalog import Catalog, scan
+from atomsieve.train.data.outliers import remove_outliers
+from atomsieve.train.data.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
 from tests.train.train_samples import SOURCES, labelled
 
 

@@ -14,11 +14,11 @@ from atomsieve.gfm.folder import load_gfm
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.predict import Predictor
 from atomsieve.structures.open import open_structures
-from atomsieve.train.catalog import scan
+from atomsieve.train.data.catalog import scan
+from atomsieve.train.data.outliers import remove_outliers
+from atomsieve.train.data.split import CALIBRATION, TRAIN, assign_parts
 from atomsieve.train.fits import fit_domains
-from atomsieve.train.outliers import remove_outliers
 from atomsieve.train.run import train
-from atomsieve.train.split import CALIBRATION, TRAIN, assign_parts
 from tests.helpers import copper_oxides, tiny_ensemble
 from tests.train.thread_ranks import on_threads
 

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from atomsieve.train.hashed_draws import INITIAL_STATE, LANES, ROUND_CONSTANTS, draw_uniform, draw_uniform_rows
+from atomsieve.train.data.hashed_draws import INITIAL_STATE, LANES, ROUND_CONSTANTS, draw_uniform, draw_uniform_rows
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, 45, 46, 52, 54, 55, 56, 63, 64, 65, 118, 119, 127, 200])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import DataError
-from atomsieve.train.references import MAX_Z, composition_energy, fit_references
+from atomsieve.train.data.references import MAX_Z, composition_energy, fit_references
 
 
 def compositions(rows: list[dict[int, int]]) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atomsieve.train.config import BatchSection
-from atomsieve.train.sampler import Order, Sizes, bootstrap_weights, deal, pack
+from atomsieve.train.data.sampler import Order, Sizes, bootstrap_weights, deal, pack
 
 
 def order(balance: float = 1.0, weights=(1.0, 1.0), block: int = 1, seed: int = 0, **limits) -> Order:

@@ -199,8 +199,8 @@ def test_direct_forces_and_stress_train_too(small):
 
 def test_data_read_in_blocks_give_the_same_batches(small, data_file, monkeypatch):
     from atomsieve.structures.open import open_structures
-    from atomsieve.train.catalog import scan
-    from atomsieve.train.store import Store
+    from atomsieve.train.data.catalog import scan
+    from atomsieve.train.data.store import Store
 
     config = small()
     with open_structures(data_file) as reader:
@@ -212,8 +212,8 @@ def test_data_read_in_blocks_give_the_same_batches(small, data_file, monkeypatch
         for name, values in held.fetch(index).present().items():
             np.testing.assert_array_equal(values, getattr(read.fetch(index), name))
         assert held.force_sums(np.ones(59, bool)) == read.force_sums(np.ones(59, bool))
-        monkeypatch.setattr("atomsieve.train.store.BLOCK", 7)
-        monkeypatch.setattr("atomsieve.train.store.CACHED_BLOCKS", 3)
+        monkeypatch.setattr("atomsieve.train.data.store.BLOCK", 7)
+        monkeypatch.setattr("atomsieve.train.data.store.CACHED_BLOCKS", 3)
         split, order = Store(catalog, [reader], 0), np.random.default_rng(2).integers(0, 59, 200)
         for name, values in held.fetch(order).present().items():
             np.testing.assert_array_equal(values, getattr(split.fetch(order), name), err_msg=name)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.train.catalog import Catalog
 from atomsieve.train.config import CleaningSection
-from atomsieve.train.references import composition_energy, fit_references
+from atomsieve.train.data.catalog import Catalog
+from atomsieve.train.data.references import composition_energy, fit_references
 
 REASONS = (
     "empty",

@@ -16,7 +16,7 @@ from torch import Tensor
 from atomsieve.graphs import Graph, build_graph
 from atomsieve.models.config import ModelConfig
 from atomsieve.structures import StructureBatch
-from atomsieve.train.label_scales import HeadData
+from atomsieve.train.data.label_scales import HeadData
 
 T = TypeVar("T")
 

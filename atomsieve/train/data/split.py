@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.structures.split import reduce_compositions
-from atomsieve.train.catalog import USES, Catalog
 from atomsieve.train.config import DataItem, SplitSection
-from atomsieve.train.hashed_draws import draw_uniform, draw_uniform_rows
+from atomsieve.train.data.catalog import USES, Catalog
+from atomsieve.train.data.hashed_draws import draw_uniform, draw_uniform_rows
 
 TRAIN, VAL, TEST, CALIBRATION = 0, 1, 2, 3
 PARTS = ("train", "val", "test", "calibration")

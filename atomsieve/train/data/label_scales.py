@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError
 from atomsieve.models.config import HeadSpec
-from atomsieve.train.catalog import Catalog
 from atomsieve.train.config import LossSection
-from atomsieve.train.references import ElementReferences, composition_energy, fit_references
+from atomsieve.train.data.catalog import Catalog
+from atomsieve.train.data.references import ElementReferences, composition_energy, fit_references
 
 SMALLEST_SCALE = 1.0
 """eV: energies of atoms differ by about this much between environments, even where a source shows only relaxed ones."""

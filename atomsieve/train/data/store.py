@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.structures import StructureBatch, StructureReader
-from atomsieve.train.catalog import Catalog
-from atomsieve.train.label_scales import ForceSums
+from atomsieve.train.data.catalog import Catalog
+from atomsieve.train.data.label_scales import ForceSums
 
 BLOCK = 256
 """Structures of one file that are read together when the data are not held in memory."""

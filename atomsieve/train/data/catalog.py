@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures import StructureBatch, StructureReader
 from atomsieve.train.config import DataItem
-from atomsieve.train.references import count_elements
+from atomsieve.train.data.references import count_elements
 
 SCAN_STRUCTURES = 5000
 MIN_CELL_VOLUME = 1e-3

@@ -1,0 +1,1 @@
+"""From labelled structures to batches: catalogue, outliers, references, split, label sizes, sampling, storage."""
