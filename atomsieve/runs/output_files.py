@@ -147,7 +147,7 @@ def atomic_draft(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it replaces `path` when the block ends, or is removed if the block fails.
 
-    What lies at `path` is deleted just before: who calls it makes sure that it may be. A block whose files are to
+    An earlier `path` is deleted just before: the caller makes sure that it may be. A block whose files are to
     survive a crash of the machine syncs them itself.
     """
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -1,4 +1,4 @@
-"""The output folder of a long job: who may write there, which settings its record holds, and what may be deleted.
+"""The output folder of a long job: it refuses foreign files, records the settings, and deletes only its own.
 
 A new job derives a class from `OutputFolder` and lists its files. At its start one process calls
 
@@ -119,7 +119,7 @@ class OutputFolder(ABC):
                     draft.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove what a job wrote, the record last, and nothing else; the lock stays."""
+        """Remove the files and folders of a job, the record last, and nothing else; the lock stays."""
         for path in self.list_folders():
             shutil.rmtree(path, ignore_errors=True)
         for path in self.list_files():
