@@ -2,7 +2,7 @@
 
 Used as annotations; the default stays in the signature of the command, or in an option group (`atomsieve.cli.groups`):
 
-    def run(ensemble: EnsembleOption, device: DeviceOption = "auto", seed: SeedOption = 0) -> None: ...
+    def run(device: DeviceOption = "auto", overwrite: OverwriteOption = False) -> None: ...
 """
 
 from __future__ import annotations
@@ -49,11 +49,6 @@ OutOption = Annotated[
 
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is already there.", rich_help_panel=IN_OUT)
-]
-
-EnsembleOption = Annotated[
-    Path,
-    typer.Option("--ensemble", "-e", help="The ensemble folder (gfm/).", rich_help_panel=MODEL, show_default=False),
 ]
 
 HeadOption = Annotated[

@@ -17,15 +17,10 @@ from atomsieve.version import __version__
 
 
 def make_calibration(
-    predictor: Predictor,
-    residuals: Mapping[str, Residuals],
-    data: Sequence[DataIdentity],
-    before: Calibration | None = None,
+    predictor: Predictor, residuals: Mapping[str, Residuals], data: Sequence[DataIdentity]
 ) -> Calibration:
-    """Fit the heads in `residuals`; other heads and properties keep their values of `before`."""
-    return merge_calibration(
-        predictor, {name: calibrate_head(found) for name, found in residuals.items()}, data, before
-    )
+    """Fit the heads in `residuals`."""
+    return merge_calibration(predictor, {name: calibrate_head(found) for name, found in residuals.items()}, data)
 
 
 def merge_calibration(

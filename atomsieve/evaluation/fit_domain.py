@@ -71,7 +71,6 @@ def fit_folder_domain(
     folder: str | Path,
     trained: str | Path,
     held: str | Path | None = None,
-    heads: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, HeadDomain]:
     """Fit domains as `fit_domain` does, from files, and put them into a gfm/ folder; other heads keep theirs."""
@@ -80,7 +79,7 @@ def fit_folder_domain(
     with ExitStack() as stack:
         reader = stack.enter_context(open_structures(trained))
         extra = None if held is None else stack.enter_context(open_structures(held))
-        found = fit_domain(ensemble, reader, extra, heads, progress)
+        found = fit_domain(ensemble, reader, extra, progress=progress)
     record_files(
         folder, {DOMAIN: lambda: dump_domain(read_domain(folder, names, manifest.config.hidden) | found, names)}
     )

@@ -88,7 +88,7 @@ def _grid(
         )
         for handle in legend.legend_handles:
             handle.set_alpha(1)
-    return figure  # type: ignore[no-any-return]
+    return figure
 
 
 def _few_ticks(axes: Axes) -> None:
@@ -231,7 +231,7 @@ def _coverage(heads: dict[str, Any]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = both[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    return figure  # type: ignore[no-any-return]
+    return figure
 
 
 def _column(rows: Iterable[dict[str, Any]], key: str) -> NDArray[np.float64]:

@@ -175,7 +175,7 @@ def _taking_tensors(node: fx.Node, places: list[int]) -> Callable[..., Any]:
             and (set(places) | set(given) <= set(tensors))
             and not any(a.is_out for a in variant._schema.arguments)
         ):
-            return variant  # type: ignore[no-any-return]
+            return variant
     raise _rounding(node)
 
 

@@ -190,14 +190,14 @@ def _move(folder: Path, entry: ExportEntry, staging: Path) -> None:
     record_exports(folder, {entry.key: entry})
 
 
-def recheck(folder: str | Path, say: Callable[[str], None], structures: Path | None = None) -> list[ExportOutcome]:
+def recheck(folder: str | Path, say: Callable[[str], None]) -> list[ExportOutcome]:
     """Measure all artefacts of a folder again, on this machine; those that fail are struck from the manifest."""
     place = Path(folder)
     ensemble, _ = load_gfm(place)
     outcomes = []
     with PathLock(place / LOCK):
         manifest = read_manifest(place)
-        checks = fidelity.make_checks(manifest, structures)
+        checks = fidelity.make_checks(manifest, None)
         exact = fidelity.evaluate_reference(ensemble, checks)
         for key, entry in manifest.exports.items():
             if entry.device == "cuda" and not torch.cuda.is_available():

@@ -78,11 +78,11 @@ def trace(functional: Functional, *, core: bool = False) -> fx.GraphModule:
     return traced
 
 
-def export_program(functional: Functional, *, core: bool = False) -> torch.export.ExportedProgram:
+def export_program(functional: Functional) -> torch.export.ExportedProgram:
     """Return the exported program of a functional ensemble, with all sizes free."""
     with silence_torch():
         return torch.export.export(
-            trace(functional, core=core),
+            trace(functional),
             example_inputs(functional),
             dynamic_shapes=dynamic_shapes(functional.inputs),
             strict=False,

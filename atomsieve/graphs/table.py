@@ -58,7 +58,7 @@ class _Senders(torch.autograd.Function):
         return x.index_select(1, neighbors.reshape(-1))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (reverse,) = ctx.saved_tensors
         return gather_sent(grad, reverse), None, None
 

@@ -10,7 +10,7 @@ namespace atomsieve {
 
 enum Fault : int { kFine = 0, kBadPositions, kBadCell, kTooDense, kTooManyEdges, kTooFar, kNoMemory };
 
-// The first two are the same numbers as in graphs/faults.py.
+// The first two are the same numbers as in graphs/limits.py.
 constexpr double kShortestVector = 1e-4;  // Angstrom; a shorter periodic vector makes the cell singular
 constexpr double kLargestDefect = 1e8;    // so does a product of lengths above the volume by this factor
 constexpr double kReduceAbove = 1.3;      // above it the vectors are shortened before images are listed

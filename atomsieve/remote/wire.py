@@ -195,8 +195,8 @@ def outputs_for(want: Collection[str], kind: str) -> list[str]:
     return [name for name, t in OUTPUTS.items() if name not in (*ABOUT, "head") and t.want <= asked]
 
 
-def request_arrays(batch: StructureBatch, heads: NDArray[np.int32] | None = None) -> dict[str, NDArray[Any]]:
-    """Return the tensors [1,...] of a request for a batch; `heads` [S] are indices of the model's heads."""
+def request_arrays(batch: StructureBatch) -> dict[str, NDArray[Any]]:
+    """Return the tensors [1,...] of a request for a batch."""
     arrays: dict[str, NDArray[Any]] = {"n_atoms": batch.counts, "numbers": batch.numbers, "positions": batch.positions}
     if batch.pbc.any() or batch.cell.any():
         arrays |= {"cell": batch.cell, "pbc": batch.pbc}
@@ -204,8 +204,6 @@ def request_arrays(batch: StructureBatch, heads: NDArray[np.int32] | None = None
         values = getattr(batch, name)
         if values is not None and not np.isnan(values).all():
             arrays[name] = values
-    if heads is not None:
-        arrays["head"] = heads
     return {name: np.ascontiguousarray(values, INPUTS[name].dtype)[None] for name, values in arrays.items()}
 
 

@@ -203,15 +203,15 @@ class MpiCommunicator(Communicator):
 
     def all_gather(self, value: T) -> list[T]:
         """See `Communicator.all_gather`."""
-        return self.comm.allgather(value)  # type: ignore[no-any-return]
+        return self.comm.allgather(value)
 
     def gather_on_first(self, value: T) -> list[T] | None:
         """See `Communicator.gather_on_first`."""
-        return self.comm.gather(value)  # type: ignore[no-any-return]
+        return self.comm.gather(value)
 
     def reduce_on_first(self, value: T, merge: Callable[[T, T], T]) -> T | None:
         """See `Communicator.reduce_on_first`."""
-        return self.comm.reduce(value, merge)  # type: ignore[no-any-return]
+        return self.comm.reduce(value, merge)
 
     def run_on_all(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Communicator.run_on_all`."""
@@ -235,7 +235,7 @@ class MpiCommunicator(Communicator):
     def run_on_first(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Communicator.run_on_first`."""
         value = self.run_on_all(lambda: step(*args, **kwargs) if self.rank == 0 else None)
-        return self.comm.bcast(value)  # type: ignore[no-any-return]
+        return self.comm.bcast(value)
 
     def abort(self, code: int) -> None:
         """See `Communicator.abort`."""

@@ -45,7 +45,7 @@ class StructureGenerator(ABC):
         changes = {"id": np.arange(BLOCK * number, BLOCK * (number + 1), dtype=np.int64)}
         for name, value in (("charge", self.charge), ("spin", self.spin)):
             if value is not None:
-                changes[name] = np.full(len(batch), value, np.float32)  # type: ignore[assignment]
+                changes[name] = np.full(len(batch), value, np.float32)
         return batch.replace(**changes)
 
 

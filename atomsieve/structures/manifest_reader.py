@@ -56,20 +56,18 @@ class ManifestReader(FileReader):
         """Return the checksum of the manifest, which holds those of the files."""
         return self.manifest.checksum()
 
-    def verify_all(self, progress: Any = None) -> None:
-        """Verify every byte of the dataset; `progress`, if given, is called with the number of bytes after each step.
+    def verify_all(self) -> None:
+        """Verify every byte of the dataset.
 
         Raises
         ------
         DataError
             naming the first damaged file.
         """
-        for step, (part, _, row) in enumerate(self._steps):
+        for step, (part, _, _) in enumerate(self._steps):
             self._part(part)
             self._check_step(step)
             self._step_counts(step)
-            if progress is not None:
-                progress(row.end)
 
     def _open_part(self, part: int) -> Bp5Reader:
         row, folder = self.manifest.parts[part], self._folder(part)

@@ -20,7 +20,6 @@ from atomsieve.testing.cells import crystals
 
 SAME = 1e-4
 """eV and eV/Angstrom: results of one structure in two batches, in FP32; relative to the largest value (at least 1)."""
-WANT = ("energy", "forces")
 
 
 def check_interface(predictor: AnyPredictor) -> None:

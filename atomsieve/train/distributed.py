@@ -88,7 +88,7 @@ class ProcessGroup:
         for rank, (_, line) in enumerate(said):
             if line is not None:
                 raise AtomSieveError(f"rank {rank} failed: {line}")
-        return [own for own, _ in said]  # type: ignore[misc]
+        return [own for own, _ in said]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -29,16 +29,16 @@ def example_config() -> str:
             doc = (annotation.__doc__ or "").strip().split("\n")[0]
             lines += ["", f"# {doc}", f"{name}:", *_comment_keys(annotation, "  ")]
             if annotation is ModelConfig:
-                lines += _encoder_sections("  ")
+                lines += _encoder_sections()
         else:
             lines += _comment_keys(TrainConfig, "", only={name})
     return "\n".join(lines) + "\n"
 
 
-def _encoder_sections(indent: str) -> list[str]:
+def _encoder_sections() -> list[str]:
     """Return an empty section for each encoder that has options."""
     own = [plugin for plugin in encoders().values() if plugin.Config.model_fields]
-    return [f"{indent}{of.section_name()}: null  # of encoder {of.name}; null with every other" for of in own]
+    return [f"  {of.section_name()}: null  # of encoder {of.name}; null with every other" for of in own]
 
 
 def _comment_keys(

@@ -34,6 +34,8 @@ MOST_FITTED, MOST_ATOMS = 3000, 60_000
 MOST_PAIRED = 50_000
 FEWEST_HELD = 20
 FEWEST_FITTED = 10
+AT_ONCE = 100  # structures in a batch
+ROUNDS = 8  # of Lloyd's algorithm
 _CODE = 128  # a pair (a, b) of elements has the code a * _CODE + b
 
 Fetch = Callable[[NDArray[np.int64]], StructureBatch]
@@ -103,12 +105,10 @@ def encode(encoder: Ensemble, batch: StructureBatch, graph: Graph) -> NDArray[np
     return found
 
 
-def _batches(
-    rows: NDArray[np.int64], fetch: Fetch, cutoff: float, max_neighbors: int | None = None, size: int = 100
-) -> Iterator[tuple]:
+def _batches(rows: NDArray[np.int64], fetch: Fetch, cutoff: float, max_neighbors: int | None = None) -> Iterator[tuple]:
     """Yield batches of structures with atoms, and their graphs."""
-    for start in range(0, len(rows), size):
-        batch = fetch(rows[start : start + size])
+    for start in range(0, len(rows), AT_ONCE):
+        batch = fetch(rows[start : start + AT_ONCE])
         if batch.n_atoms:
             yield batch, build_graph(batch, cutoff, max_neighbors=max_neighbors)
 
@@ -118,7 +118,6 @@ def fit_head(
     fetch: Fetch,
     rows: NDArray[np.int64],
     held: NDArray[np.int64] | None = None,
-    seed: int = 0,
 ) -> HeadDomain | None:
     """Fit the domain of one head; None with fewer than ten structures.
 
@@ -128,7 +127,7 @@ def fit_head(
         fewer than 20 of them a tenth of the compositions (of the structures, where there are few compositions) is
         kept from the fit for it.
     """
-    rng = np.random.default_rng([seed, len(rows)])
+    rng = np.random.default_rng([0, len(rows)])
     if len(rows) < FEWEST_FITTED:
         return None
     cutoff = encoder.config.cutoff
@@ -294,10 +293,10 @@ def _landmarks(
     return np.concatenate(owners), np.concatenate(centres).astype(np.float32)
 
 
-def k_means(points: NDArray[np.float32], k: int, rng: np.random.Generator, rounds: int = 8) -> NDArray[np.float32]:
-    """Return k centres of points [N,D] after some rounds of Lloyd's algorithm from random points."""
+def k_means(points: NDArray[np.float32], k: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return k centres of points [N,D] after `ROUNDS` rounds of Lloyd's algorithm from random points."""
     centres = points[rng.choice(len(points), k, replace=False)].copy()
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         nearest = ((centres**2).sum(1) - 2 * points @ centres.T).argmin(1)
         counts = np.bincount(nearest, minlength=k)
         sums = np.zeros_like(centres)

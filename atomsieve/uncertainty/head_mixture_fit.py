@@ -78,7 +78,7 @@ def fit_mixture(
         order = torch.randperm(len(train[0]), generator=generator)
         for some in order.split(min(BATCH, 1 + len(order) // STEPS)):
             optimizer.zero_grad()
-            _loss(net, [t[some] for t in train]).backward()  # type: ignore[no-untyped-call]
+            _loss(net, [t[some] for t in train]).backward()
             optimizer.step()
         with torch.no_grad():
             found = float(_loss(net, test if len(test[0]) else train))

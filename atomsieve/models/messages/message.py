@@ -111,7 +111,7 @@ class _Native(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted, needs = ctx.wanted, ctx.needs_input_grad
         need = (wanted.geometry and needs[1], wanted.geometry and needs[2], wanted.parameters and needs[3])
         grads = _NativeGrad.apply(grad, *ctx.saved_tensors, ctx.graph, wanted, *need)
@@ -151,7 +151,7 @@ class _NativeGrad(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, h_x: Tensor, h_basis: Tensor | None, h_unit: Tensor | None, h_weights: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         if ctx.wanted.geometry or ctx.weights_given:

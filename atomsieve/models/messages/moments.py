@@ -47,7 +47,7 @@ class PairedMoments(torch.autograd.Function):
         return torch.cat([received[:, :, :1], received[:, :, 1:] + pushed], 2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return gradients by x, distance and unit."""
         x, unit, basis, slope, weights, neighbors = ctx.saved_tensors
         members, atoms, _, width = x.shape

@@ -97,7 +97,7 @@ class _Paired(torch.autograd.Function):
         return torch.stack(received, 2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, unit, basis, slope, weights, neighbors = ctx.saved_tensors
         members, atoms, _, width = x.shape
         places, flat = neighbors.shape[1], neighbors.reshape(-1)

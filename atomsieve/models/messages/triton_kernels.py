@@ -227,7 +227,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.needs_input_grad[3]:
             raise RuntimeError("the fused message gives no gradients of weights; train with implementation='edges'")
         x, basis, unit, weights = ctx.saved_tensors

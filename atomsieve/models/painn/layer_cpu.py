@@ -89,7 +89,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_s: Tensor | None, by_v: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, by_s: Tensor | None, by_v: Tensor | None) -> tuple[Tensor | None, ...]:
         graph, layer = ctx.graph, ctx.layer
         s, *rest = ctx.saved_tensors
         v = None if ctx.first else rest.pop(0)

@@ -111,7 +111,7 @@ class StreamedPredictor(ForwardingPredictor):
         import torch
 
         if self._own.stream is None:
-            self._own.stream = torch.cuda.Stream(self.inner.device)  # type: ignore[no-untyped-call]
+            self._own.stream = torch.cuda.Stream(self.inner.device)
         return torch.cuda.stream(self._own.stream)
 
     def __enter__(self) -> StreamedPredictor:

@@ -121,7 +121,7 @@ def _rate(entries: list[Entry]) -> float:
     return sum(e.structures for e in recent) / span if span > 0 else float("nan")
 
 
-def format_status_lines(status: RunStatus, now: float | None = None) -> list[str]:
+def format_status_lines(status: RunStatus) -> list[str]:
     """Return a status as lines for people, without damage (see `RunStatus.wrong`)."""
     share = 100.0 * status.done / status.structures
     lines = [f"{status.folder}: {status.done:,} of {status.structures:,} structures ({share:.1f} %)"]
@@ -133,7 +133,7 @@ def format_status_lines(status: RunStatus, now: float | None = None) -> list[str
         who = status.running
         lines.append(f"running: host {who.get('host')}, process {who.get('pid')}, since {who.get('since')}")
         if status.recomputing is None and np.isfinite(status.seconds_left):
-            end = time.strftime("%H:%M:%S", time.localtime((now or time.time()) + status.seconds_left))
+            end = time.strftime("%H:%M:%S", time.localtime(time.time() + status.seconds_left))
             lines.append(
                 f"{status.per_second:,.0f} structures/s, {format_duration(status.seconds_left)} left (until {end})"
             )

@@ -121,12 +121,12 @@ def server_environment(
     return found
 
 
-def find_free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
-    """Return ports that are free at the moment."""
+def find_free_ports(count: int) -> list[int]:
+    """Return ports of the loopback interface that are free at the moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for s in sockets:
-            s.bind((address, 0))
+            s.bind(("127.0.0.1", 0))
         return [int(s.getsockname()[1]) for s in sockets]
     finally:
         for s in sockets:

@@ -16,6 +16,7 @@ import time
 
 SHM = "/dev/shm/"  # noqa: S108 - where the kernel puts shared memory
 REGION = "triton_python_backend_shm_region_"
+PATIENCE = 10.0  # seconds, for the leader to end and then for the rest to be gone
 
 
 def list_processes(group: int) -> list[int]:
@@ -49,18 +50,18 @@ def remove_regions(paths: set[str]) -> None:
             os.unlink(path)
 
 
-def end_group(group: int, patience: float = 10.0) -> None:
+def end_group(group: int) -> None:
     """Ask the leader of a group to end, kill the rest of the group, and remove its shared memory."""
     paths = list_regions(list_processes(group))
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(group, signal.SIGTERM)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     while group in list_processes(group) and time.monotonic() < deadline:
         time.sleep(0.1)
     paths |= list_regions(list_processes(group))
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-    while list_processes(group) and time.monotonic() < deadline + patience:
+    while list_processes(group) and time.monotonic() < deadline + PATIENCE:
         time.sleep(0.05)
     remove_regions(paths)
 

@@ -37,7 +37,6 @@ class Catalog:
     finite : positions, cell and the labels that are present are all finite, and the cell is not flat.
     shortest : Angstrom, distance of the two closest atoms; infinity where none are within 3 Angstrom.
     sources : names of all heads; `levels` their levels of theory; `weights` their weights in drawing.
-    digests : identity of each file.
     """
 
     file: NDArray[np.int32]
@@ -57,7 +56,6 @@ class Catalog:
     sources: list[str] = field(default_factory=list)
     levels: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -171,7 +169,7 @@ def scan(
     if not parts:
         raise DataError(f"there are no structures in {', '.join(str(i.path) for i in items)}")
     arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
-    return Catalog(**arrays, sources=sources, levels=levels, weights=weights, digests=[r.identity() for r in readers])
+    return Catalog(**arrays, sources=sources, levels=levels, weights=weights)
 
 
 def _merge_sources(
