@@ -25,6 +25,11 @@ def count_local_ranks(environ: dict[str, str]) -> int:
     return detect_launcher(environ).local_size or 1
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def count_own_cores(environ: dict[str, str]) -> int:
     """Return the number of cores for this rank: those it is bound to if the launcher bound it, else an equal share."""
     ranks = count_local_ranks(environ)

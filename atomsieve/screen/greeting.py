@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
+from atomsieve.runs.environment import count_cores
 from atomsieve.screen.engine.reporter import Reporter
 from atomsieve.screen.setup import Claim, Plan, Recovered
 from atomsieve.text import pluralize
@@ -44,11 +44,6 @@ def format_plan(plan: Plan) -> Iterator[str]:
             yield f"using 1 of {cores} cores; start it as `mpirun -n {cores} screen run ...` to use all"
     if plan.copies is not None:
         yield plan.copies
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def format_claim(claim: Claim) -> Iterator[str]:

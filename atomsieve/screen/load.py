@@ -12,7 +12,7 @@ from atomsieve.predict.interface import AnyPredictor
 from atomsieve.runs.mpi import Communicator, collective
 from atomsieve.screen.cascade.predictors import CascadePredictor, load_cascade
 from atomsieve.screen.engine.cuda_streams import StreamedPredictor
-from atomsieve.screen.engine.servers import ServedEnsemble, check_served_alike, connect_servers
+from atomsieve.screen.engine.servers import RemoteOptions, check_served_alike, connect_servers
 from atomsieve.screen.options import ALL_HEADS, ScreenOptions
 from atomsieve.screen.results.chunks import Chunks, chunk_size
 from atomsieve.screen.results.files import ResultsFolder
@@ -112,7 +112,7 @@ def open_model(
     options: ScreenOptions,
     folder: ResultsFolder,
     *,
-    served: ServedEnsemble | None,
+    served: RemoteOptions | None,
     predictor: AnyPredictor | None,
     overwrite: bool,
     stack: ExitStack,

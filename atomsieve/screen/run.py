@@ -21,7 +21,7 @@ from atomsieve.screen.engine.progress import ProgressView
 from atomsieve.screen.engine.reader_process import ChunkSource
 from atomsieve.screen.engine.reporter import Reporter
 from atomsieve.screen.engine.runner import ChunkInProgress
-from atomsieve.screen.engine.servers import ServedEnsemble, ServerWatch, add_resume_hint
+from atomsieve.screen.engine.servers import RemoteOptions, ServerWatch, add_resume_hint
 from atomsieve.screen.engine.tally import Tally
 from atomsieve.screen.engine.writer_thread import ChunkWriter
 from atomsieve.screen.failures import translate_loss
@@ -44,7 +44,7 @@ def run_screen(
     ensemble: str | Path | None,
     options: ScreenOptions | None = None,
     *,
-    served: ServedEnsemble | None = None,
+    served: RemoteOptions | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,

@@ -1,4 +1,4 @@
-"""Between PyTorch Geometric `Data` objects and `StructureBatch`: the door for people who have such lists."""
+"""Conversion between PyTorch Geometric `Data` objects and `StructureBatch`, for users who hold lists of such objects."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def main() -> None:
     from atomsieve.errors import AtomSieveError
     from atomsieve.runs.mpi import connect_ranks
     from atomsieve.screen import load as loading
-    from atomsieve.screen.engine.servers import ServedEnsemble
+    from atomsieve.screen.engine.servers import RemoteOptions
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
 
@@ -207,7 +207,7 @@ def main() -> None:
         found = predictor
         found.describe = lambda: {"ensemble_id": order["served"][comm.rank]}
         loading.connect_servers = lambda *given: found
-        predictor, served = None, ServedEnsemble("grpc://nowhere")
+        predictor, served = None, RemoteOptions("grpc://nowhere")
     try:
         result = run_screen(
             source,

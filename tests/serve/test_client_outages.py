@@ -22,7 +22,7 @@ from atomsieve.remote.async_predictor import AsyncRemotePredictor
 from atomsieve.remote.credentials import Credentials
 from atomsieve.remote.predictor import RemotePredictor
 from atomsieve.remote.transport import Denied, Unavailable
-from atomsieve.screen.engine.servers import ServedEnsemble as Endpoints
+from atomsieve.screen.engine.servers import RemoteOptions as Endpoints
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen

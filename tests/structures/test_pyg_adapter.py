@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.structures import pyg_adapter as pyg_door
+from atomsieve.structures import pyg_adapter
 from atomsieve.structures.pyg_adapter import from_pyg, to_pyg
 from tests.structures.structure_samples import assert_equal, random_batch
 
@@ -31,7 +31,7 @@ def test_there_and_back() -> None:
 
 @pytest.fixture
 def without_pyg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyg_door, "_require_pyg", lambda: None)
+    monkeypatch.setattr(pyg_adapter, "_require_pyg", lambda: None)
 
 
 @pytest.mark.usefixtures("without_pyg")

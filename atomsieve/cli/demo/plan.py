@@ -25,7 +25,7 @@ MEMBERS = 4
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoPlan:
     """Sizes of a demo.
 
     Attributes
@@ -46,14 +46,14 @@ class Plan:
     cutoff: float
 
 
-def full_plan(seed: int, candidates: int) -> Plan:
+def full_plan(seed: int, candidates: int) -> DemoPlan:
     """Return the plan of the demo: about 2,500 labels per source and a few minutes in all on two cores."""
-    return Plan(seed, candidates, {"gfn2_xtb": 256, "emt": 640}, 20, 32, 2, 4.5)
+    return DemoPlan(seed, candidates, {"gfn2_xtb": 256, "emt": 640}, 20, 32, 2, 4.5)
 
 
-def quick_plan(seed: int, candidates: int) -> Plan:
+def quick_plan(seed: int, candidates: int) -> DemoPlan:
     """Return the plan of `--quick`: a quarter of the labels and of the training."""
-    return Plan(seed, candidates, {"gfn2_xtb": 60, "emt": 150}, 20, 32, 2, 4.5)
+    return DemoPlan(seed, candidates, {"gfn2_xtb": 60, "emt": 150}, 20, 32, 2, 4.5)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Demo:
     """A demo under way: its folder, plan, ranks, the console it talks to, and the options that it was called with."""
 
     out: Path
-    plan: Plan
+    plan: DemoPlan
     ranks: int
     console: Console
     options: tuple[str, ...] = ()

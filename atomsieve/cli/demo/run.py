@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from atomsieve.cli.common import IN_OUT, WORK, OverwriteOption, SeedOption, console
-from atomsieve.cli.demo.plan import MEMBERS, Demo, Plan, find_mpirun, full_plan, progress_bar, quick_plan
+from atomsieve.cli.demo.plan import MEMBERS, Demo, DemoPlan, find_mpirun, full_plan, progress_bar, quick_plan
 from atomsieve.errors import UsageError
+from atomsieve.runs.environment import count_cores
 from atomsieve.runs.output_files import atomic_draft, atomic_folder
 
 # -- stages --------------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def train(demo: Demo) -> None:
     demo.say(f"The ensemble is copied from {demo.training / 'gfm'} to {demo.gfm}.")
 
 
-def _train_config(plan: Plan, ranks: int) -> str:
+def _train_config(plan: DemoPlan, ranks: int) -> str:
     # Members dealt to the ranks exchange nothing; in one process they share geometry.
     mode = "spread" if ranks > 1 else "together"
     return f"""\
@@ -181,7 +182,7 @@ STAGES: dict[str, tuple[str, Callable[[Demo], None]]] = {
 
 
 def _count_workers() -> int:
-    return max(1, min(8, len(os.sched_getaffinity(0))))
+    return max(1, min(8, count_cores()))
 
 
 def _print_activation_hint(demo: Demo) -> None:
@@ -192,7 +193,7 @@ def _print_activation_hint(demo: Demo) -> None:
         demo.say(f"To type the commands below yourself: source {os.path.relpath(activate)}")
 
 
-def _claim_folder(out: Path, plan: Plan, overwrite: bool) -> None:
+def _claim_folder(out: Path, plan: DemoPlan, overwrite: bool) -> None:
     """Make the folder this demo's own, or make sure that it is."""
     note = out / "demo.json"
     if overwrite and note.exists():

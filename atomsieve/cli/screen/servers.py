@@ -11,7 +11,7 @@ from atomsieve.cli.common import SERVER, ClientOptions
 from atomsieve.cli.groups import given_options
 
 if TYPE_CHECKING:
-    from atomsieve.screen.engine.servers import ServedEnsemble
+    from atomsieve.screen.engine.servers import RemoteOptions
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EndpointOptions:
         float, typer.Option("--patience", help="Seconds to go on without any answer.", rich_help_panel=SERVER)
     ] = 300.0
 
-    def resolve(self, ctx: Any) -> ServedEnsemble | None:
+    def resolve(self, ctx: Any) -> RemoteOptions | None:
         """Return the servers that the command line names, or None.
 
         Raises
@@ -48,7 +48,7 @@ class EndpointOptions:
             for an option that goes only with servers, or not with them.
         """
         from atomsieve.errors import UsageError
-        from atomsieve.screen.engine.servers import OF_SERVERS, ServedEnsemble, server_option_error
+        from atomsieve.screen.engine.servers import OF_SERVERS, RemoteOptions, server_option_error
 
         given = given_options(ctx)
         if self.endpoint is None:
@@ -58,4 +58,4 @@ class EndpointOptions:
             return None
         for name in given.intersection(OF_SERVERS):
             raise server_option_error(name, ctx.params[name])
-        return ServedEnsemble(self.endpoint, self.model, self.client.credentials(), self.deadline, self.patience)
+        return RemoteOptions(self.endpoint, self.model, self.client.credentials(), self.deadline, self.patience)

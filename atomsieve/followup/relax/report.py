@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from atomsieve.followup.relax.run import RelaxResult
+    from atomsieve.followup.relax.run import RelaxSummary
 
 SHOWN = {
     "rank": "rank\nscreened",
@@ -29,7 +29,7 @@ SHOWN = {
 """Columns of the table on the terminal."""
 
 
-def best_table(result: RelaxResult, shown: int) -> Table:
+def best_table(result: RelaxSummary, shown: int) -> Table:
     """Return the structures with the smallest energy per atom among those that converged, smallest first."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -58,7 +58,7 @@ def _cell(name: str, text: str) -> str:
     return f"{float(text):.4f}" if text else ""
 
 
-def print_relaxation(screen: Console, result: RelaxResult, shown: int) -> None:
+def print_relaxation(screen: Console, result: RelaxSummary, shown: int) -> None:
     """Print how a relaxation ended."""
     if result.reasons.get(Stop.CONVERGED.name):
         screen.print(best_table(result, shown))

@@ -49,7 +49,7 @@ SAMPLE = 256  # structures that suffice to measure the memory of a batch
 
 
 @dataclass(frozen=True)
-class RelaxResult:
+class RelaxSummary:
     """Result of a relaxation.
 
     Attributes
@@ -99,7 +99,7 @@ def run_relax(
     console: Console | None = None,
     predictor: AnyPredictor | None = None,
     comm: Communicator | None = None,
-) -> RelaxResult:
+) -> RelaxSummary:
     """Relax the best rows of a results folder, or continue an interrupted relaxation.
 
     results : folder of a complete screening. ensemble : the folder of the ensemble that screened; None takes the path
@@ -335,7 +335,7 @@ def _raise_unfinished(work: _Work, stopped: bool, missing: list[int]) -> None:
     )
 
 
-def _finish(work: _Work, todo: list[int], seconds: float) -> RelaxResult:
+def _finish(work: _Work, todo: list[int], seconds: float) -> RelaxSummary:
     comm, folder = work.comm, work.folder
     labels, model = work.results.labels, work.predictor
 
@@ -350,7 +350,7 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> RelaxResult:
 
     reasons = comm.run_on_first(write)
     computed = comm.read_counts()[0]
-    result = RelaxResult(folder, len(work.rows), reasons, computed, seconds, comm.rank)
+    result = RelaxSummary(folder, len(work.rows), reasons, computed, seconds, comm.rank)
     if comm.rank == 0 and todo:
         summary = {
             "structures": result.structures,

@@ -29,8 +29,8 @@ IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
-class ServedEnsemble:
-    """The servers of an ensemble.
+class RemoteOptions:
+    """Which servers compute instead of this process, and how long requests to them may take.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class ServedEnsemble:
 
 
 def connect_servers(
-    served: ServedEnsemble, ensemble: str | Path | None, options: ScreenOptions, stack: ExitStack, ranks: int = 1
+    served: RemoteOptions, ensemble: str | Path | None, options: ScreenOptions, stack: ExitStack, ranks: int = 1
 ) -> RemotePredictor:
     """Connect to the servers until `stack` is left; they compute the requests of a screening separately from others.
 

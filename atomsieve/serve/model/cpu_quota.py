@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atomsieve.runs.environment import count_cores
+
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -31,8 +33,7 @@ def count_usable_cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgr
 
     cgroups : where control groups are mounted. own : names those of this process.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = min(_quotas(cgroups, own), default=math.inf)
+    cores, quota = count_cores(), min(_quotas(cgroups, own), default=math.inf)
     return max(1, min(cores, math.ceil(quota)) if math.isfinite(quota) else cores)
 
 

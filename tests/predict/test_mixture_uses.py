@@ -1,4 +1,4 @@
-"""Head auto through every door: screening from file to file, the ASE calculator, a server's engine."""
+"""Head auto in all uses: screening from file to file, the ASE calculator, a server's engine."""
 
 import json
 
@@ -27,7 +27,7 @@ HEADS = ("organic", "metal")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tiny_gfm(tmp_path_factory.mktemp("doors") / "gfm", members=2)
+    path = tiny_gfm(tmp_path_factory.mktemp("uses") / "gfm", members=2)
     rng = np.random.default_rng(1)
     record_files(path, {MIXTURE: dump_mixture(Mixture(HEADS, ((rng.normal(size=(2, 118)), rng.normal(size=2)),)))})
     return path

@@ -1,4 +1,4 @@
-"""Other programs' doors: ASE's plug-ins and command line, pymatgen, the i-PI protocol."""
+"""Use from other programs: ASE's plug-ins and command line, pymatgen, the i-PI protocol."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from ase.calculators.calculator import get_calculator_class
 from ase.io import read, write
 
 from atomsieve.calculators import GFMCalculator
-from atomsieve.calculators import plugin as door
+from atomsieve.calculators import plugin as plugin_module
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_plugin_of_ase() -> None:
     collections = pytest.importorskip("ase._4.plugins.plugin_collection")
-    (plugin,) = door.__ase_plugins__
-    found = collections.PluginCollection({collections.PluginCollection._modulesetter(door)(plugin)}).calculators
+    (plugin,) = plugin_module.__ase_plugins__
+    found = collections.PluginCollection(
+        {collections.PluginCollection._modulesetter(plugin_module)(plugin)}
+    ).calculators
     (only,) = found
     assert only.name == "gfm" and only.implementation is GFMCalculator and only.package == "atomsieve"
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["ase.plugins"]
-    assert named == {"atomsieve": door.__name__}
+    assert named == {"atomsieve": plugin_module.__name__}
 
 
 def test_looking_for_plugins_imports_no_torch() -> None:
@@ -37,7 +39,7 @@ def test_looking_for_plugins_imports_no_torch() -> None:
 
 
 def test_known_to_ase_by_name(gfm: Path) -> None:
-    door.register(), door.register()
+    plugin_module.register(), plugin_module.register()
     assert get_calculator_class("gfm") is GFMCalculator
 
 
