@@ -1,4 +1,4 @@
-"""Conversion between PyTorch Geometric `Data` objects and `StructureBatch`, for users who hold lists of such objects."""
+"""Conversion between PyTorch Geometric `Data` objects and `StructureBatch`, for users with lists of such objects."""
 
 from __future__ import annotations
 

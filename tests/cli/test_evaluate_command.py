@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from atomsieve.cli.main import run
-from atomsieve.evaluation import metrics as evaluation
+from atomsieve.evaluation import metrics as metrics_module
 from atomsieve.evaluation.metrics import Errors, compute_coverage, compute_scores
 from atomsieve.gfm import read_calibration
 from atomsieve.structures.open import open_structures
@@ -127,7 +127,7 @@ def test_without_the_extra_the_error_says_what_to_install(gfm, files, monkeypatc
 
     monkeypatch.setattr("atomsieve.errors.importlib.import_module", without)
     monkeypatch.setattr(
-        evaluation, "predict_file", lambda *_: pytest.fail("predicted before it was known to be of use")
+        metrics_module, "predict_file", lambda *_: pytest.fail("predicted before it was known to be of use")
     )
     assert run("atomsieve", ["evaluate", str(gfm), "--data", str(files[0]), "-q"]) == 1
     assert "pip install 'atomsieve[uncertainty]'" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from atomsieve.cli.main import run
 from atomsieve.errors import DataError
-from atomsieve.export import run as making
+from atomsieve.export import run as export_run
 from atomsieve.export.run import ExportOutcome
 from atomsieve.gfm import ExportEntry, read_manifest, record_exports
 from atomsieve.runs.hashing import hash_file
@@ -60,7 +60,7 @@ def made(monkeypatch):
         done(outcomes[1])
         return outcomes
 
-    monkeypatch.setattr(making, "export_gfm", export_gfm)
+    monkeypatch.setattr(export_run, "export_gfm", export_gfm)
     return calls
 
 
@@ -150,7 +150,7 @@ def test_a_failed_artefact_is_told_of_and_the_exit_code_is_3(gfm, monkeypatch, c
         ExportOutcome("onnx-fp32", "failed", entry(), 9.0, reason),
         ExportOutcome("pt2-fp32", "written", entry("pt2"), 3.0),
     ]
-    monkeypatch.setattr(making, "export_gfm", lambda *given: [given[-1](o) for o in outcomes] and outcomes)
+    monkeypatch.setattr(export_run, "export_gfm", lambda *given: [given[-1](o) for o in outcomes] and outcomes)
     assert call(gfm) == 3
     failed, written = capsys.readouterr().out.splitlines()
     assert failed == f"failed  onnx-fp32  9 s  {reason}"
@@ -185,7 +185,7 @@ def test_report_can_measure_again(gfm, monkeypatch, capsys):
             ExportOutcome("x", "written", entry(), 1.0),
         ]
 
-    monkeypatch.setattr(making, "recheck", recheck)
+    monkeypatch.setattr(export_run, "recheck", recheck)
     assert call("report", gfm, "--check") == 3
     said = capsys.readouterr()
     assert "failed  onnx-fp32  1 s  energies are bad" in said.out

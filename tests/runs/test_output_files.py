@@ -17,7 +17,7 @@ from atomsieve.followup.hull_references import gather_references
 from atomsieve.followup.hull_table import COLUMNS
 from atomsieve.followup.hull_table import write_table as write_hull
 from atomsieve.followup.relax.files import list_differences
-from atomsieve.runs import output_files as outputs
+from atomsieve.runs import output_files
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.export import export
 from atomsieve.screen.results.record import open_results
@@ -67,23 +67,23 @@ def test_a_table_of_a_hull_that_does_not_fit(results, tmp_path, small_files):
 def test_a_full_disk_says_what_is_free(tmp_path):
     with (
         pytest.raises(AtomSieveError, match=r"x.csv: no space left in .* MB free\); make room"),
-        outputs.output_errors(tmp_path / "x.csv"),
+        output_files.output_errors(tmp_path / "x.csv"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_errors_of_other_files_pass_through(tmp_path):
     (tmp_path / "sub").mkdir()
-    with pytest.raises(FileNotFoundError), outputs.output_errors(tmp_path / "sub" / "x.csv"):
+    with pytest.raises(FileNotFoundError), output_files.output_errors(tmp_path / "sub" / "x.csv"):
         (tmp_path / "input").read_text()
 
 
 def test_a_folder_that_takes_no_file_is_refused_before_the_work(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(outputs.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(output_files.os, "access", lambda path, mode: False)
     with pytest.raises(AtomSieveError, match="is read-only, or not yours; choose another place"):
         check_target(tmp_path / "x.csv", False, results)
     monkeypatch.undo()
-    monkeypatch.setattr(outputs, "get_free_bytes", lambda folder: 0)
+    monkeypatch.setattr(output_files, "get_free_bytes", lambda folder: 0)
     with pytest.raises(AtomSieveError, match=r"no space left in .*; make room"):
         check_target(tmp_path / "x.csv", False, results)
 

@@ -190,7 +190,7 @@ def main() -> None:
 
     from atomsieve.errors import AtomSieveError
     from atomsieve.runs.mpi import connect_ranks
-    from atomsieve.screen import load as loading
+    from atomsieve.screen import load as load_module
     from atomsieve.screen.engine.servers import RemoteOptions
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
@@ -206,7 +206,7 @@ def main() -> None:
     if "served" in order:  # what each rank finds at its endpoint
         found = predictor
         found.describe = lambda: {"ensemble_id": order["served"][comm.rank]}
-        loading.connect_servers = lambda *given: found
+        load_module.connect_servers = lambda *given: found
         predictor, served = None, RemoteOptions("grpc://nowhere")
     try:
         result = run_screen(

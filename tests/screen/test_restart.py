@@ -232,10 +232,10 @@ def test_wrong_calls_are_one_line(tmp_path, capfd, monkeypatch):
 
 def test_the_command_line_is_passed_on(tmp_path, capfd, monkeypatch):
     """What the supervised command sees is what was typed, but for what the supervisor itself keeps."""
-    from atomsieve.screen import restart as supervisor
+    from atomsieve.screen import restart
 
     seen = []
-    monkeypatch.setattr(supervisor.Supervisor, "__call__", lambda self: seen.append(self) or 0)
+    monkeypatch.setattr(restart.Supervisor, "__call__", lambda self: seen.append(self) or 0)
     where = "energy_std < 0.5 and head == 'a b'"
     call = [
         "run",

@@ -22,7 +22,7 @@ from atomsieve.remote.async_predictor import AsyncRemotePredictor
 from atomsieve.remote.credentials import Credentials
 from atomsieve.remote.predictor import RemotePredictor
 from atomsieve.remote.transport import Denied, Unavailable
-from atomsieve.screen.engine.servers import RemoteOptions as Endpoints
+from atomsieve.screen.engine.servers import RemoteOptions
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.run import run_screen
@@ -88,7 +88,7 @@ def token_file(tmp_path_factory):
 def whole(first, candidates, tmp_path_factory):
     """Results folder of a screening that nothing happened to."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    served = Endpoints(first.grpc, credentials=SHOWN)
+    served = RemoteOptions(first.grpc, credentials=SHOWN)
     run_screen(candidates, None, ScreenOptions(chunk_size=64, forces=True), served=served, out=out)
     return out
 
@@ -233,7 +233,7 @@ def test_options_of_the_server_and_other_ensembles_are_refused(first, candidates
         _, errors = run.communicate(timeout=HANG)
         assert run.returncode == 2 and f"{option[0]} {option[1]} with --endpoint" in errors
     other = tiny_gfm(tmp_path / "other", members=2)
-    served = Endpoints(first.grpc, credentials=SHOWN)
+    served = RemoteOptions(first.grpc, credentials=SHOWN)
     with pytest.raises(UsageError, match=r"serves ensemble \w{12}, but .*other is \w{12}"):
         run_screen(candidates, other, ScreenOptions(), served=served, out=tmp_path / "out")
     with pytest.raises(UsageError, match="no ensemble given"):

@@ -14,7 +14,7 @@ from atomsieve.gfm import read_manifest
 from atomsieve.graphs import build_graph
 from atomsieve.predict import Predictor
 from atomsieve.serve.model.settings import Settings
-from atomsieve.serve.repository import graph_config as graphs
+from atomsieve.serve.repository import graph_config
 from atomsieve.serve.repository.layout import RepositoryModel, read_config
 from atomsieve.serve.repository.write import write_repository
 from atomsieve.serve.server.health import load_probes
@@ -143,7 +143,7 @@ def test_example_of_the_documentation(running, predictors, capsys):
 def test_configuration_for_tritons_own_backend_fits_the_artefact(exported, predictors, kind, tmp_path):
     write_repository(tmp_path, [RepositoryModel("gfm", exported, settings(kind))], graph_backend="triton")
     config = read_config(tmp_path / "gfm_graph" / "config.pbtxt")
-    assert (config.backend, config.max_batch_size) == (graphs.BACKENDS[kind][0], 0)
+    assert (config.backend, config.max_batch_size) == (graph_config.BACKENDS[kind][0], 0)
     file = tmp_path / "gfm_graph" / "1" / config.default_model_filename
     entry = read_manifest(exported).exports[f"{kind}-fp64"]
     (listed,) = entry.files.values()
@@ -248,11 +248,11 @@ def test_which_backend_follows_from_the_server(tmp_path):
 
     (tmp_path / "onnxruntime").mkdir()
     server = Installation(tmp_path / "tritonserver", tmp_path)
-    assert graphs.uses_triton_backend("auto", "onnx", server)
-    assert not graphs.uses_triton_backend("auto", "torchscript", server)
-    assert not graphs.uses_triton_backend("auto", "onnx", None)
-    assert graphs.uses_triton_backend("triton", "torchscript", None)
-    assert not graphs.uses_triton_backend("python", "onnx", server)
+    assert graph_config.uses_triton_backend("auto", "onnx", server)
+    assert not graph_config.uses_triton_backend("auto", "torchscript", server)
+    assert not graph_config.uses_triton_backend("auto", "onnx", None)
+    assert graph_config.uses_triton_backend("triton", "torchscript", None)
+    assert not graph_config.uses_triton_backend("python", "onnx", server)
 
 
 def test_a_graph_model_takes_no_more_than_its_capacity():

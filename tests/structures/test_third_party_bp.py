@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
-from atomsieve.structures import third_party_bp as foreign_module
+from atomsieve.structures import SourceInfo, StructureBatch, open_structures, third_party_bp, write_structures
 from tests.structures.structure_samples import assert_equal, random_batch
 
 SOURCES = [SourceInfo("a", "PBE"), SourceInfo("b", "LDA")]
@@ -142,7 +141,7 @@ def hydra(tmp_path: Path) -> tuple[Path, dict[str, StructureBatch], np.ndarray]:
 
 def test_hydragnn_dataset(hydra: tuple[Path, dict[str, StructureBatch], np.ndarray], monkeypatch) -> None:
     path, batches, coefficients = hydra
-    monkeypatch.setattr(foreign_module, "VIRTUAL_STEP", 8)
+    monkeypatch.setattr(third_party_bp, "VIRTUAL_STEP", 8)
     reader = open_structures(path)
     whole = StructureBatch.concatenate(list(batches.values()))
     assert reader.sources == [SourceInfo("mptrj", "not stated")]

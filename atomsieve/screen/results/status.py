@@ -13,8 +13,7 @@ import numpy as np
 
 from atomsieve.runs.lock import read_holder
 from atomsieve.screen.results.files import ResultsFolder
-from atomsieve.screen.results.integrity import describe_unreadable
-from atomsieve.screen.results.integrity import find_damaged_chunks as chunks_damaged
+from atomsieve.screen.results.integrity import describe_unreadable, find_damaged_chunks
 from atomsieve.screen.results.ledger import Entry
 from atomsieve.screen.results.record import Results
 from atomsieve.text import format_duration
@@ -76,7 +75,7 @@ def read_status(results: Results, *, verify: bool = False) -> RunStatus:
     """Return how far the run is, by its ledger and the sizes of its files; `verify` compares all checksums too."""
     # A chunk may be in the ledgers of several ranks; of equal times the later line counts.
     broken = describe_unreadable(results)
-    damaged = chunks_damaged(results) if verify and broken is None else None
+    damaged = find_damaged_chunks(results) if verify and broken is None else None
     good = set() if broken else results.ledger.keys() - set(damaged or ())
     latest = {chunk: max(reversed(results.ledger[chunk]), key=lambda e: e.time) for chunk in good}
     counts: Counter[int] = Counter()

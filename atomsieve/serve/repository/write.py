@@ -13,7 +13,7 @@ from atomsieve.gfm.exports import check_export
 from atomsieve.remote.test_vector import compare_test_vector, read_test_vector
 from atomsieve.remote.wire import available_outputs
 from atomsieve.serve.model.settings import GFM, SETTINGS_FILE, graph_model_name
-from atomsieve.serve.repository import graph_config as graphs
+from atomsieve.serve.repository import graph_config
 from atomsieve.serve.repository.config import MODEL_PY, config_parameters, instance_group, model_config
 from atomsieve.serve.repository.layout import (
     CONFIG,
@@ -63,12 +63,12 @@ def write_repository(
     every: list[str] = []
     for served in models:
         backend = served.settings.backend
-        if graph_backend in ("triton", "python") and backend not in graphs.BACKENDS:
+        if graph_backend in ("triton", "python") and backend not in graph_config.BACKENDS:
             raise UsageError(
                 f"the backend {backend!r} has no models for graphs; leave --graph-backend out, or use --backend onnx "
                 "or libtorch"
             )
-        wanted = graph_backend != "none" and served.settings.backend in graphs.BACKENDS
+        wanted = graph_backend != "none" and served.settings.backend in graph_config.BACKENDS
         every += [served.name, *([graph_model_name(served.name)] if wanted else [])]
     twice = sorted({name for name in every if every.count(name) > 1})
     if twice:
@@ -82,10 +82,10 @@ def write_repository(
             group = instance_group(served.settings.device, instances, gpus)
             new = _make_model(work, repository, served, predictor, version, instances, gpus, queue_delay)
             made.append((new, served.name))
-            if graph_backend != "none" and served.settings.backend in graphs.BACKENDS:
-                native = graphs.uses_triton_backend(graph_backend, served.settings.backend, server)
+            if graph_backend != "none" and served.settings.backend in graph_config.BACKENDS:
+                native = graph_config.uses_triton_backend(graph_backend, served.settings.backend, server)
                 own = new / str(version) / GFM
-                graph = graphs.make_graph_model(
+                graph = graph_config.make_graph_model(
                     work, repository, served, predictor, own, group, version=version, native=native
                 )
                 made.append((graph, graph_model_name(served.name)))

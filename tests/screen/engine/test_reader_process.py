@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from atomsieve.errors import AtomSieveError, DataError
-from atomsieve.screen.engine import reader_process as reading
+from atomsieve.screen.engine import reader_process
 from atomsieve.screen.engine.reader_process import AHEAD, ChunkSource
 from atomsieve.screen.engine.writer_thread import WAITING, ChunkWriter
 from atomsieve.screen.results.chunks import Chunks
@@ -82,7 +82,7 @@ def test_chunks_come_in_order_and_whole_from_another_process(dataset):
 
 
 def test_nobody_waits_for_the_process_to_start(dataset, monkeypatch):
-    monkeypatch.setattr(reading._ReaderProcess, "_receive", lambda self: None)  # it never says that it is up
+    monkeypatch.setattr(reader_process._ReaderProcess, "_receive", lambda self: None)  # it never says that it is up
     chunks = Chunks(N, SIZE)
     with open_structures(dataset) as reader, ChunkSource(reader, Claims(chunks.count), chunks.span) as found:
         assert [chunk for chunk, _ in found] == list(range(chunks.count))
@@ -147,12 +147,12 @@ def test_after_a_process_that_was_killed_the_rank_reads_what_it_was_asked_for(da
 
 def test_a_run_that_ends_before_its_reader_has_started_says_nothing(dataset, caplog):
     with open_structures(dataset) as reader:
-        reading._ReaderProcess(reader).close()
+        reader_process._ReaderProcess(reader).close()
     assert not caplog.records
 
 
 def test_what_makes_no_sense_is_told(dataset, monkeypatch):
-    monkeypatch.setattr(reading, "_read_array", lambda *given: 1 / 0)
+    monkeypatch.setattr(reader_process, "_read_array", lambda *given: 1 / 0)
     with open_structures(dataset) as reader, ChunkSource(reader, Claims(7), Chunks(N, SIZE).span) as found:
         next(found)
         up(found)
@@ -194,14 +194,14 @@ def test_without_a_process_chunks_are_read_here(dataset, monkeypatch):
     def refused(*given, **more):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(reading, "start", refused)
+    monkeypatch.setattr(reader_process, "start_module", refused)
     with open_structures(dataset) as reader, ChunkSource(reader, Claims(7), Chunks(N, SIZE).span) as found:
         assert [chunk for chunk, _ in found] == list(range(7))
 
 
 def test_the_process_ends_with_the_one_that_started_it(dataset):
     with open_structures(dataset) as reader:
-        process = reading._ReaderProcess(reader)
+        process = reader_process._ReaderProcess(reader)
         process._child.stdin.close()
         assert process._child.wait(20) == 0
         process.close()

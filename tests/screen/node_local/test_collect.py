@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError
-from atomsieve.screen.node_local import writer as local
+from atomsieve.screen.node_local import writer as node_local_writer
 from atomsieve.screen.node_local.collect import collect
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger
@@ -60,7 +60,7 @@ def whole(screen, tmp_path):
 def broken(screen, near, tmp_path, monkeypatch):
     """A run that died with chunks on its node only; returns how many structures they hold."""
     with monkeypatch.context() as dies:
-        dies.setattr(local.LocalWriter, "collect", lambda self: None)
+        dies.setattr(node_local_writer.LocalWriter, "collect", lambda self: None)
         with pytest.raises(ZeroDivisionError):
             screen(Breaks(30), forces=True, local=str(near), commit_seconds=0.0)
     assert ledger.read(tmp_path / "out" / "ledger") == {}
@@ -82,7 +82,7 @@ def test_the_same_bytes_and_nothing_stays_on_the_node(screen, near, tmp_path, wh
 
 def test_a_death_at_the_very_end_leaves_nothing_on_the_node_for_good(screen, near, tmp_path, whole, monkeypatch):
     with monkeypatch.context() as dies:
-        dies.setattr(local.LocalStore, "remove", lambda self: 1 / 0)
+        dies.setattr(node_local_writer.LocalStore, "remove", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             screen(forces=True, local=str(near))
     assert (tmp_path / "out/local.json").exists() and len(list(near.iterdir())) == 1
@@ -102,7 +102,7 @@ def test_collected_now_and_then_means_durable_in_the_results_folder(screen, near
     def nothing(self):
         self.commit()
 
-    monkeypatch.setattr(local.LocalWriter, "flush", nothing)
+    monkeypatch.setattr(node_local_writer.LocalWriter, "flush", nothing)
     with pytest.raises(ZeroDivisionError):
         screen(Breaks(30), local=str(near), commit_seconds=0.0, collect_seconds=0.0)
     here = ledger.read(next(near.iterdir()) / "ledger")
@@ -172,7 +172,7 @@ def test_what_was_discarded_is_not_taken_from_the_node(screen, near, tmp_path, w
 
 @pytest.mark.parametrize("after", [0, 3, 7])
 def test_a_death_while_collecting_loses_nothing(screen, near, tmp_path, whole, monkeypatch, after):
-    real, calls = local.copy, []
+    real, calls = node_local_writer.copy, []
 
     def dies(*given):
         calls.append(given)
@@ -180,8 +180,8 @@ def test_a_death_while_collecting_loses_nothing(screen, near, tmp_path, whole, m
             raise KeyboardInterrupt
         real(*given)
 
-    monkeypatch.setattr(local, "copy", dies)
-    monkeypatch.setattr(local, "TOGETHER", 5000)
+    monkeypatch.setattr(node_local_writer, "copy", dies)
+    monkeypatch.setattr(node_local_writer, "TOGETHER", 5000)
     with pytest.raises(KeyboardInterrupt):
         screen(forces=True, local=str(near))
     monkeypatch.undo()
@@ -198,9 +198,9 @@ def test_the_kernel_may_not_copy_or_not_all_at_once(screen, near, tmp_path, whol
         return os.pwrite(target, data, offset_dst)
 
     if way == "absent":
-        monkeypatch.delattr(local.os, "copy_file_range")
+        monkeypatch.delattr(node_local_writer.os, "copy_file_range")
     else:
-        monkeypatch.setattr(local.os, "copy_file_range", partly)
+        monkeypatch.setattr(node_local_writer.os, "copy_file_range", partly)
     screen(forces=True, local=str(near))
     assert artefacts(tmp_path / "out") == whole
 
@@ -209,7 +209,7 @@ def test_a_copy_that_differs_is_noticed(screen, near, tmp_path, monkeypatch):
     def wrong(source, target, place):
         os.pwrite(target, b"\1" * (place[1] - place[0]), place[0])
 
-    monkeypatch.setattr(local, "copy", wrong)
+    monkeypatch.setattr(node_local_writer, "copy", wrong)
     with pytest.raises(AtomSieveError, match="does not read back from"):
         screen(local=str(near))
     monkeypatch.undo()
@@ -272,7 +272,7 @@ def test_a_complete_run_needs_no_room_on_the_node(screen, near, tmp_path, whole,
     class Full:
         f_bavail, f_frsize = 0, 4096
 
-    monkeypatch.setattr(local.os, "statvfs", lambda path: Full)
+    monkeypatch.setattr(node_local_writer.os, "statvfs", lambda path: Full)
     again = screen(forces=True, local=str(near))
     assert again.computed == 0
     assert artefacts(tmp_path / "out") == whole
@@ -298,11 +298,13 @@ def test_ranks_do_not_collect_all_at_once(near, tmp_path):
     chunks = Chunks(640, 64)
     rows = row_file(folder, chunks, 1)
     rows.prepare()
-    store = local.LocalStore.open(near, "key", folder.path)
+    store = node_local_writer.LocalStore.open(near, "key", folder.path)
     now = time.monotonic()
     ages = []
     for rank in range(8):
-        writer = local.LocalWriter(store, local.Carrier(folder, rows, False, rank), [rows], rank, 1.0, 600.0)
+        writer = node_local_writer.LocalWriter(
+            store, node_local_writer.Carrier(folder, rows, False, rank), [rows], rank, 1.0, 600.0
+        )
         ages.append(now - writer._collected)
     gaps = np.diff([*sorted(ages), min(ages) + 600.0])
     assert min(ages) > -60 and max(ages) < 600 and gaps.min() > 30
@@ -311,9 +313,9 @@ def test_ranks_do_not_collect_all_at_once(near, tmp_path):
 def test_the_key_belongs_to_the_run_json(screen, near, tmp_path, broken):
     folder = ResultsFolder(tmp_path / "out")
     key = json.loads(folder.local.read_text())["key"]
-    assert local.find_key(folder) == key
+    assert node_local_writer.find_key(folder) == key
     folder.run.write_text(folder.run.read_text() + "\n")
-    assert local.find_key(folder) != key
+    assert node_local_writer.find_key(folder) != key
 
 
 def test_an_option_that_goes_with_another_is_refused_alone(tmp_path):
@@ -329,5 +331,5 @@ def test_an_option_that_goes_with_another_is_refused_alone(tmp_path):
 def test_a_folder_on_nodes_that_is_not_there_is_not_made_by_mistake(tmp_path):
     place = tmp_path / "scrach" / "mine"
     with pytest.raises(AtomSieveError, match=r"--local .* there is no such folder; make it"):
-        local.LocalStore.open(place, "key", tmp_path / "results")
+        node_local_writer.LocalStore.open(place, "key", tmp_path / "results")
     assert not place.parent.exists()

@@ -22,7 +22,7 @@ from atomsieve.screen.results.record import open_results
 from atomsieve.screen.results.screened_input import read_at, read_numbers_at
 from atomsieve.screen.run import run_screen
 from atomsieve.screen.selection import groups, pareto
-from atomsieve.screen.selection import select as selecting
+from atomsieve.screen.selection import select as select_module
 from atomsieve.screen.selection.groups import Grouping, make_composition_keys
 from atomsieve.screen.selection.pareto import Front
 from atomsieve.screen.selection.select import BestOfGroups, Selection, rank_in_groups, select
@@ -105,7 +105,7 @@ def test_nothing_to_choose_from(screened, kind):
 @pytest.mark.parametrize("kind", ["formula", "reduced-formula", "chemsys", "source"])
 @pytest.mark.parametrize(("n", "each"), [(7, 1), (40, 3), (None, 2)])
 def test_the_best_of_each_group_are_those_of_a_plain_search(screened, monkeypatch, kind, n, each):
-    monkeypatch.setattr(selecting, "AT_ONCE", 8)
+    monkeypatch.setattr(select_module, "AT_ONCE", 8)
     results, batch = screened
     rows = np.array(results.rows())
     rows = rows[rows["head"] == 1]
@@ -185,7 +185,7 @@ def crystalline(tmp_path_factory):
 @pytest.mark.parametrize(("n", "each"), [(3, 1), (4, 2), (None, 1)])
 def test_the_best_of_each_space_group(crystalline, monkeypatch, n, each):
     images, results, found = crystals(), crystalline, []
-    monkeypatch.setattr(selecting, "AT_ONCE", 2)
+    monkeypatch.setattr(select_module, "AT_ONCE", 2)
     real = groups.find_space_group
     monkeypatch.setattr(groups, "find_space_group", lambda *given: found.append(1) or real(*given))
     chosen = select(results, Selection(top=n, by="energy", per="space-group", each=each))
@@ -245,7 +245,7 @@ def test_refused_with_a_reason(screened, monkeypatch):
         select(results, Selection(head="pbf"))
     with pytest.raises(UsageError, match="--each 2 goes with --per"):
         Selection(each=2)
-    monkeypatch.setattr(selecting, "LARGEST", 10)
+    monkeypatch.setattr(select_module, "LARGEST", 10)
     for selection in (Selection(per="formula", head="pbe"), Selection(per="space-group", head="pbe"), Selection()):
         with pytest.raises(UsageError, match="more than 10 "):
             select(results, selection)
@@ -253,8 +253,8 @@ def test_refused_with_a_reason(screened, monkeypatch):
 
 def test_no_more_rows_are_held_than_may_be_chosen(screened, monkeypatch):
     held = []
-    monkeypatch.setattr(selecting, "LARGEST", 10)
-    monkeypatch.setattr(selecting, "TopK", lambda k, *args, **given: held.append(k) or TopK(k, *args, **given))
+    monkeypatch.setattr(select_module, "LARGEST", 10)
+    monkeypatch.setattr(select_module, "TopK", lambda k, *args, **given: held.append(k) or TopK(k, *args, **given))
     with pytest.raises(UsageError, match="more than 10 rows would be chosen"):
         select(screened[0], Selection(top=500))
     assert len(select(screened[0], Selection(top=10)).rows) == 10
@@ -278,7 +278,7 @@ def test_what_would_be_ignored_is_refused(given, message):
 @pytest.mark.parametrize("verb", ["dedup", "hull"])
 def test_tolerance_of_space_groups_of_other_verbs(crystalline, tmp_path, monkeypatch, verb):
     given = []
-    monkeypatch.setattr(selecting, "Grouping", lambda kind, reader, symprec: given.append(symprec) or 1 / 0)
+    monkeypatch.setattr(select_module, "Grouping", lambda kind, reader, symprec: given.append(symprec) or 1 / 0)
     args = [verb, str(crystalline.folder.path), "--per", "space-group", "--symprec", "0.07"]
     more = ["-r", "nothing", "-o", str(tmp_path / "h.csv")] if verb == "hull" else ["-o", str(tmp_path / "d.csv")]
     assert isinstance(CliRunner().invoke(app, [*args, *more]).exception, ZeroDivisionError)
