@@ -82,7 +82,7 @@ def export_gfm(
 ) -> list[ExportOutcome]:
     """Export an ensemble; artefacts that fail their check are not written.
 
-    say : called with one line before each step. done : called with each outcome as soon as it is known.
+    say : called with a line of text before each step. done : called with each outcome as soon as it is known.
 
     Raises
     ------

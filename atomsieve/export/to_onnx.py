@@ -70,7 +70,7 @@ def write(ensemble: Ensemble, spec: Spec, folder: Path, ensemble_id: str) -> Wri
 def _metadata(ensemble: Ensemble, spec: Spec, ensemble_id: str) -> dict[str, str]:
     """Return the metadata of the file; values are texts, lists are JSON."""
     config, heads = ensemble.config, [h.name for h in ensemble.heads]
-    # Nobody can guess the source that is meant, so with several heads and no default the user must choose.
+    # With several heads and no default, no head is the obvious one: the user must choose.
     default = spec.default_head or (heads[0] if len(heads) == 1 else "")
     return {
         "ensemble_id": ensemble_id,

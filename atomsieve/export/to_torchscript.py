@@ -166,7 +166,7 @@ class Scripted:
                 found = self._model(*given)
         except RuntimeError as error:
             if "out of memory" in str(error) and not isinstance(error, torch.OutOfMemoryError):
-                # The interpreter tells of every failure by one class.
+                # The interpreter raises one class for every failure.
                 raise torch.OutOfMemoryError(str(error).strip().splitlines()[-1]) from error
             raise
         return {name: t.cpu().numpy() for name, t in zip(self._outputs, found, strict=True)}

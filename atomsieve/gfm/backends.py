@@ -1,4 +1,4 @@
-"""The registry of backends: what can evaluate an ensemble, one row each. Needs no torch.
+"""The registry of backends, one row for each way to evaluate an ensemble. Needs no torch.
 
 To add a backend that runs an exported file:
 

@@ -95,7 +95,7 @@ def _defect(basis: NDArray[np.float64], tri: NDArray[np.float64], rank: NDArray[
 
 
 def _reduce(basis: NDArray[np.float64], to_cell: NDArray[np.int64], rank: NDArray[np.int64]) -> None:
-    """Shorten the vectors in place until no sum or difference is shorter; the shortest comes to the innermost place."""
+    """Shorten the vectors in place until no sum or difference is shorter; the shortest vector ends innermost."""
     for _ in range(200):
         changed = False
         for k in range(3):
@@ -182,7 +182,7 @@ def lattices(batch: StructureBatch, cutoff: float) -> Lattices:
     ------
     DataError
         naming the first structure with atoms whose positions or periodic cell are not finite, whose periodic cell is
-        singular or tiny beside the cutoff, or whose atoms lie too many cells apart for 32-bit shifts.
+        singular or tiny compared with the cutoff, or whose atoms lie too many cells apart for 32-bit shifts.
     """
     extent = _extents(batch, cutoff)
     filled = batch.counts > 0

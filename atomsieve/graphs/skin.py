@@ -162,7 +162,7 @@ class SkinList:
 
 
 def _hold(batch: StructureBatch, cutoff: float, wide: Graph, device: torch.device) -> _Held:
-    """Keep copies of what a list was made for; the device as asked for, as tensors on "cuda" say "cuda:0"."""
+    """Keep copies of the input of a list, with the device as it was requested (a tensor on "cuda" reports "cuda:0")."""
     neighbors = wide.neighbors
     shift = neighbors.shift.double()
     home = wide.structure.index_select(0, neighbors.receiver)

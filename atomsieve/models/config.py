@@ -142,7 +142,7 @@ class HeadSpec(BaseModel):
 
     Attributes
     ----------
-    references : energy of one atom of each element, eV; total energy = their sum + what the network predicts.
+    references : energy of one atom of each element, eV; total energy = their sum + the prediction of the network.
     scale : eV; the network's output per atom is multiplied by it.
     elements : number of atoms of each element seen in training.
     statistics : label statistics for people (counts, means, force norms).

@@ -1,8 +1,8 @@
 """Element embeddings that start from the periodic table.
 
 Neighbours in the table behave alike. Embeddings that start as random mixtures of smooth functions of group, period,
-number of f electrons and covalent radius let a network carry what it learns of one element over to the next; with few
-structures per element this decides how well compositions never seen are predicted. Training changes them freely.
+number of f electrons and covalent radius let a network transfer what it learns from one element to its neighbours;
+with few structures per element this decides how well unseen compositions are predicted. Training changes them freely.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from atomsieve.devices import device_kind
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.predict.free_memory import format_bytes, read_free_memory
 from atomsieve.predict.interface import AnyPredictor
-from atomsieve.predict.memory_law import law_key, load_law, store_law
+from atomsieve.predict.memory_law import MemoryLaw, law_key, load_law, store_law
 from atomsieve.predict.memory_probe import SCREENED, USABLE, count_edges, measure_law, take_few
 from atomsieve.structures import StructureBatch
 
@@ -83,14 +83,9 @@ def find_budget(
     if not np.isfinite(room):
         return Budget(*usual, "usual: how much memory is free cannot be told here")
     sample = sample() if callable(sample) else sample
-    key = law_key(predictor, want)
-    law = load_law(key)
-    how = "known from an earlier probe"
+    law, how = _find_law(predictor, sample, want, head, room)
     if law is None:
-        law, how = measure_law(predictor, sample, want, head, room), "learned in a probe"
-        if law is None:
-            return Budget(*usual, "usual: no structure of the sample could be measured")
-        store_law(key, law)
+        return Budget(*usual, "usual: no structure of the sample could be measured")
     atoms, edges, excess = _edge_density(sample, predictor.cutoff)
     most = USABLE * room / SAFETY - law.fixed
     limit = (usual[0], usual[1]) if on_cpu else (predictor.capabilities.max_atoms or usual[0], 1 << 31)
@@ -112,6 +107,19 @@ def find_budget(
         taken = law.bytes(max_atoms, max_edges * excess)
         why = f"about {format_bytes(taken)} of {format_bytes(room)} free, {how}"
     return Budget(max_atoms, max_edges, why)
+
+
+def _find_law(
+    predictor: AnyPredictor, sample: StructureBatch, want: Collection[str], head: str | None, room: float
+) -> tuple[MemoryLaw | None, str]:
+    """Return the memory law and how it is known: from the cache, or by a probe; None if nothing can be measured."""
+    key = law_key(predictor, want)
+    if (law := load_law(key)) is not None:
+        return law, "known from an earlier probe"
+    law = measure_law(predictor, sample, want, head, room)
+    if law is not None:
+        store_law(key, law)
+    return law, "learned in a probe"
 
 
 def round_down(value: float) -> int:

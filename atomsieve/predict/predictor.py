@@ -194,7 +194,7 @@ class Predictor:
         ensemble, manifest = load_gfm(folder)
         identity = ""
         names = [h.name for h in manifest.heads]
-        while identity != ensemble_id(folder):  # once more, if it was calibrated or its domain fitted anew meanwhile
+        while identity != ensemble_id(folder):  # again if the calibration or the domain changed in between
             identity, calibration = ensemble_id(folder), read_calibration(folder)
             domains = read_domain(folder, names, manifest.config.hidden)
             mixture = read_mixture(folder, names)

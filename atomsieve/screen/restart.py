@@ -129,8 +129,9 @@ class Supervisor:
             overwritten = _stamp(self.folder.run) != began
             since = time.monotonic()
             code = self._run([word for word in self.command if word != ONCE or not overwritten])
-            anew = ONCE not in self.command or _stamp(self.folder.run) != began  # else what lies there is older
-            cause = find_cause_of_death(code, anew and self._complete())
+            # without a new record, the one in the folder is of an earlier run
+            rewritten = ONCE not in self.command or _stamp(self.folder.run) != began
+            cause = find_cause_of_death(code, rewritten and self._complete())
             if cause is None:
                 if code in (EXIT_ERROR, EXIT_USAGE):  # a launcher may end so without a word
                     self._print(f"the run ended by itself with exit code {code}; it is not started again")
@@ -166,7 +167,7 @@ class Supervisor:
         def follow_me() -> None:
             end_with_parent(own, signal.SIGTERM)
 
-        # no other thread is at work here, which is what preexec_fn asks for
+        # preexec_fn is safe only without other threads; there are none here
         self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=follow_me)
         try:
             if self._stopped is not None:  # it came while the child was made

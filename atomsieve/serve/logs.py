@@ -103,7 +103,7 @@ class Log:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written before cannot be now
+            with contextlib.suppress(OSError):  # records that could not be written before cannot be written now
                 self._file.close()
 
     def _write(self, line: str, target: IO[str], name: str) -> None:

@@ -123,7 +123,7 @@ def compile_where(text: str, columns: Iterable[str]) -> Where:
     Raises
     ------
     UsageError
-        naming what is not allowed, or the unknown column and the nearest one.
+        naming the part that is not allowed, or the unknown column and the nearest one.
     """
     known = sorted(set(columns))
     if not text.strip():

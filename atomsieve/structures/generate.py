@@ -222,7 +222,7 @@ class Substituted(StructureGenerator):
             batch = batch.replace(
                 positions=batch.positions * factor[owner, None], cell=batch.cell * factor[:, None, None]
             )
-        # A prototype's charge says nothing about the new composition.
+        # The charge of a prototype does not hold for the new composition.
         batch = batch.replace(numbers=numbers, charge=None, spin=None)
         return _displace(rng, batch, self.rattle, self.strain)
 

@@ -65,5 +65,5 @@ def open_structures(
     if (path / "md.idx").exists() or (path / "data.0").exists():
         return open_third_party(path, label=label, restore_energies=restore_energies, timeout=timeout)
     if (path / NAME).exists():
-        return ManifestReader(path, verify)  # says what is wrong with it
+        return ManifestReader(path, verify)  # raises the error that names the damage
     raise DataError(f"{path} is neither a dataset folder ({NAME} is missing) nor a BP5 directory (md.idx is missing)")

@@ -80,7 +80,7 @@ class ProcessGroup:
         error: Exception | None = None
         try:
             value = work()
-        except Exception as caught:  # every kind: the other ranks are waiting to be told
+        except Exception as caught:  # every kind: the other ranks wait for the outcome
             error = caught
         said = self.all_gather((value, None if error is None else f"{type(error).__name__}: {error}"))
         if error is not None:

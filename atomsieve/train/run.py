@@ -39,7 +39,7 @@ SHOWN_KEYS = 6
 
 
 def train(config: TrainConfig, console: Console | None = None, *, overwrite: bool = False) -> TrainResult:
-    """Train as the configuration says; run again after an interruption, it continues where it was.
+    """Train an ensemble from a configuration; a call after an interruption continues from the last checkpoint.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def claim_output(config: TrainConfig, digests: list[str], group: ProcessGroup, o
 
 
 def _prepare_output(config: TrainConfig, digests: list[str], overwrite: bool) -> str | None:
-    """Return what is wrong with the output folder, or None after writing the resolved configuration there."""
+    """Return why the output folder cannot be used, or None after writing the resolved configuration there."""
     folder = TrainFolder(config.output)
     try:
         folder.make()

@@ -190,7 +190,7 @@ def _with_pair_rules(domain: HeadDomain, held: NDArray[np.int64], fetch: Fetch, 
     """Return the domain with rules such that few of the structures kept from the fit have an unseen pair or contact.
 
     First `expected` is raised until it alone marks few enough, then `kin`. Structures with elements that the fit has
-    not seen do not count; they set themselves apart anyway.
+    not seen do not count; they are outside the domain in any case.
     """
     known = np.zeros(256, bool)
     known[domain.elements] = True

@@ -99,10 +99,10 @@ class Mixture:
 
 
 def reference_gap(heads: Sequence[HeadSpec]) -> tuple[float, int, str, str]:
-    """Return how far apart, in eV, two heads' references of one element are at most, the element, and the two heads.
+    """Return the largest difference, in eV, of two heads' references of one element, the element, and the two heads.
 
     Levels of theory that count energy from different zeros (all electrons, pseudopotentials, formation energies) show
-    by it: mixed energies of different compositions must then not be compared.
+    as a large difference: mixed energies of different compositions must then not be compared.
     """
     worst = (0.0, 0, "", "")
     for z in range(1, MAX_NUMBER + 1):

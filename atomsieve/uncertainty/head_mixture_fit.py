@@ -37,8 +37,8 @@ def fit_mixture(
     """Fit a mixture by cross entropy to the heads that compositions belong to; every head counts alike.
 
     A weight is then the share that a head's source has among structures of this composition, were all sources equally
-    large. Equal compositions stay together when a tenth is kept apart, and each head keeps one to learn from; the fit
-    ends when it gets no better on those kept apart.
+    large. Equal compositions stay together when a tenth is held out, and each head keeps at least one for the fit; the
+    fit ends when it gets no better on the tenth held out.
 
     counts : [M,118] atoms of each element; head : [M] index of the head. known : [H,118], as a mixture is called with;
         structures with an element that their own head lacks are left out.
@@ -53,7 +53,6 @@ def fit_mixture(
     present = np.unique(head)
     if len(present) < 2:
         raise DataError(f"a mixture needs structures of at least two heads, got those of {len(present)}")
-    generator = torch.Generator().manual_seed(seed)
     held = _hold_out(counts, head, seed)
     x = counts / counts.sum(1, keepdims=True) if inputs == "fractions" else counts
     scale = np.maximum(x[~held].std(0).max(), 1e-3)
@@ -71,6 +70,27 @@ def fit_mixture(
         for inner, outer in pairwise(widths):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
     net = nn.Sequential(*layers[:-1]).double()
+    judged = test if len(test[0]) else train
+    best, rounds = _train(net, train, judged, torch.Generator().manual_seed(seed))
+    maps = [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in net if isinstance(m, nn.Linear)]
+    maps[0] = (maps[0][0] / scale, maps[0][1])
+    maps[-1][1][~seen] = -1e3  # heads without data get no weight
+    about = {
+        "structures": len(counts),
+        "held": int(held.sum()),
+        "rounds": rounds,
+        "seed": seed,
+        "cross_entropy": best,
+        "uniform": _uniform(judged),
+        "of_head": {names[k]: int((head == k).sum()) for k in present.tolist()},
+    }
+    return Mixture(names, tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in maps), inputs, about)
+
+
+def _train(
+    net: nn.Sequential, train: list[Tensor], judged: list[Tensor], generator: torch.Generator
+) -> tuple[float, int]:
+    """Train until the loss on `judged` gets no better, and keep the best weights; return that loss and the rounds."""
     best, since, rounds = np.inf, 0, 0
     state = net.state_dict()
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
@@ -81,26 +101,14 @@ def fit_mixture(
             _loss(net, [t[some] for t in train]).backward()
             optimizer.step()
         with torch.no_grad():
-            found = float(_loss(net, test if len(test[0]) else train))
+            found = float(_loss(net, judged))
         if found < best - 1e-4:
             best, since = found, rounds
             state = {name: t.clone() for name, t in net.state_dict().items()}
         elif rounds - since >= PATIENCE:
             break
     net.load_state_dict(state)
-    maps = [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in net if isinstance(m, nn.Linear)]
-    maps[0] = (maps[0][0] / scale, maps[0][1])
-    maps[-1][1][~seen] = -1e3  # heads without data get no weight
-    about = {
-        "structures": len(counts),
-        "held": int(held.sum()),
-        "rounds": rounds,
-        "seed": seed,
-        "cross_entropy": best,
-        "uniform": _uniform(test if len(test[0]) else train),
-        "of_head": {names[k]: int((head == k).sum()) for k in present.tolist()},
-    }
-    return Mixture(names, tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in maps), inputs, about)
+    return best, rounds
 
 
 def _hold_out(counts: NDArray[np.float64], head: NDArray[np.integer[Any]], seed: int) -> NDArray[np.bool_]:

@@ -42,7 +42,7 @@ def top(
     else:
         shown, among = by, f", at most {selection.each} of each {per}" if per else ""
         title = f"{pluralize(len(rows), 'row')} with the {order} {by}{among}{note}"
-    # a formula column beside formulas as groups would say the same
+    # with formulas as groups, a formula column would repeat them
     names = {} if per == "formula" else read_formulas(opened, rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
     widen(console()).print(top_table(rows, opened.labels, names, title, shown, groups))

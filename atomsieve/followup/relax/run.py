@@ -104,7 +104,7 @@ def run_relax(
 
     results : folder of a complete screening. ensemble : the folder of the ensemble that screened; None takes the path
         in run.json. out : folder to write; None takes `<results>.relaxed`. overwrite : discard what is in it.
-    console : where rank 0 says what it does; None shows nothing. predictor : taken instead of loading the ensemble.
+    console : where rank 0 prints its progress; None prints nothing. predictor : taken instead of loading the ensemble.
     comm : the processes; None finds out. Closed at the end.
 
     Raises
@@ -139,27 +139,26 @@ def _prepare(
     stack: ExitStack,
 ) -> _Work:
     lead = comm.rank == 0
-    results = comm.run_on_all(lambda: open_results(path))
+    results = comm.run_on_all(open_results, path)
     folder = RelaxFolder(Path(out) if out is not None else sibling_path(path, ".relaxed"))
-    comm.run_on_all(lambda: check_apart(folder.path, results))
-    head, rows = comm.run_on_first(lambda: select_rows(results, options.selection))
+    comm.run_on_all(check_apart, folder.path, results)
+    head, rows = comm.run_on_first(select_rows, results, options.selection)
     if predictor is None:
-        predictor = comm.run_on_all(lambda: _load(results, ensemble, options, head, comm.local_rank))
+        predictor = comm.run_on_all(_load, results, ensemble, options, head, comm.local_rank)
     model = predictor
-    comm.run_on_all(lambda: _check_predictor(model, options, head))
-    comm.run_on_all(lambda: _require_same_input(results))
+    comm.run_on_all(_check_predictor, model, options, head)
+    comm.run_on_all(_require_same_input, results)
     kind = device_kind(model.device)
     share = ranks_per_device(gather_places(comm, model))
     max_atoms, max_edges, group_atoms = comm.run_on_first(
-        lambda: resolve_budget(
-            model,
-            options,
-            folder,
-            lambda: read_rows(results, rows[:: max(len(rows) // SAMPLE, 1)]),
-            head=head,
-            overwrite=overwrite,
-            share=share,
-        )
+        resolve_budget,
+        model,
+        options,
+        folder,
+        lambda: read_rows(results, rows[:: max(len(rows) // SAMPLE, 1)]),
+        head=head,
+        overwrite=overwrite,
+        share=share,
     )
     bounds = find_group_bounds(rows["natoms"].astype(np.int64), group_atoms)
     lock = PathLock(folder.lock) if lead else None
@@ -179,30 +178,27 @@ def _prepare(
         folder.settle(wanted, overwrite=overwrite)
 
     comm.run_on_first(occupy)
-    if lead and console is not None:
-        console.print(
-            f"head: {head}\n{pluralize(len(rows), 'structure')}, {pluralize(int(rows['natoms'].sum()), 'atom')}, in "
-            f"{pluralize(len(bounds) - 1, 'group')}; batches of {max_atoms:,} atoms, {model.precision} on "
-            f"{model.device}\nrelaxed: {folder.path}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if line := describe_mixed_precisions(results, [rows]):
-            console.print(f"{line}; all are relaxed in {model.precision}", highlight=False, soft_wrap=True)
-    return _Work(
-        comm,
-        model,
-        head,
-        results,
-        rows,
-        bounds,
-        folder,
-        options,
-        (max_atoms, max_edges),
-        EventLog(folder.log) if lead else None,
-        lock,
-        console if lead else None,
+    log = EventLog(folder.log) if lead else None
+    batches, shown = (max_atoms, max_edges), console if lead else None
+    work = _Work(comm, model, head, results, rows, bounds, folder, options, batches, log, lock, shown)
+    _greet(work)
+    return work
+
+
+def _greet(work: _Work) -> None:
+    """Print what is relaxed, how, and where the results go."""
+    if work.console is None:
+        return
+    rows, model = work.rows, work.predictor
+    work.console.print(
+        f"head: {work.head}\n{pluralize(len(rows), 'structure')}, {pluralize(int(rows['natoms'].sum()), 'atom')}, in "
+        f"{pluralize(len(work.bounds) - 1, 'group')}; batches of {work.budget[0]:,} atoms, {model.precision} on "
+        f"{model.device}\nrelaxed: {work.folder.path}",
+        highlight=False,
+        soft_wrap=True,
     )
+    if line := describe_mixed_precisions(work.results, [rows]):
+        work.console.print(f"{line}; all are relaxed in {model.precision}", highlight=False, soft_wrap=True)
 
 
 def select_rows(results: Results, selection: Selection) -> tuple[str, NDArray[Any]]:

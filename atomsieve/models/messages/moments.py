@@ -69,7 +69,7 @@ class PairedMoments(torch.autograd.Function):
         moments = torch.bmm(_each(directed, members), far_v).view(members, atoms, radial, width)
         grad_p = -(moments * push.squeeze(1)).sum(2, keepdim=True)
 
-        # Gradients by the basis: features are summed in products with what stands at the atom itself, times weights.
+        # Gradients by the basis: features are summed in products with the gradient at the atom itself, times weights.
         here = (grad.unsqueeze(2) * direct).view(many, radial, 4 * width).transpose(1, 2)
         there = (own.unsqueeze(2) * direct).view(many, radial, 4 * width)
         by_basis = torch.bmm(near, here)

@@ -198,7 +198,7 @@ class _Refinement:
         return self.context.comm.run_on_first(merge)
 
     def next_state(self, state: CascadeState, seen: Tally) -> CascadeState:
-        """Return the state with one more rule, or settled; it is stored. `seen` are the rows of the cheaper pass."""
+        """Return and store the state with one more rule, or settled. `seen` counts the rows of the cheaper pass."""
         comm, top = self.context.comm, self.options.top
         if not state.rules:
             counts: Counter[int] = sum(comm.all_gather(seen.status), Counter())

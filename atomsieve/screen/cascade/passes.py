@@ -2,8 +2,8 @@
 
 A rule is a pure function of a row in the cheaper precision: any rank takes the same rows, however often it applies
 the rule. Before a chunk gets its better rows, one line about them is durable in `cascade/NNNNN.notes`: their number,
-the largest errors, the time. A chunk that was interrupted in between does not fit its checksum, so it is computed
-again in the cheaper precision as any such chunk, and then gets its better rows again.
+the largest errors, the time. A chunk that was interrupted in between does not match its checksum. It is computed
+again in the cheaper precision, as any such chunk, and then gets its better rows again.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def _copy_entries(store: LocalStore, carrier: Carrier, entries: Sequence[ledger.
         for path in carrier.paths:
             sources.append(os.open(store.folder.path / path.name, os.O_RDONLY))
         return carrier.carry(entries, sources)
-    except FileNotFoundError:  # the ledger is there and the data is not: somebody made room
+    except FileNotFoundError:  # the ledger is there and the data is not: it was deleted to free space
         return list(entries)
     finally:
         for source in sources:

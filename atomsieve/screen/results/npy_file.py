@@ -62,7 +62,7 @@ class ResultFile:
         try:
             header = npy_header(self.shape, self.dtype)
             whole = os.fstat(handle).st_size == self.nbytes and os.pread(handle, len(header), 0) == header
-            if not whole:  # a complete file is not touched: its time of change says when it was computed
+            if not whole:  # a complete file is not touched: its modification time is that of the computation
                 os.pwrite(handle, header, 0)
                 os.ftruncate(handle, self.nbytes)
                 os.fsync(handle)

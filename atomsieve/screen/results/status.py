@@ -105,7 +105,7 @@ def _recomputing(results: Results) -> tuple[str, str] | None:
     made = results.manifest.get("cascade")
     try:
         settled = json.loads(results.folder.bounds.read_text())["settled"]
-    except (FileNotFoundError, ValueError, KeyError):  # not there yet; the run itself says what is wrong with it
+    except (FileNotFoundError, ValueError, KeyError):  # not there yet; the run itself reports the error
         settled = False
     return None if made is None or settled else (made["first"], made["then"])
 

@@ -1,4 +1,4 @@
-"""Energy of a run, from the counters of GPUs (NVML) and processors (RAPL). What no counter gives is None, never 0.
+"""Energy of a run, from the counters of GPUs (NVML) and processors (RAPL). Without a counter it is None, never 0.
 
 The counters of a processor include other programs and idle cores: they are right for a machine that does nothing else.
 """

@@ -231,7 +231,7 @@ class Health(threading.Thread):
         self._kill_stubs(probe.model)
         try:
             with self._connect(self._loading) as transport:
-                # a server does not load what it has and whose files are as they were
+                # a server does not load a model again whose files are unchanged
                 transport.unload(probe.model, seconds=self._loading)
                 transport.load(probe.model, seconds=self._loading)
                 for one in self._probes:

@@ -173,7 +173,7 @@ class TritonProcess:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        except BaseException:  # a server that nobody watches must not stay
+        except BaseException:  # a server without a supervisor must not stay
             os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
             raise

@@ -85,7 +85,7 @@ def main() -> None:
         return
     try:
         same = _stat(group)[19] == born
-    except OSError:  # the leader is gone; what it started may not be
+    except OSError:  # the leader has ended; processes that it started may not have
         same = bool(list_processes(group))
     if same:
         end_group(group)

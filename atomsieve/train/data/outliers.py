@@ -45,7 +45,7 @@ def robust_deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _energy_outliers(catalog: Catalog, usable: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:
     """Return the structures whose energy per atom, without references, is far from the median of its source.
 
-    References are fitted again without what was found, until nothing new is found (a huge outlier hides smaller ones).
+    References are fitted again without the outliers found, until there are no new ones (a huge outlier hides others).
     """
     out = np.zeros(len(catalog), bool)
     for head in range(len(catalog.sources)):

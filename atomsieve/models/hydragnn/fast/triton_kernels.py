@@ -275,7 +275,7 @@ def wide_backward(
     x, y, z = tl.load(v0 + 4 * j), tl.load(v0 + 4 * j + 1), tl.load(v0 + 4 * j + 2)
     if BIASED:
         beta_f = tl.load(beta + f, mask=lanes, other=0.0)
-    own = by_v + n * 3 * L + f  # an atom keeps its own vector besides
+    own = by_v + n * 3 * L + f  # an atom keeps its own vector too
     g_x = w_f * tl.load(own, mask=lanes, other=0.0)
     g_y = w_f * tl.load(own + L, mask=lanes, other=0.0)
     g_z = w_f * tl.load(own + 2 * L, mask=lanes, other=0.0)
