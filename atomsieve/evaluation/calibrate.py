@@ -45,11 +45,6 @@ def merge_calibration(
     )
 
 
-def record_calibration(folder: str | Path, calibration: Calibration) -> None:
-    """Put a calibration into a gfm/ folder, durably."""
-    record_files(folder, {CALIBRATION: calibration.dumps()})
-
-
 def calibrate_gfm(
     folder: str | Path,
     data: str | Path,

@@ -27,7 +27,6 @@ from atomsieve.structures.source import SourceInfo
 FORMAT = "atomsieve.structures"
 SCHEMA = 1
 NAME = "manifest.json"
-BLOCK = 1 << 22
 
 Count = Annotated[int, Field(ge=0)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]

@@ -12,7 +12,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.evaluation import residuals
 from atomsieve.evaluation.calibrate import calibrate_gfm
 from atomsieve.evaluation.residuals import choose_atom_stride, predict_file
-from atomsieve.gfm import ensemble_id, load_gfm, read_calibration, weights_id
+from atomsieve.gfm import ensemble_id, load_gfm, read_calibration, record_files, weights_id
+from atomsieve.gfm.manifest import CALIBRATION
 from atomsieve.predict import Predictor
 from atomsieve.predict.intervals import HeadUncertainty
 from atomsieve.structures.open import open_structures
@@ -151,7 +152,7 @@ def test_of_two_calibrations_at_once_none_is_lost(plain, held_out, tmp_path, mon
     predict = module.predict_file
 
     def meanwhile(*args):
-        module.record_calibration(own, module.Calibration(heads={"organic": other}))
+        record_files(own, {CALIBRATION: module.Calibration(heads={"organic": other}).dumps()})
         return predict(*args)
 
     monkeypatch.setattr(module, "predict_file", meanwhile)

@@ -119,7 +119,7 @@ def run_relax(
             Path(results), options or RelaxOptions(), ensemble, out, overwrite, console, predictor, comm, stack
         )
         begun = time.perf_counter()
-        todo = comm.run_on_first(lambda: _find_unfinished(work))
+        todo = comm.run_on_first(_find_unfinished, work)
         _relax(work, todo, stop)
         return _finish(work, todo, time.perf_counter() - begun)
 
@@ -283,7 +283,7 @@ def _relax(work: _Work, todo: list[int], stop: StopRequest) -> None:
     stopped = any(comm.all_gather(stop.requested))
     missing = comm.run_on_first(lambda: [g for g in todo if not work.folder.group(g).exists()])
     if missing:
-        comm.run_on_all(lambda: _raise_unfinished(work, stopped, missing))
+        comm.run_on_all(_raise_unfinished, work, stopped, missing)
 
 
 def _relax_group(work: _Work, number: int, stop: Any, left: Any) -> bool:

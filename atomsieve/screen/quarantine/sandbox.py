@@ -7,7 +7,6 @@ the rank knows how far a process that died had come.
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import signal
@@ -34,8 +33,6 @@ from atomsieve.screen.quarantine.rows import mark_poisoned
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import CONDITIONS
 from atomsieve.structures.interface import StructureReader
-
-log = logging.getLogger(__name__)
 
 CHILD_FIRST = "500"
 """Of /proc/PID/oom_score_adj: where memory runs out, the kernel ends this process before its rank."""
