@@ -80,15 +80,26 @@ def _grid(
         axes.set(xlabel="", ylabel="")
     figure.supxlabel(x, fontsize=10)
     figure.supylabel(y, fontsize=10)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
+    _add_shared_legend(figure, grid.flat[0], "upper", markerscale=1 if draw is not _draw_parity_panel else 4)
+    return figure
+
+
+def _add_shared_legend(figure: Figure, axes: Axes, side: str, markerscale: float) -> None:
+    """Put the legend of one panel outside of all panels, at the `upper` or `lower` side of the figure."""
+    handles, labels = axes.get_legend_handles_labels()
     if handles:
-        where = {"loc": "outside upper center", "ncols": len(handles), "frameon": False}
         legend = figure.legend(
-            handles, labels, fontsize=9, markerscale=1 if draw is not _draw_parity_panel else 4, **where
+            handles,
+            labels,
+            fontsize=9,
+            markerscale=markerscale,
+            loc="outside upper center" if side == "upper" else "outside lower center",
+            ncols=len(handles),
+            frameon=False,
         )
         for handle in legend.legend_handles:
-            handle.set_alpha(1)
-    return figure
+            if handle is not None:
+                handle.set_alpha(1)
 
 
 def _few_ticks(axes: Axes) -> None:
@@ -159,7 +170,7 @@ def _draw_parity_panel(axes: Axes, head: str, name: str, evaluation: Evaluation)
 def _parity_panel(axes: Axes, name: str, rows: HeadRows) -> None:
     """Draw predictions against labels; energies per atom without the element references."""
     label, found, outside = _parity_points(name, rows)
-    unit = "eV/atom, element references taken off" if name == "energy" else "eV/Å"
+    unit = "eV/atom less references" if name == "energy" else "eV/Å"
     good = np.flatnonzero(np.isfinite(label) & np.isfinite(found))
     good = good[thin_indices(len(good))]
     for chosen, colour, text in ((~outside, FITTED, "in domain"), (outside, "#d1495b", "outside")):
@@ -203,6 +214,8 @@ def draw_parity(rows: Mapping[str, HeadRows], title: str) -> bytes:
         axes.yaxis.label.set_size(7)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
+    if panels:
+        _add_shared_legend(figure, grid.flat[0], "lower", markerscale=4)
     figure.suptitle(title, fontsize=10)
     return _png(figure)
 

@@ -13,7 +13,7 @@ Imports nothing but the standard library: the entry points of the commands need 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that torch.distributed needs to connect by itself; only where all are set, torchrun started the process."""
@@ -31,6 +31,7 @@ class Launch:
     launcher : `none`, `torchrun`, `Open MPI`, `MVAPICH`, `MPICH` (also of Intel and Cray), `PMIx` or `srun`.
     rank, size : number of this process among all of the job (0-based), and how many there are.
     local_rank, local_size : the same among the processes of this machine.
+    pmix : the launcher offers its ranks PMIx and nothing else; an MPI library without PMIx aborts the process.
     """
 
     launcher: str = "none"
@@ -38,6 +39,7 @@ class Launch:
     size: int | None = None
     local_rank: int | None = None
     local_size: int | None = None
+    pmix: bool = False
 
     @property
     def at_least(self) -> int:
@@ -97,7 +99,8 @@ def _read_family(family: _Family, env: Mapping[str, str]) -> Launch:
     rank = _first_number(env, family.rank)
     size = _first_number(env, family.size) or None
     local_size = _first_number(env, family.local_size) or None
-    return Launch(family.name, rank, size, _first_number(env, family.local_rank), local_size)
+    local_rank = _first_number(env, family.local_rank)
+    return Launch(family.name, rank, size, local_rank, local_size, pmix=family.name == "PMIx")
 
 
 def _first_number(env: Mapping[str, str], names: Sequence[str]) -> int | None:
@@ -145,4 +148,4 @@ def _merge_step(found: Launch, step: Launch) -> Launch:
         return found
     if found.launcher not in ("MPICH", "PMIx") or found.local_rank is not None:
         return found
-    return step
+    return replace(step, pmix=found.pmix)

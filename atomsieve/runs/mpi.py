@@ -19,6 +19,7 @@ import functools
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -283,6 +284,12 @@ def open_mpi_world(launch: Launch) -> Any:
             f"{started}, but this command connects its processes by MPI, and every one would do all the work; start it "
             f"with {_find_mpirun()}"
         )
+    if launch.pmix and (lacking := _find_library_without_pmix()):
+        _exit_unless_first(launch)
+        raise AtomSieveError(
+            f"{started} and connects them by PMIx, which the MPI library ({lacking}) does not know; start it with "
+            f"{_find_mpirun()} or by srun --mpi=pmi2, or set MPI4PY_LIBMPI to a libmpi.so with PMIx"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of a launcher of another MPI, reported below
@@ -304,6 +311,20 @@ def open_mpi_world(launch: Launch) -> Any:
         f"process would do all the work; start with {_find_mpirun()} (the library's own){_srun_remedy(launch)}, "
         "or set MPI4PY_LIBMPI to the launcher's libmpi.so"
     )
+
+
+def _find_library_without_pmix() -> str | None:
+    """Return the name of the MPI library if it is an MPICH built without PMIx, else None.
+
+    Such a library aborts the process when it is initialized. Its version can be read before that, but once mpi4py is
+    imported so, this process cannot initialize it as usual: a process of its own asks.
+    """
+    code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    text = asked.stdout.strip("\x00 \n")
+    if asked.returncode or not text.startswith("MPICH Version") or "pmix" in text.lower():
+        return None
+    return " ".join(text.splitlines()[0].replace("Version:", "").split())
 
 
 def _count_processes(launch: Launch) -> str:

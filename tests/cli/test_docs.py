@@ -15,6 +15,7 @@ from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.status import Status
 from atomsieve.remote.wire import INPUTS, OUTPUTS
 from atomsieve.runs.environment import ALLOCATOR
+from atomsieve.runs.output_folder import OutputFolder
 from atomsieve.screen.results.columns import COLUMNS
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.structures.fields import FIELDS
@@ -57,7 +58,8 @@ def test_every_file_of_a_results_folder_is_documented():
     text = (ROOT / "docs/formats.md").read_text()
     listed = re.findall(r"^      ([\w.]+)/? ", text.partition("    results/\n")[2].partition("\n\n")[0], re.MULTILINE)
     folder = ResultsFolder(Path())
-    names = [name for name, member in vars(ResultsFolder).items() if isinstance(member, property)]
+    members = {**vars(OutputFolder), **vars(ResultsFolder)}
+    names = [name for name, member in members.items() if isinstance(member, property) and name != "record"]  # run.json
     assert sorted(listed) == sorted(getattr(folder, name).name for name in names)
     assert "[N,H,3] for H heads" in text
 

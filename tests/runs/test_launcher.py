@@ -99,7 +99,8 @@ FIFTH = (5, 8, 1, 4)  # rank, size, local rank, local size
 )
 def test_the_place_of_a_process(env, launcher, place):
     found = detect_launcher(env)
-    assert found == Launch(launcher, *place)
+    offers_pmix_alone = "PMIX_RANK" in env and launcher in ("srun", "PMIx")
+    assert found == Launch(launcher, *place, pmix=offers_pmix_alone)
     assert not found.is_alone
     assert found.at_least >= 6
 
@@ -145,8 +146,9 @@ def test_old_srun_numbers_a_step_without_counting_its_tasks():
 
 
 @pytest.mark.parametrize("env", [OPEN_MPI, SRUN, {**SRUN, "PMIX_RANK": "5"}, PRRTE, MVAPICH, TORCHRUN])
-def test_processes_that_do_not_see_each_other_are_refused(env):
+def test_processes_that_do_not_see_each_other_are_refused(env, monkeypatch):
     """This process is alone to its MPI library; the launcher has no part in it."""
+    monkeypatch.setattr("atomsieve.runs.mpi._find_library_without_pmix", lambda: None)
     first = {
         name: "0" if name.endswith(("_RANK", "PROCID")) or name == "RANK" else value for name, value in env.items()
     }
@@ -157,6 +159,25 @@ def test_processes_that_do_not_see_each_other_are_refused(env):
         connect_ranks(env)
     assert isinstance(other.value, SilentExit)
     assert other.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"),
+    [
+        ("MPICH Version:      5.0.2\nMPICH configure:    --with-pm=hydra", True),
+        ("MPICH Version:      5.0.2\nMPICH configure:    --with-pmix=/usr", False),
+        ("Open MPI v5.0.8, package: Open MPI", False),
+    ],
+)
+def test_a_library_without_pmix_is_refused_before_it_ends_the_process(version, refused, monkeypatch):
+    """The library itself would abort in its initialization, with a message of its own."""
+    answer = subprocess.CompletedProcess([], 0, f"{version}\x00\n", "")
+    monkeypatch.setattr("atomsieve.runs.mpi.subprocess.run", lambda *words, **how: answer)
+    words = "started 8 processes and connects them by PMIx, which the MPI library (MPICH 5.0.2) does not know"
+    with pytest.raises(AtomSieveError) as told:
+        connect_ranks({**SRUN, "PMIX_RANK": "0", "SLURM_PROCID": "0"})
+    assert (words in str(told.value)) == refused
+    assert "srun --mpi=pmi2" in str(told.value)
 
 
 PROGRAM = """
