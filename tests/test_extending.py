@@ -19,10 +19,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 ROWS = {  # file with the table, a line of it, and the new line before it
     "atomsieve/structures/formats/registry.py": [
         ("from atomsieve.structures.item import", "from atomsieve.structures.formats import jsonlines\n"),
-        ('        Format(\n            name="extxyz"', "        {FORMATS}\n"),
+        ('        Format(\n            name="extxyz"', "        {FORMATS},\n"),
     ],
     "atomsieve/gfm/backends.py": [('        BackendSpec("pt2"', "        {BACKENDS},\n")],
-    "atomsieve/cli/screen/__init__.py": [('"run", "status"', "{VERBS} ")],
+    "atomsieve/cli/screen/__init__.py": [('"run", "status"', "{VERBS}, ")],
 }
 
 pytestmark = [pytest.mark.e2e]
