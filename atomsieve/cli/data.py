@@ -77,11 +77,39 @@ def convert_command(
         typer.Option("--split-by", help="Kept together: structure, formula or group:KEY.", rich_help_panel=CHOICE),
     ] = "structure",
     seed: SeedOption = 0,
-    energy_key: Annotated[str, typer.Option(help="Total energy, eV.", rich_help_panel=KEYS)] = "energy",
-    forces_key: Annotated[str, typer.Option(help="Forces, eV/Angstrom.", rich_help_panel=KEYS)] = "forces",
-    stress_key: Annotated[str, typer.Option(help="Stress, eV/Angstrom^3, ASE sign.", rich_help_panel=KEYS)] = "stress",
-    charge_key: Annotated[str, typer.Option(help="Total charge, e.", rich_help_panel=KEYS)] = "charge",
-    spin_key: Annotated[str, typer.Option(help="Multiplicity 2S+1.", rich_help_panel=KEYS)] = "spin",
+    energy_key: Annotated[
+        str | None, typer.Option(help="Total energy.", rich_help_panel=KEYS, show_default=False)
+    ] = None,
+    forces_key: Annotated[str | None, typer.Option(help="Forces.", rich_help_panel=KEYS, show_default=False)] = None,
+    stress_key: Annotated[str | None, typer.Option(help="Stress.", rich_help_panel=KEYS, show_default=False)] = None,
+    virial_key: Annotated[
+        str | None, typer.Option(help="Virial, minus stress times volume.", rich_help_panel=KEYS, show_default=False)
+    ] = None,
+    charge_key: Annotated[
+        str | None, typer.Option(help="Total charge, e.", rich_help_panel=KEYS, show_default=False)
+    ] = None,
+    spin_key: Annotated[
+        str | None, typer.Option(help="Multiplicity 2S+1.", rich_help_panel=KEYS, show_default=False)
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            "--unit",
+            help="Units of the numbers in the files, before those that files state, e.g. energy=hartree,length=bohr,"
+            "forces=hartree/bohr,stress=kbar. [default: eV, Angstrom, eV/Angstrom, eV/Angstrom^3]",
+            rich_help_panel=KEYS,
+            show_default=False,
+        ),
+    ] = None,
+    stress_sign: Annotated[
+        int | None,
+        typer.Option(
+            "--stress-sign",
+            help="1: positive under tension (ASE); -1: positive under pressure (VASP).",
+            rich_help_panel=KEYS,
+            show_default=False,
+        ),
+    ] = None,
     source_key: Annotated[
         str | None, typer.Option(help="Each structure's source.", rich_help_panel=KEYS, show_default=False)
     ] = None,
@@ -112,11 +140,13 @@ def convert_command(
     from atomsieve.cli.data_views import show_report
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures.convert import ConvertOptions, convert
+    from atomsieve.structures.labels import LabelKeys
     from atomsieve.structures.split import Split
-    from atomsieve.structures.validation import LabelKeys
+    from atomsieve.structures.units import Units
 
     options = ConvertOptions(
-        keys=LabelKeys(energy_key, forces_key, stress_key, charge_key, spin_key, id_key, no_labels),
+        keys=LabelKeys(energy_key, forces_key, stress_key, virial_key, charge_key, spin_key, id_key, no_labels),
+        units=Units.parse(unit or "", stress_sign),
         source_key=source_key,
         level_key=level_key,
         format=file_format,

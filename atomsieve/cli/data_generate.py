@@ -120,17 +120,18 @@ def rattle_command(
 def _parents(path: Path) -> Any:
     """Return the structures of a dataset, or of a file of any other format, as one batch."""
     from atomsieve.structures import StructureBatch, open_structures
-    from atomsieve.structures.formats import find_files, read_items
+    from atomsieve.structures.formats import ReadRequest, find_files, read_blocks
     from atomsieve.structures.generate import load_parents
-    from atomsieve.structures.validation import ItemValidator, LabelKeys, build_batch
+    from atomsieve.structures.labels import LabelKeys
+    from atomsieve.structures.validation import BlockValidator
 
     files = find_files(path)
     if [kind for _, kind in files] == ["bp"]:
         with open_structures(path) as reader:
             return load_parents(reader)
-    validator = ItemValidator(LabelKeys(none=True))
-    rows = [row for file, kind in files for item in read_items(file, kind, lambda _: None) if (row := validator(item))]
-    return load_parents(StructureBatch.concatenate([build_batch(rows)]))
+    validator = BlockValidator(LabelKeys(none=True))
+    blocks = (block for file, kind in files for block in read_blocks(ReadRequest(file), kind))
+    return load_parents(StructureBatch.concatenate([validator(block).batch for block in blocks]))
 
 
 def _generate(generator: StructureGenerator, out: Path, number: int, options: DatasetOptions) -> None:

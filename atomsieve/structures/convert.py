@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.structures.formats import find_files, read_items
+from atomsieve.structures.fields import LABELS
+from atomsieve.structures.formats import ReadRequest, find_files, read_blocks
+from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.split import Split
-from atomsieve.structures.validation import ConversionCounts, ItemValidator, LabelKeys, ValidItem, build_batch
+from atomsieve.structures.units import Units
+from atomsieve.structures.validation import BlockValidator, ConversionCounts, ValidBlock
 from atomsieve.structures.writer import StructureWriter, require_name
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-BUFFER_STRUCTURES = 2000
-BUFFER_ATOMS = 200_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class ConvertOptions:
     Attributes
     ----------
     keys : names of labels, charge, spin and id in the files.
+    units : units of the numbers in the files, before those that files state.
     source_key, level_key : keys of the source and the level of theory of each structure.
     format : format of all files, for names without a known ending.
     split : sets to divide the structures among.
@@ -51,6 +52,7 @@ class ConvertOptions:
     """
 
     keys: LabelKeys = field(default_factory=LabelKeys)
+    units: Units = field(default_factory=Units)
     source_key: str | None = None
     level_key: str | None = None
     format: str | None = None
@@ -109,7 +111,9 @@ def convert(
     """
     start = time.monotonic()
     files = [(file, kind, given.source) for given in inputs for file, kind in find_files(given.path, options.format)]
-    validator = ItemValidator(options.keys, keep_bad=options.keep_bad, charge=options.charge, spin=options.spin)
+    validator = BlockValidator(
+        options.keys, units=options.units, keep_bad=options.keep_bad, charge=options.charge, spin=options.spin
+    )
     # Where each structure states its own source or level, only what structures state is listed.
     stated = options.source_key or options.level_key
     sources: dict[SourceInfo, int] = {g.source: 0 for g in inputs if g.source is not None and not stated}
@@ -127,12 +131,10 @@ def convert(
         with _bar(console, len(files)) as show:
             for k, (file, kind, source) in enumerate(files):
                 tick = partial(show, k, validator.tally)
-                for item in read_items(file, kind, tick):
-                    valid = validator(item)
-                    if valid is not None:
-                        sets.add(valid, _source_of(valid, source, options))
+                for block in read_blocks(ReadRequest(file, tick), kind):
+                    valid = validator(block)
+                    sets.add(valid, find_sources(valid, source, options))
                 tick(1.0)
-        sets.flush()
         validator.check_keys()
         if not sum(writer.n_structures for writer in writers.values()):
             raise DataError(
@@ -149,74 +151,88 @@ def convert(
 
 
 class _Sets:
-    """Gathers structures per set and hands them to the writers some thousands at a time."""
+    """Hands valid structures to the writers of their sets, with their sources."""
 
     def __init__(
         self, writers: dict[str, StructureWriter], split: Split | None, sources: dict[SourceInfo, int]
     ) -> None:
         self.writers, self.split, self.sources = writers, split, sources
-        self.rows: dict[str, list[ValidItem]] = {name: [] for name in writers}
-        self.atoms: Counter[str] = Counter()
         for writer in writers.values():  # all sets list the same sources in the same order
             for source in sources:
                 writer.add_source(source)
 
-    def add(self, valid: ValidItem, source: SourceInfo | None) -> None:
-        """Add one structure to its set."""
-        if source is not None:
+    def add(self, valid: ValidBlock, sources: Sequence[SourceInfo | None]) -> None:
+        """Add the structures of a block, each with its source."""
+        if not len(valid.batch):
+            return
+        counts = Counter(source for source in sources if source is not None)
+        for source in dict.fromkeys(source for source in sources if source is not None):
             if source not in self.sources:
                 self.sources[source] = 0
                 for writer in self.writers.values():
                     writer.add_source(source)
-            self.sources[source] += 1
-            valid.head = list(self.sources).index(source)
-        name = self.split.choose(valid.item) if self.split is not None else ""
-        self.rows[name].append(valid)
-        self.atoms[name] += len(valid.item.numbers)
-        if len(self.rows[name]) >= BUFFER_STRUCTURES or self.atoms[name] >= BUFFER_ATOMS:
-            self._hand_over(name)
-
-    def _hand_over(self, name: str) -> None:
-        batch = build_batch(self.rows[name])
-        self.rows[name], self.atoms[name] = [], 0
-        if batch.head is None and self.sources and len(batch):
-            batch = batch.replace(head=np.full(len(batch), -1, np.int32))
-        self.writers[name].append(batch)
-
-    def flush(self) -> None:
-        """Hand the remaining structures to the writers."""
-        for name in self.rows:
-            self._hand_over(name)
+            self.sources[source] += counts[source]
+        batch = valid.batch
+        if self.sources:
+            places = {source: k for k, source in enumerate(self.sources)}
+            heads = [-1 if source is None else places[source] for source in sources]
+            batch = batch.replace(head=np.array(heads, np.int32))
+        if self.split is None:
+            self.writers[""].append(batch)
+            return
+        chosen = np.array(self.split.choose(valid))
+        for name, writer in self.writers.items():
+            own = np.flatnonzero(chosen == name)
+            if len(own):
+                writer.append(batch.take(own))
 
 
-def _source_of(valid: ValidItem, given: SourceInfo | None, options: ConvertOptions) -> SourceInfo | None:
-    """Return the source of a structure: the value of `source_key` if that is set, else the source of its file."""
-    item = valid.item
-    if given is None and isinstance(item.source, SourceInfo) and not options.source_key:
-        return item.source
-    own = options.source_key and item.find(options.source_key)
-    level = options.level_key and item.find(options.level_key)
-    if options.source_key and own is None:
-        raise DataError(f"{item.where} has no {options.source_key!r} to tell its source")
-    if options.level_key and level is None:
-        raise DataError(f"{item.where} has no {options.level_key!r} to tell its level of theory")
-    if own is not None or level is not None:
-        name = str(own) if own is not None else given.name if given is not None else None
-        if name is None:
-            raise UsageError("a level of theory needs a source: give --source NAME or --source-key KEY")
-        return SourceInfo(name, str(level) if level is not None else given.level_of_theory if given is not None else "")
-    labelled = any(name in valid.values for name in ("energy", "forces", "stress"))
-    if given is None and labelled:
-        raise UsageError(
-            f"{item.where} has labels: say what they are with --source NAME --level-of-theory TEXT (or --source-key), "
-            "or leave them out with --no-labels"
-        )
-    if given is not None and labelled and not given.level_of_theory:
-        raise UsageError(
-            f"{item.where} has labels: at which level were they computed? Say it with --level-of-theory TEXT, e.g. "
-            "'PBE, PAW (VASP)'"
-        )
-    return given
+def find_sources(valid: ValidBlock, given: SourceInfo | None, options: ConvertOptions) -> Sequence[SourceInfo | None]:
+    """Return the source of each structure: the value of `source_key` if that is set, else the source of its file.
+
+    Raises
+    ------
+    DataError
+        if a structure lacks the key of its source or level of theory.
+    UsageError
+        if labelled structures have no source, or a source no level of theory.
+    """
+    block, places = valid.block, valid.kept.tolist()
+    own = valid.values_of(options.source_key) if options.source_key else [None] * len(places)
+    level = valid.values_of(options.level_key) if options.level_key else [None] * len(places)
+    for key, values, what in ((options.source_key, own, "source"), (options.level_key, level, "level of theory")):
+        missing = next((k for k, value in zip(places, values, strict=True) if value is None), None) if key else None
+        if missing is not None:
+            raise DataError(f"{block.places[missing]} has no {key!r} to tell its {what}")
+    if options.source_key or options.level_key:
+        return [_stated_source(*pair, given) for pair in zip(own, level, strict=True)]
+    stated = (
+        [block.sources[k] for k in places] if given is None and block.sources is not None else [given] * len(places)
+    )
+    labelled = np.zeros(len(places), bool)
+    for name in LABELS:
+        has = getattr(valid.batch, f"has_{name}")
+        labelled |= False if has is None else has
+    for k in np.flatnonzero(labelled).tolist():
+        source = stated[k]
+        if source is None:
+            raise UsageError(
+                f"{block.places[places[k]]} has labels: say what they are with --source NAME --level-of-theory TEXT "
+                "(or --source-key), or leave them out with --no-labels"
+            )
+        if given is not None and not source.level_of_theory:
+            raise UsageError(
+                f"{block.places[places[k]]} has labels: at which level were they computed? Say it with "
+                "--level-of-theory TEXT, e.g. 'PBE, PAW (VASP)', or with --level-key KEY where each structure states it"
+            )
+    return stated
+
+
+def _stated_source(own: object, level: object, given: SourceInfo | None) -> SourceInfo:
+    name = str(own) if own is not None else given.name if given is not None else None
+    if name is None:
+        raise UsageError("a level of theory needs a source: give --source NAME or --source-key KEY")
+    return SourceInfo(name, str(level) if level is not None else given.level_of_theory if given is not None else "")
 
 
 def format_skipped(skipped: Counter[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.structures.source import SourceInfo
+from atomsieve.structures.units import Units
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -21,13 +22,37 @@ Tick = Callable[[float], None]
 """Called now and then with the fraction of the file that has been read."""
 
 
+@dataclass(frozen=True)
+class ReadRequest:
+    """What a reader of a format is asked for.
+
+    Attributes
+    ----------
+    path : the file or folder.
+    tick : called now and then with the fraction that has been read.
+    start, stop : the span to read, in the unit of the format's `extent` (bytes, rows); None: all. A structure belongs
+        to the span in which it begins.
+    sure : a structure begins at `start` exactly; otherwise the reader looks for the first that begins there or later.
+    elements : symbols of the types 1, 2, ... for formats that number their species.
+    topology : file with the species of a trajectory that holds positions only.
+    """
+
+    path: Path
+    tick: Tick = lambda fraction: None
+    start: int = 0
+    stop: int | None = None
+    sure: bool = True
+    elements: tuple[str, ...] = ()
+    topology: Path | None = None
+
+
 @dataclass
 class Item:
     """One structure: `numbers [n]`, `positions [n,3]` and `cell [3,3]` in Angstrom, `pbc [3]`, and all that came along.
 
     `labels` are results of a calculator by name (energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3, all as
     ASE has them), `arrays` are other arrays per atom, `info` is everything else; `source` where the format itself has
-    sources.
+    sources; `units` those that the file states or the format fixes (then all numbers here are as the file has them).
     """
 
     numbers: NDArray[Any]
@@ -39,6 +64,7 @@ class Item:
     labels: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
     source: SourceInfo | None = None
+    units: Units = field(default_factory=Units)
 
     def find(self, key: str) -> Any:
         """Return the value of `key` from labels, arrays or info, the first of them that has it, or None."""
@@ -50,10 +76,18 @@ class Item:
 
 @dataclass(frozen=True)
 class BadItem:
-    """A structure that could not be read: the reason, in words shared by alike cases, and its place in the input."""
+    """A structure that could not be read.
+
+    Attributes
+    ----------
+    reason : in words shared by alike cases, which are counted together.
+    where : place in the input.
+    detail : what is particular to this one, such as the line and the word that does not fit.
+    """
 
     reason: str
     where: str
+    detail: str = ""
 
 
 def item_from_atoms(atoms: Atoms, where: str) -> Item:

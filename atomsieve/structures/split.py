@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from math import gcd
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.item import Item
+from atomsieve.structures.validation import ValidBlock
 
 WAYS = ("structure", "formula", "group")
 
@@ -57,9 +58,12 @@ class Split:
             fractions[name] = number
         return Split(fractions, by, seed)
 
-    def choose(self, item: Item) -> str:
-        """Return the name of the set to which a structure belongs."""
-        digest = hashlib.sha256(f"{self.seed}:".encode() + self._key(item)).digest()
+    def choose(self, valid: ValidBlock) -> list[str]:
+        """Return the name of the set to which each structure of a block belongs."""
+        return [self._place(key) for key in self._keys(valid)]
+
+    def _place(self, key: bytes) -> str:
+        digest = hashlib.sha256(f"{self.seed}:".encode() + key).digest()
         place = int.from_bytes(digest[:8], "big") / 2.0**64
         for name, fraction in self.fractions.items():
             place -= fraction
@@ -67,17 +71,23 @@ class Split:
                 return name
         return name
 
-    def _key(self, item: Item) -> bytes:
+    def _keys(self, valid: ValidBlock) -> Iterator[bytes]:
         way, _, key = self.by.partition(":")
-        if way == "structure":
-            parts = (item.numbers.astype(np.uint8), item.positions, item.cell, item.pbc)
-            return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
-        if way == "formula":
-            return format_reduced_formula(item.numbers).encode()
-        value = item.find(key)
-        if value is None:
-            raise DataError(f"{item.where} has no {key!r} to split by; its keys: {', '.join(sorted(item.info)[:12])}")
-        return str(value).encode()
+        batch = valid.batch
+        if way == "group":
+            for value, k in zip(valid.values_of(key), valid.kept.tolist(), strict=True):
+                if value is None:
+                    there = ", ".join(sorted(valid.block.info)[:12])
+                    raise DataError(f"{valid.block.places[k]} has no {key!r} to split by; its keys: {there}")
+                yield str(value).encode()
+            return
+        for s, (start, stop) in enumerate(zip(batch.ptr[:-1].tolist(), batch.ptr[1:].tolist(), strict=True)):
+            numbers = batch.numbers[start:stop]
+            if way == "structure":
+                parts = (numbers, batch.positions[start:stop], batch.cell[s], batch.pbc[s])
+                yield b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+            else:
+                yield format_reduced_formula(numbers).encode()
 
 
 def reduce_compositions(content: NDArray[np.integer]) -> NDArray[np.integer]:

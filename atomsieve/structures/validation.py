@@ -1,9 +1,8 @@
-"""Turns items from files into batches: finds the labels, validates every structure, counts the rejected by reason."""
+"""Turns blocks of structures from files into batches: takes labels, checks everything, counts the rejected."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,142 +11,151 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, nearest
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.fields import FIELDS, LABELS
-from atomsieve.structures.item import BadItem, Item
+from atomsieve.structures.block import Block, Column
+from atomsieve.structures.fields import LABELS
+from atomsieve.structures.item import BadItem
+from atomsieve.structures.labels import FoundLabels, LabelKeys, LabelTally, Reasons, find_labels
+from atomsieve.structures.units import Units
 
 HEAVIEST = 118
-
-
-@dataclass(frozen=True)
-class LabelKeys:
-    """Where the labels are found in a file.
-
-    Attributes
-    ----------
-    energy, forces, stress : names of the total energy (eV), forces (eV/Angstrom) and stress (eV/Angstrom^3, ASE sign).
-    charge, spin : names of the total charge and the multiplicity.
-    id : name of an integer identity; None numbers the structures in the order of the input.
-    none : leave all labels out.
-    """
-
-    energy: str = "energy"
-    forces: str = "forces"
-    stress: str = "stress"
-    charge: str = "charge"
-    spin: str = "spin"
-    id: str | None = None
-    none: bool = False
-
-
-@dataclass
-class ValidItem:
-    """A valid structure, with its labels in the shapes of the field registry."""
-
-    item: Item
-    index: int
-    values: dict[str, Any]
-    head: int = -1
+SKIPPED_KEPT = 10_000
+KEYS_KEPT = 1000
 
 
 @dataclass
 class ConversionCounts:
-    """Counts of a conversion: items read, rejected items by reason with the first place of each, labels, keys seen."""
+    """Counts of a conversion.
+
+    Attributes
+    ----------
+    read : structures read, whole or not.
+    skipped : rejected structures by reason; `first` is the place of the first of each, with its detail; `places` are
+        place, reason and detail of the first `SKIPPED_KEPT` of all.
+    labels : structures by label that they have.
+    keys : names of all that structures state (of the first thousands of names).
+    found : keys from which labels were taken, and those that were left.
+    """
 
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    places: list[tuple[str, str, str]] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     keys: set[str] = field(default_factory=set)
+    found: LabelTally = field(default_factory=LabelTally)
 
     def skip(self, bad: BadItem) -> None:
         """Count one structure that is left out."""
         self.skipped[bad.reason] += 1
-        self.first.setdefault(bad.reason, bad.where)
+        self.first.setdefault(bad.reason, f"{bad.where}: {bad.detail}" if bad.detail else bad.where)
+        if len(self.places) < SKIPPED_KEPT:
+            self.places.append((bad.where, bad.reason, bad.detail))
 
 
-class ItemValidator:
-    """Validates items one by one: the `ValidItem`, or None after counting the reason.
+@dataclass
+class ValidBlock:
+    """The valid structures of a block.
+
+    Attributes
+    ----------
+    batch : they, with their labels, in this package's units; ids are given or the places in the input.
+    block, kept : the block they come from, and their places in it `[V]`.
+    """
+
+    batch: StructureBatch
+    block: Block
+    kept: NDArray[np.int64]
+
+    def values_of(self, key: str) -> list[Any]:
+        """Return what each structure states under a key, of the structure itself; None where it does not."""
+        column = self.block.info.get(key)
+        if column is None:
+            return [None] * len(self.kept)
+        values = column.spread() if not column.numeric else _as_objects(column)
+        return [values[k] for k in self.kept.tolist()]
+
+
+def _as_objects(column: Column) -> NDArray[Any]:
+    out = np.full(len(column.has), None, object)
+    out[column.has] = [value if np.ndim(value) else value.item() for value in column.values]
+    return out
+
+
+class BlockValidator:
+    """Validates blocks one after another: the valid structures of each; the others are counted by reason.
 
     With `keep_bad`, structures with positions, cells or atom counts that no model accepts are kept, so that a screening
-    lists them; labels that are not finite are never kept. `charge` and `spin` are for structures that state none.
+    lists them; labels that are not finite are never kept. `charge` and `spin` are for structures that state none,
+    `units` go before those that files state. Structures are numbered from `first` on.
     """
 
     def __init__(
-        self, keys: LabelKeys, *, keep_bad: bool = False, charge: float | None = None, spin: float | None = None
+        self,
+        keys: LabelKeys,
+        *,
+        units: Units | None = None,
+        keep_bad: bool = False,
+        charge: float | None = None,
+        spin: float | None = None,
     ) -> None:
         self.keys = keys
+        self.units = units or Units()
         self.keep_bad = keep_bad
         self.default = {"charge": charge, "spin": spin}
         self.tally = ConversionCounts()
 
-    def __call__(self, item: Item | BadItem) -> ValidItem | None:
-        """Return the validated item, or None after counting why it is left out."""
-        index = self.tally.read
-        self.tally.read += 1
-        if isinstance(item, Item):
-            if index < 1000:
-                self.tally.keys.update(item.info, item.labels, item.arrays)
-            reason = self._check_geometry(item)
-            found = BadItem(reason, item.where) if reason else self._read_labels(item, index)
-        else:
-            found = item
-        if isinstance(found, BadItem):
-            self.tally.skip(found)
-            return None
+    def __call__(self, block: Block) -> ValidBlock:
+        """Return the valid structures, after counting why the others are left out."""
+        if len(self.tally.keys) < KEYS_KEPT:
+            self.tally.keys.update(block.info, block.arrays)
+        reasons = _check_geometry(block, self.keep_bad)
+        found = find_labels(block, self.keys, self.units, self.tally.found)
+        for place, why in found.reasons.items():
+            reasons.setdefault(place, why)
+        self._count(block, reasons)
+        kept = np.ones(len(block), bool)
+        kept[list(reasons)] = False
+        ids = self.tally.read + block.ordinals if self.keys.id is None else _read_ids(block, self.keys.id, kept)
+        self.tally.read += block.read
+        batch = self._build(block, found, ids)
+        batch = batch if kept.all() else batch.take(np.flatnonzero(kept))
         for name in LABELS:
-            self.tally.labels[name] += name in found.values
-        return found
+            has = getattr(batch, f"has_{name}")
+            self.tally.labels[name] += 0 if has is None else int(has.sum())
+        return ValidBlock(batch, block, np.flatnonzero(kept))
 
-    def _check_geometry(self, item: Item) -> str:
-        """Return why the structure cannot be used, or an empty string."""
-        count = len(item.numbers)
-        if item.positions.shape != (count, 3):
-            return "positions do not fit the number of atoms"
-        if count and (int(np.min(item.numbers)) < 1 or int(np.max(item.numbers)) > HEAVIEST):
-            return f"an atomic number outside 1..{HEAVIEST}"
-        if self.keep_bad:
-            return ""
-        if not count:
-            return "no atoms"
-        if not (np.isfinite(item.positions).all() and np.isfinite(item.cell).all()):
-            return "positions or cell are not finite"
-        if item.pbc.any() and not np.linalg.norm(item.cell[item.pbc], axis=1).all():
-            return "periodic along an axis without a lattice vector"
-        return ""
+    def _count(self, block: Block, reasons: Reasons) -> None:
+        """Count the structures left out, in the order of the file."""
+        ordinals = block.ordinals
+        wrong = [(int(ordinals[s]), BadItem(why, block.places[s], detail)) for s, (why, detail) in reasons.items()]
+        for _, bad in sorted([*wrong, *block.bad], key=lambda row: row[0]):
+            self.tally.skip(bad)
 
-    def _read_labels(self, item: Item, index: int) -> ValidItem | BadItem:
-        values: dict[str, Any] = {}
-        try:
-            for name, keys in (("charge", (self.keys.charge,)), ("spin", (self.keys.spin, "multiplicity"))):
-                given = next((v for key in keys if (v := item.find(key)) is not None), self.default[name])
-                if given is not None:
-                    values[name] = np.float32(_to_scalar(given))
-        except (TypeError, ValueError):
-            return BadItem(f"{name} is not a number", item.where)
-        if not self.keys.none:
-            for name in LABELS:
-                found = item.find(getattr(self.keys, name))
-                if found is None:
-                    continue
-                try:
-                    values[name] = _to_label_shape(name, found, len(item.numbers))
-                except (TypeError, ValueError):
-                    return BadItem(f"{name} of the wrong shape", item.where)
-                if not np.isfinite(values[name]).all():
-                    return BadItem(f"{name} not finite", item.where)
-        return ValidItem(item, self._id(item, index), values)
-
-    def _id(self, item: Item, index: int) -> int:
-        if self.keys.id is None:
-            return index
-        given = item.find(self.keys.id)
-        try:
-            return int(str(given))
-        except ValueError:
-            raise DataError(
-                f"{item.where}: {self.keys.id!r} must be an integer to serve as id, got {given!r}; without --id-key "
-                "the structures are numbered"
-            ) from None
+    def _build(self, block: Block, found: FoundLabels, ids: NDArray[np.int64]) -> StructureBatch:
+        scale = self.units.over(block.units).factor("length")
+        positions, cell = block.positions, block.cell
+        if scale != 1.0:
+            positions, cell = positions * scale, cell * scale
+        arrays: dict[str, Any] = {
+            "ptr": block.ptr,
+            "numbers": np.clip(block.numbers, 0, 255).astype(np.uint8),
+            "positions": positions,
+            "cell": cell,
+            "pbc": block.pbc,
+            "id": ids,
+        }
+        for name, default in self.default.items():
+            values = found.values.get(name)
+            if values is None and default is None:
+                continue
+            values = np.full(len(block), np.nan) if values is None else values
+            if default is not None:
+                values = np.where(np.isnan(values), default, values)
+            arrays[name] = values.astype(np.float32)
+        for name in LABELS:
+            if name in found.values:
+                arrays[name], arrays[f"has_{name}"] = found.values[name], found.has[name]
+        return StructureBatch(**arrays)
 
     def check_keys(self) -> None:
         """Raise if a key that was asked for was in no structure.
@@ -159,60 +167,59 @@ class ItemValidator:
         """
         if self.keys.none or not self.tally.read:
             return
-        for name in LABELS:
+        for name in ("energy", "forces", "stress", "virial", "charge", "spin"):
             key = getattr(self.keys, name)
-            if key != name and key not in self.tally.keys and not self.tally.labels[name]:
+            if key is not None and key not in self.tally.keys:
                 seen = ", ".join(sorted(self.tally.keys)[:20])
                 raise UsageError(f"no structure has {key!r}{nearest(key, self.tally.keys)}; the keys there: {seen}")
 
 
-def _to_scalar(value: Any) -> float:
-    return float(np.asarray(value, np.float64).reshape(()))
+def _check_geometry(block: Block, keep_bad: bool) -> Reasons:
+    """Return why structures cannot be used."""
+    reasons: Reasons = {}
+
+    def refuse(wrong: NDArray[np.bool_], reason: str) -> None:
+        for place in np.flatnonzero(wrong).tolist():
+            reasons.setdefault(place, (reason, ""))
+
+    owner = np.repeat(np.arange(len(block)), block.counts)
+    unknown = np.zeros(len(block), bool)
+    unknown[owner[(block.numbers < 1) | (block.numbers > HEAVIEST)]] = True
+    refuse(unknown, f"an atomic number outside 1..{HEAVIEST}")
+    if keep_bad:
+        return reasons
+    refuse(np.asarray(block.counts == 0), "no atoms")
+    finite: NDArray[np.bool_] = np.isfinite(block.cell).all(axis=(1, 2)).reshape(-1)
+    finite[owner[~np.isfinite(block.positions).all(axis=1)]] = False
+    refuse(~finite, "positions or cell are not finite")
+    flat = ~block.cell.any(axis=2) & block.pbc
+    refuse(np.asarray(flat.any(axis=1)), "periodic along an axis without a lattice vector")
+    return reasons
 
 
-def _to_label_shape(name: str, value: Any, count: int) -> NDArray[np.float64]:
-    """Return a label in the shape of one structure; a stress may come as 6 Voigt numbers (xx, yy, zz, yz, xz, xy)."""
-    array = np.asarray(value, np.float64)
-    if name == "energy":
-        return array.reshape(1)
-    if name == "forces":
-        if array.shape != (count, 3):
-            raise ValueError("forces")
-        return array
-    if array.size == 6:
-        xx, yy, zz, yz, xz, xy = array.reshape(6)
-        array = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-    return array.reshape(1, 3, 3)
+def _read_ids(block: Block, key: str, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the integer identity of each structure.
 
-
-def build_batch(items: Iterable[ValidItem]) -> StructureBatch:
-    """Return structures that passed as one batch."""
-    rows = list(items)
-    if not rows:
-        return StructureBatch.empty()
-    counts = np.array([len(row.item.numbers) for row in rows], np.int64)
-    out: dict[str, Any] = {
-        "ptr": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "numbers": np.concatenate([row.item.numbers for row in rows]).astype(np.uint8),
-        "positions": np.concatenate([row.item.positions for row in rows]).astype(np.float64),
-        "cell": np.stack([row.item.cell for row in rows]).astype(np.float64),
-        "pbc": np.stack([row.item.pbc for row in rows]).astype(bool),
-        "id": np.array([row.index for row in rows], np.int64),
-    }
-    if any(row.head >= 0 for row in rows):
-        out["head"] = np.array([row.head for row in rows], np.int32)
-    for name in ("charge", "spin"):
-        if any(name in row.values for row in rows):
-            out[name] = np.array([row.values.get(name, np.nan) for row in rows], np.float32)
-    for name in LABELS:
-        if not any(name in row.values for row in rows):
-            continue
-        field_of = FIELDS[name]
-        out[name] = np.concatenate(
-            [
-                row.values[name] if name in row.values else np.full(field_of.shape(1, len(row.item.numbers)), np.nan)
-                for row in rows
-            ]
-        )
-        out[f"has_{name}"] = np.array([name in row.values for row in rows])
-    return StructureBatch(**out)
+    Raises
+    ------
+    DataError
+        if a structure that is kept has none.
+    """
+    column = block.info.get(key)
+    out = np.zeros(len(block), np.int64)
+    values = (
+        np.full(len(block), None, object)
+        if column is None
+        else _as_objects(column)
+        if column.numeric
+        else column.spread()
+    )
+    for place in np.flatnonzero(kept).tolist():
+        try:
+            out[place] = int(str(values[place]))
+        except (ValueError, OverflowError):
+            raise DataError(
+                f"{block.places[place]}: {key!r} must be an integer to serve as id, got {values[place]!r}; without "
+                "--id-key the structures are numbered"
+            ) from None
+    return out

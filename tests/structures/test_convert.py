@@ -25,8 +25,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.convert import ConvertOptions, ConvertReport, Input, convert
 from atomsieve.structures.formats import find_format
+from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.split import Split, format_reduced_formula
-from atomsieve.structures.validation import LabelKeys
 
 SOURCE = SourceInfo("a", "PBE")
 
@@ -382,7 +382,11 @@ def test_keys(tmp_path: Path) -> None:
     renamed = GOOD.replace("energy=", "REF_energy=").replace("forces:", "REF_forces:") + "\n"
     (tmp_path / "x.xyz").write_text(renamed.replace("pbc=", "charge=-1 sid=7 kind=k pbc="))
     report = run(tmp_path / "x.xyz", tmp_path / "o.bp")
-    assert "REF_energy" in report.notice
+    assert report.tally.found.taken == {
+        ("energy", "REF_energy"): 1,
+        ("forces", "REF_forces"): 1,
+        ("charge", "charge"): 1,
+    }
     keys = LabelKeys(energy="REF_energy", forces="REF_forces", id="sid")
     report = run(tmp_path / "x.xyz", tmp_path / "o.bp", keys=keys, spin=3.0)
     assert report.notice == ""

@@ -13,8 +13,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
 from atomsieve.structures.convert import ConvertOptions, Input, convert
 from atomsieve.structures.export import COLUMNS, Subset, export, filter_columns
+from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.summary import RunningStatistics, summarise
-from atomsieve.structures.validation import LabelKeys
 from tests.structures.structure_samples import random_batch
 
 SOURCES = [SourceInfo("a", "PBE"), SourceInfo("b", "wB97X/6-31G(d)")]

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.formats import BadItem, Format, Item, TextSink
-from atomsieve.structures.item import Tick
+from atomsieve.structures.formats import BadItem, Format, Item, ReadRequest, TextSink
 
 
-def read_toy(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
-    for k, line in enumerate(path.read_text().splitlines()):
+def read_toy(request: ReadRequest) -> Iterator[Item | BadItem]:
+    for k, line in enumerate(request.path.read_text().splitlines()):
         atoms = np.array([[float(word) for word in atom.split()] for atom in line.split(";")])
         yield Item(
             numbers=atoms[:, 0].astype(int),
             positions=atoms[:, 1:],
             cell=np.zeros((3, 3)),
             pbc=np.zeros(3, bool),
-            where=f"{path}: line {k}",
+            where=f"{request.path}: line {k}",
         )
-    tick(1.0)
+    request.tick(1.0)
 
 
 class ToySink(TextSink):

@@ -7,11 +7,11 @@ from atomsieve.structures.formats.registry import (
     find_format,
     find_writer,
     open_sink,
-    read_items,
+    read_blocks,
     readable,
     writable_endings,
 )
-from atomsieve.structures.item import BadItem, Item
+from atomsieve.structures.item import BadItem, Item, ReadRequest
 
 __all__ = [
     "FORMATS",
@@ -19,6 +19,7 @@ __all__ = [
     "FileSink",
     "Format",
     "Item",
+    "ReadRequest",
     "StructureSink",
     "TextSink",
     "WriteOptions",
@@ -26,7 +27,7 @@ __all__ = [
     "find_format",
     "find_writer",
     "open_sink",
-    "read_items",
+    "read_blocks",
     "readable",
     "writable_endings",
 ]

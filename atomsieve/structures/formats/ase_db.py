@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import DataError
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import FileSink
-from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms
+from atomsieve.structures.item import BadItem, Item, ReadRequest, item_from_atoms
 
 log = logging.getLogger(__name__)
 
 
-def read_ase_db(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
+def read_ase_db(request: ReadRequest) -> Iterator[Item | BadItem]:
     """Yield the rows of an ASE database (SQLite), key-value pairs and data as `info`."""
+    path, tick = request.path, request.tick
     from ase.db import connect
 
     try:

@@ -15,14 +15,15 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from atomsieve.errors import UsageError
 from atomsieve.runs.output_files import atomic_draft, draft_path
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.item import BadItem, Item, Tick
+from atomsieve.structures.block import Block
+from atomsieve.structures.item import BadItem, Item, ReadRequest
 from atomsieve.structures.source import SourceInfo
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-ReadItems = Callable[[Path, Tick], Iterator[Item | BadItem]]
-"""Yields the structures of a file one by one, bounded in memory; calls the tick with the fraction that it has read."""
+Read = Callable[[ReadRequest], Iterator[Block | Item | BadItem]]
+"""Yields the structures of a file in bounded memory: one by one, or (fast readers) as blocks of some thousands."""
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,14 @@ class Format:
     is_folder : returns True for a folder that is one dataset of this format.
     compressed : True if the reader takes `.gz` files too; `compresses` if the writer does.
     holds_info : True if the writer keeps further values by name with each structure.
+    extent : returns the length of a file in the unit of the spans that its reader takes (bytes, rows), so that several
+        processes can share it; 0 for a file that is read whole.
     """
 
     name: str
     about: str
     endings: tuple[str, ...]
-    read: ReadItems | None
+    read: Read | None
     sink: Callable[[Path, WriteOptions], StructureSink] | None = None
     lacks: str = ""
     extra: str = ""
@@ -161,6 +164,7 @@ class Format:
     compressed: bool = False
     compresses: bool = False
     holds_info: bool = False
+    extent: Callable[[Path], int] = lambda path: 0
 
     def describe(self) -> str:
         """Return the row of the table in docs/formats.md."""

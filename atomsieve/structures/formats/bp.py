@@ -10,14 +10,15 @@ from typing import Any, Self
 import numpy as np
 
 from atomsieve.structures.batch import StructureBatch
+from atomsieve.structures.block import Block, Column, Places
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.formats.base import StructureSink, WriteOptions
-from atomsieve.structures.item import BadItem, Item, Tick
+from atomsieve.structures.item import ReadRequest
 from atomsieve.structures.open import open_structures
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.writer import StructureWriter
 
-ROWS = 2000
+ROWS = 20_000
 
 
 def is_bp_folder(path: Path) -> bool:
@@ -25,35 +26,60 @@ def is_bp_folder(path: Path) -> bool:
     return (path / "manifest.json").exists() or (path / "md.idx").exists()
 
 
-def read_bp(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
-    """Yield the structures of a dataset, with their sources."""
+def count_rows(path: Path) -> int:
+    """Return the number of structures of a dataset."""
     with open_structures(path) as reader:
-        done = 0
-        for batch in reader.iter_batches(ROWS):
-            for s in range(len(batch)):
-                yield _item_from_batch(batch, s, reader.sources, f"{path}: structure {done + s}")
-            done += len(batch)
-            tick(done / max(len(reader), 1))
+        return len(reader)
 
 
-def _item_from_batch(batch: StructureBatch, s: int, sources: Sequence[SourceInfo], where: str) -> Item:
-    own = slice(int(batch.ptr[s]), int(batch.ptr[s + 1]))
-    info: dict[str, Any] = {"id": int(batch.id[s])}
+def read_bp(request: ReadRequest) -> Iterator[Block]:
+    """Yield the structures of a dataset, or of a range of its rows, with their sources."""
+    with open_structures(request.path) as reader:
+        stop = len(reader) if request.stop is None else request.stop
+        for start in range(request.start, stop, ROWS):
+            end = min(start + ROWS, stop)
+            yield _build_block(reader.read(start, end), reader.sources, request.path, start)
+            request.tick((end - request.start) / max(stop - request.start, 1))
+
+
+def _build_block(batch: StructureBatch, sources: Sequence[SourceInfo], path: Path, start: int) -> Block:
+    count = len(batch)
+    info = {"id": Column(np.ones(count, bool), batch.id)}
     for name in ("charge", "spin"):
         values = getattr(batch, name)
-        if values is not None and not np.isnan(values[s]):
-            info[name] = float(values[s])
-    source = None
-    if batch.head is not None and batch.head[s] >= 0:
-        source = sources[int(batch.head[s])]
-        info.update(source=source.name, level_of_theory=source.level_of_theory)
-    labels = {}
+        if values is not None:
+            has = ~np.isnan(values)
+            info[name] = Column(has, values[has].astype(np.float64))
+    arrays = {}
     for name in LABELS:
-        has = getattr(batch, f"has_{name}")
-        if has is not None and has[s]:
-            labels[name] = getattr(batch, name)[own if name == "forces" else s]
-    positions = batch.positions[own].astype(np.float64)
-    return Item(batch.numbers[own], positions, batch.cell[s], batch.pbc[s], where, info, labels, source=source)
+        has, values = getattr(batch, f"has_{name}"), getattr(batch, name)
+        if has is None or values is None:
+            continue
+        if name == "forces":
+            arrays[name] = Column(has, values[np.repeat(has, batch.counts)])
+        else:
+            info[name] = Column(has, values[has])
+    own: list[SourceInfo | None] | None = None
+    if batch.head is not None:
+        own = [sources[head] if head >= 0 else None for head in batch.head.tolist()]
+        has = batch.head >= 0
+        for key in ("source", "level_of_theory"):
+            values = np.empty(int(has.sum()), object)
+            values[:] = [s.name if key == "source" else s.level_of_theory for s in own if s is not None]
+            info[key] = Column(has, values)
+    return Block(
+        ptr=batch.ptr,
+        numbers=batch.numbers,
+        positions=batch.positions.astype(np.float64, copy=False),
+        cell=batch.cell,
+        pbc=batch.pbc,
+        places=Places(str(path), "structure", np.arange(start, start + count)),
+        info=info,
+        arrays=arrays,
+        sources=own,
+        start=start,
+        stop=start + count,
+    )
 
 
 class BpSink(StructureSink):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import TextSink
 from atomsieve.structures.formats.small_text import parse_text
-from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms
+from atomsieve.structures.item import BadItem, Item, ReadRequest, item_from_atoms
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
 PARTIAL = 1e-3
 
 
-def read_cif(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
+def read_cif(request: ReadRequest) -> Iterator[Item | BadItem]:
     """Yield the structures of a CIF file; partly occupied sites make one a `BadItem`."""
+    path, tick = request.path, request.tick
     from ase.io.cif import read_cif as parse
 
     for k, atoms in enumerate(parse_text(path, lambda file: list(parse(file, index=slice(None))))):

@@ -11,14 +11,14 @@ from typing import Any
 from atomsieve.errors import DataError
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import TextSink
-from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms, open_with_progress
+from atomsieve.structures.item import BadItem, Item, ReadRequest, Tick, item_from_atoms, open_with_progress
 
 log = logging.getLogger(__name__)
 
 LARGEST_FRAME = 50_000_000
 
 
-def read_extxyz(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
+def read_extxyz(request: ReadRequest) -> Iterator[Item | BadItem]:
     """Yield the frames of an (extended) XYZ file. A frame that cannot be parsed is `BadItem`, and the next one is read.
 
     Raises
@@ -26,6 +26,7 @@ def read_extxyz(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     DataError
         if a line that must count atoms does not: where the next frame begins cannot be known then.
     """
+    path, tick = request.path, request.tick
     from ase.io.extxyz import read_extxyz as parse
 
     for frame, text in _frames(path, tick):

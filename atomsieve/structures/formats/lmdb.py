@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import DataError, require
-from atomsieve.structures.item import BadItem, Item, Tick
+from atomsieve.structures.item import BadItem, Item, ReadRequest
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def is_lmdb_folder(path: Path) -> bool:
     return (path / "data.mdb").exists()
 
 
-def read_lmdb(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
+def read_lmdb(request: ReadRequest) -> Iterator[Item | BadItem]:
     """Yield the rows of an LMDB file with JSON values, zlib-compressed or plain (aselmdb).
 
     Raises
@@ -33,6 +33,7 @@ def read_lmdb(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     DataError
         if values are pickled: loading a pickle runs whatever code is in it.
     """
+    path, tick = request.path, request.tick
     lmdb = require("lmdb", "data", "reading LMDB files")
     try:
         environment = lmdb.open(

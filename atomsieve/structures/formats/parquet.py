@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,18 @@ from atomsieve.errors import DataError, require
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.formats.base import FileSink
-from atomsieve.structures.item import BadItem, Item, Tick
+from atomsieve.structures.item import BadItem, Item, ReadRequest
 
 ROWS = 2000
 COLUMNS = ("numbers", "positions")
 
 
-def read_parquet(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
+def read_parquet(request: ReadRequest) -> Iterator[Item | BadItem]:
     """Yield the rows of a Parquet file with a column `numbers` (list of int) and `positions` (list of lists of 3).
 
     Other columns are optional: `cell` (3 lists of 3), `pbc` (3 bool), `energy`, `forces`, `stress`; the rest is `info`.
     """
+    path, tick = request.path, request.tick
     parquet = require("pyarrow.parquet", "data", "reading Parquet files")
     arrow = require("pyarrow", "data", "reading Parquet files")
     try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from atomsieve.structures.formats.small_text import parse_text
-from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms
+from atomsieve.structures.item import BadItem, Item, ReadRequest, item_from_atoms
 
 
-def read_poscar(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
+def read_poscar(request: ReadRequest) -> Iterator[Item | BadItem]:
     """Yield the one structure of a POSCAR file."""
+    path, tick = request.path, request.tick
     from ase.io.vasp import read_vasp
 
     for atoms in parse_text(path, lambda file: [read_vasp(file)]):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import DataError
-from atomsieve.structures.item import BadItem, Item, Tick, open_with_progress
+from atomsieve.structures.item import BadItem, Item, ReadRequest, Tick, open_with_progress
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ FULL = 1e-3
 _BETWEEN = " \t\r\n,[]"
 
 
-def read_pymatgen(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
+def read_pymatgen(request: ReadRequest) -> Iterator[Item | BadItem]:
     """Yield the structures of a JSON file: a Structure, a Molecule, a ComputedStructureEntry, lists or lines of them.
 
     An entry's energy is its `energy` as calculated, without corrections. Sites shared by several species, or partly
@@ -33,6 +33,7 @@ def read_pymatgen(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
     DataError
         if the file is not JSON, or holds something else.
     """
+    path, tick = request.path, request.tick
     known = False
     for k, element in enumerate(_elements(path, tick)):
         where = f"{path}: element {k}"

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.structures.block import Block, gather_blocks
 from atomsieve.structures.formats.ase_db import DbSink, read_ase_db
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
-from atomsieve.structures.formats.bp import BpSink, is_bp_folder, read_bp
+from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
 from atomsieve.structures.formats.cif import CifSink, read_cif
 from atomsieve.structures.formats.extxyz import ExtxyzSink, read_extxyz
 from atomsieve.structures.formats.lmdb import is_lmdb_folder, read_lmdb
@@ -16,7 +17,7 @@ from atomsieve.structures.formats.parquet import ParquetSink, read_parquet
 from atomsieve.structures.formats.poscar import read_poscar
 from atomsieve.structures.formats.pymatgen_json import read_pymatgen
 from atomsieve.structures.formats.traj import read_traj
-from atomsieve.structures.item import BadItem, Item, Tick
+from atomsieve.structures.item import ReadRequest
 
 FORMATS: dict[str, Format] = {
     row.name: row
@@ -84,6 +85,7 @@ FORMATS: dict[str, Format] = {
             read=read_bp,
             sink=BpSink,
             is_folder=is_bp_folder,
+            extent=count_rows,
         ),
     )
 }
@@ -147,12 +149,12 @@ def find_files(path: Path, wanted: str | None = None) -> list[tuple[Path, str]]:
     return found
 
 
-def read_items(path: Path, kind: str, tick: Tick) -> Iterator[Item | BadItem]:
-    """Yield the structures of a file."""
+def read_blocks(request: ReadRequest, kind: str) -> Iterator[Block]:
+    """Yield the structures of a file or of a span of it, some thousands at a time."""
     read = FORMATS[kind].read
     if read is None:
-        raise UsageError(f"format {kind} is only written; {path} cannot be read")
-    return read(path, tick)
+        raise UsageError(f"format {kind} is only written; {request.path} cannot be read")
+    yield from gather_blocks(read(request))
 
 
 def find_writer(path: Path) -> Format | None:

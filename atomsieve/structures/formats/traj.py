@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 from atomsieve.errors import DataError
-from atomsieve.structures.item import BadItem, Item, Tick, item_from_atoms
+from atomsieve.structures.item import BadItem, Item, ReadRequest, item_from_atoms
 
 log = logging.getLogger(__name__)
 
 
-def read_traj(path: Path, tick: Tick) -> Iterator[Item | BadItem]:
+def read_traj(request: ReadRequest) -> Iterator[Item | BadItem]:
     """Yield the frames of an ASE trajectory (.traj)."""
+    path, tick = request.path, request.tick
     from ase.io.trajectory import TrajectoryReader
 
     try:
