@@ -24,7 +24,7 @@ PYTEST = OMP_NUM_THREADS=1 ATOMSIEVE_NEEDS_TRITON="$$(cat $(VENV)/triton 2>/dev/
 # Processes that share the tests; 0 runs them one after another.
 WORKERS ?= 2
 
-.PHONY: help venv lint types unit mpi e2e test demo bench clean
+.PHONY: help venv lint types unit mpi e2e test nightly demo bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,8 +70,11 @@ mpi: $(STAMP)  ## tests that start mpirun
 e2e: $(STAMP)  ## whole-program runs
 	$(PYTEST) -m e2e
 
-test: lint types  ## every check, with coverage
-	$(PYTEST) -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --durations=15
+test: lint types  ## every check but the long ones
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m 'not nightly' --durations=25
+
+nightly: lint types  ## every check, with coverage
+	$(PYTEST) -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --durations=50
 
 demo: $(STAMP)  ## labels, training, screening and a ranked list under demo/
 	$(BIN)/atomsieve demo --out demo
