@@ -33,6 +33,8 @@ def show_report(report: ConvertReport, screen: Console) -> None:
     for reason, count in report.tally.skipped.most_common():
         first = f", first {report.tally.first[reason]}"
         screen.print(Text.assemble((f"skipped {count:,}: {reason}", "yellow"), first))
+    for note, count in report.tally.notes.most_common():
+        screen.print(Text(f"note: {pluralize(count, 'structure')}: {note}", "yellow"))
     if report.notice:
         screen.print(Text(f"note: {report.notice}", "yellow"))
 

@@ -84,6 +84,7 @@ class Block:
     read : structures in the file that this block stands for, the bad ones included.
     sources : `[S]`, source of each structure where the format itself has sources.
     start, stop : where the block begins and ends in its file, in the unit of its format's spans.
+    notes : structures by what the reader did or noticed beside taking them, in words for the report.
     """
 
     ptr: NDArray[np.int64]
@@ -99,6 +100,7 @@ class Block:
     sources: Sequence[SourceInfo | None] | None = None
     start: int = 0
     stop: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ptr) - 1

@@ -34,6 +34,7 @@ class ConversionCounts:
     labels : structures by label that they have.
     keys : names of all that structures state (of the first thousands of names).
     found : keys from which labels were taken, and those that were left.
+    notes : structures by what their reader did or noticed beside taking them.
     """
 
     read: int = 0
@@ -43,6 +44,7 @@ class ConversionCounts:
     labels: Counter[str] = field(default_factory=Counter)
     keys: set[str] = field(default_factory=set)
     found: LabelTally = field(default_factory=LabelTally)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def skip(self, bad: BadItem) -> None:
         """Count one structure that is left out."""
@@ -108,6 +110,7 @@ class BlockValidator:
         """Return the valid structures, after counting why the others are left out."""
         if len(self.tally.keys) < KEYS_KEPT:
             self.tally.keys.update(block.info, block.arrays)
+        self.tally.notes.update(block.notes)
         reasons = _check_geometry(block, self.keep_bad)
         found = find_labels(block, self.keys, self.units, self.tally.found)
         for place, why in found.reasons.items():
