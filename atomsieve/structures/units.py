@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from atomsieve.errors import UsageError, unknown
 
@@ -141,6 +142,8 @@ class Units:
         stated, and a virial from the energy.
     stress_sign : 1 for ASE's (positive: the cell is under tension), -1 for the opposite (VASP's output).
     origin : who states them, for the report: "the file", "format n2p2", "--unit".
+    needed : quantity and usual units, of quantities whose unit the format leaves open: they can be taken only where
+        the user states it.
     """
 
     energy: str | None = None
@@ -150,6 +153,7 @@ class Units:
     virial: str | None = None
     stress_sign: int | None = None
     origin: str = ""
+    needed: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name, factor in _FACTORS.items():
@@ -167,7 +171,7 @@ class Units:
         """
         if stress_sign not in (None, 1, -1):
             raise UsageError(f"the sign of the stress is 1 (ASE's) or -1, got {stress_sign}")
-        found: dict[str, str] = {}
+        found: dict[str, Any] = {}
         for word in text.split(",") if text.strip() else ():
             name, equals, unit = word.strip().partition("=")
             name = {"force": "forces", "energies": "energy", "virials": "virial", "positions": "length"}.get(name, name)
@@ -185,7 +189,7 @@ class Units:
         own = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name != "origin" and getattr(self, f.name) is not None
+            if f.name not in ("origin", "needed") and getattr(self, f.name) is not None
         }
         if not own:
             return other
@@ -193,6 +197,20 @@ class Units:
             dict.fromkeys(word for word in (self.origin, other.origin if other.stated else "") if word)
         )
         return replace(other, **own, origin=origin)
+
+    def require(self, taken: Collection[str], where: str) -> None:
+        """Raise if the unit of a quantity that is taken is needed and not stated.
+
+        Raises
+        ------
+        UsageError
+            naming the option and the usual units.
+        """
+        missing = [(name, usual) for name, usual in self.needed if getattr(self, name) is None and name in taken]
+        if missing:
+            asked = ", ".join(f"{name} ({usual})" for name, usual in missing)
+            option = ",".join(f"{name}=UNIT" for name, _ in missing)
+            raise UsageError(f"{where}: neither the file nor its format states the unit of {asked}: --unit {option}")
 
     @property
     def stated(self) -> bool:

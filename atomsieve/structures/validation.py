@@ -107,12 +107,20 @@ class BlockValidator:
         self.tally = ConversionCounts()
 
     def __call__(self, block: Block) -> ValidBlock:
-        """Return the valid structures, after counting why the others are left out."""
+        """Return the valid structures, after counting why the others are left out.
+
+        Raises
+        ------
+        UsageError
+            if neither the user nor the file states the unit of something that is taken, and the format leaves it open.
+        """
         if len(self.tally.keys) < KEYS_KEPT:
             self.tally.keys.update(block.info, block.arrays)
         self.tally.notes.update(block.notes)
         reasons = _check_geometry(block, self.keep_bad)
         found = find_labels(block, self.keys, self.units, self.tally.found)
+        if block.units.needed and len(block):
+            self.units.over(block.units).require({"length", *found.values}, block.places[0])
         for place, why in found.reasons.items():
             reasons.setdefault(place, why)
         self._count(block, reasons)

@@ -95,3 +95,14 @@ def test_equal_structures_give_equal_compressed_bytes(molecules: StructureBatch,
         with registry.open_sink(tmp_path / name, registry.WriteOptions()) as sink:
             sink.write(molecules)
     assert (tmp_path / "a.xyz.gz").read_bytes() == (tmp_path / "b.xyz.gz").read_bytes()
+
+
+def test_a_folder_of_datasets_gives_each_as_one(molecules: StructureBatch, tmp_path: Path) -> None:
+    """Find a dataset folder among files as one dataset, and nothing inside of it."""
+    write_structures(tmp_path / "f" / "a" / "x.bp", molecules, [SourceInfo("a", "PBE")])
+    (tmp_path / "f" / "b.json").write_text("{}")
+    assert find_files(tmp_path / "f") == [
+        (tmp_path / "f" / "a" / "x.bp", "bp"),
+        (tmp_path / "f" / "b.json", "pymatgen"),
+    ]
+    assert find_files(tmp_path / "f", "bp") == [(tmp_path / "f" / "a" / "x.bp", "bp")]

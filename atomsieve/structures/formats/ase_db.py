@@ -9,6 +9,7 @@ from typing import Any
 from atomsieve.errors import DataError
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import FileSink
+from atomsieve.structures.formats.learning.schnetpack import read_schnetpack_units
 from atomsieve.structures.item import BadItem, Item, ReadRequest, item_from_atoms
 
 log = logging.getLogger(__name__)
@@ -21,12 +22,14 @@ def read_ase_db(request: ReadRequest) -> Iterator[Item | BadItem]:
 
     try:
         database = connect(str(path), type="db")
+        units = read_schnetpack_units(database.metadata, str(path))
         total = max(database.count(), 1)
         for k, row in enumerate(database.select()):
             where = f"{path}: row {row.id}"
             try:
                 atoms = row.toatoms(add_additional_information=False)
                 item = item_from_atoms(atoms, where)
+                item.units = units
                 item.info.update({"id": row.id, **row.key_value_pairs, **row.data})
             except Exception as error:  # whatever a row of someone's database may hold
                 log.debug("%s: %s", where, error, exc_info=True)

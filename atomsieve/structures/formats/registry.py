@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,14 +140,25 @@ def find_files(path: Path, wanted: str | None = None) -> list[tuple[Path, str]]:
                 f"{', '.join(readable())}"
             )
         return [(path, one)]
-    found = []
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        kind = find_format(file)
-        if kind is not None and wanted in (None, kind):
-            found.append((file, kind))
+    found = sorted((file, kind) for file, kind in _walk(path) if wanted in (None, kind))
     if not found:
         raise DataError(f"{path} holds no file of a known format ({', '.join(readable())})")
     return found
+
+
+def _walk(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files below a folder that have a known format, and folders that are datasets, each as one."""
+    for folder, below, files in os.walk(path):
+        for name in list(below):
+            kind = _folder_format(Path(folder, name))
+            if kind is not None:
+                below.remove(name)
+                yield Path(folder, name), kind
+        for name in files:
+            file = Path(folder, name)
+            kind = find_format(file)
+            if kind is not None and file.is_file():
+                yield file, kind
 
 
 def read_blocks(request: ReadRequest, kind: str) -> Iterator[Block]:
