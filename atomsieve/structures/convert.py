@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atomsieve.errors import DataError, UsageError
+from atomsieve.structures.dataset_draft import require_name
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.formats import ReadRequest, find_files, read_blocks
 from atomsieve.structures.labels import LabelKeys
@@ -21,7 +22,7 @@ from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.split import Split
 from atomsieve.structures.units import Units
 from atomsieve.structures.validation import BlockValidator, ConversionCounts, ValidBlock
-from atomsieve.structures.writer import StructureWriter, require_name
+from atomsieve.structures.writer import StructureWriter
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from atomsieve.errors import DataError
 from atomsieve.runs.hashing import hash_json
@@ -25,7 +25,8 @@ from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.source import SourceInfo
 
 FORMAT = "atomsieve.structures"
-SCHEMA = 1
+SCHEMA = 2
+"""The newest version; a manifest has the lowest one that can say what it says: 2 for parts with `first_id`, `heads`."""
 NAME = "manifest.json"
 
 Count = Annotated[int, Field(ge=0)]
@@ -54,7 +55,11 @@ class StepRow(_ManifestRow):
 
 
 class PartRow(_ManifestRow):
-    """One BP5 directory."""
+    """One BP5 directory.
+
+    A part that was written without knowledge of those before it is corrected when it is read: `first_id` is added to
+    its ids, and `heads` maps the sources of the part to those of the dataset. They are left out where they say nothing.
+    """
 
     path: Annotated[str, Field(pattern=r"^part-\d{5,}\.r\d{3,}\.bp$")]
     fields: list[str]
@@ -63,6 +68,22 @@ class PartRow(_ManifestRow):
     atoms: Count
     files: dict[str, FileRow]
     steps: list[StepRow]
+    first_id: Count = 0
+    heads: list[Count] | None = None
+
+    @property
+    def schema_version(self) -> int:
+        """The lowest version of the schema that can say this."""
+        return 1 if self.first_id == 0 and self.heads is None else 2
+
+    @model_serializer(mode="wrap")
+    def _leave_defaults_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        out: dict[str, Any] = dump(self)
+        if self.first_id == 0:
+            del out["first_id"]
+        if self.heads is None:
+            del out["heads"]
+        return out
 
 
 class SourceRow(_ManifestRow):
@@ -83,7 +104,7 @@ class DatasetManifest(_ManifestRow):
     """The whole manifest, less the checksum over it."""
 
     format: str = FORMAT
-    schema_version: int = SCHEMA
+    schema_version: int = 1
     created_by: str
     sources: list[SourceRow]
     totals: Totals
@@ -96,6 +117,7 @@ class DatasetManifest(_ManifestRow):
         from atomsieve.version import __version__
 
         return DatasetManifest(
+            schema_version=max([1, *(part.schema_version for part in parts)]),
             created_by=f"atomsieve {__version__}",
             sources=[SourceRow(name=s.name, level_of_theory=s.level_of_theory) for s in sources],
             totals=Totals(structures=sum(p.structures for p in parts), atoms=sum(p.atoms for p in parts)),
@@ -167,6 +189,8 @@ def _check_sums(manifest: DatasetManifest, path: Path) -> None:
         for what in ("structures", "atoms"):
             if sum(getattr(step, what) for step in part.steps) != getattr(part, what):
                 raise DataError(f"{path}: the {what} of the steps of {part.path} do not add up to those of the part")
+        if part.heads is not None and max(part.heads, default=0) >= len(manifest.sources):
+            raise DataError(f"{path}: {part.path} names a source that the dataset does not have")
         ends = [step.end for step in part.steps]
         if ends != sorted(ends) or (ends and ends[-1] > part.files["data.0"].size):
             raise DataError(f"{path}: the steps of {part.path} do not fit its data file")

@@ -14,7 +14,7 @@ from atomsieve.runs.hashing import compute_file_crc, hash_file
 from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.interface import PartInfo
-from atomsieve.structures.manifest import DatasetManifest, load_manifest
+from atomsieve.structures.manifest import DatasetManifest, PartRow, load_manifest
 from atomsieve.structures.reader import FileReader
 from atomsieve.structures.source import SourceInfo
 
@@ -113,7 +113,23 @@ class ManifestReader(FileReader):
         opened = self._part(part)
         self._check_step(step)
         rows = opened.read(name, place, first, last - first)
-        return rows != 0 if field.dtype == bool else rows
+        if field.dtype == bool:
+            return rows != 0
+        if name in ("id", "head"):
+            return _correct(self.manifest.parts[part], name, rows)
+        return rows
+
+
+def _correct(part: PartRow, name: str, rows: NDArray[Any]) -> NDArray[Any]:
+    """Return ids and heads as they are in the whole dataset; see `PartRow`."""
+    if name == "id":
+        return rows + part.first_id if part.first_id else rows
+    if part.heads is None:
+        return rows
+    places = np.array([*part.heads, -1], rows.dtype)  # a structure without a source has -1, the last place
+    if len(rows) and not -1 <= int(rows.min()) <= int(rows.max()) < len(part.heads):
+        raise DataError(f"{part.path}: a structure names a source that the part does not have; write the files again")
+    return places[rows]
 
 
 def _find_whole_copies(manifest: DatasetManifest, copies: Path | None) -> frozenset[int]:

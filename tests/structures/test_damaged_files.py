@@ -18,6 +18,7 @@ import pytest
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.runs.hashing import hash_json
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures, write_structures
+from atomsieve.structures.part_writer import PartWriter
 from tests.structures.structure_samples import assert_equal, random_batch
 
 SOURCE = [SourceInfo("a", "PBE")]
@@ -340,7 +341,7 @@ def test_disk_full(small_disk: Path) -> None:
 
 def test_disk_full_behind_our_back(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process fills the disk between the check and the write: still one line, and no crash."""
-    monkeypatch.setattr(StructureWriter, "_check_space", lambda *_: None)
+    monkeypatch.setattr(PartWriter, "_check_space", lambda *_: None)
     with pytest.raises(DataError, match=r"cannot write .*No space left") as caught:
         write_structures(small_disk / "x.bp", times(random_batch(2000, largest=30), 20), SOURCE)
     one_line(caught)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pickle
 import threading
@@ -20,9 +21,11 @@ from atomsieve.structures import (
     StructureReader,
     StructureWriter,
     open_structures,
+    part_writer,
     write_structures,
 )
-from atomsieve.structures import writer as writer_module
+from atomsieve.structures.dataset_draft import DatasetDraft
+from atomsieve.structures.part_writer import PartWriter
 from tests.structures.structure_samples import assert_equal, random_batch
 
 SOURCES = [SourceInfo("a", "PBE"), SourceInfo("b", "wB97X/6-31G(d)")]
@@ -39,7 +42,7 @@ def write(path: Path, batch: StructureBatch, pieces: list[int], **options: objec
 
 @pytest.mark.parametrize("step_size", [1, 7, 1000])
 def test_every_field_comes_back_bit_for_bit(tmp_path: Path, step_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "STEPS_PER_PART", 3)
+    monkeypatch.setattr(part_writer, "STEPS_PER_PART", 3)
     batch = random_batch(60, heads=2)
     assert set(batch.present()) == set(FIELDS)
     reader = write(tmp_path / "x.bp", batch, [13, 1, 20], step_size=step_size)
@@ -250,3 +253,32 @@ def test_ranks_write_one_dataset(tmp_path: Path) -> None:
     assert len(failures) == 3, "every rank must hear that the path exists"
     with pytest.raises(UsageError, match="communicator"):
         StructureWriter(tmp_path / "y.bp", n_ranks=2)
+
+
+def test_parts_written_without_knowledge_of_those_before_them(tmp_path: Path) -> None:
+    """Ids and sources of such a part are corrected when it is read, and only such manifests have the newer version."""
+    first, second = random_batch(6, 1, fields={"head"}), random_batch(5, 2, fields={"head"})
+    first, second = (b.replace(head=np.array([1, 0, -1, 1, 0, 1], np.int32)[: len(b)]) for b in (first, second))
+    draft = DatasetDraft(tmp_path / "x.bp")
+    draft.begin()
+    rows = []
+    for k, (batch, sources) in enumerate([(first, SOURCES), (second, SOURCES[::-1])]):
+        writer = PartWriter(draft.folder, draft.path, sources=sources, step_size=4, writer=k)
+        writer.append(batch.replace(id=np.arange(len(batch))))
+        rows += writer.finish()
+    rows[1] = rows[1].model_copy(update={"first_id": 10, "heads": [1, 0]})
+    draft.publish(rows, SOURCES, {})
+    draft.release()
+    written = json.loads((tmp_path / "x.bp" / "manifest.json").read_text())
+    assert written["schema_version"] == 2
+    assert "first_id" not in written["parts"][0]
+    with open_structures(tmp_path / "x.bp") as reader:
+        assert [part.name for part in reader.parts] == ["part-00000.r000.bp", "part-00000.r001.bp"]
+        found = reader.read(0, 11)
+        assert found.id.tolist() == [*range(6), *range(10, 15)]
+        assert found.head is not None
+        assert found.head.tolist() == [1, 0, -1, 1, 0, 1, 0, 1, -1, 0, 1]
+        assert reader.read(7, 9, ["head"]).head.tolist() == [1, -1]
+        assert reader.identity() == written["sha256"]
+    write_structures(tmp_path / "y.bp", first, SOURCES)
+    assert json.loads((tmp_path / "y.bp" / "manifest.json").read_text())["schema_version"] == 1

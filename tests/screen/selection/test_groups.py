@@ -27,7 +27,14 @@ from atomsieve.screen.selection.groups import Grouping, make_composition_keys
 from atomsieve.screen.selection.pareto import Front
 from atomsieve.screen.selection.select import BestOfGroups, Selection, rank_in_groups, select
 from atomsieve.screen.selection.top_k import TopK
-from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures, write_structures, writer
+from atomsieve.structures import (
+    SourceInfo,
+    StructureBatch,
+    StructureWriter,
+    open_structures,
+    part_writer,
+    write_structures,
+)
 from tests.screen.screen_fakes import FakePredictor, candidates
 
 N = 400
@@ -209,7 +216,7 @@ def test_a_crystal_without_a_space_group_is_a_group_of_its_own(crystalline, monk
 
 
 def test_parts_are_sources_where_structures_name_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "STEPS_PER_PART", 1)
+    monkeypatch.setattr(part_writer, "STEPS_PER_PART", 1)
     with StructureWriter(tmp_path / "c.bp", step_size=100) as out:
         out.append(StructureBatch.concatenate([candidates(100, seed=k, bad=False) for k in range(3)]))
     run_screen(tmp_path / "c.bp", "gfm", ScreenOptions(), out=tmp_path / "out", predictor=FakePredictor(("pbe",)))
