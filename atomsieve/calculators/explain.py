@@ -8,6 +8,7 @@ from ase.calculators.calculator import CalculationFailed, CalculatorError, Input
 from ase.data import chemical_symbols
 
 from atomsieve.predict import AnyPredictor, Status
+from atomsieve.structures.conditions import charge_and_spin
 
 SHOWN = 12
 """Elements of a head that a message names."""
@@ -24,16 +25,14 @@ def build_error(status: Status, atoms: Atoms, predictor: AnyPredictor, head: str
     if status == Status.EMPTY:
         return InputError("the Atoms object is empty (0 atoms); add atoms before asking for an energy")
     if status == Status.MISSING_CHARGE_OR_SPIN:
-        found = {name: atoms.info[name] for name in ("charge", "spin", "multiplicity") if name in atoms.info}
         return InputError(
-            f"this model needs charge and spin multiplicity, atoms.info gives {found or 'neither'}; "
+            f"this model needs charge and spin multiplicity, the atoms state {_name_conditions(atoms) or 'neither'}; "
             "set atoms.info['charge'] (e) and atoms.info['spin'] (2S+1)"
         )
     if status == Status.CHARGE_NOT_MODELLED:
         return InputError(
-            f"atoms.info gives charge {atoms.info.get('charge', 0)} and spin "
-            f"{atoms.info.get('spin', atoms.info.get('multiplicity', 1))}, which this model does not take into "
-            "account; use an ensemble trained with charge_spin, or remove them from atoms.info"
+            f"the atoms state {_name_conditions(atoms)}, which this model does not take into account; use an ensemble "
+            "trained with charge_spin, or, for the neutral singlet, remove them from atoms.info"
         )
     what = f"{atoms.get_chemical_formula()} ({len(atoms)} atoms) {status.meaning}"
     remedies = {
@@ -42,6 +41,12 @@ def build_error(status: Status, atoms: Atoms, predictor: AnyPredictor, head: str
         Status.BAD_GEOMETRY: "check the units of cell and positions",
     }
     return CalculationFailed(f"{what}; {remedies.get(status, 'check the structure')}")
+
+
+def _name_conditions(atoms: Atoms) -> str:
+    """Return the total charge and the multiplicity that atoms state, in words."""
+    found = zip(("charge", "spin"), charge_and_spin(atoms), strict=True)
+    return " and ".join(f"{name} {value:g}" for name, value in found if value == value)
 
 
 def _explain_unseen(atoms: Atoms, predictor: AnyPredictor, head: str) -> str:

@@ -25,7 +25,8 @@ from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.ase_adapter import charge_and_spin
+from atomsieve.structures.conditions import charge_and_spin, copy_atoms
+from atomsieve.structures.fields import to_numbers
 
 SETTINGS = {"gfm": None, "head": None, "precision": "fp64", "device": "auto", "backend": "native", "skin": None}
 """Parameters and their defaults."""
@@ -47,8 +48,9 @@ class GFMCalculator(Calculator):
     `implemented_properties` of the object lists exactly what this ensemble, head and backend give. Energies alone need
     no backward pass; forces bring the energy along, and the stress if the step before was asked for it.
 
-    Total charge (e) and multiplicity (2S+1) are read from `atoms.info["charge"]` and `atoms.info["spin"]`; initial
-    charges and magnetic moments are not used. All weights are in memory: the folder may be moved or removed meanwhile.
+    Total charge (e) and multiplicity (2S+1) are those that the atoms state, in `atoms.info["charge"]` for instance, see
+    `atomsieve.structures.conditions.charge_and_spin`; initial charges and magnetic moments are not used. All weights
+    are in memory: the folder may be moved or removed meanwhile.
 
     Parameters
     ----------
@@ -200,10 +202,13 @@ class GFMCalculator(Calculator):
     # -- ASE's protocol --------------------------------------------------------------------------------------------
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Return the changes since the last calculation, those of charge and spin in `atoms.info` included."""
+        """Return the changes since the last calculation, those of total charge and multiplicity included."""
         changes: list[str] = compare_atoms(self.atoms, atoms, tol=tol, excluded_properties=self.ignored_changes)
         if self.atoms is not None:
-            pairs = zip(("charge", "spin"), _state(self.atoms), _state(atoms), strict=True)
+            try:
+                pairs = zip(("charge", "spin"), charge_and_spin(self.atoms), charge_and_spin(atoms), strict=True)
+            except DataError as error:
+                raise InputError(str(error)) from error
             changes += [name for name, old, new in pairs if not (old == new or (old != old and new != new))]
         return changes
 
@@ -244,7 +249,7 @@ class GFMCalculator(Calculator):
                 wanted |= {"stress"}
             self.results, self._asked = {}, set()
         prediction = self._predict(atoms, self._request(wanted))
-        self.atoms = atoms.copy()
+        self.atoms = copy_atoms(atoms)
         self.outside = int(prediction.outside[0])
         self.results.update(_results(prediction, self.implemented_properties))
 
@@ -323,23 +328,18 @@ def _open(gfm: str | Path | AnyPredictor, head: str | None, own: dict[str, str |
     return gfm
 
 
-def _state(atoms: Atoms) -> tuple[Any, Any]:
-    info = atoms.info
-    return info.get("charge", np.nan), info.get("spin", info.get("multiplicity", np.nan))
-
-
 def single(atoms: Atoms) -> StructureBatch:
     """Return one structure as a batch, without labels.
 
     Raises
     ------
     DataError
-        if charge or spin in `atoms.info` is no number.
+        if the charge or the multiplicity that the atoms state is no number, or is stated twice and differs.
     """
     charge, spin = charge_and_spin(atoms)
     return StructureBatch(
         ptr=np.array([0, len(atoms)], np.int64),
-        numbers=atoms.numbers.astype(np.uint8),
+        numbers=to_numbers(atoms.numbers),
         positions=np.array(atoms.positions, np.float64),
         cell=np.array(atoms.cell, np.float64)[None],
         pbc=np.array(atoms.pbc, bool)[None],

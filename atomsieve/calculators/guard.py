@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from atomsieve.calculators.gfm import GFMCalculator
 from atomsieve.errors import AtomSieveError, UsageError, unknown
 from atomsieve.predict import AnyPredictor, Outside
+from atomsieve.structures.conditions import copy_atoms
 
 ACTIONS = ("warn", "stop", "write")
 
@@ -227,7 +228,7 @@ class Guard:
 
     def _frame(self, atoms: Atoms, values: dict[str, Any]) -> Atoms:
         """Return a copy of the atoms, with predictions under names that no reader takes for labels."""
-        frame: Atoms = atoms.copy()
+        frame = copy_atoms(atoms)
         frame.calc = None
         frame.set_constraint()
         frame.info |= {"guard_check": self.checks, "predicted_head": self.head}

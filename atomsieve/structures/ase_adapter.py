@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError
-from atomsieve.structures.fields import FIELDS, LABELS
+from atomsieve.structures.conditions import charge_and_spin
+from atomsieve.structures.fields import FIELDS, LABELS, to_numbers
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+
+UNUSED = {"initial_charges", "initial_magmoms"}
+"""Properties of atoms that no model takes into account."""
 
 
 class BatchArrays(Protocol):
@@ -26,8 +32,16 @@ class BatchArrays(Protocol):
         """Return the fields that the batch has, by name."""
 
 
-def _labels(atoms: Atoms) -> dict[str, Any]:
-    """Return energy (eV), forces (eV/Angstrom) and stress [3,3] (eV/Angstrom^3) that the atoms already carry."""
+def _labels(atoms: Atoms) -> dict[str, Any] | None:
+    """Return energy (eV), forces (eV/Angstrom) and stress [3,3] (eV/Angstrom^3) that the atoms already carry.
+
+    None if they are those of other atoms: a calculator keeps its results when its atoms move.
+    """
+    from ase.calculators.calculator import compare_atoms
+
+    computed = getattr(atoms.calc, "atoms", None)
+    if computed is not None and compare_atoms(computed, atoms, tol=1e-15, excluded_properties=UNUSED):
+        return None
     results: dict[str, Any] = {}
     stored = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
     if stored.get("energy") is not None:
@@ -43,25 +57,16 @@ def _labels(atoms: Atoms) -> dict[str, Any]:
     return results
 
 
-def _info_number(atoms: Atoms, *names: str) -> float:
-    for name in names:
-        if name in atoms.info:
-            try:
-                return float(atoms.info[name])
-            except (TypeError, ValueError) as error:
-                raise DataError(f"info[{name!r}] must be a number, got {atoms.info[name]!r}") from error
-    return np.nan
-
-
-def charge_and_spin(atoms: Atoms) -> tuple[float, float]:
-    """Return total charge (e) and multiplicity that `atoms.info` states, NaN where it does not.
-
-    Raises
-    ------
-    DataError
-        for a value that is no number.
-    """
-    return _info_number(atoms, "charge"), _info_number(atoms, "spin", "multiplicity")
+def _conditions(images: Sequence[Atoms]) -> dict[str, NDArray[np.float32]]:
+    """Return total charges and multiplicities `[S]`, those of them that any of the atoms state."""
+    stated = np.full((len(images), 2), np.nan, np.float32)
+    for k, atoms in enumerate(images):
+        try:
+            stated[k] = charge_and_spin(atoms)
+        except DataError as error:
+            raise DataError(f"structure {k} of {len(images)}: {error}") from error
+    found = zip(("charge", "spin"), stated.T, strict=True)
+    return {name: np.ascontiguousarray(values) for name, values in found if not np.isnan(values).all()}
 
 
 def arrays_from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
@@ -76,18 +81,21 @@ def arrays_from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | No
     counts = np.array([len(a) for a in images], np.int64)
     out: dict[str, Any] = {
         "ptr": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "numbers": np.concatenate([a.numbers for a in images]).astype(np.uint8),
+        "numbers": to_numbers(np.concatenate([a.numbers for a in images])),
         "positions": np.concatenate([a.positions for a in images]).astype(np.float64),
         "cell": np.stack([np.asarray(a.cell, np.float64) for a in images]),
         "pbc": np.stack([np.asarray(a.pbc, bool) for a in images]),
         "id": np.arange(len(images), dtype=np.int64) if ids is None else np.asarray(ids, np.int64),
     }
-    charge, spin = np.array([charge_and_spin(a) for a in images], np.float32).T.copy()
-    if not np.isnan(charge).all():
-        out["charge"] = charge
-    if not np.isnan(spin).all():
-        out["spin"] = spin
-    labels = [_labels(a) for a in images]
+    out |= _conditions(images)
+    held = [_labels(a) for a in images]
+    if moved := [k for k, found in enumerate(held) if found is None]:
+        warnings.warn(
+            f"structure {moved[0]} of {len(images)} changed after its calculator's results were computed: they are not "
+            f"its labels and are left out ({len(moved)} such structures)",
+            stacklevel=3,
+        )
+    labels = [found or {} for found in held]
     for name in LABELS:
         has = np.array([name in found for found in labels])
         if not has.any():

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.ase_adapter import arrays_from_ase, arrays_to_ase
 from atomsieve.structures.fields import FIELDS, LABELS
+from atomsieve.structures.pymatgen_adapter import arrays_from_pymatgen
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from pymatgen.core import IMolecule, IStructure
 
 
 def ragged_index(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -181,10 +183,29 @@ class StructureBatch:
     def from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | None = None) -> StructureBatch:
         """Build a batch from ASE atoms, labels included where a calculator holds them.
 
-        `charge` and `spin` are read from `atoms.info` ("charge"; "spin" or "multiplicity") and stay NaN otherwise.
-        For scripts and converters: it loops in Python.
+        `charge` and `spin` are those that the atoms state, see `atomsieve.structures.conditions.charge_and_spin`, and
+        NaN otherwise. For scripts and converters: it loops in Python.
         """
         arrays = arrays_from_ase(atoms_list, ids)
+        return StructureBatch(**arrays) if arrays else StructureBatch.empty()
+
+    @staticmethod
+    def from_pymatgen(
+        structures: Iterable[IStructure | IMolecule] | IStructure | IMolecule, ids: Sequence[int] | None = None
+    ) -> StructureBatch:
+        """Build a batch from pymatgen's `Structure` and `Molecule` objects, without labels.
+
+        `charge` and `spin` are those that an object was given, by argument or in its `properties`; NaN otherwise. A sum
+        of oxidation states is not a total charge (with a warning where it may have been meant), and properties of sites
+        (charge, magmom) state neither. `pbc` is that of the lattice; a molecule has no cell. Deuterium is hydrogen. For
+        scripts: it loops in Python.
+
+        Raises
+        ------
+        DataError
+            for a site that is shared, partly empty or a dummy, two values of a charge that differ, or another object.
+        """
+        arrays = arrays_from_pymatgen(structures, ids)
         return StructureBatch(**arrays) if arrays else StructureBatch.empty()
 
     def to_ase(self) -> list[Atoms]:
@@ -197,5 +218,5 @@ def check_batch(given: object) -> None:
     if not isinstance(given, StructureBatch):
         raise UsageError(
             f"structures are given as a StructureBatch, got {type(given).__name__}; make one with "
-            "StructureBatch.from_ase(atoms_list)"
+            "StructureBatch.from_ase(atoms_list) or StructureBatch.from_pymatgen(structures)"
         )

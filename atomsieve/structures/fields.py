@@ -6,9 +6,10 @@ Readers, writers, models, documentation and servers derive from this table; noth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 Axis = Literal["structure", "atom", "pointer"]
 
@@ -109,3 +110,8 @@ LABELS: tuple[str, ...] = ("energy", "forces", "stress")
 
 CONDITIONS = ("charge", "spin")
 """Optional fields on which an energy depends in addition to atoms and cell; a model may need them."""
+
+
+def to_numbers(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return atomic numbers as a batch has them; those outside of 0..255 become 0 or 255, which no head knows."""
+    return np.clip(np.asarray(values), 0, 255).astype(np.uint8)

@@ -254,7 +254,7 @@ def _condition(
                     found.reasons.setdefault(place, (f"{label} is not a number", f"{name} is {_show(column, place)}"))
                 continue
             used.add(name)
-            rounded = np.where(np.abs(rows - np.round(rows)) < RESIDUE, np.round(rows) + 0.0, rows)
+            rounded = round_residue(rows)
             again = has[places] & (values[places] != rounded) & np.isfinite(rounded)
             for place in places[again].tolist():
                 found.reasons.setdefault(place, (f"two values of {label}", f"{name} is {_show(column, place)}"))
@@ -263,6 +263,11 @@ def _condition(
             has[places[fresh]] = True
             tally.taken[label, name] += int(fresh.sum())
     return values, has
+
+
+def round_residue(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the nearest whole number of each value that is nearer to one than `RESIDUE`, and the other values."""
+    return np.where(np.abs(values - np.round(values)) < RESIDUE, np.round(values) + 0.0, values)
 
 
 def _from_voigt(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, require
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.fields import FIELDS, LABELS
+from atomsieve.structures.conditions import find_condition
+from atomsieve.structures.fields import FIELDS, LABELS, to_numbers
+from atomsieve.structures.labels import NAMES
 
 NUMBERS = ("atomic_numbers", "z", "numbers")
+CONDITIONS = ("charge", "spin")
 
 
 def _require_pyg() -> Any:
@@ -23,12 +26,14 @@ def from_pyg(data: Iterable[Any]) -> StructureBatch:
     """Build a batch from PyG `Data` objects.
 
     Read are `atomic_numbers` (or `z`, `numbers`) [n], `pos` [n,3], and where present `cell` [3,3], `pbc` [3], `id`,
-    `charge`, `spin`, `energy` (eV), `forces` [n,3] (eV/Angstrom) and `stress` [3,3] (eV/Angstrom^3).
+    `energy` (eV), `forces` [n,3] (eV/Angstrom) and `stress` [3,3] (eV/Angstrom^3); total charge and multiplicity under
+    the names that are certain (`charge`, `total_charge`; `spin`, `multiplicity`, `spin_multiplicity`), where an array
+    of several values is one of atoms and is not taken.
 
     Raises
     ------
     DataError
-        if an object lacks atomic numbers or positions, or an array has the wrong size.
+        if an object lacks atomic numbers or positions, an array has the wrong size, or two names differ in their value.
     """
     _require_pyg()
     rows = [_row(item, k) for k, item in enumerate(data)]
@@ -51,23 +56,32 @@ def from_pyg(data: Iterable[Any]) -> StructureBatch:
 
 
 def _row(item: Any, place: int) -> dict[str, NDArray[Any]]:
-    found = {name: getattr(item, name, None) for name in ("cell", "pbc", "id", "charge", "spin", *LABELS)}
+    found = {name: getattr(item, name, None) for name in ("cell", "pbc", "id", *LABELS)}
     found["numbers"] = next((v for key in NUMBERS if (v := getattr(item, key, None)) is not None), None)
     found["positions"] = getattr(item, "pos", None)
-    row = {
-        name: np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        for name, value in found.items()
-        if value is not None
-    }
+    row = {name: _as_array(value) for name, value in found.items() if value is not None}
     for name in ("numbers", "positions"):
         if name not in row:
             raise DataError(f"object {place} has no {' or '.join(NUMBERS) if name == 'numbers' else 'pos'}")
-    row["numbers"] = row["numbers"].reshape(-1)
+    row["numbers"] = to_numbers(row["numbers"].reshape(-1))
+    row |= _conditions(item, place)
     for name, array in row.items():
         wanted = int(np.prod(FIELDS[name].shape(1, len(row["numbers"]))))
         if array.size != wanted:
             raise DataError(f"object {place}: {name} has shape {array.shape}, {wanted} numbers were expected")
     return row
+
+
+def _as_array(value: Any) -> NDArray[Any]:
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def _conditions(item: Any, place: int) -> dict[str, NDArray[Any]]:
+    """Return total charge and multiplicity, each where it is stated."""
+    given = {name: getattr(item, name, None) for label in CONDITIONS for name in NAMES[label]}
+    stated = {name: _as_array(value) for name, value in given.items() if value is not None}
+    found = {label: find_condition(label, {f"object {place}:": stated}) for label in CONDITIONS}
+    return {label: np.array([value]) for label, value in found.items() if value == value}
 
 
 def to_pyg(batch: StructureBatch) -> list[Any]:

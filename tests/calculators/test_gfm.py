@@ -19,6 +19,8 @@ from ase.calculators.calculator import (
     compare_atoms,
 )
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from pymatgen.core import Molecule
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from atomsieve.calculators import GFMCalculator, Guard, Stop, relax
 from atomsieve.gfm import save_gfm
@@ -251,7 +253,7 @@ def test_charge_and_spin_reach_a_model_that_uses_them(tmp_path: Path) -> None:
     calc = GFMCalculator(tiny_gfm(tmp_path / "charged", charge_spin=True), head="organic")
     water = molecule("H2O")
     water.calc = calc
-    with pytest.raises(InputError, match=r"needs charge and spin multiplicity, atoms.info gives neither; set"):
+    with pytest.raises(InputError, match=r"needs charge and spin multiplicity, the atoms state neither; set"):
         water.get_potential_energy()
     water.info |= {"charge": 0, "spin": 1}
     neutral = water.get_potential_energy()
@@ -263,6 +265,37 @@ def test_charge_and_spin_reach_a_model_that_uses_them(tmp_path: Path) -> None:
     water.info["spin"] = "doublet"
     with pytest.raises(InputError, match="'doublet'"):
         water.get_potential_energy()
+
+
+def test_a_charge_that_an_adapter_sets_as_an_attribute_is_seen(make, tmp_path: Path) -> None:
+    """pymatgen's adapter states charge and multiplicity of a molecule there alone; ASE copies no attributes."""
+    hydroxide = AseAtomsAdaptor.get_atoms(Molecule(["O", "H"], [[0, 0, 0], [0, 0, 1]], charge=-1))
+    hydroxide.calc = make("organic")
+    with pytest.raises(InputError, match=r"state charge -1 and spin 1, which .*does not take into account"):
+        hydroxide.get_potential_energy()
+    calc = GFMCalculator(tiny_gfm(tmp_path / "charged", charge_spin=True), head="organic")
+    hydroxide.calc = calc
+    energy = hydroxide.get_potential_energy()
+    assert calc.check_state(hydroxide) == [] and calc.atoms.info == {"charge": -1, "spin": 1}
+    other = Atoms(hydroxide.numbers, hydroxide.positions, info={"charge": -1, "spin": 1}, calculator=calc)
+    assert other.get_potential_energy() == energy
+    hydroxide.charge = 0
+    assert calc.check_state(hydroxide) == ["charge"]
+    hydroxide.info["charge"] = 1
+    with pytest.raises(InputError, match="two values of the total charge: info 'charge' is 1, attribute 'charge' is 0"):
+        hydroxide.get_forces()
+
+
+def test_isotopes_and_magnetic_moments_change_no_energy(make) -> None:
+    water = molecule("H2O")
+    water.calc = make("organic")
+    energy, forces = water.get_potential_energy(), water.get_forces()
+    water.set_masses([15.999, 2.014, 2.014])
+    water.set_initial_magnetic_moments([0, 1, 1])
+    fresh = water.copy()
+    fresh.calc = make("organic")
+    assert water.get_potential_energy() == fresh.get_potential_energy() == energy
+    assert np.array_equal(fresh.get_forces(), forces)
 
 
 def test_two_atoms_share_a_calculator(make, copper: Atoms) -> None:
@@ -368,7 +401,7 @@ def _broken() -> dict[str, tuple[Atoms, type[Exception], str]]:
         "flat": (flat, InputError, "depends on the others"),
         "unseen": (bulk("Xe", "fcc", a=6.2), InputError, "never trained on Xe; it knows O, Cu.*train on data"),
         "ghost": (ghost, InputError, "never trained on X"),
-        "charged": (charged, InputError, "gives charge 1 .*does not take into account"),
+        "charged": (charged, InputError, "state charge 1, .*does not take into account"),
         "overlap": (Atoms("Cu2", [[0, 0, 0], [0, 0, 0.01]]), CalculationFailed, r"Cu2 \(2 atoms\) two atoms are"),
     }
 
