@@ -13,6 +13,7 @@ from atomsieve.structures.formats.base import Format, StructureSink, WriteOption
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
 from atomsieve.structures.formats.cif import CifSink, read_cif
 from atomsieve.structures.formats.extxyz import ExtxyzSink, read_extxyz
+from atomsieve.structures.formats.learning import deepmd
 from atomsieve.structures.formats.lmdb import is_lmdb_folder, read_lmdb
 from atomsieve.structures.formats.parquet import ParquetSink, read_parquet
 from atomsieve.structures.formats.poscar import read_poscar
@@ -88,6 +89,7 @@ FORMATS: dict[str, Format] = {
             is_folder=is_bp_folder,
             extent=count_rows,
         ),
+        deepmd.ROW,
     )
 }
 """Every format by name. To add one: a file in this folder with its reader and writer, and a row here."""
