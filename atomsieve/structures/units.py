@@ -215,7 +215,11 @@ class Units:
     @property
     def stated(self) -> bool:
         """True if any unit is stated."""
-        return any(getattr(self, name) is not None for name in (*_FACTORS, "stress_sign"))
+        return bool(self.list_stated()) or self.stress_sign is not None
+
+    def list_stated(self) -> set[str]:
+        """Return the quantities whose unit is stated."""
+        return {name for name in _FACTORS if getattr(self, name) is not None}
 
     def factor(self, quantity: str) -> float:
         """Return the factor from a quantity as the file has it to this package's unit."""
@@ -230,8 +234,13 @@ class Units:
         return 1.0 if unit is None else _FACTORS[quantity](unit)
 
     def describe(self) -> Mapping[str, str]:
-        """Return what is stated, by quantity, for reports and manifests."""
+        """Return the units by quantity, those that follow from stated ones too, for reports and manifests."""
         out = {name: str(getattr(self, name)) for name in _FACTORS if getattr(self, name) is not None}
+        energy, length = self.energy or "eV", self.length or "angstrom"
+        if self.forces is None and (self.energy or self.length):
+            out["forces"] = f"{energy}/{length}"
+        if self.virial is None and self.energy:
+            out["virial"] = energy
         if self.stress_sign is not None:
             out["stress sign"] = "ASE" if self.stress_sign > 0 else "opposite to ASE"
         return out

@@ -31,7 +31,7 @@ class ConversionCounts:
     read : structures read, whole or not.
     skipped : rejected structures by reason; `first` is the place of the first of each, with its detail; `places` are
         place, reason and detail of the first `SKIPPED_KEPT` of all.
-    labels : structures by label that they have.
+    labels : structures by label that they have; by `charge` and `spin` those that state one, where any does.
     keys : names of all that structures state (of the first thousands of names).
     found : keys from which labels were taken, and those that were left.
     notes : structures by what their reader did or noticed beside taking them.
@@ -45,6 +45,20 @@ class ConversionCounts:
     keys: set[str] = field(default_factory=set)
     found: LabelTally = field(default_factory=LabelTally)
     notes: Counter[str] = field(default_factory=Counter)
+
+    def merge(self, other: ConversionCounts) -> None:
+        """Add the counts of another part of the input, which comes after this one."""
+        self.read += other.read
+        self.skipped.update(other.skipped)
+        self.first.update({reason: place for reason, place in other.first.items() if reason not in self.first})
+        self.places += other.places[: max(0, SKIPPED_KEPT - len(self.places))]
+        self.labels.update(other.labels)
+        self.keys |= other.keys
+        self.found.merge(other.found)
+
+    def notes(self) -> dict[str, str]:
+        """Return what the manifest of a dataset records: from which keys labels were taken, and in which units."""
+        return self.found.notes()
 
     def skip(self, bad: BadItem) -> None:
         """Count one structure that is left out."""
@@ -133,6 +147,9 @@ class BlockValidator:
         for name in LABELS:
             has = getattr(batch, f"has_{name}")
             self.tally.labels[name] += 0 if has is None else int(has.sum())
+        for name in ("charge", "spin"):
+            if name in found.has:
+                self.tally.labels[name] += int(found.has[name][kept].sum())
         return ValidBlock(batch, block, np.flatnonzero(kept))
 
     def _count(self, block: Block, reasons: Reasons) -> None:
