@@ -160,7 +160,7 @@ def convert_command(
     )
     inputs = parse_inputs(src, source, level_of_theory or [])
     report = convert(inputs, out, options, console(stderr=True, quiet=quiet))
-    show_report(report, console(quiet=quiet))
+    show_report(report, console(quiet=quiet), options)
     return EXIT_SOME_FAILED if report.tally.skipped else EXIT_DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -12,31 +13,68 @@ from atomsieve.text import pluralize
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atomsieve.structures.convert import ConvertReport
+    from atomsieve.structures.convert import ConvertOptions, ConvertReport
 
 SHOWN_ELEMENTS = 20
+SHOWN_KEYS = 12
+LABEL_OPTIONS = ("energy", "forces", "stress", "virial", "charge", "spin")
 
 
-def show_report(report: ConvertReport, screen: Console) -> None:
-    """Print the written datasets, the sources, and the skipped structures by reason."""
+def show_report(report: ConvertReport, screen: Console, options: ConvertOptions) -> None:
+    """Print the written datasets, the sources, the labels with their keys and units, and what was left and why."""
     table = Table(title="converted", title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("dataset")
+    table.add_column("dataset", overflow="fold")
     table.add_column("structures", justify="right")
     for path, count in report.outputs.items():
         table.add_row(Text(str(path)), f"{count:,}")
     screen.print(table)
     for source, count in report.sources.items():
-        screen.print(Text.assemble("source ", (source.name, "bold"), f" ({source.level_of_theory}): {count:,}"))
-    labels = ", ".join(f"{name} on {report.tally.labels[name]:,}" for name in ("energy", "forces", "stress"))
-    rate = report.tally.read / max(report.seconds, 1e-9)
-    screen.print(f"{report.atoms:,} atoms; {labels}; {report.seconds:.1f} s ({rate:,.0f} structures/s)")
-    for reason, count in report.tally.skipped.most_common():
-        first = f", first {report.tally.first[reason]}"
-        screen.print(Text.assemble((f"skipped {count:,}: {reason}", "yellow"), first))
-    for note, count in report.tally.notes.most_common():
-        screen.print(Text(f"note: {pluralize(count, 'structure')}: {note}", "yellow"))
-    if report.notice:
-        screen.print(Text(f"note: {report.notice}", "yellow"))
+        _say(screen, Text.assemble("source ", (source.name, "bold"), f" ({source.level_of_theory}): {count:,}"))
+    tally, found = report.tally, report.tally.found
+    _say(screen, Text(f"labels: {', '.join(_label_words(report)) or 'none'}"))
+    for words in found.describe_units():
+        _say(screen, Text(f"units: {words}"))
+    rate = tally.read / max(report.seconds, 1e-9)
+    screen.print(f"{report.atoms:,} atoms; {report.seconds:.1f} s ({rate:,.0f} structures/s)")
+    for reason, count in tally.skipped.most_common():
+        first = f", first {tally.first[reason]}"
+        _say(screen, Text.assemble((f"skipped {count:,}: {reason}", "yellow"), first))
+    for note, count in tally.notes.most_common():
+        _say(screen, Text(f"note: {pluralize(count, 'structure')}: {note}", "yellow"))
+    known = [key for key in (options.keys.id, options.source_key, options.level_key) if key]
+    if options.split is not None and options.split.by.startswith("group:"):
+        known.append(options.split.by.removeprefix("group:"))
+    settled = [] if options.keys.none else [name for name in LABEL_OPTIONS if getattr(options.keys, name) is not None]
+    for note in [*found.list_notes(known, settled), *_partial_conditions(report)]:
+        _say(screen, Text(f"note: {note}", "yellow"))
+    if others := found.list_others(known, settled):
+        more = f", and {len(others) - SHOWN_KEYS} more" if len(others) > SHOWN_KEYS else ""
+        _say(screen, Text(f"not kept, as a dataset has no field for them: {', '.join(others[:SHOWN_KEYS])}{more}"))
+
+
+def _label_words(report: ConvertReport) -> Iterator[str]:
+    """Yield `energy on 1,204 (from REF_energy)` for each label that any structure has, and what none has."""
+    labels, taken = report.tally.labels, report.tally.found.taken
+    for name in ("energy", "forces", "stress", "charge", "spin"):
+        keys = [key for (label, key), _ in taken.most_common() if label == name]
+        if labels[name]:
+            yield f"{name} on {labels[name]:,}" + (f" (from {', '.join(keys)})" if keys and keys != [name] else "")
+        elif name in ("energy", "forces", "stress") and any(labels[label] for label in ("energy", "forces", "stress")):
+            yield f"{name} on 0"
+
+
+def _partial_conditions(report: ConvertReport) -> Iterator[str]:
+    """Yield a note where only some structures state a charge or a multiplicity."""
+    for name, option in (("charge", "--charge"), ("spin", "--spin")):
+        stated = report.tally.labels[name]
+        if 0 < stated < report.written:
+            rest = report.written - stated
+            yield f"{stated:,} of {report.written:,} structures state a {name}; {option} sets it for the other {rest:,}"
+
+
+def _say(screen: Console, text: Text) -> None:
+    """Print a line: wrapped on a terminal, whole in a pipe, where other programs read it."""
+    screen.print(text, soft_wrap=not screen.is_terminal)
 
 
 def show_summary(found: dict[str, Any], screen: Console) -> None:
@@ -52,16 +90,16 @@ def show_summary(found: dict[str, Any], screen: Console) -> None:
     screen.print(f"{axes or 'no structures'}; {found['with_charge']:,} with a charge")
     if found["not_finite_or_empty"]:
         screen.print(Text(f"{found['not_finite_or_empty']:,} structures are empty or not finite", "yellow"))
+    levels: list[tuple[str, str]] = []  # in lines of their own: they are long, and they are what separates sources
     table = Table(show_edge=False, pad_edge=False)
-    table.add_column("source")
-    table.add_column("level of theory")
+    table.add_column("source", overflow="fold")
     for name in ("structures", "labels", "E/atom (std), eV", "F rms (max), eV/Å"):
         table.add_column(name, justify="right")
     for row in found["sources"]:
         energy = row.get("energy_per_atom")
+        levels.append((row["name"], row["level_of_theory"]))
         table.add_row(
             Text(row["name"]),
-            Text(row["level_of_theory"]),
             f"{row['structures']:,}",
             _labels(row),
             f"{energy['mean']:.3f} ({energy['std']:.3f})" if energy else "-",
@@ -69,6 +107,9 @@ def show_summary(found: dict[str, Any], screen: Console) -> None:
         )
     if found["sources"]:
         screen.print(table)
+    for name, level in levels:
+        if level:
+            screen.print(Text.assemble("level of theory of ", (name, "bold"), f": {level}"), soft_wrap=True)
     elements = sorted(found["elements"].items(), key=lambda pair: -pair[1]["structures"])
     shown = ", ".join(f"{symbol} {counts['structures']:,}" for symbol, counts in elements[:SHOWN_ELEMENTS])
     more = f", and {len(elements) - SHOWN_ELEMENTS} more" if len(elements) > SHOWN_ELEMENTS else ""

@@ -81,14 +81,6 @@ class ConvertReport:
         """Number of structures written."""
         return sum(self.outputs.values())
 
-    @property
-    def notice(self) -> str:
-        """A hint for the user if no energies were read but other keys look like energies; else empty."""
-        names = sorted(key for key in self.tally.keys if "energy" in key.lower() and not key.startswith("ref_"))
-        if self.tally.labels["energy"] or not self.sources or not names:
-            return ""
-        return f"no energies were taken; --energy-key may name one of {', '.join(names[:8])}"
-
 
 def output_paths(out: Path, split: Split | None) -> dict[str, Path]:
     """Return the output of each set: `OUT.bp`, or `OUT-train.bp`, `OUT-val.bp` and so on."""

@@ -55,10 +55,11 @@ class ConversionCounts:
         self.labels.update(other.labels)
         self.keys |= other.keys
         self.found.merge(other.found)
+        self.notes.update(other.notes)
 
-    def notes(self) -> dict[str, str]:
+    def manifest_notes(self) -> dict[str, str]:
         """Return what the manifest of a dataset records: from which keys labels were taken, and in which units."""
-        return self.found.notes()
+        return self.found.manifest_notes()
 
     def skip(self, bad: BadItem) -> None:
         """Count one structure that is left out."""

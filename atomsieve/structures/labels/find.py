@@ -88,6 +88,7 @@ class _Search:
         self.found = FoundLabels()
         self.used: set[str] = set()
         self.told: set[str] = set()
+        self.virials = 0  # structures whose stress was made of a virial
 
     def take(self, name: str, given: Values) -> None:
         """Keep a label that any structure has."""
@@ -202,6 +203,7 @@ class _Search:
                 self.pass_over("stress", (keys.names("stress")[0],), takers, names[0], same[again])
             fresh = given & ~has & (volume > 0)
             if fresh.any():
+                self.virials = int(fresh.sum())
                 stress[fresh] = own[fresh]
                 has = has | fresh
                 for (_, name), count in held.tally.taken.items():
@@ -264,8 +266,8 @@ class _Search:
         if not (given.stated or block.units.stated) or not len(block):
             return
         taken = {label: int(has.sum()) for label, has in self.found.has.items()} | {"length": len(block)}
-        virials = any(name.startswith("-") for _, name in self.tally.taken)
-        taken |= {"virial": taken.get("stress", 0) if virials else 0, "stress sign": taken.get("stress", 0)}
+        taken["stress"] = taken["stress sign"] = taken.get("stress", 0) - self.virials
+        taken["virial"] = self.virials
         own = given.describe() if not block.units.stated else given.list_stated()
         for quantity, unit in self.units.describe().items():
             if taken.get(quantity):

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 
-from atomsieve.structures.labels.names import offer_option
+from atomsieve.structures.labels.names import guess_label, offer_option
+from atomsieve.text import pluralize
 
 KEYS_KEPT = 1000
 
@@ -69,18 +70,24 @@ class LabelTally:
         for origin, words in by_origin.items():
             yield f"{', '.join(dict.fromkeys(words))} ({_name_origin(origin)})"
 
-    def list_offers(self, known: Iterable[str] = ()) -> list[tuple[str, str, int, str]]:
-        """Return key, shape, structures and option for each key that was left but looks like a label."""
-        skip = set(known)
-        rows = [(key, shape, count, offer_option(key, shape)) for (key, shape), count in self.left.items()]
-        return [row for row in rows if row[3] and row[0] not in skip]
+    def list_offers(self, known: Iterable[str] = (), settled: Iterable[str] = ()) -> list[tuple[str, str, int, str]]:
+        """Return key, shape, structures and option for each key that was left but looks like a label.
 
-    def list_others(self, known: Iterable[str] = ()) -> list[str]:
-        """Return the keys that no field can hold, sorted."""
-        skip = {*known, *(key for key, *_ in self.list_offers())}
+        known : keys that serve for something else. settled : labels whose key the user gave.
+        """
+        skip, closed = set(known), set(settled)
+        return [
+            (key, shape, count, offer_option(key, shape))
+            for (key, shape), count in self.left.items()
+            if key not in skip and (label := guess_label(key, shape)) and label not in closed
+        ]
+
+    def list_others(self, known: Iterable[str] = (), settled: Iterable[str] = ()) -> list[str]:
+        """Return the keys that no field of a dataset can hold, sorted."""
+        skip = {*known, *(key for key, *_ in self.list_offers(known, settled)), *(key for key, _ in self.missed)}
         return sorted({key for key, _ in self.left} - skip)
 
-    def list_notes(self, known: Iterable[str] = ()) -> Iterator[str]:
+    def list_notes(self, known: Iterable[str] = (), settled: Iterable[str] = ()) -> Iterator[str]:
         """Yield a sentence for each thing that a user should know about the labels that were taken or left."""
         skip = set(known)
         for label in ("energy", "forces", "stress"):
@@ -91,25 +98,28 @@ class LabelTally:
         for (label, key, other, same), count in self.passed.items():
             if not same and other not in skip:
                 yield (
-                    f"{_structures(count)} have {key} and {other}, with different values: {key} was taken as {label}; "
+                    f"{_structures_with(count)} {key} and {other}, with different values: {key} was taken as {label}; "
                     f"--{_option_label(label, other)}-key {other} takes the other"
                 )
         for (key, why), count in self.missed.items():
             if key not in skip:
-                yield f"{_structures(count)} have {key}, not taken: {why}"
-        for key, shape, count, option in self.list_offers(skip):
+                yield f"{_structures_with(count)} {key}, not taken: {why}"
+        for key, shape, count, option in self.list_offers(known, settled):
             kind = "an array" if shape.endswith("per atom") else "a key"
-            yield f"{_structures(count)} have {kind} {key} ({shape}), not taken: {option}"
+            why = "; with smearing, forces belong to it" if key == "free_energy" else ""
+            yield f"{_structures_with(count)} {kind} {key} ({shape}), not taken{why}: {option}"
         for (quantity, given, stated), count in self.overruled.items():
-            yield f"--unit says {quantity} in {given}, {_structures(count)} state {stated}; --unit was taken"
+            yield f"--unit says {quantity} in {given}, {_structures_with(count, 'state')} {stated}; --unit was taken"
         for what, count in self.doubts.items():
-            yield f"{_structures(count)} with {what}, first {self.first[what]}; kept as the file says"
+            yield f"{pluralize(count, 'structure')} with {what}, first {self.first[what]}; kept as the file says"
 
-    def notes(self) -> dict[str, str]:
-        """Return what a manifest records: keys and units of the labels."""
+    def manifest_notes(self) -> dict[str, str]:
+        """Return what a manifest records: from which keys labels came, which were left, and units that were applied."""
         out: dict[str, str] = {}
         if self.taken:
             out["label keys"] = "; ".join(self.describe_taken())
+        if offers := self.list_offers():
+            out["labels not taken"] = "; ".join(f"{key} ({shape}, {count:,})" for key, shape, count, _ in offers)
         if self.units:
             out["units in the files"] = "; ".join(self.describe_units())
         return out
@@ -120,8 +130,9 @@ def _option_label(label: str, key: str) -> str:
     return "virial" if label == "stress" and "virial" in key.lower() else label
 
 
-def _structures(count: int) -> str:
-    return f"{count:,} structure{'' if count == 1 else 's'}"
+def _structures_with(count: int, verb: str = "have") -> str:
+    one = {"have": "has", "state": "states"}[verb]
+    return f"1 structure {one}" if count == 1 else f"{count:,} structures {verb}"
 
 
 def _name_origin(origin: str) -> str:
