@@ -130,6 +130,31 @@ def convert_command(
         str | None,
         typer.Option("--format", help="Format of all files, if names do not tell.", show_default=False),
     ] = None,
+    elements: Annotated[
+        str | None,
+        typer.Option(
+            "--elements",
+            help="Elements of the types 1, 2, ... of LAMMPS files, e.g. Al,Ni.",
+            rich_help_panel=KEYS,
+            show_default=False,
+        ),
+    ] = None,
+    topology: Annotated[
+        Path | None,
+        typer.Option(
+            "--topology",
+            help="File of structures with the elements (and the cell) of trajectories that hold positions only.",
+            rich_help_panel=KEYS,
+            show_default=False,
+        ),
+    ] = None,
+    keep_unconverged: Annotated[
+        bool,
+        typer.Option(
+            "--keep-unconverged",
+            help="Keep steps of calculations whose electronic steps did not converge, with their labels.",
+        ),
+    ] = False,
     step_size: StepSizeOption = 20_000,
     positions: PositionsOption = "float64",
     overwrite: OverwriteOption = False,
@@ -140,6 +165,7 @@ def convert_command(
     from atomsieve.cli.data_views import show_report
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures.convert import ConvertOptions, convert
+    from atomsieve.structures.item import parse_elements
     from atomsieve.structures.labels import LabelKeys
     from atomsieve.structures.split import Split
     from atomsieve.structures.units import Units
@@ -150,6 +176,9 @@ def convert_command(
         source_key=source_key,
         level_key=level_key,
         format=file_format,
+        elements=parse_elements(elements),
+        topology=topology,
+        keep_unconverged=keep_unconverged,
         split=Split.parse(split, split_by, seed) if split is not None else None,
         keep_bad=keep_bad,
         charge=charge,

@@ -17,6 +17,7 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.dataset_draft import require_name
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.formats import ReadRequest, find_files, read_blocks
+from atomsieve.structures.item import Tick
 from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.split import Split
@@ -46,6 +47,9 @@ class ConvertOptions:
     units : units of the numbers in the files, before those that files state.
     source_key, level_key : keys of the source and the level of theory of each structure.
     format : format of all files, for names without a known ending.
+    elements : symbols of the types 1, 2, ... for formats that number their species.
+    topology : file with the species of trajectories that hold positions only.
+    keep_unconverged : keep steps of calculations whose electronic steps did not converge.
     split : sets to divide the structures among.
     keep_bad : keep structures that no model accepts, so that a screening reports them.
     charge, spin : for structures that state none.
@@ -57,6 +61,9 @@ class ConvertOptions:
     source_key: str | None = None
     level_key: str | None = None
     format: str | None = None
+    elements: tuple[str, ...] = ()
+    topology: Path | None = None
+    keep_unconverged: bool = False
     split: Split | None = None
     keep_bad: bool = False
     charge: float | None = None
@@ -64,6 +71,16 @@ class ConvertOptions:
     step_size: int = 20_000
     positions: str = "float64"
     overwrite: bool = False
+
+    def ask(self, path: Path, tick: Tick) -> ReadRequest:
+        """Return the request to read a file."""
+        return ReadRequest(
+            path,
+            tick,
+            elements=self.elements,
+            topology=self.topology,
+            keep_unconverged=self.keep_unconverged,
+        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,7 @@ def convert(
         with _bar(console, len(files)) as show:
             for k, (file, kind, source) in enumerate(files):
                 tick = partial(show, k, validator.tally)
-                for block in read_blocks(ReadRequest(file, tick), kind):
+                for block in read_blocks(options.ask(file, tick), kind):
                     valid = validator(block)
                     sets.add(valid, find_sources(valid, source, options))
                 tick(1.0)

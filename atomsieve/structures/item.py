@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.errors import unknown
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.units import Units
 
@@ -35,6 +36,7 @@ class ReadRequest:
     sure : a structure begins at `start` exactly; otherwise the reader looks for the first that begins there or later.
     elements : symbols of the types 1, 2, ... for formats that number their species.
     topology : file with the species of a trajectory that holds positions only.
+    keep_unconverged : give steps of a calculation whose electronic steps did not converge; otherwise they are bad.
     """
 
     path: Path
@@ -44,6 +46,24 @@ class ReadRequest:
     sure: bool = True
     elements: tuple[str, ...] = ()
     topology: Path | None = None
+    keep_unconverged: bool = False
+
+
+def parse_elements(text: str | None) -> tuple[str, ...]:
+    """Return the symbols of `Al,Ni`.
+
+    Raises
+    ------
+    UsageError
+        for a word that is no element.
+    """
+    from ase.data import chemical_symbols
+
+    words = tuple(word.strip() for word in (text or "").split(",")) if text else ()
+    for word in words:
+        if word not in chemical_symbols[1:]:
+            raise unknown("element", word, chemical_symbols[1:])
+    return words
 
 
 @dataclass

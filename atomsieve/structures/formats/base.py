@@ -144,7 +144,13 @@ class Format:
     sink : writer, None for a format that is only read.
     lacks : the properties of labelled structures that the format cannot hold.
     extra : optional dependency of atomsieve that it needs, empty for none.
-    beginnings : beginnings of file names by which it is recognised.
+    beginnings : beginnings of file names by which it is recognised, where the ending says nothing.
+    patterns : whole file names by which it is recognised, with one `*`, before any ending.
+    looks_like : returns True for the first bytes of a file of this format; asked where the name says nothing, or no
+        more than `.out`, `.log`, `.txt` or `.xyz`.
+    covers : formats whose files, beside one of this format and of the same name else, hold parts of the same
+        calculation: in a folder they are left out.
+    parts : names, with one `*`, of files that are read together with one of this format and never alone.
     is_folder : returns True for a folder that is one dataset of this format.
     compressed : True if the reader takes `.gz` files too; `compresses` if the writer does.
     holds_info : True if the writer keeps further values by name with each structure.
@@ -160,6 +166,10 @@ class Format:
     lacks: str = ""
     extra: str = ""
     beginnings: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    looks_like: Callable[[bytes], bool] | None = None
+    covers: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     is_folder: Callable[[Path], bool] = lambda path: False
     compressed: bool = False
     compresses: bool = False
@@ -168,7 +178,9 @@ class Format:
 
     def describe(self) -> str:
         """Return the row of the table in docs/formats.md."""
-        names = ", ".join(f"`{word}`" for word in (*self.endings, *(f"{word}*" for word in self.beginnings)))
+        names = ", ".join(
+            f"`{word}`" for word in (*self.endings, *self.patterns, *(f"{word}*" for word in self.beginnings))
+        )
         reads = "" if self.read is None else "yes, .gz too" if self.compressed else "yes"
         writes = "" if self.sink is None else "yes, .gz too" if self.compresses else "yes"
         return f"| `{self.name}` | {names} | {self.about} | {reads} | {writes} | {self.lacks} | {self.extra} |"

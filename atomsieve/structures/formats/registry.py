@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.block import Block, gather_blocks
+from atomsieve.structures.formats import codes
 from atomsieve.structures.formats.ase_db import DbSink, read_ase_db
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
@@ -19,7 +22,9 @@ from atomsieve.structures.formats.parquet import ParquetSink, read_parquet
 from atomsieve.structures.formats.poscar import read_poscar
 from atomsieve.structures.formats.pymatgen_json import read_pymatgen
 from atomsieve.structures.formats.traj import read_traj
-from atomsieve.structures.item import ReadRequest
+from atomsieve.structures.item import ReadRequest, open_with_progress
+
+log = logging.getLogger(__name__)
 
 FORMATS: dict[str, Format] = {
     row.name: row
@@ -90,6 +95,7 @@ FORMATS: dict[str, Format] = {
             extent=count_rows,
         ),
         deepmd.ROW,
+        *codes.ROWS,
     )
 }
 """Every format by name. To add one: a file in this folder with its reader and writer, and a row here."""
@@ -107,13 +113,79 @@ def writable_endings() -> list[str]:
     return plain + [f"{end}.gz" for row in rows if row.compresses for end in row.endings]
 
 
+VAGUE_ENDINGS = (".out", ".log", ".txt", ".output", ".xyz")
+"""Endings that several formats share: the content of such a file is looked at."""
+HEAD_BYTES = 1 << 16
+
+
 def find_format(path: Path) -> str | None:
-    """Return the name of the format of a file to read by its name (without `.gz`), or None."""
+    """Return the name of the format of a file to read, by its name (without `.gz`) or its first bytes, or None."""
     name = path.name[:-3] if path.name.endswith(".gz") else path.name
-    for key, row in FORMATS.items():
-        if row.read is not None and (name.lower().endswith(row.endings) or name.startswith(row.beginnings)):
+    rows = [(key, row) for key, row in FORMATS.items() if row.read is not None]
+    for key, row in rows:
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in row.patterns):
             return key
+    if name.lower().endswith(VAGUE_ENDINGS) and (found := _format_by_content(path)) is not None:
+        return found
+    for key, row in rows:
+        if name.lower().endswith(row.endings):
+            return key
+    return next((key for key, row in rows if name.startswith(row.beginnings)), None)
+
+
+def _format_by_content(path: Path) -> str | None:
+    """Return the format that the first bytes of a file tell, None if none does or it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        with open_with_progress(path) as (file, _):
+            head = file.read(HEAD_BYTES)
+    except (OSError, EOFError):
+        return None
+    return next((key for key, row in FORMATS.items() if row.looks_like is not None and row.looks_like(head)), None)
+
+
+def _rest_of_name(row: Format, path: Path) -> str | None:
+    """Return what stands in a name for the `*` of a format's pattern or after its beginning: it tells runs apart."""
+    name = path.name[:-3] if path.name.endswith(".gz") else path.name
+    for pattern in (*row.patterns, *(f"{word}*" for word in row.beginnings)):
+        before, _, after = pattern.partition("*")
+        if fnmatch.fnmatchcase(name, pattern):
+            return name[len(before) : len(name) - len(after)]
     return None
+
+
+def _owner(path: Path) -> str | None:
+    """Return the format of which a file is a mere part, None for others."""
+    return next(
+        (key for key, row in FORMATS.items() if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in row.parts)),
+        None,
+    )
+
+
+def _leave_out_covered(found: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Return the files without those that repeat a part of a fuller output of the same calculation beside them."""
+    covered: dict[tuple[Path, str, str], Path] = {}
+    for file, kind in found:
+        if FORMATS[kind].covers and (rest := _rest_of_name(FORMATS[kind], file)) is not None:
+            for other in FORMATS[kind].covers:
+                covered.setdefault((file.parent, other, rest), file)
+    kept, left = [], []
+    for file, kind in found:
+        rest = _rest_of_name(FORMATS[kind], file)
+        fuller = covered.get((file.parent, kind, rest)) if rest is not None else None
+        if fuller is None:
+            kept.append((file, kind))
+        else:
+            left.append((file, fuller))
+    if left:
+        log.warning(
+            "%d files are left out, since a fuller output of the same calculation lies beside them (%s: %s); --format "
+            "reads one kind alone",
+            len(left),
+            *left[0],
+        )
+    return kept
 
 
 def _folder_format(path: Path) -> str | None:
@@ -134,7 +206,11 @@ def find_files(path: Path, wanted: str | None = None) -> list[tuple[Path, str]]:
     if not path.exists():
         raise DataError(f"{path} does not exist")
     folder_format = _folder_format(path) if path.is_dir() else None
-    one = wanted or (folder_format if path.is_dir() else find_format(path))
+    one = wanted or (folder_format if path.is_dir() else find_format(path) or _format_by_content(path))
+    if path.is_file() and wanted is None and (owner := _owner(path)) is not None:
+        raise DataError(
+            f"{path} is read together with {FORMATS[owner].patterns[0]} ({owner}) beside it: name that file"
+        )
     if path.is_file() or folder_format is not None:
         if one is None:
             raise DataError(
@@ -145,7 +221,7 @@ def find_files(path: Path, wanted: str | None = None) -> list[tuple[Path, str]]:
     found = sorted((file, kind) for file, kind in _walk(path) if wanted in (None, kind))
     if not found:
         raise DataError(f"{path} holds no file of a known format ({', '.join(readable())})")
-    return found
+    return _leave_out_covered(found)
 
 
 def _walk(path: Path) -> Iterator[tuple[Path, str]]:
@@ -158,7 +234,7 @@ def _walk(path: Path) -> Iterator[tuple[Path, str]]:
                 yield Path(folder, name), kind
         for name in files:
             file = Path(folder, name)
-            kind = find_format(file)
+            kind = find_format(file) if _owner(file) is None else None
             if kind is not None and file.is_file():
                 yield file, kind
 

@@ -1,0 +1,5 @@
+"""Readers of the outputs of simulation codes, one file and one row of the registry each."""
+
+from atomsieve.structures.formats.codes import ml_ab, outcar, vasprun, xdatcar
+
+ROWS = (vasprun.ROW, outcar.ROW, xdatcar.ROW, ml_ab.ROW)
