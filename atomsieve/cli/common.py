@@ -36,6 +36,17 @@ StructuresArgument = Annotated[
     ),
 ]
 
+ANY_FILE = (
+    "a dataset folder (.bp), or any readable file: extxyz, CIF, POSCAR, ASE db, traj, aselmdb, pymatgen JSON, Parquet; "
+    "or a folder of them"
+)
+CandidatesArgument = Annotated[
+    Path,
+    typer.Argument(
+        help=f"Structures: {ANY_FILE}; - reads extxyz from standard input.", show_default=False, allow_dash=True
+    ),
+]
+
 OutOption = Annotated[
     Path | None,
     typer.Option(

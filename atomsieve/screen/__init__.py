@@ -40,20 +40,25 @@ class _Screen(ModuleType):
     ) -> ScreenResult:
         """Screen every structure of a file with an ensemble folder, or continue a run that was interrupted.
 
-        options : the attributes of `atomsieve.screen.options.ScreenOptions`; the other parameters and the errors are
-            those of `atomsieve.screen.run.run_screen`.
+        options : the attributes of `atomsieve.screen.options.ScreenOptions`, and for a file that is no dataset those of
+            `atomsieve.structures.read_options.ReadOptions`; the other parameters and the errors are those of
+            `atomsieve.screen.run.run_screen`.
         """
         from dataclasses import fields
 
         from atomsieve.errors import unknown
         from atomsieve.screen.options import ScreenOptions
         from atomsieve.screen.run import run_screen
+        from atomsieve.structures.read_options import ReadOptions
 
-        known = [field.name for field in fields(ScreenOptions)]
+        of_files = {field.name for field in fields(ReadOptions)}
+        known = [*(field.name for field in fields(ScreenOptions)), *of_files]
         for name in options:
             if name not in known:
                 raise unknown("option", name, known)
-        return run_screen(candidates, ensemble, ScreenOptions(**options), out=out, overwrite=overwrite, console=console)
+        reading = ReadOptions(**{name: value for name, value in options.items() if name in of_files})
+        chosen = ScreenOptions(**{name: value for name, value in options.items() if name not in of_files})
+        return run_screen(candidates, ensemble, chosen, out=out, overwrite=overwrite, reading=reading, console=console)
 
 
 sys.modules[__name__].__class__ = _Screen

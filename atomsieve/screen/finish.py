@@ -31,6 +31,7 @@ from atomsieve.screen.results.software import versions
 from atomsieve.screen.results.tables import csv_of_top, status_table, top_table
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.telemetry.monitor import format_measurements
+from atomsieve.structures.ready import Unreadable
 from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ScreenResult:
     computed, rate : structures that this run computed (earlier runs did the others), and how many per second.
     poisoned : a line for each chunk with POISONED structures.
     measured : `energy` and `memory` of this run, on rank 0.
+    unreadable : structures of the input that could not be read, and have no row.
     """
 
     folder: Path
@@ -72,21 +74,29 @@ class ScreenResult:
     choices: tuple[str, ...] = ()
     poisoned: tuple[str, ...] = ()
     measured: dict[str, Any] = field(default_factory=dict)
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
     @property
     def exit_code(self) -> int:
-        """0 if every row is OK, else 3."""
-        return EXIT_DONE if set(self.status) <= {"OK"} else EXIT_SOME_FAILED
+        """0 if all structures could be read and every row is OK, else 3."""
+        return EXIT_DONE if set(self.status) <= {"OK"} and not self.unreadable.count else EXIT_SOME_FAILED
 
 
 def finish(
-    context: RankContext, record: Mapping[str, Any], seen: Tally, computed: int, *, begun: float, seconds: float
+    context: RankContext,
+    record: Mapping[str, Any],
+    seen: Tally,
+    computed: int,
+    *,
+    begun: float,
+    seconds: float,
+    unreadable: Unreadable | None = None,
 ) -> ScreenResult:
     """Merge the tallies of all ranks; rank 0 writes the table and the summary, and gives the files their final names.
 
     record : content of run.json. seen : all rows of this rank's share. computed : structures that
         this run computed, within `seconds`.
-    begun : when the run began (`time.perf_counter`).
+    begun : when the run began (`time.perf_counter`). unreadable : structures of the input that have no row.
 
     Raises
     ------
@@ -131,6 +141,7 @@ def finish(
         choices=tuple(head for head in context.runner.predictor.heads if head != MIXED),
         poisoned=tuple(format_poisoned_lines(chain.from_iterable(comm.all_gather(seen.poisoned)), context.chunks)),
         measured=context.watch.monitor.sum_over_ranks(comm, computed),
+        unreadable=unreadable or Unreadable(),
     )
     comm.run_on_first(_publish, context, record, result, stages)
     if context.files.local is not None:
@@ -168,8 +179,10 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
             console.print(line, highlight=False, soft_wrap=True)
     else:
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
-    if result.exit_code:
+    if set(result.status) - {"OK"}:
         console.print(status_table(result.status, result.labels, "some structures have no result"))
+    for line in result.unreadable.format_lines():
+        console.print(line, highlight=False, soft_wrap=True)
     for line in result.poisoned:
         console.print(
             f"set aside, because computing them ended their process {DEATHS} times: {line}",
@@ -235,6 +248,7 @@ def _publish(
         "force_spread": context.runner.force_spread,
         "uncalibrated": list(result.uncalibrated),
         "poisoned": list(result.poisoned),
+        **({"unreadable": result.unreadable.describe()} if result.unreadable.read else {}),
         **result.measured,
         "predictor": context.runner.predictor.describe(),
         "versions": versions(),

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from atomsieve.devices import choose_device, device_kind
-from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
 from atomsieve.predict.interface import AnyPredictor
 from atomsieve.runs.mpi import Communicator, collective
 from atomsieve.screen.cascade.predictors import CascadePredictor, load_cascade
 from atomsieve.screen.engine.cuda_streams import StreamedPredictor
 from atomsieve.screen.engine.servers import RemoteOptions, check_served_alike, connect_servers
-from atomsieve.screen.options import ALL_HEADS, ScreenOptions
+from atomsieve.screen.options import ALL_HEADS, MIXED, ScreenOptions
 from atomsieve.screen.results.chunks import Chunks, chunk_size
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.run_record import recorded_backend
 from atomsieve.structures import StructureReader
+from atomsieve.structures.read_options import ReadOptions
+from atomsieve.structures.ready import FOLDER, STDIN, DatasetCopy, check_input, ensure_dataset
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MOST_HEADS = 255
 """The column `head` is one byte."""
@@ -25,11 +31,65 @@ MOST_HEADS = 255
 
 @dataclass(frozen=True)
 class ScreenInput:
-    """The input of a run: where it is, its reader, and how it is cut."""
+    """The input of a run.
+
+    Attributes
+    ----------
+    path : what the user named. reader : of its structures. chunks : how they are cut.
+    copy : the dataset that was opened, where `path` is a file that was converted. reading : how that was done.
+    """
 
     path: Path
     reader: StructureReader
     chunks: Chunks
+    copy: DatasetCopy | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
+
+
+def check_call(candidates: Path, ensemble: str | Path | None, options: ScreenOptions, folder: ResultsFolder) -> None:
+    """Check paths and names before anything is converted, loaded or written; `ensemble` is None with servers.
+
+    Raises
+    ------
+    AtomSieveError
+        if the candidates or the ensemble are not there, or the results folder holds other files; UsageError for an
+        unknown head.
+    """
+    check_input(candidates)
+    if folder.path.is_dir() and not folder.is_ours() and folder.list_foreign():
+        raise AtomSieveError(f"{folder.path} holds other files than {folder.contents}; choose another {folder.option}")
+    if ensemble is None:
+        return
+    from atomsieve.gfm import read_manifest
+
+    names = [head.name for head in read_manifest(ensemble).heads]
+    if options.head is not None and options.head not in (*names, ALL_HEADS, MIXED):
+        raise unknown("head", options.head, [*names, ALL_HEADS])
+
+
+def convert_candidates(
+    candidates: Path,
+    folder: ResultsFolder,
+    options: ScreenOptions,
+    reading: ReadOptions,
+    console: Console | None,
+) -> DatasetCopy | None:
+    """Convert candidates that are no dataset into one beside the results, unless that was done before.
+
+    Structures that no model accepts are kept, so that each gets a row. Labels are left out. None for a dataset.
+    """
+    if not options.keep_converted and str(candidates) == STDIN:
+        raise UsageError("standard input cannot be read again, so its structures are kept; leave out --drop-converted")
+    made = ensure_dataset(
+        candidates,
+        folder.path.absolute().parent / FOLDER,
+        reading,
+        labels=False,
+        keep_bad=True,
+        owner="" if options.keep_converted else folder.path.name,  # a copy that is removed is nobody else's
+        console=console,
+    )
+    return made if made.is_copy else None
 
 
 @collective
@@ -39,8 +99,12 @@ def open_input(
     options: ScreenOptions,
     reader: StructureReader | None,
     stack: ExitStack,
+    copy: DatasetCopy | None = None,
+    reading: ReadOptions | None = None,
 ) -> ScreenInput:
     """Open the input until `stack` is left, and cut it into chunks; `reader` is taken instead of opening `path`.
+
+    copy, reading : the dataset that `path` was converted into, and how.
 
     Raises
     ------
@@ -50,13 +114,15 @@ def open_input(
     if reader is None:
         from atomsieve.structures import open_structures
 
-        reader = stack.enter_context(open_structures(path, copies=options.copies))
+        reader = stack.enter_context(open_structures(path if copy is None else copy.path, copies=options.copies))
     n = min(len(reader), options.limit or len(reader))
     if n == 0:
         raise DataError(f"{path} holds no structures")
     if options.chunk_size is not None:
-        return ScreenInput(path, reader, Chunks(n, options.chunk_size))
-    return ScreenInput(path, reader, Chunks(n, chunk_size(n, reader.n_atoms / len(reader)), taper=True))
+        chunks = Chunks(n, options.chunk_size)
+    else:
+        chunks = Chunks(n, chunk_size(n, reader.n_atoms / len(reader)), taper=True)
+    return ScreenInput(path, reader, chunks, copy, reading or ReadOptions())
 
 
 @dataclass(frozen=True)

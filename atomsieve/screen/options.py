@@ -70,6 +70,8 @@ class ScreenOptions:
         status OUT_OF_MEMORY.
     metrics : a file of metrics for Prometheus; with `{rank}` in its name every rank writes one.
     retry_poisoned : compute chunks with POISONED structures once more.
+    keep_converted : keep the dataset that a file was converted into; without it later questions to the results that
+        need structures convert the file again.
     grace : seconds that SIGTERM leaves to finish the current chunk; after them the run leaves after the batch.
     """
 
@@ -100,6 +102,7 @@ class ScreenOptions:
     metrics: str | None = None
     grace: float = 60.0
     retry_poisoned: bool = False
+    keep_converted: bool = True
 
     def __post_init__(self) -> None:
         rankable(self.by)

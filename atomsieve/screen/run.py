@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atomsieve.errors import UsageError
 from atomsieve.predict.interface import AnyPredictor
 from atomsieve.runs.events import EventLog
 from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
@@ -27,13 +28,15 @@ from atomsieve.screen.engine.writer_thread import ChunkWriter
 from atomsieve.screen.failures import translate_loss
 from atomsieve.screen.finish import ScreenResult, finish
 from atomsieve.screen.greeting import greet, greet_again
-from atomsieve.screen.load import open_input, open_model
+from atomsieve.screen.load import check_call, convert_candidates, open_input, open_model, require_ensemble
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine.retry import clear_retry_state, retry_suspects
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.setup import Claim, Plan, claim_folder, default_out, make_plan, recover
 from atomsieve.screen.telemetry.clock import Clock
 from atomsieve.structures import StructureReader
+from atomsieve.structures.read_options import ReadOptions
+from atomsieve.structures.ready import STDIN, remove_copy
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +51,7 @@ def run_screen(
     out: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
+    reading: ReadOptions | None = None,
     predictor: AnyPredictor | None = None,
     reader: StructureReader | None = None,
     comm: Communicator | None = None,
@@ -57,7 +61,8 @@ def run_screen(
     Parameters
     ----------
     candidates
-        input, of any kind that `open_structures` reads.
+        input: a dataset, or a file or folder of any readable format, which is converted once into a dataset beside the
+        results; `-` for extended XYZ from standard input.
     ensemble
         the `gfm/` folder; with `served` it may be None, or the ensemble that the servers must hold.
     options
@@ -70,6 +75,8 @@ def run_screen(
         discard results of other settings that are in `out`.
     console
         where rank 0 prints the choices made and the progress; None prints nothing.
+    reading
+        how a file that is no dataset is read.
     predictor
         taken instead of loading the ensemble.
     reader
@@ -85,10 +92,20 @@ def run_screen(
     """
     begun, clock = time.perf_counter(), Clock()
     comm, options = comm or connect_ranks(), options or ScreenOptions()
-    folder = ResultsFolder(Path(out) if out is not None else default_out(Path(candidates)))
-    with guard_ranks(comm, translate_loss), StopRequest(options.grace) as stop, ExitStack() as stack:
+    path, reading = Path(candidates), ReadOptions() if reading is None else reading
+    if out is None and str(path) == STDIN:
+        raise UsageError("standard input has no name to call the results by; name their folder with --out")
+    folder = ResultsFolder(Path(out) if out is not None else default_out(path))
+    with guard_ranks(comm, translate_loss), ExitStack() as stack:
+        copy = None
+        if reader is None:
+            gfm = None if predictor is not None or served is not None else require_ensemble(ensemble)
+            comm.run_on_first(check_call, path, gfm, options, folder)
+            with clock("convert"):  # a signal ends it at once: the same command goes on
+                copy = comm.run_on_first(convert_candidates, path, folder, options, reading, console)
+        stop = stack.enter_context(StopRequest(options.grace))
         with clock("load"):
-            source = open_input(comm, Path(candidates), options, reader, stack)
+            source = open_input(comm, path, options, reader, stack, copy, reading)
             model = open_model(
                 comm, ensemble, options, folder, served=served, predictor=predictor, overwrite=overwrite, stack=stack
             )
@@ -113,7 +130,11 @@ def run_screen(
         if model.pair is not None:
             context = use_better(context, model.pair)
             seen = refine(context, chunks, seen, model.pair)
-        result = finish(context, plan.record, seen, computed, begun=begun, seconds=time.perf_counter() - started)
+        unreadable = None if copy is None else copy.unreadable
+        seconds = time.perf_counter() - started
+        result = finish(context, plan.record, seen, computed, begun=begun, seconds=seconds, unreadable=unreadable)
+        if copy is not None and not options.keep_converted:
+            comm.run_on_first(remove_copy, copy.path)
         if comm.rank == 0 and not context.runner.served:
             clear_retry_state(folder)
         context.update_monitor(finished=True)

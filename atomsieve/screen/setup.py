@@ -40,8 +40,10 @@ from atomsieve.screen.quarantine.retry import find_suspects
 from atomsieve.screen.results import run_record
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.npy_file import forces_file, row_file
+from atomsieve.screen.results.screened_input import describe_copy
 from atomsieve.screen.selection.row_filter import Where, compile_row_filter
 from atomsieve.screen.telemetry.monitor import RunMonitor, Watched, open_monitor
+from atomsieve.structures.ready import STDIN
 
 
 def default_out(candidates: Path) -> Path:
@@ -161,8 +163,10 @@ def _make_runner(model: ScreenModel, options: ScreenOptions, spread: str, budget
 def _build_record(source: ScreenInput, model: ScreenModel, runner: Runner, budget: BatchBudget) -> dict[str, Any]:
     predictor, can = model.predictor, model.predictor.capabilities
     device = device_kind(predictor.device)
+    copy = source.copy
     facts = run_record.RunFacts(
-        input_path=source.path.absolute(),
+        input_path=STDIN if str(source.path) == STDIN else source.path.absolute(),
+        converted=None if copy is None else describe_copy(copy, source.reading),
         input_identity=source.reader.identity(),
         structures=len(source.reader),
         ensemble_path=model.ensemble,

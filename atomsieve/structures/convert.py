@@ -52,6 +52,7 @@ class ConvertOptions:
     keep_unconverged : keep steps of calculations whose electronic steps did not converge.
     split : sets to divide the structures among.
     keep_bad : keep structures that no model accepts, so that a screening reports them.
+    need_sources : refuse labels that have no source.
     charge, spin : for structures that state none.
     step_size, positions, overwrite : see `StructureWriter`.
     """
@@ -66,6 +67,7 @@ class ConvertOptions:
     keep_unconverged: bool = False
     split: Split | None = None
     keep_bad: bool = False
+    need_sources: bool = True
     charge: float | None = None
     spin: float | None = None
     step_size: int = 20_000
@@ -219,6 +221,8 @@ def find_sources(valid: ValidBlock, given: SourceInfo | None, options: ConvertOp
     stated = (
         [block.sources[k] for k in places] if given is None and block.sources is not None else [given] * len(places)
     )
+    if not options.need_sources:
+        return stated
     labelled = np.zeros(len(places), bool)
     for name in LABELS:
         has = getattr(valid.batch, f"has_{name}")

@@ -194,9 +194,10 @@ class BlockValidator:
         UsageError
             naming the nearest key that was there.
         """
-        if self.keys.none or not self.tally.read:
+        if not self.tally.read:
             return
-        for name in ("energy", "forces", "stress", "virial", "charge", "spin"):
+        labels = () if self.keys.none else ("energy", "forces", "stress", "virial")
+        for name in (*labels, "charge", "spin"):
             key = getattr(self.keys, name)
             if key is not None and key not in self.tally.keys:
                 seen = ", ".join(sorted(self.tally.keys)[:20])

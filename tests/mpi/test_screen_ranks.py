@@ -214,3 +214,30 @@ def test_the_command_with_an_ensemble_gives_the_same_bytes(tmp_path):
         assert done.returncode == 0, done.stderr
         found[ranks] = artefacts(tmp_path / f"out{ranks}")
     assert found[0] == found[2]
+
+
+def test_ranks_screen_a_file_and_continue_after_a_kill(tmp_path):
+    """One rank converts, the others wait; a job that continues takes the same copy."""
+    from ase.io import write
+
+    from atomsieve.screen.options import ScreenOptions
+    from atomsieve.screen.run import run_screen
+    from tests.helpers import copper_oxides
+    from tests.screen.screen_fakes import FakePredictor
+
+    source = tmp_path / "c.extxyz"
+    write(source, copper_oxides(300).to_ase())
+    small = {"options": {"chunk_size": 10}}
+    alone = ScreenOptions(chunk_size=10, max_atoms=200, top=50)
+    run_screen(source, None, alone, out=tmp_path / "alone" / "one", predictor=FakePredictor())
+    process = start(2, source, tmp_path / "ranks" / "two", fault="kill", after=2, rank=1, slow_others=0.03, **small)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    (copy,) = (tmp_path / "ranks" / "converted").iterdir()
+    made = (copy / "manifest.json").stat().st_ino
+    said = run(2, source, tmp_path / "ranks" / "two", 0, **small)
+    assert "was converted before" in said
+    assert (copy / "manifest.json").stat().st_ino == made
+    for name in ("rows.npy", "top.csv"):
+        one, two = (tmp_path / place / name for place in ("alone/one", "ranks/two"))
+        assert one.read_bytes() == two.read_bytes()

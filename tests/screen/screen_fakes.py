@@ -2,7 +2,7 @@
 
 Run as a program it is a screening run with faults on order, for tests under mpirun:
 
-    mpirun -n 2 python screen_fakes.py BATCH.npz OUT '{"fault": "kill", "after": 3, "rank": 1}'
+    mpirun -n 2 python screen_fakes.py BATCH.npz|FILE OUT '{"fault": "kill", "after": 3, "rank": 1}'
 """
 
 from __future__ import annotations
@@ -194,7 +194,10 @@ def main() -> None:
     from atomsieve.screen.engine.servers import RemoteOptions
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
+    from atomsieve.structures.bp5 import import_lightly
 
+    if not sys.argv[1].endswith(".npz"):  # files are converted by adios2
+        import_lightly()
     source, out, order = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     comm = connect_ranks()
     small = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 0.0, "top": 50}
@@ -216,7 +219,7 @@ def main() -> None:
             out=out,
             predictor=predictor,
             served=served,
-            reader=MemoryReader(load(source)),
+            reader=MemoryReader(load(source)) if source.endswith(".npz") else None,
             comm=comm,
             console=Console(stderr=True),
         )

@@ -79,7 +79,8 @@ def dedup(
 
     allowed, chosen = Tolerances(**merge_fields(tolerances)), selection.with_top(k)
     with Steps(quiet, "comparing") as step:
-        report = drop_duplicates(open_results(results), chosen, out, allowed, overwrite=overwrite, step=step)
+        opened = open_results(results, selection.moved_input)
+        report = drop_duplicates(opened, chosen, out, allowed, overwrite=overwrite, step=step)
     screen = console()
     for line in format_dedup_lines(report):
         screen.print(line, highlight=False, soft_wrap=True)

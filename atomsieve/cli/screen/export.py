@@ -42,7 +42,7 @@ def export(
 
     by, descending, where = selection.ranking.by, selection.ranking.descending, selection.ranking.where
     per, pareto = selection.per, selection.pareto
-    opened, rows = open_results(results), None
+    opened, rows = open_results(results, selection.moved_input), None
     require_complete(opened)
     if pareto and k:
         raise UsageError(f"--pareto gives all rows of the front; leave out --top {k}")

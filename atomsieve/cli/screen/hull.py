@@ -48,7 +48,8 @@ def hull(
     from atomsieve.screen.results.record import open_results
 
     chosen = selection.with_top(k)
-    found = make_hull(open_results(results), chosen, references, out, ensemble=ensemble, overwrite=overwrite)
+    opened = open_results(results, selection.moved_input)
+    found = make_hull(opened, chosen, references, out, ensemble=ensemble, overwrite=overwrite)
     screen, table = console(), found.columns
     shown = [name for name in table if name not in HIDDEN]
     lines = [

@@ -42,6 +42,16 @@ MovedEnsembleOption = Annotated[
     ),
 ]
 
+MovedInputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--input",
+        help="Where the screened structures lie now, if they were moved.",
+        rich_help_panel=IN_OUT,
+        show_default=False,
+    ),
+]
+
 ThreadsOption = Annotated[
     int, typer.Option(help="CPU threads of each process; more processes are faster.", rich_help_panel=WORK, min=1)
 ]
@@ -66,6 +76,7 @@ class SelectionOptions:
     each: EachOption = 1
     pareto: ParetoOption = None
     symprec: SymprecOption = SYMPREC
+    moved_input: MovedInputOption = None
 
     def with_top(self, top: int | None) -> Selection:
         """Return the choice of at most `top` rows."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from atomsieve.cli.common import CHOICE, IN_OUT, HeadOption, OverwriteOption, ResultsArgument, WhereOption, console
-from atomsieve.cli.screen.options import MovedEnsembleOption
+from atomsieve.cli.screen.options import MovedEnsembleOption, MovedInputOption
 
 
 def pick(
@@ -42,6 +42,7 @@ def pick(
         ),
     ] = 20,
     ensemble: MovedEnsembleOption = None,
+    moved_input: MovedInputOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pick uncertain and different structures to label next, and write them for a first-principles code."""
@@ -50,7 +51,7 @@ def pick(
     from atomsieve.screen.results.caveats import describe_mixed_precisions
     from atomsieve.screen.results.record import open_results
 
-    opened = open_results(results)
+    opened = open_results(results, moved_input)
     check_targets(out, overwrite, opened)
     picked = choose(
         opened, n, by=by, where=where, per_formula=per_formula, head=head, candidates=candidates, ensemble=ensemble

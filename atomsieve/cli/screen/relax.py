@@ -22,7 +22,14 @@ from atomsieve.cli.common import (
     widen,
 )
 from atomsieve.cli.groups import expand_groups, merge_fields
-from atomsieve.cli.screen.options import SHOWN, BatchOptions, OutputOptions, RankingOptions, ThreadsOption
+from atomsieve.cli.screen.options import (
+    SHOWN,
+    BatchOptions,
+    MovedInputOption,
+    OutputOptions,
+    RankingOptions,
+    ThreadsOption,
+)
 
 GUARD = "When a structure is stopped"
 
@@ -90,6 +97,7 @@ def relax(
             show_default=False,
         ),
     ] = None,
+    moved_input: MovedInputOption = None,
     precision: PrecisionOption = "fp32",
     device: DeviceOption = "auto",
     output: OutputOptions,
@@ -149,7 +157,15 @@ def relax(
         trajectory=every if trajectory else 0,
     )
     screen = console(stderr=True, quiet=quiet)
-    result = run_relax(results, options, ensemble=ensemble, out=output.out, overwrite=output.overwrite, console=screen)
+    result = run_relax(
+        results,
+        options,
+        ensemble=ensemble,
+        moved_input=moved_input,
+        out=output.out,
+        overwrite=output.overwrite,
+        console=screen,
+    )
     if result.rank == 0:
         print_relaxation(widen(console(quiet=quiet)), result, SHOWN)
     return result.exit_code

@@ -92,6 +92,11 @@ def run_under_supervisor(ctx: typer.Context) -> int | None:
     from atomsieve.screen.results.files import ResultsFolder
     from atomsieve.screen.setup import default_out
 
+    if str(given["candidates"]) == "-":
+        raise UsageError(
+            "standard input (-) can be read once, not again at a restart; write the structures to a file, or leave out "
+            "--max-restarts and --launcher"
+        )
     if detect_launcher(os.environ).at_least > 1:
         raise UsageError(
             "--max-restarts and --launcher are for the process that starts the ranks; give the launcher to it: "

@@ -14,16 +14,17 @@ from atomsieve.cli.common import (
     MODEL,
     WORK,
     BackendOption,
+    CandidatesArgument,
     DeviceOption,
     HeadOption,
     LimitOption,
     PrecisionOption,
     QuietOption,
-    StructuresArgument,
     console,
     widen,
 )
 from atomsieve.cli.groups import expand_groups, merge_fields
+from atomsieve.cli.reading import CandidateOptions
 from atomsieve.cli.screen.cascade import CascadeOptions, check_cascade
 from atomsieve.cli.screen.options import SHOWN, BatchOptions, OutputOptions, RankingOptions, ThreadsOption
 from atomsieve.cli.screen.restarts import FaultOptions, run_under_supervisor
@@ -112,7 +113,7 @@ class NodeOptions:
 
 @expand_groups()
 def run(
-    candidates: StructuresArgument,
+    candidates: CandidatesArgument,
     ctx: typer.Context,
     *,
     ensemble: Annotated[
@@ -164,6 +165,7 @@ def run(
     ] = 20_000,
     threads: ThreadsOption = 1,
     nodes: NodeOptions,
+    files: CandidateOptions,
     cascade_options: CascadeOptions,
     faults: FaultOptions,
     quiet: QuietOption = False,
@@ -171,7 +173,8 @@ def run(
     """Screen every candidate, or continue a run that was broken off: then give the same command again.
 
     `mpirun -n 4 screen run ...` shares the work among four processes; the results are the same bytes. With --endpoint
-    servers compute, and this process reads, sends and writes.
+    servers compute, and this process reads, sends and writes. A file that is no dataset is converted once, into the
+    folder converted/ beside the results.
     """
     check_cascade(ctx)
     if (code := run_under_supervisor(ctx)) is not None:
@@ -191,6 +194,7 @@ def run(
         threads=threads,
         grace=faults.grace,
         retry_poisoned=faults.retry_poisoned,
+        keep_converted=files.keep_converted,
     )
     result = run_screen(
         candidates,
@@ -199,6 +203,7 @@ def run(
         served=endpoints.resolve(ctx),
         out=output.out,
         overwrite=output.overwrite,
+        reading=files.reading(),
         console=console(stderr=True, quiet=quiet),
     )
     if result.rank == 0:

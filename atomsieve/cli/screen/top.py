@@ -29,7 +29,7 @@ def top(
     from atomsieve.screen.selection.row_filter import restrict_to_head
     from atomsieve.screen.selection.select import select
 
-    opened = open_results(results)
+    opened = open_results(results, selection.moved_input)
     by, where, head = selection.ranking.by, selection.ranking.where, selection.head
     per, pareto = selection.per, selection.pareto
     chosen = select(opened, selection.with_top(None if pareto else k))

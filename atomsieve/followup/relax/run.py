@@ -38,7 +38,7 @@ from atomsieve.screen.results.record import Results, open_results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
 from atomsieve.screen.results.targets import check_apart
 from atomsieve.screen.selection.select import Selection, select_one_head
-from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.structures import StructureBatch
 from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def run_relax(
     options: RelaxOptions | None = None,
     *,
     ensemble: str | Path | None = None,
+    moved_input: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
@@ -103,7 +104,8 @@ def run_relax(
     """Relax the best rows of a results folder, or continue an interrupted relaxation.
 
     results : folder of a complete screening. ensemble : the folder of the ensemble that screened; None takes the path
-        in run.json. out : folder to write; None takes `<results>.relaxed`. overwrite : discard what is in it.
+        in run.json. moved_input : where the screened structures lie now, if they were moved. out : folder to write;
+        None takes `<results>.relaxed`. overwrite : discard what is in it.
     console : where rank 0 prints its progress; None prints nothing. predictor : taken instead of loading the ensemble.
     comm : the processes; None finds out. Closed at the end.
 
@@ -116,7 +118,16 @@ def run_relax(
     comm = comm or connect_ranks()
     with guard_ranks(comm, translate_loss), StopRequest() as stop, ExitStack() as stack:
         work = _prepare(
-            Path(results), options or RelaxOptions(), ensemble, out, overwrite, console, predictor, comm, stack
+            Path(results),
+            options or RelaxOptions(),
+            ensemble,
+            moved_input,
+            out,
+            overwrite,
+            console,
+            predictor,
+            comm,
+            stack,
         )
         begun = time.perf_counter()
         todo = comm.run_on_first(_find_unfinished, work)
@@ -131,6 +142,7 @@ def _prepare(
     path: Path,
     options: RelaxOptions,
     ensemble: str | Path | None,
+    moved_input: str | Path | None,
     out: str | Path | None,
     overwrite: bool,
     console: Console | None,
@@ -139,15 +151,16 @@ def _prepare(
     stack: ExitStack,
 ) -> _Work:
     lead = comm.rank == 0
-    results = comm.run_on_all(open_results, path)
+    results = comm.run_on_all(open_results, path, moved_input)
     folder = RelaxFolder(Path(out) if out is not None else sibling_path(path, ".relaxed"))
     comm.run_on_all(check_apart, folder.path, results)
     head, rows = comm.run_on_first(select_rows, results, options.selection)
+    comm.run_on_first(_require_same_input, results)  # a removed copy of a file is converted again, once
+    comm.run_on_all(_require_same_input, results)
     if predictor is None:
         predictor = comm.run_on_all(_load, results, ensemble, options, head, comm.local_rank)
     model = predictor
     comm.run_on_all(_check_predictor, model, options, head)
-    comm.run_on_all(_require_same_input, results)
     kind = device_kind(model.device)
     share = ranks_per_device(gather_places(comm, model))
     max_atoms, max_edges, group_atoms = comm.run_on_first(
@@ -318,7 +331,7 @@ def _relax_group(work: _Work, number: int, stop: Any, left: Any) -> bool:
 
 def read_rows(results: Results, rows: NDArray[Any]) -> StructureBatch:
     """Return the structures of rows, in their order."""
-    with open_structures(Path(results.manifest["input_path"])) as reader:
+    with open_screened_input(results) as reader:
         return read_at(reader, rows["position"])
 
 

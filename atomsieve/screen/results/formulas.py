@@ -42,7 +42,7 @@ def read_formulas(results: Results, rows: NDArray[Any]) -> dict[int, str]:
     """Return the formula of each structure of `rows` by position; empty if the input is no longer there."""
     with ExitStack() as stack:
         try:
-            reader = stack.enter_context(open_screened_input(results))
+            reader = stack.enter_context(open_screened_input(results, convert=False))
         except AtomSieveError:
             return {}
         return read_formulas_at(rows["position"], reader)

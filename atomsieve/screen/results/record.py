@@ -35,6 +35,7 @@ class Results:
     ledger : entries of each durable chunk.
     complete : False while rows are missing; only durable chunks are read then.
     path : of the rows.
+    moved_input : where the screened structures lie now; None: where run.json says.
     """
 
     folder: ResultsFolder
@@ -44,6 +45,7 @@ class Results:
     ledger: dict[int, list[Entry]]
     complete: bool
     path: Path
+    moved_input: Path | None = None
 
     @property
     def heads(self) -> int:
@@ -104,8 +106,10 @@ class Results:
             yield rows[first * self.heads : stop * self.heads]
 
 
-def open_results(path: str | Path) -> Results:
+def open_results(path: str | Path, moved_input: str | Path | None = None) -> Results:
     """Open the results folder of a screening, complete or not.
+
+    moved_input : where the screened structures lie now, if they were moved; they are compared when they are opened.
 
     Raises
     ------
@@ -117,7 +121,9 @@ def open_results(path: str | Path) -> Results:
     entries, part = ledger.read(folder.ledger), partial_path(folder.rows)
     complete = folder.rows.exists()
     gone = len(entries) == chunks.count and not part.exists()  # of a complete run
-    return Results(folder, manifest, labels, chunks, entries, complete, folder.rows if complete or gone else part)
+    moved = None if moved_input is None else Path(moved_input)
+    rows = folder.rows if complete or gone else part
+    return Results(folder, manifest, labels, chunks, entries, complete, rows, moved)
 
 
 def require_complete(results: Results) -> None:

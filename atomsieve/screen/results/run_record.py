@@ -10,7 +10,7 @@ from typing import Any
 
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.predict.packing import PACKING_RULE
-from atomsieve.runs.output_folder import find_changes, format_changes
+from atomsieve.runs.output_folder import find_changes, format_changes, write_output
 from atomsieve.screen.results import columns
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import ResultsFolder
@@ -28,6 +28,7 @@ class RunFacts:
     Attributes
     ----------
     input_path, input_identity, structures : the input, the digest of its content, structures in it.
+    converted : the dataset that the input was converted into and how; None where the input is a dataset.
     ensemble_path, ensemble_id : the ensemble folder, None where servers hold it; the digest that names the ensemble.
     heads, precision, backend, device : in use; the kind of the device alone, `cpu` or `cuda`.
     artefact : digest of the exported artefact in use: another export has other last bits. None for native.
@@ -44,7 +45,7 @@ class RunFacts:
     endpoints : the servers; None where this process computes.
     """
 
-    input_path: Path
+    input_path: str | Path
     input_identity: str
     structures: int
     ensemble_path: str | Path | None
@@ -71,6 +72,7 @@ class RunFacts:
     cascade: Mapping[str, Any] | None = None
     server: Mapping[str, Any] | None = None
     endpoints: list[str] | None = None
+    converted: Mapping[str, Any] | None = None
 
 
 def build_record(facts: RunFacts) -> dict[str, Any]:
@@ -111,6 +113,7 @@ def build_record(facts: RunFacts) -> dict[str, Any]:
         "uncalibrated": facts.uncalibrated,
         "software": computing() if facts.endpoints is None else None,
         "input_path": str(facts.input_path),
+        **({} if facts.converted is None else {"converted": dict(facts.converted)}),
         "ensemble_path": None if facts.ensemble_path is None else str(Path(facts.ensemble_path).absolute()),
         **({} if facts.endpoints is None else {"endpoints": facts.endpoints}),
         "budget": {"automatic": list(facts.automatic)},
@@ -155,6 +158,14 @@ def read(folder: ResultsFolder) -> dict[str, Any]:
     return found
 
 
+def _follow_input(folder: ResultsFolder, earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Record where the input lies now: its content has been found to be the same."""
+    places = {name: manifest[name] for name in ("input_path", "converted") if name in manifest}
+    if places != {name: earlier[name] for name in ("input_path", "converted") if name in earlier}:
+        found = {name: value for name, value in earlier.items() if name not in ("input_path", "converted")}
+        write_output(folder.run, (json.dumps(found | places, indent=1) + "\n").encode())
+
+
 def settle(folder: ResultsFolder, manifest: dict[str, Any], *, overwrite: bool) -> bool:
     """Start a results folder, or agree to continue the one that is there; return True if it continues.
 
@@ -168,5 +179,7 @@ def settle(folder: ResultsFolder, manifest: dict[str, Any], *, overwrite: bool) 
     )
     if earlier is not None and not folder.rows.exists():  # else all is computed
         warn_if_changed(earlier.get("software"), manifest.get("software"))
+    if earlier is not None:
+        _follow_input(folder, earlier, manifest)
     folder.ledger.mkdir(exist_ok=True)  # gone where results were copied in part: all is computed again
     return earlier is not None

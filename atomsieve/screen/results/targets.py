@@ -25,8 +25,10 @@ def check_target(path: Path, overwrite: bool, results: Results) -> None:
 def check_apart(path: Path, results: Results) -> None:
     """Refuse to write over the screened input, into the results folder, or a folder that holds either."""
     target = path.resolve()
+    converted = results.manifest.get("converted", {}).get("path", results.manifest["input_path"])
     for kept, what in (
         (Path(results.manifest["input_path"]), "the structures that were screened"),
+        (Path(converted), "the structures that were screened"),
         (results.folder.path, "the results themselves"),
     ):
         kept = kept.resolve()
