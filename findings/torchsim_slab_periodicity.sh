@@ -4,7 +4,7 @@
 # One and the same Cu(111) slab, periodic along two axes, is handed over once as ase.Atoms (pbc T T F) and once as a pymatgen
 # Structure (lattice.pbc T T F). torch_sim.io.atoms_to_state keeps one truth value, all(pbc), and the slab arrives as an isolated
 # cluster, periodic nowhere; torch_sim.io.structures_to_state writes True, and the same slab arrives as a crystal, periodic along the
-# vacuum too. Neither raises or warns, although SimState can hold one value per axis. One would expect T T F from both, or a refusal.
+# vacuum too. Neither raises or warns. A state holds one truth value for all axes, so it cannot say T T F; one would expect a refusal.
 #
 # Output seen (2026-12-01, Python 3.11):
 #   ase.Atoms [True, True, False] -> [False, False, False], warnings: 0
