@@ -187,20 +187,20 @@ def _columns(items: Sequence[Item], counts: NDArray[np.int64]) -> tuple[dict[str
     info: dict[str, list[tuple[int, Any]]] = {}
     arrays: dict[str, list[tuple[int, NDArray[Any]]]] = {}
     for s, item in enumerate(items):
-        stated = [(key, value, _is_label_of_atoms(key)) for key, value in {**item.info, **item.labels}.items()]
+        stated = [(key, value, is_label_of_atoms(key)) for key, value in {**item.info, **item.labels}.items()]
         stated += [(key, value, True) for key, value in item.arrays.items()]
         for key, value, of_atoms in stated:
-            array = _as_array_of_atoms(value, int(counts[s])) if of_atoms else None
+            array = as_array_of_atoms(value, int(counts[s])) if of_atoms else None
             if array is not None:
                 arrays.setdefault(key, []).append((s, array))
             elif value is not None:
                 info.setdefault(key, []).append((s, value))
-    out = {key: _column(rows, len(items)) for key, rows in info.items()}
+    out = {key: build_column(rows, len(items)) for key, rows in info.items()}
     atoms = {}
     for key, parts in arrays.items():
         shapes = {part.shape[1:] for _, part in parts}
         if len(shapes) > 1:  # no array of one shape: kept as objects, so that a label among them is found to be wrong
-            out.setdefault(key, _column(list(parts), len(items)))
+            out.setdefault(key, build_column(list(parts), len(items)))
             continue
         has = np.zeros(len(items), bool)
         has[[s for s, _ in parts]] = True
@@ -212,11 +212,12 @@ LABELS_OF_ATOMS = ("magmoms", "charges", "energies", "stresses")
 """Results of a calculator that have a row per atom, beside forces."""
 
 
-def _is_label_of_atoms(key: str) -> bool:
+def is_label_of_atoms(key: str) -> bool:
+    """Return True for names of results that have a row per atom."""
     return "force" in key.lower() or key in LABELS_OF_ATOMS
 
 
-def _as_array_of_atoms(value: Any, count: int) -> NDArray[Any] | None:
+def as_array_of_atoms(value: Any, count: int) -> NDArray[Any] | None:
     """Return a value as `[count, ...]` of numbers, truth values or texts; None if it is no such array."""
     try:
         array = np.asarray(value)
@@ -227,7 +228,8 @@ def _as_array_of_atoms(value: Any, count: int) -> NDArray[Any] | None:
     return array
 
 
-def _column(rows: Sequence[tuple[int, Any]], count: int) -> Column:
+def build_column(rows: Sequence[tuple[int, Any]], count: int) -> Column:
+    """Return the values `(s, value)` of structures of a block of `count` as a column."""
     has = np.zeros(count, bool)
     has[[s for s, _ in rows]] = True
     given = [value for _, value in rows]

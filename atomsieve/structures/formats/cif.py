@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.formats.base import TextSink
+from atomsieve.structures.formats.base import Format, TextSink
 from atomsieve.structures.formats.small_text import parse_text
 from atomsieve.structures.item import BadItem, Item, ReadRequest, item_from_atoms
 
@@ -54,3 +54,14 @@ class CifSink(TextSink):
             write_cif(text, [image])
             block = text.getvalue().decode().replace("data_image0", f"data_{image.info['id']}", 1)
             self.text.write(block)
+
+
+ROW = Format(
+    name="cif",
+    about="CIF, one data block per structure",
+    endings=(".cif",),
+    read=read_cif,
+    sink=CifSink,
+    lacks="structures without a cell; labels, charge, spin",
+    compressed=True,
+)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from atomsieve.errors import DataError, require
-from atomsieve.structures.item import BadItem, Item, ReadRequest
+from atomsieve.structures.block import Block
+from atomsieve.structures.formats.ase_rows import RowGatherer, find_parser
+from atomsieve.structures.formats.base import Format
+from atomsieve.structures.item import ReadRequest
 
 log = logging.getLogger(__name__)
 
-RESERVED = ("nextid", "deleted_ids", "metadata")
-RESULTS = ("energy", "forces", "stress", "free_energy")
+RESERVED = ("nextid", "deleted_ids", "metadata", "length")
+LARGEST_VALUE = 1 << 30
+"""Bytes of one value, unpacked."""
+_MAGIC = 0xBEEFC0DE
+_MAGIC_AT = 16
+"""LMDB begins with a page header of 16 bytes and this number, in the byte order of the machine that wrote it."""
 
 
 def is_lmdb_folder(path: Path) -> bool:
@@ -25,83 +33,126 @@ def is_lmdb_folder(path: Path) -> bool:
     return (path / "data.mdb").exists()
 
 
-def read_lmdb(request: ReadRequest) -> Iterator[Item | BadItem]:
-    """Yield the rows of an LMDB file with JSON values, zlib-compressed or plain (aselmdb).
+def count_ids(path: Path) -> int:
+    """Return the number of ids in an LMDB file, those of deleted rows included."""
+    with _open(path) as environment, environment.begin() as transaction:
+        return len(_ids(transaction))
+
+
+def read_lmdb(request: ReadRequest) -> Iterator[Block]:
+    """Yield the rows of an LMDB file with JSON values, zlib-compressed or plain (aselmdb), in the order of their ids.
 
     Raises
     ------
     DataError
-        if values are pickled: loading a pickle runs whatever code is in it.
+        if it is no LMDB file, was cut short, changes while it is read, or holds pickles: loading a pickle runs
+        whatever code is in it.
     """
-    path, tick = request.path, request.tick
+    path = request.path
+    parse, unpack = find_parser(), _find_unpacker()
+    with _open(path) as environment, environment.begin() as transaction:
+        before = environment.info()["last_txnid"]
+        ids = _ids(transaction)
+        first, stop = request.start, len(ids) if request.stop is None else min(request.stop, len(ids))
+        rows = RowGatherer(str(path), "key")
+        for k in range(first, stop):
+            value = transaction.get(_key(ids[k]))
+            if value is None:  # a row that was deleted
+                continue
+            if value[:1] == b"\x80":
+                raise DataError(
+                    f"{path}: key {ids[k]} is a Python pickle, which may run any code when loaded and never is here; "
+                    "write the file again as aselmdb or extxyz with the program that made it"
+                )
+            try:
+                rows.add(parse(unpack(value) if value[:1] == b"\x78" else value), ids[k])
+            except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
+                log.debug("%s: key %s", path, ids[k], exc_info=True)
+                rows.refuse(f"not readable ({type(error).__name__})", ids[k], str(error))
+            if rows.full:
+                yield rows.take(first, k + 1)
+                first = k + 1
+                request.tick((k + 1 - request.start) / (stop - request.start))
+        if not rows.empty:
+            yield rows.take(first, stop)
+        if environment.info()["last_txnid"] != before:
+            raise DataError(f"{path} was written to while it was read; read it again when its writer has finished")
+
+
+def _find_unpacker() -> Any:
+    """Return a function that unpacks zlib data of at most `LARGEST_VALUE` bytes: that of isal where it is installed."""
+    try:
+        library: Any = importlib.import_module("isal.isal_zlib")
+    except ImportError:
+        library = zlib
+
+    def unpack(value: bytes) -> bytes:
+        stream = library.decompressobj()
+        try:
+            text = stream.decompress(value, LARGEST_VALUE)
+        except library.error as error:
+            raise ValueError(f"not zlib data: {error}") from error
+        if not stream.eof:
+            raise ValueError("the zlib data end too early" if len(text) < LARGEST_VALUE else "a value above 1 GiB")
+        return text
+
+    return unpack
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
     lmdb = require("lmdb", "data", "reading LMDB files")
+    file = path / "data.mdb" if path.is_dir() else path
+    try:
+        with file.open("rb") as raw:
+            head = raw.read(_MAGIC_AT + 4)
+        size = file.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if len(head) == _MAGIC_AT + 4 and struct.unpack_from(">I", head, _MAGIC_AT)[0] == _MAGIC:
+        raise DataError(f"{path} was written on a machine of the other byte order; write it again on one like this")
     try:
         environment = lmdb.open(
             str(path), subdir=path.is_dir(), readonly=True, lock=False, meminit=False, readahead=True, max_dbs=0
         )
     except lmdb.Error as error:
         raise DataError(f"{path} is not a readable LMDB file: {error}") from error
-    with environment, environment.begin() as transaction:
-        total = max(transaction.stat()["entries"], 1)
-        for k, (key, value) in enumerate(_in_order(transaction)):
-            where = f"{path}: key {key}"
-            if value[:1] == b"\x80":
-                raise DataError(
-                    f"{where} is a Python pickle, which may run any code when loaded and never is here; write the "
-                    "file again as aselmdb or extxyz with the program that made it"
-                )
-            try:
-                item = _item_from_row(_decode(value), where)
-            except (ValueError, KeyError, TypeError, zlib.error) as error:
-                log.debug("%s: %s", where, error, exc_info=True)
-                yield BadItem(f"not readable ({type(error).__name__})", where)
-                continue
-            item.info.setdefault("id", int(key) if key.isdigit() else key)
-            yield item
-            if k % 64 == 0:
-                tick(k / total)
+    with environment:
+        pages = environment.info()["last_pgno"] + 1
+        needed = pages * environment.stat()["psize"]
+        if size < needed:  # LMDB maps the file: reading behind its end would end the process
+            raise DataError(f"{path} was cut short: it has {size:,} bytes and its pages {needed:,}")
+        yield environment
 
 
-def _in_order(transaction: Any) -> Iterator[tuple[str, bytes]]:
-    """Yield keys and values in the order of the ids; LMDB itself sorts 10 before 2."""
+def _ids(transaction: Any) -> range | list[int | str]:
+    """Return the ids of the rows in their order (LMDB itself sorts 10 before 2), deleted ones included."""
     following = transaction.get(b"nextid")
     if following is not None and following[:1] != b"\x80":
-        for number in range(int(_decode(following))):
-            value = transaction.get(str(number).encode())
-            if value is not None:
-                yield str(number), value
-        return
-    for key, value in transaction.cursor():
-        name = key.decode(errors="replace")
-        if name not in RESERVED and name != "length":
-            yield name, value
+        try:
+            count = int(json.loads(zlib.decompress(following) if following[:1] == b"\x78" else following))
+        except (ValueError, TypeError, zlib.error) as error:
+            raise DataError(f"nextid of the LMDB file is not a number: {error}") from error
+        if count - 1 <= 2 * transaction.stat()["entries"] + 1000:  # rows deleted in great numbers: listed, not counted
+            return range(count)
+    with transaction.cursor() as cursor:
+        names = [key.decode(errors="replace") for key in cursor.iternext(keys=True, values=False)]
+    names = [name for name in names if name not in RESERVED]
+    if all(name.isdigit() for name in names):
+        return sorted(int(name) for name in names)
+    return list(names)
 
 
-def _decode(value: bytes) -> Any:
-    return json.loads(zlib.decompress(value) if value[:1] == b"\x78" else value)
+def _key(name: int | str) -> bytes:
+    return str(name).encode()
 
 
-def _decode_array(value: Any) -> Any:
-    """Return arrays as arrays; ASE's JSON spells one `{"__ndarray__": [shape, dtype, flat values]}`."""
-    if isinstance(value, dict) and "__ndarray__" in value:
-        shape, dtype, flat = value["__ndarray__"]
-        kind = np.dtype(dtype)
-        if kind.kind not in "biuf":
-            raise ValueError(f"array of {dtype}")
-        return np.array(flat, kind).reshape(shape)
-    return value
-
-
-def _item_from_row(row: dict[str, Any], where: str) -> Item:
-    row = {name: _decode_array(value) for name, value in row.items()}
-    cell = row.get("cell")
-    info = {**(row.get("key_value_pairs") or {}), **(row.get("data") or {})}
-    return Item(
-        numbers=np.asarray(row["numbers"], np.int64),
-        positions=np.asarray(row["positions"], np.float64),
-        cell=np.zeros((3, 3)) if cell is None else np.asarray(cell, np.float64).reshape(3, 3),
-        pbc=np.asarray(row.get("pbc", [False] * 3), bool),
-        where=where,
-        info={name: _decode_array(value) for name, value in info.items()},
-        labels={name: row[name] for name in RESULTS if row.get(name) is not None},
-    )
+ROW = Format(
+    name="lmdb",
+    about="LMDB of fairchem with JSON values; pickles are refused",
+    endings=(".aselmdb", ".lmdb"),
+    read=read_lmdb,
+    extra="data",
+    is_folder=is_lmdb_folder,
+    extent=count_ids,
+)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, require
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import LABELS
-from atomsieve.structures.formats.base import FileSink
+from atomsieve.structures.formats.base import FileSink, Format
 from atomsieve.structures.item import BadItem, Item, ReadRequest
 
 ROWS = 2000
@@ -144,3 +144,13 @@ def _mask_absent(pa: Any, values: Any, has: NDArray[np.bool_] | None, kind: Any,
     if values is None or has is None:
         return pa.nulls(count, kind)
     return pa.compute.if_else(pa.array(has), values.cast(kind), pa.nulls(count, kind))
+
+
+ROW = Format(
+    name="parquet",
+    about="Parquet, one row per structure",
+    endings=(".parquet", ".pq"),
+    read=read_parquet,
+    sink=ParquetSink,
+    extra="data",
+)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from atomsieve.errors import DataError
+from atomsieve.structures.formats.base import Format
 from atomsieve.structures.item import BadItem, Item, ReadRequest, Tick, open_with_progress
 
 log = logging.getLogger(__name__)
@@ -134,3 +135,12 @@ def _atomic_number(symbol: str) -> int:
     bare = re.match(r"[A-Z][a-z]?", symbol)
     name = bare.group() if bare else ""
     return 1 if name in ("D", "T") else int(atomic_numbers.get(name, 0))
+
+
+ROW = Format(
+    name="pymatgen",
+    about="pymatgen JSON: Structure, Molecule, ComputedStructureEntry; one, a list or lines",
+    endings=(".json", ".jsonl"),
+    read=read_pymatgen,
+    compressed=True,
+)

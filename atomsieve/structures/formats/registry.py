@@ -10,17 +10,11 @@ from pathlib import Path
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.block import Block, gather_blocks
-from atomsieve.structures.formats import codes
-from atomsieve.structures.formats.ase_db import DbSink, read_ase_db
+from atomsieve.structures.formats import ase_db, cif, codes, lmdb, parquet, poscar, pymatgen_json
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
-from atomsieve.structures.formats.cif import CifSink, read_cif
 from atomsieve.structures.formats.extxyz import ExtxyzSink, read_extxyz
 from atomsieve.structures.formats.learning import deepmd
-from atomsieve.structures.formats.lmdb import is_lmdb_folder, read_lmdb
-from atomsieve.structures.formats.parquet import ParquetSink, read_parquet
-from atomsieve.structures.formats.poscar import read_poscar
-from atomsieve.structures.formats.pymatgen_json import read_pymatgen
 from atomsieve.structures.formats.traj import read_traj
 from atomsieve.structures.item import ReadRequest, open_with_progress
 
@@ -40,51 +34,13 @@ FORMATS: dict[str, Format] = {
             compresses=True,
             holds_info=True,
         ),
-        Format(
-            name="cif",
-            about="CIF, one data block per structure",
-            endings=(".cif",),
-            read=read_cif,
-            sink=CifSink,
-            lacks="structures without a cell; labels, charge, spin",
-            compressed=True,
-        ),
-        Format(
-            name="poscar",
-            about="VASP POSCAR, CONTCAR",
-            endings=(".vasp", ".poscar"),
-            read=read_poscar,
-            lacks="labels",
-            beginnings=("POSCAR", "CONTCAR"),
-            compressed=True,
-        ),
-        Format(
-            name="db", about="ASE database (SQLite)", endings=(".db",), read=read_ase_db, sink=DbSink, holds_info=True
-        ),
+        cif.ROW,
+        poscar.ROW,
+        ase_db.ROW,
         Format(name="traj", about="ASE trajectory", endings=(".traj",), read=read_traj),
-        Format(
-            name="lmdb",
-            about="LMDB of fairchem with JSON values; pickles are refused",
-            endings=(".aselmdb", ".lmdb"),
-            read=read_lmdb,
-            extra="data",
-            is_folder=is_lmdb_folder,
-        ),
-        Format(
-            name="pymatgen",
-            about="pymatgen JSON: Structure, Molecule, ComputedStructureEntry; one, a list or lines",
-            endings=(".json", ".jsonl"),
-            read=read_pymatgen,
-            compressed=True,
-        ),
-        Format(
-            name="parquet",
-            about="Parquet, one row per structure",
-            endings=(".parquet", ".pq"),
-            read=read_parquet,
-            sink=ParquetSink,
-            extra="data",
-        ),
+        lmdb.ROW,
+        pymatgen_json.ROW,
+        parquet.ROW,
         Format(
             name="bp",
             about="dataset folder, bare BP5 directory, or BP directory of HydraGNN; written as a dataset folder",
