@@ -96,7 +96,8 @@ def convert_command(
         typer.Option(
             "--unit",
             help="Units of the numbers in the files, before those that files state, e.g. energy=hartree,length=bohr,"
-            "forces=hartree/bohr,stress=kbar. [default: eV, Angstrom, eV/Angstrom, eV/Angstrom^3]",
+            "forces=hartree/bohr,stress=kbar; or metal, real, electron, si: those of LAMMPS. "
+            "[default: eV, Angstrom, eV/Angstrom, eV/Angstrom^3]",
             rich_help_panel=KEYS,
             show_default=False,
         ),

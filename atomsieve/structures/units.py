@@ -32,6 +32,13 @@ PRESSURE: dict[str, float] = {
     "pa": 1e-30 / _CHARGE,
     "atm": 101325e-30 / _CHARGE,
 }
+LAMMPS_STYLES: dict[str, dict[str, str]] = {
+    "metal": {"energy": "ev", "length": "angstrom", "forces": "ev/angstrom", "stress": "bar"},
+    "real": {"energy": "kcal/mol", "length": "angstrom", "forces": "kcal/mol/angstrom", "stress": "atm"},
+    "electron": {"energy": "hartree", "length": "bohr", "forces": "hartree/bohr", "stress": "pa"},
+    "si": {"energy": "joule", "length": "m", "forces": "joule/m", "stress": "pa"},
+}
+"""Units of LAMMPS by the names that its `units` command gives them."""
 _ALIASES = {
     "ha": "hartree",
     "h": "hartree",
@@ -162,7 +169,7 @@ class Units:
 
     @staticmethod
     def parse(text: str, stress_sign: int | None = None) -> Units:
-        """Return the units that `energy=hartree,length=bohr` describes.
+        """Return the units that `energy=hartree,length=bohr` describes, or `metal`, `real`: those of LAMMPS.
 
         Raises
         ------
@@ -174,6 +181,9 @@ class Units:
         found: dict[str, Any] = {}
         for word in text.split(",") if text.strip() else ():
             name, equals, unit = word.strip().partition("=")
+            if word.strip() in LAMMPS_STYLES:
+                found.update(LAMMPS_STYLES[word.strip()])
+                continue
             name = {"force": "forces", "energies": "energy", "virials": "virial", "positions": "length"}.get(name, name)
             if not equals:
                 raise UsageError(f"units read like energy=hartree,length=bohr, got {text!r}")

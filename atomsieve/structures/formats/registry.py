@@ -69,7 +69,7 @@ def writable_endings() -> list[str]:
     return plain + [f"{end}.gz" for row in rows if row.compresses for end in row.endings]
 
 
-VAGUE_ENDINGS = (".out", ".log", ".txt", ".output", ".xyz")
+VAGUE_ENDINGS = (".out", ".log", ".txt", ".output", ".data", ".xyz")
 """Endings that several formats share: the content of such a file is looked at."""
 HEAD_BYTES = 1 << 16
 
