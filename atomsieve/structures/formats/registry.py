@@ -10,11 +10,10 @@ from pathlib import Path
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.block import Block, gather_blocks
-from atomsieve.structures.formats import ase_db, cif, codes, lmdb, parquet, poscar, pymatgen_json
+from atomsieve.structures.formats import ase_db, cif, codes, learning, lmdb, parquet, poscar, pymatgen_json
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
 from atomsieve.structures.formats.extxyz import ExtxyzSink, read_extxyz
-from atomsieve.structures.formats.learning import deepmd
 from atomsieve.structures.formats.traj import read_traj
 from atomsieve.structures.item import ReadRequest, open_with_progress
 
@@ -50,7 +49,7 @@ FORMATS: dict[str, Format] = {
             is_folder=is_bp_folder,
             extent=count_rows,
         ),
-        deepmd.ROW,
+        *learning.ROWS,
         *codes.ROWS,
     )
 }

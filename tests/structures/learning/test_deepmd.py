@@ -7,27 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
-from ase.calculators.emt import EMT
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.structures import open_structures
 from atomsieve.structures.export import Subset, export
 from atomsieve.structures.formats import ReadRequest, find_files, read_blocks
-from tests.structures.learning.samples import SOURCE, convert_and_read, convert_file, read_dataset
+from tests.structures.learning.samples import SOURCE, check_by_emt, convert_and_read, convert_file, read_dataset
 
 FILES = Path(__file__).parents[1] / "files" / "deepmd"
-
-
-def check_by_emt(batch: StructureBatch) -> None:
-    """Compare every label with what ASE's EMT, by which the files were made, gives for the structure."""
-    for s, atoms in enumerate(batch.to_ase()):
-        found = atoms.calc.results
-        again = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, calculator=EMT())
-        assert abs(again.get_potential_energy() - found["energy"]) < 1e-10, s
-        np.testing.assert_allclose(again.get_forces(), found["forces"], atol=1e-9)
-        if atoms.pbc.all():
-            np.testing.assert_allclose(again.get_stress(voigt=False), batch.stress[s], atol=1e-10)
 
 
 def test_a_folder_of_systems_of_dpdata(tmp_path: Path) -> None:
