@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -178,6 +179,7 @@ def build_block(found: Sequence[Item | BadItem]) -> Block:
         arrays=arrays,
         units=_units_of(items),
         bad=bad,
+        notes=dict(Counter(item.note for item in items if item.note)),
         sources=[item.source for item in items] if any(item.source is not None for item in items) else None,
     )
 

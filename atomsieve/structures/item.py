@@ -36,6 +36,7 @@ class ReadRequest:
     sure : a structure begins at `start` exactly; otherwise the reader looks for the first that begins there or later.
     elements : symbols of the types 1, 2, ... for formats that number their species.
     topology : file with the species of a trajectory that holds positions only.
+    reference : first structure of `topology`, in Angstrom, where a format of structures reads it.
     keep_unconverged : give steps of a calculation whose electronic steps did not converge; otherwise they are bad.
     """
 
@@ -46,6 +47,7 @@ class ReadRequest:
     sure: bool = True
     elements: tuple[str, ...] = ()
     topology: Path | None = None
+    reference: Item | None = None
     keep_unconverged: bool = False
 
 
@@ -72,7 +74,8 @@ class Item:
 
     `labels` are results of a calculator by name (energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3, all as
     ASE has them), `arrays` are other arrays per atom, `info` is everything else; `source` where the format itself has
-    sources; `units` those that the file states or the format fixes (then all numbers here are as the file has them).
+    sources; `units` those that the file states or the format fixes (then all numbers here are as the file has them);
+    `note` what the reader did or noticed beside taking it, in words for the report.
     """
 
     numbers: NDArray[Any]
@@ -85,6 +88,7 @@ class Item:
     arrays: dict[str, Any] = field(default_factory=dict)
     source: SourceInfo | None = None
     units: Units = field(default_factory=Units)
+    note: str = ""
 
     def find(self, key: str) -> Any:
         """Return the value of `key` from labels, arrays or info, the first of them that has it, or None."""

@@ -6,6 +6,7 @@ import fnmatch
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from atomsieve.errors import DataError, UsageError, unknown
@@ -15,7 +16,7 @@ from atomsieve.structures.formats.base import Format, StructureSink, WriteOption
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
 from atomsieve.structures.formats.extxyz import ExtxyzSink, read_extxyz
 from atomsieve.structures.formats.traj import read_traj
-from atomsieve.structures.item import ReadRequest, open_with_progress
+from atomsieve.structures.item import Item, ReadRequest, open_with_progress
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,32 @@ def read_blocks(request: ReadRequest, kind: str) -> Iterator[Block]:
     read = FORMATS[kind].read
     if read is None:
         raise UsageError(f"format {kind} is only written; {request.path} cannot be read")
-    yield from gather_blocks(read(request))
+    yield from gather_blocks(read(_with_reference(request)))
+
+
+def _with_reference(request: ReadRequest) -> ReadRequest:
+    """Return the request with the first structure of its topology, if that is a file of structures.
+
+    Raises
+    ------
+    DataError
+        if the topology does not exist, or holds no structure.
+    """
+    if request.topology is None or request.reference is not None:
+        return request
+    if not request.topology.exists():
+        raise DataError(f"{request.topology} does not exist")
+    kind = find_format(request.topology)
+    read = FORMATS[kind].read if kind is not None else None
+    if read is None:
+        return request
+    for block in gather_blocks(read(ReadRequest(request.topology, elements=request.elements))):
+        if len(block):
+            atoms, scale = slice(0, int(block.ptr[1])), block.units.factor("length")
+            positions, cell = block.positions[atoms] * scale, block.cell[0] * scale
+            first = Item(block.numbers[atoms], positions, cell, block.pbc[0], block.places[0])
+            return replace(request, reference=first)
+    raise DataError(f"{request.topology} holds no structure that can be read")
 
 
 def find_writer(path: Path) -> Format | None:

@@ -1,5 +1,23 @@
 """Readers of the outputs of simulation codes, one file and one row of the registry each."""
 
-from atomsieve.structures.formats.codes import lammps_data, lammps_dump, ml_ab, outcar, vasprun, xdatcar
+from atomsieve.structures.formats.codes import (
+    cp2k_output,
+    cp2k_xyz,
+    lammps_data,
+    lammps_dump,
+    ml_ab,
+    outcar,
+    vasprun,
+    xdatcar,
+)
 
-ROWS = (vasprun.ROW, outcar.ROW, xdatcar.ROW, ml_ab.ROW, lammps_dump.ROW, lammps_data.ROW)
+ROWS = (
+    vasprun.ROW,
+    outcar.ROW,
+    xdatcar.ROW,
+    ml_ab.ROW,
+    lammps_dump.ROW,
+    lammps_data.ROW,
+    cp2k_xyz.ROW,
+    cp2k_output.ROW,
+)

@@ -47,6 +47,7 @@ def read_lammps_data(request: ReadRequest) -> Iterator[Item | BadItem]:
 
     item = parse_step(parse, str(request.path), units)
     if isinstance(item, Item):
+        item.note = "data files of LAMMPS state no boundaries: taken as periodic along all three vectors"
         item.arrays = {"charges": item.arrays["mmcharges"]} if "mmcharges" in item.arrays else {}
     yield item
     request.tick(1.0)
