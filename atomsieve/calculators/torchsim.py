@@ -6,17 +6,21 @@ final = torch_sim.optimize(system=atoms, model=model, optimizer=torch_sim.freche
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from atomsieve.errors import DataError, UsageError, require, unknown
 from atomsieve.graphs import SkinList
 from atomsieve.predict import AnyPredictor, Predictor, Status
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.fields import to_numbers
 
 if TYPE_CHECKING:
     from torch_sim.models.interface import ModelInterface
@@ -38,12 +42,15 @@ class TorchSimModel(ModelInterface):
     ----------
     gfm : a gfm/ folder, or a loaded `Predictor` (then precision and device are its own).
     head, precision, device, backend : as for `Predictor.load`. skin : see `atomsieve.graphs.SkinList`.
+    pbc : the axes along which all systems are periodic, such as (True, True, False) for slabs; None takes the state's.
+        torch-sim makes states of atoms with one truth value for all axes, and partial periodicity becomes False there:
+        cells that arrive without periodicity are warned about, once.
 
     Raises
     ------
     UsageError
-        for an unknown head, an ensemble without forces, or one that needs charge and spin. In a call: DataError naming
-        the first system that has no result, and why.
+        for an unknown head, an ensemble without forces, one that needs charge and spin, or a `pbc` that is no one or
+        three truth values. In a call: DataError naming the first system that has no result, and why.
     """
 
     def __init__(
@@ -54,8 +61,11 @@ class TorchSimModel(ModelInterface):
         device: str = "auto",
         backend: str = "native",
         skin: float | None = None,
+        pbc: bool | Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
+        self._pbc = None if pbc is None else _check_axes(pbc)
+        self._warned = False
         self.predictor: AnyPredictor
         if isinstance(gfm, str | Path):
             self.predictor = Predictor.load(gfm, head, precision, device, backend)
@@ -107,7 +117,7 @@ class TorchSimModel(ModelInterface):
         if isinstance(state, dict):
             masses = torch.ones_like(state["positions"][:, 0])
             state = torch_sim.SimState(**{"masses": masses, "pbc": True, **state})
-        batch = _batch(state)
+        batch = self._batch(state)
         want = {"energy", "spread"}
         want |= {"forces"} if self._compute_forces else set()
         want |= {"stress"} if self._compute_stress and batch.pbc.all() else set()
@@ -125,6 +135,35 @@ class TorchSimModel(ModelInterface):
             tensors["stress"] = torch.zeros(len(batch), 3, 3, device=self._device, dtype=self._dtype)
         return tensors | {"in_domain": torch.from_numpy(found.in_domain).to(self._device)}
 
+    def _batch(self, state: Any) -> StructureBatch:
+        """Return the systems of a state as a batch, periodic as the model was told or else as the state is."""
+        batch = _batch(state)
+        if self._pbc is not None:
+            return batch.replace(pbc=np.tile(self._pbc, (len(batch), 1)))
+        if not self._warned and batch.cell.any() and not batch.pbc.any():
+            self._warned = True
+            warnings.warn(
+                "systems have cells, but the state is not periodic: they are computed as clusters. torch-sim makes a "
+                "state of atoms periodic along all axes or none, so that slabs and wires lose their periodicity; for "
+                "slabs make the model with pbc=(True, True, False), for clusters in a box with pbc=False",
+                stacklevel=5,  # beyond torch's own two calls of a module
+            )
+        return batch
+
+
+def _check_axes(pbc: bool | Sequence[bool]) -> NDArray[np.bool_]:
+    """Return the periodicity of three axes.
+
+    Raises
+    ------
+    UsageError
+        for anything but one or three truth values.
+    """
+    axes = np.asarray(pbc)
+    if axes.dtype != bool or axes.shape not in ((), (3,)):
+        raise UsageError(f"pbc must be one or three truth values, such as (True, True, False), got {pbc!r}")
+    return np.broadcast_to(axes, 3).copy()
+
 
 def _batch(state: Any) -> StructureBatch:
     """Return the systems of a state as a batch; torch-sim keeps cell vectors in columns."""
@@ -138,7 +177,7 @@ def _batch(state: Any) -> StructureBatch:
     flags = np.asarray(pbc.cpu() if isinstance(pbc, Tensor) else pbc, bool)
     return StructureBatch(
         ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        numbers=plain(state.atomic_numbers, torch.uint8),
+        numbers=to_numbers(plain(state.atomic_numbers, torch.int64)),
         positions=plain(state.positions, torch.float64),
         cell=plain(state.row_vector_cell, torch.float64),
         pbc=np.broadcast_to(flags, (systems, 3)).copy(),

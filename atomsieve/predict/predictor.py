@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from atomsieve.devices import choose_device
 from atomsieve.errors import DataError, UsageError, unknown
+from atomsieve.forks import check_fork
 from atomsieve.gfm import EnsembleManifest, ensemble_id, load_gfm, read_calibration
 from atomsieve.gfm.domain_file import read_domain
 from atomsieve.gfm.mixture_file import read_mixture
@@ -189,8 +190,10 @@ class Predictor:
         Raises
         ------
         DataError
-            if the folder is damaged; UsageError for a name outside the allowed ones, with the nearest.
+            if the folder is damaged; UsageError for a name outside the allowed ones, with the nearest, or in a forked
+            process that would hang (`atomsieve.forks`).
         """
+        check_fork()
         ensemble, manifest = load_gfm(folder)
         identity = ""
         names = [h.name for h in manifest.heads]
@@ -283,8 +286,10 @@ class Predictor:
         Raises
         ------
         UsageError
-            for an unknown head or property. A structure that cannot be evaluated raises nothing: it gets a status.
+            for an unknown head or property, or in a forked process that would hang (`atomsieve.forks`). A structure
+            that cannot be evaluated raises nothing: it gets a status.
         """
+        check_fork()
         for name in want:
             if name not in PROPERTIES:
                 raise unknown("property", name, PROPERTIES)

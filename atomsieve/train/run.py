@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from atomsieve.errors import AtomSieveError, UsageError
+from atomsieve.forks import check_fork
 from atomsieve.models import Ensemble
 from atomsieve.runs.output_files import atomic_write
 from atomsieve.runs.output_folder import OutputFolder, find_changes
@@ -45,10 +46,11 @@ def train(config: TrainConfig, console: Console | None = None, *, overwrite: boo
     ------
     UsageError
         if the output folder holds a run of another configuration or other data (the keys are named), or several heads
-        come without `default_head`.
+        come without `default_head`; in a forked process that would hang (`atomsieve.forks`).
     Interrupted
         after SIGTERM or Ctrl-C; everything needed to continue is saved.
     """
+    check_fork()
     group = join_process_group(config.device)
     torch.manual_seed(config.ensemble.seed)
     screen = console if group.is_first else None

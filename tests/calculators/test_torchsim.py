@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk, molecule
 
 ts = pytest.importorskip("torch_sim")
 
 from torch_sim.models.interface import validate_model_outputs  # noqa: E402
 
+from atomsieve import forks  # noqa: E402
 from atomsieve.calculators import relax  # noqa: E402
 from atomsieve.calculators.torchsim import TorchSimModel  # noqa: E402
 from atomsieve.errors import DataError, UsageError  # noqa: E402
@@ -75,7 +80,7 @@ def test_batched_relaxation_finds_our_minima(copper_gfm) -> None:
 
 
 def test_switches_and_molecules(predictor: Predictor) -> None:
-    model = TorchSimModel(predictor, "organic")
+    model = TorchSimModel(predictor, "organic", pbc=False)
     water = molecule("H2O", vacuum=3)
     state = ts.io.atoms_to_state([water], CPU, torch.float64)
     state.pbc = False
@@ -83,6 +88,50 @@ def test_switches_and_molecules(predictor: Predictor) -> None:
     assert out["forces"].shape == (3, 3) and (out["stress"] == 0).all()
     model.compute_forces, model.compute_stress = False, False
     assert not {"forces", "stress", "forces_std"} & set(model(state))
+
+
+def slab() -> Atoms:
+    atoms = bulk("Cu", cubic=True).repeat((1, 1, 2))
+    atoms.center(vacuum=6, axis=2)
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
+def test_a_slab_that_torch_sim_makes_a_cluster_is_warned_about(predictor: Predictor) -> None:
+    """torch-sim 0.3 keeps one truth value for all axes."""
+    state = ts.io.atoms_to_state([slab()], CPU, torch.float64)
+    assert state.pbc is False
+    model = TorchSimModel(predictor, "metal")
+    with pytest.warns(UserWarning, match=r"computed as clusters\. .* pbc=\(True, True, False\)") as warned:
+        wrong = model(state)["energy"].item()
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model(state)["energy"].item() == wrong, "one warning is enough"
+        told = TorchSimModel(predictor, "metal", pbc=(True, True, False))
+        out = told(state)
+        cluster = TorchSimModel(predictor, "metal", pbc=False)(state)["energy"].item()
+        assert TorchSimModel(predictor, "metal")(ts.io.atoms_to_state([bulk("Cu")], CPU, torch.float64))
+        fields = {name: getattr(state, name) for name in ("positions", "cell", "atomic_numbers", "system_idx")}
+        own = TorchSimModel(predictor, "metal")(fields | {"pbc": [True, True, False]})
+    right = predictor(StructureBatch.from_ase(slab()), head="metal")
+    assert np.isclose(out["energy"].item(), right.energy[0], rtol=1e-12) and own["energy"] == out["energy"]
+    assert np.allclose(out["forces"].numpy(), right.forces, atol=1e-12)
+    assert (out["stress"] == 0).all(), "a slab has none"
+    assert cluster == wrong and abs(wrong - out["energy"].item()) > 1e-3
+
+
+def test_cells_and_axes_that_are_refused(predictor: Predictor) -> None:
+    water = ts.io.atoms_to_state([molecule("H2O")], CPU, torch.float64)
+    with pytest.raises(DataError, match="system 0 of 1 has no result: it periodic, but its cell vectors are missing"):
+        TorchSimModel(predictor, "organic", pbc=(True, False, False))(water)
+    for axes in ((True, False), "TTF", (1, 1, 0), None.__class__):
+        with pytest.raises(UsageError, match="one or three truth values"):
+            TorchSimModel(predictor, "organic", pbc=axes)
+    heavy = ts.io.atoms_to_state([bulk("Cu")], CPU, torch.float64)
+    heavy.atomic_numbers[:] = 29 + 256
+    with pytest.raises(DataError, match="an element that the head was not trained on"):
+        TorchSimModel(predictor, "metal")(heavy)
 
 
 def test_a_shallow_ensemble_gives_what_is_said(tmp_path) -> None:
@@ -108,3 +157,17 @@ def test_errors(predictor: Predictor, tmp_path) -> None:
     assert not direct.compute_stress
     with pytest.raises(NotImplementedError, match="gives no stress"):
         direct.compute_stress = True
+
+
+def test_a_forked_process_that_would_hang_is_refused(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    model, state = TorchSimModel(predictor, "metal"), ts.io.atoms_to_state([bulk("Cu")], CPU, torch.float64)
+    monkeypatch.setattr(forks, "_started", forks._Started())
+    monkeypatch.setattr(forks._started, "process", os.getpid() + 1)
+    monkeypatch.setattr(forks, "_has_gnu_openmp", lambda: True)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(UsageError, match="forked from one that had computed on several threads"):
+            model(state)
+    finally:
+        torch.set_num_threads(before)
