@@ -1,4 +1,7 @@
-"""Builds the compiled kernels, one per instruction set; without a C++ compiler the package installs without them."""
+"""Builds the compiled kernels, one per instruction set, and the parsers of text formats.
+
+Without a C++ compiler the package installs without them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from setuptools import Extension, setup
 
 PARTS = ("module", "neighbors", "message", "message_pull", "painn", "hydragnn_edges", "hydragnn_nodes")
 SOURCES = [f"atomsieve/native/{part}.cpp" for part in PARTS]
+TEXT_SOURCES = [f"atomsieve/native/{part}.cpp" for part in ("module", "extxyz_read")]
 # Reassociation lets sums vectorise; NaN and infinity keep their meaning (no -ffinite-math-only).
 FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
 OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []
@@ -28,5 +32,16 @@ setup(
             optional=True,
         )
         for name, flags in VARIANTS.items()
+    ]
+    + [
+        Extension(
+            "atomsieve.native._text",
+            sources=TEXT_SOURCES,
+            depends=sorted(glob("atomsieve/native/*.h")),
+            # No reassociation here: decimal numbers are converted exactly.
+            extra_compile_args=["-O3", "-std=c++17", "-fno-math-errno", "-DMODULE_NAME=_text"],
+            language="c++",
+            optional=True,
+        )
     ]
 )

@@ -1,4 +1,4 @@
-"""The compiled kernels, found once and called through ctypes (which releases the interpreter lock)."""
+"""Compiled kernels and parsers, found once and called through ctypes (which releases the interpreter lock)."""
 
 from __future__ import annotations
 
@@ -50,4 +50,19 @@ def kernels() -> ctypes.CDLL | None:
             log.debug("compiled kernels: %s", spec.origin)
             return ctypes.CDLL(spec.origin)
     log.warning("no compiled kernels found; slower torch code is used (reinstall with a C++ compiler at hand)")
+    return None
+
+
+@functools.cache
+def text_library() -> ctypes.CDLL | None:
+    """Return the compiled parsers and writers of text formats, or None if they were not compiled at installation.
+
+    `ATOMSIEVE_NATIVE=off` disables them too.
+    """
+    if os.environ.get("ATOMSIEVE_NATIVE", "auto") == "off":
+        return None
+    spec = find_spec("atomsieve.native._text")
+    if spec is not None and spec.origin is not None:
+        return ctypes.CDLL(spec.origin)
+    log.warning("no compiled parser of text formats found; slower Python code is used (reinstall with a C++ compiler)")
     return None

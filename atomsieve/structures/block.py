@@ -225,6 +225,8 @@ def as_array_of_atoms(value: Any, count: int) -> NDArray[Any] | None:
         array = np.asarray(value)
     except ValueError:  # rows of different lengths
         return None
+    if array.dtype.kind == "O" and all(isinstance(word, str) for word in array.flat):
+        array = array.astype(np.str_)
     if array.ndim < 1 or len(array) != count or array.dtype.kind not in "biufUS":
         return None
     return array

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.block import Block, gather_blocks
-from atomsieve.structures.formats import ase_db, cif, codes, learning, lmdb, parquet, poscar, pymatgen_json
+from atomsieve.structures.formats import ase_db, cif, codes, extxyz, learning, lmdb, parquet, poscar, pymatgen_json
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
-from atomsieve.structures.formats.extxyz import ExtxyzSink, read_extxyz
 from atomsieve.structures.formats.traj import read_traj
 from atomsieve.structures.item import Item, ReadRequest, open_with_progress
 
@@ -23,17 +22,7 @@ log = logging.getLogger(__name__)
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format(
-            name="extxyz",
-            about="extended XYZ",
-            endings=(".extxyz", ".xyz"),
-            read=read_extxyz,
-            sink=ExtxyzSink,
-            lacks="digits beyond 1e-8 Angstrom",
-            compressed=True,
-            compresses=True,
-            holds_info=True,
-        ),
+        extxyz.ROW,
         cif.ROW,
         poscar.ROW,
         ase_db.ROW,

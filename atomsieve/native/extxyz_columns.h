@@ -1,0 +1,112 @@
+// Frames as flat arrays, with a column for each key of the headers and for each property of the atoms.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "extxyz_header.h"
+
+namespace extxyz {
+
+// Values of one key: a row for each frame that has it.
+struct InfoColumn {
+  std::string key;
+  std::vector<int32_t> place;    // frames that have it
+  std::vector<uint8_t> kind;     // of each value
+  std::vector<int32_t> shape;    // rank, rows, columns of each value
+  std::vector<int64_t> at;       // first number of each value, or number of its text
+  std::vector<int64_t> ints;     // numbers; truth values are 0 and 1, reals are 0
+  std::vector<double> reals;     // the same numbers as reals
+  std::string texts;
+  std::vector<int64_t> text_end;
+  unsigned kinds = 0;
+  bool one_shape = true;
+
+  void add(int32_t frame, const Value& value, const Header& header) {
+    const int32_t own[3] = {value.rank, value.rows, value.columns};
+    if (!place.empty() && std::memcmp(own, shape.data(), sizeof own) != 0) one_shape = false;
+    place.push_back(frame);
+    kind.push_back(value.kind);
+    kinds |= value.kind;
+    shape.insert(shape.end(), own, own + 3);
+    if (value.kind & (TEXT | JSON)) {
+      if (text_end.empty() || last_text() != value.words) {
+        texts.append(value.words);
+        text_end.push_back(int64_t(texts.size()));
+      }
+      at.push_back(int64_t(text_end.size()) - 1);
+      return;
+    }
+    at.push_back(int64_t(reals.size()));
+    ints.insert(ints.end(), header.ints.begin() + value.first, header.ints.begin() + value.first + value.count);
+    reals.insert(reals.end(), header.reals.begin() + value.first, header.reals.begin() + value.first + value.count);
+  }
+
+ private:
+  std::string_view last_text() const {
+    const int64_t begin = text_end.size() > 1 ? text_end[text_end.size() - 2] : 0;
+    return std::string_view(texts).substr(size_t(begin));
+  }
+};
+
+// One property of the atoms: `width` words of each of them.
+struct AtomColumn {
+  std::string name;
+  char type = 'R';
+  int width = 1;
+  std::vector<int32_t> place;  // frames that have it
+  std::vector<double> reals;
+  std::vector<int64_t> ints;
+  std::vector<uint8_t> bools;
+  std::string texts;
+  std::vector<int64_t> text_end;
+};
+
+enum class Role { other, species, number, position };
+
+struct Property {
+  Role role = Role::other;
+  char type = 'R';
+  int width = 1;
+  std::string name;
+  int column = -1;  // in `Frames::atoms`
+};
+
+struct Bad {
+  int64_t place, start, line;
+  const char* reason;
+  std::string detail;
+};
+
+struct Frames {
+  std::vector<int64_t> ptr{0};
+  std::vector<uint8_t> numbers;
+  std::vector<double> positions, cells;
+  std::vector<uint8_t> pbc;
+  std::vector<int64_t> starts;
+  std::vector<InfoColumn> info;
+  std::vector<AtomColumn> atoms;
+  std::vector<Bad> bad;
+  std::unordered_map<std::string, size_t> by_key;
+  std::vector<size_t> order;  // column of the k-th key of the frame before
+  int64_t heavy_hydrogen = 0, more_words = 0;
+
+  size_t count() const { return ptr.size() - 1; }
+
+  InfoColumn& find_info(std::string_view key, size_t k) {
+    if (k < order.size() && info[order[k]].key == key) return info[order[k]];
+    const auto [where, fresh] = by_key.try_emplace(std::string(key), info.size());
+    if (fresh) {
+      info.emplace_back();
+      info.back().key = key;
+    }
+    if (k >= order.size()) order.resize(k + 1, where->second);
+    order[k] = where->second;
+    return info[where->second];
+  }
+};
+
+}  // namespace extxyz
