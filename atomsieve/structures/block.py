@@ -86,6 +86,7 @@ class Block:
     sources : `[S]`, source of each structure where the format itself has sources.
     start, stop : where the block begins and ends in its file, in the unit of its format's spans.
     notes : structures by what the reader did or noticed beside taking them, in words for the report.
+    names : keys of labels by label that the data set fixes, all at one level of theory: `LabelKeys.names`.
     """
 
     ptr: NDArray[np.int64]
@@ -102,6 +103,7 @@ class Block:
     start: int = 0
     stop: int = 0
     notes: dict[str, int] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ptr) - 1

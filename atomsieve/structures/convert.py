@@ -80,6 +80,7 @@ class ConvertOptions:
             path,
             tick,
             elements=self.elements,
+            wanted=tuple(filter(None, (*self.keys.wanted, self.source_key, self.level_key))),
             topology=self.topology,
             keep_unconverged=self.keep_unconverged,
         )

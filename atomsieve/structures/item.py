@@ -35,6 +35,7 @@ class ReadRequest:
         to the span in which it begins.
     sure : a structure begins at `start` exactly; otherwise the reader looks for the first that begins there or later.
     elements : symbols of the types 1, 2, ... for formats that number their species.
+    wanted : keys that the user names, for readers that do not read all that a file has; `*` is everything.
     topology : file with the species of a trajectory that holds positions only.
     reference : first structure of `topology`, in Angstrom, where a format of structures reads it.
     keep_unconverged : give steps of a calculation whose electronic steps did not converge; otherwise they are bad.
@@ -46,6 +47,7 @@ class ReadRequest:
     stop: int | None = None
     sure: bool = True
     elements: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
     topology: Path | None = None
     reference: Item | None = None
     keep_unconverged: bool = False

@@ -125,12 +125,19 @@ def _read_sources(index: dict[str, Any]) -> list[SourceInfo]:
 
 # -- HydraGNN ------------------------------------------------------------------------------------------------------
 
-_OPTIONAL = {
-    "graph_attr": ["charge", "spin"],
-    "energy": ["energy", "has_energy"],
-    "forces": ["forces", "has_forces"],
+_KEYS = {
+    "charge": ("charge", "graph_attr"),
+    "spin": ("spin", "graph_attr"),
+    "energy": ("energy",),
+    "forces": ("forces",),
+    "stress": ("stress",),
 }
-"""HydraGNN key -> our fields."""
+"""Our field -> HydraGNN's keys, the first that there is: by name, or both conditions in `graph_attr`, as before."""
+_USED = (
+    *("pos", "atomic_numbers", "x", "cell", "pbc", "natoms", "chemical_composition", "graph_attr"),
+    *("edge_index", "edge_attr", "edge_shifts", *_KEYS),
+)
+"""Keys that are read, or repeat what is read, or follow from it."""
 
 
 class _Rows(NamedTuple):
@@ -165,9 +172,12 @@ class HydraReader(_ThirdPartyReader):
             notes["energies"] = "linear regression added back" if self._coefficients is not None else "as stored"
         self._plan = self._virtual_steps(path)
         held = ["id", "head"]
-        for key, fields in _OPTIONAL.items():
-            if all(f"{label}/{key}" in index["variables"] for label in self._labels):
-                held += fields
+        for field, keys in _KEYS.items():
+            if any(f"{label}/{key}" in index["variables"] for label in self._labels for key in keys):
+                held += [field] if field in ("charge", "spin") else [field, f"has_{field}"]
+        left = {key.split("/")[1] for key in index["variables"] if key.count("/") == 1} - {*_USED}
+        if left:
+            notes["keys not taken"] = ", ".join(sorted(left))
         super().__init__(
             path,
             [SourceInfo(name, UNSTATED)],
@@ -237,24 +247,51 @@ class HydraReader(_ThirdPartyReader):
                 key = "atomic_numbers" if self._has(step, "atomic_numbers") else "x"
                 return self._numbers(self._per_atom(step, key, atoms, first_only=True))
             case "positions" | "forces":
-                return self._per_atom(step, "pos" if name == "positions" else "forces", atoms)
+                key = "pos" if name == "positions" else "forces"
+                if key == "forces" and not self._has(step, key):
+                    return np.full((atoms[1] - atoms[0], 3), np.nan)
+                return self._per_atom(step, key, atoms)
             case "cell" | "pbc":
                 size = 9 if name == "cell" else 3
                 if not self._has(step, name):
                     return np.zeros((rows, size))
                 found = self._per_sample(step, name, structures, size)
-                return found if name == "cell" else found != 0
+                return self._drop_placeholders(step, structures, found) if name == "cell" else found != 0
             case "id":
                 return np.arange(structures[0], structures[1]) + self._first[step]
             case "charge" | "spin":
-                return self._per_sample(step, "graph_attr", structures, 2)[:, 0 if name == "charge" else 1]
+                return self._condition(step, name, structures)
+            case "has_energy" | "has_forces" | "has_stress":
+                return np.full(rows, self._has(step, name.removeprefix("has_")))
             case "energy":
                 return self._energies(step, structures, atoms)
+            case "stress":
+                return (
+                    self._per_sample(step, name, structures, 9) if self._has(step, name) else np.full((rows, 9), np.nan)
+                )
             case "head":
                 return np.zeros(rows, np.int32)
         return np.ones(rows, bool)
 
+    def _condition(self, step: int, name: str, structures: tuple[int, int]) -> NDArray[Any]:
+        """Return total charges or multiplicities: by name, or from `graph_attr`, which holds both."""
+        if self._has(step, name):
+            return self._per_sample(step, name, structures, 1)[:, 0]
+        if self._has(step, "graph_attr"):
+            return self._per_sample(step, "graph_attr", structures, 2)[:, 0 if name == "charge" else 1]
+        return np.full(structures[1] - structures[0], np.nan)
+
+    def _drop_placeholders(self, step: int, structures: tuple[int, int], cells: NDArray[Any]) -> NDArray[Any]:
+        """Return cells with zeros for those of molecules, which are unit matrices in HydraGNN's files."""
+        aperiodic = np.ones(len(cells), bool)
+        if self._has(step, "pbc"):
+            aperiodic = ~(self._per_sample(step, "pbc", structures, 3) != 0).any(axis=1)
+        unit = (cells.reshape(-1, 9) == np.eye(3).reshape(9)).all(axis=1)
+        return np.where((aperiodic & unit)[:, None], 0, cells.reshape(-1, 9)).reshape(cells.shape)
+
     def _energies(self, step: int, structures: tuple[int, int], atoms: tuple[int, int]) -> NDArray[np.float64]:
+        if not self._has(step, "energy"):
+            return np.full(structures[1] - structures[0], np.nan)
         energies = self._per_sample(step, "energy", structures, 1)[:, 0].astype(np.float64)
         if self._coefficients is None:
             return energies

@@ -1,4 +1,4 @@
-"""LMDB files of fairchem (aselmdb); read only. Pickled values are refused, never loaded."""
+"""LMDB files of fairchem (aselmdb). Pickled values are refused, never loaded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from atomsieve.errors import DataError, require
 from atomsieve.structures.block import Block
 from atomsieve.structures.formats.ase_rows import RowGatherer, find_parser
+from atomsieve.structures.formats.aselmdb_sink import AselmdbSink
 from atomsieve.structures.formats.base import Format
 from atomsieve.structures.item import ReadRequest
 
@@ -60,10 +61,7 @@ def read_lmdb(request: ReadRequest) -> Iterator[Block]:
             if value is None:  # a row that was deleted
                 continue
             if value[:1] == b"\x80":
-                raise DataError(
-                    f"{path}: key {ids[k]} is a Python pickle, which may run any code when loaded and never is here; "
-                    "write the file again as aselmdb or extxyz with the program that made it"
-                )
+                raise DataError(f"{path}: key {ids[k]} is {_describe_pickle(value)}")
             try:
                 rows.add(parse(unpack(value) if value[:1] == b"\x78" else value), ids[k])
             except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
@@ -77,6 +75,20 @@ def read_lmdb(request: ReadRequest) -> Iterator[Block]:
             yield rows.take(first, stop)
         if environment.info()["last_txnid"] != before:
             raise DataError(f"{path} was written to while it was read; read it again when its writer has finished")
+
+
+def _describe_pickle(value: bytes) -> str:
+    """Return what a pickled value is, why it is not loaded, and the way around it."""
+    if b"torch_geometric" in value:
+        return (
+            "a pickled PyTorch Geometric object, as in the LMDB files of OC20 and OC22; loading a pickle may run any "
+            "code and is not done here. Take the extxyz files that are published beside them, or let fairchem turn its "
+            "own objects into ASE atoms and write these as aselmdb or extxyz"
+        )
+    return (
+        "a Python pickle, which may run any code when loaded and never is here; write the file again as aselmdb or "
+        "extxyz with the program that made it"
+    )
 
 
 def _find_unpacker() -> Any:
@@ -152,7 +164,9 @@ ROW = Format(
     about="LMDB of fairchem with JSON values; pickles are refused",
     endings=(".aselmdb", ".lmdb"),
     read=read_lmdb,
+    sink=AselmdbSink,
     extra="data",
+    holds_info=True,
     is_folder=is_lmdb_folder,
     extent=count_ids,
 )

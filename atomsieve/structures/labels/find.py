@@ -109,7 +109,7 @@ class _Search:
         has = np.zeros(len(self.block), bool)
         takers = np.full(len(self.block), -1)
         shapes = (shape,) if not shape else (shape, (6,))
-        names = self.keys.names(label) if names is None else names
+        names = self.keys.names(label, self.block.names) if names is None else names
         for k, name in enumerate(names):
             column = self.block.info.get(name)
             if column is None:
@@ -141,7 +141,7 @@ class _Search:
 
     def forces(self) -> Values:
         """Return the forces `[N,3]` from the first of the names that each structure has."""
-        block, names = self.block, self.keys.names("forces")
+        block, names = self.block, self.keys.names("forces", self.block.names)
         values = np.full((len(block.numbers), 3), np.nan)
         has = np.zeros(len(block), bool)
         takers = np.full(len(block), -1)
@@ -226,7 +226,7 @@ class _Search:
         per_atom = (
             f"values of atoms are no total {label}" if label == "charge" else "values of atoms are no multiplicity"
         )
-        for name in self.keys.names(label):
+        for name in self.keys.names(label, self.block.names):
             if name in self.block.arrays:
                 self.told.add(name)
                 self.tally.missed[name, per_atom] += int(self.block.arrays[name].has.sum())
@@ -284,7 +284,9 @@ class _Search:
             if key not in self.used:
                 self.tally.leave(key, describe_shape(column, of_atoms=False), int(column.has.sum()))
         for key, column in self.block.arrays.items():
-            if (key not in self.used or key not in self.keys.names("forces")) and key not in self.told:
+            if (
+                key not in self.used or key not in self.keys.names("forces", self.block.names)
+            ) and key not in self.told:
                 self.tally.leave(key, describe_shape(column, of_atoms=True), int(column.has.sum()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -55,10 +56,24 @@ class LabelKeys:
     id: str | None = None
     none: bool = False
 
-    def names(self, label: str) -> tuple[str, ...]:
-        """Return the names under which a label is looked for, the first one first."""
+    def names(self, label: str, fixed: Mapping[str, str] | None = None) -> tuple[str, ...]:
+        """Return the names under which a label is looked for, the first one first.
+
+        `fixed` are the keys that a data set fixes; they belong to one level of theory. Where the user names another
+        key for one of them, the others are not taken either, unless named too.
+        """
         given = getattr(self, label)
-        return NAMES[label] if given is None else (given,)
+        if given is not None:
+            return (given,)
+        if not fixed or any(getattr(self, other) not in (None, key) for other, key in fixed.items()):
+            return NAMES[label]
+        return (fixed[label], *NAMES[label]) if label in fixed else NAMES[label]
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Return the keys that the user names."""
+        given = (self.energy, self.forces, self.stress, self.virial, self.charge, self.spin, self.id)
+        return tuple(key for key in given if key is not None)
 
 
 _NO_TOTAL = re.compile(

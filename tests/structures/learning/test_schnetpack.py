@@ -1,4 +1,4 @@
-"""SchNetPack's databases: the units that the metadata state are applied."""
+"""SchNetPack's databases: the units that the metadata of SchNetPack states are applied."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_an_energy_without_unit_is_not_taken_as_anything(tmp_path: Path, unit: s
     metadata = {"_property_unit_dict": {"energy": unit}, "_distance_unit": "Ang"}
     file = write_database(tmp_path / "x.db", metadata, energy=np.array([-1.0]))
     with pytest.raises(
-        UsageError, match=r"unit of energy \(the metadata state energy without a unit\): --unit energy=UNIT"
+        UsageError,
+        match=r"unit of energy \(the metadata of SchNetPack states energy without a unit\): --unit energy=UNIT",
     ):
         convert_file(file, tmp_path / "o.bp")
     assert convert_and_read(file, keys=LabelKeys(none=True)).energy is None
@@ -72,7 +73,9 @@ def test_an_energy_without_unit_is_not_taken_as_anything(tmp_path: Path, unit: s
 def test_two_units_of_one_kind_leave_it_open(tmp_path: Path) -> None:
     metadata = {"_property_unit_dict": {"low": "eV", "high": "Hartree"}, "_distance_unit": "Ang"}
     file = write_database(tmp_path / "x.db", metadata, low=np.array([-1.0]), high=np.array([-2.0]))
-    with pytest.raises(UsageError, match=r"unit of energy \(the metadata state high in Hartree, low in eV\)"):
+    with pytest.raises(
+        UsageError, match=r"unit of energy \(the metadata of SchNetPack states high in Hartree, low in eV\)"
+    ):
         convert_file(file, tmp_path / "o.bp", keys=LabelKeys(energy="high"))
     assert convert_and_read(file).energy is None, "neither has a name that is certain"
 
