@@ -68,15 +68,18 @@ def _plain(word: str) -> str:
     return _ALIASES.get(text, text)
 
 
+PER_ATOM = "/atom"
+
+
 def energy_factor(unit: str) -> float:
-    """Return eV per unit of energy.
+    """Return eV per unit of energy; of `eV/atom`, of the part before `/atom`.
 
     Raises
     ------
     UsageError
         naming the units that are known.
     """
-    name = _plain(unit)
+    name = _plain(_plain(unit).removesuffix(PER_ATOM))
     if name not in ENERGY:
         raise unknown("unit of energy", unit, ENERGY)
     return ENERGY[name]
@@ -223,6 +226,11 @@ class Units:
             raise UsageError(f"{where}: neither the file nor its format states the unit of {asked}: --unit {option}")
 
     @property
+    def per_atom(self) -> bool:
+        """True if energies are stated per atom, as `eV/atom`."""
+        return self.energy is not None and _plain(self.energy).endswith(PER_ATOM)
+
+    @property
     def stated(self) -> bool:
         """True if any unit is stated."""
         return bool(self.list_stated()) or self.stress_sign is not None
@@ -246,7 +254,7 @@ class Units:
     def describe(self) -> Mapping[str, str]:
         """Return the units by quantity, those that follow from stated ones too, for reports and manifests."""
         out = {name: str(getattr(self, name)) for name in _FACTORS if getattr(self, name) is not None}
-        energy, length = self.energy or "eV", self.length or "angstrom"
+        energy, length = (self.energy or "eV").removesuffix(PER_ATOM), self.length or "angstrom"
         if self.forces is None and (self.energy or self.length):
             out["forces"] = f"{energy}/{length}"
         if self.virial is None and self.energy:

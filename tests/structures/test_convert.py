@@ -248,9 +248,9 @@ def test_pymatgen_json(tmp_path: Path) -> None:
 
 
 def test_json_is_streamed_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atomsieve.structures.formats import pymatgen_json
+    from atomsieve.structures.formats.records import stream
 
-    monkeypatch.setattr(pymatgen_json, "BLOCK", 7)
+    monkeypatch.setattr(stream, "BLOCK", 7)
     site = {"species": [{"element": "Fe", "occu": 1}], "xyz": [0.25, 1.5, -3]}
     text = json.dumps([{"sites": [site] * n, "name": "ö"} for n in range(1, 30)], ensure_ascii=False)
     (tmp_path / "x.json").write_text(text, encoding="utf-8")
@@ -260,7 +260,7 @@ def test_json_is_streamed_across_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match="not complete JSON"):
         run(tmp_path / "x.json", tmp_path / "o.bp", None)
     (tmp_path / "x.json").write_text('{"a": 1}')
-    with pytest.raises(DataError, match="not a pymatgen"):
+    with pytest.raises(DataError, match="is not a structure, or a record with one: its keys are a"):
         run(tmp_path / "x.json", tmp_path / "o.bp", None)
 
 

@@ -103,6 +103,6 @@ def test_a_folder_of_datasets_gives_each_as_one(molecules: StructureBatch, tmp_p
     (tmp_path / "f" / "b.json").write_text("{}")
     assert find_files(tmp_path / "f") == [
         (tmp_path / "f" / "a" / "x.bp", "bp"),
-        (tmp_path / "f" / "b.json", "pymatgen"),
+        (tmp_path / "f" / "b.json", "json"),
     ]
     assert find_files(tmp_path / "f", "bp") == [(tmp_path / "f" / "a" / "x.bp", "bp")]

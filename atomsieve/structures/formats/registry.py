@@ -11,7 +11,7 @@ from pathlib import Path
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures.block import Block, gather_blocks
-from atomsieve.structures.formats import ase_db, cif, codes, extxyz, learning, lmdb, parquet, poscar, pymatgen_json
+from atomsieve.structures.formats import ase_db, cif, codes, extxyz, learning, lmdb, parquet, poscar, records
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
 from atomsieve.structures.formats.traj import read_traj
@@ -28,7 +28,7 @@ FORMATS: dict[str, Format] = {
         ase_db.ROW,
         Format(name="traj", about="ASE trajectory", endings=(".traj",), read=read_traj),
         lmdb.ROW,
-        pymatgen_json.ROW,
+        records.ROW,
         parquet.ROW,
         Format(
             name="bp",

@@ -121,6 +121,8 @@ class _Search:
                     self.refuse(places[fresh], f"{label} of the wrong shape", name, column)
                     continue
                 rows = (_from_voigt(rows) if rows.shape[1:] == (6,) and shape else rows) * self.units.factor(label)
+                if label == "energy" and self.units.per_atom:
+                    rows = rows * self.block.counts[places]
                 if not fresh.all():
                     same = np.isclose(rows, values[places], rtol=SAME, atol=1e-9).reshape(len(rows), -1).all(axis=1)
                     self.pass_over(label, names, takers[places][~fresh], name, same[~fresh])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "energy": ("energy", "REF_energy", "dft_energy", "DFT_energy"),
+    "energy": ("energy", "REF_energy", "dft_energy", "DFT_energy", "uncorrected_total_energy"),
     "forces": ("forces", "force", "REF_forces", "dft_forces", "dft_force", "DFT_forces"),
     "stress": ("stress", "REF_stress", "dft_stress", "DFT_stress"),
     "virial": ("virial", "virials", "REF_virials", "REF_virial", "dft_virial", "dft_virials", "DFT_virial"),
@@ -23,6 +23,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 | REF_energy, REF_forces, REF_stress, REF_virials | MACE (its DefaultKeys) |
 | REF_virial | autoplex, wfl with gap_fit |
 | dft_energy, dft_force(s), dft_virial(s), dft_stress; DFT_ | data sets of GAP and ACE |
+| uncorrected_total_energy | MPtrj; what the code gave, without corrections for phase diagrams |
 | virials | MACE before its REF_ names |
 | charge | fairchem and OMol25, pymatgen, `--total_charge_key` of MACE in practice |
 | total_charge | MACE (its DefaultKeys) |
