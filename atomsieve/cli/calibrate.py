@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from atomsieve.cli.common import (
+    ANY_FILE,
     IN_OUT,
     MODEL,
     DeviceOption,
@@ -15,14 +16,23 @@ from atomsieve.cli.common import (
     QuietOption,
     Steps,
     console,
+    find_gfm,
     show_table,
 )
+from atomsieve.cli.data_shared import skip_torch
+from atomsieve.cli.groups import expand_groups
+from atomsieve.cli.reading import LabelledOptions
 from atomsieve.errors import UsageError
 
 FolderArgument = Annotated[Path, typer.Argument(help="The ensemble folder (gfm/).", show_default=False)]
 DataOption = Annotated[
     Path,
-    typer.Option("--data", help="Labelled structures, kept from training.", rich_help_panel=IN_OUT, show_default=False),
+    typer.Option(
+        "--data",
+        help=f"Labelled structures, kept from training: {ANY_FILE}.",
+        rich_help_panel=IN_OUT,
+        show_default=False,
+    ),
 ]
 SourceHeadOption = Annotated[
     str | None,
@@ -35,8 +45,10 @@ SourceHeadOption = Annotated[
 ]
 
 
+@expand_groups()
 def app(
     folder: FolderArgument,
+    *,
     data: DataOption,
     head: SourceHeadOption = None,
     precision: PrecisionOption = "fp32",
@@ -58,6 +70,7 @@ def app(
             show_default=False,
         ),
     ] = None,
+    files: LabelledOptions,
     quiet: QuietOption = False,
 ) -> None:
     """Fit the uncertainty of an ensemble to labelled structures, and write it into the folder.
@@ -65,8 +78,17 @@ def app(
     Training does the same with the part of its data kept for calibration. Heads and properties without enough data in
     the file stay as they are. The table shows the share of errors within the 90 % interval, each structure judged by
     what the others gave: of the raw spread, of the spread times the factor (both taken as a Gaussian's), and of the
-    interval that is used.
+    interval that is used. A file that is no dataset is converted once, into the folder converted/ beside the ensemble.
     """
+    skip_torch()
+    from atomsieve.evaluation.labelled import check_labelled
+    from atomsieve.structures.ready import check_input
+
+    reading, stderr = files.reading(), console(stderr=True, quiet=quiet)
+    gfm = find_gfm(folder, stderr)
+    check_labelled(gfm, data, head, reading=reading, beside=gfm, console=stderr)
+    if domain_data is not None:
+        check_input(domain_data)
     from atomsieve.evaluation.calibrate import HEADINGS, calibrate_gfm, calibration_rows, check_data
     from atomsieve.gfm import read_calibration
 
@@ -76,16 +98,17 @@ def app(
             "files with sources that are called like their heads"
         )
     if domain_data is not None:
-        check_data(folder, data, allow_training_data=allow_training_data)
+        check_data(gfm, data, allow_training_data=allow_training_data, reading=reading)
         from atomsieve.evaluation.fit_domain import fit_folder_domain
 
         with Steps(quiet, "fitting domains") as step:
-            fitted = fit_folder_domain(folder, domain_data, data, progress=step)
-        console().print(f"domain of {', '.join(fitted)}: wrote {folder}/domain.safetensors", soft_wrap=True)
+            fitted = fit_folder_domain(gfm, domain_data, data, reading=reading, progress=step)
+        console().print(f"domain of {', '.join(fitted)}: wrote {gfm}/domain.safetensors", soft_wrap=True)
     with Steps(quiet, "predicting") as step:
         found = calibrate_gfm(
-            folder,
+            gfm,
             data,
+            reading=reading,
             head=head,
             precision=precision,
             device=device,
@@ -95,11 +118,11 @@ def app(
     screen = console()
     rows = calibration_rows({name: fit for name, (fit, _) in found.items()})
     show_table(screen, "Share of errors within the 90 % interval, cross-fitted", HEADINGS, rows)
-    now = read_calibration(folder)
+    now = read_calibration(gfm)
     for name, (fit, usable) in found.items():
         kept = sorted(now.head(name).calibrated - fit.calibrated)
         for what in kept:
             screen.print(f"{name}: {what}: too few labels, kept the earlier calibration", highlight=False)
         if "energy" not in fit.calibrated and "energy" not in kept:
             screen.print(f"{name}: energies stay uncalibrated: {usable} usable structures", highlight=False)
-    screen.print(f"wrote {folder}/calibration.json", highlight=False, soft_wrap=True)
+    screen.print(f"wrote {gfm}/calibration.json", highlight=False, soft_wrap=True)

@@ -29,13 +29,6 @@ WORK = "How the work is done"
 CHOICE = "What is chosen"
 SERVER = "Server"
 
-StructuresArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="Structures: a .bp or .adios folder (ours, a bare BP5 directory, or HydraGNN's).", show_default=False
-    ),
-]
-
 ANY_FILE = (
     "a dataset folder (.bp), or any readable file: extxyz, CIF, POSCAR, ASE db, traj, aselmdb, pymatgen JSON, Parquet; "
     "or a folder of them"
@@ -233,6 +226,22 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False)
+
+
+def find_gfm(folder: Path, screen: Console) -> Path:
+    """Return the ensemble folder, or the only one inside, such as that of a training, which is said.
+
+    Raises
+    ------
+    AtomSieveError
+        if there is none.
+    """
+    from atomsieve.gfm.manifest import find_folder
+
+    found = find_folder(folder)
+    if found != folder:
+        screen.print(f"ensemble: {found}", highlight=False, soft_wrap=True)
+    return found
 
 
 def show_table(screen: Console, title: str, headings: tuple[str, ...], rows: list[list[str]]) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atomsieve.cli.common import (
+    ANY_FILE,
     CHOICE,
     IN_OUT,
     OverwriteOption,
     QuietOption,
     SeedOption,
-    StructuresArgument,
     console,
 )
 from atomsieve.cli.data_generate import app as generate_app
@@ -26,6 +26,8 @@ from atomsieve.cli.data_shared import (
     progress_bar,
     skip_torch,
 )
+from atomsieve.cli.groups import expand_groups
+from atomsieve.cli.reading import LabelledOptions
 from atomsieve.text import pluralize
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Convert, inspect, generate and export structures.")
 app.add_typer(generate_app, name="generate", help="Make candidates: random boxes, substitutions, rattled copies.")
 
+AnyStructuresArgument = Annotated[
+    Path, typer.Argument(help=f"Structures: {ANY_FILE}; - reads extxyz from standard input.", show_default=False)
+]
 KEYS = "Names in the files"
 
 StepSizeOption = Annotated[
@@ -234,37 +239,49 @@ def parse_inputs(words: list[str], source: str | None, levels: list[str]) -> lis
 
 
 @app.command("info")
+@expand_groups()
 def info_command(
-    structures: StructuresArgument,
+    structures: AnyStructuresArgument,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verify: Annotated[
         str, typer.Option("--verify", help="full: every byte against its checksum; size: sizes and metadata only.")
     ] = "full",
+    files: LabelledOptions,
     quiet: QuietOption = False,
-) -> None:
-    """Show counts, sizes, elements, sources and label statistics; verify the files."""
+) -> int:
+    """Show counts, sizes, elements, sources and label statistics; verify the files.
+
+    A file that is no dataset is converted into a temporary one first.
+    """
     skip_torch()
     import json
 
     from atomsieve.cli.data_views import show_summary
-    from atomsieve.structures import open_structures
+    from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+    from atomsieve.structures.ready import open_with_copy
     from atomsieve.structures.summary import summarise
 
     screen = console(stderr=True, quiet=quiet or as_json)
-    with open_structures(structures, verify=verify) as reader, progress_bar("reading", len(reader), screen) as advance:
-        found = summarise(reader, advance)
+    with (
+        open_with_copy(structures, files.reading(), verify=verify, console=screen) as (reader, copy),
+        progress_bar("reading", len(reader), screen) as advance,
+    ):
+        found = summarise(reader, advance) | {"path": str(structures)}
     if as_json:
         typer.echo(json.dumps(found, indent=2, allow_nan=False))
     else:
         show_summary(found, console())
+    return EXIT_SOME_FAILED if copy.unreadable.count else EXIT_DONE
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
 
 
 @app.command("export")
+@expand_groups(first=("structures", "out"))
 def export_command(
-    structures: StructuresArgument,
+    structures: AnyStructuresArgument,
     out: Annotated[
         Path, typer.Argument(help="OUT.extxyz, .xyz, .db, .parquet, .cif, .extxyz.gz or .bp.", show_default=False)
     ],
@@ -285,18 +302,25 @@ def export_command(
     ids: Annotated[
         str | None, typer.Option("--ids", help="1,5,9 or @file.", rich_help_panel=CHOICE, show_default=False)
     ] = None,
+    *,
+    files: LabelledOptions,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> int:
-    """Write structures back into a common format, all or those that a filter keeps."""
+    """Write structures into a common format, all or those that a filter keeps.
+
+    A file that is no dataset is converted into a temporary one first.
+    """
     skip_torch()
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
-    from atomsieve.structures import open_structures
     from atomsieve.structures.export import Subset, export
     from atomsieve.structures.formats import find_writer
+    from atomsieve.structures.ready import open_with_copy
 
     selection = Subset.parse(span, ids, where)
-    with open_structures(structures) as reader:
+    screen = console(stderr=True, quiet=quiet)
+    near = out.absolute().parent
+    with open_with_copy(structures, files.reading(), scratch_in=near, console=screen) as (reader, copy):
         total = len(reader) if selection.stop is None else selection.stop
         with progress_bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:
             written, skipped = export(reader, out, selection, overwrite=overwrite, progress=advance)
@@ -306,4 +330,4 @@ def export_command(
         form = find_writer(out)
         assert form is not None  # it was written
         screen.print(f"skipped {skipped:,}: the format cannot hold {form.lacks}", style="yellow", highlight=False)
-    return EXIT_SOME_FAILED if skipped else EXIT_DONE
+    return EXIT_SOME_FAILED if skipped or copy.unreadable.count else EXIT_DONE

@@ -119,19 +119,11 @@ def rattle_command(
 
 def _parents(path: Path) -> Any:
     """Return the structures of a dataset, or of a file of any other format, as one batch."""
-    from atomsieve.structures import StructureBatch, open_structures
-    from atomsieve.structures.formats import ReadRequest, find_files, read_blocks
     from atomsieve.structures.generate import load_parents
-    from atomsieve.structures.labels import LabelKeys
-    from atomsieve.structures.validation import BlockValidator
+    from atomsieve.structures.ready import open_any
 
-    files = find_files(path)
-    if [kind for _, kind in files] == ["bp"]:
-        with open_structures(path) as reader:
-            return load_parents(reader)
-    validator = BlockValidator(LabelKeys(none=True))
-    blocks = (block for file, kind in files for block in read_blocks(ReadRequest(file), kind))
-    return load_parents(StructureBatch.concatenate([validator(block).batch for block in blocks]))
+    with open_any(path, labels=False) as reader:
+        return load_parents(reader)
 
 
 def _generate(generator: StructureGenerator, out: Path, number: int, options: DatasetOptions) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from atomsieve.cli.calibrate import FolderArgument, SourceHeadOption
 from atomsieve.cli.common import (
+    ANY_FILE,
     IN_OUT,
     DeviceOption,
     OverwriteOption,
@@ -16,14 +17,21 @@ from atomsieve.cli.common import (
     QuietOption,
     Steps,
     console,
+    find_gfm,
     show_table,
 )
+from atomsieve.cli.data_shared import skip_torch
+from atomsieve.cli.groups import expand_groups
+from atomsieve.cli.reading import LabelledOptions
 
 
+@expand_groups()
 def app(
     folder: FolderArgument,
+    *,
     data: Annotated[
-        Path, typer.Option("--data", help="Labelled structures.", rich_help_panel=IN_OUT, show_default=False)
+        Path,
+        typer.Option("--data", help=f"Labelled structures: {ANY_FILE}.", rich_help_panel=IN_OUT, show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.", rich_help_panel=IN_OUT)] = Path(
         "evaluation"
@@ -32,17 +40,27 @@ def app(
     head: SourceHeadOption = None,
     precision: PrecisionOption = "fp32",
     device: DeviceOption = "auto",
+    files: LabelledOptions,
     quiet: QuietOption = False,
 ) -> None:
     """Compare an ensemble with labels: errors, reliability, coverage of the intervals, in and out of the domain.
 
     Writes index.html (all in one file), metrics.json, structures.npz and the plots. Needs the extra `uncertainty`.
+    A file that is no dataset is converted once, into the folder converted/ beside the page.
     """
+    skip_torch()
+    from atomsieve.evaluation.labelled import check_labelled
+
+    reading, stderr = files.reading(), console(stderr=True, quiet=quiet)
+    gfm = find_gfm(folder, stderr)
+    check_labelled(gfm, data, head, reading=reading, beside=out, console=stderr)
     from atomsieve.evaluation.metrics import evaluate_gfm
     from atomsieve.evaluation.page import HEADINGS, format_row, list_notices, write_evaluation
 
     with Steps(quiet, "predicting") as step:
-        found = evaluate_gfm(folder, data, head=head, precision=precision, device=device, progress=step)
+        found = evaluate_gfm(
+            gfm, data, head=head, precision=precision, device=device, reading=reading, beside=out, progress=step
+        )
     page = write_evaluation(found, out, overwrite=overwrite)
     screen = console()
     headings = ("head", "property", *(h for _, h in HEADINGS))

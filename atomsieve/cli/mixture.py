@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from atomsieve.cli.common import IN_OUT, MODEL, QuietOption, console, show_table
+from atomsieve.cli.common import IN_OUT, MODEL, QuietOption, console, find_gfm, show_table
 
 
 def app(
     folder: Annotated[Path, typer.Argument(help="The ensemble folder (gfm/).", show_default=False)],
     data: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
             "--data",
-            help="Structures whose sources are called like the heads, as trained on; may be given several times.",
+            help="Structures whose sources are called like the heads, as trained on, or HEAD=FILE for a file that "
+            "is no dataset; may be given several times.",
             rich_help_panel=IN_OUT,
             show_default=False,
         ),
@@ -48,6 +49,7 @@ def app(
     """
     from atomsieve.evaluation.fit_mixture import fit_folder_mixture
 
+    folder = find_gfm(folder, console(stderr=True, quiet=quiet))
     found = fit_folder_mixture(folder, data, inputs, seed, None if heads is None else heads.split(","))
     screen = console(quiet=quiet)
     about = found.about

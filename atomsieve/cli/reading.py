@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,6 +50,70 @@ SpinOption = Annotated[
         "--spin", help="Multiplicity of structures that state none.", rich_help_panel=FILES, show_default=False
     ),
 ]
+ElementsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--elements",
+        help="Symbols of the types 1, 2, ... of formats that number them: Al,Ni.",
+        rich_help_panel=FILES,
+        show_default=False,
+    ),
+]
+TopologyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--topology",
+        help="File with the elements of a trajectory that holds positions only.",
+        rich_help_panel=FILES,
+        show_default=False,
+    ),
+]
+
+
+def _name(what: str) -> Any:
+    return typer.Option(help=f"Name of {what}.", rich_help_panel=FILES, show_default=False)
+
+
+@dataclass(frozen=True)
+class LabelledOptions:
+    """How a file of labelled structures is read."""
+
+    format: FormatOption = None
+    energy_key: Annotated[str | None, _name("the total energy")] = None
+    forces_key: Annotated[str | None, _name("the forces")] = None
+    stress_key: Annotated[str | None, _name("the stress")] = None
+    virial_key: Annotated[str | None, _name("the virial, minus stress times volume")] = None
+    unit: UnitOption = None
+    stress_sign: Annotated[
+        int | None,
+        typer.Option(
+            "--stress-sign",
+            help="1: positive under tension (ASE); -1: positive under pressure (VASP).",
+            rich_help_panel=FILES,
+            show_default=False,
+        ),
+    ] = None
+    charge: ChargeOption = None
+    spin: SpinOption = None
+    charge_key: ChargeKeyOption = None
+    spin_key: SpinKeyOption = None
+    elements: ElementsOption = None
+    topology: TopologyOption = None
+
+    def reading(self) -> ReadOptions:
+        """Return how the file is read."""
+        return make_reading(self)
+
+
+def make_reading(group: Any, **more: Any) -> ReadOptions:
+    """Return how a file is read, by those options of a group that say so."""
+    from atomsieve.structures.read_options import ReadOptions
+
+    known = {f.name for f in fields(ReadOptions)}
+    given = {f.name: getattr(group, f.name) for f in fields(group) if f.name in known}
+    given |= {"unit": given.get("unit") or "", "elements": given.get("elements") or ""}
+    topology = given.get("topology")
+    return ReadOptions(**given | {"topology": None if topology is None else str(topology)} | more)
 
 
 @dataclass(frozen=True)
@@ -62,6 +127,8 @@ class CandidateOptions:
     charge_key: ChargeKeyOption = None
     spin_key: SpinKeyOption = None
     id_key: IdKeyOption = None
+    elements: ElementsOption = None
+    topology: TopologyOption = None
     keep_converted: Annotated[
         bool,
         typer.Option(
@@ -74,14 +141,4 @@ class CandidateOptions:
 
     def reading(self) -> ReadOptions:
         """Return how the file is read."""
-        from atomsieve.structures.read_options import ReadOptions
-
-        return ReadOptions(
-            format=self.format,
-            unit=self.unit or "",
-            charge=self.charge,
-            spin=self.spin,
-            charge_key=self.charge_key,
-            spin_key=self.spin_key,
-            id_key=self.id_key,
-        )
+        return make_reading(self)

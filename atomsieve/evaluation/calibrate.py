@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.evaluation.residuals import predict_file, refuse_mixture, source_heads, was_trained_on
+from atomsieve.evaluation.labelled import open_labelled, was_trained_on
+from atomsieve.evaluation.residuals import predict_file
 from atomsieve.gfm import read_calibration, read_manifest, record_files
 from atomsieve.gfm.manifest import CALIBRATION
 from atomsieve.predict.predictor import Predictor
+from atomsieve.structures.read_options import ReadOptions
 from atomsieve.uncertainty.calibration import Calibration, DataIdentity, HeadCalibration, PropertyCalibration, Residuals
 from atomsieve.uncertainty.calibration_fit import FEWEST, calibrate_head
 from atomsieve.version import __version__
@@ -53,6 +55,7 @@ def calibrate_gfm(
     precision: str = "fp32",
     device: str = "auto",
     allow_training_data: bool = False,
+    reading: ReadOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[HeadCalibration, int]]:
     """Calibrate a gfm/ folder on a file of labelled structures; return per head the fit and the structures it had.
@@ -61,6 +64,7 @@ def calibrate_gfm(
 
     head : the head for all structures of the file; None takes the head of their source's name.
     allow_training_data : do not refuse a file that the members were trained on.
+    reading : how a file that is no dataset is read; it is converted beside the ensemble.
 
     Raises
     ------
@@ -69,10 +73,9 @@ def calibrate_gfm(
     DataError
         if no structure of the file has a label and a result.
     """
-    from atomsieve.structures.open import open_structures
-
-    check_data(folder, data, head=head, allow_training_data=allow_training_data)
-    with open_structures(data) as reader:
+    check_data(folder, data, head=head, allow_training_data=allow_training_data, reading=reading)
+    names = [h.name for h in read_manifest(folder).heads]
+    with open_labelled(data, names, head, reading=reading, beside=folder) as (reader, _):
         predictor = Predictor.load(folder, head=head, precision=precision, device=device)
         rows = predict_file(predictor, reader, head, progress)
         identity = DataIdentity(name=Path(data).name, sha256=reader.identity(), structures=len(reader))
@@ -88,23 +91,24 @@ def calibrate_gfm(
 
 
 def check_data(
-    folder: str | Path, data: str | Path, *, head: str | None = None, allow_training_data: bool = False
+    folder: str | Path,
+    data: str | Path,
+    *,
+    head: str | None = None,
+    allow_training_data: bool = False,
+    reading: ReadOptions | None = None,
 ) -> None:
     """Raise a UsageError for data that `calibrate_gfm` cannot use, before anything is computed or written."""
-    from atomsieve.structures.open import open_structures
-
     manifest = read_manifest(folder)
     names = [h.name for h in manifest.heads]
-    refuse_mixture(head, names, action="calibrated")
-    with open_structures(data) as reader:
-        if was_trained_on(manifest, reader) and not allow_training_data:
+    with open_labelled(data, names, head, reading=reading, beside=folder, action="calibrated") as (reader, copy):
+        if was_trained_on(manifest, reader, copy.content) and not allow_training_data:
             raise UsageError(
                 f"{data} was trained on: errors on it are too small to calibrate with; give structures that were kept "
                 "from training, or --allow-training-data"
             )
         if len(manifest.members) < 2:
             raise UsageError(f"{folder} has one member, and so no spread to calibrate; train several members")
-        source_heads(reader, names, head)
 
 
 def count_usable(residuals: Residuals) -> int:

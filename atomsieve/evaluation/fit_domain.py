@@ -14,7 +14,9 @@ from atomsieve.gfm import load_gfm, record_files
 from atomsieve.gfm.domain_file import dump_domain, read_domain
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.models import Ensemble
-from atomsieve.structures import StructureBatch, StructureReader, open_structures
+from atomsieve.structures import StructureBatch, StructureReader
+from atomsieve.structures.read_options import ReadOptions
+from atomsieve.structures.ready import FOLDER, is_dataset, open_any
 from atomsieve.uncertainty.domain import HeadDomain
 from atomsieve.uncertainty.domain_fit import fit_head
 
@@ -45,7 +47,7 @@ def fit_domain(
     for name in heads or ():
         if name not in names:
             raise unknown("head", name, names)
-    rows, kept = _by_source(reader), {} if held is None else _by_source(held)
+    rows, kept = _by_source(reader, names), {} if held is None else _by_source(held, names)
     chosen = [name for name in names if name in rows and (heads is None or name in heads)]
     lacking = [name for name in heads or () if name not in rows]
     if lacking or not chosen:
@@ -71,14 +73,22 @@ def fit_folder_domain(
     folder: str | Path,
     trained: str | Path,
     held: str | Path | None = None,
+    reading: ReadOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, HeadDomain]:
-    """Fit domains as `fit_domain` does, from files, and put them into a gfm/ folder; other heads keep theirs."""
+    """Fit domains as `fit_domain` does, from files, and put them into a gfm/ folder; other heads keep theirs.
+
+    reading : how files that are no datasets are read; they are converted beside the folder.
+    """
     ensemble, manifest = load_gfm(folder)
     names = [h.name for h in manifest.heads]
+    place = Path(folder).absolute().parent / FOLDER
     with ExitStack() as stack:
-        reader = stack.enter_context(open_structures(trained))
-        extra = None if held is None else stack.enter_context(open_structures(held))
+
+        def enter(path: str | Path) -> StructureReader:
+            return stack.enter_context(open_any(path, None if is_dataset(Path(path)) else reading, folder=place))
+
+        reader, extra = enter(trained), None if held is None else enter(held)
         found = fit_domain(ensemble, reader, extra, progress=progress)
     record_files(
         folder, {DOMAIN: lambda: dump_domain(read_domain(folder, names, manifest.config.hidden) | found, names)}
@@ -86,13 +96,15 @@ def fit_folder_domain(
     return found
 
 
-def _by_source(reader: StructureReader) -> dict[str, NDArray[np.int64]]:
-    """Return the positions of the structures of each source."""
-    heads = [np.zeros(0, np.int64)]
+def _by_source(reader: StructureReader, heads: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Return the positions of the structures of each source; without sources all are of the only head."""
+    if not reader.sources and len(heads) == 1:
+        return {heads[0]: np.arange(len(reader))}
+    found = [np.zeros(0, np.int64)]
     for start in range(0, len(reader), _READ):
         batch = reader.read(start, min(start + _READ, len(reader)), ("head",))
-        heads.append(np.zeros(len(batch), np.int64) if batch.head is None else batch.head.astype(np.int64))
-    head = np.concatenate(heads)
+        found.append(np.zeros(len(batch), np.int64) if batch.head is None else batch.head.astype(np.int64))
+    head = np.concatenate(found)
     return {s.name: np.flatnonzero(head == k) for k, s in enumerate(reader.sources) if (head == k).any()}
 
 

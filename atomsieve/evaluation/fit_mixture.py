@@ -13,7 +13,9 @@ from atomsieve.gfm import read_manifest, record_files
 from atomsieve.gfm.manifest import MIXTURE
 from atomsieve.gfm.mixture_file import dump_mixture
 from atomsieve.models.elements import MAX_NUMBER
-from atomsieve.structures import StructureReader, open_structures
+from atomsieve.structures import StructureReader
+from atomsieve.structures.read_options import ReadOptions
+from atomsieve.structures.ready import FOLDER, open_any
 from atomsieve.uncertainty.head_mixture import INPUTS, Mixture, composition
 from atomsieve.uncertainty.head_mixture_fit import fit_mixture
 
@@ -31,7 +33,8 @@ def fit_folder_mixture(
 ) -> Mixture:
     """Fit the mixture of a gfm/ folder to the compositions in files, put it into the folder and return it.
 
-    data : files whose sources are called like heads; other sources are left out. inputs : see `Mixture`.
+    data : files whose sources are called like heads; other sources are left out. `HEAD=PATH` is a file that is no
+        dataset, whose structures are all of one head; files are converted beside the folder. inputs : see `Mixture`.
     heads : mix these alone; None takes all that are in the files.
 
     Raises
@@ -52,8 +55,8 @@ def fit_folder_mixture(
         known[k, np.array(sorted(spec.references), int) - 1] = True
     counts, found_heads = [np.zeros((0, MAX_NUMBER))], [np.zeros(0, np.int64)]
     sources: list[str] = []
-    for path in data:
-        with open_structures(path) as reader:
+    for path, reading in [_parse(given, names) for given in data]:
+        with open_any(path, reading, folder=Path(folder).absolute().parent / FOLDER) as reader:
             own, head = _read(reader, names, chosen)
             sources += [s.name for s in reader.sources]
         counts.append(own)
@@ -67,6 +70,16 @@ def fit_folder_mixture(
     found = fit_mixture(np.concatenate(counts), head, known, names, inputs=inputs, seed=seed)
     record_files(folder, {MIXTURE: dump_mixture(found)})
     return found
+
+
+def _parse(given: str | Path, heads: Sequence[str]) -> tuple[Path, ReadOptions | None]:
+    """Return the path of `PATH` or `HEAD=PATH`, and how it is read."""
+    head, equals, rest = str(given).partition("=")
+    if not equals or Path(given).exists():
+        return Path(given), None
+    if head not in heads:
+        raise unknown("head", head, heads)
+    return Path(rest), ReadOptions(source=head)
 
 
 def _read(

@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, require
-from atomsieve.evaluation.residuals import HeadRows, predict_file, refuse_mixture, was_trained_on
+from atomsieve.evaluation.labelled import open_labelled, was_trained_on
+from atomsieve.evaluation.residuals import HeadRows, predict_file
 from atomsieve.gfm import read_calibration, read_manifest
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
+from atomsieve.structures.read_options import ReadOptions
 from atomsieve.uncertainty.calibration import GAUSSIAN
 from atomsieve.uncertainty.strata import ELEMENT_GROUPS, SIZES, find_size_edges
 from atomsieve.version import __version__
@@ -87,11 +89,14 @@ def evaluate_gfm(
     head: str | None = None,
     precision: str = "fp32",
     device: str = "auto",
+    reading: ReadOptions | None = None,
+    beside: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict a file of labelled structures and compare.
 
     head : the head for all structures of the file; None takes the head of their source's name.
+    reading : how a file that is no dataset is read. beside : path beside which it is converted; None: the ensemble.
 
     Raises
     ------
@@ -99,16 +104,15 @@ def evaluate_gfm(
         if the extra `uncertainty` is not installed; DataError if nothing has a label and a result; UsageError for the
         mixture of heads.
     """
-    from atomsieve.structures.open import open_structures
-
     for module in ("uncertainty_toolbox", "jinja2"):
         require(module, "uncertainty", "atomsieve evaluate")
     manifest = read_manifest(folder)
-    refuse_mixture(head, [h.name for h in manifest.heads], action="evaluated against labels of one theory")
-    predictor = Predictor.load(folder, head=head, precision=precision, device=device)
-    with open_structures(data) as reader:
+    names, beside = [h.name for h in manifest.heads], folder if beside is None else beside
+    action = "evaluated against labels of one theory"
+    with open_labelled(data, names, head, reading=reading, beside=beside, action=action) as (reader, copy):
+        predictor = Predictor.load(folder, head=head, precision=precision, device=device)
         rows = predict_file(predictor, reader, head, progress)
-        known = was_trained_on(manifest, reader)
+        known = was_trained_on(manifest, reader, copy.content)
         identity = {"name": Path(data).name, "sha256": reader.identity(), "structures": len(reader)}
     heads = {name: compute_head_metrics(found) for name, found in rows.items()}
     if not any("energy" in row or "force" in row for row in heads.values()):

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import UsageError, nearest
-from atomsieve.gfm import EnsembleManifest
+from atomsieve.evaluation.labelled import source_heads
 from atomsieve.predict.intervals import atom_spread
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.interface import StructureReader
 from atomsieve.uncertainty.calibration import Residuals
-from atomsieve.uncertainty.head_mixture import AUTO
 from atomsieve.uncertainty.strata import find_element_group
 
 MOST_COMPONENTS = 200_000
 """Force components of a head that are kept; of more, every k-th atom is."""
 BATCH = 1000
 """Structures that are read and predicted at once."""
-TRAINED_ON = ("auto", "train", "val")
-"""Uses of a data file by which members were trained, or chosen."""
 
 
 @dataclass(frozen=True)
@@ -128,28 +123,6 @@ def choose_atom_stride(atoms: int) -> int:
     return max(1, -(-3 * atoms // MOST_COMPONENTS))
 
 
-def match_heads(reader: StructureReader, heads: list[str], head: str | None) -> dict[int, str]:
-    """Return the head of each source of a file: that of its name, or `head` for all of them.
-
-    Raises
-    ------
-    UsageError
-        naming the heads, where a source is none of them and no head was named.
-    """
-    if head is not None:
-        return dict.fromkeys(range(-1, len(reader.sources)), head)
-    for source in reader.sources:
-        if source.name not in heads:
-            raise UsageError(
-                f"{reader.path}: source {source.name!r} is no head of the ensemble{nearest(source.name, heads)}; "
-                f"allowed: {', '.join(heads)}. Name the one that its labels belong to with --head"
-            )
-    names = dict(enumerate(s.name for s in reader.sources))
-    if not names and len(heads) > 1:
-        raise UsageError(f"{reader.path} names no source; say with --head which head its labels belong to")
-    return names or {-1: heads[0]}
-
-
 def predict_file(
     predictor: Predictor,
     reader: StructureReader,
@@ -179,52 +152,8 @@ def predict_file(
     return {name: join_rows(parts[name]) for name in predictor.heads if name in parts}
 
 
-def refuse_mixture(head: str | None, heads: list[str], *, action: str) -> None:
-    """Refuse the mixture of heads where one head is needed; `action` is the participle in the message.
-
-    Raises
-    ------
-    UsageError
-        for the mixture, naming the heads.
-    """
-    if head == AUTO and AUTO not in heads:
-        raise UsageError(
-            f"head {AUTO} is a mixture of heads by composition, which cannot be {action}; name one with --head: "
-            f"{', '.join(heads)}"
-        )
-
-
-def source_heads(
-    reader: StructureReader, heads: list[str], head: str | None
-) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Return the source [S] of each structure and the head of each source (`match_heads`).
-
-    A structure without a source belongs to the only source of the file, or to none (-1), which needs a named head.
-    """
-    names = match_heads(reader, heads, head)
-    found = reader.read_arrays(0, len(reader), ["head"]).get("head")
-    source = np.full(len(reader), -1, np.int64) if found is None or not reader.sources else found.astype(np.int64)
-    source = np.where(source < 0, 0 if len(reader.sources) == 1 else -1, source)
-    orphans = int((~np.isin(source, list(names))).sum())
-    if orphans:
-        raise UsageError(f"{reader.path}: {orphans} structures are of no source; say with --head which head is theirs")
-    return source, names
-
-
 def _by_head(source: NDArray[np.int64], names: dict[int, str]) -> Iterator[tuple[str, NDArray[np.int64]]]:
     for name in dict.fromkeys(names.values()):
         rows = np.flatnonzero(np.isin(source, [k for k, n in names.items() if n == name]))
         if len(rows):
             yield name, rows
-
-
-def was_trained_on(manifest: EnsembleManifest, reader: StructureReader) -> bool:
-    """Return True if the record of the training in the manifest lists the file for training or validation."""
-    config: dict[str, Any] = manifest.training.get("config", {})
-    items = config.get("data", [])
-    digests = manifest.training.get("data_sha256", [None] * len(items))
-    identity, path = reader.identity(), str(reader.path.resolve())
-    return any(
-        item.get("use", "auto") in TRAINED_ON and (digest == identity if digest else item.get("path") == path)
-        for item, digest in zip(items, digests, strict=False)
-    )

@@ -19,7 +19,8 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.gfm import EnsembleManifest
 from atomsieve.graphs import build_graph, count_edges, edge_budget_estimate
 from atomsieve.models import HeadSpec
-from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.structures import StructureBatch
+from atomsieve.structures.ready import open_any
 
 VARIED, RANKED = 200, 5000
 """Structures of varied size, and small candidates that are ranked."""
@@ -258,7 +259,7 @@ def _spread_out(batch: StructureBatch, seen: NDArray[np.float64]) -> StructureBa
 
 def _read_user_parts(path: Path, manifest: EnsembleManifest, default: int) -> tuple[Part, Part]:
     """Return structures of a file for all comparisons, and for the ranking by the default head."""
-    with open_structures(path) as reader:
+    with open_any(path, labels=False) as reader:
         spans = np.unique(np.linspace(0, max(len(reader) - 100, 0), 50).astype(int)) if len(reader) > RANKED else [0]
         reach = 100 if len(reader) > RANKED else len(reader)
         found = [reader.read(int(a), min(int(a) + reach, len(reader)), ["charge", "spin"]) for a in spans]

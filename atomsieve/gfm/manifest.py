@@ -57,6 +57,35 @@ class EnsembleManifest(BaseModel):
     """Identities that artefacts of these same weights may carry, from before a calibration changed the identity."""
 
 
+def find_folder(folder: str | Path) -> Path:
+    """Return the ensemble folder that a path names: itself, or the `gfm/` of a training when it is the only one inside.
+
+    Raises
+    ------
+    AtomSieveError
+        if there is none, or several are inside.
+    """
+    path = Path(folder)
+    if (path / MANIFEST).is_file():
+        return path
+    inside = sorted(child.parent for child in path.glob(f"*/{MANIFEST}") if _is_manifest(child))
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        names = ", ".join(str(found) for found in inside[:5])
+        raise AtomSieveError(f"no ensemble at {folder}, but {len(inside)} inside; give one of them: {names}")
+    return path  # to be opened, with the error that says what is missing
+
+
+def _is_manifest(path: Path) -> bool:
+    """Return True for the manifest of an ensemble; datasets have a file of that name too."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return f'"{SCHEMA}"' in file.read(4096)
+    except OSError:
+        return False
+
+
 def read_manifest(folder: str | Path) -> EnsembleManifest:
     """Read and check `manifest.json` alone (no weights).
 
@@ -65,6 +94,17 @@ def read_manifest(folder: str | Path) -> EnsembleManifest:
     AtomSieveError
         if there is no such folder; DataError if the manifest is damaged or of a newer schema.
     """
+    raw, path = _read_checked(folder), Path(folder) / MANIFEST
+    try:
+        return EnsembleManifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise DataError(f"{path}: {where}: {first['msg']}; the folder is damaged, copy it again") from error
+
+
+def _read_checked(folder: str | Path) -> dict[str, Any]:
+    """Return the content of the manifest, of this schema and version; the rest of it is unchecked."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise AtomSieveError(f"no ensemble at {folder}: {MANIFEST} is missing; give the folder that training wrote")
@@ -81,12 +121,24 @@ def read_manifest(folder: str | Path) -> EnsembleManifest:
             f"{folder} has schema version {raw.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
             "install the version of atomsieve that wrote it"
         )
+    return raw
+
+
+def read_head_names(folder: str | Path) -> list[str]:
+    """Return the names of the heads of an ensemble. The rest of the manifest is not checked, so torch is not loaded.
+
+    Raises
+    ------
+    AtomSieveError
+        if there is no such folder; DataError if the manifest is damaged or of a newer schema.
+    """
+    raw = _read_checked(folder)
     try:
-        return EnsembleManifest.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise DataError(f"{path}: {where}: {first['msg']}; the folder is damaged, copy it again") from error
+        return [str(head["name"]) for head in raw["heads"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{Path(folder) / MANIFEST}: heads are missing; the folder is damaged, copy it again"
+        ) from error
 
 
 def ensemble_id(folder: str | Path) -> str:

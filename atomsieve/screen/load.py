@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from atomsieve.devices import choose_device, device_kind
 from atomsieve.errors import AtomSieveError, DataError, UsageError, unknown
+from atomsieve.gfm.manifest import find_folder, read_head_names
 from atomsieve.predict.interface import AnyPredictor
 from atomsieve.runs.mpi import Communicator, collective
 from atomsieve.screen.cascade.predictors import CascadePredictor, load_cascade
@@ -46,8 +47,14 @@ class ScreenInput:
     reading: ReadOptions = field(default_factory=ReadOptions)
 
 
-def check_call(candidates: Path, ensemble: str | Path | None, options: ScreenOptions, folder: ResultsFolder) -> None:
+def check_call(
+    candidates: Path, ensemble: str | Path | None, options: ScreenOptions, folder: ResultsFolder
+) -> str | Path | None:
     """Check paths and names before anything is converted, loaded or written; `ensemble` is None with servers.
+
+    Returns
+    -------
+    the ensemble folder: the given one, or the only one inside, such as that of a training.
 
     Raises
     ------
@@ -59,12 +66,13 @@ def check_call(candidates: Path, ensemble: str | Path | None, options: ScreenOpt
     if folder.path.is_dir() and not folder.is_ours() and folder.list_foreign():
         raise AtomSieveError(f"{folder.path} holds other files than {folder.contents}; choose another {folder.option}")
     if ensemble is None:
-        return
-    from atomsieve.gfm import read_manifest
-
-    names = [head.name for head in read_manifest(ensemble).heads]
+        return None
+    if (inside := find_folder(ensemble)) != Path(ensemble):
+        ensemble = inside
+    names = read_head_names(ensemble)
     if options.head is not None and options.head not in (*names, ALL_HEADS, MIXED):
         raise unknown("head", options.head, [*names, ALL_HEADS])
+    return ensemble
 
 
 def convert_candidates(

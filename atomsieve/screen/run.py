@@ -100,7 +100,10 @@ def run_screen(
         copy = None
         if reader is None:
             gfm = None if predictor is not None or served is not None else require_ensemble(ensemble)
-            comm.run_on_first(check_call, path, gfm, options, folder)
+            inside = comm.run_on_first(check_call, path, gfm, options, folder)
+            if inside is not None and inside != ensemble:
+                Reporter(console if comm.rank == 0 else None).show(f"ensemble: {inside}")
+                ensemble = inside
             with clock("convert"):  # a signal ends it at once: the same command goes on
                 copy = comm.run_on_first(convert_candidates, path, folder, options, reading, console)
         stop = stack.enter_context(StopRequest(options.grace))

@@ -52,7 +52,7 @@ class ConvertOptions:
     keep_unconverged : keep steps of calculations whose electronic steps did not converge.
     split : sets to divide the structures among.
     keep_bad : keep structures that no model accepts, so that a screening reports them.
-    need_sources : refuse labels that have no source.
+    need_sources : refuse labels that have no source; else they may lack it, and `source_key` too.
     charge, spin : for structures that state none.
     step_size, positions, overwrite : see `StructureWriter`.
     """
@@ -215,10 +215,13 @@ def find_sources(valid: ValidBlock, given: SourceInfo | None, options: ConvertOp
     level = valid.values_of(options.level_key) if options.level_key else [None] * len(places)
     for key, values, what in ((options.source_key, own, "source"), (options.level_key, level, "level of theory")):
         missing = next((k for k, value in zip(places, values, strict=True) if value is None), None) if key else None
-        if missing is not None:
+        if missing is not None and options.need_sources:
             raise DataError(f"{block.places[missing]} has no {key!r} to tell its {what}")
     if options.source_key or options.level_key:
-        return [_stated_source(*pair, given) for pair in zip(own, level, strict=True)]
+        return [
+            given if pair[0] is None and not options.need_sources else _stated_source(*pair, given)
+            for pair in zip(own, level, strict=True)
+        ]
     stated = (
         [block.sources[k] for k in places] if given is None and block.sources is not None else [given] * len(places)
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import UsageError
 from atomsieve.structures.convert import ConvertOptions
+from atomsieve.structures.item import parse_elements
 from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.units import Units
@@ -19,6 +21,9 @@ class ReadOptions:
     Attributes
     ----------
     format : of the file, for names without a known ending.
+    elements : symbols of the types 1, 2, ..., e.g. `Al,Ni`, for formats that number their species.
+    topology : file with the species of a trajectory that holds positions only.
+    keep_unconverged : keep steps of calculations whose electronic steps did not converge.
     energy_key, forces_key, stress_key, virial_key : names of the labels in the file; None: names that are certain.
     charge_key, spin_key, id_key : names of the total charge, the multiplicity, and an integer identity.
     unit, stress_sign : units of the numbers, e.g. `energy=hartree,length=bohr`, before those that the file states.
@@ -28,6 +33,9 @@ class ReadOptions:
     """
 
     format: str | None = None
+    elements: str = ""
+    topology: str | None = None
+    keep_unconverged: bool = False
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
@@ -86,6 +94,9 @@ class ReadOptions:
             source_key=self.source_key,
             level_key=self.level_key,
             format=self.format,
+            elements=parse_elements(self.elements),
+            topology=None if self.topology is None else Path(self.topology),
+            keep_unconverged=self.keep_unconverged,
             keep_bad=keep_bad,
             charge=self.charge,
             spin=self.spin,

@@ -29,7 +29,7 @@ from atomsieve.runs.hashing import hash_file, hash_json
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.output_files import atomic_write
 from atomsieve.structures.convert import ConvertOptions, Input, convert
-from atomsieve.structures.formats import find_files
+from atomsieve.structures.formats import find_files, read_blocks
 from atomsieve.structures.manifest import is_dataset_folder
 from atomsieve.structures.open import open_structures
 from atomsieve.structures.read_options import ReadOptions
@@ -52,6 +52,12 @@ VERSION = 1
 LISTED = 100
 """Places of structures that could not be read, of those that a summary lists."""
 SHOWN = 3
+SCRATCH = ".converting-"
+"""Beginning of the names of folders of temporary copies."""
+SOURCE_KEY, LEVEL_KEY = "source", "level_of_theory"
+"""Keys under which the exports of this package write the source and its level, so that files state them."""
+MOST_SOURCES = 50
+"""More values than this in the first structures are no names of sources."""
 PAUSE = 0.2  # seconds between looks at the lock of another process
 _DATASET_ENDINGS = (".bp", ".adios")
 
@@ -85,7 +91,7 @@ class Unreadable:
         if not self.count:
             return []
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in self.reasons.items())
-        lines = [f"{self.count:,} of {pluralize(self.read, 'structure')} could not be read and have no row: {reasons}"]
+        lines = [f"{self.count:,} of {pluralize(self.read, 'structure')} could not be read and are left out: {reasons}"]
         lines += [f"  {where}: {reason}{detail and f' ({detail})'}" for where, reason, detail in self.places[:SHOWN]]
         if self.count > SHOWN:
             lines.append(f"  and {self.count - SHOWN:,} more")
@@ -100,7 +106,7 @@ class DatasetCopy:
     ----------
     path : of the dataset folder. given : what the user named; the same where that is a dataset already.
     content : digest of the given file; empty where nothing was converted. fresh : it was converted just now.
-    unreadable : structures that are not in the dataset.
+    unreadable : structures that are not in the dataset. notes : what a user should know about what was taken and left.
     """
 
     path: Path
@@ -108,6 +114,7 @@ class DatasetCopy:
     content: str = ""
     fresh: bool = False
     unreadable: Unreadable = field(default_factory=Unreadable)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_copy(self) -> bool:
@@ -136,8 +143,8 @@ def check_input(path: Path, form: str | None = None) -> None:
             raise UsageError("- reads extended XYZ from standard input, and nothing is piped into it; name a file")
     elif not path.exists():
         open_structures(path)  # raises the error that says what is there
-    elif not is_dataset(path):
-        find_files(path, form)
+    elif path.is_file() and not is_dataset(path):
+        find_files(path, form)  # raises the error on an unknown format
 
 
 def ensure_dataset(
@@ -154,7 +161,8 @@ def ensure_dataset(
     """Return the dataset of a path: the path itself if it is one, else its copy in `folder`, converted if need be.
 
     options : how the file is read. labels : take energies, forces and stress. need_sources : refuse labels that have no
-        source. keep_bad : keep structures that no model accepts. owner : makes a copy that no other owner uses.
+        source; else a source is taken where structures state one under `SOURCE_KEY`.
+    keep_bad : keep structures that no model accepts. owner : makes a copy that no other owner uses.
 
     Raises
     ------
@@ -184,20 +192,53 @@ def open_any(
     options: ReadOptions | None = None,
     *,
     folder: Path | None = None,
+    scratch_in: Path | None = None,
     labels: bool = True,
     need_sources: bool = False,
     verify: str = "full",
     console: Console | None = None,
 ) -> Iterator[FileReader]:
-    """Open structures of any readable file. Without `folder`, what had to be converted is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="atomsieve-") as scratch:
+    """Open structures of any readable file.
+
+    folder : of copies of files that are no datasets; None makes a copy that is removed at the end, in the folder
+        `scratch_in`, or where temporary files go. The other parameters are those of `ensure_dataset` and
+        `open_structures`.
+    """
+    with open_with_copy(
+        given,
+        options,
+        folder=folder,
+        scratch_in=scratch_in,
+        labels=labels,
+        need_sources=need_sources,
+        verify=verify,
+        console=console,
+    ) as (reader, _):
+        yield reader
+
+
+@contextmanager
+def open_with_copy(
+    given: str | Path,
+    options: ReadOptions | None = None,
+    *,
+    folder: Path | None = None,
+    scratch_in: Path | None = None,
+    labels: bool = True,
+    need_sources: bool = False,
+    verify: str = "full",
+    console: Console | None = None,
+) -> Iterator[tuple[FileReader, DatasetCopy]]:
+    """Open structures as `open_any` does; give the reader, and what is known of the conversion."""
+    near = scratch_in if scratch_in is not None and scratch_in.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=near) as scratch:
         copy = ensure_dataset(
             given, folder or Path(scratch), options, labels=labels, need_sources=need_sources, console=console
         )
         with open_structures(copy.path, verify=verify) as reader:
             for line in copy.unreadable.format_lines():
                 log.warning("%s", line.strip())
-            yield reader
+            yield reader, copy
 
 
 def remove_copy(path: Path) -> None:
@@ -224,12 +265,16 @@ def _ensure_copy(
 ) -> DatasetCopy:
     shown = "standard input" if name == STDIN else str(path)
     options = replace(reading.as_convert_options(labels=labels, keep_bad=keep_bad), need_sources=need_sources)
-    wanted = hash_json([VERSION, owner, json.loads(json.dumps([asdict(options), reading.list_given()], default=str))])
+    topology = None if options.topology is None else hash_file(options.topology)
+    plain = json.loads(json.dumps([asdict(options), reading.list_given(), topology], default=str))
+    wanted = hash_json([VERSION, owner, plain])
     files = find_files(path, reading.format)
+    if labels and not need_sources and reading.source is None and reading.source_key is None:
+        options = replace(options, **find_source_keys(files, options))
     stamps = hash_json([[str(file.absolute()), kind, _stamp(file)] for file, kind in files])
     copy = _find_by_stamps(folder, wanted, stamps)
     if copy is None:
-        content = digest_content(path, reading.format)
+        content = _digest(path, files)
         key = hash_json([content, wanted])
         found = next(iter(sorted(folder.glob(f"*-{key[:12]}.bp"))), None)
         target = found or folder / f"{'stdin' if name == STDIN else _short_name(path.resolve().name)}-{key[:12]}.bp"
@@ -252,8 +297,24 @@ def _stamp(file: Path) -> list[int]:
 
 def digest_content(path: Path, form: str | None = None) -> str:
     """Return a digest of the content of a file, or of all in a folder, with formats and, in a folder, names in it."""
+    return _digest(path, find_files(path, form))
+
+
+def find_source_keys(files: list[tuple[Path, str]], options: ConvertOptions) -> dict[str, Any]:
+    """Return `source_key`, and `level_key`, if the first structures of files state their source; else nothing."""
+    for file, kind in files[:1]:
+        for block in read_blocks(options.ask(file, lambda fraction: None), kind):
+            column = block.info.get(SOURCE_KEY)
+            names = set() if column is None else {str(value) for value in column.values.tolist()}
+            if not 0 < len(names) <= MOST_SOURCES:
+                return {}
+            return {"source_key": SOURCE_KEY, **({"level_key": LEVEL_KEY} if LEVEL_KEY in block.info else {})}
+    return {}
+
+
+def _digest(path: Path, files: list[tuple[Path, str]]) -> str:
     rows = []
-    for file, kind in find_files(path, form):
+    for file, kind in files:
         place = "" if file == path else str(file.relative_to(path))
         parts = sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file]
         rows.append([kind, place, [hash_file(part) for part in parts]])
@@ -281,7 +342,7 @@ def _read_record(copy: Path) -> dict[str, Any] | None:
 def _as_copy(path: Path, record: dict[str, Any], *, fresh: bool = False) -> DatasetCopy:
     places = tuple((where, reason, detail) for where, reason, detail in record["unreadable"]["places"])
     bad = Unreadable(record["unreadable"]["read"], record["unreadable"]["reasons"], places)
-    return DatasetCopy(path, path, record["content"], fresh, bad)
+    return DatasetCopy(path, path, record["content"], fresh, bad, tuple(record["notes"]))
 
 
 def _convert_once(
@@ -300,14 +361,38 @@ def _convert_once(
             _write_record(target, known | about)
             return _as_copy(target, known)
         if console is not None:
-            console.print(f"converting {shown} once, into {target}", highlight=False, soft_wrap=True)
+            once = f"once, into {target}" if not target.parent.name.startswith(SCRATCH) else "into a temporary dataset"
+            console.print(f"converting {shown} {once}", highlight=False, soft_wrap=True)
         report = convert([Input(path, reading.source_info())], target, replace(options, overwrite=True), console)
-        record = about | {"reading": reading.list_given(), "unreadable": _describe_skipped(report.tally, path, shown)}
+        record = about | {
+            "reading": reading.list_given(),
+            "unreadable": _describe_skipped(report.tally, path, shown),
+            "notes": list(list_notes(report.tally, options)),
+        }
         _write_record(target, record)
         if console is not None:
             what = f"converted {pluralize(report.written, 'structure')} in {report.seconds:.1f} s"
-            console.print(what, highlight=False)
+            for line in (what, *(f"note: {note}" for note in record["notes"])):
+                console.print(line, highlight=False, soft_wrap=True)
         return _as_copy(target, record, fresh=True)
+
+
+def list_notes(tally: ConversionCounts, options: ConvertOptions) -> Iterator[str]:
+    """Yield a sentence for each thing that a user should know about what was taken from a file, and what was left."""
+    for note, count in tally.notes.most_common():
+        yield f"{pluralize(count, 'structure')}: {note}"
+    if options.keys.none:
+        return
+    if taken := ", ".join(tally.found.describe_taken()):
+        yield f"labels: {taken}"
+    for words in tally.found.describe_units():
+        yield f"units: {words}"
+    known = [key for key in (options.keys.id, options.source_key, options.level_key) if key]
+    settled = [name for name in _LABELS if getattr(options.keys, name) is not None]
+    yield from tally.found.list_notes(known, settled)
+
+
+_LABELS = ("energy", "forces", "stress", "virial", "charge", "spin")
 
 
 def _describe_skipped(tally: ConversionCounts, path: Path, shown: str) -> dict[str, Any]:

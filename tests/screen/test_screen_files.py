@@ -169,7 +169,7 @@ def test_the_command_says_what_it_converts(file, gfm, tmp_path, capfd):
     assert run("screen", args) == 3
     said = capfd.readouterr()
     assert f"converting {file} once, into {tmp_path / 'converted'}" in said.err
-    assert "1 of 42 structures could not be read and have no row" in said.out
+    assert "1 of 42 structures could not be read and are left out" in said.out
     assert f"{file}: frame 40" in said.out
     assert run("screen", args) == 3
     said = capfd.readouterr()
