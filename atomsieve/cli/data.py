@@ -18,6 +18,7 @@ from atomsieve.cli.common import (
     console,
 )
 from atomsieve.cli.data_generate import app as generate_app
+from atomsieve.cli.data_inspect import inspect_command
 from atomsieve.cli.data_shared import (
     ChargeOption,
     OutArgument,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from atomsieve.structures.convert import Input
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Convert, inspect, generate and export structures.")
+app.command("inspect")(inspect_command)
 app.add_typer(generate_app, name="generate", help="Make candidates: random boxes, substitutions, rattled copies.")
 
 AnyStructuresArgument = Annotated[

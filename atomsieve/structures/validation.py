@@ -15,6 +15,7 @@ from atomsieve.structures.block import Block, Column
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.item import BadItem
 from atomsieve.structures.labels import FoundLabels, LabelKeys, LabelTally, Reasons, find_labels
+from atomsieve.structures.references import count_free_atoms, encode_references
 from atomsieve.structures.units import Units
 
 HEAVIEST = 118
@@ -35,6 +36,8 @@ class ConversionCounts:
     keys : names of all that structures state (of the first thousands of names).
     found : keys from which labels were taken, and those that were left.
     notes : structures by what their reader did or noticed beside taking them.
+    free_atoms : single free atoms by element.
+    references : of those that were taken as element references, by source, element and energy (eV).
     """
 
     read: int = 0
@@ -45,6 +48,8 @@ class ConversionCounts:
     keys: set[str] = field(default_factory=set)
     found: LabelTally = field(default_factory=LabelTally)
     notes: Counter[str] = field(default_factory=Counter)
+    free_atoms: Counter[str] = field(default_factory=Counter)
+    references: Counter[tuple[str, str, float]] = field(default_factory=Counter)
 
     def merge(self, other: ConversionCounts) -> None:
         """Add the counts of another part of the input, which comes after this one."""
@@ -56,10 +61,12 @@ class ConversionCounts:
         self.keys |= other.keys
         self.found.merge(other.found)
         self.notes.update(other.notes)
+        self.free_atoms.update(other.free_atoms)
+        self.references.update(other.references)
 
     def manifest_notes(self) -> dict[str, str]:
-        """Return what the manifest of a dataset records: from which keys labels were taken, and in which units."""
-        return self.found.manifest_notes()
+        """Return what the manifest of a dataset records: keys and units of the labels, and element references."""
+        return {**self.found.manifest_notes(), **encode_references(self.references)}
 
     def skip(self, bad: BadItem) -> None:
         """Count one structure that is left out."""
@@ -136,6 +143,7 @@ class BlockValidator:
         found = find_labels(block, self.keys, self.units, self.tally.found)
         if block.units.needed and len(block):
             self.units.over(block.units).require({"length", *found.values}, block.places[0])
+        count_free_atoms(block, self.tally.free_atoms, self.units.over(block.units).factor("length"))
         for place, why in found.reasons.items():
             reasons.setdefault(place, why)
         self._count(block, reasons)

@@ -48,6 +48,41 @@ class Finding:
         return f"{name}{self.text}{remedy}"
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared: distances (ratio to covalent radii), energies, and pairs of structures."""
+
+    distances: float
+    energies: EnergySize
+    forces: Slope
+    stress: Slope
+
+
+def compare_source(batch: StructureBatch) -> Comparison:
+    """Compare what can be compared in structures of one source."""
+    return Comparison(
+        compare_distances(batch), compare_energies(batch), compare_forces(batch), compare_stress(batch)[0]
+    )
+
+
+def describe_comparison(found: Comparison) -> list[str]:
+    """Return what was compared in words, with numbers, and what could not be."""
+    out = []
+    if np.isfinite(found.distances):
+        out.append(f"distances are {found.distances:.2f} times the covalent radii")
+    if np.isfinite(found.energies.ratio):
+        out.append(f"energies {found.energies.ratio:.3g} times those of all electrons")
+    for name, slope, pairs in (
+        ("forces", found.forces, "near structures"),
+        ("stress", found.stress, "strained cells"),
+    ):
+        if slope.sure:
+            out.append(f"energy differences {slope.value:.3g} times the work of the {name} ({slope.pairs} pairs)")
+        elif name == "forces":
+            out.append(f"too few pairs of {pairs} to compare the {name} with energies")
+    return out
+
+
 def check_source(name: str, batch: StructureBatch, applied: Units | None = None) -> list[Finding]:
     """Return what does not fit in structures of one source. `applied` are the units with which they were read."""
     applied = applied or Units()

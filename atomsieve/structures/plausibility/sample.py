@@ -9,7 +9,7 @@ import numpy as np
 
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.open import open_structures
-from atomsieve.structures.plausibility.check import Finding, check_source
+from atomsieve.structures.plausibility.check import Finding, check_source, compare_source, describe_comparison
 from atomsieve.structures.reader import FileReader
 from atomsieve.structures.units import Units
 
@@ -38,6 +38,11 @@ class SourceSample:
         if len(taken):
             self.parts.setdefault(source, []).append(taken)
             self.held[source] = n + len(taken), atoms + taken.n_atoms
+
+    def describe(self, source: str) -> list[str]:
+        """Return in words what could be compared for a source: nothing is said about the rest."""
+        parts = self.parts.get(source)
+        return describe_comparison(compare_source(StructureBatch.concatenate(parts))) if parts else []
 
     def check(self, applied: Units | None = None) -> list[Finding]:
         """Return what does not fit in any of the sources. `applied` are the units with which all were read."""
