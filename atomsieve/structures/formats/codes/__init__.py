@@ -1,11 +1,15 @@
 """Readers of the outputs of simulation codes, one file and one row of the registry each."""
 
 from atomsieve.structures.formats.codes import (
+    aims,
     cp2k_output,
     cp2k_xyz,
+    espresso,
+    gpaw,
     lammps_data,
     lammps_dump,
     ml_ab,
+    orca,
     outcar,
     vasprun,
     xdatcar,
@@ -16,8 +20,12 @@ ROWS = (
     outcar.ROW,
     xdatcar.ROW,
     ml_ab.ROW,
-    lammps_dump.ROW,
-    lammps_data.ROW,
+    espresso.ROW,
     cp2k_xyz.ROW,
     cp2k_output.ROW,
+    aims.ROW,
+    gpaw.ROW,
+    orca.ROW,
+    lammps_dump.ROW,
+    lammps_data.ROW,
 )
