@@ -34,6 +34,8 @@ def build_error(status: Status, atoms: Atoms, predictor: AnyPredictor, head: str
             f"the atoms state {_name_conditions(atoms)}, which this model does not take into account; use an ensemble "
             "trained with charge_spin, or, for the neutral singlet, remove them from atoms.info"
         )
+    if status == Status.BAD_CHARGE_OR_SPIN:
+        return InputError(_explain_bad_condition(atoms))
     what = f"{atoms.get_chemical_formula()} ({len(atoms)} atoms) {status.meaning}"
     remedies = {
         Status.OVERLAPPING_ATOMS: "check the positions, or take a shorter time step",
@@ -47,6 +49,20 @@ def _name_conditions(atoms: Atoms) -> str:
     """Return the total charge and the multiplicity that atoms state, in words."""
     found = zip(("charge", "spin"), charge_and_spin(atoms), strict=True)
     return " and ".join(f"{name} {value:g}" for name, value in found if value == value)
+
+
+def _explain_bad_condition(atoms: Atoms) -> str:
+    charge, spin = charge_and_spin(atoms)
+    protons, formula = int(atoms.numbers.sum()), atoms.get_chemical_formula()
+    if abs(charge) > protons:
+        return f"charge {charge:g} is beyond the {protons} electrons of {formula}; give it in units of e"
+    if spin - 1 > protons - charge:
+        return f"spin multiplicity {spin:g} needs more than the {protons - charge:g} electrons of {formula}; give 2S+1"
+    zero = "; 0 usually stands for one that was not stated (fairchem writes it by default)" if spin == 0 else ""
+    return (
+        f"spin multiplicity {spin:g} is no whole number of 1 or more{zero}: give 2S+1 in atoms.info['spin'], 1 for a "
+        "singlet, 2 for one unpaired electron"
+    )
 
 
 def _explain_unseen(atoms: Atoms, predictor: AnyPredictor, head: str) -> str:

@@ -12,6 +12,7 @@ class Outside(IntFlag):
     UNSEEN_PAIR = 2
     SHORT_CONTACT = 4
     FAR_FROM_TRAINING = 8
+    UNSEEN_CHARGE_OR_SPIN = 16
 
     @property
     def meaning(self) -> str:
@@ -24,4 +25,6 @@ _MEANINGS = {
     Outside.UNSEEN_PAIR: "two elements are bonded that were never seen bonded in training",
     Outside.SHORT_CONTACT: "two atoms are closer than the head has seen atoms like them",
     Outside.FAR_FROM_TRAINING: "an atom's surroundings lie far from all in training, in the encoder's feature space",
+    Outside.UNSEEN_CHARGE_OR_SPIN: "its charge or spin multiplicity is beyond those in training, or does not fit its "
+    "number of electrons",
 }

@@ -24,6 +24,7 @@ from atomsieve.predict.backends.interface import Backend
 from atomsieve.predict.backends.native import NativeBackend
 from atomsieve.predict.backends.select import open_backend
 from atomsieve.predict.base import DeferredCall
+from atomsieve.predict.condition_test import ConditionTest
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.domain_test import DomainTest
 from atomsieve.predict.interface import AnyPredictor, Capabilities, Pending
@@ -82,6 +83,8 @@ class Predictor:
         self._specs = manifest.heads
         self._uncertainty = {name: HeadUncertainty(calibration.head(name)) for name in (*self.heads, AUTO)}
         self._domain = DomainTest(manifest, domains)
+        raw = ensemble.encoder.raw_condition
+        self._conditions = ConditionTest(manifest.heads, raw=raw) if manifest.config.charge_spin else None
         self._run = open_backend(backend, folder, ensemble, manifest, precision, self.device)
         self.precision, self.backend, self.why = precision, self._run.name, self._run.why
         self._check_head(self.head)
@@ -302,8 +305,13 @@ class Predictor:
             asked.add("force_spread")
         results = ResultBuffer(batch, self.members, asked, name)
         which: int | NDArray[np.float64] = self.mixture(batch) if name == AUTO else self._index[name]
+        judge = which.argmax(1) if isinstance(which, np.ndarray) else which
         results.status[:] = check_inputs(
-            batch, self._elements_seen(name), charge_spin=self._config.charge_spin, max_atoms=max_structure_atoms
+            batch,
+            self._elements_seen(name),
+            charge_spin=self._config.charge_spin,
+            impossible=None if self._conditions is None else self._conditions.find_impossible(batch, judge),
+            max_atoms=max_structure_atoms,
         )
         if isinstance(which, np.ndarray):
             results.status[(results.status == Status.OK) & ~which.any(1)] = Status.UNSEEN_ELEMENT
@@ -311,6 +319,9 @@ class Predictor:
         good = np.flatnonzero(results.status == Status.OK)
         for piece in _pieces(batch.counts[good], self._run.max_atoms):
             self._evaluate(batch, good[piece], results, build or build_graph, which)
+        if self._conditions is not None:
+            unseen = self._conditions.find_outside(batch, judge) & (results.status == Status.OK)
+            results.outside[unseen] |= np.uint8(Outside.UNSEEN_CHARGE_OR_SPIN)
         return results.finish(self._uncertainty[name])
 
     def submit(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from atomsieve.graphs.limits import LARGEST_DEFECT, LONGEST_VECTOR, SHORTEST_VECTOR
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.labels import RESIDUE
 
 SHORTEST_DISTANCE = 0.1
 """Atoms closer than this (Angstrom) are taken to lie on one point."""
@@ -30,6 +31,7 @@ class Status(IntEnum):
     CHARGE_NOT_MODELLED = 10
     BAD_GEOMETRY = 11
     POISONED = 12
+    BAD_CHARGE_OR_SPIN = 13
 
     @property
     def meaning(self) -> str:
@@ -51,6 +53,8 @@ _MEANINGS = {
     Status.CHARGE_NOT_MODELLED: "has a charge or a spin multiplicity above 1 that the model does not take into account",
     Status.BAD_GEOMETRY: "has no neighbour list: absurdly dense, or atoms absurdly far apart",
     Status.POISONED: "was not computed: its chunk ended its process again and again",
+    Status.BAD_CHARGE_OR_SPIN: "has a spin multiplicity that is no whole number of 1 or more (0 usually stands for one "
+    "that was not stated), or more charge or spin than it has electrons",
 }
 
 
@@ -76,20 +80,28 @@ def find_bad_cells(batch: StructureBatch) -> NDArray[np.bool_]:
 
 
 def check_inputs(
-    batch: StructureBatch, seen: NDArray[np.bool_], *, charge_spin: bool, max_atoms: int | None
+    batch: StructureBatch,
+    seen: NDArray[np.bool_],
+    *,
+    charge_spin: bool,
+    impossible: NDArray[np.bool_] | None = None,
+    max_atoms: int | None,
 ) -> NDArray[np.uint8]:
     """Return the status [S] of structures, as far as it is known before the neighbour list is built.
 
     seen : [256] bool, the elements of the head.
     charge_spin : the model is conditioned on charge and spin.
+    impossible : [S], structures whose charge or spin such a model does not take.
     """
     status = np.zeros(batch.n_structures, np.uint8)
     charge = np.full(len(batch), np.nan, np.float32) if batch.charge is None else batch.charge
     spin = np.full(len(batch), np.nan, np.float32) if batch.spin is None else batch.spin
     if charge_spin:
+        if impossible is not None:
+            status[impossible] = Status.BAD_CHARGE_OR_SPIN
         status[np.isnan(charge) | np.isnan(spin)] = Status.MISSING_CHARGE_OR_SPIN
     else:
-        charged = ~np.isnan(charge) & (charge != 0)
+        charged = ~np.isnan(charge) & (np.abs(charge) > RESIDUE)
         status[charged | (spin > 1)] = Status.CHARGE_NOT_MODELLED
     status[any_atom(batch, ~seen[batch.numbers])] = Status.UNSEEN_ELEMENT
     finite = np.isfinite(batch.cell).all((1, 2))

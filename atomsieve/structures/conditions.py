@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 IN_WORDS = {"charge": "total charge", "spin": "multiplicity"}
 
 
-def find_condition(label: str, places: Mapping[str, Mapping[str, Any]]) -> float:
+def find_condition(label: str, places: Mapping[str, Mapping[str, Any]], atoms: int | None = None) -> float:
     """Return the "charge" (e) or "spin" (multiplicity 2S+1) of a structure; NaN where none is stated.
 
     places : what is stated, by key, for each place that may state it; the name of a place is for messages.
+    atoms : number of atoms, where a list of one number may be that of the one atom.
 
     An array of several values belongs to atoms and is passed over. What summing leaves of a charge is rounded away.
 
     Raises
     ------
     DataError
-        for a value that is no number, or two values that differ.
+        for a value that is no number, a list of one number for one atom, or two values that differ.
     """
     found, where = np.nan, ""
     for place, stated in places.items():
@@ -40,6 +41,11 @@ def find_condition(label: str, places: Mapping[str, Mapping[str, Any]]) -> float
                 raise DataError(f"{place} {name!r} must be a number, got {given!r}") from error
             if array.size != 1:
                 continue
+            if array.ndim and atoms == 1:
+                raise DataError(
+                    f"{place} {name!r} is a list of one number, {given!r}, which may be that of the one atom; give a "
+                    "plain number where it is that of the structure"
+                )
             value = float(round_residue(array.reshape(())))
             if value != value:
                 continue
@@ -64,7 +70,7 @@ def charge_and_spin(atoms: Atoms) -> tuple[float, float]:
         for a value that is no number, or two values that differ.
     """
     places = {"info": atoms.info, "attribute": vars(atoms)}
-    return find_condition("charge", places), find_condition("spin", places)
+    return find_condition("charge", places, len(atoms)), find_condition("spin", places, len(atoms))
 
 
 def copy_atoms(atoms: Atoms) -> Atoms:

@@ -88,6 +88,10 @@ def test_values_of_atoms_are_no_total() -> None:
     atoms.set_array("spin", np.array([2.0]))
     batch = StructureBatch.from_ase(atoms)
     assert batch.charge is None and batch.spin is None
+    with pytest.raises(
+        DataError, match=r"info 'charge' is a list of one number, \[1.0\], which may be that of the one"
+    ):
+        StructureBatch.from_ase(Atoms("H", info={"charge": [1.0]}))
     decorated = Structure(Lattice.cubic(3), ["Na"], [[0, 0, 0]], site_properties={"charge": [0.9], "magmom": [1.0]})
     assert StructureBatch.from_pymatgen(decorated).charge is None
     assert StructureBatch.from_ase(AseAtomsAdaptor.get_atoms(decorated)).charge is None

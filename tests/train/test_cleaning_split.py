@@ -13,6 +13,7 @@ from atomsieve.structures import StructureBatch, StructureReader
 from atomsieve.structures.source import SourceInfo
 from atomsieve.train.config import CleaningSection, DataItem, SplitSection
 from atomsieve.train.data.catalog import Catalog, scan
+from atomsieve.train.data.label_scales import _describe_conditions
 from atomsieve.train.data.outliers import remove_outliers
 from atomsieve.train.data.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
 from tests.train.train_samples import SOURCES, labelled
@@ -157,3 +158,22 @@ def test_few_formulas_are_divided_by_structure_and_given_parts_are_kept():
     assert 0 < np.sum(own == VAL) < len(own)
     given = catalog_of(labelled(3, 5), use="test")
     assert (assign_parts(given, SplitSection()) == TEST).all()
+
+
+def test_heads_know_the_charges_and_multiplicities_of_their_training_data():
+    batch = labelled(4, 4)
+    protons = np.add.reduceat(batch.numbers.astype(int), batch.ptr[:-1])
+    radical = protons % 2 + 1.0
+
+    def described(charge, spin) -> dict:
+        full = {"charge": np.broadcast_to(charge, 8), "spin": np.broadcast_to(spin, 8)}
+        catalog = catalog_of(batch.replace(**{name: np.float32(values) for name, values in full.items()}))
+        return _describe_conditions(catalog, np.arange(8) != 7)
+
+    charge = np.array([0, 0, 0, 0, 2, -2, 0, 9.0])
+    fits = {"charge_range": [-2.0, 2.0], "spin_range": [1.0, float(radical[:7].max())], "spin_fits_electrons": True}
+    assert described(charge, radical) == fits
+    assert not described(np.roll(charge, 1) + 1, radical)["spin_fits_electrons"]
+    assert not described([0.5, *charge[1:]], radical)["spin_fits_electrons"]
+    assert described(charge, 0) == fits | {"spin_range": [0.0, 0.0], "spin_fits_electrons": False}
+    assert described([np.nan, *charge[1:]], radical) == {}

@@ -318,7 +318,8 @@ def _of_one_atom(column: Column, places: NDArray[np.intp], block: Block) -> NDAr
 
 def round_residue(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the nearest whole number of each value that is nearer to one than `RESIDUE`, and the other values."""
-    return np.where(np.abs(values - np.round(values)) < RESIDUE, np.round(values) + 0.0, values)
+    with np.errstate(invalid="ignore"):  # infinity
+        return np.where(np.abs(values - np.round(values)) < RESIDUE, np.round(values) + 0.0, values)
 
 
 def _from_voigt(rows: NDArray[np.float64]) -> NDArray[np.float64]:

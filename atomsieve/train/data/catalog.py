@@ -36,6 +36,7 @@ class Catalog:
     volume : Angstrom^3 per atom of fully periodic cells, NaN for others.
     finite : positions, cell and the labels that are present are all finite, and the cell is not flat.
     shortest : Angstrom, distance of the two closest atoms; infinity where none are within 3 Angstrom.
+    charge, spin : total charge (e) and multiplicity, NaN where not given.
     sources : names of all heads; `levels` their levels of theory; `weights` their weights in drawing.
     """
 
@@ -53,6 +54,8 @@ class Catalog:
     volume: NDArray[np.float64]
     finite: NDArray[np.bool_]
     shortest: NDArray[np.float64]
+    charge: NDArray[np.float64]
+    spin: NDArray[np.float64]
     sources: list[str] = field(default_factory=list)
     levels: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -109,6 +112,8 @@ def _rows(batch: StructureBatch) -> dict[str, NDArray[Any]]:
         "volume": volume,
         "finite": finite,
         "shortest": _shortest(batch, finite & (counts > 0)),
+        "charge": np.full(n, np.nan) if batch.charge is None else batch.charge.astype(np.float64),
+        "spin": np.full(n, np.nan) if batch.spin is None else batch.spin.astype(np.float64),
     }
 
 

@@ -114,6 +114,24 @@ def describe_heads(
     return heads
 
 
+def _describe_conditions(catalog: Catalog, own: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the ranges of charge and multiplicity, and whether they always fit the electrons of molecules.
+
+    Nothing where not every structure of a source states both.
+    """
+    charge, spin = catalog.charge[own], catalog.spin[own]
+    if not (np.isfinite(charge).all() and np.isfinite(spin).all()):
+        return {}
+    protons = catalog.composition[own] @ np.arange(catalog.composition.shape[1], dtype=np.float64)
+    molecules = np.isnan(catalog.volume[own])
+    fits = np.mod(protons - charge + spin, 2) == 1
+    return {
+        "charge_range": [float(charge.min()), float(charge.max())],
+        "spin_range": [float(spin.min()), float(spin.max())],
+        "spin_fits_electrons": bool(fits[molecules].all() and (charge == np.round(charge)).all()),
+    }
+
+
 def _head_data(
     catalog: Catalog,
     head: int,
@@ -140,6 +158,7 @@ def _head_data(
         "force_component_rms": None if np.isnan(force_rms) else force_rms,
         "inseparable_elements": references.inseparable,
         "shortest_distance": shortest if np.isfinite(shortest) else 0.0,
+        **_describe_conditions(catalog, own),
     }
     return HeadData(
         name=catalog.sources[head],
