@@ -88,7 +88,8 @@ class Bp5Writer:
             for name, value in (attributes or {}).items():
                 stream.write_attribute(name, value)
             for name, array in arrays.items():
-                rows = np.ascontiguousarray(array if len(array) else np.zeros((1, *array.shape[1:]), array.dtype))
+                rows = array if len(array) else np.zeros((1, *array.shape[1:]), array.dtype)
+                rows = np.require(rows, requirements=("C", "W"))  # ADIOS2 takes no array that is read-only
                 shape = list(rows.shape)
                 stream.write(name, rows, shape, [0] * rows.ndim, shape)
             stream.end_step()
