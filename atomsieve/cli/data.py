@@ -12,6 +12,7 @@ from atomsieve.cli.common import (
     ANY_FILE,
     CHOICE,
     IN_OUT,
+    WORK,
     OverwriteOption,
     QuietOption,
     SeedOption,
@@ -58,7 +59,7 @@ def convert_command(
         typer.Argument(
             metavar="SRC...",
             help="Files or folders, or NAME=PATH to give each its source: extxyz, CIF, POSCAR, ASE db, traj, aselmdb, "
-            "pymatgen JSON, Parquet (.gz too), .bp.",
+            "pymatgen JSON, Parquet (.gz too), .bp. - is extxyz from standard input.",
             show_default=False,
         ),
     ],
@@ -128,6 +129,10 @@ def convert_command(
         str | None,
         typer.Option(help="Integer identity. [default: place in the input]", rich_help_panel=KEYS, show_default=False),
     ] = None,
+    allow_duplicate_ids: Annotated[
+        bool,
+        typer.Option("--allow-duplicate-ids", help="Take ids of --id-key that are given twice.", rich_help_panel=KEYS),
+    ] = False,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Leave energies, forces and stress out.")] = False,
     keep_bad: Annotated[
         bool, typer.Option("--keep-bad", help="Keep structures no model accepts, so that a screening reports them.")
@@ -166,12 +171,26 @@ def convert_command(
     step_size: StepSizeOption = 20_000,
     positions: PositionsOption = "float64",
     overwrite: OverwriteOption = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes that share the work. [default: one per core for large inputs]",
+            rich_help_panel=WORK,
+            show_default=False,
+        ),
+    ] = None,
     quiet: QuietOption = False,
 ) -> int:
-    """Convert files into a dataset folder; exit code 3 if some structures had to be left out."""
+    """Convert files into a dataset folder; exit code 3 if some structures had to be left out.
+
+    A conversion that was stopped goes on when the same command is run again. Under mpirun its ranks share the work.
+    """
     skip_torch()
     from atomsieve.cli.data_views import show_report
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+    from atomsieve.runs.mpi import connect_ranks, guard_ranks
     from atomsieve.structures.convert import ConvertOptions, convert
     from atomsieve.structures.item import parse_elements
     from atomsieve.structures.labels import LabelKeys
@@ -194,10 +213,13 @@ def convert_command(
         step_size=step_size,
         positions=positions,
         overwrite=overwrite,
+        allow_duplicate_ids=allow_duplicate_ids,
     )
     inputs = parse_inputs(src, source, level_of_theory or [])
-    report = convert(inputs, out, options, console(stderr=True, quiet=quiet))
-    show_report(report, console(quiet=quiet), options)
+    comm = connect_ranks()
+    with guard_ranks(comm):
+        report = convert(inputs, out, options, console(stderr=True, quiet=quiet), workers=workers, comm=comm)
+        show_report(report, console(quiet=quiet or comm.rank > 0), options)
     return EXIT_SOME_FAILED if report.tally.skipped else EXIT_DONE
 
 

@@ -39,6 +39,10 @@ def show_report(report: ConvertReport, screen: Console, options: ConvertOptions)
     for reason, count in tally.skipped.most_common():
         first = f", first {tally.first[reason]}"
         _say(screen, Text.assemble((f"skipped {count:,}: {reason}", "yellow"), first))
+    if report.skipped_file is not None:
+        _say(screen, Text(f"listed in {report.skipped_file}", "yellow"))
+    if report.continued:
+        screen.print(f"{report.continued:,} of {pluralize(report.pieces, 'piece')} were done by an earlier run")
     for note, count in tally.notes.most_common():
         _say(screen, Text(f"note: {pluralize(count, 'structure')}: {note}", "yellow"))
     known = [key for key in (options.keys.id, options.source_key, options.level_key) if key]
@@ -47,6 +51,8 @@ def show_report(report: ConvertReport, screen: Console, options: ConvertOptions)
     settled = [] if options.keys.none else [name for name in LABEL_OPTIONS if getattr(options.keys, name) is not None]
     for note in [*found.list_notes(known, settled), *_partial_conditions(report)]:
         _say(screen, Text(f"note: {note}", "yellow"))
+    for remark in report.remarks:
+        _say(screen, Text(f"note: {remark}", "yellow"))
     if others := found.list_others(known, settled):
         more = f", and {len(others) - SHOWN_KEYS} more" if len(others) > SHOWN_KEYS else ""
         _say(screen, Text(f"not kept, as a dataset has no field for them: {', '.join(others[:SHOWN_KEYS])}{more}"))

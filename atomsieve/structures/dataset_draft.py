@@ -14,6 +14,8 @@ from atomsieve.runs.output_files import sync_folder
 from atomsieve.structures.manifest import DatasetManifest, PartRow, is_dataset_folder
 from atomsieve.structures.source import SourceInfo
 
+RECORDS = "records"
+"""Folder in an unfinished dataset for what its writer remembers; it is no part of the dataset."""
 OUR_NAMES = re.compile(r"part-\d{5,}\.r\d{3,}\.bp(\.tmp)?|manifest\.json(\.tmp)?|\.manifest\.json\.\d+\.json|records")
 """What an unfinished folder may hold; one with anything else is never deleted."""
 
@@ -92,8 +94,10 @@ class DatasetDraft:
 
     def publish(self, parts: Sequence[PartRow], sources: Sequence[SourceInfo], notes: dict[str, str]) -> None:
         """Write the manifest and give the folder its name; everything but the parts is removed first."""
+        if self._lock is not None:
+            self._lock.check()
         try:
-            shutil.rmtree(self.folder / "records", ignore_errors=True)
+            shutil.rmtree(self.folder / RECORDS, ignore_errors=True)
             DatasetManifest.of(list(parts), list(sources), notes).save(self.folder)
             self.check_target()
             old = self.path.with_name(f"{self.path.name}.old-{os.getpid()}")

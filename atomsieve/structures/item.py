@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -136,10 +137,10 @@ class _RawFile:
 
     def __init__(self, path: Path) -> None:
         self.size = max(path.stat().st_size, 1)
-        self.raw = path.open("rb")
+        self.raw: io.BufferedReader = path.open("rb")
 
     def fraction(self) -> float:
-        return min(self.raw.tell() / self.size, 1.0)
+        return min(self.raw.tell() / self.size, 1.0) if self.raw.seekable() else 0.0
 
 
 @contextmanager
@@ -147,9 +148,7 @@ def open_with_progress(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], flo
     """Open a plain or gzip file for reading bytes; yield it and a function that returns the fraction read so far."""
     counted = _RawFile(path)
     with counted.raw:
-        start = counted.raw.read(2)
-        counted.raw.seek(0)
-        if start == b"\x1f\x8b":
+        if counted.raw.peek(2)[:2] == b"\x1f\x8b":  # a pipe cannot go back
             with gzip.GzipFile(fileobj=counted.raw) as unpacked:
                 yield unpacked, counted.fraction  # type: ignore[misc]
         else:

@@ -264,7 +264,9 @@ def _ensure_copy(
     name: str,
 ) -> DatasetCopy:
     shown = "standard input" if name == STDIN else str(path)
-    options = replace(reading.as_convert_options(labels=labels, keep_bad=keep_bad), need_sources=need_sources)
+    options = replace(
+        reading.as_convert_options(labels=labels, keep_bad=keep_bad), need_sources=need_sources, list_skipped=False
+    )
     topology = None if options.topology is None else hash_file(options.topology)
     plain = json.loads(json.dumps([asdict(options), reading.list_given(), topology], default=str))
     wanted = hash_json([VERSION, owner, plain])

@@ -1,0 +1,76 @@
+"""What is converted, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from atomsieve.structures.item import ReadRequest, Tick
+from atomsieve.structures.labels import LabelKeys
+from atomsieve.structures.source import SourceInfo
+from atomsieve.structures.split import Split
+from atomsieve.structures.units import Units
+
+STDIN = Path("-")
+"""As the path of an input: standard input, read as extxyz."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file or folder, and the source of its structures (None: no source, or the one that each structure states)."""
+
+    path: Path
+    source: SourceInfo | None = None
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How to convert.
+
+    Attributes
+    ----------
+    keys : names of labels, charge, spin and id in the files.
+    units : units of the numbers in the files, before those that files state.
+    source_key, level_key : keys of the source and the level of theory of each structure.
+    format : format of all files, for names without a known ending.
+    elements : symbols of the types 1, 2, ... for formats that number their species.
+    topology : file with the species of trajectories that hold positions only.
+    keep_unconverged : keep steps of calculations whose electronic steps did not converge.
+    split : sets to divide the structures among.
+    keep_bad : keep structures that no model accepts, so that a screening reports them.
+    need_sources : refuse labels that have no source; else they may lack it, and `source_key` too.
+    charge, spin : for structures that state none.
+    step_size, positions, overwrite : see `StructureWriter`.
+    list_skipped : list the structures left out in `OUT.skipped.csv`.
+    allow_duplicate_ids : take ids from `keys.id` even if some are given twice.
+    """
+
+    keys: LabelKeys = field(default_factory=LabelKeys)
+    units: Units = field(default_factory=Units)
+    source_key: str | None = None
+    level_key: str | None = None
+    format: str | None = None
+    elements: tuple[str, ...] = ()
+    topology: Path | None = None
+    keep_unconverged: bool = False
+    split: Split | None = None
+    keep_bad: bool = False
+    need_sources: bool = True
+    charge: float | None = None
+    spin: float | None = None
+    step_size: int = 20_000
+    positions: str = "float64"
+    overwrite: bool = False
+    list_skipped: bool = True
+    allow_duplicate_ids: bool = False
+
+    def ask(self, path: Path, tick: Tick) -> ReadRequest:
+        """Return the request to read a file."""
+        return ReadRequest(
+            path,
+            tick,
+            elements=self.elements,
+            wanted=tuple(filter(None, (*self.keys.wanted, self.source_key, self.level_key))),
+            topology=self.topology,
+            keep_unconverged=self.keep_unconverged,
+        )

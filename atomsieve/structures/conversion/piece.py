@@ -1,0 +1,215 @@
+"""Converts one piece of an input into parts of its own, and records what it found."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from atomsieve.errors import AtomSieveError, DataError, Interrupted
+from atomsieve.structures.conversion.options import ConvertOptions
+from atomsieve.structures.conversion.plan import STDIN_FILE, Piece, Plan
+from atomsieve.structures.conversion.sources import find_sources
+from atomsieve.structures.formats import read_blocks
+from atomsieve.structures.formats.scan import FoundFile, stamp_file
+from atomsieve.structures.item import BadItem
+from atomsieve.structures.manifest import PartRow
+from atomsieve.structures.part_writer import DiskError, PartWriter, add_source
+from atomsieve.structures.source import SourceInfo
+from atomsieve.structures.validation import BlockValidator, ConversionCounts, ValidBlock
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[float, int, int], None]
+"""Called after each block with the fraction of the piece, structures read and skipped; may raise to leave."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to convert pieces.
+
+    Attributes
+    ----------
+    options, sources : of the conversion.
+    folders : unfinished folder of each set, and the dataset that it becomes.
+    """
+
+    options: ConvertOptions
+    sources: tuple[SourceInfo, ...]
+    folders: dict[str, tuple[Path, Path]]
+
+    @staticmethod
+    def of(plan: Plan, options: ConvertOptions) -> Job:
+        """Return the job of a plan."""
+        folders = {name: (path.with_name(f"{path.name}.partial"), path) for name, path in plan.outputs.items()}
+        return Job(options, plan.sources, folders)
+
+
+@dataclass
+class PieceRecord:
+    """What the conversion of a piece gave.
+
+    Attributes
+    ----------
+    number : of the piece.
+    parts : finished parts of each set.
+    sources : structures of each source, the known ones first, then in order of appearance; parts number them so.
+    counts : of the structures read and skipped; ids of the parts begin at 0 unless they were given.
+    begins, ends : where its first structure begins and its last one ends, None where it has none or spans have no
+        meaning.
+    failed : why it could not be read from where a first structure seemed to begin; it is converted again.
+    """
+
+    number: int
+    parts: dict[str, list[PartRow]]
+    sources: dict[SourceInfo, int]
+    counts: ConversionCounts = field(default_factory=ConversionCounts)
+    begins: int | None = None
+    ends: int | None = None
+    failed: str = ""
+
+
+def convert_piece(job: Job, piece: Piece, watch: Watch, begins: int | None = None) -> PieceRecord:
+    """Convert a piece.
+
+    begins : where its first structure begins, once that is known; a span of bytes may begin in the middle of one. If
+        what was found there at first cannot be read, the record says so, and nothing is wrong yet.
+
+    Raises
+    ------
+    AtomSieveError
+        if a file cannot be read, or changed since the plan was made, or the output cannot be written.
+    """
+    sets = _Sets(job, piece.number)
+    validator = _make_validator(job.options)
+    record = PieceRecord(piece.number, {}, sets.sources, validator.tally)
+    guessed = piece.by_bytes and piece.start > 0 and begins is None
+    try:
+        if begins is None or piece.stop is None or begins < piece.stop:
+            _read_piece(job, piece, begins, watch, validator, sets, record)
+        record.parts = sets.finish()
+    except (DiskError, Interrupted):
+        raise
+    except Exception as error:  # every kind: a reader that begins at the wrong place may find anything
+        if guessed:
+            log.debug("piece %d", piece.number, exc_info=True)
+            return PieceRecord(piece.number, {}, dict.fromkeys(job.sources, 0), failed=str(error))
+        if isinstance(error, OSError):
+            where = error.filename or next(piece.runs[0].files()).path
+            raise DataError(f"cannot read {where}: {error.strerror or error}") from error
+        if isinstance(error, AtomSieveError) and piece.by_bytes and piece.start:
+            raise type(error)(f"{error} (places counted from byte {begins:,} of the file)") from error
+        raise
+    finally:
+        sets.close()
+    return record
+
+
+def _read_piece(
+    job: Job,
+    piece: Piece,
+    begins: int | None,
+    watch: Watch,
+    validator: BlockValidator,
+    sets: _Sets,
+    record: PieceRecord,
+) -> None:
+    """Hand all valid structures of a piece to the sets."""
+    fraction = 0.0
+
+    def tick(value: float) -> None:
+        nonlocal fraction
+        fraction = value
+
+    for k, (found, source) in enumerate((f, run.source) for run in piece.runs for f in run.files()):
+        if found.size < 0:
+            validator.tally.read += 1
+            validator.tally.skip(BadItem("a link to nothing", found.path))
+            continue
+        fraction = 0.0
+        request = job.options.ask(Path(found.path), tick)
+        if piece.stop is not None:
+            sure = begins is not None or piece.start == 0 or not piece.by_bytes
+            request = replace(request, start=piece.start if begins is None else begins, stop=piece.stop, sure=sure)
+        for block in read_blocks(request, found.kind):
+            if block.stop > 0:
+                record.begins = block.start if record.begins is None else record.begins
+                record.ends = block.stop
+            valid = validator(block)
+            sets.add(valid, find_sources(valid, source, job.options))
+            watch((k + fraction) / piece.n_files, validator.tally.read, sum(validator.tally.skipped.values()))
+        _require_unchanged(found)
+
+
+def _make_validator(options: ConvertOptions) -> BlockValidator:
+    return BlockValidator(
+        options.keys, units=options.units, keep_bad=options.keep_bad, charge=options.charge, spin=options.spin
+    )
+
+
+def check_keys(options: ConvertOptions, counts: ConversionCounts) -> None:
+    """Raise a UsageError if a key that was asked for was in no structure."""
+    validator = _make_validator(options)
+    validator.tally = counts
+    validator.check_keys()
+
+
+def _require_unchanged(found: FoundFile) -> None:
+    if found.path != STDIN_FILE and stamp_file(found.path) != (found.size, found.mtime_ns):
+        raise DataError(f"{found.path} was written while it was converted; wait until it is complete, and start again")
+
+
+class _Sets:
+    """Hands valid structures to the writers of their sets, with their sources."""
+
+    def __init__(self, job: Job, number: int) -> None:
+        self.split = job.options.split
+        self.sources = dict.fromkeys(job.sources, 0)
+        self.writers = {
+            name: PartWriter(
+                folder,
+                path,
+                sources=job.sources,
+                step_size=job.options.step_size,
+                positions=job.options.positions,
+                writer=number,
+            )
+            for name, (folder, path) in job.folders.items()
+        }
+
+    def add(self, valid: ValidBlock, sources: Sequence[SourceInfo | None]) -> None:
+        """Add the structures of a block, each with its source."""
+        if not len(valid.batch):
+            return
+        counts = Counter(source for source in sources if source is not None)
+        for source, count in counts.items():
+            if source not in self.sources:
+                for writer in self.writers.values():  # all sets list the same sources in the same order
+                    add_source(writer.sources, source)
+            self.sources[source] = self.sources.get(source, 0) + count
+        batch = valid.batch
+        if self.sources:
+            places = {source: k for k, source in enumerate(self.sources)}
+            heads = [-1 if source is None else places[source] for source in sources]
+            batch = batch.replace(head=np.array(heads, np.int32))
+        if self.split is None:
+            self.writers[""].append(batch)
+            return
+        chosen = np.array(self.split.choose(valid))
+        for name, writer in self.writers.items():
+            own = np.flatnonzero(chosen == name)
+            if len(own):
+                writer.append(batch.take(own))
+
+    def finish(self) -> dict[str, list[PartRow]]:
+        """Finish the parts of all sets."""
+        return {name: writer.finish() for name, writer in self.writers.items()}
+
+    def close(self) -> None:
+        """Close what an error left open."""
+        for writer in self.writers.values():
+            writer.abandon()
