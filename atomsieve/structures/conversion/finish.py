@@ -170,7 +170,7 @@ def put_together(plan: Plan, records: Records, options: ConvertOptions) -> Whole
 
 def _count_on(counts: ConversionCounts, path: str, before: int) -> None:
     """Let the places in a span count from the beginning of its file: `FILE: frame 3` becomes frame `before` + 3."""
-    pattern = re.compile(rf"{re.escape(path)}: ([a-z]+) (\d+)")
+    pattern = re.compile(rf"{re.escape(path)}: (frame) (\d+)")
 
     def move(text: str) -> str:
         found = pattern.match(text)

@@ -97,7 +97,13 @@ class _SpanReader:
                     before = data[data.rfind(b"\n", 0, at - 1) + 1 : at]
                     lost, fits, search = True, parser.fits(before), False
                 while True:
-                    left = 0 if final else -1 if pieces.compressed else max(pieces.size - offset - len(data), 0)
+                    left = (
+                        0
+                        if final
+                        else -1
+                        if pieces.compressed or pieces.size < 0
+                        else max(pieces.size - offset - len(data), 0)
+                    )
                     parsed = parser.parse(
                         data, at, final=final, offset=offset, line=line, left=left, stop=stop, lost=lost,
                         previous_fits=fits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import queue
 import threading
 import zlib
@@ -20,16 +21,17 @@ class Pieces:
 
     Attributes
     ----------
-    size : bytes of the file on disk; `compressed`: they are gzip.
+    size : bytes of the file on disk, -1 of a pipe; `compressed`: they are gzip.
     damage : empty, or why the file could not be read to its end.
     """
 
     def __init__(self, path: Path, start: int = 0, piece: int = PIECE) -> None:
-        self.size = path.stat().st_size
         self.damage = ""
-        self._file = path.open("rb")
-        self.compressed = self._file.read(2) == b"\x1f\x8b"
-        self._file.seek(start)
+        self._file: io.BufferedReader = path.open("rb")
+        self.size = path.stat().st_size if self._file.seekable() else -1
+        self.compressed = self._file.peek(2)[:2] == b"\x1f\x8b"  # a pipe cannot go back
+        if start:
+            self._file.seek(start)
         self._piece, self._read = piece, start
         self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(2)
         self._stopped = threading.Event()
@@ -62,7 +64,7 @@ class Pieces:
     def _run(self) -> None:
         try:
             for piece in self._unpack() if self.compressed else self._plain():
-                self._read = self._file.tell()
+                self._read = self._file.tell() if self.size >= 0 else 0
                 while not self._stopped.is_set():
                     try:
                         self._queue.put(piece, timeout=0.1)
