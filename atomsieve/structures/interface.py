@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -25,8 +26,8 @@ class PartInfo:
 class StructureReader(Protocol):
     """Structures by global index. `open_structures` returns one for files; a caller may pass one of any other kind.
 
-    A class that inherits from this one may leave out `parts`, `copied` and `reopenable`: the input then has no parts,
-    and the process that opened it reads it.
+    A class that inherits from this one may leave out `parts`, `copied`, `notes` and `reopenable`: the input then has
+    no parts, and the process that opened it reads it.
 
     Attributes
     ----------
@@ -36,6 +37,7 @@ class StructureReader(Protocol):
     n_atoms : atoms of all structures.
     parts : the parts in which the input is stored, in the order of the structures; empty if it is not stored in parts.
     copied : indices of the parts that are read from copies on a nearer disk.
+    notes : free text by name that came with the structures.
     reopenable : True if a pickled copy opens the input again by itself, so that another process can read ahead.
     """
 
@@ -45,6 +47,7 @@ class StructureReader(Protocol):
     n_atoms: int
     parts: Sequence[PartInfo] = ()
     copied: frozenset[int] = frozenset()
+    notes: Mapping[str, str] = MappingProxyType({})
     reopenable: bool = False
 
     @abstractmethod

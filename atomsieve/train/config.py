@@ -37,6 +37,11 @@ class DataItem(_Section):
     split_by: Literal["structure", "formula"] | None = Field(
         None, description="how this file is divided; null takes split.by"
     )
+    references: Literal["fit", "free_atoms"] = Field(
+        "fit",
+        description="element references: fit to the energies, or free_atoms, the energies of single atoms that "
+        "`data convert --element-references` found; elements without one are fitted to the rest",
+    )
 
 
 class EnsembleSection(_Section):

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
-from atomsieve.errors import DataError
-from atomsieve.train.data.references import MAX_Z, composition_energy, fit_references
+from atomsieve.errors import DataError, UsageError
+from atomsieve.structures import SourceInfo, StructureBatch, open_structures
+from atomsieve.structures.references import decode_references, encode_references
+from atomsieve.structures.writer import StructureWriter
+from atomsieve.train.config import DataItem, LossSection
+from atomsieve.train.data.catalog import scan
+from atomsieve.train.data.label_scales import ForceSums, describe_heads
+from atomsieve.train.data.references import MAX_Z, composition_energy, fit_around, fit_references
 
 
 def compositions(rows: list[dict[int, int]]) -> np.ndarray:
@@ -15,6 +26,12 @@ def compositions(rows: list[dict[int, int]]) -> np.ndarray:
         for z, n in row.items():
             out[k, z] = n
     return out
+
+
+def labelled_molecule(name: str) -> Atoms:
+    atoms = molecule(name)
+    atoms.calc = SinglePointCalculator(atoms, energy=-100.0 * len(atoms))
+    return atoms
 
 
 def test_planted_energies_come_back_even_of_all_electron_size():
@@ -70,3 +87,36 @@ def test_nothing_to_fit_and_bad_energies_are_refused():
         fit_references(compositions([]), np.zeros(0))
     with pytest.raises(DataError, match="1 are not"):
         fit_references(compositions([{1: 1}, {1: 2}]), np.array([1.0, np.nan]))
+
+
+def test_energies_of_free_atoms_stay_and_the_rest_is_fitted_around_them() -> None:
+    planted = np.zeros(MAX_Z)
+    planted[[1, 6, 8]] = [-13.0, -1030.0, -2040.0]
+    counts = compositions([{1: 4, 6: 1}, {1: 2, 8: 1}, {6: 1, 8: 2}, {1: 6, 6: 2, 8: 1}])
+    energy = counts @ planted - 3.0 * counts.sum(1)  # bound by 3 eV per atom
+    found = fit_around(counts, energy, {1: -13.0, 6: -1030.0, 8: -2040.0, 26: -1.0})
+    assert found.energies == {1: -13.0, 6: -1030.0, 8: -2040.0}
+    assert found.counts == {1: 12, 6: 4, 8: 4}
+    found = fit_around(counts, energy, {1: -13.0, 6: -1030.0})
+    assert (found.energies[1], found.energies[6]) == (-13.0, -1030.0)
+    assert found.energies[8] < -2040.0
+    assert found.rank == 3
+    assert fit_around(counts, energy, {}) == fit_references(counts, energy)
+
+
+def test_training_takes_references_from_the_dataset_where_the_configuration_asks(tmp_path: Path) -> None:
+    batch = StructureBatch.from_ase([labelled_molecule(name) for name in ("H2O", "H2O2", "H2", "O2")])
+    notes = encode_references({("a", "H", -13.6): 1, ("a", "O", -2041.0): 2, ("a", "O", -2042.0): 1})
+    with StructureWriter(tmp_path / "a.bp", sources=[SourceInfo("a", "PBE")], notes=notes) as writer:
+        writer.append(batch)
+    with open_structures(tmp_path / "a.bp") as reader:
+        assert decode_references(reader.notes) == {"a": {1: -13.6, 8: -2042.0}}
+        catalog = scan([DataItem(path="a.bp", references="free_atoms")], [reader])
+        assert catalog.free_atoms == {"a": {1: -13.6, 8: -2042.0}}
+        (head,) = describe_heads(catalog, np.ones(len(catalog), bool), [ForceSums()], LossSection())
+        assert head.references.energies == {1: -13.6, 8: -2042.0}
+        assert scan([DataItem(path="a.bp")], [reader]).free_atoms == {}
+    with StructureWriter(tmp_path / "b.bp", sources=[SourceInfo("b", "PBE")]) as writer:
+        writer.append(batch)
+    with open_structures(tmp_path / "b.bp") as reader, pytest.raises(UsageError, match="--element-references"):
+        scan([DataItem(path="b.bp", references="free_atoms")], [reader])

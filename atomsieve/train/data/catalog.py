@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures import StructureBatch, StructureReader
+from atomsieve.structures.references import decode_references
 from atomsieve.train.config import DataItem
 from atomsieve.train.data.references import count_elements
 
@@ -38,6 +39,7 @@ class Catalog:
     shortest : Angstrom, distance of the two closest atoms; infinity where none are within 3 Angstrom.
     charge, spin : total charge (e) and multiplicity, NaN where not given.
     sources : names of all heads; `levels` their levels of theory; `weights` their weights in drawing.
+    free_atoms : energies of free atoms, eV, by source and atomic number, of sources that take them as references.
     """
 
     file: NDArray[np.int32]
@@ -59,6 +61,7 @@ class Catalog:
     sources: list[str] = field(default_factory=list)
     levels: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    free_atoms: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -137,13 +140,15 @@ def scan(
     Raises
     ------
     UsageError
-        a source that a file does not have, or one source with two levels of theory.
+        a source that a file does not have, one source with two levels of theory, or energies of free atoms that a
+        file does not have.
     DataError
         a file without sources or labels.
     """
     sources: list[str] = []
     levels: list[str] = []
     weights: list[float] = []
+    free_atoms: dict[str, dict[int, float]] = {}
     parts: dict[str, list[NDArray[Any]]] = {}
     total, done = sum(map(len, readers)), 0
     for k, (item, reader) in enumerate(zip(items, readers, strict=True)):
@@ -154,6 +159,8 @@ def scan(
             if wanted not in names:
                 raise unknown(f"source of {item.path}", wanted, names)
         to_head = _merge_sources(item, reader.sources, sources, levels, weights)
+        if item.references == "free_atoms":
+            _add_free_atoms(item, reader, free_atoms)
         for start in range(0, len(reader), SCAN_STRUCTURES):
             batch = reader.read(start, min(start + SCAN_STRUCTURES, len(reader)))
             head = np.full(len(batch), 0 if len(names) == 1 else -1, np.int32) if batch.head is None else batch.head
@@ -174,7 +181,19 @@ def scan(
     if not parts:
         raise DataError(f"there are no structures in {', '.join(str(i.path) for i in items)}")
     arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
-    return Catalog(**arrays, sources=sources, levels=levels, weights=weights)
+    return Catalog(**arrays, sources=sources, levels=levels, weights=weights, free_atoms=free_atoms)
+
+
+def _add_free_atoms(item: DataItem, reader: StructureReader, free_atoms: dict[str, dict[int, float]]) -> None:
+    """Add the energies of free atoms that a file holds for its sources."""
+    stated = decode_references(reader.notes, str(item.path))
+    for name in item.sources or [source.name for source in reader.sources]:
+        if not stated.get(name):
+            raise UsageError(
+                f"{item.path} holds no energies of free atoms of {name!r} for references: free_atoms; convert it with "
+                "--element-references, or leave references out to fit them"
+            )
+        free_atoms.setdefault(name, {}).update(stated[name])
 
 
 def _merge_sources(

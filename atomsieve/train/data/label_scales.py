@@ -20,7 +20,7 @@ from atomsieve.errors import DataError
 from atomsieve.models.config import HeadSpec
 from atomsieve.train.config import LossSection
 from atomsieve.train.data.catalog import Catalog
-from atomsieve.train.data.references import ElementReferences, composition_energy, fit_references
+from atomsieve.train.data.references import ElementReferences, composition_energy, fit_around
 
 SMALLEST_SCALE = 1.0
 """eV: energies of atoms differ by about this much between environments, even where a source shows only relaxed ones."""
@@ -90,7 +90,7 @@ def residual_energy(catalog: Catalog, heads: list[HeadData]) -> NDArray[np.float
 def describe_heads(
     catalog: Catalog, train: NDArray[np.bool_], forces: list[ForceSums], loss: LossSection
 ) -> list[HeadData]:
-    """Fit references and sizes of every source on its training part.
+    """Fit references and sizes of every source on its training part; energies of free atoms that were asked for stay.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def describe_heads(
                 "splitting); every head needs some"
             )
         counts = catalog.composition[labelled].astype(np.int64)
-        references = fit_references(counts, catalog.energy[labelled])
+        references = fit_around(counts, catalog.energy[labelled], catalog.free_atoms.get(name, {}))
         n_atoms = catalog.n_atoms[labelled]
         residual = (catalog.energy[labelled] - composition_energy(counts, references)) / n_atoms
         heads.append(_head_data(catalog, head, own, references, residual, forces[head], loss))

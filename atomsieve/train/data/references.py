@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,37 @@ def _sparse_null_space(vt_null: NDArray[np.float64]) -> NDArray[np.float64]:
             if other != k:
                 rows[other] -= rows[other, c] * rows[k]
     return rows
+
+
+def fit_around(
+    counts: NDArray[np.int64], energy: NDArray[np.float64], free_atoms: Mapping[int, float]
+) -> ElementReferences:
+    """Return the energies of free atoms as references, and fit those of elements without one to what is left.
+
+    counts : [S,119] atoms of each element. energy : [S] eV, total energies. free_atoms : eV by atomic number.
+
+    Raises
+    ------
+    DataError
+        if there is no structure, or an energy is not finite.
+    """
+    counts, energy = np.asarray(counts), np.asarray(energy, np.float64)
+    known = [z for z in np.flatnonzero(counts.sum(0)).tolist() if z in free_atoms]
+    if not known:
+        return fit_references(counts, energy)
+    fixed = {z: float(free_atoms[z]) for z in known}
+    numbers = {z: int(counts[:, z].sum()) for z in known}
+    rest = counts.copy()
+    rest[:, known] = 0
+    if not rest.any():
+        return ElementReferences(fixed, numbers, len(known), [])
+    fitted = fit_references(rest, energy - counts[:, known] @ np.array(list(fixed.values())))
+    return ElementReferences(
+        dict(sorted({**fixed, **fitted.energies}.items())),
+        dict(sorted({**numbers, **fitted.counts}.items())),
+        len(known) + fitted.rank,
+        fitted.inseparable,
+    )
 
 
 def fit_references(counts: NDArray[np.int64], energy: NDArray[np.float64]) -> ElementReferences:
