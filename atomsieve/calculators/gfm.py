@@ -25,6 +25,7 @@ from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.ase_adapter import check_occupancies
 from atomsieve.structures.conditions import charge_and_spin, copy_atoms
 from atomsieve.structures.fields import to_numbers
 
@@ -334,8 +335,10 @@ def single(atoms: Atoms) -> StructureBatch:
     Raises
     ------
     DataError
-        if the charge or the multiplicity that the atoms state is no number, or is stated twice and differs.
+        if the charge or the multiplicity that the atoms state is no number, or is stated twice and differs; if sites
+        are partly occupied.
     """
+    check_occupancies(atoms)
     charge, spin = charge_and_spin(atoms)
     return StructureBatch(
         ptr=np.array([0, len(atoms)], np.int64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -57,11 +57,37 @@ def _labels(atoms: Atoms) -> dict[str, Any] | None:
     return results
 
 
+FULL = 1e-3
+"""An occupancy nearer than this to 1 is 1."""
+
+
+def check_occupancies(atoms: Atoms) -> None:
+    """Raise for atoms that stand for partly occupied sites: of a CIF file, ASE keeps the majority species of each.
+
+    Raises
+    ------
+    DataError
+        naming the first such site.
+    """
+    sites, kinds = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds")
+    if not isinstance(sites, Mapping) or kinds is None:
+        return
+    for place, kind in enumerate(kinds.tolist()):
+        found = sites.get(str(kind), sites.get(kind))
+        if isinstance(found, Mapping) and (len(found) > 1 or abs(sum(found.values()) - 1) > FULL):
+            shares = ", ".join(f"{symbol} {share:g}" for symbol, share in found.items())
+            raise DataError(
+                f"atom {place} stands for a partly occupied site ({shares}), which has no energy; order the structure, "
+                "and remove atoms.info['occupancy']"
+            )
+
+
 def _conditions(images: Sequence[Atoms]) -> dict[str, NDArray[np.float32]]:
-    """Return total charges and multiplicities `[S]`, those of them that any of the atoms state."""
+    """Return total charges and multiplicities `[S]`, those of them that any of the atoms state; check their sites."""
     stated = np.full((len(images), 2), np.nan, np.float32)
     for k, atoms in enumerate(images):
         try:
+            check_occupancies(atoms)
             stated[k] = charge_and_spin(atoms)
         except DataError as error:
             raise DataError(f"structure {k} of {len(images)}: {error}") from error

@@ -393,12 +393,23 @@ def _broken() -> dict[str, tuple[Atoms, type[Exception], str]]:
     ghost = Atoms("CuX", [[0, 0, 0], [2, 0, 0]])
     charged = bulk("Cu")
     charged.info["charge"] = 1
+    shared = bulk("Cu")
+    shared.info["occupancy"] = {"0": {"Cu": 0.5, "Au": 0.5}}
+    shared.set_array("spacegroup_kinds", np.array([0]))
+    flat_axis = Atoms("Cu", cell=[3, 3, 0], pbc=True)
     return {
         "empty": (Atoms(), InputError, r"empty \(0 atoms\); add atoms"),
         "nan": (nan, InputError, r"positions of 1 atoms are not finite, first atom 2: \[1.8\d*, nan, 1.8"),
         "nan cell": (nan_cell, InputError, "cell is not finite"),
         "no cell": (no_cell, InputError, r"pbc is \[True, True, True\].*lengths \[0.0, 0.0, 0.0\].*atoms.pbc = False"),
         "flat": (flat, InputError, "depends on the others"),
+        "no third vector": (
+            flat_axis,
+            InputError,
+            r"lengths \[3.0, 3.0, 0.0\] Angstrom, and a periodic one is missing",
+        ),
+        "partly occupied": (shared, InputError, "atom 0 stands for a partly occupied site .*Cu 0.5, Au 0.5"),
+        "beyond the table": (Atoms(numbers=[285 + 256]), InputError, "never trained on 541"),
         "unseen": (bulk("Xe", "fcc", a=6.2), InputError, "never trained on Xe; it knows O, Cu.*train on data"),
         "ghost": (ghost, InputError, "never trained on X"),
         "charged": (charged, InputError, "state charge 1, .*does not take into account"),
@@ -432,6 +443,36 @@ def test_an_ensemble_removed_while_in_use_goes_on(tmp_path: Path, copper: Atoms)
     copy.deepcopy(calc).get_property("energy", copper)
     with pytest.raises(CalculatorSetupError, match="gfm"):
         pickle.loads(pickle.dumps(calc))
+
+
+def test_equal_crystals_have_equal_energies_however_they_are_given(make) -> None:
+    """Left-handed, far unwrapped, with other lattice vectors of the same lattice, and a cell beside a cluster."""
+    base = bulk("CuO", "zincblende", a=4.3, cubic=True)
+    base.rattle(0.1, seed=2)
+    base.calc = make()
+    energy, forces = base.get_potential_energy(), base.get_forces()
+
+    def check(atoms: Atoms, turn: np.ndarray | float = 1.0) -> None:
+        atoms.calc = make()
+        assert np.isclose(atoms.get_potential_energy(), energy, atol=1e-9)
+        assert np.allclose(atoms.get_forces(), forces * turn, atol=1e-9)
+
+    left = base.copy()
+    left.set_cell(base.cell.array[[1, 0, 2]])
+    assert left.cell.volume > 0 > np.linalg.det(left.cell)
+    check(left)
+    mirror = np.array([1.0, 1.0, -1.0])
+    check(Atoms(base.numbers, base.positions * mirror, cell=base.cell.array * mirror, pbc=True), mirror)
+    far = base.copy()
+    far.positions += np.array([[3, -7, 11]] * len(far)) @ far.cell + np.outer(np.arange(len(far)), far.cell[0])
+    check(far)
+    skewed = base.copy()
+    skewed.set_cell(np.array([[1, 0, 0], [5, 1, 0], [-4, 3, 1]]) @ base.cell.array)
+    check(skewed)
+    cluster, boxed = Atoms(base.numbers, base.positions), base.copy()
+    boxed.pbc = False
+    cluster.calc, boxed.calc = make(), make()
+    assert cluster.get_potential_energy() == boxed.get_potential_energy() != energy
 
 
 @pytest.mark.parametrize("pbc", [True, (True, False, False)])

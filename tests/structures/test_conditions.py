@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
-from ase.io import write
+from ase.io import read, write
 from pymatgen.core import DummySpecies, Lattice, Molecule, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -131,6 +133,42 @@ def test_results_of_other_positions_are_no_labels() -> None:
     assert batch.energy is None
 
 
+ALLOY = """data_alloy
+_cell_length_a 4.0
+_cell_length_b 4.0
+_cell_length_c 4.0
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 1'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+O1 O 0.5 0.5 0.5 1.0
+Cu1 Cu 0 0 0 0.5
+Au1 Au 0 0 0 SHARE
+"""
+
+
+def test_partly_occupied_sites_are_no_atoms() -> None:
+    """ASE reads half copper and half gold as gold."""
+    alloy = read(io.StringIO(ALLOY.replace("SHARE", "0.5")), format="cif")
+    assert alloy.get_chemical_symbols() == ["O", "Au"]
+    message = r"structure 1 of 2: atom 1 stands for a partly occupied site \(.*Cu 0.5.*\), which has no energy; order"
+    with pytest.raises(DataError, match=message):
+        StructureBatch.from_ase([Atoms("H"), alloy])
+    with pytest.raises(DataError, match="atom 4 stands for"):
+        StructureBatch.from_ase(alloy.repeat((2, 2, 1))[[0, 2, 4, 6, 1, 3, 5, 7]])
+    del alloy.info["occupancy"]
+    assert StructureBatch.from_ase(alloy).numbers.tolist() == [8, 79]
+    full = read(io.StringIO(ALLOY.replace("Cu1 Cu 0 0 0 0.5", "").replace("SHARE", "1.0")), format="cif")
+    assert "occupancy" in full.info and StructureBatch.from_ase(full).numbers.tolist() == [8, 79]
+
+
 # -- pymatgen --------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +243,5 @@ def test_the_written_file_of_a_constrained_slab_reads_the_same(tmp_path) -> None
     slab.set_constraint(FixAtoms([0, 1]))
     slab.info |= {"charge": -1, "spin": 2}
     write(tmp_path / "slab.traj", slab)
-    from ase.io import read
-
     found = StructureBatch.from_ase(read(tmp_path / "slab.traj"))
     assert found.pbc.tolist() == [[True, True, False]] and (found.charge[0], found.spin[0]) == (-1, 2)
