@@ -11,6 +11,8 @@ from atomsieve.structures.formats.codes import (
     ml_ab,
     orca,
     outcar,
+    pdb,
+    trajectories,
     vasprun,
     xdatcar,
 )
@@ -28,4 +30,7 @@ ROWS = (
     orca.ROW,
     lammps_dump.ROW,
     lammps_data.ROW,
+    pdb.ROW,
+    trajectories.XTC_ROW,
+    trajectories.DCD_ROW,
 )
