@@ -29,10 +29,15 @@ def run(
 ) -> None:
     """Train an ensemble; run again after an interruption, it continues. Also under torchrun or mpirun."""
     from atomsieve.cli.common import console
+    from atomsieve.structures.ready import check_input
     from atomsieve.train.config import load_config
+
+    chosen = load_config(config, settings or [])
+    for item in chosen.data:  # before torch is loaded
+        check_input(item.path, None if item.convert is None else item.convert.format)
     from atomsieve.train.run import train
 
-    train(load_config(config, settings or []), console(quiet=quiet), overwrite=overwrite)
+    train(chosen, console(quiet=quiet), overwrite=overwrite)
 
 
 @app.command()

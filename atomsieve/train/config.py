@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from atomsieve.errors import UsageError, unknown
+from atomsieve.errors import AtomSieveError, UsageError, unknown
 from atomsieve.models.config import Kind, ModelConfig, section_keys
+from atomsieve.structures.read_options import ReadOptions
 
 
 class _Section(BaseModel):
@@ -25,10 +26,58 @@ def _defaults(kind: type[BaseModel]) -> Any:
     return Field(default_factory=lambda: kind.model_validate({}))
 
 
+class ConvertSection(_Section):
+    """How a file that is no dataset is read; the keys are those of `atomsieve.structures.read_options.ReadOptions`."""
+
+    source: str | None = Field(None, description="source of all labels: their head")
+    level_of_theory: str = Field("", description="how the labels were computed, e.g. PBE, PAW (VASP)")
+    source_key: str | None = Field(None, description="key under which each structure states its source")
+    level_key: str | None = Field(None, description="key under which each structure states its level of theory")
+    format: str | None = Field(None, description="of the file, if its name does not tell")
+    energy_key: str | None = Field(None, description="name of the total energy; null: names that are certain")
+    forces_key: str | None = Field(None, description="name of the forces")
+    stress_key: str | None = Field(None, description="name of the stress")
+    virial_key: str | None = Field(None, description="name of the virial, minus stress times volume")
+    charge_key: str | None = Field(None, description="name of the total charge")
+    spin_key: str | None = Field(None, description="name of the multiplicity")
+    unit: str = Field("", description="units before those that the file states: energy=hartree,length=bohr")
+    stress_sign: int | None = Field(None, description="1: positive under tension; -1: positive under pressure")
+    charge: float | None = Field(None, description="total charge of structures that state none")
+    spin: float | None = Field(None, description="multiplicity of structures that state none")
+    elements: str = Field("", description="symbols of the types 1, 2, ... of formats that number them: Al,Ni")
+    topology: str | None = Field(None, description="file with the elements of a trajectory of positions")
+    keep_unconverged: bool = Field(False, description="keep steps whose electronic steps did not converge")
+
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _join_units(cls, value: Any) -> Any:
+        """Take `{energy: hartree, length: bohr}` too."""
+        return ",".join(f"{key}={word}" for key, word in value.items()) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _is_readable(self) -> ConvertSection:
+        try:
+            self.reading()
+        except AtomSieveError as error:
+            raise ValueError(str(error)) from error
+        if self.source is not None and not self.level_of_theory and self.level_key is None:
+            raise ValueError("source needs level_of_theory, or level_key where each structure states it")
+        return self
+
+    def reading(self) -> ReadOptions:
+        """Return them as the conversion takes them."""
+        return ReadOptions(**self.model_dump())
+
+
 class DataItem(_Section):
     """One file of labelled structures."""
 
-    path: Path = Field(description="BP5 folder made by `atomsieve data convert`")
+    path: Path = Field(description="dataset folder of `atomsieve data convert`, or any readable file of structures")
+    convert: ConvertSection | None = Field(
+        None,
+        description="how a file that is no dataset is read, e.g. {source: pbe, level_of_theory: PBE, energy_key: "
+        "REF_energy, unit: energy=hartree}; the keys are the options of `atomsieve data convert`",
+    )
     sources: list[str] | None = Field(None, description="only these sources of the file; null takes all")
     use: Literal["auto", "train", "val", "test", "calibration"] = Field(
         "auto", description="which part the structures belong to; auto divides them by the rules of `split`"
@@ -373,13 +422,20 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> TrainConfig:
         raise UsageError(f"{path} must hold keys and values, got {type(raw).__name__}")
     config = parse_config(_floats(apply_settings(raw, settings)))
     base = path.resolve().parent
-    data = [item.model_copy(update={"path": base / item.path}) for item in config.data]
+    data = [_resolve_paths(item, base) for item in config.data]
     return config.model_copy(update={"data": data, "output": base / config.output})
+
+
+def _resolve_paths(item: DataItem, base: Path) -> DataItem:
+    convert = item.convert
+    if convert is not None and convert.topology is not None:
+        convert = convert.model_copy(update={"topology": str(base / convert.topology)})
+    return item.model_copy(update={"path": base / item.path, "convert": convert})
 
 
 def _floats(node: Any) -> Any:
     if isinstance(node, dict):
-        return {k: v if k in ("path", "output", "default_head") else _floats(v) for k, v in node.items()}
+        return {k: v if k in ("path", "output", "default_head", "convert") else _floats(v) for k, v in node.items()}
     if isinstance(node, list):
         return [_floats(v) for v in node]
     return _number(node)

@@ -49,13 +49,14 @@ def finish(
     config: TrainConfig,
     prepared: Prepared,
     digests: list[str],
+    contents: list[str],
     ensemble: Ensemble,
     group: ProcessGroup,
     console: Console | None,
 ) -> TrainResult:
     """Write the ensemble with its domain and calibration, and the tables and plots about it.
 
-    digests : identity of each data file.
+    digests : identity of each dataset. contents : digest of each file that was converted into one, else empty.
     """
     material = prepared.material
     sources, gfm = material.store.catalog.sources, config.output / "gfm"
@@ -71,7 +72,12 @@ def finish(
             default_head=config.default_head,
             examples=material.store.fetch(_examples(prepared)),
             overwrite=True,
-            training={"config": config.model_dump(mode="json"), "metrics": metrics, "data_sha256": digests},
+            training={
+                "config": config.model_dump(mode="json"),
+                "metrics": metrics,
+                "data_sha256": digests,
+                "data_contents": contents,
+            },
         )
         if console is not None:
             for name, heads in metrics.items():

@@ -13,7 +13,7 @@ from atomsieve.errors import UsageError, unknown
 from atomsieve.structures import StructureReader
 from atomsieve.train.config import TrainConfig
 from atomsieve.train.data.batches import Labels
-from atomsieve.train.data.catalog import Catalog, scan
+from atomsieve.train.data.catalog import scan
 from atomsieve.train.data.label_scales import HeadData, describe_heads, residual_energy
 from atomsieve.train.data.outliers import Cleaning, remove_outliers
 from atomsieve.train.data.sampler import Sizes, bootstrap_weights
@@ -41,7 +41,7 @@ def prepare(config: TrainConfig, readers: Sequence[StructureReader], console: Co
         everything = scan(config.data, readers, step)
     cleaning = remove_outliers(everything, config.cleaning)
     catalog = everything.take(cleaning.keep)
-    _check_heads(catalog, config)
+    check_default_head(catalog.sources, config.default_head)
     part = assign_parts(catalog, config.split, config.data)
     store = Store(catalog, readers, config.batch.in_memory * 1e9)
     heads = describe_heads(catalog, part == TRAIN, store.force_sums(part == TRAIN), config.loss)
@@ -60,15 +60,21 @@ def prepare(config: TrainConfig, readers: Sequence[StructureReader], console: Co
     return prepared
 
 
-def _check_heads(catalog: Catalog, config: TrainConfig) -> None:
-    names = catalog.sources
-    if config.default_head is None and len(names) > 1:
+def check_default_head(names: list[str], default: str | None) -> None:
+    """Check that the default head is one of the sources; of several, one must be named.
+
+    Raises
+    ------
+    UsageError
+        naming the sources.
+    """
+    if default is None and len(names) > 1:
         raise UsageError(
             f"there are {len(names)} heads: state default_head, the one that screening uses if none is named; allowed: "
             f"{', '.join(names)}"
         )
-    if config.default_head is not None and config.default_head not in names:
-        raise unknown("default_head", config.default_head, names)
+    if default is not None and names and default not in names:
+        raise unknown("default_head", default, names)
 
 
 def _edges(config: TrainConfig, store: Store) -> np.ndarray:

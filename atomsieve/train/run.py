@@ -20,12 +20,13 @@ from atomsieve.runs.output_folder import OutputFolder, find_changes
 from atomsieve.structures import open_structures
 from atomsieve.train.checkpoint import load_tensors
 from atomsieve.train.config import TrainConfig, dump_config, parse_config
+from atomsieve.train.data.datasets import ensure_datasets, list_sources
 from atomsieve.train.data.label_scales import HeadData
 from atomsieve.train.distributed import ProcessGroup, join_process_group, leave_process_group, single_rank_group
 from atomsieve.train.finish import TrainResult, finish
 from atomsieve.train.log import RunLog
 from atomsieve.train.loop import Run
-from atomsieve.train.prepare import Prepared, member_seeds, prepare, summary
+from atomsieve.train.prepare import Prepared, check_default_head, member_seeds, prepare, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,14 +57,17 @@ def train(config: TrainConfig, console: Console | None = None, *, overwrite: boo
     screen = console if group.is_first else None
     try:
         with ExitStack() as stack:
-            readers = [stack.enter_context(open_structures(item.path)) for item in config.data]
+            copies = ensure_datasets(config, group, screen)
+            readers = [stack.enter_context(open_structures(copy.path)) for copy in copies]
             digests = [r.identity() for r in readers]
-            claim_output(config, digests, group, overwrite)
+            check_output(config, digests, group, overwrite)
+            check_default_head(list_sources(config.data, readers), config.default_head)
             prepared = prepare(config, readers, screen)
+            claim_output(config, digests, group, overwrite)  # now that all was checked
             if group.is_first:
                 (config.output / "data.json").write_text(json.dumps(summary(prepared), indent=1))
             ensemble = _train_members(config, prepared, group, screen)
-            return finish(config, prepared, digests, ensemble, group, screen)
+            return finish(config, prepared, digests, [copy.content for copy in copies], ensemble, group, screen)
     finally:
         leave_process_group()
 
@@ -91,6 +95,13 @@ class TrainFolder(OutputFolder):
         return [self.path / "runs", self.path / "gfm"] if self.is_ours() else []
 
 
+def check_output(config: TrainConfig, digests: list[str], group: ProcessGroup, overwrite: bool) -> None:
+    """Refuse an output folder that holds another run, before anything is read or written; see `claim_output`."""
+    problem = group.broadcast(_find_problem(config, digests, overwrite) if group.is_first else None)
+    if problem:
+        raise UsageError(problem)
+
+
 def claim_output(config: TrainConfig, digests: list[str], group: ProcessGroup, overwrite: bool) -> None:
     """Make the output folder ready; refuse one that holds another run.
 
@@ -113,14 +124,26 @@ def _prepare_output(config: TrainConfig, digests: list[str], overwrite: bool) ->
         folder.make()
     except AtomSieveError as error:
         return str(error)
+    if problem := _find_problem(config, digests, overwrite):
+        return problem
     if overwrite:
         folder.clear()
     elif folder.is_ours():
-        return _compare(folder, {**config.model_dump(mode="json"), "data_sha256": digests})
-    elif folder.list_foreign():
-        return f"{folder.path} is not empty and holds no run; give another output folder"
+        return None
     text = dump_config(config) + yaml.safe_dump({"data_sha256": digests})
     atomic_write(folder.record, text.encode())
+    return None
+
+
+def _find_problem(config: TrainConfig, digests: list[str], overwrite: bool) -> str | None:
+    """Return why the output folder cannot be used; nothing is written."""
+    folder = TrainFolder(config.output)
+    if overwrite or not folder.path.is_dir():
+        return None
+    if folder.is_ours():
+        return _compare(folder, {**config.model_dump(mode="json"), "data_sha256": digests})
+    if folder.list_foreign():
+        return f"{folder.path} is not empty and holds no run; give another output folder"
     return None
 
 
