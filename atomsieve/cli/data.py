@@ -100,7 +100,7 @@ def convert_command(
         str | None, typer.Option(help="Multiplicity 2S+1.", rich_help_panel=KEYS, show_default=False)
     ] = None,
     unit: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--unit",
             help="Units of the numbers in the files, before those that files state, e.g. energy=hartree,length=bohr,"
@@ -132,6 +132,15 @@ def convert_command(
     allow_duplicate_ids: Annotated[
         bool,
         typer.Option("--allow-duplicate-ids", help="Take ids of --id-key that are given twice.", rich_help_panel=KEYS),
+    ] = False,
+    element_references: Annotated[
+        bool,
+        typer.Option(
+            "--element-references",
+            help="Take energies of single free atoms (config_type=IsolatedAtom) as element references of their source, "
+            "kept in the manifest, and leave these atoms out.",
+            rich_help_panel=CHOICE,
+        ),
     ] = False,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Leave energies, forces and stress out.")] = False,
     keep_bad: Annotated[
@@ -199,7 +208,7 @@ def convert_command(
 
     options = ConvertOptions(
         keys=LabelKeys(energy_key, forces_key, stress_key, virial_key, charge_key, spin_key, id_key, no_labels),
-        units=Units.parse(unit or "", stress_sign),
+        units=Units.parse(",".join(unit or []), stress_sign),
         source_key=source_key,
         level_key=level_key,
         format=file_format,
@@ -213,6 +222,7 @@ def convert_command(
         step_size=step_size,
         positions=positions,
         overwrite=overwrite,
+        element_references=element_references,
         allow_duplicate_ids=allow_duplicate_ids,
     )
     inputs = parse_inputs(src, source, level_of_theory or [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -51,11 +52,46 @@ def show_report(report: ConvertReport, screen: Console, options: ConvertOptions)
     settled = [] if options.keys.none else [name for name in LABEL_OPTIONS if getattr(options.keys, name) is not None]
     for note in [*found.list_notes(known, settled), *_partial_conditions(report)]:
         _say(screen, Text(f"note: {note}", "yellow"))
-    for remark in report.remarks:
+    for remark in [*report.remarks, *_free_atoms(report, options)]:
         _say(screen, Text(f"note: {remark}", "yellow"))
+    for finding in _find_odd_sizes(report, screen):
+        _say(screen, Text(f"does not fit: {finding}", "yellow"))
     if others := found.list_others(known, settled):
         more = f", and {len(others) - SHOWN_KEYS} more" if len(others) > SHOWN_KEYS else ""
         _say(screen, Text(f"not kept, as a dataset has no field for them: {', '.join(others[:SHOWN_KEYS])}{more}"))
+
+
+def _free_atoms(report: ConvertReport, options: ConvertOptions) -> Iterator[str]:
+    """Yield what single free atoms became, or the option that takes them."""
+    from atomsieve.structures.references import describe_references
+
+    taken, found = sum(report.tally.references.values()), report.tally.free_atoms
+    yield from describe_references(report.tally.references)
+    rest = sum(found.values()) - taken
+    if rest <= 0 or options.keys.none:
+        return
+    names = ", ".join(f"{symbol} {count:,}" for symbol, count in found.most_common(12))
+    where = ", all in one set" if options.split is not None and options.split.by == "structure" else ""
+    if options.element_references:
+        yield f"{pluralize(rest, 'single free atom')} of {names} kept as samples{where}: they have no energy"
+    else:
+        yield (
+            f"{pluralize(rest, 'single free atom')} ({names}) kept as samples{where}; --element-references takes their "
+            "energies as element references in place of that"
+        )
+
+
+def _find_odd_sizes(report: ConvertReport, screen: Console) -> list[str]:
+    """Return what does not fit in the datasets that were written, by a sample of them."""
+    from atomsieve.structures.plausibility import check_datasets
+
+    if screen.quiet or not report.tally.labels["energy"]:
+        return []
+    applied = report.tally.found.common_units()
+    found = check_datasets(list(report.outputs), applied)
+    if applied is None:  # several units: which option would fit which file cannot be said
+        found = [replace(one, option="") for one in found]
+    return [one.describe() for one in found]
 
 
 def _label_words(report: ConvertReport) -> Iterator[str]:
@@ -116,6 +152,8 @@ def show_summary(found: dict[str, Any], screen: Console) -> None:
     for name, level in levels:
         if level:
             screen.print(Text.assemble("level of theory of ", (name, "bold"), f": {level}"), soft_wrap=True)
+    for name, text in found["notes"].items():
+        _say(screen, Text.assemble((name, "bold"), f": {text}"))
     elements = sorted(found["elements"].items(), key=lambda pair: -pair[1]["structures"])
     shown = ", ".join(f"{symbol} {counts['structures']:,}" for symbol, counts in elements[:SHOWN_ELEMENTS])
     more = f", and {len(elements) - SHOWN_ELEMENTS} more" if len(elements) > SHOWN_ELEMENTS else ""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from atomsieve.structures.references import find_free_atoms
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.validation import ConversionCounts, ValidBlock
 
@@ -26,9 +25,8 @@ def take_references(
     from ase.data import chemical_symbols
 
     batch, block = valid.batch, valid.block
-    free = np.flatnonzero(find_free_atoms(block)[valid.kept])
     stays = np.ones(len(batch), bool)
-    for k in free.tolist():
+    for k in np.flatnonzero(valid.free).tolist():
         energy = None
         if batch.energy is not None and batch.has_energy is not None and batch.has_energy[k]:
             energy = float(batch.energy[k])
@@ -46,4 +44,4 @@ def take_references(
         has = getattr(batch, f"has_{name}")
         counts.labels[name] -= 0 if has is None else int(has[~stays].sum())
     rows = np.flatnonzero(stays)
-    return ValidBlock(batch.take(rows), block, valid.kept[rows]), [sources[k] for k in rows.tolist()]
+    return ValidBlock(batch.take(rows), block, valid.kept[rows], valid.free[rows]), [sources[k] for k in rows.tolist()]

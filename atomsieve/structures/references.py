@@ -38,9 +38,8 @@ def find_free_atoms(block: Block, length: float = 1.0) -> NDArray[np.bool_]:
     return alone & free
 
 
-def count_free_atoms(block: Block, counts: Counter[str], length: float = 1.0) -> None:
+def count_free_atoms(block: Block, free: NDArray[np.bool_], counts: Counter[str]) -> None:
     """Add free atoms by element to the counts."""
-    free = find_free_atoms(block, length)
     if free.any():
         from ase.data import chemical_symbols
 

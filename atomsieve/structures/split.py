@@ -22,8 +22,9 @@ WAYS = ("structure", "formula", "group")
 class Split:
     """Named sets with their fractions, and the rule which structures stay together.
 
-    `by` is "structure" (equal structures stay together), "formula" (a reduced formula is on one side only), or
-    "group:KEY" (structures with the same value of a key in the file are).
+    `by` is "structure" (equal structures stay together; single free atoms are in "train" or the largest set),
+    "formula" (a reduced formula is on one side only), or "group:KEY" (structures with the same value of a key in the
+    file stay together).
     """
 
     fractions: dict[str, float]
@@ -59,8 +60,17 @@ class Split:
         return Split(fractions, by, seed)
 
     def choose(self, valid: ValidBlock) -> list[str]:
-        """Return the name of the set to which each structure of a block belongs."""
-        return [self._place(key) for key in self._keys(valid)]
+        """Return the name of the set to which each structure of a block belongs.
+
+        Where structures are divided one by one, single free atoms all belong to the set "train", or to the
+        largest one: a head that never saw one would be judged by it.
+        """
+        names = [self._place(key) for key in self._keys(valid)]
+        if self.by == "structure":
+            home = "train" if "train" in self.fractions else max(self.fractions, key=lambda name: self.fractions[name])
+            for k in np.flatnonzero(valid.free).tolist():
+                names[k] = home
+        return names
 
     def _place(self, key: bytes) -> str:
         digest = hashlib.sha256(f"{self.seed}:".encode() + key).digest()

@@ -15,7 +15,7 @@ from atomsieve.structures.block import Block, Column
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.item import BadItem
 from atomsieve.structures.labels import FoundLabels, LabelKeys, LabelTally, Reasons, find_labels
-from atomsieve.structures.references import count_free_atoms, encode_references
+from atomsieve.structures.references import count_free_atoms, encode_references, find_free_atoms
 from atomsieve.structures.units import Units
 
 HEAVIEST = 118
@@ -84,11 +84,13 @@ class ValidBlock:
     ----------
     batch : they, with their labels, in this package's units; ids are given or the places in the input.
     block, kept : the block they come from, and their places in it `[V]`.
+    free : `[V]`, True for single free atoms.
     """
 
     batch: StructureBatch
     block: Block
     kept: NDArray[np.int64]
+    free: NDArray[np.bool_]
 
     def values_of(self, key: str) -> list[Any]:
         """Return what each structure states under a key, of the structure itself; None where it does not."""
@@ -143,7 +145,8 @@ class BlockValidator:
         found = find_labels(block, self.keys, self.units, self.tally.found)
         if block.units.needed and len(block):
             self.units.over(block.units).require({"length", *found.values}, block.places[0])
-        count_free_atoms(block, self.tally.free_atoms, self.units.over(block.units).factor("length"))
+        free = find_free_atoms(block, self.units.over(block.units).factor("length"))
+        count_free_atoms(block, free, self.tally.free_atoms)
         for place, why in found.reasons.items():
             reasons.setdefault(place, why)
         self._count(block, reasons)
@@ -159,7 +162,7 @@ class BlockValidator:
         for name in ("charge", "spin"):
             if name in found.has:
                 self.tally.labels[name] += int(found.has[name][kept].sum())
-        return ValidBlock(batch, block, np.flatnonzero(kept))
+        return ValidBlock(batch, block, np.flatnonzero(kept), free[kept])
 
     def _count(self, block: Block, reasons: Reasons) -> None:
         """Count the structures left out, in the order of the file."""

@@ -135,11 +135,13 @@ def test_wrong_units_are_told_with_the_option(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_limit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = [Atoms("H2", [[0, 0, 0], [0, 0, 0.74 + 1e-5 * k]]) for k in range(4100)]
-    ase.io.write(tmp_path / "x.extxyz", images)
-    assert call(tmp_path / "x.extxyz", "--limit", "100") == 0
-    assert "--limit 0 all)" in capsys.readouterr().out.splitlines()[1]
-    assert inspect_path(tmp_path / "x.extxyz").counts.read == 4100
+    images = [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])] * 20
+    for name in ("a", "b", "c"):
+        ase.io.write(tmp_path / f"{name}.extxyz", images)
+    assert call(tmp_path, "--limit", "10") == 0
+    shown = capsys.readouterr().out.splitlines()[1]
+    assert shown == "20 structures (the first ones; --limit 200 reads more, --limit 0 all), 40 atoms (2 each)"
+    assert inspect_path(tmp_path).counts.read == 60
 
 
 def test_a_folder_and_errors(tmp_path: Path, odd: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,8 @@ class ConvertOptions:
     charge, spin : for structures that state none.
     step_size, positions, overwrite : see `StructureWriter`.
     list_skipped : list the structures left out in `OUT.skipped.csv`.
+    element_references : take the energies of single free atoms as element references of their source, into the
+        manifest, and leave these atoms out of the samples.
     allow_duplicate_ids : take ids from `keys.id` even if some are given twice.
     """
 
@@ -62,6 +64,7 @@ class ConvertOptions:
     positions: str = "float64"
     overwrite: bool = False
     list_skipped: bool = True
+    element_references: bool = False
     allow_duplicate_ids: bool = False
 
     def ask(self, path: Path, tick: Tick) -> ReadRequest:

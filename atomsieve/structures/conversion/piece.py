@@ -19,6 +19,7 @@ from atomsieve.structures.formats.scan import FoundFile, stamp_file
 from atomsieve.structures.item import BadItem
 from atomsieve.structures.manifest import PartRow
 from atomsieve.structures.part_writer import DiskError, PartWriter, add_source
+from atomsieve.structures.reference_frames import take_references
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.validation import BlockValidator, ConversionCounts, ValidBlock
 
@@ -140,7 +141,11 @@ def _read_piece(
                 record.begins = block.start if record.begins is None else record.begins
                 record.ends = block.stop
             valid = validator(block)
-            sets.add(valid, find_sources(valid, source, job.options))
+            sources = find_sources(valid, source, job.options)
+            if job.options.element_references:
+                energy = validator.units.over(block.units).factor("energy")
+                valid, sources = take_references(valid, sources, validator.tally, energy)
+            sets.add(valid, sources)
             watch((k + fraction) / piece.n_files, validator.tally.read, sum(validator.tally.skipped.values()))
         _require_unchanged(found)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 
 from atomsieve.structures.labels.names import guess_label, offer_option
+from atomsieve.structures.units import Units
 from atomsieve.text import pluralize
 
 KEYS_KEPT = 1000
@@ -54,6 +55,22 @@ class LabelTally:
                 own.update(more)
             else:
                 own.update({key: value for key, value in more.items() if key not in own})
+
+    def common_units(self) -> Units | None:
+        """Return the units in which all labels were, None where they were in different ones."""
+        found: dict[str, str] = {}
+        counted: Counter[str] = Counter()
+        for (quantity, unit, _), count in self.units.items():
+            if found.setdefault(quantity, unit) != unit:
+                return None
+            counted[quantity] += count
+        taken: Counter[str] = Counter()
+        for (label, key), count in self.taken.items():
+            taken["virial" if key.startswith("-") else label] += count
+        if any(counted[q] != taken[q] for q in ("energy", "forces", "stress") if counted[q]):
+            return None
+        sign = {"ASE": 1, "opposite to ASE": -1}.get(found.pop("stress sign", ""))
+        return Units(**found, stress_sign=sign)  # type: ignore[arg-type]
 
     # -- in words ----------------------------------------------------------------------------------------------------
 
