@@ -25,6 +25,12 @@ struct InfoColumn {
   unsigned kinds = 0;
   bool one_shape = true;
 
+  void clear() {
+    place.clear(), kind.clear(), shape.clear(), at.clear(), ints.clear(), reals.clear(), texts.clear();
+    text_end.clear();
+    kinds = 0, one_shape = true;
+  }
+
   void add(int32_t frame, const Value& value, const Header& header) {
     const int32_t own[3] = {value.rank, value.rows, value.columns};
     if (!place.empty() && std::memcmp(own, shape.data(), sizeof own) != 0) one_shape = false;
@@ -63,6 +69,8 @@ struct AtomColumn {
   std::vector<uint8_t> bools;
   std::string texts;
   std::vector<int64_t> text_end;
+
+  void clear() { place.clear(), reals.clear(), ints.clear(), bools.clear(), texts.clear(), text_end.clear(); }
 };
 
 enum class Role { other, species, number, position };
@@ -95,6 +103,17 @@ struct Frames {
   int64_t heavy_hydrogen = 0, more_words = 0;
 
   size_t count() const { return ptr.size() - 1; }
+
+  // Empty, but with the memory and the columns of before, unless those are many.
+  void clear(size_t most_keys) {
+    ptr.assign(1, 0);
+    numbers.clear(), positions.clear(), cells.clear(), pbc.clear(), starts.clear(), bad.clear();
+    heavy_hydrogen = more_words = 0;
+    if (info.size() > most_keys) info.clear(), by_key.clear(), order.clear();
+    if (atoms.size() > most_keys) atoms.clear();
+    for (InfoColumn& column : info) column.clear();
+    for (AtomColumn& column : atoms) column.clear();
+  }
 
   InfoColumn& find_info(std::string_view key, size_t k) {
     if (k < order.size() && info[order[k]].key == key) return info[order[k]];

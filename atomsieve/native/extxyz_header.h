@@ -3,6 +3,7 @@
 // The rules are those of ase.io.extxyz (key_val_str_to_dict), with three additions: nested brackets are matrices, the
 // exponent of a real may be written with D, and a value that is an empty pair of quotes ends where it ends.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -103,6 +104,15 @@ class Header {
 
   std::string_view view(size_t begin, size_t end) const { return std::string_view(chars_).substr(begin, end - begin); }
 
+  static bool is_special(char c) {
+    static const std::array<bool, 256> table = [] {
+      std::array<bool, 256> out{};
+      for (const char special : std::string_view("\\\"'{}[]= \t\n\v\f\r")) out[static_cast<unsigned char>(special)] = true;
+      return out;
+    }();
+    return table[static_cast<unsigned char>(c)];
+  }
+
   bool split(std::string_view line) {
     while (!line.empty() && is_space(line.front())) line.remove_prefix(1);
     while (!line.empty() && is_space(line.back())) line.remove_suffix(1);
@@ -119,6 +129,10 @@ class Header {
       closed_empty = false;
     };
     for (const char* p = line.data(); p != end; ++p) {
+      const char* const run = p;
+      while (p != end && !is_special(*p)) ++p;  // most characters stand for themselves
+      chars_.append(run, size_t(p - run));
+      if (p == end) break;
       const char c = *p;
       if (c == '\\') {
         if (++p != end) chars_.push_back(*p);

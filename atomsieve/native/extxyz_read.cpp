@@ -1,6 +1,5 @@
 // Parses frames of extended XYZ from a piece of a file into flat arrays; goes on behind a frame that is damaged.
 #include <algorithm>
-#include <memory>
 
 #include "extxyz_columns.h"
 #include "text_elements.h"
@@ -24,7 +23,7 @@ struct Reader {
   std::vector<Property> properties;
   std::string properties_error;
   std::string units;  // what the last frame said about units
-  bool any_units = false;
+  Frames frames;      // of the last call
 };
 
 struct Line {
@@ -433,22 +432,16 @@ class Parser {
   bool join_columns() {
     for (Property& property : reader_.properties) {
       if (property.role != Role::other) continue;
-      if (property.column >= 0 && size_t(property.column) < out_.atoms.size() &&
-          out_.atoms[size_t(property.column)].name == property.name) {
-        const AtomColumn& column = out_.atoms[size_t(property.column)];
-        if (column.type != property.type || column.width != property.width) return false;
-        continue;
-      }
-      property.column = -1;
+      if (property.column >= 0) continue;
       for (size_t k = 0; k < out_.atoms.size(); ++k)
         if (out_.atoms[k].name == property.name) property.column = int(k);
       if (property.column < 0) {
         property.column = int(out_.atoms.size());
         out_.atoms.emplace_back();
-        AtomColumn& column = out_.atoms.back();
-        column.name = property.name, column.type = property.type, column.width = property.width;
+        out_.atoms.back().name = property.name;
       }
-      const AtomColumn& column = out_.atoms[size_t(property.column)];
+      AtomColumn& column = out_.atoms[size_t(property.column)];
+      if (column.place.empty()) column.type = property.type, column.width = property.width;
       if (column.type != property.type || column.width != property.width) return false;
     }
     return same_units();
@@ -475,42 +468,52 @@ class Parser {
 
   // -- the atoms -------------------------------------------------------------------------------------------------
 
-  struct Sizes {
-    size_t reals, ints, bools, texts, ends;
-  };
-
-  void restore(size_t atoms, const std::vector<Sizes>& sizes) {
-    out_.numbers.resize(atoms);
-    out_.positions.resize(3 * atoms);
-    for (size_t k = 0; k < sizes.size(); ++k) {
-      AtomColumn& column = out_.atoms[k];
-      column.reals.resize(sizes[k].reals), column.ints.resize(sizes[k].ints), column.bools.resize(sizes[k].bools);
-      column.texts.resize(sizes[k].texts), column.text_end.resize(sizes[k].ends);
+  // Gives every column room for the atoms of a frame, or takes that of the atoms behind `atoms` back.
+  void resize(size_t atoms, int64_t more) {
+    out_.numbers.resize(atoms + size_t(more));
+    out_.positions.resize(3 * (atoms + size_t(more)));
+    for (const Property& property : reader_.properties) {
+      if (property.role != Role::other) continue;
+      AtomColumn& column = out_.atoms[size_t(property.column)];
+      const size_t size = column_start_[size_t(property.column)] + size_t(more) * size_t(property.width);
+      if (property.type == 'R') column.reals.resize(size);
+      else if (property.type == 'I') column.ints.resize(size);
+      else if (property.type == 'L') column.bools.resize(size);
+      else if (more == 0) {
+        column.text_end.resize(size);
+        column.texts.resize(size == 0 ? 0 : size_t(column.text_end.back()));
+      }
     }
   }
 
+  std::vector<size_t> column_start_;  // values of each column before the frame
+
   Outcome read_atoms(const char* begin, const Line& head, int64_t count) {
+    const char* p = head.next;
+    // No more room than the bytes that are there can fill: a count may lie.
+    const int64_t room = std::min(count, (end_ - p + 1) / SHORTEST_LINE + 1);
     const size_t before = out_.numbers.size();
-    sizes_.clear();
+    column_start_.clear();
     for (const AtomColumn& c : out_.atoms)
-      sizes_.push_back({c.reals.size(), c.ints.size(), c.bools.size(), c.texts.size(), c.text_end.size()});
+      column_start_.push_back(c.reals.size() + c.ints.size() + c.bools.size() + c.text_end.size());
+    resize(before, room);
     const auto undo = [&](Outcome outcome) {
-      restore(before, sizes_);
+      resize(before, 0);
       return outcome;
     };
     bool heavy = false, more_words = false;
-    const char* p = head.next;
     for (int64_t k = 0; k < count; ++k) {
       if (p == end_) {
         if (!final_) return undo(Outcome::more);
         return undo(fail("the file ends within a structure", ends_after(k, count), end_, line_ + 2 + k, true));
       }
       const Line line = line_at(p);
+      if (k == room) return undo(fail("not a line of an atom", quote(strip(line)), p, line_ + 2 + k, true));
       if (!line.whole) {
         if (size_t(line.end - line.begin) <= LONGEST_LINE) return undo(Outcome::more);
         return undo(fail("not a line of an atom", "a line of more than 1 MB", line.begin, line_ + 2 + k, true));
       }
-      if (!read_atom(line, heavy, more_words)) {
+      if (!read_atom(line, before + size_t(k), size_t(k), heavy, more_words)) {
         bad_at_ = line.begin, bad_line_ = line_ + 2 + k, bad_previous_ = k > 0;
         if (detail_.empty()) detail_ = quote(strip(line));
         if (line.next == end_ && final_ && end_[-1] != '\n') reason_ = "the file ends within a structure";
@@ -537,63 +540,82 @@ class Parser {
     return Outcome::good;
   }
 
-  std::vector<Sizes> sizes_;
-
   bool refuse_word(const char* reason, std::string_view word) {
     reason_ = reason;
     detail_ = quote(word);
     return false;
   }
 
-  bool read_atom(const Line& line, bool& heavy, bool& more_words) {
+  // Reads one line into row `atom` of the positions, row `k` of the frame in each column.
+  bool read_atom(const Line& line, size_t atom, size_t k, bool& heavy, bool& more_words) {
     const char* p = line.begin;
     detail_.clear();
     for (const Property& property : reader_.properties) {
-      AtomColumn* const column = property.role == Role::other ? &out_.atoms[size_t(property.column)] : nullptr;
+      const bool real = property.role == Role::position || (property.role == Role::other && property.type == 'R');
+      if (real) {
+        double* out = property.role == Role::position
+                          ? &out_.positions[3 * atom]
+                          : &out_.atoms[size_t(property.column)]
+                                 .reals[column_start_[size_t(property.column)] + k * size_t(property.width)];
+        for (int c = 0; c < property.width; ++c) {
+          while (p != line.end && is_space(*p)) ++p;
+          if (text::read_plain_double(p, line.end, out[c])) continue;
+          const std::string_view word = next_word(p, line.end);
+          if (word.empty()) return too_few(line);
+          if (!text::parse_double(word, out[c], true)) return refuse_word("not a number", word);
+        }
+        continue;
+      }
       for (int c = 0; c < property.width; ++c) {
         const std::string_view word = next_word(p, line.end);
-        if (word.empty()) {
-          reason_ = p == line.end && is_blank(line) ? "a blank line where an atom was expected"
-                                                    : "fewer words on the line of an atom than Properties state";
-          return false;
-        }
-        if (property.role == Role::species) {
-          uint8_t number = 0;
-          switch (text::find_element(word, number)) {
-            case Species::heavy_hydrogen: heavy = true; break;
-            case Species::element: break;
-            case Species::ghost: return refuse_word("a ghost atom or placeholder", word);
-            case Species::unknown: return refuse_word("not a symbol of an element", word);
-          }
-          out_.numbers.push_back(number);
-        } else if (property.role == Role::number) {
-          int64_t number = 0;
-          if (text::parse_int(word, number) != Whole::yes) return refuse_word("not an atomic number", word);
-          if (number == 0) return refuse_word("a ghost atom or placeholder", word);
-          if (number < 1 || number > text::HEAVIEST) return refuse_word("an atomic number outside 1..118", word);
-          out_.numbers.push_back(uint8_t(number));
-        } else if (property.type == 'R' || property.role == Role::position) {
-          double value = 0;
-          if (!text::parse_double(word, value, true)) return refuse_word("not a number", word);
-          (column == nullptr ? out_.positions : column->reals).push_back(value);
-        } else if (property.type == 'I') {
-          int64_t value = 0;
-          if (text::parse_int(word, value) != Whole::yes) return refuse_word("not an integer", word);
-          column->ints.push_back(value);
-        } else if (property.type == 'L') {
-          bool value = false;
-          if (!parse_bool(word, value)) {
-            if (word != "0" && word != "1") return refuse_word("not a truth value", word);
-            value = word == "1";
-          }
-          column->bools.push_back(value);
-        } else {
-          column->texts.append(word);
-          column->text_end.push_back(int64_t(column->texts.size()));
-        }
+        if (word.empty()) return too_few(line);
+        if (!read_word(property, word, atom, k * size_t(property.width) + size_t(c), heavy)) return false;
       }
     }
-    more_words |= !next_word(p, line.end).empty();
+    while (p != line.end && is_space(*p)) ++p;
+    more_words |= p != line.end;
+    return true;
+  }
+
+  bool too_few(const Line& line) {
+    reason_ = is_blank(line) ? "a blank line where an atom was expected"
+                             : "fewer words on the line of an atom than Properties state";
+    return false;
+  }
+
+  // Takes a word that is no real number as value `k` of the frame.
+  bool read_word(const Property& property, std::string_view word, size_t atom, size_t k, bool& heavy) {
+    if (property.role == Role::species) {
+      switch (text::find_element(word, out_.numbers[atom])) {
+        case Species::element: return true;
+        case Species::heavy_hydrogen: return heavy = true;
+        case Species::ghost: return refuse_word("a ghost atom or placeholder", word);
+        case Species::unknown: return refuse_word("not a symbol of an element", word);
+      }
+    }
+    if (property.role == Role::number) {
+      int64_t number = 0;
+      if (text::parse_int(word, number) != Whole::yes) return refuse_word("not an atomic number", word);
+      if (number == 0) return refuse_word("a ghost atom or placeholder", word);
+      if (number < 1 || number > text::HEAVIEST) return refuse_word("an atomic number outside 1..118", word);
+      out_.numbers[atom] = uint8_t(number);
+      return true;
+    }
+    AtomColumn& column = out_.atoms[size_t(property.column)];
+    const size_t at = column_start_[size_t(property.column)] + k;
+    if (property.type == 'I') {
+      if (text::parse_int(word, column.ints[at]) != Whole::yes) return refuse_word("not an integer", word);
+    } else if (property.type == 'L') {
+      bool value = false;
+      if (!parse_bool(word, value)) {
+        if (word != "0" && word != "1") return refuse_word("not a truth value", word);
+        value = word == "1";
+      }
+      column.bools[at] = value;
+    } else {
+      column.texts.append(word);
+      column.text_end.push_back(int64_t(column.texts.size()));
+    }
     return true;
   }
 
@@ -645,11 +667,6 @@ class Parser {
   }
 };
 
-struct Parsed {
-  Frames frames;
-  std::string units;
-};
-
 }  // namespace
 }  // namespace extxyz
 
@@ -657,9 +674,8 @@ using namespace extxyz;
 
 extern "C" {
 
-// How a call ended, and the arrays of its frames. Pointers are good until `extxyz_free`.
+// How a call ended, and the arrays of its frames. Pointers are good until the next call for the same file.
 struct ExtxyzResult {
-  void* owner;
   int64_t status, consumed, line, previous_fits, foreign_begin, foreign_end, line_after_foreign;
   int64_t frames, atoms, bad, info, columns, heavy_hydrogen, more_words, units_size;
   const int64_t *ptr, *starts;
@@ -697,10 +713,10 @@ void extxyz_close(void* reader) { delete static_cast<Reader*>(reader); }
 // Parse data[at:size]; data[0] is byte `offset` of the file, data[at] begins line number `line`; `left` bytes follow in it, -1 if that is not known.
 void extxyz_parse(void* reader, const char* data, int64_t size, int64_t at, int64_t final, int64_t offset, int64_t line,
                   int64_t left, int64_t stop, int64_t lost, int64_t previous_fits, ExtxyzResult* out) {
-  auto parsed = std::make_unique<Parsed>();
   Reader& state = *static_cast<Reader*>(reader);
+  state.frames.clear(MOST_KEYS / 2);
   for (Property& property : state.properties) property.column = -1;
-  Parser parser(state, parsed->frames, data, size, final != 0, offset, line, left);
+  Parser parser(state, state.frames, data, size, final != 0, offset, line, left);
   parser.previous_fits = previous_fits != 0;
   const char* p = data + at;
   int64_t now = line;
@@ -708,15 +724,13 @@ void extxyz_parse(void* reader, const char* data, int64_t size, int64_t at, int6
   out->consumed = p - data, out->line = now, out->previous_fits = parser.previous_fits;
   out->foreign_begin = parser.foreign_begin, out->foreign_end = parser.foreign_end;
   out->line_after_foreign = parser.line_after_foreign;
-  parsed->units = state.units;
-  const Frames& f = parsed->frames;
+  const Frames& f = state.frames;
   out->frames = int64_t(f.count()), out->atoms = int64_t(f.numbers.size()), out->bad = int64_t(f.bad.size());
   out->info = int64_t(f.info.size()), out->columns = int64_t(f.atoms.size());
   out->heavy_hydrogen = f.heavy_hydrogen, out->more_words = f.more_words;
-  out->units_size = int64_t(parsed->units.size()), out->units = parsed->units.data();
+  out->units_size = int64_t(state.units.size()), out->units = state.units.data();
   out->ptr = f.ptr.data(), out->starts = f.starts.data(), out->numbers = f.numbers.data(), out->pbc = f.pbc.data();
   out->positions = f.positions.data(), out->cells = f.cells.data();
-  out->owner = parsed.release();
 }
 
 int32_t extxyz_fits(const char* data, int64_t size) {
@@ -725,26 +739,24 @@ int32_t extxyz_fits(const char* data, int64_t size) {
   return may_precede(line);
 }
 
-void extxyz_free(void* owner) { delete static_cast<Parsed*>(owner); }
-
-void extxyz_info(const void* owner, int64_t k, ExtxyzInfo* out) {
-  const InfoColumn& c = static_cast<const Parsed*>(owner)->frames.info[size_t(k)];
+void extxyz_info(const void* reader, int64_t k, ExtxyzInfo* out) {
+  const InfoColumn& c = static_cast<const Reader*>(reader)->frames.info[size_t(k)];
   *out = {int64_t(c.key.size()),   int64_t(c.place.size()), int64_t(c.kinds), c.one_shape ? 1 : 0,
           int64_t(c.reals.size()), int64_t(c.text_end.size()), c.key.data(),  c.texts.data(),
           c.place.data(),          c.shape.data(),          c.kind.data(),    c.at.data(),
           c.ints.data(),           c.text_end.data(),       c.reals.data()};
 }
 
-void extxyz_column(const void* owner, int64_t k, ExtxyzColumn* out) {
-  const AtomColumn& c = static_cast<const Parsed*>(owner)->frames.atoms[size_t(k)];
+void extxyz_column(const void* reader, int64_t k, ExtxyzColumn* out) {
+  const AtomColumn& c = static_cast<const Reader*>(reader)->frames.atoms[size_t(k)];
   const size_t values = c.reals.size() + c.ints.size() + c.bools.size() + c.text_end.size();
   *out = {int64_t(c.name.size()), int64_t(c.type), int64_t(c.width), int64_t(c.place.size()),
           int64_t(values),        c.name.data(),   c.texts.data(),   c.place.data(),
           c.reals.data(),         c.ints.data(),   c.text_end.data(), c.bools.data()};
 }
 
-void extxyz_bad(const void* owner, int64_t k, ExtxyzBad* out) {
-  const Bad& b = static_cast<const Parsed*>(owner)->frames.bad[size_t(k)];
+void extxyz_bad(const void* reader, int64_t k, ExtxyzBad* out) {
+  const Bad& b = static_cast<const Reader*>(reader)->frames.bad[size_t(k)];
   *out = {b.place, b.start, b.line, int64_t(b.detail.size()), b.reason, b.detail.data()};
 }
 }

@@ -73,7 +73,51 @@ inline double convert_exactly(std::string_view word, bool nonzero, int64_t magni
   return value;
 }
 
+// Eight digits at p, or false: the bytes are taken together as one word (little-endian).
+inline bool read_eight_digits(const char* p, uint64_t& mantissa) {
+  uint64_t v;
+  std::memcpy(&v, p, 8);
+  const uint64_t high = 0xF0F0F0F0F0F0F0F0u;
+  if (((v & high) | (((v + 0x0606060606060606u) & high) >> 4)) != 0x3333333333333333u) return false;
+  v -= 0x3030303030303030u;
+  v = v * 10 + (v >> 8);                                                    // pairs, then fours, then all eight
+  v = ((v & 0x000000FF000000FFu) * 0x000F424000000064u + ((v >> 16) & 0x000000FF000000FFu) * 0x0000271000000001u) >> 32;
+  mantissa = mantissa * 100000000 + v;
+  return true;
+}
+
 // Parse a whole word as Python's float() does. With `fortran`, the exponent may be written with D.
+inline bool parse_double(std::string_view word, double& out, bool fortran);
+
+// Read a plain decimal number, without an exponent, that ends at a space or at `end`; moves p behind it. False for any
+// other word, also for one that needs more care than one exact operation; p stays then.
+inline bool read_plain_double(const char*& at, const char* end, double& out) {
+  static constexpr double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10,
+                                      1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19};
+  const char* p = at;
+  const bool negative = p != end && *p == '-';
+  p += negative;
+  uint64_t mantissa = 0;
+  const char* const first = p;
+  for (; p != end && is_digit(*p); ++p) mantissa = 10 * mantissa + uint64_t(*p - '0');
+  int64_t digits = p - first, decimals = 0;
+  if (p != end && *p == '.') {
+    const char* const point = ++p;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    if (end - p >= 8 && read_eight_digits(p, mantissa)) p += 8;
+#endif
+    for (; p != end && is_digit(*p); ++p) mantissa = 10 * mantissa + uint64_t(*p - '0');
+    decimals = p - point;
+    digits += decimals;
+  }
+  // 18 digits cannot overflow; both factors must be exact doubles (Clinger 1990, the fast path).
+  if (digits == 0 || digits > 18 || mantissa > (uint64_t(1) << 53) || (p != end && !is_space(*p))) return false;
+  const double value = double(mantissa) / powers[decimals];
+  out = negative ? -value : value;
+  at = p;
+  return FLT_EVAL_METHOD == 0;
+}
+
 inline bool parse_double(std::string_view word, double& out, bool fortran) {
   static constexpr double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                       1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};

@@ -30,8 +30,7 @@ _DTYPES = {c_int64: np.int64, c_double: np.float64, c_uint8: np.uint8, c_int32: 
 
 class _Result(ctypes.Structure):
     _fields_: ClassVar[Any] = (
-        [("owner", c_void_p)]
-        + [(name, c_int64) for name in ("status", "consumed", "line", "previous_fits", "foreign_begin", "foreign_end")]
+        [(name, c_int64) for name in ("status", "consumed", "line", "previous_fits", "foreign_begin", "foreign_end")]
         + [(name, c_int64) for name in ("line_after_foreign", "frames", "atoms", "bad", "info", "columns")]
         + [(name, c_int64) for name in ("heavy_hydrogen", "more_words", "units_size")]
         + [("ptr", POINTER(c_int64)), ("starts", POINTER(c_int64))]
@@ -69,7 +68,6 @@ def _library() -> ctypes.CDLL | None:
     if library is not None and library.extxyz_open.restype is not c_void_p:
         library.extxyz_open.restype = c_void_p
         library.extxyz_close.argtypes = [c_void_p]
-        library.extxyz_free.argtypes = [c_void_p]
         library.extxyz_fits.argtypes = [c_char_p, c_int64]
         library.extxyz_parse.argtypes = [c_void_p, c_char_p, *[c_int64] * 9, POINTER(_Result)]
         for name, kind in (("extxyz_info", _Info), ("extxyz_column", _Column), ("extxyz_bad", _Bad)):
@@ -166,16 +164,11 @@ class NativeParser:
             previous_fits,
             ctypes.byref(result),
         )
-        try:
-            block = self._block(result) if result.frames or result.bad else None
-            foreign = (result.foreign_begin, result.foreign_end, result.line_after_foreign)
-            if block is not None:
-                block.stop = foreign[0] if result.status == FOREIGN else offset + result.consumed
-            return Parsed(
-                block, result.status, result.consumed, result.line, bool(result.previous_fits), foreign
-            )  # fmt: skip
-        finally:
-            self._library.extxyz_free(result.owner)
+        block = self._block(result) if result.frames or result.bad else None
+        foreign = (result.foreign_begin, result.foreign_end, result.line_after_foreign)
+        if block is not None:
+            block.stop = foreign[0] if result.status == FOREIGN else offset + result.consumed
+        return Parsed(block, result.status, result.consumed, result.line, bool(result.previous_fits), foreign)
 
     def fits(self, line: bytes) -> bool:
         """Return True for a line behind which a frame may begin."""
@@ -183,7 +176,7 @@ class NativeParser:
 
     def _block(self, result: _Result) -> Block:
         count, atoms = result.frames, result.atoms
-        bad = [self._bad(result.owner, k) for k in range(result.bad)]
+        bad = [self._bad(k) for k in range(result.bad)]
         block = Block(
             ptr=_array(result.ptr, (count + 1,)),
             numbers=_array(result.numbers, (atoms,)),
@@ -198,10 +191,11 @@ class NativeParser:
         block.places = Places(str(self.path), self.word, (self.frame + block.ordinals) if self.of_file else starts)
         self.frame += block.read
         for k in range(result.info):
-            key, column = self._info(result.owner, k, count)
-            block.info[key] = column
+            info = self._info(k, count)
+            if info is not None:
+                block.info[info[0]] = info[1]
         for k in range(result.columns):
-            found = self._column(result.owner, k, block)
+            found = self._column(k, block)
             if found is not None:
                 block.arrays[found[0]] = found[1]
         units = _text(result.units, result.units_size)
@@ -215,9 +209,9 @@ class NativeParser:
             )
         return block
 
-    def _bad(self, owner: int, k: int) -> tuple[int, int, BadItem]:
+    def _bad(self, k: int) -> tuple[int, int, BadItem]:
         bad = _Bad()
-        self._library.extxyz_bad(owner, k, ctypes.byref(bad))
+        self._library.extxyz_bad(self._reader, k, ctypes.byref(bad))
         detail = _text(bad.detail, bad.detail_size)
         if self.of_file:
             where, line = f"{self.path}: {self.word} {self.frame + bad.place}", f"line {bad.line}"
@@ -226,10 +220,12 @@ class NativeParser:
         words = ": ".join(word for word in (line, detail) if word)
         return bad.place, bad.start, BadItem(bad.reason.decode(), where, words)
 
-    def _info(self, owner: int, k: int, count: int) -> tuple[str, Column]:
+    def _info(self, k: int, count: int) -> tuple[str, Column] | None:
         info = _Info()
-        self._library.extxyz_info(owner, k, ctypes.byref(info))
+        self._library.extxyz_info(self._reader, k, ctypes.byref(info))
         rows = info.rows
+        if not rows:
+            return None
         has = np.zeros(count, bool)
         has[_array(info.place, (rows,))] = True
         if info.one_shape and not info.kinds & (_TEXT | _JSON):
@@ -244,9 +240,9 @@ class NativeParser:
             values = _objects(info)
         return _text(info.key, info.key_size), Column(has, values)
 
-    def _column(self, owner: int, k: int, block: Block) -> tuple[str, Column] | None:
+    def _column(self, k: int, block: Block) -> tuple[str, Column] | None:
         column = _Column()
-        self._library.extxyz_column(owner, k, ctypes.byref(column))
+        self._library.extxyz_column(self._reader, k, ctypes.byref(column))
         if not column.frames:
             return None
         has = np.zeros(len(block), bool)

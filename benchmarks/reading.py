@@ -1,0 +1,148 @@
+"""Benchmark of files of structures: reading, conversion and writing beside ASE, on crystals of 20 atoms with labels.
+
+    python benchmarks/reading.py [--structures 20000] [--formats extxyz,...] [--rounds 3]
+
+For each format: `read` is the reader alone, up to flat arrays; `convert` is a whole conversion into a dataset folder,
+without the start of the program; `write` is the export of a batch. Beside them is what ASE does for the same file, on
+the first --ase-structures of it. Times are CPU times of this process and all its threads, of one core each, the least
+of --rounds; megabytes are those of the plain file. All ways are timed in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ATOMS = 20
+
+
+def make_crystals(count: int, seed: int = 0) -> list[object]:
+    """Return ASE atoms: periodic crystals of 20 atoms with energy, forces and stress, an id and two texts."""
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    rng = np.random.default_rng(seed)
+    found: list[object] = []
+    for k in range(count):
+        cell = np.eye(3) * 7 + rng.normal(0, 0.2, (3, 3))
+        numbers = rng.choice([3, 8, 22, 26, 29], ATOMS)
+        atoms = Atoms(numbers, scaled_positions=rng.random((ATOMS, 3)), cell=cell, pbc=True)
+        atoms.info.update(sid=f"crystal-{k:07d}", config="random")
+        stress = rng.normal(0, 0.01, 6)
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=rng.normal(-100, 5), forces=rng.normal(0, 1, (ATOMS, 3)), stress=stress
+        )
+        found.append(atoms)
+    return found
+
+
+def read_extxyz(path: Path, count: int) -> Callable[[], int]:
+    """Return a function that reads structures with ASE."""
+
+    def run() -> int:
+        from ase.io import iread
+
+        return sum(1 for _ in iread(path, index=slice(0, count), format="extxyz"))
+
+    return run
+
+
+@dataclass(frozen=True)
+class Case:
+    """One format: the ending of its files, and how ASE reads and writes them."""
+
+    ending: str
+    ase_read: Callable[[Path, int], Callable[[], int]]
+    ase_format: str
+
+
+CASES = {"extxyz": Case(".extxyz", read_extxyz, "extxyz")}
+"""Formats by name: to add one, say how ASE reads a number of structures of it."""
+
+
+def measure(path: Path, case: Case, options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, int, float]]:
+    """Yield (what, structures, CPU seconds): the least of all rounds."""
+    from ase.io import write
+
+    from atomsieve.structures import SourceInfo, StructureBatch
+    from atomsieve.structures.convert import ConvertOptions, Input, convert
+    from atomsieve.structures.formats import ReadRequest, WriteOptions, find_format, open_sink, read_blocks
+
+    kind = find_format(path)
+    assert kind is not None
+    images = make_crystals(options.ase_structures)
+    batch = StructureBatch.from_ase(images)  # type: ignore[arg-type]
+    source = SourceInfo("crystals", "none")
+
+    def our_read() -> int:
+        return sum(len(block) for block in read_blocks(ReadRequest(path), kind))
+
+    def our_convert() -> int:
+        return convert([Input(path, source)], folder / "o.bp", ConvertOptions(overwrite=True)).written
+
+    def our_write() -> int:
+        with open_sink(folder / f"ours{case.ending}", WriteOptions(overwrite=True)) as sink:
+            for _ in range(5):
+                sink.write(batch)
+        return 5 * len(batch)
+
+    def ase_write() -> int:
+        write(folder / f"ase{case.ending}", images, format=case.ase_format)  # type: ignore[arg-type]
+        return len(images)
+
+    calls: dict[str, Callable[[], int]] = {
+        "ASE, read": case.ase_read(path, options.ase_structures),
+        "read": our_read,
+        "convert": our_convert,
+        "ASE, write": ase_write,
+        "write": our_write,
+    }
+    least: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for _ in range(options.rounds):
+        for name, call in calls.items():
+            began = time.process_time()
+            counts[name] = call()
+            least[name] = min(least.get(name, np.inf), time.process_time() - began)
+    for name in calls:
+        yield name, counts[name], least[name]
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--structures", type=int, default=20_000)
+    parser.add_argument("--ase-structures", type=int, default=500)
+    parser.add_argument("--formats", default="extxyz")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    from ase.io import write
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for form in options.formats.split(","):
+            case = CASES[form]
+            some = folder / f"some{case.ending}"
+            write(some, make_crystals(1000), format=case.ase_format)  # type: ignore[arg-type]
+            path = folder / f"crystals{case.ending}"
+            with path.open("wb") as file:
+                for _ in range(max(options.structures // 1000, 1)):
+                    file.write(some.read_bytes())
+            size = path.stat().st_size / (1000 * max(options.structures // 1000, 1))
+            print(f"{form}: {path.stat().st_size / 1e6:.1f} MB, {size:.0f} bytes per structure")
+            base = {}
+            for what, count, seconds in measure(path, case, options, folder):
+                rate = count / seconds
+                base[what] = rate
+                other = base.get("ASE, write" if what == "write" else "ASE, read", rate)
+                print(f"  {what:12} {rate:10,.0f} structures/s {rate * size / 1e6:8.1f} MB/s {rate / other:8.1f} x ASE")
+
+
+if __name__ == "__main__":
+    main()
