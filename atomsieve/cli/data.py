@@ -336,6 +336,15 @@ def export_command(
     ids: Annotated[
         str | None, typer.Option("--ids", help="1,5,9 or @file.", rich_help_panel=CHOICE, show_default=False)
     ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            "--dialect",
+            help="Names of keys in extended XYZ: ase, mace, nequip, gap (virial) or nep (virial). [default: ase]",
+            rich_help_panel=IN_OUT,
+            show_default=False,
+        ),
+    ] = None,
     *,
     files: LabelledOptions,
     overwrite: OverwriteOption = False,
@@ -357,11 +366,14 @@ def export_command(
     with open_with_copy(structures, files.reading(), scratch_in=near, console=screen) as (reader, copy):
         total = len(reader) if selection.stop is None else selection.stop
         with progress_bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:
-            written, skipped = export(reader, out, selection, overwrite=overwrite, progress=advance)
+            written, skipped = export(
+                reader, out, selection, overwrite=overwrite, dialect=dialect or "", progress=advance
+            )
     screen = console(quiet=quiet)
     screen.print(f"{pluralize(written, 'structure')} in {out}", highlight=False)
     if skipped:
         form = find_writer(out)
         assert form is not None  # it was written
-        screen.print(f"skipped {skipped:,}: the format cannot hold {form.lacks}", style="yellow", highlight=False)
+        lacks = form.lacks or f"structures without three lattice vectors (dialect {dialect})"
+        screen.print(f"skipped {skipped:,}: the format cannot hold {lacks}", style="yellow", highlight=False)
     return EXIT_SOME_FAILED if skipped or copy.unreadable.count else EXIT_DONE

@@ -45,14 +45,21 @@ inline Bytes classify(std::string_view line) {
   for (size_t k = 0; k < line.size(); ++k) {
     const unsigned char c = static_cast<unsigned char>(line[k]);
     if (c < 128) continue;
-    // Two-byte letters: Latin, Greek, Cyrillic, the degree and middle dot. Everything else is left to Python.
-    if (k + 1 >= line.size() || (static_cast<unsigned char>(line[k + 1]) & 0xC0) != 0x80) return Bytes::odd;
-    const unsigned code = unsigned(c & 0x1F) << 6 | (static_cast<unsigned char>(line[k + 1]) & 0x3F);
-    if ((c & 0xE0) != 0xC0) return Bytes::odd;
-    if (!(code == 0xB0 || code == 0xB5 || code == 0xB7 || (code >= 0xC0 && code <= 0x24F) ||
-          (code >= 0x391 && code <= 0x3C9) || (code >= 0x410 && code <= 0x44F)))
-      return Bytes::odd;
-    ++k;
+    // Letters and signs that are no space and no digit to Python; everything else is left to it.
+    const int more = (c & 0xE0) == 0xC0 ? 1 : (c & 0xF0) == 0xE0 ? 2 : 0;
+    unsigned code = more == 1 ? c & 0x1Fu : c & 0x0Fu;
+    if (more == 0 || k + size_t(more) >= line.size()) return Bytes::odd;
+    for (int m = 0; m < more; ++m) {
+      const unsigned char next = static_cast<unsigned char>(line[++k]);
+      if ((next & 0xC0) != 0x80) return Bytes::odd;
+      code = code << 6 | (next & 0x3Fu);
+    }
+    const auto within = [code](unsigned low, unsigned high) { return code >= low && code <= high; };
+    const bool letter = code == 0xB0 || code == 0xB5 || code == 0xB7 || within(0xC0, 0x24F) || within(0x391, 0x3C9) ||
+                        within(0x410, 0x44F) || within(0x2010, 0x2027) || within(0x2030, 0x205E) ||
+                        within(0x2070, 0x209F) || within(0x2100, 0x22FF) || within(0x3041, 0x30FF) ||
+                        within(0x4E00, 0x9FFF) || within(0xAC00, 0xD7A3);
+    if (!letter) return Bytes::odd;
   }
   return Bytes::utf8;
 }

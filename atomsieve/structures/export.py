@@ -140,6 +140,7 @@ def export(
     selection: Subset,
     *,
     overwrite: bool = False,
+    dialect: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:
     """Write the selected structures to a file whose ending names the format; return numbers of written and skipped.
@@ -153,7 +154,7 @@ def export(
     """
     written = 0
     try:
-        with open_sink(out, WriteOptions(reader.sources, overwrite, reader.notes)) as sink:
+        with open_sink(out, WriteOptions(reader.sources, overwrite, reader.notes, dialect)) as sink:
             for batch, places in selection.apply(reader):
                 if len(batch):
                     sink.write(batch)

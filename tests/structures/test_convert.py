@@ -23,6 +23,7 @@ from ase.io.trajectory import Trajectory
 from rich.console import Console
 
 from atomsieve.errors import DataError, UsageError
+from atomsieve.native import text_library
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
 from atomsieve.structures.convert import ConvertOptions, ConvertReport, Input, convert
 from atomsieve.structures.formats import find_format
@@ -309,6 +310,7 @@ GOOD = '2\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3:forces:R:3
 )
 
 
+@pytest.mark.skipif(text_library() is None, reason="no compiled parser")
 def test_bad_frames_are_skipped_and_counted(tmp_path: Path) -> None:
     frames = [
         GOOD,
@@ -352,6 +354,7 @@ def test_keep_bad_is_for_candidates(tmp_path: Path) -> None:
     assert found.counts.tolist() == [2, 2, 0]
 
 
+@pytest.mark.skipif(text_library() is None, reason="no compiled parser")
 @pytest.mark.parametrize("tail", ["hello\n", "-3\n", "2.5\n", "99999999999\n"])
 def test_a_line_that_should_count_atoms(tmp_path: Path, tail: str) -> None:
     """Behind a frame such a line is counted and the next frame is found; a file of nothing else is refused."""

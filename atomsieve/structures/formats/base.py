@@ -28,11 +28,20 @@ Read = Callable[[ReadRequest], Iterator[Block | Item | BadItem]]
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How to write a file: the sources by `head`, whether to replace a file that exists, and free text by name."""
+    """How to write a file.
+
+    Attributes
+    ----------
+    sources : the sources by `head`.
+    overwrite : replace a file that exists.
+    notes : free text by name.
+    dialect : names that another program looks for, one of `Format.dialects`; empty: the format's own.
+    """
 
     sources: Sequence[SourceInfo] = ()
     overwrite: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
+    dialect: str = ""
 
 
 class StructureSink(ABC):
@@ -123,6 +132,7 @@ class TextSink(FileSink):
         self._raw: IO[bytes] = raw
         if self.path.name.endswith(".gz"):
             raw = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+        self.binary: IO[bytes] = raw
         self.text: IO[Any] = io.TextIOWrapper(raw, encoding="utf-8")
 
     def close(self) -> None:
@@ -156,6 +166,7 @@ class Format:
     holds_info : True if the writer keeps further values by name with each structure.
     extent : returns the length of a file in the unit of the spans that its reader takes (bytes, rows), so that several
         processes can share it; 0 for a file that is read whole.
+    dialects : names by which the writer follows the habits of other programs.
     """
 
     name: str
@@ -175,6 +186,7 @@ class Format:
     compresses: bool = False
     holds_info: bool = False
     extent: Callable[[Path], int] = lambda path: 0
+    dialects: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return the row of the table in docs/formats.md."""

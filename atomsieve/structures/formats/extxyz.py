@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import DataError
 from atomsieve.native import text_library
-from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.block import Block, build_block
-from atomsieve.structures.formats.base import Format, TextSink
+from atomsieve.structures.formats.base import Format
 from atomsieve.structures.formats.extxyz_ase import parse_with_ase, read_through_ase
+from atomsieve.structures.formats.extxyz_sink import DIALECTS, ExtxyzSink
 from atomsieve.structures.formats.pieces import PIECE, Pieces
 from atomsieve.structures.item import BadItem, Item, ReadRequest
 
@@ -23,7 +23,9 @@ _CUT = "the file ends within a structure"
 
 
 def measure_extent(path: Path) -> int:
-    """Return the bytes of a plain file, 0 for a compressed one: its spans cannot be told."""
+    """Return the bytes of a plain file; 0 for a compressed one, and without compiled code: they are read whole."""
+    if text_library() is None:
+        return 0
     with path.open("rb") as file:
         return 0 if file.read(2) == b"\x1f\x8b" else path.stat().st_size
 
@@ -178,25 +180,15 @@ def _begin_line(data: bytes, at: int) -> int:
     return data.find(b"\n", at) + 1 or -1
 
 
-class ExtxyzSink(TextSink):
-    """Extended XYZ with energy, forces, stress, charge, spin, id and source; coordinates to 1e-8 Angstrom."""
-
-    def write(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Append structures."""
-        from ase.io.extxyz import write_extxyz
-
-        write_extxyz(self.text, self.to_ase(batch, info))
-
-
 ROW = Format(
     name="extxyz",
     about="extended XYZ",
     endings=(".extxyz", ".xyz"),
     read=read_extxyz,
     sink=ExtxyzSink,
-    lacks="digits beyond 1e-8 Angstrom",
     compressed=True,
     compresses=True,
     holds_info=True,
     extent=measure_extent,
+    dialects=tuple(DIALECTS),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atomsieve.errors import unknown
+from atomsieve.errors import UsageError, unknown
 from atomsieve.structures.formats import ase_db, cif, codes, extxyz, learning, lmdb, parquet, poscar, records
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
@@ -64,9 +64,14 @@ def open_sink(path: Path, options: WriteOptions) -> StructureSink:
     Raises
     ------
     UsageError
-        if no format that can be written has the ending.
+        if no format that can be written has the ending, or the format has no such dialect.
     """
     row = find_writer(path)
     if row is None or row.sink is None:
         raise unknown("format of the output", path.suffix or path.name, writable_endings())
+    if options.dialect and not row.dialects:
+        having = ", ".join(other.name for other in FORMATS.values() if other.dialects)
+        raise UsageError(f"format {row.name} has no dialects; {having} has")
+    if options.dialect and options.dialect not in row.dialects:
+        raise unknown(f"dialect of {row.name}", options.dialect, row.dialects)
     return row.sink(path, options)

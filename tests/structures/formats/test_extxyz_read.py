@@ -133,15 +133,17 @@ def test_units(tmp_path: Path) -> None:
 
 
 def test_frames_that_only_ase_knows(tmp_path: Path) -> None:
-    """Cell vectors as atoms and letters far from ASCII: read by ASE, counted, in their place among the others."""
+    """Cell vectors as atoms and digits beyond ASCII: read by ASE, counted, in their place among the others."""
     vectors = "1\nBob's\nH 0 0 1\nVEC1 2 0 0\nVEC2 0 2 0\nVEC3 0 0 2\n"
     blocks = read(
-        write(tmp_path, f"1\na=1\nH 0 0 0\n{vectors}1\nname=\u6c34 a=3\nH 0 0 2\n1\na=4 who=J\u00f8rgen\nH 0 0 3\n")
+        write(
+            tmp_path, f"1\na=1\nH 0 0 0\n{vectors}1\nname=\u0663 a=3\nH 0 0 2\n1\na=4 who=J\u00f8rgen\u6c34\nH 0 0 3\n"
+        )
     )
     assert np.concatenate([block.positions for block in blocks])[:, 2].tolist() == [0, 1, 2, 3]
     assert sum(block.notes.get(BY_ASE, 0) for block in blocks) == 2
-    assert (blocks[1].cell[0] == 2 * np.eye(3)).all() and blocks[2].info["name"].values[0] == "\u6c34"
-    assert blocks[3].info["who"].values[0] == "J\u00f8rgen" and blocks[3].places[0].endswith("frame 3")
+    assert (blocks[1].cell[0] == 2 * np.eye(3)).all() and blocks[2].info["name"].values[0] == 3
+    assert blocks[3].info["who"].values[0] == "J\u00f8rgen\u6c34" and blocks[3].places[0].endswith("frame 3")
     assert [block.start for block in blocks[1:]] == [block.stop for block in blocks[:-1]]
 
 
@@ -224,7 +226,7 @@ NASTY = (
     + "3\n2\nH 0 0 0\nH 0 0 1\nH 0 0 2\n\n\n"  # the second line is a number too
     + "0\nempty\n"
     + DAMAGED["few lines"][0]
-    + "1\nname=\u6c34\n8 0 0 2\n"
+    + "1\nname=\u0663\nO 0 0 2\n"
     + GOOD.replace("\n", "\r\n")
     + DAMAGED["many lines"][0]
     + "rubbish\n7\n\n"
