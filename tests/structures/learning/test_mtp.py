@@ -100,7 +100,7 @@ def test_stress_of_an_unclear_sign_is_not_taken(tmp_path: Path) -> None:
         ("direct_x", "cartes_x", "AtomData has some of cartes_x"),
         (" 6 1 2 3 5 4", " 6 1 2 3 5", "PlusStress: has 5 numbers for 6 components"),
         ("Feature", "Featur", "'Featur EFS_by VASP' was not expected"),
-        (" 0 1 0 0 0 2", " -1 1 0 0 0 2", "type -1; types count from 0"),
+        (" 0 1 0 0 0 2", " -1 1 0 0 0 2", "types -1 to 1; whole numbers from 0 on"),
     ],
 )
 def test_a_frame_that_cannot_be_read_is_counted_with_its_line(tmp_path: Path, old: str, new: str, detail: str) -> None:

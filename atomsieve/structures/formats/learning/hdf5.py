@@ -7,7 +7,7 @@ what may be a label is read; all else is named. Links to other files are refused
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,18 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError, require
 from atomsieve.structures.block import Block, Places, build_block
 from atomsieve.structures.formats.base import Format
-from atomsieve.structures.formats.learning.deepmd import SystemFiles, read_system
+from atomsieve.structures.formats.learning.deepmd import read_system
 from atomsieve.structures.formats.learning.frames import build_frames, frames_per_block
+from atomsieve.structures.formats.learning.hdf5_files import (
+    LARGEST_ATOMS,
+    GroupFiles,
+    find_links,
+    is_text,
+    open_array,
+    read_unit,
+)
 from atomsieve.structures.formats.learning.hdf5_layouts import Layout, find_layout
-from atomsieve.structures.formats.learning.units_of_keys import choose_units, plain_unit
+from atomsieve.structures.formats.learning.units_of_keys import choose_units
 from atomsieve.structures.item import Item, ReadRequest
 from atomsieve.structures.labels.names import NAMES
 from atomsieve.structures.units import Units
@@ -29,21 +37,19 @@ from atomsieve.structures.units import Units
 log = logging.getLogger(__name__)
 
 DEPTH = 8
-LARGEST_ATOMS = 10_000_000
-LARGEST_RATIO = 5000
-"""How many times the stored size an array may have when it is unpacked."""
-UNIT_ATTRIBUTES = ("units", "unit", "u")
 OF_STRUCTURES = ("stress", "virial", "cell", "lattice", "pbc")
 SINGLES = 2000
 """Conformers in groups of their own that make a block."""
 EVERYTHING = "*"
+CERTAIN = ("cell", "pbc", *(name for names in NAMES.values() for name in names))
+"""Keys that are read whatever the data set; of others only those that it fixes, or that the user names."""
 
 
 def count_groups(path: Path) -> int:
     """Return the number of groups at the top of a file, the unit of its spans; 0 where they are not the structures."""
     with _open(path) as file:
-        links = _links(file, str(path))
-        return 0 if any(not is_group for is_group in links.values()) else len(links)
+        links = find_links(file, str(path))
+        return len(links) if all(links.values()) else 0
 
 
 def read_hdf5(request: ReadRequest) -> Iterator[Block]:
@@ -77,15 +83,14 @@ def _open(path: Path) -> Any:
 
 
 def _read_file(file: Any, request: ReadRequest) -> Iterator[Block]:
-    links = _links(file, str(request.path))
-    tops: Sequence[str] = ["/"] if any(not is_group for is_group in links.values()) else list(links)
+    links = find_links(file, str(request.path))
+    tops: Sequence[str] = ["/"] if not all(links.values()) else list(links)
     stop = len(tops) if request.stop is None else min(request.stop, len(tops))
-    seen: set[Any] = set()
-    keys: set[str] = set()
+    walk = _Walk(request)
     count = 0
     for k in range(request.start, stop):
         last = None
-        for block in _gather_singles(_read_group(file[tops[k]], request, seen, keys, 0)):
+        for block in _gather_singles(walk.read(file[tops[k]])):
             if last is not None:
                 yield last
             block.start = block.stop = k
@@ -94,63 +99,54 @@ def _read_file(file: Any, request: ReadRequest) -> Iterator[Block]:
             last.stop, count = k + 1, count + 1
             yield last
         request.tick((k + 1 - request.start) / max(stop - request.start, 1))
-    if not count and request.start == 0 and request.stop is None:
-        shown = ", ".join(sorted(keys)[:12]) or "none"
+    if not count and request.start == 0 and stop == len(tops):
+        shown = ", ".join(sorted(walk.keys)[:12]) or "none"
         raise DataError(
             f"{request.path} holds no structures that are understood: no group has positions ('coordinates', "
             f"'positions', 'conformations', ...) and elements ('atomic_numbers', 'species', ...); its keys: {shown}"
         )
 
 
-def _links(group: Any, where: str) -> dict[str, bool]:
-    """Return the names in a group: True for groups, False for arrays.
+class _Walk:
+    """Goes through the groups of a file, each once.
 
-    Raises
-    ------
-    DataError
-        for a link to another place, which could be any file.
+    Attributes
+    ----------
+    keys : names of all arrays that were seen.
     """
-    h5py = require("h5py", "data", "reading HDF5 files")
-    out = {}
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise DataError(
-                f"{where}: {group.name.rstrip('/')}/{name} is a link to another place; only own data are read"
-            )
-        kind = group.get(name, getclass=True)
-        if kind in (h5py.Group, h5py.Dataset):
-            out[name] = kind is h5py.Group
-    return out
 
+    def __init__(self, request: ReadRequest) -> None:
+        self.request = request
+        self.keys: set[str] = set()
+        self._seen: set[Any] = set()
+        self._known: Mapping[str, bool] | None = None
 
-def _read_group(
-    group: Any, request: ReadRequest, seen: set[Any], keys: set[str], depth: int
-) -> Iterator[Block | _Molecule]:
-    """Yield the structures of a group and of the groups in it; a group of one conformer as it is."""
-    where = f"{request.path}: {group.name}"
-    h5py = require("h5py", "data", "reading HDF5 files")
-    identity = h5py.h5g.get_objinfo(group.id).objno
-    if depth > DEPTH or identity in seen:
-        raise DataError(f"{where}: groups lie in each other without end")
-    seen.add(identity)
-    links = _links(group, str(request.path))
-    if "type.raw" in links:
-        yield from read_system(
-            GroupFiles(group, where), replace(request, start=0, stop=None, tick=lambda fraction: None)
-        )
-        return
-    arrays = {name: _check_array(group[name], where) for name, is_group in links.items() if not is_group}
-    keys.update(arrays)
-    layout = find_layout(arrays, [name for name, array in arrays.items() if _is_text(array)])
-    if layout is not None:
-        molecule = _Molecule(arrays, layout, request, where)
-        if molecule.single:
-            yield molecule
-        else:
-            yield from molecule.build_frames()
-    for name, is_group in links.items():
-        if is_group:
-            yield from _read_group(group[name], request, seen, keys, depth + 1)
+    def read(self, group: Any, depth: int = 0) -> Iterator[Block | _Molecule]:
+        """Yield the structures of a group and of the groups in it; a group of one conformer as it is."""
+        h5py = require("h5py", "data", "reading HDF5 files")
+        where = f"{self.request.path}: {group.name}"
+        identity = h5py.h5g.get_objinfo(group.id).objno
+        if depth > DEPTH or identity in self._seen:
+            raise DataError(f"{where}: the group lies in more than one place of the file, or too deep")
+        self._seen.add(identity)
+        links = find_links(group, str(self.request.path), self._known)
+        if "type.raw" in links:
+            whole = replace(self.request, start=0, stop=None, tick=lambda fraction: None)
+            yield from read_system(GroupFiles(group, where), whole)
+            return
+        names = [name for name, is_group in links.items() if not is_group]
+        self.keys.update(names)
+        layout = find_layout(names, lambda name: is_text(group[name]))
+        if layout is not None:
+            self._known = links  # conformers in groups of their own all have the same arrays
+            molecule = _Molecule(group, names, layout, self.request, where)
+            if molecule.single:
+                yield molecule
+            else:
+                yield from molecule.build_frames()
+        for name, is_group in links.items():
+            if is_group:
+                yield from self.read(group[name], depth + 1)
 
 
 def _gather_singles(found: Iterator[Block | _Molecule]) -> Iterator[Block]:
@@ -171,57 +167,31 @@ def _gather_singles(found: Iterator[Block | _Molecule]) -> Iterator[Block]:
         yield kind.describe(build_block(items))
 
 
-def _check_array(array: Any, where: str) -> Any:
-    """Return an array after a look at where its data lie and how large they are.
-
-    Raises
-    ------
-    DataError
-        for data in other files, and for sizes that the file cannot hold.
-    """
-    where = f"{where}: {array.name.rsplit('/', 1)[-1]}"
-    if array.external or array.is_virtual:
-        raise DataError(f"{where} keeps its data in another file; only own data are read")
-    size, stored = int(np.prod(array.shape or (), dtype=object)) * array.dtype.itemsize, array.id.get_storage_size()
-    allowed = stored * (LARGEST_RATIO if array.compression or array.chunks else 1)
-    if array.shape is not None and array.dtype.kind != "O" and size > max(allowed, 4096):
-        raise DataError(f"{where} claims {size:,} bytes, but the file holds {stored:,} of it")
-    return array
-
-
-def _is_text(array: Any) -> bool:
-    h5py = require("h5py", "data", "reading HDF5 files")
-    return array.dtype.kind == "S" or h5py.check_string_dtype(array.dtype) is not None
-
-
 class _Molecule:
-    """The arrays of one group."""
+    """The arrays of one group; those that are not read are not opened."""
 
-    def __init__(self, arrays: dict[str, Any], layout: Layout, request: ReadRequest, where: str) -> None:
-        self.arrays, self.layout, self.where = arrays, layout, where
-        shape = arrays[layout.positions].shape
+    def __init__(self, group: Any, names: list[str], layout: Layout, request: ReadRequest, where: str) -> None:
+        self.layout, self.where = layout, where
+        certain = {layout.positions, layout.numbers, *layout.names.values(), *CERTAIN, *request.wanted}
+        opened = [name for name in names if name in certain or EVERYTHING in request.wanted]
+        self.arrays = {name: open_array(group, name, where) for name in opened}
+        shape = self.arrays[layout.positions].shape
         if len(shape) not in (2, 3) or shape[-1] != 3 or shape[-2] > LARGEST_ATOMS:
             raise DataError(f"{where}: {layout.positions} has shape {shape}; [conformers,atoms,3] was expected")
         self.single = len(shape) == 2
         self.frames: int = 1 if self.single else shape[0]
         self.atoms: int = shape[-2]
-        certain = {*layout.names.values(), "cell", "pbc", *request.wanted}
-        certain |= {name for names in NAMES.values() for name in names}
         self.read = [
-            name
-            for name in arrays
-            if name not in (layout.positions, layout.numbers)
-            and (name in certain or EVERYTHING in request.wanted)
-            and self._find_axis(name)
+            name for name in opened if name not in (layout.positions, layout.numbers) and self._find_axis(name)
         ]
-        self.left = sorted(set(arrays) - {layout.positions, layout.numbers, *self.read})
+        self.left = sorted({*names} - {layout.positions, layout.numbers, *self.read})
         self.units = self._find_units()
 
     def _find_axis(self, name: str) -> str:
         """Return what an array has a row for: "atoms", "frames", "frames and atoms", "all" of one value, or "" else."""
         array = self.arrays[name]
         shape = array.shape
-        if shape is None or (array.dtype.kind not in "biuf" and not _is_text(array)):
+        if shape is None or (array.dtype.kind not in "biuf" and not is_text(array)):
             return ""
         if shape in ((), (1,)):
             return "all"
@@ -236,7 +206,7 @@ class _Molecule:
         return any(word in name.lower() for word in OF_STRUCTURES)
 
     def _find_units(self) -> Units:
-        stated = {name: _read_unit(array) for name, array in self.arrays.items() if array.dtype.kind == "f"}
+        stated = {name: read_unit(array) for name, array in self.arrays.items() if array.dtype.kind == "f"}
         length = stated.pop(self.layout.positions)
         table = stated if self.layout.general else {name: unit for name, unit in stated.items() if unit}
         for name, unit in table.items():
@@ -260,7 +230,7 @@ class _Molecule:
                 f"{self.layout.positions} of {self.frames} conformers with {self.atoms} atoms"
             )
         values = array[:] if len(array.shape) == 1 else array[rows]
-        if _is_text(array):
+        if is_text(array):
             from ase.data import atomic_numbers
 
             words = [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in values.flat]
@@ -276,7 +246,7 @@ class _Molecule:
         array = self.arrays[name]
         axis = self._find_axis(name)
         values = array[rows] if axis.startswith("frames") else array[()]
-        if _is_text(array):
+        if is_text(array):
             flat = [word.decode(errors="replace") if isinstance(word, bytes) else word for word in np.ravel(values)]
             values = np.empty(np.shape(values), object)
             values.reshape(-1)[:] = flat
@@ -360,42 +330,6 @@ class _Molecule:
                 block
             )
         return block
-
-
-def _read_unit(array: Any) -> str:
-    for name in UNIT_ATTRIBUTES:
-        value = array.attrs.get(name)
-        if value is not None:
-            return plain_unit(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
-    return ""
-
-
-class GroupFiles(SystemFiles):
-    """A system of DeePMD-kit in a group."""
-
-    def __init__(self, group: Any, where: str) -> None:
-        super().__init__(where)
-        self.group = group
-
-    def names(self) -> list[str]:
-        """Return the names in the group, sorted."""
-        return sorted(_links(self.group, self.where))
-
-    def read_text(self, name: str) -> list[str]:
-        """Return the words or numbers of an array."""
-        array = _check_array(self.group[name], self.where)
-        if array.shape is None or np.prod(array.shape) > LARGEST_ATOMS:
-            raise DataError(f"{self.where}: {name} has shape {array.shape}")
-        values = np.ravel(array[()])
-        return [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in values]
-
-    def open_array(self, name: str) -> Any:
-        """Return an array that stays in the file."""
-        return _check_array(self.group[name], self.where)
-
-    def enter(self, name: str) -> SystemFiles:
-        """Return the arrays of a group in it."""
-        return GroupFiles(self.group[name], f"{self.where}/{name}")
 
 
 ROW = Format(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from atomsieve.structures.units import Units
@@ -76,8 +76,8 @@ POSITIONS = ("coordinates", "positions", "pos", "geometry", "conformations", "xy
 NUMBERS = ("atomic_numbers", "numbers", "species", "symbols", "elements", "Z", "z")
 
 
-def find_layout(keys: Collection[str], texts: Collection[str]) -> Layout | None:
-    """Return the layout of a group by its keys, of which `texts` hold texts; None if it holds no structures."""
+def find_layout(keys: Collection[str], is_text: Callable[[str], bool]) -> Layout | None:
+    """Return the layout of a group by its keys; None if it holds no structures."""
     have = set(keys)
     if {"atXYZ", "atNUM"} <= have:
         return QM7X
@@ -86,7 +86,7 @@ def find_layout(keys: Collection[str], texts: Collection[str]) -> Layout | None:
     if {"coordinates", "atomic_numbers"} <= have and "wb97x_dz.energy" in have:
         return ANI1X
     if {"coordinates", "species", "energies"} <= have:
-        return ANI1 if "species" in texts else ANI2X
+        return ANI1 if is_text("species") else ANI2X
     positions = next((key for key in POSITIONS if key in have), None)
     numbers = next((key for key in NUMBERS if key in have), None)
     if positions is None or numbers is None:

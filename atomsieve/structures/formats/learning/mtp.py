@@ -23,6 +23,7 @@ UNITS = Units("eV", "angstrom", "eV/angstrom", virial="eV", origin="format mtp")
 CARTESIAN, DIRECT = ("cartes_x", "cartes_y", "cartes_z"), ("direct_x", "direct_y", "direct_z")
 FORCES = ("fx", "fy", "fz")
 _TENSOR = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
+LARGEST_TYPE = 1000
 _TENSORS = {"PlusStress:": "virial", "Stress:": "Stress", "Virial:": "Virial"}
 """`PlusStress` alone has one meaning in all versions of MLIP; the others are named as they are, and not taken."""
 
@@ -154,7 +155,8 @@ def _read_atoms(frame: _Frame, names: list[str], lines: list[str]) -> None:
     wrong = next((k for k, row in enumerate(rows) if len(row) != len(names)), None)
     if wrong is not None:
         raise ValueError(f"atom {wrong + 1} has {len(rows[wrong])} words for the {len(names)} columns of AtomData")
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    table = np.array([[float(word) for word in row] for row in rows])
+    columns = dict(zip(names, table.T, strict=True))
     for group in (CARTESIAN, DIRECT, FORCES):
         if 0 < sum(name in columns for name in group) < 3:
             raise ValueError(f"AtomData has some of {', '.join(group)}, but not all")
@@ -164,11 +166,12 @@ def _read_atoms(frame: _Frame, names: list[str], lines: list[str]) -> None:
         raise ValueError("direct coordinates without three lattice vectors")
     if "type" not in columns:
         raise ValueError("AtomData has no type")
-    frame.types = np.array([int(word) for word in columns.pop("type")], np.int64)
-    if frame.types.min() < 0:
-        raise ValueError(f"type {frame.types.min()}; types count from 0")
+    types = columns.pop("type")
+    if not (np.isfinite(types) & (types >= 0) & (types == np.rint(types)) & (types < LARGEST_TYPE)).all():
+        raise ValueError(f"types {types.min():g} to {types.max():g}; whole numbers from 0 on were expected")
+    frame.types = types.astype(np.int64)
     columns.pop("id", None)
-    frame.columns = {name: np.array(words, np.float64) for name, words in columns.items()}
+    frame.columns = columns
 
 
 ROW = Format(
