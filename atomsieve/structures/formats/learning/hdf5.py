@@ -26,6 +26,7 @@ from atomsieve.structures.formats.learning.hdf5_files import (
     find_links,
     is_text,
     open_array,
+    open_group,
     read_unit,
 )
 from atomsieve.structures.formats.learning.hdf5_layouts import Layout, find_layout
@@ -136,7 +137,7 @@ class _Walk:
             return
         names = [name for name, is_group in links.items() if not is_group]
         self.keys.update(names)
-        layout = find_layout(names, lambda name: is_text(group[name]))
+        layout = find_layout(names, lambda name: is_text(open_array(group, name, where)))
         if layout is not None:
             self._known = links  # conformers in groups of their own all have the same arrays
             molecule = _Molecule(group, names, layout, self.request, where)
@@ -146,7 +147,7 @@ class _Walk:
                 yield from molecule.build_frames()
         for name, is_group in links.items():
             if is_group:
-                yield from self.read(group[name], depth + 1)
+                yield from self.read(open_group(group, name, where), depth + 1)
 
 
 def _gather_singles(found: Iterator[Block | _Molecule]) -> Iterator[Block]:

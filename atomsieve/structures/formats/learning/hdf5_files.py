@@ -43,6 +43,18 @@ def _require_own(group: Any, name: str, where: str) -> None:
         raise DataError(f"{where}: {group.name.rstrip('/')}/{name} is a link to another place; only own data are read")
 
 
+def open_group(group: Any, name: str, where: str) -> Any:
+    """Return a group in a group.
+
+    Raises
+    ------
+    DataError
+        for a link to another place.
+    """
+    _require_own(group, name, where)
+    return group[name]
+
+
 def open_array(group: Any, name: str, where: str) -> Any:
     """Return an array after a look at where its data lie and how large they are.
 
@@ -106,4 +118,4 @@ class GroupFiles(SystemFiles):
 
     def enter(self, name: str) -> SystemFiles:
         """Return the arrays of a group in it."""
-        return GroupFiles(self.group[name], f"{self.where}/{name}")
+        return GroupFiles(open_group(self.group, name, self.where), f"{self.where}/{name}")
