@@ -25,7 +25,7 @@ NUMBER = r"[-+]?\d+\.\d+(?:[ED][-+]?\d+)?"
 
 @dataclass
 class _Run:
-    """What the output has said so far."""
+    """What the output has said so far; `cut_off` and `wrong` tell why the step cannot be used."""
 
     cell: dict[str, list[float]] = field(default_factory=dict)
     pbc: str = ""
@@ -35,6 +35,8 @@ class _Run:
     positions: list[list[float]] = field(default_factory=list)
     labels: dict[str, Any] = field(default_factory=dict)
     converged: bool = True
+    cut_off: str = ""
+    wrong: str = ""
 
 
 def read_cp2k_output(request: ReadRequest) -> Iterator[Item | BadItem]:
@@ -45,52 +47,65 @@ def read_cp2k_output(request: ReadRequest) -> Iterator[Item | BadItem]:
     DataError
         if the file is no output of CP2K.
     """
-    run, step, pending, failed = _Run(), 0, False, ""
+    run, step = _Run(), 0
     with open_lines(request) as lines:
         for line in lines:
-            if line.startswith(" CELL| Vector "):
-                run.cell[line.split()[2]] = [float(word) for word in re.findall(NUMBER, line)[:3]]
-            elif line.startswith((" CELL| Periodicity", " POISSON| Periodicity")):
-                run.pbc = run.pbc or line.split()[-1]
-            elif line.startswith(" DFT| Charge"):
-                run.charge = float(line.split()[-1])
-            elif line.startswith(" DFT| Multiplicity"):
-                run.spin = float(line.split()[-1])
-            elif "ATOMIC COORDINATES IN" in line.upper() and not run.positions:
-                _read_coordinates(lines, run, bohr="ANGSTROM" not in line.upper())
-            elif "SCF run NOT converged" in line:
-                run.converged = False
-            elif "ENERGY| Total FORCE_EVAL" in line:
-                if pending:
-                    step += 1
-                    yield _build(run, step, request, failed)
-                    failed = ""
-                run.labels, pending = {"energy": float(line.split()[-1])}, True
-            elif "ATOMIC FORCES in" in line or line.startswith(" FORCES| Atomic forces"):
-                failed = _read_forces(lines, run) or failed
-            elif "STRESS| Analytical stress tensor" in line or "STRESS TENSOR [GPa]" in line:
-                failed = _read_stress(lines, line, run) or failed
-    if not run.positions and not pending:
+            if "ENERGY| Total FORCE_EVAL" in line and run.labels:
+                step += 1
+                yield _build(run, step, request)
+            try:
+                _take(run, line, lines)
+            except (ValueError, IndexError) as error:
+                run.wrong = f"{line.strip()[:40]}: {error}"
+    if not run.positions and not run.labels:
         raise refuse(request, "CP2K")
-    if pending:
-        yield _build(run, step + 1, request, failed)
+    if run.labels:
+        yield _build(run, step + 1, request)
     elif step == 0:
         yield BadItem(ENDS_WITHIN, f"{request.path}: ionic step 1")
 
 
-def _build(run: _Run, step: int, request: ReadRequest, failed: str) -> Item | BadItem:
+def _take(run: _Run, line: str, lines: Iterator[str]) -> None:
+    """Take what a line, and the rows of a table that follow it, say."""
+    if line.startswith(" CELL| Vector "):
+        run.cell[line.split()[2]] = [float(word) for word in re.findall(NUMBER, line)[:3]]
+    elif line.startswith((" CELL| Periodicity", " POISSON| Periodicity")):
+        run.pbc = run.pbc or line.split()[-1]
+    elif line.startswith(" DFT| Charge"):
+        run.charge = float(line.split()[-1])
+    elif line.startswith(" DFT| Multiplicity"):
+        run.spin = float(line.split()[-1])
+    elif "ATOMIC COORDINATES IN" in line.upper() and not run.positions:
+        _read_coordinates(lines, run, bohr="ANGSTROM" not in line.upper())
+    elif "SCF run NOT converged" in line:
+        run.converged = False
+    elif "ENERGY| Total FORCE_EVAL" in line:
+        run.labels = {"energy": float(line.split()[-1])}
+    elif "ATOMIC FORCES in" in line or line.startswith(" FORCES| Atomic forces"):
+        run.cut_off = _read_forces(lines, run) or run.cut_off
+    elif "STRESS| Analytical stress tensor" in line or "STRESS TENSOR [GPa]" in line:
+        run.cut_off = _read_stress(lines, line, run) or run.cut_off
+
+
+def _build(run: _Run, step: int, request: ReadRequest) -> Item | BadItem:
+    """Return a step, and forget what holds for it alone."""
     where = f"{request.path}: ionic step {step}"
-    converged, run.converged = run.converged, True
-    if failed:
-        return BadItem(ENDS_WITHIN, where, failed)
+    labels, converged, cut_off, wrong = run.labels, run.converged, run.cut_off, run.wrong
+    run.labels, run.converged, run.cut_off, run.wrong = {}, True, "", ""
+    if wrong:
+        return BadItem("not readable", where, wrong)
+    if cut_off:
+        return BadItem(ENDS_WITHIN, where, cut_off)
     if step > 1:
         return BadItem(LATER, where)
     if not run.positions:
         return BadItem("the coordinates are not printed", where)
+    if any(len(row) != 3 for row in (*run.cell.values(), *run.positions)):
+        return BadItem("not readable", where, "a cell or a position without three numbers")
     pbc = np.array([axis in run.pbc.upper() for axis in "XYZ"])
     cell = np.array([run.cell.get(axis, [0.0] * 3) for axis in "abc"], np.float64)
     info = {name: value for name, value in (("charge", run.charge), ("spin", run.spin)) if value is not None}
-    item = Item(np.array(run.numbers), np.array(run.positions), cell, pbc, where, info, run.labels, units=UNITS)
+    item = Item(np.array(run.numbers), np.array(run.positions), cell, pbc, where, info, labels, units=UNITS)
     return judge(item, converged, request)
 
 
