@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +40,7 @@ class _BrokenFrameError(Exception):
 
 @dataclass
 class _Frame:
-    """A frame: what stands before its atoms, the names of their columns, and their words."""
+    """A frame: what stands before its atoms, the names of their columns, and these: numbers, or words."""
 
     where: str
     style: str | None = None
@@ -47,7 +49,7 @@ class _Frame:
     bounds: list[str] = field(default_factory=list)
     box: list[list[float]] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
-    table: NDArray[np.bytes_] = field(default_factory=lambda: np.zeros((0, 0), "S1"))
+    table: NDArray[Any] = field(default_factory=lambda: np.zeros((0, 0)))
 
     def has(self, *names: str) -> bool:
         """Return True if all of these columns are there."""
@@ -55,10 +57,10 @@ class _Frame:
 
     def numbers(self, *names: str) -> NDArray[np.float64]:
         """Return columns as numbers `[n, columns]`."""
-        return np.stack([self.table[:, self.columns.index(name)].astype(np.float64) for name in names], axis=1)
+        return self.table[:, [self.columns.index(name) for name in names]].astype(np.float64)
 
-    def words(self, name: str) -> NDArray[np.bytes_]:
-        """Return a column as it is."""
+    def words(self, name: str) -> NDArray[Any]:
+        """Return a column as it is: of numbers, or of words."""
         return self.table[:, self.columns.index(name)]
 
 
@@ -149,11 +151,15 @@ def _read_head(frame: _Frame, lines: Iterator[bytes]) -> list[bytes]:
 
 
 def _split_rows(frame: _Frame, rows: list[bytes]) -> None:
-    words = b"".join(rows).split()
-    if len(words) != frame.count * len(frame.columns):
-        last = rows and not rows[-1].endswith(b"\n")
-        raise _BrokenFrameError(ENDS_WITHIN if last else "rows do not fit the names of their columns")
-    frame.table = np.array(words, np.bytes_).reshape(frame.count, len(frame.columns))
+    text, size = b"".join(rows), frame.count * len(frame.columns)
+    table = _parse_numbers(text) if not frame.has("element") and not frame.has("typelabel") else None
+    if table is None or table.size != size:
+        words = text.split()
+        if len(words) != size:
+            last = rows and not rows[-1].endswith(b"\n")
+            raise _BrokenFrameError(ENDS_WITHIN if last else "rows do not fit the names of their columns")
+        table = np.array(words, np.bytes_)
+    frame.table = table.reshape(frame.count, len(frame.columns))
     if frame.has("id"):
         ids = frame.words("id").astype(np.int64)
         order = np.argsort(ids, kind="stable")
@@ -161,6 +167,16 @@ def _split_rows(frame: _Frame, rows: list[bytes]) -> None:
         if twice.any():
             raise _BrokenFrameError("an id of two atoms", f"id {ids[order][1:][twice][0]}")
         frame.table = frame.table[order]
+
+
+def _parse_numbers(text: bytes) -> NDArray[np.float64] | None:
+    """Return all words as numbers, None if one of them is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return np.fromstring(text.decode("latin-1"), np.float64, sep=" ")
+    except (ValueError, DeprecationWarning):
+        return None
 
 
 def _build(frame: _Frame, request: ReadRequest) -> Item:
@@ -227,7 +243,7 @@ def _find_elements(frame: _Frame, request: ReadRequest) -> NDArray[np.int64]:
     if request.elements and frame.has("type"):
         return elements_of_types(frame.words("type").astype(np.int64), request.elements, request.path)
     for column in ("element", "typelabel", "type"):
-        if not frame.has(column):
+        if not frame.has(column) or frame.table.dtype.kind == "f":
             continue
         symbols, of_atom = np.unique(frame.words(column), return_inverse=True)
         numbers = np.array([element_of_symbol(symbol.decode("latin-1")) for symbol in symbols], np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 from xml.etree import ElementTree
@@ -19,8 +20,9 @@ from atomsieve.structures.units import PRESSURE, Units
 
 UNITS = Units("ev", "angstrom", "ev/angstrom", "kbar", None, -1, "format vasprun")
 PARSED_BYTES = 1 << 18
-BULKY = ("eigenvalues", "dos", "projected", "dielectricfunction", "kpoints", "eigenvelocities")
-"""Elements that are emptied as soon as they were read: a step would otherwise hold megabytes of them."""
+BULKY = re.compile(rb"<(eigenvalues|dos|projected|dielectricfunction|kpoints|eigenvelocities)[ >]")
+"""Elements that are cut out before the text is parsed: they are most of the file, and nothing of them is taken."""
+LONGEST_TAG = 32
 
 
 class _Header:
@@ -73,9 +75,7 @@ def read_vasprun(request: ReadRequest) -> Iterator[Item | BadItem]:
             if event == "start":
                 open_step = open_step or element.tag == "calculation"
                 continue
-            if element.tag in BULKY:
-                element.clear()
-            elif element.tag == "atominfo":
+            if element.tag == "atominfo":
                 header.read_atoms(element)
             elif element.tag == "parameters":
                 header.read_parameters(element)
@@ -96,13 +96,7 @@ def read_vasprun(request: ReadRequest) -> Iterator[Item | BadItem]:
 def _events(parser: Any, file: IO[bytes], request: ReadRequest) -> Iterator[tuple[str, ElementTree.Element]]:
     """Yield events of a file that may end anywhere, as one of a run that was stopped does."""
     begun = False
-    while True:
-        try:
-            data = file.read(PARSED_BYTES)
-        except (EOFError, OSError):  # a damaged compressed file: what was read stands
-            return
-        if not data:
-            return
+    for data in _cut_bulk(file):
         parser.feed(data)
         try:
             for event in parser.read_events():  # raises the errors of `feed` too
@@ -111,6 +105,36 @@ def _events(parser: Any, file: IO[bytes], request: ReadRequest) -> Iterator[tupl
         except ElementTree.ParseError as error:
             if not begun:
                 raise DataError(f"{request.path} is no vasprun.xml: {error}") from None
+            return
+
+
+def _cut_bulk(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the text without the bulky elements; it ends where a damaged compressed file ends."""
+    text, end = b"", b""
+    while True:
+        try:
+            data = file.read(PARSED_BYTES)
+        except (EOFError, OSError):
+            data = b""
+        text += data
+        out = []
+        while True:
+            if end:
+                at = text.find(end)
+                if at < 0:
+                    text = text[-len(end) :]
+                    break
+                text, end = text[at + len(end) :], b""
+            match = BULKY.search(text)
+            if match is None:
+                kept = len(text) - LONGEST_TAG if data else len(text)
+                out.append(text[: max(kept, 0)])
+                text = text[max(kept, 0) :]
+                break
+            out.append(text[: match.start()])
+            text, end = text[match.start() :], b"</" + match[1] + b">"
+        yield b"".join(out)
+        if not data:
             return
 
 
