@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ NEEDED = (
 )
 
 
+@cache
 def units_of_style(style: str | None, path: Path) -> Units:
     """Return the units of a style of LAMMPS such as `metal`; of None, that they must be stated.
 
