@@ -33,10 +33,19 @@ class Status(IntEnum):
     POISONED = 12
     BAD_CHARGE_OR_SPIN = 13
 
+    @classmethod
+    def _missing_(cls, value: object) -> Status | None:
+        """Return a code of a later version, as a server may give it, under a name made of its number."""
+        if not isinstance(value, int | np.integer) or not 0 <= value < 256:
+            return None
+        found = int.__new__(cls, int(value))
+        found._name_, found._value_ = f"STATUS_{value}", int(value)
+        return found
+
     @property
     def meaning(self) -> str:
         """One line for people."""
-        return _MEANINGS[self]
+        return _MEANINGS.get(self, f"has the status {self.value}, which only a later version of AtomSieve can explain")
 
 
 _MEANINGS = {

@@ -33,7 +33,8 @@ def from_pyg(data: Iterable[Any]) -> StructureBatch:
     Raises
     ------
     DataError
-        if an object lacks atomic numbers or positions, an array has the wrong size, or two names differ in their value.
+        if an object lacks atomic numbers or positions, has a cell and no `pbc`, an array of the wrong size, or two
+        names that differ in their value.
     """
     _require_pyg()
     rows = [_row(item, k) for k, item in enumerate(data)]
@@ -63,6 +64,11 @@ def _row(item: Any, place: int) -> dict[str, NDArray[Any]]:
     for name in ("numbers", "positions"):
         if name not in row:
             raise DataError(f"object {place} has no {' or '.join(NUMBERS) if name == 'numbers' else 'pos'}")
+    if "pbc" not in row and "cell" in row and row["cell"].any():
+        raise DataError(
+            f"object {place} has a cell and no pbc that says whether it is periodic; set pbc = [[True, True, True]], "
+            "or [[False, False, False]] for a molecule in a box"
+        )
     row["numbers"] = to_numbers(row["numbers"].reshape(-1))
     row |= _conditions(item, place)
     for name, array in row.items():

@@ -216,3 +216,13 @@ def test_a_calibration_of_an_older_version_scales_the_spread(tmp_path):
     assert np.allclose(out.sigma_energy, 2 * out.energy_std)
     assert np.allclose(out.interval_energy, 1.645 * out.sigma_energy)
     assert np.isnan(out.sigma_forces).all() and np.isnan(out.interval_forces).all()
+
+
+def test_a_status_of_a_later_version_has_a_name_and_a_meaning():
+    """A server may be newer than its client."""
+    later = Status(np.uint8(200))
+    assert (later, later.name) == (200, "STATUS_200") and "status 200" in later.meaning
+    assert later not in list(Status) and all(status.meaning for status in Status)
+    for wrong in (-1, 256, "OK"):
+        with pytest.raises(ValueError, match="not a valid Status"):
+            Status(wrong)

@@ -49,6 +49,11 @@ def test_objects_of_others() -> None:
     assert batch.cell[1].tolist() == np.eye(3).tolist()
     assert batch.pbc.tolist() == [[False] * 3, [True] * 3]
     assert len(from_pyg([])) == 0
+    boxed = SimpleNamespace(z=[8], pos=[[0, 0, 0]], cell=np.eye(3)[None])
+    with pytest.raises(DataError, match="object 1 has a cell and no pbc that says whether it is periodic; set pbc"):
+        from_pyg([water, boxed])
+    boxed.cell[:] = 0
+    assert not from_pyg([boxed]).pbc.any(), "no cell"
     with pytest.raises(DataError, match="object 1 has no pos"):
         from_pyg([water, SimpleNamespace(z=[1])])
     with pytest.raises(DataError, match="object 0: forces has shape"):
