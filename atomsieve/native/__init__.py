@@ -53,6 +53,10 @@ def kernels() -> ctypes.CDLL | None:
     return None
 
 
+TEXT_VERSION = 2
+"""Of the functions and structures of `_text`, as its sources state it too."""
+
+
 @functools.cache
 def text_library() -> ctypes.CDLL | None:
     """Return the compiled parsers and writers of text formats, or None if they were not compiled at installation.
@@ -63,6 +67,11 @@ def text_library() -> ctypes.CDLL | None:
         return None
     spec = find_spec("atomsieve.native._text")
     if spec is not None and spec.origin is not None:
-        return ctypes.CDLL(spec.origin)
+        library = ctypes.CDLL(spec.origin)
+        # A library built from other sources, as after an update without a reinstallation, must not be called.
+        if getattr(library, "text_version", lambda: 0)() == TEXT_VERSION:
+            return library
+        log.warning("the compiled parser of text formats is of another version: reinstall; slower Python code is used")
+        return None
     log.warning("no compiled parser of text formats found; slower Python code is used (reinstall with a C++ compiler)")
     return None

@@ -674,6 +674,9 @@ using namespace extxyz;
 
 extern "C" {
 
+// Raised with every change of what Python sees of this library (TEXT_VERSION).
+int32_t text_version() { return 2; }
+
 // How a call ended, and the arrays of its frames. Pointers are good until the next call for the same file.
 struct ExtxyzResult {
   int64_t status, consumed, line, previous_fits, foreign_begin, foreign_end, line_after_foreign;
