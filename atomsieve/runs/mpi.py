@@ -104,6 +104,14 @@ class Communicator:
                 self._fetch_and_add(slot, -self._fetch_and_add(slot, 0))
         self.all_gather(None)
 
+    def reset_counts(self) -> None:
+        """Count structures from zero again; every rank calls it."""
+        self.all_gather(None)
+        if self.rank == 0:
+            for slot in (DONE, FAILED):
+                self._fetch_and_add(slot, -self._fetch_and_add(slot, 0))
+        self.all_gather(None)
+
     def stop_claims(self) -> None:
         """Hand out no more items, to any rank."""
         if self._fetch_and_add(HALTED, 1) == 0:  # once for all ranks: a few times STOPPED would overflow 64 bits

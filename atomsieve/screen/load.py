@@ -20,8 +20,9 @@ from atomsieve.screen.results.chunks import Chunks, chunk_size
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.run_record import recorded_backend
 from atomsieve.structures import StructureReader
+from atomsieve.structures.copy_record import DatasetCopy
 from atomsieve.structures.read_options import ReadOptions
-from atomsieve.structures.ready import FOLDER, STDIN, DatasetCopy, check_input, ensure_dataset
+from atomsieve.structures.ready import FOLDER, STDIN, check_input, ensure_dataset
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +64,8 @@ def check_call(
         unknown head.
     """
     check_input(candidates)
+    if not options.keep_converted and str(candidates) == STDIN:
+        raise UsageError("standard input cannot be read again, so its structures are kept; leave out --drop-converted")
     if folder.path.is_dir() and not folder.is_ours() and folder.list_foreign():
         raise AtomSieveError(f"{folder.path} holds other files than {folder.contents}; choose another {folder.option}")
     if ensemble is None:
@@ -76,18 +79,17 @@ def check_call(
 
 
 def convert_candidates(
+    comm: Communicator,
     candidates: Path,
     folder: ResultsFolder,
     options: ScreenOptions,
     reading: ReadOptions,
     console: Console | None,
 ) -> DatasetCopy | None:
-    """Convert candidates that are no dataset into one beside the results, unless that was done before.
+    """Convert candidates that are no dataset into one beside the results, unless that was done before; all ranks do so.
 
     Structures that no model accepts are kept, so that each gets a row. Labels are left out. None for a dataset.
     """
-    if not options.keep_converted and str(candidates) == STDIN:
-        raise UsageError("standard input cannot be read again, so its structures are kept; leave out --drop-converted")
     made = ensure_dataset(
         candidates,
         folder.path.absolute().parent / FOLDER,
@@ -96,6 +98,7 @@ def convert_candidates(
         keep_bad=True,
         owner="" if options.keep_converted else folder.path.name,  # a copy that is removed is nobody else's
         console=console,
+        comm=comm,
     )
     return made if made.is_copy else None
 

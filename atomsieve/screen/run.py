@@ -105,7 +105,7 @@ def run_screen(
                 Reporter(console if comm.rank == 0 else None).show(f"ensemble: {inside}")
                 ensemble = inside
             with clock("convert"):  # a signal ends it at once: the same command goes on
-                copy = comm.run_on_first(convert_candidates, path, folder, options, reading, console)
+                copy = convert_candidates(comm, path, folder, options, reading, console)
         stop = stack.enter_context(StopRequest(options.grace))
         with clock("load"):
             source = open_input(comm, path, options, reader, stack, copy, reading)

@@ -19,22 +19,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.runs.hashing import hash_file, hash_json
 from atomsieve.runs.lock import PathLock
-from atomsieve.runs.output_files import atomic_write
-from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.runs.mpi import Communicator
+from atomsieve.structures.convert import ConvertOptions, ConvertReport, Input, convert
+from atomsieve.structures.copy_record import (
+    RECORD,
+    VERSION,
+    DatasetCopy,
+    describe_skipped,
+    list_notes,
+    make_copy,
+    read_record,
+    write_record,
+)
 from atomsieve.structures.formats import find_files, read_blocks
 from atomsieve.structures.manifest import is_dataset_folder
 from atomsieve.structures.open import open_structures
 from atomsieve.structures.read_options import ReadOptions
 from atomsieve.structures.reader import FileReader
-from atomsieve.structures.validation import ConversionCounts
 from atomsieve.text import pluralize
 
 if TYPE_CHECKING:
@@ -42,16 +51,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STDIN = "-"
-"""Name of the standard input."""
+STDIN, STDIN_SHOWN = "-", "standard input"
+"""Name of the standard input, and what messages call it."""
 FOLDER = "converted"
 """Usual name of the folder of copies, beside what a command writes."""
-RECORD = "converted.json"
-VERSION = 1
-"""Counts up when the same file and options give another dataset, so that no earlier copy is taken."""
-LISTED = 100
-"""Places of structures that could not be read, of those that a summary lists."""
-SHOWN = 3
 SCRATCH = ".converting-"
 """Beginning of the names of folders of temporary copies."""
 SOURCE_KEY, LEVEL_KEY = "source", "level_of_theory"
@@ -60,66 +63,6 @@ MOST_SOURCES = 50
 """More values than this in the first structures are no names of sources."""
 PAUSE = 0.2  # seconds between looks at the lock of another process
 _DATASET_ENDINGS = (".bp", ".adios")
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """The structures of a file that could not be read.
-
-    Attributes
-    ----------
-    read : structures of the file, readable or not. reasons : how many for each reason.
-    places : place, reason and detail of the first of them.
-    """
-
-    read: int = 0
-    reasons: Mapping[str, int] = field(default_factory=dict)
-    places: tuple[tuple[str, str, str], ...] = ()
-
-    @property
-    def count(self) -> int:
-        """How many."""
-        return sum(self.reasons.values())
-
-    def describe(self) -> dict[str, Any]:
-        """Return them as plain data, the first `LISTED` with their places."""
-        listed = [dict(zip(("where", "reason", "detail"), row, strict=True)) for row in self.places[:LISTED]]
-        return {"read": self.read, "count": self.count, "reasons": dict(self.reasons), "first": listed}
-
-    def format_lines(self) -> list[str]:
-        """Return lines for people; none if all were read."""
-        if not self.count:
-            return []
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in self.reasons.items())
-        lines = [f"{self.count:,} of {pluralize(self.read, 'structure')} could not be read and are left out: {reasons}"]
-        lines += [f"  {where}: {reason}{detail and f' ({detail})'}" for where, reason, detail in self.places[:SHOWN]]
-        if self.count > SHOWN:
-            lines.append(f"  and {self.count - SHOWN:,} more")
-        return lines
-
-
-@dataclass(frozen=True)
-class DatasetCopy:
-    """A dataset to open.
-
-    Attributes
-    ----------
-    path : of the dataset folder. given : what the user named; the same where that is a dataset already.
-    content : digest of the given file; empty where nothing was converted. fresh : it was converted just now.
-    unreadable : structures that are not in the dataset. notes : what a user should know about what was taken and left.
-    """
-
-    path: Path
-    given: Path
-    content: str = ""
-    fresh: bool = False
-    unreadable: Unreadable = field(default_factory=Unreadable)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def is_copy(self) -> bool:
-        """True if `path` was converted from `given`."""
-        return bool(self.content)
 
 
 def is_dataset(path: Path) -> bool:
@@ -157,12 +100,14 @@ def ensure_dataset(
     keep_bad: bool = False,
     owner: str = "",
     console: Console | None = None,
+    comm: Communicator | None = None,
 ) -> DatasetCopy:
     """Return the dataset of a path: the path itself if it is one, else its copy in `folder`, converted if need be.
 
     options : how the file is read. labels : take energies, forces and stress. need_sources : refuse labels that have no
         source; else a source is taken where structures state one under `SOURCE_KEY`.
     keep_bad : keep structures that no model accepts. owner : makes a copy that no other owner uses.
+    comm : the ranks of a job, which all make this call and share the work.
 
     Raises
     ------
@@ -171,19 +116,34 @@ def ensure_dataset(
     UsageError
         if labels have no source; if options are given for a dataset, which is read as it is.
     """
-    path, reading = Path(given), options or ReadOptions()
+    path, reading, comm = Path(given), options or ReadOptions(), comm or Communicator()
+    rules = {"labels": labels, "need_sources": need_sources, "keep_bad": keep_bad}
     if str(path) == STDIN:
-        with _spool_stdin(folder) as spool:
-            chosen = reading if reading.format is not None else replace(reading, format="extxyz")
-            made = _ensure_copy(spool, folder, chosen, labels, need_sources, keep_bad, owner, console, STDIN)
-            return replace(made, given=path)
-    check_input(path, reading.format)
-    if is_dataset(path):
-        if given_options := reading.list_given():
-            words = ", ".join(name.replace("_", "-") for name in given_options)
-            raise UsageError(f"{path} is a dataset, which is read as it is; leave out {words}")
+        copy = comm.run_on_first(_ensure_stdin, folder, reading, rules, owner, console)
+        return replace(copy, given=path)
+    if comm.run_on_first(_check_call, path, reading):
         return DatasetCopy(path, path)
-    return _ensure_copy(path, folder, reading, labels, need_sources, keep_bad, owner, console, "")
+    return _ensure_copy(path, folder, reading, rules, owner, console, comm, str(path))
+
+
+def _check_call(path: Path, reading: ReadOptions) -> bool:
+    """Return whether the path is a dataset, which takes no options."""
+    check_input(path, reading.format)
+    if not is_dataset(path):
+        return False
+    if given := reading.list_given():
+        words = ", ".join(name.replace("_", "-") for name in given)
+        raise UsageError(f"{path} is a dataset, which is read as it is; leave out {words}")
+    return True
+
+
+def _ensure_stdin(
+    folder: Path, reading: ReadOptions, rules: Mapping[str, bool], owner: str, console: Console | None
+) -> DatasetCopy:
+    """Return the copy of the standard input, which this process alone reads and converts."""
+    chosen = reading if reading.format is not None else replace(reading, format="extxyz")
+    with _spool_stdin(folder) as spool:
+        return _ensure_copy(spool, folder, chosen, rules, owner, console, Communicator(), STDIN_SHOWN)
 
 
 @contextmanager
@@ -252,39 +212,67 @@ def remove_copy(path: Path) -> None:
 # -- copies --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A file to be converted.
+
+    Attributes
+    ----------
+    path, target : the file and the copy. shown : name of the file in messages. reading, options : how it is read.
+    about : what the record of the copy says of them.
+    """
+
+    path: Path
+    target: Path
+    shown: str
+    reading: ReadOptions
+    options: ConvertOptions
+    about: dict[str, Any]
+
+
 def _ensure_copy(
     path: Path,
     folder: Path,
     reading: ReadOptions,
-    labels: bool,
-    need_sources: bool,
-    keep_bad: bool,
+    rules: Mapping[str, bool],
     owner: str,
     console: Console | None,
-    name: str,
+    comm: Communicator,
+    shown: str,
 ) -> DatasetCopy:
-    shown = "standard input" if name == STDIN else str(path)
-    options = replace(
-        reading.as_convert_options(labels=labels, keep_bad=keep_bad), need_sources=need_sources, list_skipped=False
-    )
+    """Return the copy of a file; the ranks of a job share its conversion.
+
+    rules : `labels`, `need_sources`, `keep_bad`. shown : name of the file in messages.
+    """
+    found = comm.run_on_first(_look_up, path, folder, reading, rules, owner, shown)
+    screen = console if comm.rank == 0 else None
+    copy = found if isinstance(found, DatasetCopy) else _convert_once(found, screen, comm)
+    if screen is not None and not copy.fresh:
+        screen.print(f"{shown} was converted before: {copy.path}", highlight=False, soft_wrap=True)
+    return replace(copy, given=path)
+
+
+def _look_up(
+    path: Path, folder: Path, reading: ReadOptions, rules: Mapping[str, bool], owner: str, shown: str
+) -> DatasetCopy | _Task:
+    """Return the copy if its files have not changed since they were read, else what is to be done."""
+    options = reading.as_convert_options(labels=rules["labels"], keep_bad=rules["keep_bad"])
+    options = replace(options, need_sources=rules["need_sources"], list_skipped=False)
     topology = None if options.topology is None else hash_file(options.topology)
     plain = json.loads(json.dumps([asdict(options), reading.list_given(), topology], default=str))
     wanted = hash_json([VERSION, owner, plain])
     files = find_files(path, reading.format)
-    if labels and not need_sources and reading.source is None and reading.source_key is None:
-        options = replace(options, **find_source_keys(files, options))
     stamps = hash_json([[str(file.absolute()), kind, _stamp(file)] for file, kind in files])
-    copy = _find_by_stamps(folder, wanted, stamps)
-    if copy is None:
-        content = _digest(path, files)
-        key = hash_json([content, wanted])
-        found = next(iter(sorted(folder.glob(f"*-{key[:12]}.bp"))), None)
-        target = found or folder / f"{'stdin' if name == STDIN else _short_name(path.resolve().name)}-{key[:12]}.bp"
-        about = {"version": VERSION, "content": content, "options": wanted, "stamps": stamps}
-        copy = _convert_once(path, target, about, reading, options, console, shown)
-    if console is not None and not copy.fresh:
-        console.print(f"{shown} was converted before: {copy.path}", highlight=False, soft_wrap=True)
-    return replace(copy, given=path)
+    if (copy := _find_by_stamps(folder, wanted, stamps)) is not None:
+        return copy
+    if rules["labels"] and not rules["need_sources"] and reading.source is None and reading.source_key is None:
+        options = replace(options, **find_source_keys(files, options))
+    content = _digest(path, files)
+    key = hash_json([content, wanted])[:12]
+    name = "stdin" if shown == STDIN_SHOWN else _short_name(path.resolve().name)
+    target = next(iter(sorted(folder.glob(f"*-{key}.bp"))), folder / f"{name}-{key}.bp")
+    about = {"version": VERSION, "content": content, "options": wanted, "stamps": stamps}
+    return _Task(path, target, shown, reading, options, about)
 
 
 def _short_name(name: str) -> str:
@@ -326,91 +314,56 @@ def _digest(path: Path, files: list[tuple[Path, str]]) -> str:
 def _find_by_stamps(folder: Path, wanted: str, stamps: str) -> DatasetCopy | None:
     """Return a whole copy whose files have not changed since they were read, without reading them again."""
     for path in sorted(folder.glob("*.bp")):
-        found = _read_record(path)
+        found = read_record(path)
         if found is not None and found["options"] == wanted and found["stamps"] == stamps:
-            return _as_copy(path, found)
+            return make_copy(path, found)
     return None
 
 
-def _read_record(copy: Path) -> dict[str, Any] | None:
-    """Return the record of a whole copy, None if there is none."""
-    try:
-        found: dict[str, Any] = json.loads((copy / RECORD).read_text())
-    except (OSError, ValueError):
-        return None
-    return found if found.get("version") == VERSION and is_dataset_folder(copy) else None
-
-
-def _as_copy(path: Path, record: dict[str, Any], *, fresh: bool = False) -> DatasetCopy:
-    places = tuple((where, reason, detail) for where, reason, detail in record["unreadable"]["places"])
-    bad = Unreadable(record["unreadable"]["read"], record["unreadable"]["reasons"], places)
-    return DatasetCopy(path, path, record["content"], fresh, bad, tuple(record["notes"]))
-
-
-def _convert_once(
-    path: Path,
-    target: Path,
-    about: dict[str, Any],
-    reading: ReadOptions,
-    options: ConvertOptions,
-    console: Console | None,
-    shown: str,
-) -> DatasetCopy:
+def _convert_once(task: _Task, console: Console | None, comm: Communicator) -> DatasetCopy:
     """Convert unless another process has done so meanwhile; the same file under a new name only gets a new record."""
-    with _take_turn(target, console):
-        known = _read_record(target)
-        if known is not None and all(known[name] == about[name] for name in ("content", "options")):
-            _write_record(target, known | about)
-            return _as_copy(target, known)
-        if console is not None:
-            once = f"once, into {target}" if not target.parent.name.startswith(SCRATCH) else "into a temporary dataset"
-            console.print(f"converting {shown} {once}", highlight=False, soft_wrap=True)
-        report = convert([Input(path, reading.source_info())], target, replace(options, overwrite=True), console)
-        record = about | {
-            "reading": reading.list_given(),
-            "unreadable": _describe_skipped(report.tally, path, shown),
-            "notes": list(list_notes(report.tally, options)),
-        }
-        _write_record(target, record)
-        if console is not None:
-            what = f"converted {pluralize(report.written, 'structure')} in {report.seconds:.1f} s"
-            for line in (what, *(f"note: {note}" for note in record["notes"])):
-                console.print(line, highlight=False, soft_wrap=True)
-        return _as_copy(target, record, fresh=True)
+    with ExitStack() as stack:
+        known = comm.run_on_first(_take_turn, task, stack, console)
+        if known is not None:
+            return known
+        inputs = [Input(task.path, task.reading.source_info())]
+        report = convert(inputs, task.target, replace(task.options, overwrite=True), console, comm=comm)
+        comm.reset_claims()
+        comm.reset_counts()
+        return comm.run_on_first(_record, task, report, console)
 
 
-def list_notes(tally: ConversionCounts, options: ConvertOptions) -> Iterator[str]:
-    """Yield a sentence for each thing that a user should know about what was taken from a file, and what was left."""
-    for note, count in tally.notes.most_common():
-        yield f"{pluralize(count, 'structure')}: {note}"
-    if options.keys.none:
-        return
-    if taken := ", ".join(tally.found.describe_taken()):
-        yield f"labels: {taken}"
-    for words in tally.found.describe_units():
-        yield f"units: {words}"
-    known = [key for key in (options.keys.id, options.source_key, options.level_key) if key]
-    settled = [name for name in _LABELS if getattr(options.keys, name) is not None]
-    yield from tally.found.list_notes(known, settled)
+def _take_turn(task: _Task, stack: ExitStack, console: Console | None) -> DatasetCopy | None:
+    """Lock the copy until `stack` is left; return it if another process has converted meanwhile."""
+    stack.enter_context(_hold_lock(task.target, console))
+    known = read_record(task.target)
+    if known is not None and all(known[name] == task.about[name] for name in ("content", "options")):
+        write_record(task.target, known | task.about)
+        return make_copy(task.target, known)
+    if console is not None:
+        scratch = task.target.parent.name.startswith(SCRATCH)
+        place = "into a temporary dataset" if scratch else f"once, into {task.target}"
+        console.print(f"converting {task.shown} {place}", highlight=False, soft_wrap=True)
+    return None
 
 
-_LABELS = ("energy", "forces", "stress", "virial", "charge", "spin")
-
-
-def _describe_skipped(tally: ConversionCounts, path: Path, shown: str) -> dict[str, Any]:
-    places = [[where.replace(str(path), shown, 1), reason, detail] for where, reason, detail in tally.places]
-    return {"read": tally.read, "reasons": dict(tally.skipped.most_common()), "places": places}
-
-
-def _write_record(copy: Path, record: dict[str, Any]) -> None:
-    try:
-        atomic_write(copy / RECORD, (json.dumps(record, indent=1) + "\n").encode())
-    except OSError as error:
-        raise AtomSieveError(f"cannot write {copy / RECORD}: {error.strerror or error}; make room there") from error
+def _record(task: _Task, report: ConvertReport, console: Console | None) -> DatasetCopy:
+    """Record that the copy is whole, and say what was taken and left."""
+    record = task.about | {
+        "reading": task.reading.list_given(),
+        "unreadable": describe_skipped(report.tally, task.path, task.shown),
+        "notes": list(list_notes(report.tally, task.options)),
+    }
+    write_record(task.target, record)
+    if console is not None:
+        what = f"converted {pluralize(report.written, 'structure')} in {report.seconds:.1f} s"
+        for line in (what, *(f"note: {note}" for note in record["notes"])):
+            console.print(line, highlight=False, soft_wrap=True)
+    return make_copy(task.target, record, fresh=True)
 
 
 @contextmanager
-def _take_turn(target: Path, console: Console | None) -> Iterator[None]:
+def _hold_lock(target: Path, console: Console | None) -> Iterator[None]:
     """Hold the lock of a copy; wait while another process of any host converts into it."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

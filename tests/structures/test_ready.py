@@ -15,9 +15,10 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import open_structures
 from atomsieve.structures import ready as ready_module
 from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.structures.copy_record import RECORD
 from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.read_options import ReadOptions
-from atomsieve.structures.ready import RECORD, check_input, ensure_dataset, is_dataset, open_any
+from atomsieve.structures.ready import check_input, ensure_dataset, is_dataset, open_any
 from tests.helpers import copper_oxides
 
 KILLED = """
@@ -100,11 +101,11 @@ def test_of_two_at_once_one_converts_and_the_other_waits(file, folder, monkeypat
     made, begun, let_go = [], threading.Event(), threading.Event()
     real = convert
 
-    def slow(*args):
+    def slow(*args, **more):
         made.append(args)
         begun.set()
         let_go.wait(20)
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(ready_module, "convert", slow)
     found = []
