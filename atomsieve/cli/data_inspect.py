@@ -48,6 +48,13 @@ def inspect_command(
         str | None,
         typer.Option("--format", help="Format of all files, if names do not tell.", show_default=False),
     ] = None,
+    elements: Annotated[
+        str | None,
+        typer.Option("--elements", help="Elements of the types 1, 2, ... of LAMMPS files.", show_default=False),
+    ] = None,
+    topology: Annotated[
+        Path | None, typer.Option("--topology", help="File with the elements of trajectories.", show_default=False)
+    ] = None,
     quiet: QuietOption = False,
 ) -> int:
     """Show what is in files before converting: keys with ranges, what would be taken and left, units, problems.
@@ -60,6 +67,7 @@ def inspect_command(
 
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures.inspection import inspect_path
+    from atomsieve.structures.item import parse_elements
     from atomsieve.structures.labels import LabelKeys
     from atomsieve.structures.units import Units
 
@@ -71,6 +79,8 @@ def inspect_command(
         "--unit": ",".join(unit or []) or None,
         "--stress-sign": stress_sign,
         "--format": file_format,
+        "--elements": elements,
+        "--topology": topology,
     }
     options = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
     screen = console(stderr=True, quiet=quiet or as_json)
@@ -85,6 +95,8 @@ def inspect_command(
                     keys=LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key, virial=virial_key),
                     units=Units.parse(",".join(unit or []), stress_sign),
                     options=options,
+                    elements=parse_elements(elements),
+                    topology=topology,
                     progress=progress,
                 )
             )
@@ -125,7 +137,7 @@ def show_inspection(found: Inspection, screen: Console) -> None:
     units = list(labels.describe_units())
     for words in units:
         say(f"units: {words}")
-    if not units and any(counts.labels.values()):
+    if not units and any(counts.labels[name] for name in ("energy", "forces", "stress")):
         say("units: none are stated, so eV, Angstrom, eV/Angstrom and eV/Angstrom^3 are assumed; --unit says others")
     for name, word in (("charge", "a total charge"), ("spin", "a multiplicity")):
         if counts.labels[name]:

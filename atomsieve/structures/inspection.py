@@ -227,6 +227,8 @@ def inspect_path(
     keys: LabelKeys | None = None,
     units: Units | None = None,
     options: str = "",
+    elements: tuple[str, ...] = (),
+    topology: Path | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """Read a file, or the files of a folder, and return what is in it.
@@ -241,6 +243,8 @@ def inspect_path(
         read about so many structures; 0 reads all.
     keys, units, options
         as for a conversion, and how the call said them.
+    elements, topology
+        see `ReadRequest`.
     progress
         called now and then.
 
@@ -262,7 +266,7 @@ def inspect_path(
             if progress is not None:
                 progress((done + fraction) / len(files), validator.tally.read)
 
-        for block in read_blocks(ReadRequest(file, tick), kind):
+        for block in read_blocks(ReadRequest(file, tick, elements=elements, topology=topology), kind):
             if limit and validator.tally.read >= limit:
                 out.complete = False
                 break

@@ -69,7 +69,7 @@ def test_slope_is_the_weighted_median() -> None:
 
 
 def test_right_units_are_left_alone(alloys: StructureBatch) -> None:
-    assert compare_forces(alloys).value == pytest.approx(1, abs=0.1)
+    assert compare_forces(alloys)[0].value == pytest.approx(1, abs=0.1)
     assert compare_stress(alloys)[0].value == pytest.approx(1, abs=0.05)
     assert not check_source("emt", alloys)
 
@@ -110,6 +110,12 @@ def test_the_factor_is_said_and_units_already_applied_count(alloys: StructureBat
     # the file says kcal/mol, and so it was converted; but the numbers are Hartree
     (found,) = check_source("", scale(stressless, KCAL / HARTREE), Units(energy="kcal/mol", forces="eV/angstrom"))
     assert found.option == "--unit energy=hartree,forces=eV/angstrom"
+
+
+def test_energies_per_atom_are_found(alloys: StructureBatch) -> None:
+    assert alloys.energy is not None
+    (found,) = check_source("", alloys.replace(energy=alloys.energy / alloys.counts, stress=None, has_stress=None))
+    assert found.option.split(", or ")[0] == "--unit energy=eV/atom,forces=eV/angstrom"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ What is not taken is counted, so that the report can name it and the option that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atomsieve.structures.block import Block, Column
 from atomsieve.structures.labels.conditions import count_odd_conditions
-from atomsieve.structures.labels.names import LabelKeys
+from atomsieve.structures.labels.names import NAMES, LabelKeys
 from atomsieve.structures.labels.tally import LabelTally
 from atomsieve.structures.units import Units
 
@@ -128,8 +128,17 @@ class _Search:
                     self.pass_over(label, names, takers[places][~fresh], name, same[~fresh])
                 values[places[fresh]], has[places[fresh]], takers[places[fresh]] = rows[fresh], True, k
                 self.count(label, name, int(fresh.sum()))
+        self.count_lacking(label, self.block.info, has)
         self.refuse_not_finite(label, has & ~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
         return values, has
+
+    def count_lacking(self, label: str, columns: Mapping[str, Column], has: NDArray[np.bool_]) -> None:
+        """Count structures without the key that the user names for a label, but with another name of it."""
+        asked = getattr(self.keys, label)
+        for name in NAMES[label] if asked is not None else ():
+            column = columns.get(name)
+            if column is not None and name != asked and (count := int(np.count_nonzero(column.has & ~has))):
+                self.tally.missed[name, f"they lack {asked}, which --{label}-key names"] += count
 
     def pass_over(
         self, label: str, names: tuple[str, ...], takers: NDArray[np.int64], name: str, same: NDArray[np.bool_]
@@ -156,22 +165,26 @@ class _Search:
                 column = None
             if column is not None:
                 self.used.add(name)
-                rows = np.repeat(column.has, block.counts)
                 fresh = column.has & ~has
                 if (again := column.has & has).any():
                     near = np.ones(len(block), bool)
                     both = block.atoms_of(again)
+                    rows = block.atoms_of(column.has)
                     far = ~np.isclose(values[both], column.values[both[rows]], rtol=SAME, atol=1e-9).all(axis=1)
                     near[np.repeat(np.arange(len(block)), block.counts)[both][far]] = False
                     self.pass_over("forces", names, takers[again], name, near[again])
-                chosen = block.atoms_of(fresh)
-                values[chosen] = column.values[chosen[rows]]
+                if fresh.all():  # the usual case: no masks of atoms are needed
+                    values = column.values.astype(np.float64)
+                else:
+                    chosen = block.atoms_of(fresh)
+                    values[chosen] = column.values[chosen[block.atoms_of(column.has)]]
                 has |= fresh
                 takers[fresh] = k
                 self.count("forces", name, int(fresh.sum()))
             if other is not None:  # no rows of atoms
                 self.used.add(name)
                 self.refuse(np.flatnonzero(other.has & ~has), "forces of the wrong shape", name, other)
+        self.count_lacking("forces", block.arrays, has)
         factor = self.units.factor("forces")
         if factor != 1.0:
             values *= factor
@@ -213,7 +226,7 @@ class _Search:
             for place, why in held.found.reasons.items():
                 if not has[place] or fresh[place]:
                     self.found.reasons.setdefault(place, why)
-        return (stress + stress.transpose(0, 2, 1)) / 2, has
+        return (stress + stress.transpose(0, 2, 1)) / 2 if has.any() else stress, has
 
     def refuse_not_finite(self, label: str, wrong: NDArray[np.bool_]) -> None:
         """Refuse structures whose label is not finite."""

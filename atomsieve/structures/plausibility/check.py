@@ -61,7 +61,7 @@ class Comparison:
 def compare_source(batch: StructureBatch) -> Comparison:
     """Compare what can be compared in structures of one source."""
     return Comparison(
-        compare_distances(batch), compare_energies(batch), compare_forces(batch), compare_stress(batch)[0]
+        compare_distances(batch), compare_energies(batch), compare_forces(batch)[0], compare_stress(batch)[0]
     )
 
 
@@ -97,7 +97,7 @@ def check_source(name: str, batch: StructureBatch, applied: Units | None = None)
         found.append(Finding(name, "length", words, ratio, f"--unit length={fitting}"))
         scale, length = length_factor(fitting) / applied.factor("length"), fitting
         batch = batch.replace(positions=batch.positions * scale, cell=batch.cell * scale)
-    size, slope = compare_energies(batch), compare_forces(batch)
+    size, (slope, per_atom) = compare_energies(batch), compare_forces(batch)
     known = _known_energy(size, applied)
     wrong = slope.sure and not RIGHT[0] < slope.value < RIGHT[1]
     fits: list[Fit] = []
@@ -105,7 +105,14 @@ def check_source(name: str, batch: StructureBatch, applied: Units | None = None)
         tried = [length, *(unit for unit in OTHER_LENGTHS if not fitting and _may_be(unit, ratio, applied))]
         options = (fit_forces(slope.value, applied, measured=length, length=unit, energy=known) for unit in tried)
         fits = next((found for found in options if found), [])
-    if wrong:
+    if not applied.per_atom and _is_right(per_atom) and not _is_right(slope) and per_atom.agreement >= slope.agreement:
+        fits = [
+            Fit(f"--unit energy={applied.energy or 'eV'}/atom,forces={applied.forces or 'eV/angstrom'}", 0.0),
+            *fits,
+        ]
+        slope, wrong = slope if slope.sure else per_atom, True
+        found.append(_per_atom_finding(name, per_atom, fits, len(batch)))
+    elif wrong:
         found.append(_force_finding(name, slope, fits, len(batch)))
     elif known and energy_factor(known) != applied.factor("energy"):
         found.append(_energy_finding(name, size, known, slope, batch))
@@ -153,6 +160,18 @@ def _energy_finding(name: str, size: EnergySize, unit: str, slope: Slope, batch:
     if batch.forces is not None and not slope.sure:
         option += ",forces=UNIT"  # forces without a unit follow the energy, which is right only if they fit it now
     return Finding(name, "energy", words, size.ratio, option)
+
+
+def _is_right(slope: Slope) -> bool:
+    return slope.sure and RIGHT[0] < slope.value < RIGHT[1]
+
+
+def _per_atom_finding(name: str, slope: Slope, fits: Sequence[Fit], looked_at: int) -> Finding:
+    words = (
+        "energies and forces do not fit: energy differences between near structures fit the work of the forces "
+        f"if they are per atom ({slope.pairs:,} pairs of {looked_at:,} structures looked at)"
+    )
+    return Finding(name, "forces", words, slope.value, ", or ".join(fit.option for fit in fits))
 
 
 def _force_finding(name: str, slope: Slope, fits: Sequence[Fit], looked_at: int) -> Finding:

@@ -127,14 +127,16 @@ def _remove_lattice(difference: Floats, cell: Floats, pbc: NDArray[np.bool_]) ->
     return difference - steps @ cell
 
 
-def compare_forces(batch: StructureBatch) -> Slope:
-    """Return the ratio of energy differences to the work of the forces, between near structures with equal cells.
+def compare_forces(batch: StructureBatch) -> tuple[Slope, Slope]:
+    """Return the ratio of energy differences to the work of the forces, between near structures with equal cells: with
+    energies as they are, and with energies taken for energies per atom.
 
     The work is -1/2 (F_i + F_j) . (x_j - x_i), summed over the atoms; molecules are turned onto each other first.
     """
+    nothing = Slope(np.nan, 0.0, 0)
     found: list[Floats] = []
     if batch.energy is None or batch.forces is None or batch.has_energy is None or batch.has_forces is None:
-        return Slope(np.nan, 0.0, 0)
+        return nothing, nothing
     for group in _groups(batch, batch.has_energy & batch.has_forces & (batch.counts > 1), same_cell=True):
         x, f = group.positions, group.forces
         if group.pbc.any():
@@ -150,12 +152,13 @@ def compare_forces(batch: StructureBatch) -> Slope:
         size = np.sqrt((step**2).sum(axis=2)).max(axis=1)
         work = -0.5 * (force * step).sum(axis=(1, 2))
         near = (size > NEAR) & (size < FAR)
-        found.append(np.stack([size, group.energy[j] - group.energy[i], work])[:, near])
+        atoms = np.full(len(size), float(x.shape[1]))
+        found.append(np.stack([size, group.energy[j] - group.energy[i], work, atoms])[:, near])
     if not found:
-        return Slope(np.nan, 0.0, 0)
-    size, difference, work = np.concatenate(found, axis=1)
+        return nothing, nothing
+    size, difference, work, atoms = np.concatenate(found, axis=1)
     kept = np.argsort(size)[: max(100, len(size) // 3)]
-    return fit_slope(difference[kept], work[kept])
+    return fit_slope(difference[kept], work[kept]), fit_slope((difference * atoms)[kept], work[kept])
 
 
 def compare_stress(batch: StructureBatch, force_slope: float = 1.0) -> tuple[Slope, Slope]:

@@ -85,6 +85,13 @@ def test_forces_follow_from_energy_and_length_alone() -> None:
     assert list(tally.describe_units()) == ["energy hartree, length bohr, forces hartree/bohr (--unit)"]
 
 
+def test_energies_per_atom() -> None:
+    found, tally = find([item([1, 1, 8], energy=-1.0)], given=Units.parse("energy=hartree/atom"))
+    assert found.values["energy"][0] == pytest.approx(-3 * units.Hartree, rel=1e-8)
+    assert Units.parse("energy=hartree/atom").describe()["forces"] == "hartree/angstrom"
+    assert tally.common_units() == Units(energy="hartree/atom")
+
+
 def test_the_user_goes_before_the_file_and_it_is_said() -> None:
     stated = Units(energy="hartree", origin="the file")
     found, tally = find([item([8], energy=1.0, stated=stated)], given=Units.parse("energy=rydberg"))
@@ -178,6 +185,13 @@ def test_two_names_of_one_label() -> None:
     assert notes[1].startswith("1 structure has energy and REF_energy, with different values: energy was taken")
     found, tally = find([both, same], LabelKeys(energy="REF_energy"))
     assert found.values["energy"].tolist() == [-2, -1]
+
+
+def test_structures_that_lack_the_key_of_the_user_are_told() -> None:
+    _, tally = find([item([8], free_energy=-1.1, energy=-1.0), item([8], energy=-1.0)], LabelKeys(energy="free_energy"))
+    assert list(tally.list_notes(settled=["energy"])) == [
+        "1 structure has energy, not taken: they lack free_energy, which --energy-key names"
+    ]
 
 
 def test_the_free_energy_is_taken_only_if_asked() -> None:
