@@ -14,7 +14,7 @@ from atomsieve.structures import StructureReader
 from atomsieve.train.config import TrainConfig
 from atomsieve.train.data.batches import Labels
 from atomsieve.train.data.catalog import scan
-from atomsieve.train.data.label_scales import HeadData, describe_heads, residual_energy
+from atomsieve.train.data.label_scales import HeadData, check_conditions, describe_heads, residual_energy
 from atomsieve.train.data.outliers import Cleaning, remove_outliers
 from atomsieve.train.data.sampler import Sizes, bootstrap_weights
 from atomsieve.train.data.split import PARTS, TRAIN, VAL, assign_parts
@@ -42,6 +42,8 @@ def prepare(config: TrainConfig, readers: Sequence[StructureReader], console: Co
     cleaning = remove_outliers(everything, config.cleaning)
     catalog = everything.take(cleaning.keep)
     check_default_head(catalog.sources, config.default_head)
+    if config.model.charge_spin:
+        check_conditions(catalog)
     part = assign_parts(catalog, config.split, config.data)
     store = Store(catalog, readers, config.batch.in_memory * 1e9)
     heads = describe_heads(catalog, part == TRAIN, store.force_sums(part == TRAIN), config.loss)

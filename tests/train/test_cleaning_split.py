@@ -13,7 +13,7 @@ from atomsieve.structures import StructureBatch, StructureReader
 from atomsieve.structures.source import SourceInfo
 from atomsieve.train.config import CleaningSection, DataItem, SplitSection
 from atomsieve.train.data.catalog import Catalog, scan
-from atomsieve.train.data.label_scales import _describe_conditions
+from atomsieve.train.data.label_scales import _describe_conditions, check_conditions
 from atomsieve.train.data.outliers import remove_outliers
 from atomsieve.train.data.split import CALIBRATION, TEST, TRAIN, VAL, assign_parts
 from tests.train.train_samples import SOURCES, labelled
@@ -177,3 +177,15 @@ def test_heads_know_the_charges_and_multiplicities_of_their_training_data():
     assert not described([0.5, *charge[1:]], radical)["spin_fits_electrons"]
     assert described(charge, 0) == fits | {"spin_range": [0.0, 0.0], "spin_fits_electrons": False}
     assert described([np.nan, *charge[1:]], radical) == {}
+
+
+def test_a_conditioned_model_is_not_trained_on_structures_that_state_nothing():
+    batch = labelled(4, 4)
+    charge, spin = np.zeros(8, np.float32), np.ones(8, np.float32)
+    check_conditions(catalog_of(batch.replace(charge=charge, spin=spin)))
+    charge[[1, 7]], spin[1] = np.nan, np.nan
+    for given in (batch, batch.replace(charge=charge), batch.replace(charge=charge, spin=spin)):
+        with pytest.raises(
+            DataError, match=r"structures of source '\w+' state no charge or no multiplicity, and model"
+        ):
+            check_conditions(catalog_of(given))

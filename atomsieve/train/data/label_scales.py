@@ -114,6 +114,25 @@ def describe_heads(
     return heads
 
 
+def check_conditions(catalog: Catalog) -> None:
+    """Raise if a structure states no charge or no multiplicity: a model that is conditioned on them needs both.
+
+    Raises
+    ------
+    DataError
+        naming the source with the most of them, and how to state them.
+    """
+    missing = ~(np.isfinite(catalog.charge) & np.isfinite(catalog.spin))
+    if missing.any():
+        counts = np.bincount(catalog.head[missing], minlength=len(catalog.sources))
+        worst = int(counts.argmax())
+        raise DataError(
+            f"{counts[worst]:,} structures of source {catalog.sources[worst]!r} state no charge or no multiplicity, "
+            "and model.charge_spin needs both of every structure; convert them with --charge and --spin for those that "
+            "state none, or train without charge_spin"
+        )
+
+
 def _describe_conditions(catalog: Catalog, own: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the ranges of charge and multiplicity, and whether they always fit the electrons of molecules.
 
