@@ -68,6 +68,37 @@ class Places(Sequence[str]):
         return f"{self.path}: {self.word} {int(self.numbers[k])}"
 
 
+@dataclass(frozen=True)
+class SourceColumn(Sequence[SourceInfo | None]):
+    """The source of each structure: its place `[S]` among those that are known, -1 where it has none."""
+
+    known: tuple[SourceInfo, ...]
+    numbers: NDArray[np.int32]
+
+    @staticmethod
+    def of(sources: Sequence[SourceInfo | None]) -> SourceColumn:
+        """Return the column of any sequence of sources."""
+        if isinstance(sources, SourceColumn):
+            return sources
+        known = tuple(dict.fromkeys(source for source in sources if source is not None))
+        places: dict[SourceInfo | None, int] = {None: -1, **{source: k for k, source in enumerate(known)}}
+        return SourceColumn(known, np.array([places[source] for source in sources], np.int32))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, k: int) -> SourceInfo | None: ...
+
+    @overload
+    def __getitem__(self, k: slice) -> SourceColumn: ...
+
+    def __getitem__(self, k: int | slice) -> SourceInfo | SourceColumn | None:
+        if isinstance(k, slice):
+            return SourceColumn(self.known, self.numbers[k])
+        return self.known[self.numbers[k]] if self.numbers[k] >= 0 else None
+
+
 @dataclass
 class Block:
     """S structures with N atoms in all, in the order of the file, and those between them that could not be read.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted
+from atomsieve.structures.block import SourceColumn
 from atomsieve.structures.conversion.options import ConvertOptions
 from atomsieve.structures.conversion.plan import STDIN_FILE, Piece, Plan
 from atomsieve.structures.conversion.sources import find_sources
@@ -186,21 +186,19 @@ class _Sets:
             for name, (folder, path) in job.folders.items()
         }
 
-    def add(self, valid: ValidBlock, sources: Sequence[SourceInfo | None]) -> None:
+    def add(self, valid: ValidBlock, sources: SourceColumn) -> None:
         """Add the structures of a block, each with its source."""
         if not len(valid.batch):
             return
-        counts = Counter(source for source in sources if source is not None)
-        for source, count in counts.items():
-            if source not in self.sources:
-                for writer in self.writers.values():  # all sets list the same sources in the same order
-                    add_source(writer.sources, source)
-            self.sources[source] = self.sources.get(source, 0) + count
+        found, first, counts = np.unique(sources.numbers, return_index=True, return_counts=True)
+        for k in np.argsort(first).tolist():  # in order of appearance
+            if found[k] >= 0:
+                self._count(sources.known[found[k]], int(counts[k]))
         batch = valid.batch
         if self.sources:
             places = {source: k for k, source in enumerate(self.sources)}
-            heads = [-1 if source is None else places[source] for source in sources]
-            batch = batch.replace(head=np.array(heads, np.int32))
+            heads = np.array([*(places.get(source, -1) for source in sources.known), -1], np.int32)
+            batch = batch.replace(head=heads[sources.numbers])  # -1 is the last place
         if self.split is None:
             self.writers[""].append(batch)
             return
@@ -209,6 +207,12 @@ class _Sets:
             own = np.flatnonzero(chosen == name)
             if len(own):
                 writer.append(batch.take(own))
+
+    def _count(self, source: SourceInfo, count: int) -> None:
+        if source not in self.sources:
+            for writer in self.writers.values():  # all sets list the same sources in the same order
+                add_source(writer.sources, source)
+        self.sources[source] = self.sources.get(source, 0) + count
 
     def finish(self) -> dict[str, list[PartRow]]:
         """Finish the parts of all sets."""

@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.block import Block, Column, Places
+from atomsieve.structures.block import Block, Column, Places, SourceColumn
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.formats.base import StructureSink, WriteOptions
 from atomsieve.structures.item import ReadRequest
@@ -49,24 +50,25 @@ def _build_block(batch: StructureBatch, sources: Sequence[SourceInfo], path: Pat
         values = getattr(batch, name)
         if values is not None:
             has = ~np.isnan(values)
-            info[name] = Column(has, values[has].astype(np.float64))
+            info[name] = Column(has, _pick(values, has).astype(np.float64))
     arrays = {}
     for name in LABELS:
         has, values = getattr(batch, f"has_{name}"), getattr(batch, name)
         if has is None or values is None:
             continue
         if name == "forces":
-            arrays[name] = Column(has, values[np.repeat(has, batch.counts)])
+            arrays[name] = Column(has, values if has.all() else values[np.repeat(has, batch.counts)])
         else:
-            info[name] = Column(has, values[has])
-    own: list[SourceInfo | None] | None = None
+            info[name] = Column(has, _pick(values, has))
+    own: SourceColumn | None = None
     if batch.head is not None:
-        own = [sources[head] if head >= 0 else None for head in batch.head.tolist()]
+        own = SourceColumn(tuple(sources), batch.head)
         has = batch.head >= 0
-        for key in ("source", "level_of_theory"):
-            values = np.empty(int(has.sum()), object)
-            values[:] = [s.name if key == "source" else s.level_of_theory for s in own if s is not None]
-            info[key] = Column(has, values)
+        for key, words in (
+            ("source", [source.name for source in sources]),
+            ("level_of_theory", [source.level_of_theory for source in sources]),
+        ):
+            info[key] = Column(has, np.array([*words, ""], object)[_pick(batch.head, has)])
     return Block(
         ptr=batch.ptr,
         numbers=batch.numbers,
@@ -80,6 +82,10 @@ def _build_block(batch: StructureBatch, sources: Sequence[SourceInfo], path: Pat
         start=start,
         stop=start + count,
     )
+
+
+def _pick(values: NDArray[Any], has: NDArray[np.bool_]) -> NDArray[Any]:
+    return values if has.all() else values[has]
 
 
 class BpSink(StructureSink):
