@@ -9,7 +9,7 @@ import os
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -137,10 +137,11 @@ class FileReader(StructureReader):
         counts = [self._step_counts(step)[a:b] for step, a, b in spans]
         ptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))]) if counts else np.zeros(1)
         out: dict[str, NDArray[Any]] = {"ptr": ptr.astype(np.int64)}
+        if len(spans) == 1:
+            self._read_span(spans[0], names, out)
+            return out
         for name in names:
-            field = FIELDS[name]
-            dtype = self._positions if name == "positions" else field.dtype
-            out[name] = np.empty(field.shape(stop - start, int(ptr[-1])), dtype)
+            out[name] = np.empty(FIELDS[name].shape(stop - start, int(ptr[-1])), self._dtype(name))
         done = 0
         for step, a, b in spans:
             before = int(self._step_counts(step)[:a].sum())
@@ -153,6 +154,18 @@ class FileReader(StructureReader):
                 out[name][rows] = found.reshape(out[name][rows].shape)
             done += b - a
         return out
+
+    def _read_span(self, span: tuple[int, int, int], names: Sequence[str], out: dict[str, NDArray[Any]]) -> None:
+        """Read rows of one step: the arrays are those that the files give, not copied once more."""
+        step, a, b = span
+        before, size = int(self._step_counts(step)[:a].sum()), int(out["ptr"][-1])
+        for name in names:
+            found = self._read_rows(step, name, (a, b), (before, before + size))
+            shape = FIELDS[name].shape(b - a, size)
+            out[name] = np.ascontiguousarray(found.reshape(shape), self._dtype(name))
+
+    def _dtype(self, name: str) -> np.dtype:
+        return self._positions if name == "positions" else FIELDS[name].dtype
 
     def iter_batches(
         self, size: int, start: int = 0, stop: int | None = None, fields: Iterable[str] | None = None

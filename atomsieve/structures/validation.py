@@ -223,16 +223,21 @@ def _check_geometry(block: Block, keep_bad: bool) -> Reasons:
         for place in np.flatnonzero(wrong).tolist():
             reasons.setdefault(place, (reason, ""))
 
-    owner = np.repeat(np.arange(len(block)), block.counts)
-    unknown = np.zeros(len(block), bool)
-    unknown[owner[(block.numbers < 1) | (block.numbers > HEAVIEST)]] = True
-    refuse(unknown, f"an atomic number outside 1..{HEAVIEST}")
+    def of_atoms(wrong: Any) -> NDArray[np.bool_]:
+        out = np.zeros(len(block), bool)
+        if wrong.any():
+            out[np.repeat(np.arange(len(block)), block.counts)[wrong]] = True
+        return out
+
+    unknown = (block.numbers < 1) | (block.numbers > HEAVIEST)
+    refuse(of_atoms(unknown), f"an atomic number outside 1..{HEAVIEST}")
     if keep_bad:
         return reasons
     refuse(np.asarray(block.counts == 0), "no atoms")
-    finite: NDArray[np.bool_] = np.isfinite(block.cell).all(axis=(1, 2)).reshape(-1)
-    finite[owner[~np.isfinite(block.positions).all(axis=1)]] = False
-    refuse(~finite, "positions or cell are not finite")
+    positions, cell = np.isfinite(block.positions), np.isfinite(block.cell)
+    if not (positions.all() and cell.all()):
+        wrong = of_atoms(~positions.all(axis=1)) | ~cell.all(axis=(1, 2))
+        refuse(wrong, "positions or cell are not finite")
     flat = ~block.cell.any(axis=2) & block.pbc
     refuse(np.asarray(flat.any(axis=1)), "periodic along an axis without a lattice vector")
     return reasons

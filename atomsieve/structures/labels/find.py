@@ -153,7 +153,7 @@ class _Search:
     def forces(self) -> Values:
         """Return the forces `[N,3]` from the first of the names that each structure has."""
         block, names = self.block, self.keys.names("forces", self.block.names)
-        values = np.full((len(block.numbers), 3), np.nan)
+        values: NDArray[np.float64] | None = None
         has = np.zeros(len(block), bool)
         takers = np.full(len(block), -1)
         for k, name in enumerate(names):
@@ -166,6 +166,12 @@ class _Search:
             if column is not None:
                 self.used.add(name)
                 fresh = column.has & ~has
+                if values is None and fresh.all():  # the usual case, without a copy
+                    values, has, takers[:] = column.values.astype(np.float64, copy=False), fresh, k
+                    self.count("forces", name, len(block))
+                    continue
+                values = np.full((len(block.numbers), 3), np.nan) if values is None else values
+                rows = np.repeat(column.has, block.counts)
                 if (again := column.has & has).any():
                     near = np.ones(len(block), bool)
                     both = block.atoms_of(again)
@@ -173,23 +179,22 @@ class _Search:
                     far = ~np.isclose(values[both], column.values[both[rows]], rtol=SAME, atol=1e-9).all(axis=1)
                     near[np.repeat(np.arange(len(block)), block.counts)[both][far]] = False
                     self.pass_over("forces", names, takers[again], name, near[again])
-                if fresh.all():  # the usual case: no masks of atoms are needed
-                    values = column.values.astype(np.float64)
-                else:
+                if fresh.any():
                     chosen = block.atoms_of(fresh)
-                    values[chosen] = column.values[chosen[block.atoms_of(column.has)]]
-                has |= fresh
-                takers[fresh] = k
+                    values[chosen] = column.values[chosen[rows]]
+                    has = has | fresh
+                    takers[fresh] = k
                 self.count("forces", name, int(fresh.sum()))
             if other is not None:  # no rows of atoms
                 self.used.add(name)
                 self.refuse(np.flatnonzero(other.has & ~has), "forces of the wrong shape", name, other)
         self.count_lacking("forces", block.arrays, has)
+        if values is None:
+            return np.full((len(block.numbers), 3), np.nan), has
         factor = self.units.factor("forces")
-        if factor != 1.0:
-            values *= factor
-        bad = ~np.isfinite(values).all(axis=1) & block.atoms_of(has)
-        if bad.any():
+        values = values if factor == 1.0 else values * factor
+        finite = np.isfinite(values)
+        if not finite.all() and (bad := ~finite.all(axis=1) & block.atoms_of(has)).any():
             wrong = np.zeros(len(block), bool)
             wrong[np.repeat(np.arange(len(block)), block.counts)[bad]] = True
             self.refuse_not_finite("forces", wrong)
