@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from atomsieve.structures.source import SourceInfo
+from atomsieve.structures.block import SourceColumn
 from atomsieve.structures.validation import ConversionCounts, ValidBlock
 
 ENERGY_KEYS = ("E0", "e0")
@@ -16,8 +14,8 @@ KEPT = 10_000
 
 
 def take_references(
-    valid: ValidBlock, sources: Sequence[SourceInfo | None], counts: ConversionCounts, units_energy: float = 1.0
-) -> tuple[ValidBlock, list[SourceInfo | None]]:
+    valid: ValidBlock, sources: SourceColumn, counts: ConversionCounts, units_energy: float = 1.0
+) -> tuple[ValidBlock, SourceColumn]:
     """Take free atoms with an energy out of a block, and count their energies by source and element.
 
     units_energy : eV per unit of energy of the block, for energies under `ENERGY_KEYS`.
@@ -39,9 +37,10 @@ def take_references(
         counts.references[source.name, chemical_symbols[int(batch.numbers[batch.ptr[k]])], energy] += 1
         stays[k] = False
     if stays.all():
-        return valid, list(sources)
+        return valid, sources
     for name in ("energy", "forces", "stress"):
         has = getattr(batch, f"has_{name}")
         counts.labels[name] -= 0 if has is None else int(has[~stays].sum())
     rows = np.flatnonzero(stays)
-    return ValidBlock(batch.take(rows), block, valid.kept[rows], valid.free[rows]), [sources[k] for k in rows.tolist()]
+    left = ValidBlock(batch.take(rows), block, valid.kept[rows], valid.free[rows])
+    return left, SourceColumn(sources.known, sources.numbers[rows])
