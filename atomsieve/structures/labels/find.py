@@ -171,11 +171,10 @@ class _Search:
                     self.count("forces", name, len(block))
                     continue
                 values = np.full((len(block.numbers), 3), np.nan) if values is None else values
-                rows = np.repeat(column.has, block.counts)
+                rows = block.atoms_of(column.has)
                 if (again := column.has & has).any():
                     near = np.ones(len(block), bool)
                     both = block.atoms_of(again)
-                    rows = block.atoms_of(column.has)
                     far = ~np.isclose(values[both], column.values[both[rows]], rtol=SAME, atol=1e-9).all(axis=1)
                     near[np.repeat(np.arange(len(block)), block.counts)[both][far]] = False
                     self.pass_over("forces", names, takers[again], name, near[again])
