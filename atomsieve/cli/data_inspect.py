@@ -55,6 +55,9 @@ def inspect_command(
     topology: Annotated[
         Path | None, typer.Option("--topology", help="File with the elements of trajectories.", show_default=False)
     ] = None,
+    keep_unconverged: Annotated[
+        bool, typer.Option("--keep-unconverged", help="Keep steps of codes that did not converge.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> int:
     """Show what is in files before converting: keys with ranges, what would be taken and left, units, problems.
@@ -83,6 +86,7 @@ def inspect_command(
         "--topology": topology,
     }
     options = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+    options = " ".join([options, "--keep-unconverged"] if keep_unconverged else [options]).strip()
     screen = console(stderr=True, quiet=quiet or as_json)
     found = []
     for path in src:
@@ -97,6 +101,7 @@ def inspect_command(
                     options=options,
                     elements=parse_elements(elements),
                     topology=topology,
+                    keep_unconverged=keep_unconverged,
                     progress=progress,
                 )
             )

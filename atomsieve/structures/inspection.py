@@ -229,6 +229,7 @@ def inspect_path(
     options: str = "",
     elements: tuple[str, ...] = (),
     topology: Path | None = None,
+    keep_unconverged: bool = False,
     progress: Progress | None = None,
 ) -> Inspection:
     """Read a file, or the files of a folder, and return what is in it.
@@ -243,7 +244,7 @@ def inspect_path(
         read about so many structures; 0 reads all.
     keys, units, options
         as for a conversion, and how the call said them.
-    elements, topology
+    elements, topology, keep_unconverged
         see `ReadRequest`.
     progress
         called now and then.
@@ -266,7 +267,8 @@ def inspect_path(
             if progress is not None:
                 progress((done + fraction) / len(files), validator.tally.read)
 
-        for block in read_blocks(ReadRequest(file, tick, elements=elements, topology=topology), kind):
+        asked = ReadRequest(file, tick, elements=elements, topology=topology, keep_unconverged=keep_unconverged)
+        for block in read_blocks(asked, kind):
             if limit and validator.tally.read >= limit:
                 out.complete = False
                 break

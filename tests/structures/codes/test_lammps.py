@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atomsieve.cli.main import run
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.formats import find_format
 from atomsieve.structures.formats.codes.lammps import element_of_mass
@@ -163,3 +164,17 @@ def test_files_of_lammps_are_told_by_their_content(tmp_path: Path) -> None:
     ):
         shutil.copy(FILES / source, tmp_path / name)
         assert find_format(tmp_path / name) == kind
+
+
+def test_commands_name_the_elements_and_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.dump"
+    path.write_text((FILES / "lammps_metal.dump").read_text().removeprefix("ITEM: UNITS\nmetal\n"))
+    options = ["--elements", "Al,Ni", "--unit", "real"]
+    assert run("atomsieve", ["data", "inspect", str(path), *options]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "forces kcal/mol/angstrom" in shown and "--elements Al,Ni" in shown
+    out = ["data", "convert", str(path), str(tmp_path / "x.bp"), "--source", "s", "--level-of-theory", "t"]
+    assert run("atomsieve", [*out, *options]) == 0
+    assert "(--unit)" in capsys.readouterr().out
+    assert run("atomsieve", [*out, "--elements", "Al,Nix"]) != 0
+    assert "unknown element 'Nix'" in capsys.readouterr().err
