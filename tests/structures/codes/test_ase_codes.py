@@ -237,3 +237,24 @@ def test_orca_gives_every_step_with_charge_and_multiplicity(tmp_path: Path) -> N
     assert len(items) == 1 and [(one.reason, one.where[-1]) for one in bad] == [(ENDS_WITHIN, "2")]
     with pytest.raises(DataError, match="no ionic step of ORCA"):
         read_all(FILES / "lammps_metal.dump", "orca")
+
+
+# -- CASTEP ------------------------------------------------------------------------------------------------------------
+
+
+def test_castep_gives_every_step(tmp_path: Path) -> None:
+    path = FILES / "castep_md.castep"
+    assert find_format(path) == "castep"
+    items, bad = read_all(path)
+    found = labels_of(items)
+    assert found.values["energy"].tolist() == [-1351.300206072, -1351.298793468, -1351.294716003] and not bad
+    assert found.values["charge"].tolist() == [0, 0, 0] and found.has["stress"].tolist() == [False, False, True]
+    row = next(line for line in path.read_text().splitlines() if re.match(r" \*  x  ", line))
+    in_gpa = [float(word) for word in row.split()[2:5]]
+    np.testing.assert_allclose(found.values["stress"][2, 0], np.array(in_gpa) * 0.00624151, rtol=1e-6)
+    np.testing.assert_allclose(items[0].cell, np.eye(3) * 5.43)
+    other = tmp_path / "x.castep"
+    other.write_text(path.read_text() + "SCF cycles performed but system has not reached the groundstate\n")
+    assert [one.reason for one in read_all(other)[1]] == [UNCONVERGED] * 3
+    with pytest.raises(DataError, match="no ionic step of CASTEP"):
+        read_all(FILES / "lammps_metal.dump", "castep")

@@ -27,6 +27,7 @@ TEXTS = {
     "cp2k": CP2K + ENERGY.format(unit="[hartree]") + FORCES_2025 + STRESS,
     "aims": FILES / "aims_water_md.out",
     "gpaw": GPAW_HEAD + GPAW_STEP.format(convergence="") * 2,
+    "castep": FILES / "castep_md.castep",
     "orca": ORCA_HEAD + ORCA_STEP.format(scf="", energy="-76.4") + "ORCA TERMINATED NORMALLY\n",
     "lammps-dump": FILES / "lammps_metal.dump",
     "lammps-data": FILES / "lammps_alloy.data",

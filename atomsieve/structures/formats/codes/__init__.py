@@ -2,6 +2,7 @@
 
 from atomsieve.structures.formats.codes import (
     aims,
+    castep,
     cp2k_output,
     cp2k_xyz,
     espresso,
@@ -28,6 +29,7 @@ ROWS = (
     aims.ROW,
     gpaw.ROW,
     orca.ROW,
+    castep.ROW,
     lammps_dump.ROW,
     lammps_data.ROW,
     pdb.ROW,
