@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SHOWN_ELEMENTS = 24
 SHOWN_NOTES = 20
+SHOWN_SOURCES = 6
 KEYS = "As for convert"
 
 
@@ -164,8 +165,13 @@ def show_inspection(found: Inspection, screen: Console) -> None:
 def _say_findings(found: Inspection, say: Callable[..., None]) -> None:
     for one in found.findings:
         say((f"does not fit: {one.describe()}", "yellow"))
-    if found.checked:
-        say(f"checks ({pluralize(found.checked, 'structure')} looked at): {'; '.join(found.compared)}")
+    if not found.checked:
+        return
+    say(f"checks ({pluralize(found.checked, 'structure')} looked at):")
+    for source, words in list(found.compared.items())[:SHOWN_SOURCES]:
+        say(f"  {source}: " if source else "  ", "; ".join(words))
+    if len(found.compared) > SHOWN_SOURCES:
+        say(f"  and {len(found.compared) - SHOWN_SOURCES} more sources (--json lists all)")
 
 
 def _sizes(found: Inspection) -> str:

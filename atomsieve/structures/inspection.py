@@ -21,12 +21,13 @@ from atomsieve.structures.labels.find import describe_shape
 from atomsieve.structures.labels.names import offer_option
 from atomsieve.structures.plausibility import Finding, SourceSample
 from atomsieve.structures.units import Units
-from atomsieve.structures.validation import BlockValidator, ConversionCounts
+from atomsieve.structures.validation import BlockValidator, ConversionCounts, ValidBlock
 
 KEYS_KEPT = 1000
 TEXTS_KEPT = 50
 SAMPLE = 4000
 """Structures of a file that the checks of plausibility look at, the first ones."""
+SOURCES_CHECKED = 100
 SOURCE_KEYS = ("source", "dataset", "data_source", "data_origin", "origin", "subset", "head")
 LEVEL_KEYS = ("level_of_theory", "level", "theory", "functional", "xc", "method")
 ID_KEYS = ("id", "sid", "uid", "material_id", "index", "idx")
@@ -103,7 +104,8 @@ class Inspection:
     periodic : structures by the axes along which they are periodic, such as `xyz`, `xy`, or an empty string.
     keys : by name; arrays of atoms have names like `force (atoms)` where a key of structures has the same name.
     units : that the file states or its format fixes, by the words of the report.
-    findings : what does not fit; `compared` says what could be compared, `checked` structures were looked at.
+    findings : what does not fit; `compared` says what could be compared in each source, and `checked` structures were
+        looked at.
     complete : everything was read.
     seconds : it took.
     options : options of the call that a conversion needs too.
@@ -120,7 +122,7 @@ class Inspection:
     keys: dict[str, KeyStatistics] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     checked: int = 0
-    compared: list[str] = field(default_factory=list)
+    compared: dict[str, list[str]] = field(default_factory=dict)
     complete: bool = True
     seconds: float = 0.0
     sources: set[str] = field(default_factory=set)
@@ -157,7 +159,7 @@ class Inspection:
 
     def suggest_command(self) -> str:
         """Return the command that converts this, with words in capitals where only the user knows."""
-        words = ["atomsieve", "data", "convert", shlex.quote(str(self.path)), shlex.quote(f"{_stem(self.path)}.bp")]
+        words = ["atomsieve", "data", "convert", shlex.quote(str(self.path)), shlex.quote(_name_output(self.path))]
         roles = {role.split()[0]: role for name in self.keys if (role := self._role(name))}
         labelled = any(self.counts.labels[name] for name in ("energy", "forces", "stress"))
         source, level = roles.get("--source-key"), roles.get("--level-key")
@@ -215,8 +217,9 @@ class Inspection:
         return notes + list(self.counts.found.list_notes())
 
 
-def _stem(path: Path) -> str:
-    return path.name.split(".")[0] or "structures"
+def _name_output(path: Path) -> str:
+    name = f"{path.name.split('.')[0] or 'structures'}.bp"
+    return "OUT.bp" if name == path.name else name
 
 
 def inspect_path(
@@ -275,14 +278,30 @@ def inspect_path(
             applied.add(validator.units.over(block.units))
             valid = validator(block)
             _add_block(out, block)
-            sample.add("", valid.batch)
+            _add_to_sample(sample, valid)
         if not out.complete:
             break
-    out.checked = sample.held.get("", (0, 0))[0]
+    out.checked = sum(count for count, _ in sample.held.values())
     out.findings = sample.check(applied.pop() if len(applied) == 1 else None)
-    out.compared = sample.describe("")
+    out.compared = {source: sample.describe(source) for source in sample.parts}
     out.seconds = time.monotonic() - start
     return out
+
+
+def _add_to_sample(sample: SourceSample, valid: ValidBlock) -> None:
+    """Add structures to the sample by what seems to separate sources: energies of different levels do not compare."""
+    block, batch = valid.block, valid.batch
+    keys = [key for key in block.info if key.lower() in (*SOURCE_KEYS, *LEVEL_KEYS)]
+    parts = [[str(value) for value in valid.values_of(key)] for key in keys]
+    if block.sources is not None and not parts:
+        parts.append([source.name if (source := block.sources[k]) else "" for k in valid.kept.tolist()])
+    if not parts:
+        sample.add("", batch)
+        return
+    names = np.array([", ".join(words) for words in zip(*parts, strict=True)])
+    for name in np.unique(names).tolist():
+        if name in sample.parts or len(sample.parts) < SOURCES_CHECKED:
+            sample.add(name, batch.take(np.flatnonzero(names == name)))
 
 
 def _add_block(out: Inspection, block: Block) -> None:

@@ -83,6 +83,7 @@ def test_text_is_whole_in_a_pipe_and_narrow(odd: Path, capsys: pytest.CaptureFix
     assert "single free atoms: Cl 2; --element-references takes their energies as references" in text
     assert f"would be left out, 1: energy not finite, first {odd}: frame 2" in text
     assert "too few pairs of near structures to compare the forces with energies" in text
+    assert inspect_path(odd).compared.keys() == {""}
     assert lines[-1].startswith("to convert: atomsieve data convert ")
 
 
@@ -171,6 +172,7 @@ def test_real_data(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert becomes["source"].endswith("--source-key source")
     assert becomes["upstream_id"] == "not kept"
     assert "energies 1 times those of all electrons" in lines[-2]
+    assert lines[-2].startswith("  ethanol_pbe, PBE/def2-SVP: distances 1.01 times")
     assert lines[-1].endswith("test.bp --source-key source --level-key level_of_theory")
     found = inspect_path(shared_data / "alexandria" / "test.extxyz.gz")
     assert len(found.elements) > 60

@@ -65,12 +65,12 @@ def compare_source(batch: StructureBatch) -> Comparison:
     )
 
 
-def describe_comparison(found: Comparison) -> list[str]:
-    """Return what was compared in words, with numbers, and what could not be."""
+def describe_comparison(found: Comparison, *, forces: bool) -> list[str]:
+    """Return what was compared in words, with numbers, and what could not be. `forces`: some structures have forces."""
     out = []
     if np.isfinite(found.distances):
-        out.append(f"distances are {found.distances:.2f} times the covalent radii")
-    if np.isfinite(found.energies.ratio):
+        out.append(f"distances {found.distances:.2f} times the covalent radii")
+    if np.isfinite(found.energies.ratio) and abs(found.energies.ratio) > 0.01:  # less with pseudopotentials
         out.append(f"energies {found.energies.ratio:.3g} times those of all electrons")
     for name, slope, pairs in (
         ("forces", found.forces, "near structures"),
@@ -78,7 +78,7 @@ def describe_comparison(found: Comparison) -> list[str]:
     ):
         if slope.sure:
             out.append(f"energy differences {slope.value:.3g} times the work of the {name} ({slope.pairs} pairs)")
-        elif name == "forces":
+        elif name == "forces" and forces:
             out.append(f"too few pairs of {pairs} to compare the {name} with energies")
     return out
 

@@ -20,7 +20,7 @@ BONDS = 0.12
 HEAVY_ATOM = 5.0
 """Mean total energy per atom, Hartree, from which on it is much larger than what bonds add."""
 FEWEST = 5
-SAMPLED = 40
+SAMPLED = 24
 ATOMS, OTHERS = 24, 512
 """Structures, atoms of each, and possible neighbours whose distances are measured."""
 NEIGHBOURS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(27, 3)

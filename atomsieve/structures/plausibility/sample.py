@@ -15,15 +15,17 @@ from atomsieve.structures.units import Units
 
 RUN = 250
 """Structures of one run: neighbours in a file are often near each other, as frames of one trajectory."""
-RUNS = 40
+RUNS = 120
 RUN_ATOMS = 100_000
+STRUCTURES, ATOMS, TOTAL_ATOMS = 4000, 500_000, 2_000_000
+"""Limits of what is kept of one source, and of the atoms of all of them."""
 FIELDS = ("energy", "forces", "stress", "head", "has_energy", "has_forces", "has_stress")
 
 
 class SourceSample:
     """Collects structures with energies by source, up to a limit of structures and atoms for each."""
 
-    def __init__(self, structures: int = RUN * RUNS, atoms: int = 2_000_000) -> None:
+    def __init__(self, structures: int = STRUCTURES, atoms: int = ATOMS) -> None:
         self.structures, self.atoms = structures, atoms
         self.parts: dict[str, list[StructureBatch]] = {}
         self.held: dict[str, tuple[int, int]] = {}
@@ -33,7 +35,8 @@ class SourceSample:
         if batch.energy is None or not len(batch):
             return
         n, atoms = self.held.get(source, (0, 0))
-        room = int(np.searchsorted(batch.ptr[1:], self.atoms - atoms, side="right"))
+        left = min(self.atoms - atoms, TOTAL_ATOMS - sum(held for _, held in self.held.values()))
+        room = int(np.searchsorted(batch.ptr[1:], left, side="right"))
         taken = batch.slice(0, min(len(batch), self.structures - n, room))
         if len(taken):
             self.parts.setdefault(source, []).append(taken)
@@ -41,8 +44,11 @@ class SourceSample:
 
     def describe(self, source: str) -> list[str]:
         """Return in words what could be compared for a source: nothing is said about the rest."""
-        parts = self.parts.get(source)
-        return describe_comparison(compare_source(StructureBatch.concatenate(parts))) if parts else []
+        if source not in self.parts:
+            return []
+        batch = StructureBatch.concatenate(self.parts[source])
+        forces = batch.has_forces is not None and bool(batch.has_forces.any())
+        return describe_comparison(compare_source(batch), forces=forces)
 
     def check(self, applied: Units | None = None) -> list[Finding]:
         """Return what does not fit in any of the sources. `applied` are the units with which all were read."""
@@ -53,7 +59,8 @@ class SourceSample:
 
 
 def check_datasets(paths: Sequence[Path], applied: Units | None = None) -> list[Finding]:
-    """Return what does not fit in datasets, in a sample of 40 runs of 250 structures over all of them.
+    """Return what does not fit in datasets, in a sample of 120 runs of 250 structures over all of them, at most 4,000
+    of one source.
 
     Raises
     ------
