@@ -7,6 +7,7 @@ points of different methods, and of different heads, are not comparable.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,10 @@ from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.record import Results, open_results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input, read_at, read_numbers_at
 from atomsieve.screen.selection.groups import count_elements
-from atomsieve.structures import SourceInfo, StructureReader
+from atomsieve.structures import StructureReader
 from atomsieve.structures.batch import ragged_index
+
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
 """The head that mixes others by composition: its energies of two compositions may mix levels of theory."""
@@ -199,13 +202,14 @@ def _open_references(
 
     folder = find_ensemble(results, ensemble, "computing references")
     with tempfile.TemporaryDirectory(prefix="atomsieve-references-") as place:
-        structures = _convert_to_dataset(path, Path(place) / "references.bp")
-        run_screen(
-            structures,
+        done = run_screen(  # a file that is no dataset is converted in the temporary folder
+            path,
             folder,
             ScreenOptions(head=head, precision=precision, top=0, force_spread="none"),
             out=Path(place) / "results",
         )
+        for line in done.unreadable.format_lines():
+            log.warning("%s", line.strip())
         yield open_results(Path(place) / "results")
 
 
@@ -223,15 +227,3 @@ def _require_same(results: Results, found: Results, head: str) -> None:
             f"of two heads make no hull: screen the references with --head {head}"
         )
     require_complete(found)
-
-
-def _convert_to_dataset(path: Path, draft: Path) -> Path:
-    """Return structures as a dataset that can be screened; files of other formats are converted to `draft`."""
-    from atomsieve.structures.convert import ConvertOptions, Input, convert
-    from atomsieve.structures.formats import find_files
-
-    files = find_files(path)
-    if len(files) == 1 and files[0][1] == "bp":
-        return path
-    convert([Input(path, SourceInfo("references", "not used"))], draft, ConvertOptions(keep_bad=True))
-    return draft

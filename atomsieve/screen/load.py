@@ -112,10 +112,12 @@ def open_input(
     stack: ExitStack,
     copy: DatasetCopy | None = None,
     reading: ReadOptions | None = None,
+    recorded: Chunks | None = None,
 ) -> ScreenInput:
     """Open the input until `stack` is left, and cut it into chunks; `reader` is taken instead of opening `path`.
 
-    copy, reading : the dataset that `path` was converted into, and how.
+    copy, reading : the dataset that `path` was converted into, and how. recorded : chunks of an earlier part of the
+        run, which are kept where the options give no size.
 
     Raises
     ------
@@ -129,7 +131,9 @@ def open_input(
     n = min(len(reader), options.limit or len(reader))
     if n == 0:
         raise DataError(f"{path} holds no structures")
-    if options.chunk_size is not None:
+    if options.chunk_size is None and recorded is not None and recorded.n == n:
+        chunks = recorded
+    elif options.chunk_size is not None:
         chunks = Chunks(n, options.chunk_size)
     else:
         chunks = Chunks(n, chunk_size(n, reader.n_atoms / len(reader)), taper=True)

@@ -32,6 +32,7 @@ from atomsieve.screen.load import check_call, convert_candidates, open_input, op
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine.retry import clear_retry_state, retry_suspects
 from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.screen.results.run_record import recorded_chunks
 from atomsieve.screen.setup import Claim, Plan, claim_folder, default_out, make_plan, recover
 from atomsieve.screen.telemetry.clock import Clock
 from atomsieve.structures import StructureReader
@@ -108,7 +109,8 @@ def run_screen(
                 copy = convert_candidates(comm, path, folder, options, reading, console)
         stop = stack.enter_context(StopRequest(options.grace))
         with clock("load"):
-            source = open_input(comm, path, options, reader, stack, copy, reading)
+            recorded = None if overwrite else comm.run_on_first(recorded_chunks, folder)
+            source = open_input(comm, path, options, reader, stack, copy, reading, recorded)
             model = open_model(
                 comm, ensemble, options, folder, served=served, predictor=predictor, overwrite=overwrite, stack=stack
             )

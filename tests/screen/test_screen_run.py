@@ -215,7 +215,7 @@ def test_what_is_read_from_a_file_at_once_has_no_limit(tmp_path, monkeypatch):
         ({"predictor": FakePredictor(ensemble_id="f" * 64)}, r"ensemble.id: eeeeeeeeeeee\.\.\. -> ffffffffffff\.\.\."),
         ({"structures": candidates(1000, seed=5)}, "input.identity: "),
         ({"structures": candidates(999)}, "input.structures: 1000 -> 999"),
-        ({"chunk_size": 128}, "chunks.size: 64 -> 128"),
+        ({"chunk_size": 128}, r"\(--chunk-size: 64 -> 128\)"),
         ({"max_atoms": 300}, "batches.max_atoms: 200 -> 300"),
         ({"head": "scan"}, "ensemble.heads: pbe -> scan"),
         ({"forces": True}, "options.forces: False -> True"),
@@ -231,6 +231,16 @@ def test_other_settings_are_refused_by_name_unless_overwritten(screen, tmp_path,
     screen(**changed, overwrite=True)
     screen(**changed, out="fresh")
     assert artefacts(tmp_path / "out") == artefacts(tmp_path / "fresh")
+
+
+def test_a_run_is_continued_with_its_chunks_unless_others_are_asked_for(screen, tmp_path):
+    screen()
+    before = artefacts(tmp_path / "out")
+    screen(chunk_size=None)
+    assert artefacts(tmp_path / "out") == before
+    screen(chunk_size=None, out="own")
+    with pytest.raises(AtomSieveError, match=r"\(--chunk-size: left out -> 64\)"):
+        screen(out="own")
 
 
 def test_what_a_killed_start_left_is_no_other_file(screen, tmp_path):

@@ -129,7 +129,28 @@ def recorded_backend(folder: ResultsFolder) -> str | None:
 def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the settings that decide the bytes and differ between two manifests, as `key: old -> new`."""
     before, after = ({name: m.get(name) for name in COMPARED} | {"record": record(m)} for m in (old, new))
-    return format_changes(find_changes(before, after), longest=40, kept=12)
+    changes = find_changes(before, after)
+    if chunks := [name for name in changes if name.startswith("chunks.")]:
+        for name in chunks:
+            del changes[name]
+        words = _describe_chunks(old), _describe_chunks(new)
+        if words[0] != words[1] or not changes:
+            changes["--chunk-size"] = words
+    return format_changes(changes, longest=40, kept=12)
+
+
+def _describe_chunks(manifest: Mapping[str, Any]) -> str:
+    """Return the size of chunks as the user gave it."""
+    chunks = manifest.get("chunks", {})
+    return "left out" if chunks.get("taper") else str(chunks.get("size"))
+
+
+def recorded_chunks(folder: ResultsFolder) -> Chunks | None:
+    """Return the chunks of the run in this folder, None where there is none, or its record cannot be read."""
+    try:
+        return Chunks.of(read(folder)) if folder.run.is_file() else None
+    except (AtomSieveError, KeyError, TypeError, ValueError):
+        return None  # what is wrong is told when the folder is claimed
 
 
 def record(manifest: Mapping[str, Any]) -> list[str]:
