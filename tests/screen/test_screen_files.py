@@ -207,7 +207,7 @@ def test_verbs_take_the_new_path(dataset, tmp_path, verb, capfd):
     assert "say where they are with --input PATH" in capfd.readouterr().err
     convert([Input(tmp_path / "c.extxyz")], tmp_path / "other.bp", ConvertOptions())
     assert run("screen", [*call, "--input", str(tmp_path / "other.bp")]) == 1
-    assert "is not what was screened" in capfd.readouterr().err
+    assert "is no longer what was screened" in capfd.readouterr().err
     assert run("screen", [*call, "--input", str(dataset)]) == 0, capfd.readouterr().err
 
 

@@ -40,7 +40,7 @@ def open_screened_input(results: Results, *, convert: bool = True) -> Iterator[S
     path = find_screened_input(results, convert=convert)
     with open_structures(path) as reader:
         if reader.identity() != results.manifest["input"]["identity"]:
-            raise DataError(f"{path} is not what was screened; put the original back, or name it with --input")
+            raise DataError(f"{path} is no longer what was screened; put the original back, or name it with --input")
         yield reader
 
 
