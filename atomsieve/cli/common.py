@@ -51,6 +51,15 @@ OutOption = Annotated[
     ),
 ]
 
+SingleFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        help="OUT is a folder with one file per structure, named by its id: cif or poscar.",
+        rich_help_panel=IN_OUT,
+        show_default=False,
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is already there.", rich_help_panel=IN_OUT)
 ]

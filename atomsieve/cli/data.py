@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from atomsieve.cli.common import (
     OverwriteOption,
     QuietOption,
     SeedOption,
+    SingleFormatOption,
     console,
 )
 from atomsieve.cli.data_generate import app as generate_app
@@ -317,8 +319,12 @@ def info_command(
 def export_command(
     structures: AnyStructuresArgument,
     out: Annotated[
-        Path, typer.Argument(help="OUT.extxyz, .xyz, .db, .parquet, .cif, .extxyz.gz or .bp.", show_default=False)
+        Path,
+        typer.Argument(
+            help="OUT.extxyz, .xyz, .db, .parquet, .cif, .extxyz.gz or .bp; with --as a folder.", show_default=False
+        ),
     ],
+    form: SingleFormatOption = None,
     where: Annotated[
         str | None,
         typer.Option(
@@ -357,9 +363,10 @@ def export_command(
     skip_torch()
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures.export import Subset, export
-    from atomsieve.structures.formats import find_writer
+    from atomsieve.structures.formats import FORMATS, find_writer
     from atomsieve.structures.ready import open_with_copy
 
+    reasons: Counter[str] = Counter()
     selection = Subset.parse(span, ids, where)
     screen = console(stderr=True, quiet=quiet)
     near = out.absolute().parent
@@ -367,13 +374,24 @@ def export_command(
         total = len(reader) if selection.stop is None else selection.stop
         with progress_bar("exporting", total - selection.start, console(stderr=True, quiet=quiet)) as advance:
             written, skipped = export(
-                reader, out, selection, overwrite=overwrite, dialect=dialect or "", progress=advance
+                reader,
+                out,
+                selection,
+                overwrite=overwrite,
+                dialect=dialect or "",
+                progress=advance,
+                form=form,
+                reasons=reasons,
             )
     screen = console(quiet=quiet)
     screen.print(f"{pluralize(written, 'structure')} in {out}", highlight=False)
-    if skipped:
-        form = find_writer(out)
-        assert form is not None  # it was written
-        lacks = form.lacks or f"structures without three lattice vectors (dialect {dialect})"
-        screen.print(f"skipped {skipped:,}: the format cannot hold {lacks}", style="yellow", highlight=False)
+    for reason, count in reasons.most_common():
+        screen.print(f"skipped {count:,}: {reason}", style="yellow", highlight=False)
+    row = FORMATS[form] if form is not None else find_writer(out)
+    if skipped > reasons.total() and row is not None:
+        lacks = row.lacks or f"structures without three lattice vectors (dialect {dialect})"
+        left = skipped - reasons.total()
+        screen.print(f"skipped {left:,}: the format cannot hold {lacks}", style="yellow", highlight=False)
+    if written and row is not None and row.single is not None:
+        screen.print(f"{row.name.upper()} cannot hold {row.lacks}", highlight=False)
     return EXIT_SOME_FAILED if skipped or copy.unreadable.count else EXIT_DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,13 @@ def export(
     overwrite: bool = False,
     dialect: str = "",
     progress: Callable[[int], None] | None = None,
+    form: str | None = None,
+    reasons: Counter[str] | None = None,
 ) -> tuple[int, int]:
     """Write the selected structures to a file whose ending names the format; return numbers of written and skipped.
+
+    `form` asks for a folder with one file of that format per structure, named by its id. `reasons` is told why
+    structures are skipped.
 
     The file appears under its name when it is complete. A dataset folder keeps the sources and notes.
 
@@ -154,7 +160,7 @@ def export(
     """
     written = 0
     try:
-        with open_sink(out, WriteOptions(reader.sources, overwrite, reader.notes, dialect)) as sink:
+        with open_sink(out, WriteOptions(reader.sources, overwrite, reader.notes, dialect), form) as sink:
             for batch, places in selection.apply(reader):
                 if len(batch):
                     sink.write(batch)
@@ -163,4 +169,6 @@ def export(
                     progress(len(places))
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror or error}") from error
+    if reasons is not None:
+        reasons.update(sink.reasons)
     return written - sink.skipped, sink.skipped

@@ -75,7 +75,9 @@ def test_ase_reads_what_is_written(dataset: tuple[Path, StructureBatch], tmp_pat
     with open_structures(path) as reader:
         export(reader, tmp_path / "o.extxyz", Subset(stop=3))
         export(reader, tmp_path / "o.db", Subset(stop=3))
-        export(reader, tmp_path / "o.cif", Subset(stop=3))
+    write_structures(tmp_path / "crystals.bp", batch.take(np.arange(3)).replace(pbc=np.ones((3, 3), bool)), SOURCES)
+    with open_structures(tmp_path / "crystals.bp") as reader:
+        export(reader, tmp_path / "o.cif", Subset())
     images = ase.io.read(tmp_path / "o.extxyz", ":")
     assert [len(image) for image in images] == batch.counts[:3].tolist()
     assert images[0].info["source"] == SOURCES[batch.head[0]].name
@@ -90,7 +92,8 @@ def test_cif_skips_what_it_cannot_hold(tmp_path: Path) -> None:
     batch = random_batch(6, smallest=1, fields=set())
     cell = np.tile(np.eye(3) * 9, (6, 1, 1))
     cell[2] = 0
-    write_structures(tmp_path / "x.bp", batch.replace(cell=cell, positions=np.zeros((batch.n_atoms, 3))))
+    pbc = np.ones((6, 3), bool)
+    write_structures(tmp_path / "x.bp", batch.replace(cell=cell, pbc=pbc, positions=np.zeros((batch.n_atoms, 3))))
     with open_structures(tmp_path / "x.bp") as reader:
         assert export(reader, tmp_path / "o.cif", Subset()) == (5, 1)
     assert len(ase.io.read(tmp_path / "o.cif", ":")) == 5

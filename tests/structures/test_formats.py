@@ -72,7 +72,7 @@ def test_endings_name_one_format_each() -> None:
     for end in writable_endings():
         row = find_writer(Path(f"x{end}"))
         assert row is not None and end.removesuffix(".gz") in row.endings
-    assert {".poscar", ".traj", ".json"}.isdisjoint(writable_endings())
+    assert {".traj", ".json"}.isdisjoint(writable_endings())
 
 
 def test_a_writer_that_fails_leaves_nothing(toy: None, molecules: StructureBatch, tmp_path: Path) -> None:

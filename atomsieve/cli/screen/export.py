@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from atomsieve.cli.common import CHOICE, OverwriteOption, ResultsArgument, console
+from atomsieve.cli.common import CHOICE, OverwriteOption, ResultsArgument, SingleFormatOption, console
 from atomsieve.cli.groups import expand_groups, given_options
 from atomsieve.cli.screen.options import SelectionOptions, format_mixed_heads
 from atomsieve.text import pluralize
@@ -20,7 +21,7 @@ def export(
     out: Annotated[
         Path,
         typer.Argument(
-            help="Rows: .csv, .parquet, .npz. Structures: .extxyz, .bp, .db, .cif.",
+            help="Rows: .csv, .parquet, .npz. Structures: .extxyz, .bp, .db, .cif; with --as a folder.",
             show_default=False,
         ),
     ],
@@ -29,6 +30,7 @@ def export(
         int | None, typer.Option("--top", "-k", min=1, help="Only the best rows, best first.", rich_help_panel=CHOICE)
     ] = None,
     selection: SelectionOptions,
+    form: SingleFormatOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write rows as a table (csv, parquet, npz), or their structures with the results (extxyz, bp, db, cif)."""
@@ -57,10 +59,19 @@ def export(
         texts = {per.replace("-", "_"): chosen.groups} if per and chosen.groups is not None else None
     elif k is not None:
         rows = best_rows(opened, k, by, descending=descending, where=asked)
+    reasons: Counter[str] = Counter()
     n = write(
-        opened, out, iter_matching_rows(opened, asked) if rows is None else [rows], texts=texts, overwrite=overwrite
+        opened,
+        out,
+        iter_matching_rows(opened, asked) if rows is None else [rows],
+        texts=texts,
+        overwrite=overwrite,
+        form=form,
+        reasons=reasons,
     )
     console().print(f"{pluralize(n, 'row')} written to {out}", highlight=False, soft_wrap=True)
+    for reason, count in reasons.most_common():
+        console().print(f"skipped {count:,}: {reason}", style="yellow", highlight=False, soft_wrap=True)
     if k is not None and (line := format_mixed_heads(opened, selection)):
         console().print(line, highlight=False, soft_wrap=True)
     if line := describe_mixed_precisions(opened, iter_matching_rows(opened, asked) if rows is None else [rows]):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ def export(
     *,
     texts: Texts | None = None,
     overwrite: bool = False,
+    form: str | None = None,
+    reasons: Counter[str] | None = None,
 ) -> int:
     """Write rows to `out`, whose ending names the format; return the number of rows.
 
@@ -42,6 +46,8 @@ def export(
 
     rows : arrays of rows (dtype `ROW`), written in their order; None writes all rows in input order.
     texts : further columns, one text for each row (not every format of structures has a place for them).
+    form : asks for a folder with one file of that format (cif, poscar) per structure, named by its id.
+    reasons : is told why structures are skipped that the format cannot hold.
 
     Raises
     ------
@@ -51,14 +57,15 @@ def export(
         if `out` is there already, the results are not complete, or the input or the forces changed or are gone.
     """
     path = Path(out)
-    check_format(path)
+    if form is None:
+        check_format(path)
     check_target(path, overwrite, results)
     require_complete(results)
     chosen = results.iter_rows() if rows is None else rows
     with output_errors(path):
-        table = TABLES.get(_ending(path))
+        table = TABLES.get(_ending(path)) if form is None else None
         if table is None:
-            return _write_structures(results, path, chosen, texts or {}, overwrite)
+            return _write_structures(results, path, chosen, texts or {}, WriteOptions((), overwrite), form, reasons)
         with atomic_draft(path, durable=False) as draft:
             return table(results, draft, chosen, texts or {})
 
@@ -158,19 +165,30 @@ def _structures(results: Results, chosen: Rows) -> Iterator[tuple[NDArray[Any], 
             yield rows, batch.replace(**changes)
 
 
-def _write_structures(results: Results, path: Path, chosen: Rows, texts: Texts, overwrite: bool) -> int:
+def _write_structures(
+    results: Results,
+    path: Path,
+    chosen: Rows,
+    texts: Texts,
+    options: WriteOptions,
+    form: str | None,
+    reasons: Counter[str] | None,
+) -> int:
     """Write structures with their results. A format without room for more values keeps the head as source alone."""
     ensemble = results.manifest["ensemble"]
     about = f"predicted by ensemble {ensemble['id'][:16]}, {' or '.join(results.labels.precisions)}"
-    form, n = find_writer(path), 0
-    with open_sink(path, WriteOptions([SourceInfo(head, about) for head in results.labels.heads], overwrite)) as sink:
+    row, n = find_writer(path) if form is None else None, 0
+    options = replace(options, sources=[SourceInfo(head, about) for head in results.labels.heads])
+    with open_sink(path, options, form) as sink:
         for rows, batch in _structures(results, chosen):
-            if form is not None and form.holds_info:
+            if row is not None and row.holds_info:
                 sink.write(batch, _info(results, rows, texts))
             else:
                 sink.write(batch.replace(head=rows["head"].astype(np.int32)))
             n += len(rows)
-    return n
+    if reasons is not None:
+        reasons.update(sink.reasons)
+    return n - sink.skipped
 
 
 def _info(results: Results, rows: NDArray[Any], texts: Texts) -> list[dict[str, Any]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from atomsieve.errors import UsageError
 from atomsieve.runs.output_files import atomic_draft, draft_path
@@ -51,12 +54,28 @@ class StructureSink(ABC):
 
     Attributes
     ----------
-    skipped : structures that the format cannot hold and that were left out.
+    skipped : structures that the format cannot hold and that were left out; `reasons` counts them by reason.
     """
 
     def __init__(self, path: Path, options: WriteOptions) -> None:
         self.path, self.options = path, options
         self.skipped = 0
+        self.reasons: Counter[str] = Counter()
+
+    def skip(self, reason: str, count: int = 1) -> None:
+        """Count structures that are left out."""
+        if count:
+            self.skipped += count
+            self.reasons[reason] += count
+
+    def keep_crystals(self, batch: StructureBatch, name: str) -> list[int]:
+        """Return the structures that are periodic along three axes, after counting the others by what they are."""
+        axes = np.count_nonzero(batch.pbc, axis=1)
+        flat = (axes == 3) & ~(np.abs(np.linalg.det(batch.cell)) > 0)
+        for count, what in ((0, "no periodicity"), (1, "one periodic axis"), (2, "two periodic axes (a slab)")):
+            self.skip(f"{name} cannot say that a structure has {what}", int((axes == count).sum()))
+        self.skip("the cell has no volume", int(flat.sum()))
+        return np.flatnonzero((axes == 3) & ~flat).tolist()
 
     @abstractmethod
     def write(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
@@ -164,6 +183,8 @@ class Format:
     is_folder : returns True for a folder that is one dataset of this format.
     compressed : True if the reader takes `.gz` files too; `compresses` if the writer does.
     holds_info : True if the writer keeps further values by name with each structure.
+    single : returns the text of one structure of a batch, of formats that folders of one file per structure are written
+        in; `single_ending` ends their names.
     extent : returns the length of a file in the unit of the spans that its reader takes (bytes, rows), so that several
         processes can share it; 0 for a file that is read whole.
     dialects : names by which the writer follows the habits of other programs.
@@ -185,6 +206,8 @@ class Format:
     compressed: bool = False
     compresses: bool = False
     holds_info: bool = False
+    single: Callable[[StructureBatch, int], str] | None = None
+    single_ending: str = ""
     extent: Callable[[Path], int] = lambda path: 0
     dialects: tuple[str, ...] = ()
 

@@ -8,6 +8,7 @@ from atomsieve.errors import UsageError, unknown
 from atomsieve.structures.formats import ase_db, cif, codes, extxyz, learning, lmdb, parquet, poscar, records
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
 from atomsieve.structures.formats.bp import BpSink, count_rows, is_bp_folder, read_bp
+from atomsieve.structures.formats.folders import FolderSink
 from atomsieve.structures.formats.traj import read_traj
 
 FORMATS: dict[str, Format] = {
@@ -49,6 +50,11 @@ def writable_endings() -> list[str]:
     return plain + [f"{end}.gz" for row in rows if row.compresses for end in row.endings]
 
 
+def singles() -> list[str]:
+    """Return the names of the formats in which a folder of one file per structure can be written."""
+    return [name for name, row in FORMATS.items() if row.single is not None]
+
+
 def find_writer(path: Path) -> Format | None:
     """Return the format that the ending of a file to write names, None if there is none that can be written."""
     for row in FORMATS.values():
@@ -58,14 +64,21 @@ def find_writer(path: Path) -> Format | None:
     return None
 
 
-def open_sink(path: Path, options: WriteOptions) -> StructureSink:
+def open_sink(path: Path, options: WriteOptions, form: str | None = None) -> StructureSink:
     """Return the writer of the format that the ending of the file names; use it as a context manager.
+
+    `form` asks for a folder with one file of that format per structure.
 
     Raises
     ------
     UsageError
-        if no format that can be written has the ending, or the format has no such dialect.
+        if no format that can be written has the ending, the format has no such dialect, or `form` is not one of one
+        structure per file.
     """
+    if form is not None:
+        if form not in singles():
+            raise unknown("format of a folder of files", form, singles())
+        return FolderSink(path, options, FORMATS[form])
     row = find_writer(path)
     if row is None or row.sink is None:
         raise unknown("format of the output", path.suffix or path.name, writable_endings())

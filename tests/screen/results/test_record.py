@@ -202,7 +202,9 @@ def test_structures_with_results_in_every_format_that_can_be_written(full, tmp_p
     best = best_rows(results, 9, "energy")
     for ending in writable_endings():
         if ending != ".parquet":  # a table of rows
-            assert export(results, tmp_path / f"best{ending}", [best]) == 9
+            whole = 1 if ending in (".vasp", ".poscar") else 9  # a POSCAR holds one structure
+            assert export(results, tmp_path / f"best{ending}", [best]) == whole
+    assert export(results, tmp_path / "best", [best], form="poscar") == 9
     rows = list(ase.db.connect(tmp_path / "best.db").select())
     assert [row.data["position"] for row in rows] == best["position"].tolist()
     assert [row.data["head"] for row in rows] == [results.labels.heads[k] for k in best["head"]]

@@ -93,7 +93,7 @@ class DeepmdSink(StructureSink):
             periodic = bool(batch.pbc[s].all())
             atoms = slice(int(batch.ptr[s]), int(batch.ptr[s + 1]))
             if batch.pbc[s].any() != periodic or atoms.start == atoms.stop:
-                self.skipped += 1
+                self.skip("DeePMD-kit has no structures with one or two periodic axes, or without atoms")
                 continue
             frame = {"numbers": batch.numbers[atoms], "coord": batch.positions[atoms].reshape(-1)}
             if periodic:
