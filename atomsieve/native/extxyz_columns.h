@@ -84,7 +84,7 @@ struct Property {
 };
 
 struct Bad {
-  int64_t place, start, line;
+  int64_t place, start, at, line;  // of the frame among all; bytes of the frame and of the line that is wrong
   const char* reason;
   std::string detail;
 };

@@ -142,7 +142,7 @@ class Header {
       if (p == end) break;
       const char c = *p;
       if (c == '\\') {
-        if (++p != end) chars_.push_back(*p);
+        if (p + 1 != end) chars_.push_back(*++p);
       } else if (closing) {
         if (c == closing) closing = 0, closed_empty = now.has_value && chars_.size() == piece;
         else chars_.push_back(c);

@@ -94,12 +94,18 @@ class Parser {
   bool previous_fits = true;  // a frame may begin behind the line before the next one
 
   // Parse until the piece ends or something else has to happen; `at` is where the next call must go on.
-  Status run(const char*& at, int64_t& line, int64_t stop, bool lost) {
+  // `lost`: a frame is looked for, up to `stop` only where none was read before it.
+  Status run(const char*& at, int64_t& line, int64_t stop, bool lost, bool first) {
     const char* p = at;
     Status status = ENDED;
     while (true) {
       if (lost) {
-        const Outcome found = find_next(p);
+        const Outcome found = find_next(p, first ? stop : -1);
+        if (found == Outcome::split) {
+          status = STOPPED;
+          break;
+        }
+        first = false;
         if (found == Outcome::more) {
           status = LOST;
           break;
@@ -136,7 +142,8 @@ class Parser {
         break;
       }
       if (outcome == Outcome::bad) {
-        out_.bad.push_back({int64_t(out_.count() + out_.bad.size()), offset_ + (p - data_), bad_line_, reason_, detail_});
+        out_.bad.push_back({int64_t(out_.count() + out_.bad.size()), offset_ + (p - data_), offset_ + (bad_at_ - data_),
+                            bad_line_, reason_, detail_});
         p = bad_at_;
         line_ = bad_line_;
         previous_fits = bad_previous_;
@@ -193,8 +200,9 @@ class Parser {
   }
 
   // Moves p to the next line that begins a frame: one number, before lines that make a frame. Outcome::more: the piece ends before that is known. Outcome::bad: there is none.
-  Outcome find_next(const char*& p) {
+  Outcome find_next(const char*& p, int64_t stop) {
     while (p != end_) {
+      if (stop >= 0 && offset_ + (p - data_) >= stop) return Outcome::split;
       const Line line = line_at(p);
       if (!line.whole) {
         if (line.end - line.begin < int64_t(LONGEST_LINE)) return Outcome::more;
@@ -675,7 +683,7 @@ using namespace extxyz;
 extern "C" {
 
 // Raised with every change of what Python sees of this library (TEXT_VERSION).
-int32_t text_version() { return 2; }
+int32_t text_version() { return 3; }
 
 // How a call ended, and the arrays of its frames. Pointers are good until the next call for the same file.
 struct ExtxyzResult {
@@ -706,7 +714,7 @@ struct ExtxyzColumn {
 };
 
 struct ExtxyzBad {
-  int64_t place, start, line, detail_size;
+  int64_t place, start, at, line, detail_size;
   const char *reason, *detail;
 };
 
@@ -723,7 +731,7 @@ void extxyz_parse(void* reader, const char* data, int64_t size, int64_t at, int6
   parser.previous_fits = previous_fits != 0;
   const char* p = data + at;
   int64_t now = line;
-  out->status = parser.run(p, now, stop, lost != 0);
+  out->status = parser.run(p, now, stop, lost != 0, lost == 2);
   out->consumed = p - data, out->line = now, out->previous_fits = parser.previous_fits;
   out->foreign_begin = parser.foreign_begin, out->foreign_end = parser.foreign_end;
   out->line_after_foreign = parser.line_after_foreign;
@@ -760,6 +768,6 @@ void extxyz_column(const void* reader, int64_t k, ExtxyzColumn* out) {
 
 void extxyz_bad(const void* reader, int64_t k, ExtxyzBad* out) {
   const Bad& b = static_cast<const Reader*>(reader)->frames.bad[size_t(k)];
-  *out = {b.place, b.start, b.line, int64_t(b.detail.size()), b.reason, b.detail.data()};
+  *out = {b.place, b.start, b.at, b.line, int64_t(b.detail.size()), b.reason, b.detail.data()};
 }
 }

@@ -78,15 +78,15 @@ class _SpanReader:
         from atomsieve.structures.formats.extxyz_native import ENDED, FOREIGN, LOST, SPLIT, STOPPED, NativeParser
 
         request = self.request
-        whole, search = request.start == 0, request.start > 0 and not request.sure
+        search = request.start > 0 and not request.sure
         offset = max(request.start - CONTEXT, 0) if search else request.start
         stop = -1 if request.stop is None else request.stop
         with (
             Pieces(request.path, offset) as pieces,
-            NativeParser(request.path, "frame" if whole else "the frame at byte", whole) as parser,
+            NativeParser(request.path, of_file=request.start == 0) as parser,
         ):
             source = iter(pieces)
-            data, final, at, line, lost, fits = b"", False, 0, 1, False, True
+            data, final, at, line, lost, fits = b"", False, 0, 1, 0, True
             while True:
                 data, final = self._grow(source, data)
                 if final and pieces.damage:  # the last line may be cut within a number
@@ -97,7 +97,7 @@ class _SpanReader:
                         continue
                     at = len(data) if at < 0 else at
                     before = data[data.rfind(b"\n", 0, at - 1) + 1 : at]
-                    lost, fits, search = True, parser.fits(before), False
+                    lost, fits, search = 2, parser.fits(before), False
                 while True:
                     left = (
                         0
@@ -111,7 +111,7 @@ class _SpanReader:
                         previous_fits=fits,
                     )  # fmt: skip
                     at, line, fits = parsed.consumed, parsed.line, parsed.previous_fits
-                    lost = parsed.status == LOST
+                    lost = 0 if parsed.status != LOST else 2 if lost == 2 and parsed.block is None else 1
                     self.end = offset + at
                     if pieces.damage and parsed.status == ENDED:
                         parsed.block = self._tell_damage(parsed.block, pieces.damage, parser)
@@ -149,8 +149,7 @@ class _SpanReader:
         self.found = self.found or len(block) > 0 or not self.lost_from_start
 
     def _through_ase(self, text: bytes, start: int, stop: int, parser: Any) -> Block:
-        number = parser.frame if parser.of_file else start
-        one = parse_with_ase(text.decode(errors="replace"), f"{self.request.path}: {parser.word} {number}")
+        one = parse_with_ase(text.decode(errors="replace"), f"{self.request.path}: frame {parser.frame}")
         parser.frame += 1
         self.found = True
         block = build_block([one])
@@ -164,7 +163,7 @@ class _SpanReader:
             place, bad = block.bad[-1]
             block.bad[-1] = (place, BadItem(bad.reason, bad.where, f"{bad.detail}; {damage}"))
             return block
-        where = f"{self.request.path}: {parser.word} {parser.frame if parser.of_file else self.end}"
+        where = f"{self.request.path}: frame {parser.frame}"
         parser.frame += 1
         if block is None:
             block = build_block([])

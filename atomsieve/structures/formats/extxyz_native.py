@@ -57,7 +57,7 @@ class _Column(ctypes.Structure):
 
 
 class _Bad(ctypes.Structure):
-    _fields_: ClassVar[Any] = [(name, c_int64) for name in ("place", "start", "line", "detail_size")] + [
+    _fields_: ClassVar[Any] = [(name, c_int64) for name in ("place", "start", "at", "line", "detail_size")] + [
         ("reason", c_char_p),
         ("detail", c_void_p),
     ]
@@ -114,14 +114,15 @@ class NativeParser:
     Attributes
     ----------
     frame : number of the next frame of the file, or of the span.
+    of_file : the first line is that of the file, so that lines can be numbered; else bytes are named.
     """
 
-    def __init__(self, path: Path, word: str, of_file: bool) -> None:
+    def __init__(self, path: Path, of_file: bool) -> None:
         library = _library()
         assert library is not None  # its caller asked
         self._library = library
         self._reader = c_void_p(library.extxyz_open())
-        self.path, self.word, self.of_file = path, word, of_file
+        self.path, self.of_file = path, of_file
         self.frame = 0
 
     def __enter__(self) -> NativeParser:
@@ -140,14 +141,14 @@ class NativeParser:
         line: int,
         left: int,
         stop: int,
-        lost: bool,
+        lost: int,
         previous_fits: bool,
     ) -> Parsed:
         """Parse `data[at:]` until the piece ends or something else happens.
 
         `data[0]` is byte `offset` of the file, and `data[at]` begins the line of that number. `final`: no bytes follow;
         otherwise `left` bytes do, -1 if that is not known. Frames that begin at byte `stop` or later are not read (-1:
-        all are). `lost`: a frame must be looked for; `previous_fits` as in `Parsed`.
+        all are). `lost` is 1 if a frame must be looked for, 2 if none was read yet; `previous_fits` as in `Parsed`.
         """
         result = _Result()
         self._library.extxyz_parse(
@@ -188,7 +189,7 @@ class NativeParser:
         )
         starts = _array(result.starts, (count,))
         block.start = int(min([*starts[:1].tolist(), *[start for _, start, _ in bad[:1]]]))
-        block.places = Places(str(self.path), self.word, (self.frame + block.ordinals) if self.of_file else starts)
+        block.places = Places(str(self.path), "frame", self.frame + block.ordinals)
         self.frame += block.read
         for k in range(result.info):
             info = self._info(k, count)
@@ -213,12 +214,9 @@ class NativeParser:
         bad = _Bad()
         self._library.extxyz_bad(self._reader, k, ctypes.byref(bad))
         detail = _text(bad.detail, bad.detail_size)
-        if self.of_file:
-            where, line = f"{self.path}: {self.word} {self.frame + bad.place}", f"line {bad.line}"
-        else:
-            where, line = f"{self.path}: {self.word} {bad.start}", ""
-        words = ": ".join(word for word in (line, detail) if word)
-        return bad.place, bad.start, BadItem(bad.reason.decode(), where, words)
+        line = f"line {bad.line}" if self.of_file else f"the line at byte {bad.at}"
+        where = f"{self.path}: frame {self.frame + bad.place}"
+        return bad.place, bad.start, BadItem(bad.reason.decode(), where, f"{line}: {detail}" if detail else line)
 
     def _info(self, k: int, count: int) -> tuple[str, Column] | None:
         info = _Info()

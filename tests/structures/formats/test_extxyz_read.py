@@ -120,6 +120,10 @@ def test_values_that_ase_takes_otherwise(tmp_path: Path) -> None:
     }
 
 
+def test_a_backslash_that_ends_a_header(tmp_path: Path) -> None:
+    assert len(one(tmp_path, "1\nname=a\\\nH 0 0 0\n")) == 1
+
+
 def test_units(tmp_path: Path) -> None:
     """Units of the header, as dpdata writes them, are those of the block; another block begins where they change."""
     text = "1\nenergy-unit=hartree force-unit=hartree/bohr energy=-7.8915\nH 0 0 0\n"
@@ -278,6 +282,17 @@ def test_spans_of_clean_frames_meet(tmp_path: Path) -> None:
         starts = [block.start for blocks in found for block in blocks]
         assert starts == [0, *[block.stop for blocks in found for block in blocks][:-1]]
         assert sum(len(block) for blocks in found for block in blocks) == 30
+
+
+def test_places_in_a_span(tmp_path: Path) -> None:
+    """Frames are counted from the beginning of the span, and lines are named by their bytes in the file."""
+    path = write(tmp_path, GOOD * 3 + DAMAGED["***"][0] + GOOD)
+    (block,) = read(path, start=len(GOOD) + 5, sure=False)
+    assert block.start == 2 * len(GOOD) and list(block.places) == [f"{path}: frame 0", f"{path}: frame 2"]
+    ((place, bad),) = block.bad
+    at = path.read_text().index("O 1 *** 1")
+    assert place == 1 and bad == BadItem("not a number", f"{path}: frame 1", f"the line at byte {at}: '***'")
+    assert read(path, start=len(GOOD) + 5, stop=len(GOOD) + 40, sure=False) == [], "no frame begins there"
 
 
 @pytest.mark.parametrize("piece", [1, 7, 100, 1000])
