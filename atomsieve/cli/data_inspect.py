@@ -51,7 +51,7 @@ def inspect_command(
     ] = None,
     elements: Annotated[
         str | None,
-        typer.Option("--elements", help="Elements of the types 1, 2, ... of LAMMPS files.", show_default=False),
+        typer.Option("--elements", help="Elements of the types that a file numbers: LAMMPS, MTP.", show_default=False),
     ] = None,
     topology: Annotated[
         Path | None, typer.Option("--topology", help="File with the elements of trajectories.", show_default=False)

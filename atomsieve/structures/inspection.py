@@ -258,7 +258,7 @@ def inspect_path(
         if nothing is there, or a file cannot be read at all.
     """
     start = time.monotonic()
-    validator = BlockValidator(keys or LabelKeys(), units=units or Units())
+    validator = BlockValidator(keys or LabelKeys(), units=units or Units(), ask_units=False)
     out = Inspection(path, counts=validator.tally, options=options)
     sample = SourceSample(SAMPLE)
     applied: set[Units] = set()
@@ -270,7 +270,9 @@ def inspect_path(
             if progress is not None:
                 progress((done + fraction) / len(files), validator.tally.read)
 
-        asked = ReadRequest(file, tick, elements=elements, topology=topology, keep_unconverged=keep_unconverged)
+        asked = ReadRequest(
+            file, tick, elements=elements, wanted=("*",), topology=topology, keep_unconverged=keep_unconverged
+        )
         for block in read_blocks(asked, kind):
             if limit and validator.tally.read >= limit:
                 out.complete = False

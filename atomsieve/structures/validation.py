@@ -112,7 +112,8 @@ class BlockValidator:
 
     With `keep_bad`, structures with positions, cells or atom counts that no model accepts are kept, so that a screening
     lists them; labels that are not finite are never kept. `charge` and `spin` are for structures that state none,
-    `units` go before those that files state. Structures are numbered from `first` on.
+    `units` go before those that files state; without `ask_units`, numbers whose unit nobody states are looked at as if
+    they were in this package's. Structures are numbered from `first` on.
     """
 
     def __init__(
@@ -123,8 +124,10 @@ class BlockValidator:
         keep_bad: bool = False,
         charge: float | None = None,
         spin: float | None = None,
+        ask_units: bool = True,
     ) -> None:
         self.keys = keys
+        self.ask_units = ask_units
         self.units = units or Units()
         self.keep_bad = keep_bad
         self.default = {"charge": charge, "spin": spin}
@@ -143,7 +146,7 @@ class BlockValidator:
         self.tally.notes.update(block.notes)
         reasons = _check_geometry(block, self.keep_bad)
         found = find_labels(block, self.keys, self.units, self.tally.found)
-        if block.units.needed and len(block):
+        if self.ask_units and block.units.needed and len(block):
             self.units.over(block.units).require({"length", *found.values}, block.places[0])
         free = find_free_atoms(block, self.units.over(block.units).factor("length"))
         count_free_atoms(block, free, self.tally.free_atoms)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.structures.formats import ReadRequest, read_blocks
 from tests.structures.structure_samples import random_batch
 from tests.structures.test_third_party_bp import hydra_step, write_bp
 
@@ -101,3 +102,18 @@ def test_a_key_that_one_set_lacks(tmp_path: Path) -> None:
     assert found.has_stress.tolist() == [True] * 4 + [False] * 3
     assert found.has_forces.tolist() == [True] * 4 + [False] * 3
     np.testing.assert_array_equal(found.charge, [*one.charge, *[np.nan] * 3])
+
+
+def test_what_is_not_taken_is_said(tmp_path: Path) -> None:
+    arrays, attributes = by_name("trainset", sample(4, 1))
+    n = 4
+    arrays["trainset/y"] = np.zeros((n, 1), np.float32)
+    arrays["trainset/y/variable_count"] = np.ones(n, np.int64)
+    arrays["trainset/y/variable_offset"] = np.arange(n)
+    attributes["energy_linear_regression_coeff"] = np.ones(118)
+    path = write_bp(tmp_path / "x.bp", [arrays], attributes)
+    (block,) = read_blocks(ReadRequest(path), "bp")
+    assert block.notes == {
+        "with keys of HydraGNN that are not taken: y": 4,
+        "with energies of HydraGNN: linear regression added back": 4,
+    }

@@ -177,3 +177,13 @@ def test_real_data(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> Non
     found = inspect_path(shared_data / "alexandria" / "test.extxyz.gz")
     assert len(found.elements) > 60
     assert np.isfinite(found.keys["forces"].high)
+
+
+def test_formats_that_leave_units_or_elements_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = "begin\nlattice 4 0 0\nlattice 0 4 0\nlattice 0 0 4\natom 0 0 0 O 0 0 0 0 0\nenergy -3\ncharge 0\nend\n"
+    (tmp_path / "input.data").write_text(frame)
+    found = inspect_path(tmp_path / "input.data")
+    assert found.counts.read == 1 and found.counts.labels["energy"] == 1
+    types = "BEGIN_CFG\n Size\n 1\n AtomData: id type cartes_x cartes_y cartes_z\n 1 1 0 0 0\nEND_CFG\n"
+    (tmp_path / "x.cfg").write_text(types)
+    assert inspect_path(tmp_path / "x.cfg", elements=("O", "H")).elements == {"H": 1}

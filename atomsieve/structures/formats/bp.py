@@ -20,6 +20,8 @@ from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.writer import StructureWriter
 
 ROWS = 20_000
+NOTES = {"keys not taken": "with keys of HydraGNN that are not taken", "energies": "with energies of HydraGNN"}
+"""Notes of a reader that concern a conversion, in words for its report."""
 
 
 def is_bp_folder(path: Path) -> bool:
@@ -39,7 +41,11 @@ def read_bp(request: ReadRequest) -> Iterator[Block]:
         stop = len(reader) if request.stop is None else request.stop
         for start in range(request.start, stop, ROWS):
             end = min(start + ROWS, stop)
-            yield _build_block(reader.read(start, end), reader.sources, request.path, start)
+            block = _build_block(reader.read(start, end), reader.sources, request.path, start)
+            for note, words in NOTES.items():
+                if note in reader.notes:
+                    block.notes[f"{words}: {reader.notes[note]}"] = len(block)
+            yield block
             request.tick((end - request.start) / max(stop - request.start, 1))
 
 

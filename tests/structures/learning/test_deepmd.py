@@ -154,3 +154,11 @@ def test_types_of_frames_beyond_the_map(tmp_path: Path) -> None:
     np.save(tmp_path / "m" / "set.000" / "real_atom_types.npy", np.full((5, 4), 7))
     with pytest.raises(DataError, match=r"real_atom_types.npy holds 7 to 7, but there are names of 2 types"):
         convert_and_read(tmp_path / "m")
+
+
+def test_raw_text_is_refused_with_the_way_around(tmp_path: Path) -> None:
+    for name in ("type.raw", "type_map.raw", "coord.raw", "box.raw"):
+        (tmp_path / "raw" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "raw" / name).write_text("0\n")
+    with pytest.raises(DataError, match=r"no system of npy files.*by dpdata \(from deepmd/raw to deepmd/npy\)"):
+        convert_and_read(tmp_path / "raw")

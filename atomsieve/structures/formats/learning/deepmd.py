@@ -8,6 +8,7 @@ each atom in each frame, -1 where there is none.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from atomsieve.structures.formats.learning.deepmd_sink import DeepmdSink
 from atomsieve.structures.formats.learning.frames import build_frames, frames_per_block, read_numbers_of_types
 from atomsieve.structures.item import ReadRequest
 from atomsieve.structures.units import Units
+
+log = logging.getLogger(__name__)
 
 UNITS = Units("eV", "angstrom", "eV/angstrom", virial="eV", origin="format deepmd")
 OF_ATOMS = ("force", "force_mag", "spin", "atom_ener", "atom_pref", "atom_dipole", "atom_polarizability", "aparam")
@@ -76,7 +79,8 @@ class FolderFiles(SystemFiles):
         file = self.path / name
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # headers are parsed as Python literals, by the tokenizer where that fails
+            log.debug("%s", file, exc_info=True)
             raise DataError(f"{file} is no readable npy file, or is cut off: {error}") from error
         if not isinstance(array, np.ndarray):
             raise DataError(f"{file} is an archive of arrays, not one array")
@@ -88,8 +92,10 @@ class FolderFiles(SystemFiles):
 
 
 def is_deepmd_folder(path: Path) -> bool:
-    """Return True for the folder of one system."""
-    return (path / "type.raw").is_file() and any(_is_set(name) for name in FolderFiles(path).names())
+    """Return True for the folder of one system, also for one that has raw text only, so that reading it says so."""
+    return (path / "type.raw").is_file() and any(
+        _is_set(name) or name == "coord.raw" for name in FolderFiles(path).names()
+    )
 
 
 def _is_set(name: str) -> bool:
@@ -111,10 +117,10 @@ def read_deepmd(request: ReadRequest) -> Iterator[Block]:
         if files are missing, cut off, do not fit together, or their types are no elements.
     """
     files = FolderFiles(request.path)
-    if not is_deepmd_folder(request.path):
+    if not request.path.is_dir() or not {"type.raw"} <= {*files.names()} or not any(map(_is_set, files.names())):
         raise DataError(
             f"{request.path} is no system of npy files: type.raw and folders set.* are expected; raw text files become "
-            "npy files by dpdata"
+            "npy files by dpdata (from deepmd/raw to deepmd/npy)"
         )
     yield from read_system(files, request)
 

@@ -66,9 +66,7 @@ def read_hdf5(request: ReadRequest) -> Iterator[Block]:
     with _open(path) as file:
         try:
             yield from _read_file(file, request)
-        except (OSError, RuntimeError, KeyError, MemoryError) as error:
-            if isinstance(error, KeyError) and not isinstance(error.args[0], str):
-                raise
+        except (OSError, RuntimeError, KeyError, MemoryError, ValueError, TypeError) as error:  # all of them of h5py
             log.debug("%s: %s", path, error, exc_info=True)
             raise DataError(
                 f"{path} is damaged, or of a kind that h5py {h5py.__version__} cannot read: {error}"
