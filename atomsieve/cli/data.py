@@ -158,7 +158,7 @@ def convert_command(
         str | None,
         typer.Option(
             "--elements",
-            help="Elements of the types 1, 2, ... of LAMMPS files, e.g. Al,Ni.",
+            help="Elements of the types that a file numbers (LAMMPS, MTP), e.g. Al,Ni.",
             rich_help_panel=KEYS,
             show_default=False,
         ),
