@@ -61,7 +61,8 @@ def convert_command(
         typer.Argument(
             metavar="SRC...",
             help="Files or folders, or NAME=PATH to give each its source: extxyz, CIF, POSCAR, ASE db, traj, aselmdb, "
-            "pymatgen JSON, Parquet (.gz too), .bp. - is extxyz from standard input.",
+            "pymatgen JSON, Parquet, .bp, outputs of VASP, CP2K, Quantum ESPRESSO, FHI-aims, GPAW, ORCA, CASTEP and "
+            "LAMMPS, ... (.gz too). - is extxyz from standard input.",
             show_default=False,
         ),
     ],

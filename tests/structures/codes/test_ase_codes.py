@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.io import ulm
+from ase.io.trajectory import write_atoms
 
 from atomsieve.errors import DataError
 from atomsieve.structures.block import build_block
@@ -258,3 +261,37 @@ def test_castep_gives_every_step(tmp_path: Path) -> None:
     assert [one.reason for one in read_all(other)[1]] == [UNCONVERGED] * 3
     with pytest.raises(DataError, match="no ionic step of CASTEP"):
         read_all(FILES / "lammps_metal.dump", "castep")
+
+
+# -- GPAW, restart files -----------------------------------------------------------------------------------------------
+
+
+def write_gpw(path: Path, tag: str = "gpaw", converged: bool = True) -> None:
+    """A file with the parts of one that GPAW writes, by the writer that GPAW uses."""
+    atoms = Atoms("Al", cell=[4.05, 4.05, 8.0], pbc=[True, True, False])
+    with ulm.Writer(str(path), tag=tag) as writer:
+        writer.write(version=4, ha=27.211386, bohr=0.529177)
+        write_atoms(writer.child("atoms"), atoms)
+        forces, stress = np.array([[0.1, 0.2, 0.3]]), np.arange(6.0)
+        writer.child("results").write(energy=-10.0, free_energy=-10.2, forces=forces, stress=stress)
+        writer.child("parameters").write(charge=1.0)
+        writer.child("scf").write(converged=converged)
+
+
+def test_gpw_gives_the_results_of_its_structure(tmp_path: Path) -> None:
+    path = tmp_path / "al.gpw"
+    write_gpw(path)
+    (item,), bad = read_all(path)
+    found = labels_of([item])
+    assert not bad and found.values["energy"].tolist() == [-10.0] and found.values["charge"].tolist() == [1]
+    assert found.values["forces"].tolist() == [[0.1, 0.2, 0.3]] and item.labels["free_energy"] == -10.2
+    assert found.values["stress"][0].tolist() == [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
+    assert item.pbc.tolist() == [True, True, False] and item.numbers.tolist() == [13]
+    write_gpw(path, converged=False)
+    assert [one.reason for one in read_all(path)[1]] == [UNCONVERGED]
+    write_gpw(path, tag="other")
+    with pytest.raises(DataError, match="it was written as 'other'"):
+        read_all(path)
+    path.write_bytes(b"junk" * 100)
+    with pytest.raises(DataError, match=r"is no \.gpw file"):
+        read_all(path)
