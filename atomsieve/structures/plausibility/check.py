@@ -14,11 +14,13 @@ import numpy as np
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.plausibility.magnitudes import EnergySize, compare_distances, compare_energies
 from atomsieve.structures.plausibility.near_pairs import Slope, compare_forces, compare_stress
-from atomsieve.structures.plausibility.units_that_fit import Fit, fit_forces, fit_stress, name_factor
+from atomsieve.structures.plausibility.units_that_fit import Fit, fit_forces, fit_stress, is_known_factor, name_factor
 from atomsieve.structures.units import Units, energy_factor, length_factor
 
 RIGHT = (0.75, 1.35)
 """Ratios of energy differences to work that count as 1."""
+MANY = 30
+"""Pairs from which on, if most agree, a ratio is reported that no pair of known units explains."""
 OTHER_LENGTHS = ("bohr", "nm")
 
 
@@ -101,6 +103,7 @@ def check_source(name: str, batch: StructureBatch, applied: Units | None = None)
     known = _known_energy(size, applied)
     wrong = slope.sure and not RIGHT[0] < slope.value < RIGHT[1]
     fits: list[Fit] = []
+    fits_nothing = wrong and not is_known_factor(slope.value)
     if wrong:
         tried = [length, *(unit for unit in OTHER_LENGTHS if not fitting and _may_be(unit, ratio, applied))]
         options = (fit_forces(slope.value, applied, measured=length, length=unit, energy=known) for unit in tried)
@@ -112,7 +115,7 @@ def check_source(name: str, batch: StructureBatch, applied: Units | None = None)
         ]
         slope, wrong = slope if slope.sure else per_atom, True
         found.append(_per_atom_finding(name, per_atom, fits, len(batch)))
-    elif wrong:
+    elif wrong and (fits or not fits_nothing or (slope.agreement > 0.8 and slope.pairs >= MANY)):
         found.append(_force_finding(name, slope, fits, len(batch)))
     elif known and energy_factor(known) != applied.factor("energy"):
         found.append(_energy_finding(name, size, known, slope, batch))

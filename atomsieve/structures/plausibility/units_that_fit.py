@@ -88,6 +88,11 @@ class Fit:
     energy: str = ""
 
 
+def is_known_factor(value: float) -> bool:
+    """Return True if a ratio is near a known factor between units, or -1."""
+    return any(abs(np.log(abs(value) / factor)) < CLOSE for factor in (1.0, *(known for known, _ in KNOWN_FACTORS)))
+
+
 def name_factor(value: float) -> str:
     """Return a factor in figures, with the known one it is near to: `0.03672 (1 / 27.2114)`."""
     near = next((word for factor, word in KNOWN_FACTORS if abs(np.log(abs(value) / factor)) < CLOSE), "")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import units
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.io import write
 
 from atomsieve.cli.main import run
 from atomsieve.errors import UsageError
@@ -263,6 +264,23 @@ def test_tallies_of_parts_add_up() -> None:
 
 
 # -- as a user calls it ------------------------------------------------------------------------------------------------
+
+
+def test_kcal_without_its_unit_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    energies = {"H2O": -76.42, "CH4": -40.52, "CH3CH2OH": -155.03, "C6H6": -232.25, "NH3": -56.56}  # B3LYP, Hartree
+    images = []
+    for name, energy in energies.items():
+        images.append(molecule(name))
+        images[-1].info["Energy_kcal"] = energy * units.Hartree / (units.kcal / units.mol)
+    write(tmp_path / "x.extxyz", images)
+    call = ["data", "convert", str(tmp_path / "x.extxyz"), str(tmp_path / "o.bp"), "--source=x", "--level-of-theory=y"]
+    assert run("atomsieve", [*call, "--energy-key=Energy_kcal"]) == 0
+    shown = capsys.readouterr().out
+    assert "does not fit: x: energies are 23" in shown
+    assert "(23.0605) times the total energies in eV of all electrons of their atoms" in shown
+    assert "these fit: --unit energy=kcal/mol" in shown
+    assert run("atomsieve", [*call, "--energy-key=Energy_kcal", "--unit=energy=kcal/mol", "--overwrite"]) == 0
+    assert "does not fit" not in capsys.readouterr().out
 
 
 def test_kcal_by_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
