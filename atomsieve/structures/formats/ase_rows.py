@@ -116,7 +116,8 @@ class RowGatherer:
         arrays: list[tuple[str, int, str, bytes]] = []
         cell, pbc = bytes(72), [False] * 3
         more: list[Any] = []
-        for key in row.keys():  # noqa: SIM118 (a lazy object: its items are made only where they are wanted)
+        names = list(row)
+        for key in names:
             if key in UNREAD:
                 continue
             value = row[key]
@@ -146,7 +147,7 @@ class RowGatherer:
             if not isinstance(found, dict):
                 raise ValueError("key_value_pairs or data is not an object")
             for key, value in found.items():
-                if key not in row:
+                if key not in names:
                     info[key] = value
         self._append(name, count, (numbers, positions, cell), pbc, info, arrays)
 

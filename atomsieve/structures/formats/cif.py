@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,7 @@ def _read_elements(block: Any, labels: Sequence[str]) -> tuple[list[int], list[s
     return numbers, notes
 
 
+@cache
 def _atomic_numbers() -> Mapping[str, int]:
     from ase.data import atomic_numbers
 

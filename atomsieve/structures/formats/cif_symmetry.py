@@ -126,10 +126,15 @@ def expand_sites(
     images = np.einsum("kij,nj->nki", rotations, places) + shifts  # [n,k,3]
     images = images - np.floor(images)
     images[images > 1 - 1e-9] = 0.0
-    first = np.ones((count, order), bool)
-    for k in range(1, order):  # an image that meets one before it is the same atom
-        apart = images[:, :k] - images[:, k : k + 1]
-        apart = (apart - np.round(apart)) @ cell
-        first[:, k] = ~((apart**2).sum(axis=2) < MEETING**2).any(axis=1)
+    first = np.zeros((count, order), bool)
+    for n in range(count):
+        left = np.ones(order, bool)
+        while left.any():  # an image that meets one before it is the same atom
+            k = int(np.argmax(left))
+            first[n, k] = True
+            apart = images[n] - images[n, k]
+            apart = (apart - np.round(apart)) @ cell
+            left &= (apart * apart).sum(axis=1) >= MEETING**2
+            left[k] = False
     owner = np.repeat(np.arange(count), order).reshape(count, order)
     return images[first], owner[first]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,11 @@ def _numbers(lines: Sequence[str], k: int, count: int | None) -> list[float]:
     """Return the numbers at the beginning of a line: `count`, or one or three."""
     words = lines[k].split() if k < len(lines) else []
     found: list[float] = []
+    try:
+        if count is not None and len(words) >= count:
+            return [float(word) for word in words[:count]]
+    except ValueError:  # 1.0D+00, or no number
+        pass
     for word in words[: count or 3]:
         try:
             found.append(float(re.sub("[dD]", "e", word)))
@@ -157,13 +163,13 @@ def _guess_species(title: str, words: Sequence[Sequence[str]], counts: Sequence[
 
 def _read_species(word: str, title: str) -> int:
     """Return the atomic number of `Ti`, `Ti_sv`, `Ti_pv/hash` or `H1.25` (a pseudo-hydrogen is none)."""
-    name = re.split(r"[_/]", word)[0]
-    number = _known().get(name, 0)
+    number = _known().get(word, 0) or _known().get(re.split(r"[_/]", word)[0], 0)
     if number < 1:
         raise UnusableError("a species that is no element", f"{word!r} under the title {title.strip()[:60]!r}")
     return number
 
 
+@cache
 def _known() -> Mapping[str, int]:
     from ase.data import atomic_numbers
 
