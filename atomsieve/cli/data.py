@@ -390,9 +390,8 @@ def export_command(
         screen.print(f"skipped {count:,}: {reason}", style="yellow", highlight=False)
     row = FORMATS[form] if form is not None else find_writer(out)
     if skipped > reasons.total() and row is not None:
-        lacks = row.lacks or f"structures without three lattice vectors (dialect {dialect})"
         left = skipped - reasons.total()
-        screen.print(f"skipped {left:,}: the format cannot hold {lacks}", style="yellow", highlight=False)
+        screen.print(f"skipped {left:,}: the format cannot hold {row.lacks}", style="yellow", highlight=False)
     if written and row is not None and row.single is not None:
         screen.print(f"{row.name.upper()} cannot hold {row.lacks}", highlight=False)
     return EXIT_SOME_FAILED if skipped or copy.unreadable.count else EXIT_DONE

@@ -73,16 +73,6 @@ struct AtomColumn {
   void clear() { place.clear(), reals.clear(), ints.clear(), bools.clear(), texts.clear(), text_end.clear(); }
 };
 
-enum class Role { other, species, number, position };
-
-struct Property {
-  Role role = Role::other;
-  char type = 'R';
-  int width = 1;
-  std::string name;
-  int column = -1;  // in `Frames::atoms`
-};
-
 struct Bad {
   int64_t place, start, at, line;  // of the frame among all; bytes of the frame and of the line that is wrong
   const char* reason;

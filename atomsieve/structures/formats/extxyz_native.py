@@ -309,7 +309,11 @@ def _with_units(block: Block, stated: str) -> Block:
     """Return the block with the units that its headers state; without its structures if a unit is not known."""
     words = stated.split("\n")
     try:
-        block.units = find_units(dict(zip(words[::2], words[1::2], strict=False)))
+        by_key = dict(zip(words[::2], words[1::2], strict=False))
+        block.units = find_units(by_key)
+        for key, unit in by_key.items():
+            if find_units({key: unit}).stated:
+                block.info.pop(key, None)  # it was taken
         return block
     except UsageError as error:
         refused = [

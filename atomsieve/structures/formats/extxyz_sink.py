@@ -92,7 +92,7 @@ class ExtxyzSink(TextSink):
             text_of = np.arange(len(batch))
         kept = np.asarray(batch.cell.any(axis=2)).all(axis=1)
         if self.dialect.needs_cell and not kept.all():
-            self.skipped += int((~kept).sum())
+            self.skip("NEP needs three lattice vectors", int((~kept).sum()))
             batch, text_of = batch.take(np.flatnonzero(kept)), text_of[kept]
         library = text_library()
         if library is None:

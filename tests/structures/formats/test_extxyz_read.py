@@ -40,7 +40,7 @@ def reasons(blocks: list[Block]) -> list[tuple[str, str]]:
     return [(bad.reason, bad.detail) for block in blocks for _, bad in block.bad]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(frames(), min_size=1, max_size=4))
 def test_equals_ase(tmp_path: Path, texts: list[str]) -> None:
     path = write(tmp_path, "".join(texts))
@@ -131,6 +131,7 @@ def test_units(tmp_path: Path) -> None:
     found = read(write(tmp_path, text + text + plain + text.replace("hartree/bohr", "stone/mile")))
     assert [len(block) for block in found] == [2, 1, 0]
     assert found[0].units.energy == "hartree" and found[0].units.forces == "hartree/bohr"
+    assert "energy-unit" not in found[0].info
     assert found[0].units.origin == "the file" and not found[1].units.stated
     ((_, bad),) = found[2].bad
     assert bad.reason == "a unit that is not known" and "stone/mile" in bad.detail and bad.where.endswith("frame 3")
@@ -312,7 +313,7 @@ def test_random_damage_never_loses_frames_in_silence(tmp_path: Path) -> None:
     """Whatever bytes are changed, cut or doubled: no crash, and frames that are untouched are all there."""
     rng = random.Random(1)
     texts = [GOOD.replace("ok=T", f"k={k}").replace("1 1 1", f"1 1 {k}") for k in range(12)]
-    for _ in range(400):
+    for _ in range(200):
         hit = rng.randrange(1, 11)
         raw = bytearray(texts[hit].encode())
         for _ in range(rng.randrange(1, 4)):
