@@ -121,7 +121,9 @@ def fit_forces(slope: float, applied: Units, *, measured: str, length: str, ener
                 fits.append(Fit(f"--unit energy={e},{_length(length)}forces={'-' if sign < 0 else ''}{f}", off, e))
     if fits and abs(slope + 1) < 0.3 and energy_factor(fits[0].energy) == applied.factor("energy"):
         return fits[:1]  # nothing but the sign
-    return _best(fits)
+    best = _best(fits)
+    present = [fit for fit in best if energy_factor(fit.energy) == applied.factor("energy")]
+    return present if best and best[0] in present else best  # fewer changes explain it as well
 
 
 def fit_stress(slope: float, applied: Units, *, energy: str) -> list[Fit]:
