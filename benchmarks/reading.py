@@ -1,16 +1,20 @@
 """Benchmark of files of structures: reading, conversion and writing beside ASE, on crystals of 20 atoms with labels.
 
-    python benchmarks/reading.py [--structures 20000] [--formats extxyz,...] [--rounds 3]
+    python benchmarks/reading.py [--structures 20000] [--formats extxyz,...] [--rounds 3] [--processes 2]
 
 For each format: `read` is the reader alone, up to flat arrays; `convert` is a whole conversion into a dataset folder,
 without the start of the program; `write` is the export of a batch. Beside them is what ASE does for the same file, on
 the first --ase-structures of it. Times are CPU times of this process and all its threads, of one core each, the least
 of --rounds; megabytes are those of the plain file. All ways are timed in turns.
+
+Then .bp and .parquet are converted, with labels and without. `--processes N` compares N processes with one, in turns, by
+wall time (on an idle machine) and by the CPU time of all, whose ratio bounds what an idle machine gives.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -84,7 +88,7 @@ def measure(path: Path, case: Case, options: argparse.Namespace, folder: Path) -
         return sum(len(block) for block in read_blocks(ReadRequest(path), kind))
 
     def our_convert() -> int:
-        return convert([Input(path, source)], folder / "o.bp", ConvertOptions(overwrite=True)).written
+        return convert([Input(path, source)], folder / "o.bp", ConvertOptions(overwrite=True), workers=1).written
 
     def our_write() -> int:
         with open_sink(folder / f"ours{case.ending}", WriteOptions(overwrite=True)) as sink:
@@ -114,6 +118,59 @@ def measure(path: Path, case: Case, options: argparse.Namespace, folder: Path) -
         yield name, counts[name], least[name]
 
 
+def measure_datasets(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float, float]]:
+    """Yield (what, structures per CPU second, MB per CPU second) of converting .bp and .parquet into .bp."""
+    from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
+    from atomsieve.structures.convert import ConvertOptions, Input, convert
+    from atomsieve.structures.export import Subset, export
+
+    some = StructureBatch.from_ase(make_crystals(1000))  # type: ignore[arg-type]
+    whole = StructureBatch.concatenate([some] * max(options.structures // 1000, 1))
+    bare = StructureBatch(whole.ptr, whole.numbers, whole.positions, whole.cell, whole.pbc, whole.id)
+    source = SourceInfo("crystals", "none")
+    for what, batch in (("labels", whole), ("no labels", bare)):
+        sources = [source] if batch is whole else []
+        write_structures(folder / "in.bp", batch, sources, overwrite=True)
+        with open_structures(folder / "in.bp") as reader:
+            export(reader, folder / "in.parquet", Subset(), overwrite=True)
+        size = sum(array.nbytes for array in batch.present().values()) / len(batch)
+        for name in ("in.bp", "in.parquet"):
+            given = [Input(folder / name, source if sources and name != "in.bp" else None)]
+            least = np.inf
+            for _ in range(options.rounds):
+                began = time.process_time()
+                convert(given, folder / "o.bp", ConvertOptions(overwrite=True), workers=1)
+                least = min(least, time.process_time() - began)
+            rate = len(batch) / least
+            yield f"{Path(name).suffix} > .bp, {what}", rate, rate * size / 1e6
+
+
+def measure_processes(path: Path, options: argparse.Namespace, folder: Path) -> tuple[float, float]:
+    """Return how many times faster N processes convert a file than one, by wall time and by all CPU time.
+
+    The second is N times the CPU time of one process over that of all N: what a machine gives that does nothing else.
+    """
+    from atomsieve.structures import SourceInfo
+    from atomsieve.structures.convert import ConvertOptions, Input, convert
+
+    def spend() -> float:
+        return sum(
+            usage.ru_utime + usage.ru_stime
+            for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+        )
+
+    source = SourceInfo("crystals", "none")
+    wall, cpu = dict[int, float](), dict[int, float]()
+    for _ in range(options.rounds):
+        for count in (1, options.processes):
+            began, spent = time.perf_counter(), spend()
+            convert([Input(path, source)], folder / "o.bp", ConvertOptions(overwrite=True), workers=count)
+            wall[count] = min(wall.get(count, np.inf), time.perf_counter() - began)
+            cpu[count] = min(cpu.get(count, np.inf), spend() - spent)
+    many = options.processes
+    return wall[1] / wall[many], many * cpu[1] / cpu[many]
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,6 +178,7 @@ def main() -> None:
     parser.add_argument("--ase-structures", type=int, default=500)
     parser.add_argument("--formats", default="extxyz")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=0)
     options = parser.parse_args()
     from ase.io import write
 
@@ -142,6 +200,11 @@ def main() -> None:
                 base[what] = rate
                 other = base.get("ASE, write" if what == "write" else "ASE, read", rate)
                 print(f"  {what:12} {rate:10,.0f} structures/s {rate * size / 1e6:8.1f} MB/s {rate / other:8.1f} x ASE")
+            if options.processes > 1:
+                wall, cpu = measure_processes(path, options, folder)
+                print(f"  {options.processes} processes: {wall:.2f} times one by wall time, {cpu:.2f} by CPU time")
+        for what, rate, megabytes in measure_datasets(options, folder):
+            print(f"  {what:28} {rate:10,.0f} structures/s {megabytes:8.1f} MB/s")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,6 @@ from typing import NamedTuple
 from atomsieve.errors import DataError, unknown
 from atomsieve.structures.formats.base import Format
 from atomsieve.structures.formats.registry import FORMATS, readable
-from atomsieve.structures.item import open_with_progress
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Names:
             if pattern.match(name):
                 return key
         lower = name.lower()
-        if lower.endswith(VAGUE_ENDINGS) and (found := _format_by_content(Path(path))) is not None:
+        if lower.endswith(VAGUE_ENDINGS) and (found := _format_by_content(path)) is not None:
             return found
         for key, row in self.rows:
             if lower.endswith(row.endings):
@@ -69,14 +69,14 @@ class _Names:
         return next((key for pattern, key in self.parts if pattern.match(name)), None)
 
 
-def _format_by_content(path: Path) -> str | None:
+def _format_by_content(path: str | Path) -> str | None:
     """Return the format that the first bytes of a file tell, None if none does or it cannot be read."""
-    if not path.is_file():
-        return None
     try:
-        with open_with_progress(path) as (file, _):
+        with open(path, "rb", buffering=0) as file:  # a folder may hold a million of them
             head = file.read(HEAD_BYTES)
-    except (OSError, EOFError):
+        if head.startswith(b"\x1f\x8b"):
+            head = zlib.decompressobj(31).decompress(head, HEAD_BYTES)
+    except (OSError, zlib.error):
         return None
     return next((key for key, row in FORMATS.items() if row.looks_like is not None and row.looks_like(head)), None)
 
