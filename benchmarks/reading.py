@@ -7,8 +7,8 @@ without the start of the program; `write` is the export of a batch. Beside them 
 the first --ase-structures of it. Times are CPU times of this process and all its threads, of one core each, the least
 of --rounds; megabytes are those of the plain file. All ways are timed in turns.
 
-Then .bp and .parquet are converted, with labels and without. `--processes N` compares N processes with one, in turns, by
-wall time (on an idle machine) and by the CPU time of all, whose ratio bounds what an idle machine gives.
+Then .bp and .parquet are converted, with labels and without. `--processes N` compares N processes with one, in turns,
+by wall time (on an idle machine) and by the CPU time of all, whose ratio bounds what an idle machine gives.
 """
 
 from __future__ import annotations

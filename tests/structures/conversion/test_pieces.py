@@ -439,3 +439,19 @@ def test_standard_input(tmp_path: Path) -> None:
     assert read(tmp_path / "two.bp").positions.tolist() == read(tmp_path / "one.bp").positions.tolist()
     with pytest.raises(UsageError, match="standard input is read as extxyz"):
         run(Path("-"), tmp_path / "p.bp", format="cif")
+
+
+def test_spans_of_extxyz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any cut of a real file gives what the whole file gives, and bad frames are named by where they begin."""
+    write_frames(tmp_path / "x.xyz", 0, 200, bad=150)
+    whole = run(tmp_path / "x.xyz", tmp_path / "whole.bp")
+    monkeypatch.setattr(plan_module, "SMALLEST", 1000)
+    report = run(tmp_path / "x.xyz", tmp_path / "o.bp")
+    assert report.pieces > 10
+    assert report.tally.skipped == whole.tally.skipped == {"energy not finite": 1}
+    place = report.tally.first["energy not finite"]
+    byte = int(place.rpartition(" ")[2])
+    assert (tmp_path / "x.xyz").read_bytes()[byte:].startswith(b"2\nProperties") or place.endswith("frame 150")
+    found, expected = read(tmp_path / "o.bp"), read(tmp_path / "whole.bp")
+    for name in ("id", "positions", "energy", "head"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
