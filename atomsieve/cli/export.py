@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from atomsieve.cli.common import CHOICE, WORK, QuietOption, RunFirst, console
+from atomsieve.cli.common import CHOICE, WORK, QuietOption, RunFirst, console, find_gfm
 from atomsieve.gfm.backends import FORMATS, holds_code
 from atomsieve.models.precision import PRECISIONS
 from atomsieve.text import join_choices
@@ -29,7 +29,7 @@ StructuresOption = Annotated[
     Path | None,
     typer.Option(
         "--structures",
-        help="Check on these structures (.bp) instead of generated ones.",
+        help="Check on these structures (a dataset or any readable file) instead of generated ones.",
         rich_help_panel=WORK,
         show_default=False,
     ),
@@ -79,7 +79,7 @@ def run(
     Exit code 3 if an artefact could not be made or failed its check; its line says why.
     """
     from atomsieve.errors import UsageError, unknown
-    from atomsieve.export.run import ExportOptions, export_gfm
+    from atomsieve.structures.ready import check_input
 
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     for what, given, allowed in (
@@ -92,6 +92,11 @@ def run(
                 raise unknown(what, name, allowed)
     if energy_only and members:
         raise UsageError("--energy-only gives no forces, so --members has nothing to add; leave one of them out")
+    folder = find_gfm(folder, console(stderr=True, quiet=quiet))
+    if structures is not None:
+        check_input(structures)
+    from atomsieve.export.run import ExportOptions, export_gfm
+
     options = ExportOptions(
         formats=tuple(formats),
         precisions=tuple(precisions),
@@ -120,6 +125,7 @@ def report(
     from atomsieve.gfm import read_manifest
 
     shown, code = console(), EXIT_DONE
+    folder = find_gfm(folder, console(stderr=True, quiet=quiet))
     if check:
         from atomsieve.export.run import recheck
 

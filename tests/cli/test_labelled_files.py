@@ -117,3 +117,14 @@ def test_several_ensembles_inside_are_named(gfm, labelled, capsys):
     said = capsys.readouterr().err
     assert "2 inside" in said
     assert str(gfm) in said
+
+
+def test_the_folder_of_a_training_is_served_and_exported_from(gfm, tmp_path, capsys):
+    from atomsieve.serve.repository.layout import parse_named_folders
+
+    assert parse_named_folders([str(gfm.parent)]) == [("gfm", gfm)]
+    args = ["export", str(gfm.parent), "--structures", str(tmp_path / "nowhere.extxyz")]
+    assert run("atomsieve", args) == 1
+    said = capsys.readouterr().err
+    assert f"ensemble: {gfm}" in said
+    assert "nowhere.extxyz does not exist" in said

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError, require
-from atomsieve.gfm.manifest import MANIFEST
+from atomsieve.gfm.manifest import MANIFEST, find_folder
 from atomsieve.serve.model.settings import GFM, Settings
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -33,6 +33,8 @@ class RepositoryModel:
 def parse_named_folders(folders: Sequence[str]) -> list[tuple[str, Path]]:
     """Return name and path of folders given as `PATH` or `NAME=PATH`; a single path is named `gfm`.
 
+    The folder of a training stands for the only ensemble in it.
+
     Raises
     ------
     UsageError
@@ -50,7 +52,7 @@ def parse_named_folders(folders: Sequence[str]) -> list[tuple[str, Path]]:
             )
         if name in [n for n, _ in found]:
             raise UsageError(f"two models are named {name!r}; give each a name of its own: NAME={path}")
-        found.append((name, path))
+        found.append((name, find_folder(path)))
     return found
 
 
