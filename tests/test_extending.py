@@ -18,8 +18,8 @@ from tests.helpers import copper_oxides, tiny_gfm
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 ROWS = {  # file with the table, a line of it, and the new line before it
     "atomsieve/structures/formats/registry.py": [
-        ("from atomsieve.structures.item import", "from atomsieve.structures.formats import jsonlines\n"),
-        ('        Format(\n            name="extxyz"', "        {FORMATS},\n"),
+        ("from atomsieve.structures.formats.base import", "from atomsieve.structures.formats import jsonlines\n"),
+        ("        extxyz.ROW,", "        {FORMATS},\n"),
     ],
     "atomsieve/gfm/backends.py": [('        BackendSpec("pt2"', "        {BACKENDS},\n")],
     "atomsieve/cli/screen/__init__.py": [('"run", "status"', "{VERBS}, ")],
