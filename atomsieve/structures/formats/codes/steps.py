@@ -23,9 +23,6 @@ LARGEST_STEP = 256 << 20
 """Bytes of text that one ionic step may have."""
 TICK_LINES = 5000
 
-EV_UNITS = Units(energy="ev", length="angstrom", forces="ev/angstrom", stress="ev/angstrom^3", stress_sign=1)
-"""What readers of ASE give."""
-
 
 def units_by_ase(name: str) -> Units:
     """Return the units of a format that ASE reads and converts."""
