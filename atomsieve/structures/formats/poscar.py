@@ -20,6 +20,7 @@ from atomsieve.structures.item import BadItem, Item, ReadRequest, open_with_prog
 log = logging.getLogger(__name__)
 
 LARGEST_FILE = 1 << 30
+GZIP = b"\x1f\x8b"
 
 
 def read_poscar(request: ReadRequest) -> Iterator[Item | BadItem]:
@@ -32,8 +33,13 @@ def read_poscar(request: ReadRequest) -> Iterator[Item | BadItem]:
     """
     path = request.path
     try:
-        with open_with_progress(path) as (file, _):
-            text = file.read(LARGEST_FILE + 1)
+        # Most are small and plain: opening them for a stream would cost more than reading does.
+        if path.stat().st_size > LARGEST_FILE:
+            raise UnusableError("too long for a POSCAR", f"more than {LARGEST_FILE:,} bytes")
+        text = path.read_bytes()
+        if text[:2] == GZIP:
+            with open_with_progress(path) as (file, _):
+                text = file.read(LARGEST_FILE + 1)
         if len(text) > LARGEST_FILE:
             raise UnusableError("too long for a POSCAR", f"more than {LARGEST_FILE:,} bytes")
         yield parse_poscar(text.decode(errors="replace"), str(path))
