@@ -161,6 +161,16 @@ def test_energies_of_all_electrons_are_recognised(size: float, unit: str) -> Non
     assert [one.option for one in found] == ([] if unit == "ev" else [f"--unit energy={unit}"])
 
 
+def test_units_of_the_user_that_do_not_fit_the_elements() -> None:
+    images = []
+    for name, energy in {"H2O": -76.42, "CH4": -40.52, "CH3CH2OH": -155.03, "C6H6": -232.25, "NH3": -56.56}.items():
+        images.append(molecule(name))
+        images[-1].calc = SinglePointCalculator(images[-1], energy=energy * HARTREE * HARTREE)
+    batch = StructureBatch.from_ase(images)  # eV, read as Hartree
+    (found,) = check_source("", batch, Units(energy="hartree"))
+    assert found.option == "--unit energy=eV"
+
+
 def test_samples_are_taken_from_datasets(tmp_path: Path, alloys: StructureBatch) -> None:
     wrong = scale(alloys, forces=-1).replace(stress=None, has_stress=None)
     both = StructureBatch.concatenate([alloys.replace(stress=None, has_stress=None), wrong])

@@ -119,7 +119,7 @@ def check_source(name: str, batch: StructureBatch, applied: Units | None = None)
         found.append(_force_finding(name, slope, fits, len(batch)))
     elif known and energy_factor(known) != applied.factor("energy"):
         found.append(_energy_finding(name, size, known, slope, batch))
-    if size.impossible and not any(fit.energy not in ("eV", applied.energy) for fit in fits):
+    if size.impossible and not known and not any(fit.energy not in ("eV", applied.energy) for fit in fits):
         words = (
             f"energies are {size.ratio:.3g} times those of all electrons of their atoms, lower than any method gives"
         )
@@ -147,11 +147,9 @@ def _may_be(unit: str, ratio: float, applied: Units) -> bool:
 
 def _known_energy(size: EnergySize, applied: Units) -> str:
     """Return the unit in which total energies with all electrons fit, or an empty string."""
-    if not size.unit:
-        return ""
-    factor = energy_factor(size.unit) * applied.factor("energy")
     names = ("eV", "hartree", "rydberg", "kcal/mol", "kJ/mol", "meV")
-    return next((unit for unit in names if abs(energy_factor(unit) / factor - 1) < 0.02), "")
+    raw = size.ratio / applied.factor("energy")
+    return next((unit for unit in names if abs(raw * energy_factor(unit) - 1) < size.tolerance), "")
 
 
 def _energy_finding(name: str, size: EnergySize, unit: str, slope: Slope, batch: StructureBatch) -> Finding:

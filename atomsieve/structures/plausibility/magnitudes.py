@@ -51,12 +51,14 @@ class EnergySize:
     unit : the unit that fits total energies with all electrons within some per cent, or an empty string.
     impossible : the energies are lower than all electrons allow.
     structures : how many were compared.
+    tolerance : how far a ratio may be from that of total energies with all electrons; 0 where nothing is sure.
     """
 
     ratio: float
     unit: str
     impossible: bool
     structures: int
+    tolerance: float = 0.0
 
 
 def compare_energies(batch: StructureBatch) -> EnergySize:
@@ -73,10 +75,10 @@ def compare_energies(batch: StructureBatch) -> EnergySize:
     ratio = float(np.median(ratios))
     tolerance = 0.02 + 0.1 * float(np.median(count / np.abs(expected)))
     heavy = float(np.median(np.abs(expected) / count)) > HEAVY_ATOM
-    fits = ""
-    if heavy and np.mean(np.abs(ratios / ratio - 1) < 2 * tolerance) > 0.9:
+    fits, sure = "", heavy and bool(np.mean(np.abs(ratios / ratio - 1) < 2 * tolerance) > 0.9)
+    if sure:
         fits = next((unit for unit, size in ENERGY.items() if abs(ratio * size - 1) < tolerance), "")
-    return EnergySize(ratio, fits, ratio > 1.1 + tolerance and heavy and not fits, int(chosen.sum()))
+    return EnergySize(ratio, fits, ratio > 1.1 + tolerance and heavy, int(chosen.sum()), tolerance if sure else 0.0)
 
 
 def compare_distances(batch: StructureBatch) -> float:

@@ -79,7 +79,7 @@ def _add_runs(reader: FileReader, sample: SourceSample, runs: int) -> None:
     names = [source.name for source in reader.sources]
     fields = [name for name in FIELDS if name in reader.fields]
     first = np.concatenate([[0], np.cumsum(reader.step_structures)])
-    starts = np.unique(np.linspace(0, max(len(reader) - RUN, 0), runs).astype(int) // RUN * RUN)
+    starts = np.unique(np.linspace(0, max(len(reader) - 1, 0), runs).astype(int) // RUN * RUN)
     for start in starts.tolist():
         step = int(np.searchsorted(first, start, side="right")) - 1
         atoms = int(reader.step_atoms[step]) / max(int(reader.step_structures[step]), 1)
