@@ -104,11 +104,6 @@ class Plan:
     digest: str
     resumable: bool = True
 
-    @property
-    def weight(self) -> int:
-        """Bytes of the input, more or less."""
-        return sum(piece.weight for piece in self.pieces)
-
 
 def output_paths(out: Path, split: Split | None) -> dict[str, Path]:
     """Return the output of each set: `OUT.bp`, or `OUT-train.bp`, `OUT-val.bp` and so on."""
