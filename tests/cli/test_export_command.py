@@ -89,6 +89,7 @@ def test_a_folder_is_enough(gfm, made, capsys):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_everything_can_be_asked_for_before_or_after_the_folder(gfm, made, tmp_path, first, capsys):
+    (tmp_path / "own.bp").mkdir()  # its path is checked, its content later
     words = [
         "--format",
         "onnx",
