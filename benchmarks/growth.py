@@ -58,7 +58,7 @@ def lattice(n: int, atoms: int, seed: int) -> Any:
 
 def candidates(path: Path, n: int, atoms: int) -> Path:
     """Write `n` candidates of so many atoms."""
-    from atomsieve.structures.writer import StructureWriter
+    from atomsieve.structures.dataset.writer import StructureWriter
 
     with StructureWriter(path, positions="float32") as writer:
         for start in range(0, n, BLOCK):

@@ -51,8 +51,8 @@ from atomsieve.models.hydragnn.state_dict import from_hydragnn_state
 from atomsieve.predict import Predictor
 from atomsieve.predict.status import SHORTEST_DISTANCE
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.dataset.writer import write_structures
 from atomsieve.structures.generate import RandomBoxes, generate
-from atomsieve.structures.writer import write_structures
 from atomsieve.uncertainty.head_mixture import composition, from_hydragnn_mixture
 
 CUTOFF, NEIGHBORS, SEED = 5.0, 20, 42

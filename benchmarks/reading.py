@@ -75,7 +75,7 @@ def measure(path: Path, case: Case, options: argparse.Namespace, folder: Path) -
     from ase.io import write
 
     from atomsieve.structures import SourceInfo, StructureBatch
-    from atomsieve.structures.convert import ConvertOptions, Input, convert
+    from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
     from atomsieve.structures.formats import ReadRequest, WriteOptions, find_format, open_sink, read_blocks
 
     kind = find_format(path)
@@ -121,7 +121,7 @@ def measure(path: Path, case: Case, options: argparse.Namespace, folder: Path) -
 def measure_datasets(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float, float]]:
     """Yield (what, structures per CPU second, MB per CPU second) of converting .bp and .parquet into .bp."""
     from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
-    from atomsieve.structures.convert import ConvertOptions, Input, convert
+    from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
     from atomsieve.structures.export import Subset, export
 
     some = StructureBatch.from_ase(make_crystals(1000))  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def measure_processes(path: Path, options: argparse.Namespace, folder: Path) -> 
     The second is N times the CPU time of one process over that of all N: what a machine gives that does nothing else.
     """
     from atomsieve.structures import SourceInfo
-    from atomsieve.structures.convert import ConvertOptions, Input, convert
+    from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
 
     def spend() -> float:
         return sum(

@@ -27,7 +27,7 @@ from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import LARGEST_CHUNK, Chunks
 from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.ledger import KNOWN, Entry
-from atomsieve.structures.manifest import DatasetManifest, PartRow, StepRow
+from atomsieve.structures.dataset.manifest import DatasetManifest, PartRow, StepRow
 from atomsieve.structures.source import SourceInfo
 
 RANKS = (16, 128, 1024, 4096, 16384)

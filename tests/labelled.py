@@ -9,8 +9,8 @@ import numpy as np
 from atomsieve.predict import Predictor
 from atomsieve.predict.intervals import atom_spread
 from atomsieve.structures import StructureBatch
+from atomsieve.structures.dataset.writer import write_structures
 from atomsieve.structures.source import SourceInfo
-from atomsieve.structures.writer import write_structures
 from tests.helpers import copper_oxides
 
 ENERGY_FACTOR, FORCE_FACTOR = 3.0, 2.0

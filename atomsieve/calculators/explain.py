@@ -8,7 +8,7 @@ from ase.calculators.calculator import CalculationFailed, CalculatorError, Input
 from ase.data import chemical_symbols
 
 from atomsieve.predict import AnyPredictor, Status
-from atomsieve.structures.conditions import charge_and_spin
+from atomsieve.structures.adapters.conditions import charge_and_spin
 
 SHOWN = 12
 """Elements of a head that a message names."""

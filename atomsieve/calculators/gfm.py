@@ -25,8 +25,8 @@ from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.predict import AnyPredictor, Prediction, Status
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.ase_adapter import check_occupancies
-from atomsieve.structures.conditions import charge_and_spin, copy_atoms
+from atomsieve.structures.adapters.ase_adapter import check_occupancies
+from atomsieve.structures.adapters.conditions import charge_and_spin, copy_atoms
 from atomsieve.structures.fields import to_numbers
 
 SETTINGS = {"gfm": None, "head": None, "precision": "fp64", "device": "auto", "backend": "native", "skin": None}
@@ -50,8 +50,8 @@ class GFMCalculator(Calculator):
     no backward pass; forces bring the energy along, and the stress if the step before was asked for it.
 
     Total charge (e) and multiplicity (2S+1) are those that the atoms state, in `atoms.info["charge"]` for instance, see
-    `atomsieve.structures.conditions.charge_and_spin`; initial charges and magnetic moments are not used. All weights
-    are in memory: the folder may be moved or removed meanwhile.
+    `atomsieve.structures.adapters.conditions.charge_and_spin`; initial charges and magnetic moments are not used. All
+    weights are in memory: the folder may be moved or removed meanwhile.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from atomsieve.calculators.gfm import GFMCalculator
 from atomsieve.errors import AtomSieveError, UsageError, unknown
 from atomsieve.predict import AnyPredictor, Outside
-from atomsieve.structures.conditions import copy_atoms
+from atomsieve.structures.adapters.conditions import copy_atoms
 
 ACTIONS = ("warn", "stop", "write")
 

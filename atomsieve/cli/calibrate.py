@@ -82,7 +82,7 @@ def app(
     """
     skip_torch()
     from atomsieve.evaluation.labelled import check_labelled
-    from atomsieve.structures.ready import check_input
+    from atomsieve.structures.conversion.ready import check_input
 
     reading, stderr = files.reading(), console(stderr=True, quiet=quiet)
     gfm = find_gfm(folder, stderr)

@@ -35,7 +35,7 @@ from atomsieve.cli.reading import LabelledOptions
 from atomsieve.text import pluralize
 
 if TYPE_CHECKING:
-    from atomsieve.structures.convert import Input
+    from atomsieve.structures.conversion.convert import Input
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Convert, inspect, generate and export structures.")
 app.command("inspect")(inspect_command)
@@ -203,10 +203,10 @@ def convert_command(
     from atomsieve.cli.data_views import show_report
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.runs.mpi import connect_ranks, guard_ranks
-    from atomsieve.structures.convert import ConvertOptions, convert
+    from atomsieve.structures.conversion.convert import ConvertOptions, convert
+    from atomsieve.structures.conversion.split import Split
     from atomsieve.structures.item import parse_elements
     from atomsieve.structures.labels import LabelKeys
-    from atomsieve.structures.split import Split
     from atomsieve.structures.units import Units
 
     options = ConvertOptions(
@@ -246,7 +246,7 @@ def parse_inputs(words: list[str], source: str | None, levels: list[str]) -> lis
     """
     from atomsieve.errors import UsageError, unknown
     from atomsieve.structures import SourceInfo
-    from atomsieve.structures.convert import Input
+    from atomsieve.structures.conversion.convert import Input
 
     named: list[tuple[str | None, Path]] = []
     for word in words:
@@ -296,7 +296,7 @@ def info_command(
 
     from atomsieve.cli.data_views import show_summary
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
-    from atomsieve.structures.ready import open_with_copy
+    from atomsieve.structures.conversion.ready import open_with_copy
     from atomsieve.structures.summary import summarise
 
     screen = console(stderr=True, quiet=quiet or as_json)
@@ -363,9 +363,9 @@ def export_command(
     """
     skip_torch()
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+    from atomsieve.structures.conversion.ready import open_with_copy
     from atomsieve.structures.export import Subset, export
     from atomsieve.structures.formats import FORMATS, find_writer
-    from atomsieve.structures.ready import open_with_copy
 
     reasons: Counter[str] = Counter()
     selection = Subset.parse(span, ids, where)

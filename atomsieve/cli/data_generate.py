@@ -119,8 +119,8 @@ def rattle_command(
 
 def _parents(path: Path) -> Any:
     """Return the structures of a dataset, or of a file of any other format, as one batch."""
+    from atomsieve.structures.conversion.ready import open_any
     from atomsieve.structures.generate import load_parents
-    from atomsieve.structures.ready import open_any
 
     with open_any(path, labels=False) as reader:
         return load_parents(reader)

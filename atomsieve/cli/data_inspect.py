@@ -18,7 +18,7 @@ from atomsieve.text import pluralize
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atomsieve.structures.inspection import Inspection
+    from atomsieve.structures.conversion.inspection import Inspection
 
 SHOWN_ELEMENTS = 24
 SHOWN_NOTES = 20
@@ -70,7 +70,7 @@ def inspect_command(
     import shlex
 
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
-    from atomsieve.structures.inspection import inspect_path
+    from atomsieve.structures.conversion.inspection import inspect_path
     from atomsieve.structures.item import parse_elements
     from atomsieve.structures.labels import LabelKeys
     from atomsieve.structures.units import Units
@@ -118,7 +118,7 @@ def inspect_command(
 
 def show_inspection(found: Inspection, screen: Console) -> None:
     """Print what a file holds, in lines that fit 80 columns; in a pipe they are not wrapped."""
-    from atomsieve.structures.inspection import describe_formats
+    from atomsieve.structures.conversion.inspection import describe_formats
 
     def say(*parts: str | tuple[str, str]) -> None:
         screen.print(Text.assemble(*parts), soft_wrap=not screen.is_terminal)

@@ -31,7 +31,7 @@ OutArgument = Annotated[Path, typer.Argument(help="Dataset folder to make, e.g. 
 
 def skip_torch() -> None:
     """Spare these commands, which need no torch, the time it takes to load."""
-    from atomsieve.structures.bp5 import import_lightly
+    from atomsieve.structures.dataset.bp5 import import_lightly
 
     import_lightly()
 

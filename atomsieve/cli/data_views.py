@@ -14,7 +14,7 @@ from atomsieve.text import pluralize
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atomsieve.structures.convert import ConvertOptions, ConvertReport
+    from atomsieve.structures.conversion.convert import ConvertOptions, ConvertReport
 
 SHOWN_ELEMENTS = 20
 SHOWN_KEYS = 12
@@ -63,7 +63,7 @@ def show_report(report: ConvertReport, screen: Console, options: ConvertOptions)
 
 def _free_atoms(report: ConvertReport, options: ConvertOptions) -> Iterator[str]:
     """Yield what single free atoms became, or the option that takes them."""
-    from atomsieve.structures.references import describe_references
+    from atomsieve.structures.conversion.references import describe_references
 
     taken, found = sum(report.tally.references.values()), report.tally.free_atoms
     yield from describe_references(report.tally.references)

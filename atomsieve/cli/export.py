@@ -79,7 +79,7 @@ def run(
     Exit code 3 if an artefact could not be made or failed its check; its line says why.
     """
     from atomsieve.errors import UsageError, unknown
-    from atomsieve.structures.ready import check_input
+    from atomsieve.structures.conversion.ready import check_input
 
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     for what, given, allowed in (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from atomsieve.structures.read_options import ReadOptions
+    from atomsieve.structures.conversion.read_options import ReadOptions
 
 FILES = "Files that are no datasets"
 
@@ -107,7 +107,7 @@ class LabelledOptions:
 
 def make_reading(group: Any, **more: Any) -> ReadOptions:
     """Return how a file is read, by those options of a group that say so."""
-    from atomsieve.structures.read_options import ReadOptions
+    from atomsieve.structures.conversion.read_options import ReadOptions
 
     known = {f.name for f in fields(ReadOptions)}
     given = {f.name: getattr(group, f.name) for f in fields(group) if f.name in known}

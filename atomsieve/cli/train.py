@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Train an ensemble; run again after an interruption, it continues. Also under torchrun or mpirun."""
     from atomsieve.cli.common import console
-    from atomsieve.structures.ready import check_input
+    from atomsieve.structures.conversion.ready import check_input
     from atomsieve.train.config import load_config
 
     chosen = load_config(config, settings or [])

@@ -12,7 +12,7 @@ from atomsieve.evaluation.residuals import predict_file
 from atomsieve.gfm import read_calibration, read_manifest, record_files
 from atomsieve.gfm.manifest import CALIBRATION
 from atomsieve.predict.predictor import Predictor
-from atomsieve.structures.read_options import ReadOptions
+from atomsieve.structures.conversion.read_options import ReadOptions
 from atomsieve.uncertainty.calibration import Calibration, DataIdentity, HeadCalibration, PropertyCalibration, Residuals
 from atomsieve.uncertainty.calibration_fit import FEWEST, calibrate_head
 from atomsieve.version import __version__

@@ -15,8 +15,8 @@ from atomsieve.gfm.domain_file import dump_domain, read_domain
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.models import Ensemble
 from atomsieve.structures import StructureBatch, StructureReader
-from atomsieve.structures.read_options import ReadOptions
-from atomsieve.structures.ready import FOLDER, is_dataset, open_any
+from atomsieve.structures.conversion.read_options import ReadOptions
+from atomsieve.structures.conversion.ready import FOLDER, is_dataset, open_any
 from atomsieve.uncertainty.domain import HeadDomain
 from atomsieve.uncertainty.domain_fit import fit_head
 

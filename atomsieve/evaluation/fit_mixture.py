@@ -14,8 +14,8 @@ from atomsieve.gfm.manifest import MIXTURE
 from atomsieve.gfm.mixture_file import dump_mixture
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.structures import StructureReader
-from atomsieve.structures.read_options import ReadOptions
-from atomsieve.structures.ready import FOLDER, open_any
+from atomsieve.structures.conversion.read_options import ReadOptions
+from atomsieve.structures.conversion.ready import FOLDER, open_any
 from atomsieve.uncertainty.head_mixture import INPUTS, Mixture, composition
 from atomsieve.uncertainty.head_mixture_fit import fit_mixture
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError, nearest, unknown
 from atomsieve.gfm.manifest import EnsembleManifest, read_head_names
 from atomsieve.structures import open_structures
-from atomsieve.structures.copy_record import DatasetCopy
+from atomsieve.structures.conversion.copy_record import DatasetCopy
+from atomsieve.structures.conversion.read_options import ReadOptions
+from atomsieve.structures.conversion.ready import FOLDER, check_input, ensure_dataset
 from atomsieve.structures.interface import StructureReader
-from atomsieve.structures.read_options import ReadOptions
-from atomsieve.structures.ready import FOLDER, check_input, ensure_dataset
 
 if TYPE_CHECKING:
     from rich.console import Console

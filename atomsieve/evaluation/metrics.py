@@ -25,7 +25,7 @@ from atomsieve.gfm import read_calibration, read_manifest
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
-from atomsieve.structures.read_options import ReadOptions
+from atomsieve.structures.conversion.read_options import ReadOptions
 from atomsieve.uncertainty.calibration import GAUSSIAN
 from atomsieve.uncertainty.strata import ELEMENT_GROUPS, SIZES, find_size_edges
 from atomsieve.version import __version__

@@ -20,7 +20,7 @@ from atomsieve.gfm import EnsembleManifest
 from atomsieve.graphs import build_graph, count_edges, edge_budget_estimate
 from atomsieve.models import HeadSpec
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.ready import open_any
+from atomsieve.structures.conversion.ready import open_any
 
 VARIED, RANKED = 200, 5000
 """Structures of varied size, and small candidates that are ranked."""

@@ -30,7 +30,7 @@ from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.row_filter import compile_filter, require_columns
 from atomsieve.screen.selection.select import resolve_head
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.split import group_by_formula
+from atomsieve.structures.conversion.split import group_by_formula
 
 MEASURES = ("sigma_energy", "energy_std", "sigma_force", "max_force_std", "distance")
 """Columns that can rank the candidates; those of the energy count per atom."""

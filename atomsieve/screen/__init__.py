@@ -41,7 +41,7 @@ class _Screen(ModuleType):
         """Screen every structure of a file with an ensemble folder, or continue a run that was interrupted.
 
         options : the attributes of `atomsieve.screen.options.ScreenOptions`, and for a file that is no dataset those of
-            `atomsieve.structures.read_options.ReadOptions`; the other parameters and the errors are those of
+            `atomsieve.structures.conversion.read_options.ReadOptions`; the other parameters and the errors are those of
             `atomsieve.screen.run.run_screen`.
         """
         from dataclasses import fields
@@ -49,7 +49,7 @@ class _Screen(ModuleType):
         from atomsieve.errors import unknown
         from atomsieve.screen.options import ScreenOptions
         from atomsieve.screen.run import run_screen
-        from atomsieve.structures.read_options import ReadOptions
+        from atomsieve.structures.conversion.read_options import ReadOptions
 
         of_files = {field.name for field in fields(ReadOptions)}
         known = [*(field.name for field in fields(ScreenOptions)), *of_files]

@@ -31,7 +31,7 @@ from atomsieve.screen.results.software import versions
 from atomsieve.screen.results.tables import csv_of_top, status_table, top_table
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.telemetry.monitor import format_measurements
-from atomsieve.structures.copy_record import Unreadable
+from atomsieve.structures.conversion.copy_record import Unreadable
 from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from atomsieve.screen.results.chunks import Chunks, chunk_size
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.run_record import recorded_backend
 from atomsieve.structures import StructureReader
-from atomsieve.structures.copy_record import DatasetCopy
-from atomsieve.structures.read_options import ReadOptions
-from atomsieve.structures.ready import FOLDER, STDIN, check_input, ensure_dataset
+from atomsieve.structures.conversion.copy_record import DatasetCopy
+from atomsieve.structures.conversion.read_options import ReadOptions
+from atomsieve.structures.conversion.ready import FOLDER, STDIN, check_input, ensure_dataset
 
 if TYPE_CHECKING:
     from rich.console import Console

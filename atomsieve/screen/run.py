@@ -36,8 +36,8 @@ from atomsieve.screen.results.run_record import recorded_chunks
 from atomsieve.screen.setup import Claim, Plan, claim_folder, default_out, make_plan, recover
 from atomsieve.screen.telemetry.clock import Clock
 from atomsieve.structures import StructureReader
-from atomsieve.structures.read_options import ReadOptions
-from atomsieve.structures.ready import STDIN, remove_copy
+from atomsieve.structures.conversion.read_options import ReadOptions
+from atomsieve.structures.conversion.ready import STDIN, remove_copy
 
 if TYPE_CHECKING:
     from rich.console import Console

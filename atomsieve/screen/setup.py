@@ -43,7 +43,7 @@ from atomsieve.screen.results.npy_file import forces_file, row_file
 from atomsieve.screen.results.screened_input import describe_copy
 from atomsieve.screen.selection.row_filter import Where, compile_row_filter
 from atomsieve.screen.telemetry.monitor import RunMonitor, Watched, open_monitor
-from atomsieve.structures.ready import STDIN
+from atomsieve.structures.conversion.ready import STDIN
 
 
 def default_out(candidates: Path) -> Path:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.structures.ase_adapter import arrays_from_ase, arrays_to_ase
+from atomsieve.structures.adapters.ase_adapter import arrays_from_ase, arrays_to_ase
+from atomsieve.structures.adapters.pymatgen_adapter import arrays_from_pymatgen
 from atomsieve.structures.fields import FIELDS, LABELS
-from atomsieve.structures.pymatgen_adapter import arrays_from_pymatgen
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -183,8 +183,8 @@ class StructureBatch:
     def from_ase(atoms_list: Iterable[Atoms] | Atoms, ids: Sequence[int] | None = None) -> StructureBatch:
         """Build a batch from ASE atoms, labels included where a calculator holds them.
 
-        `charge` and `spin` are those that the atoms state, see `atomsieve.structures.conditions.charge_and_spin`, and
-        NaN otherwise. For scripts and converters: it loops in Python.
+        `charge` and `spin` are those that the atoms state (`atomsieve.structures.adapters.conditions.charge_and_spin`),
+        and NaN otherwise. For scripts and converters: it loops in Python.
         """
         arrays = arrays_from_ase(atoms_list, ids)
         return StructureBatch(**arrays) if arrays else StructureBatch.empty()

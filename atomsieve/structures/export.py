@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.batch import StructureBatch
+from atomsieve.structures.dataset.reader import FileReader
 from atomsieve.structures.expression import Where, compile_where
 from atomsieve.structures.formats import WriteOptions, open_sink
 from atomsieve.structures.interface import StructureReader
-from atomsieve.structures.reader import FileReader
 from atomsieve.structures.source import SourceInfo
 
 if TYPE_CHECKING:

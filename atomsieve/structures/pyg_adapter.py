@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, require
+from atomsieve.structures.adapters.conditions import find_condition
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.conditions import find_condition
 from atomsieve.structures.fields import FIELDS, LABELS, to_numbers
 from atomsieve.structures.labels import NAMES
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.reader import FileReader
+from atomsieve.structures.dataset.reader import FileReader
 
 BATCH = 20_000
 UNKNOWN = "(none)"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from atomsieve.errors import AtomSieveError, UsageError, unknown
 from atomsieve.models.config import Kind, ModelConfig, section_keys
-from atomsieve.structures.read_options import ReadOptions
+from atomsieve.structures.conversion.read_options import ReadOptions
 
 
 class _Section(BaseModel):
@@ -27,7 +27,7 @@ def _defaults(kind: type[BaseModel]) -> Any:
 
 
 class ConvertSection(_Section):
-    """How a file that is no dataset is read; the keys are those of `atomsieve.structures.read_options.ReadOptions`."""
+    """How a file that is no dataset is read; the keys are those of `structures.conversion.read_options.ReadOptions`."""
 
     source: str | None = Field(None, description="source of all labels: their head")
     level_of_theory: str = Field("", description="how the labels were computed, e.g. PBE, PAW (VASP)")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from atomsieve.graphs import Graph, build_graph
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.structures import StructureBatch
-from atomsieve.structures.split import group_by_formula
+from atomsieve.structures.conversion.split import group_by_formula
 from atomsieve.uncertainty.domain import BOND, SIZE, SUMS, HeadDomain, find_pair_limits, pool_distances
 
 AXES = 16

@@ -13,7 +13,7 @@ from atomsieve.cli.main import run
 from atomsieve.evaluation import metrics as metrics_module
 from atomsieve.evaluation.metrics import Errors, compute_coverage, compute_scores
 from atomsieve.gfm import read_calibration
-from atomsieve.structures.open import open_structures
+from atomsieve.structures.dataset.open import open_structures
 from tests.helpers import tiny_gfm
 from tests.labelled import labelled_file, noisy_labels
 

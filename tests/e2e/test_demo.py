@@ -61,7 +61,7 @@ def test_larger_uncertainty_means_larger_error(report):
 def test_every_candidate_has_a_row(demo):
     out, _ = demo
     from atomsieve.screen.results.record import open_results
-    from atomsieve.structures.open import open_structures
+    from atomsieve.structures.dataset.open import open_structures
 
     rows = open_results(out / "results").rows()
     with open_structures(out / "candidates.bp") as reader:
@@ -78,7 +78,7 @@ def test_rows_are_what_the_ensemble_predicts(demo):
     out, _ = demo
     from atomsieve.predict import Predictor
     from atomsieve.screen.results.record import open_results
-    from atomsieve.structures.open import open_structures
+    from atomsieve.structures.dataset.open import open_structures
 
     rows = open_results(out / "results").rows()[700:720]
     with open_structures(out / "candidates.bp") as reader:

@@ -216,7 +216,7 @@ def test_the_command(screened, tmp_path):
 
 
 def test_empty_batches_have_no_formula():
-    from atomsieve.structures.split import group_by_formula
+    from atomsieve.structures.conversion.split import group_by_formula
 
     assert len(group_by_formula(StructureBatch.empty())) == 0
 

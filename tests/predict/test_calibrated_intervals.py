@@ -16,7 +16,7 @@ from atomsieve.gfm import ensemble_id, load_gfm, read_calibration, record_files,
 from atomsieve.gfm.manifest import CALIBRATION
 from atomsieve.predict import Predictor
 from atomsieve.predict.intervals import HeadUncertainty
-from atomsieve.structures.open import open_structures
+from atomsieve.structures.dataset.open import open_structures
 from atomsieve.uncertainty.calibration import LEVELS, HeadCalibration, PropertyCalibration
 from atomsieve.uncertainty.strata import choose_group, find_element_group, list_groups
 from tests.helpers import copper_oxides, tiny_gfm

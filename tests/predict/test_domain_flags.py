@@ -14,7 +14,7 @@ from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.predict import Outside, Predictor, Status
 from atomsieve.predict import predictor as module
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
-from atomsieve.structures.writer import StructureWriter
+from atomsieve.structures.dataset.writer import StructureWriter
 from atomsieve.uncertainty.domain_fit import fit_head
 from tests.helpers import copper_oxides, tiny_gfm
 

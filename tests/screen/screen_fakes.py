@@ -194,7 +194,7 @@ def main() -> None:
     from atomsieve.screen.engine.servers import RemoteOptions
     from atomsieve.screen.options import ScreenOptions
     from atomsieve.screen.run import run_screen
-    from atomsieve.structures.bp5 import import_lightly
+    from atomsieve.structures.dataset.bp5 import import_lightly
 
     if not sys.argv[1].endswith(".npz"):  # files are converted by adios2
         import_lightly()

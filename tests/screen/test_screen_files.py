@@ -18,9 +18,9 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.export import export
 from atomsieve.screen.results.screened_input import open_screened_input
 from atomsieve.screen.run import run_screen
-from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
+from atomsieve.structures.conversion.read_options import ReadOptions
 from atomsieve.structures.labels import LabelKeys
-from atomsieve.structures.read_options import ReadOptions
 from tests.helpers import copper_oxides, tiny_gfm
 from tests.screen.screen_fakes import FakePredictor
 

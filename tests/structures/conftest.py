@@ -1,5 +1,5 @@
 """These tests need no torch: load ADIOS2 without it."""
 
-from atomsieve.structures.bp5 import import_lightly
+from atomsieve.structures.dataset.bp5 import import_lightly
 
 import_lightly()

@@ -11,7 +11,7 @@ import pytest
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
-from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
 from atomsieve.structures.export import COLUMNS, Subset, export, filter_columns
 from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.summary import RunningStatistics, summarise

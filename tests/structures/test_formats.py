@@ -11,7 +11,7 @@ import pytest
 from atomsieve.errors import UsageError
 from atomsieve.screen.results.export import check_format
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
-from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
 from atomsieve.structures.export import Subset, export
 from atomsieve.structures.formats import FORMATS, find_files, find_format, find_writer, registry, writable_endings
 from tests.structures import toy_format

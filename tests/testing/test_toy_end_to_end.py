@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from atomsieve.structures.writer import write_structures
+from atomsieve.structures.dataset.writer import write_structures
 from tests.models.entry_points import TOY, install
 from tests.train.train_samples import SOURCES, labelled
 

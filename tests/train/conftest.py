@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atomsieve.structures.writer import write_structures
+from atomsieve.structures.dataset.writer import write_structures
 from atomsieve.train.config import TrainConfig, parse_config
 from tests.train.train_samples import SOURCES, labelled
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from atomsieve.structures.open import open_structures
+from atomsieve.structures.dataset.open import open_structures
 from atomsieve.train.config import parse_config
 from atomsieve.train.distributed import join_process_group, leave_process_group
 from atomsieve.train.log import RunLog

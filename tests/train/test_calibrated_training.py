@@ -12,8 +12,8 @@ from atomsieve.errors import UsageError
 from atomsieve.evaluation.calibrate import calibrate_gfm
 from atomsieve.gfm.folder import load_gfm, read_calibration
 from atomsieve.predict import Predictor
-from atomsieve.structures.open import open_structures
-from atomsieve.structures.writer import write_structures
+from atomsieve.structures.dataset.open import open_structures
+from atomsieve.structures.dataset.writer import write_structures
 from atomsieve.train.config import dump_config
 from atomsieve.train.data.catalog import scan
 from atomsieve.train.data.outliers import remove_outliers

@@ -9,7 +9,7 @@ import pytest
 from atomsieve.cli.main import run
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import open_structures
-from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
 from atomsieve.structures.source import SourceInfo
 from atomsieve.train.config import load_config, parse_config
 from atomsieve.train.run import train

@@ -13,7 +13,7 @@ from atomsieve.gfm.domain_file import dump_domain, read_domain
 from atomsieve.gfm.folder import load_gfm
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.predict import Predictor
-from atomsieve.structures.open import open_structures
+from atomsieve.structures.dataset.open import open_structures
 from atomsieve.train.data.catalog import scan
 from atomsieve.train.data.outliers import remove_outliers
 from atomsieve.train.data.split import CALIBRATION, TRAIN, assign_parts

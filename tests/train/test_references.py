@@ -12,8 +12,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
-from atomsieve.structures.references import decode_references, encode_references
-from atomsieve.structures.writer import StructureWriter
+from atomsieve.structures.conversion.references import decode_references, encode_references
+from atomsieve.structures.dataset.writer import StructureWriter
 from atomsieve.train.config import DataItem, LossSection
 from atomsieve.train.data.catalog import scan
 from atomsieve.train.data.label_scales import ForceSums, describe_heads

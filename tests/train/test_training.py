@@ -198,7 +198,7 @@ def test_direct_forces_and_stress_train_too(small):
 
 
 def test_data_read_in_blocks_give_the_same_batches(small, data_file, monkeypatch):
-    from atomsieve.structures.open import open_structures
+    from atomsieve.structures.dataset.open import open_structures
     from atomsieve.train.data.catalog import scan
     from atomsieve.train.data.store import Store
 

@@ -28,7 +28,7 @@ def compute_true_energies(demo: Demo, positions: NDArray[np.int64]) -> NDArray[n
     from ase.calculators.emt import EMT
 
     from atomsieve.cli.demo.plan import progress_bar
-    from atomsieve.structures.open import open_structures
+    from atomsieve.structures.dataset.open import open_structures
 
     energies = np.empty(len(positions))
     with (

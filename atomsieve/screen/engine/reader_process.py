@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.runs.child_process import start_module
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.bp5 import import_lightly
+from atomsieve.structures.dataset.bp5 import import_lightly
 from atomsieve.structures.fields import CONDITIONS
 from atomsieve.structures.interface import StructureReader
 

@@ -15,10 +15,10 @@ from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.screen.results.record import Results
 from atomsieve.structures import StructureBatch, StructureReader, open_structures
 from atomsieve.structures.batch import ragged_index
-from atomsieve.structures.copy_record import DatasetCopy
+from atomsieve.structures.conversion.copy_record import DatasetCopy
+from atomsieve.structures.conversion.read_options import ReadOptions
+from atomsieve.structures.conversion.ready import FOLDER, STDIN, digest_content, ensure_dataset, is_dataset
 from atomsieve.structures.fields import CONDITIONS
-from atomsieve.structures.read_options import ReadOptions
-from atomsieve.structures.ready import FOLDER, STDIN, digest_content, ensure_dataset, is_dataset
 
 log = logging.getLogger(__name__)
 

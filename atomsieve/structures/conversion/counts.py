@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from atomsieve.structures.validation import ConversionCounts
+from atomsieve.structures.conversion.validation import ConversionCounts
 
 
 def encode(value: Any) -> Any:

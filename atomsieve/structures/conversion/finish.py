@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError
 from atomsieve.runs.output_files import atomic_write, output_errors
-from atomsieve.structures.bp5 import Bp5Reader
 from atomsieve.structures.conversion.options import ConvertOptions
 from atomsieve.structures.conversion.piece import PieceRecord, check_keys
 from atomsieve.structures.conversion.plan import Piece, Plan
 from atomsieve.structures.conversion.records import Records, UnfinishedError
-from atomsieve.structures.manifest import PartRow
-from atomsieve.structures.part_writer import add_source
+from atomsieve.structures.conversion.validation import SKIPPED_KEPT, ConversionCounts
+from atomsieve.structures.dataset.bp5 import Bp5Reader
+from atomsieve.structures.dataset.manifest import PartRow
+from atomsieve.structures.dataset.part_writer import add_source
 from atomsieve.structures.source import SourceInfo
-from atomsieve.structures.validation import SKIPPED_KEPT, ConversionCounts
 
 IDS_CHECKED = 200_000_000
 """Of more ids than that (8 bytes each in memory) nobody checks whether one is given twice."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atomsieve.structures.conversion.split import Split
 from atomsieve.structures.item import ReadRequest, Tick
 from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.source import SourceInfo
-from atomsieve.structures.split import Split
 from atomsieve.structures.units import Units
 
 STDIN = Path("-")

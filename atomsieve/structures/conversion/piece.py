@@ -13,15 +13,15 @@ from atomsieve.errors import AtomSieveError, DataError, Interrupted
 from atomsieve.structures.block import SourceColumn
 from atomsieve.structures.conversion.options import ConvertOptions
 from atomsieve.structures.conversion.plan import STDIN_FILE, Piece, Plan
+from atomsieve.structures.conversion.reference_frames import take_references
 from atomsieve.structures.conversion.sources import find_sources
+from atomsieve.structures.conversion.validation import BlockValidator, ConversionCounts, ValidBlock
+from atomsieve.structures.dataset.manifest import PartRow
+from atomsieve.structures.dataset.part_writer import DiskError, PartWriter, add_source
 from atomsieve.structures.formats import read_blocks
 from atomsieve.structures.formats.scan import FoundFile, stamp_file
 from atomsieve.structures.item import BadItem
-from atomsieve.structures.manifest import PartRow
-from atomsieve.structures.part_writer import DiskError, PartWriter, add_source
-from atomsieve.structures.reference_frames import take_references
 from atomsieve.structures.source import SourceInfo
-from atomsieve.structures.validation import BlockValidator, ConversionCounts, ValidBlock
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ import numpy as np
 from atomsieve.errors import UsageError
 from atomsieve.runs.hashing import hash_json
 from atomsieve.structures.conversion.options import STDIN, ConvertOptions, Input
-from atomsieve.structures.dataset_draft import require_name
+from atomsieve.structures.conversion.split import Split
+from atomsieve.structures.dataset.draft import require_name
 from atomsieve.structures.formats import FORMATS
 from atomsieve.structures.formats.scan import FoundFile, scan_files, stamp_file
 from atomsieve.structures.source import SourceInfo
-from atomsieve.structures.split import Split
 
 SMALLEST, LARGEST, SHARES = 32 << 20, 1 << 30, 64
 """A large input is divided into about `SHARES` pieces of `SMALLEST` to `LARGEST` bytes."""

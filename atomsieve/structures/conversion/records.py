@@ -16,9 +16,9 @@ from atomsieve.runs.output_folder import find_changes, format_changes
 from atomsieve.structures.conversion.counts import decode_counts, encode
 from atomsieve.structures.conversion.piece import PieceRecord
 from atomsieve.structures.conversion.plan import Plan
-from atomsieve.structures.dataset_draft import RECORDS, DatasetDraft
-from atomsieve.structures.manifest import PartRow
-from atomsieve.structures.part_writer import DiskError
+from atomsieve.structures.dataset.draft import RECORDS, DatasetDraft
+from atomsieve.structures.dataset.manifest import PartRow
+from atomsieve.structures.dataset.part_writer import DiskError
 from atomsieve.structures.source import SourceInfo
 
 PLAN = "plan.json"

@@ -7,9 +7,9 @@ import numpy as np
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.block import SourceColumn
 from atomsieve.structures.conversion.options import ConvertOptions
+from atomsieve.structures.conversion.validation import ValidBlock
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.source import SourceInfo
-from atomsieve.structures.validation import ValidBlock
 
 
 def find_sources(valid: ValidBlock, given: SourceInfo | None, options: ConvertOptions) -> SourceColumn:

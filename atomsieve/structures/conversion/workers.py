@@ -125,7 +125,7 @@ def main() -> None:
     end_with_parent(int(sys.argv[2]), signal.SIGKILL)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(CHILD_FIRST)
-    from atomsieve.structures.bp5 import import_lightly
+    from atomsieve.structures.dataset.bp5 import import_lightly
 
     import_lightly()
     pipe = Connection(int(sys.argv[1]))

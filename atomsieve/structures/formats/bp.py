@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.block import Block, Column, Places, SourceColumn
+from atomsieve.structures.dataset.open import open_structures
+from atomsieve.structures.dataset.writer import StructureWriter
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.formats.base import StructureSink, WriteOptions
 from atomsieve.structures.item import ReadRequest
-from atomsieve.structures.open import open_structures
 from atomsieve.structures.source import SourceInfo
-from atomsieve.structures.writer import StructureWriter
 
 ROWS = 20_000
 NOTES = {"keys not taken": "with keys of HydraGNN that are not taken", "energies": "with energies of HydraGNN"}

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from atomsieve.structures.batch import StructureBatch
-from atomsieve.structures.open import open_structures
+from atomsieve.structures.dataset.open import open_structures
+from atomsieve.structures.dataset.reader import FileReader
 from atomsieve.structures.plausibility.check import Finding, check_source, compare_source, describe_comparison
-from atomsieve.structures.reader import FileReader
 from atomsieve.structures.units import Units
 
 RUN = 250

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError, unknown
 from atomsieve.structures import StructureBatch, StructureReader
-from atomsieve.structures.references import decode_references
+from atomsieve.structures.conversion.references import decode_references
 from atomsieve.train.config import DataItem
 from atomsieve.train.data.references import count_elements
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.structures import open_structures
-from atomsieve.structures.copy_record import DatasetCopy
+from atomsieve.structures.conversion.copy_record import DatasetCopy
+from atomsieve.structures.conversion.ready import FOLDER, check_input, ensure_dataset, is_dataset
 from atomsieve.structures.interface import StructureReader
-from atomsieve.structures.ready import FOLDER, check_input, ensure_dataset, is_dataset
 from atomsieve.train.config import DataItem, TrainConfig
 from atomsieve.train.distributed import ProcessGroup
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.structures.split import reduce_compositions
+from atomsieve.structures.conversion.split import reduce_compositions
 from atomsieve.train.config import DataItem, SplitSection
 from atomsieve.train.data.catalog import USES, Catalog
 from atomsieve.train.data.hashed_draws import draw_uniform, draw_uniform_rows

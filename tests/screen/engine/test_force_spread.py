@@ -15,7 +15,7 @@ from atomsieve.predict import Predictor
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.run import run_screen
-from atomsieve.structures.writer import write_structures
+from atomsieve.structures.dataset.writer import write_structures
 from tests.helpers import copper_oxides, tiny_ensemble, tiny_heads
 from tests.screen.screen_fakes import FakePredictor, MemoryReader
 from tests.screen.screen_fakes import candidates as spring_candidates

@@ -56,7 +56,7 @@ def dataset(tmp_path, monkeypatch):
     """Three parts of 100 structures, and a folder with a copy of the second."""
     path, near = tmp_path / "candidates.bp", tmp_path / "near"
     batch = candidates(300)
-    monkeypatch.setattr("atomsieve.structures.part_writer.STEPS_PER_PART", 2)
+    monkeypatch.setattr("atomsieve.structures.dataset.part_writer.STEPS_PER_PART", 2)
     with StructureWriter(path, step_size=50) as writer:
         writer.append(batch)
     near.mkdir()

@@ -27,14 +27,8 @@ from atomsieve.screen.selection.groups import Grouping, make_composition_keys
 from atomsieve.screen.selection.pareto import Front
 from atomsieve.screen.selection.select import BestOfGroups, Selection, rank_in_groups, select
 from atomsieve.screen.selection.top_k import TopK
-from atomsieve.structures import (
-    SourceInfo,
-    StructureBatch,
-    StructureWriter,
-    open_structures,
-    part_writer,
-    write_structures,
-)
+from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter, open_structures, write_structures
+from atomsieve.structures.dataset import part_writer
 from tests.screen.screen_fakes import FakePredictor, candidates
 
 N = 400

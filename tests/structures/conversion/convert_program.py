@@ -9,8 +9,7 @@ import sys
 import time
 
 from atomsieve.cli.main import run
-from atomsieve.structures import convert
-from atomsieve.structures.conversion import plan
+from atomsieve.structures.conversion import convert, plan
 
 if __name__ == "__main__":
     plan.FILES_PER_PIECE, pause = int(sys.argv[1]), float(sys.argv[2])

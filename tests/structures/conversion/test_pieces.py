@@ -14,14 +14,14 @@ import pytest
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.structures import SourceInfo, StructureBatch, open_structures
-from atomsieve.structures import convert as convert_module
 from atomsieve.structures.block import Block, build_block
+from atomsieve.structures.conversion import convert as convert_module
 from atomsieve.structures.conversion import plan as plan_module
+from atomsieve.structures.conversion.convert import ConvertOptions, ConvertReport, Input, convert
 from atomsieve.structures.conversion.plan import make_plan
-from atomsieve.structures.convert import ConvertOptions, ConvertReport, Input, convert
+from atomsieve.structures.conversion.split import Split
 from atomsieve.structures.formats import FORMATS, BadItem, Format, Item, ReadRequest
 from atomsieve.structures.labels import LabelKeys
-from atomsieve.structures.split import Split
 from atomsieve.structures.units import Units
 
 PROGRAM = Path(__file__).with_name("convert_program.py")

@@ -12,10 +12,10 @@ import pytest
 from atomsieve.errors import UsageError
 from atomsieve.native import text_library
 from atomsieve.structures import SourceInfo, StructureBatch
+from atomsieve.structures.conversion.validation import BlockValidator
 from atomsieve.structures.formats import ReadRequest, WriteOptions, extxyz_sink, open_sink, read_blocks
 from atomsieve.structures.formats.extxyz_sink import DIALECTS
 from atomsieve.structures.labels import LabelKeys
-from atomsieve.structures.validation import BlockValidator
 from tests.structures.structure_samples import random_batch
 
 SOURCES = [SourceInfo("a", "PBE, PAW (VASP)"), SourceInfo("b=2", 'say "so" \\ {x}')]

@@ -15,9 +15,9 @@ from ase.constraints import FixAtoms
 from ase.db import connect
 
 from atomsieve.errors import DataError
-from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
+from atomsieve.structures.dataset.open import open_structures
 from atomsieve.structures.formats.lmdb import count_ids
-from atomsieve.structures.open import open_structures
 from tests.structures.block_checks import assert_same_geometry, read_all, rows_of
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from atomsieve.errors import DataError
 from atomsieve.structures import SourceInfo, open_structures, write_structures
-from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
 from atomsieve.structures.export import Subset, export
 from atomsieve.structures.formats import parquet
 from atomsieve.structures.formats.parquet import count_row_groups

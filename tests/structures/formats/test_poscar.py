@@ -16,7 +16,7 @@ from ase.constraints import FixAtoms
 
 from atomsieve.errors import UsageError
 from atomsieve.structures import StructureBatch, open_structures, write_structures
-from atomsieve.structures.convert import ConvertOptions, Input, convert
+from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
 from atomsieve.structures.export import Subset, export
 from tests.structures.block_checks import assert_same_geometry, read_all, rows_of
 

@@ -1,0 +1,1 @@
+"""Arrays of a batch from objects of ASE and pymatgen, and back; where they state charge and multiplicity."""
