@@ -20,6 +20,7 @@ from atomsieve.cli.common import (
     SingleFormatOption,
     console,
 )
+from atomsieve.cli.data_formats import formats_command
 from atomsieve.cli.data_generate import app as generate_app
 from atomsieve.cli.data_inspect import inspect_command
 from atomsieve.cli.data_shared import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Convert, inspect, generate and export structures.")
 app.command("inspect")(inspect_command)
+app.command("formats")(formats_command)
 app.add_typer(generate_app, name="generate", help="Make candidates: random boxes, substitutions, rattled copies.")
 
 AnyStructuresArgument = Annotated[
@@ -60,9 +62,8 @@ def convert_command(
         list[str],
         typer.Argument(
             metavar="SRC...",
-            help="Files or folders, or NAME=PATH to give each its source: extxyz, CIF, POSCAR, ASE db, traj, aselmdb, "
-            "pymatgen JSON, Parquet, .bp, outputs of VASP, CP2K, Quantum ESPRESSO, FHI-aims, GPAW, ORCA, CASTEP and "
-            "LAMMPS, ... (.gz too). - is extxyz from standard input.",
+            help="Files or folders, or NAME=PATH to give each its source. 'atomsieve data formats' lists the formats: "
+            "extxyz, CIF, POSCAR, databases, outputs of codes, ... - is extxyz from standard input.",
             show_default=False,
         ),
     ],

@@ -151,3 +151,11 @@ def test_ranks_generate_the_same_dataset(work: Path) -> None:
     assert a.positions.tobytes() == b.positions.tobytes()
     assert a.id.tolist() == b.id.tolist() == list(range(2500))
     assert len(three.manifest.parts) == 3
+
+
+def test_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    from atomsieve.structures.formats import FORMATS
+
+    assert call("formats") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(FORMATS)
