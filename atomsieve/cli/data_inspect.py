@@ -169,7 +169,7 @@ def _say_findings(found: Inspection, say: Callable[..., None]) -> None:
         return
     say(f"checks ({pluralize(found.checked, 'structure')} looked at):")
     for source, words in list(found.compared.items())[:SHOWN_SOURCES]:
-        say(f"  {source}: " if source else "  ", "; ".join(words))
+        say(f"  {source}: " if source else "  ", "; ".join(words) or "nothing there can be compared")
     if len(found.compared) > SHOWN_SOURCES:
         say(f"  and {len(found.compared) - SHOWN_SOURCES} more sources (--json lists all)")
 

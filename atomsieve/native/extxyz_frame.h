@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@ using text::Species;
 
 constexpr int64_t LARGEST_FRAME = 50'000'000;
 constexpr size_t LONGEST_HEADER = 16 << 20, LONGEST_LINE = 1 << 20, MOST_KEYS = 512;
+constexpr size_t MOST_KEYS_OF_FRAME = 20'000;
 constexpr int64_t SHORTEST_LINE = 8;  // an atom line "H 0 0 0\n"
 
 enum Status : int64_t { MORE = 0, FOREIGN = 1, SPLIT = 2, STOPPED = 3, ENDED = 4, LOST = 5 };
@@ -153,6 +155,7 @@ class FrameParser {
   bool read_header(std::string_view line, const char*& problem, std::string& detail) {
     Header& header = reader_.header;
     if (!header.parse(line)) return problem = "a header that begins with '='", false;
+    if (header.entries.size() > MOST_KEYS_OF_FRAME) return problem = "a header of more than 20,000 keys", false;
     lattice_ = find("Lattice", "lattice"), columns_ = find("Properties", "properties"), periodic_ = find("pbc", "pbc");
     const bool extended = lattice_ != nullptr || columns_ != nullptr;
     if (extended && header.open_quote) return problem = "a quote or bracket in the header is not closed", false;
@@ -205,14 +208,21 @@ class FrameParser {
 
   bool check_twice(const char*& problem, std::string& detail) {
     const std::vector<Entry>& entries = reader_.header.entries;
+    const auto differ = [&](const Entry& a, const Entry& b) {
+      if (a.key.size() != b.key.size() || a.key != b.key || a.value.words == b.value.words) return false;
+      problem = "a key twice with two values";
+      detail = std::string(a.key);
+      return true;
+    };
+    if (entries.size() > MOST_KEYS) {  // pairs of so many would take for ever
+      std::unordered_map<std::string_view, const Entry*> seen;
+      for (const Entry& entry : entries)
+        if (differ(entry, *seen.try_emplace(entry.key, &entry).first->second)) return false;
+      return true;
+    }
     for (size_t a = 1; a < entries.size(); ++a)
       for (size_t b = 0; b < a; ++b)
-        if (entries[a].key.size() == entries[b].key.size() && entries[a].key == entries[b].key &&
-            entries[a].value.words != entries[b].value.words) {
-          problem = "a key twice with two values";
-          detail = std::string(entries[a].key);
-          return false;
-        }
+        if (differ(entries[a], entries[b])) return false;
     return true;
   }
 

@@ -275,7 +275,8 @@ def build_column(rows: Sequence[tuple[int, Any]], count: int) -> Column:
             numbers = np.asarray(given)
         except (ValueError, TypeError):  # values of different shapes
             numbers = np.zeros(0, object)
-        if numbers.dtype.kind in "biuf" and len(numbers) == len(given):
+        mixed = numbers.dtype.kind in "iuf" and any(isinstance(value, bool | np.bool_) for value in given)
+        if numbers.dtype.kind in "biuf" and len(numbers) == len(given) and not mixed:  # truth values stay what they are
             return Column(has, numbers)
     values = np.empty(len(given), object)
     for k, value in enumerate(given):

@@ -185,6 +185,8 @@ class Units:
         for word in text.split(",") if text.strip() else ():
             name, equals, unit = word.strip().partition("=")
             if word.strip() in LAMMPS_STYLES:
+                if found:
+                    raise UsageError(f"units of LAMMPS state all quantities, and stand alone; got {text!r}")
                 found.update(LAMMPS_STYLES[word.strip()])
                 continue
             name = {"force": "forces", "energies": "energy", "virials": "virial", "positions": "length"}.get(name, name)

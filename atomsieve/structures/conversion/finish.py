@@ -164,7 +164,11 @@ def put_together(plan: Plan, records: Records, options: ConvertOptions) -> Whole
         whole.counts.merge(record.counts)
     check_keys(options, whole.counts)
     if not any(parts for parts in whole.parts.values()):
-        raise DataError(f"no structure is left of {whole.counts.read} read: {format_skipped(whole.counts.skipped)}")
+        first = next(iter(whole.counts.first.values()), "")
+        raise DataError(
+            f"no structure is left of {whole.counts.read} read: {format_skipped(whole.counts.skipped)}"
+            + (f"; the first: {first}" if first else "")
+        )
     return whole
 
 

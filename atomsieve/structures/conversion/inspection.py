@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from atomsieve.structures.block import Block, Column
 from atomsieve.structures.conversion.validation import BlockValidator, ConversionCounts, ValidBlock
-from atomsieve.structures.formats import ReadRequest, find_files, read_blocks
+from atomsieve.structures.formats import ReadRequest, read_blocks
 from atomsieve.structures.formats.registry import FORMATS
+from atomsieve.structures.formats.scan import NO_FILE, scan_files
+from atomsieve.structures.item import BadItem
 from atomsieve.structures.labels import LabelKeys
 from atomsieve.structures.labels.find import describe_shape
 from atomsieve.structures.labels.names import offer_option
@@ -262,8 +264,13 @@ def inspect_path(
     out = Inspection(path, counts=validator.tally, options=options)
     sample = SourceSample(SAMPLE)
     applied: set[Units] = set()
-    files = find_files(path, file_format)
-    for k, (file, kind) in enumerate(files):
+    files = list(scan_files(path, file_format))
+    for k, found in enumerate(files):
+        file, kind = Path(found.path), found.kind
+        if found.size < 0:
+            validator.tally.read += 1
+            validator.tally.skip(BadItem(NO_FILE, found.path))
+            continue
         out.formats[kind] += 1
 
         def tick(fraction: float, done: int = k) -> None:

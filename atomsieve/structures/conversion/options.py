@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atomsieve.errors import UsageError
 from atomsieve.structures.conversion.split import Split
 from atomsieve.structures.item import ReadRequest, Tick
 from atomsieve.structures.labels import LabelKeys
@@ -66,6 +68,12 @@ class ConvertOptions:
     list_skipped: bool = True
     element_references: bool = False
     allow_duplicate_ids: bool = False
+
+    def __post_init__(self) -> None:
+        if self.charge is not None and not math.isfinite(self.charge):
+            raise UsageError(f"a total charge is a number, got --charge {self.charge}; leave it out for none")
+        if self.spin is not None and not (self.spin >= 0 and self.spin == self.spin // 1):
+            raise UsageError(f"a multiplicity 2S+1 is a whole number, got --spin {self.spin}")
 
     def ask(self, path: Path, tick: Tick) -> ReadRequest:
         """Return the request to read a file."""

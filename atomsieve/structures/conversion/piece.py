@@ -19,7 +19,7 @@ from atomsieve.structures.conversion.validation import BlockValidator, Conversio
 from atomsieve.structures.dataset.manifest import PartRow
 from atomsieve.structures.dataset.part_writer import DiskError, PartWriter, add_source
 from atomsieve.structures.formats import read_blocks
-from atomsieve.structures.formats.scan import FoundFile, stamp_file
+from atomsieve.structures.formats.scan import NO_FILE, FoundFile, stamp_file
 from atomsieve.structures.item import BadItem
 from atomsieve.structures.source import SourceInfo
 
@@ -129,7 +129,7 @@ def _read_piece(
     for k, (found, source) in enumerate((f, run.source) for run in piece.runs for f in run.files()):
         if found.size < 0:
             validator.tally.read += 1
-            validator.tally.skip(BadItem("a link to nothing", found.path))
+            validator.tally.skip(BadItem(NO_FILE, found.path))
             continue
         fraction = 0.0
         request = job.options.ask(Path(found.path), tick)

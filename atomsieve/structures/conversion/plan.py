@@ -125,6 +125,7 @@ def make_plan(inputs: Sequence[Input], out: Path, options: ConvertOptions) -> Pl
     # Where each structure states its own source or level, only what structures state is listed.
     stated = options.source_key or options.level_key
     sources = tuple(dict.fromkeys(g.source for g in inputs if g.source is not None and not stated))
+    _require_each_once(inputs)
     described: list[dict[str, Any]] = []
     divided = _Divided(options.step_size)
     own = frozenset(str(p) + end for p in outputs.values() for end in ("", ".partial", ".lock"))
@@ -147,6 +148,22 @@ def make_plan(inputs: Sequence[Input], out: Path, options: ConvertOptions) -> Pl
     return Plan(
         divided.finish(), sources, outputs, settings, whole, resumable=all(given.path != STDIN for given in inputs)
     )
+
+
+def _require_each_once(inputs: Sequence[Input]) -> None:
+    """Raise if an input is given twice, or lies in a folder that is given too: its structures would be there twice."""
+    seen: set[str] = set()
+    paths = [os.path.realpath(given.path) for given in inputs if given.path != STDIN]
+    for path in paths:
+        if path in seen:
+            raise UsageError(f"{path} is given twice, and its structures would be in the dataset twice: leave one out")
+        seen.add(path)
+    for path in paths:
+        if outer := seen.intersection(map(str, Path(path).parents)):
+            raise UsageError(
+                f"{path} is given, and so is a folder that holds it, {outer.pop()}; its structures would be in the "
+                "dataset twice: leave one out"
+            )
 
 
 def _find(given: Input, options: ConvertOptions, own: frozenset[str]) -> Iterator[FoundFile]:

@@ -21,6 +21,8 @@ from atomsieve.structures.units import Units
 HEAVIEST = 118
 SKIPPED_KEPT = 10_000
 KEYS_KEPT = 1000
+DEPENDENT = 1e-14
+"""Lattice vectors are linearly dependent if the square of the volume that their directions span is not above this."""
 
 
 @dataclass
@@ -243,7 +245,26 @@ def _check_geometry(block: Block, keep_bad: bool) -> Reasons:
         refuse(wrong, "positions or cell are not finite")
     flat = ~block.cell.any(axis=2) & block.pbc
     refuse(np.asarray(flat.any(axis=1)), "periodic along an axis without a lattice vector")
+    refuse(_find_dependent_vectors(block.cell, block.pbc), "periodic along lattice vectors that are linearly dependent")
     return reasons
+
+
+def _find_dependent_vectors(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return `[S]`: True where the lattice vectors along the periodic axes are linearly dependent."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        x, y, z = cell[:, :, 0], cell[:, :, 1], cell[:, :, 2]
+        volume = (  # a . (b x c), by columns: a determinant of each matrix takes longer than all other checks
+            x[:, 0] * (y[:, 1] * z[:, 2] - z[:, 1] * y[:, 2])
+            + y[:, 0] * (z[:, 1] * x[:, 2] - x[:, 1] * z[:, 2])
+            + z[:, 0] * (x[:, 1] * y[:, 2] - y[:, 1] * x[:, 2])
+        )
+        squares = x * x + y * y + z * z
+        out = volume * volume <= DEPENDENT * squares[:, 0] * squares[:, 1] * squares[:, 2]
+        for s in np.flatnonzero(out).tolist():  # no volume: do the vectors along periodic axes alone span something?
+            on = cell[s][pbc[s]]
+            on = on / np.maximum(np.linalg.norm(on, axis=1, keepdims=True), np.finfo(float).tiny)
+            out[s] = len(on) > 1 and np.linalg.det(on @ on.T) <= DEPENDENT
+    return np.asarray(out)
 
 
 def _read_ids(block: Block, key: str, kept: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -226,7 +226,8 @@ class NativeParser:
             return None
         has = np.zeros(count, bool)
         has[_array(info.place, (rows,))] = True
-        if info.one_shape and not info.kinds & (_TEXT | _JSON):
+        mixed = bool(info.kinds & _BOOLS) and info.kinds != _BOOLS  # truth values stay what they are
+        if info.one_shape and not mixed and not info.kinds & (_TEXT | _JSON):
             rank, *lengths = _array(info.shape, (rows, 3))[0].tolist()
             shape = (rows, *lengths[:rank])
             if info.kinds & _REALS:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.structures.block import Block, gather_blocks
+from atomsieve.structures.block import Block, build_block, gather_blocks
 from atomsieve.structures.formats.registry import FORMATS
 from atomsieve.structures.formats.scan import find_format
-from atomsieve.structures.item import Item, ReadRequest
+from atomsieve.structures.item import BadItem, Item, ReadRequest
+
+EMPTY = "a file without a structure"
 
 
 def read_blocks(request: ReadRequest, kind: str) -> Iterator[Block]:
@@ -17,7 +19,12 @@ def read_blocks(request: ReadRequest, kind: str) -> Iterator[Block]:
     read = FORMATS[kind].read
     if read is None:
         raise UsageError(f"format {kind} is only written; {request.path} cannot be read")
-    yield from gather_blocks(read(with_reference(request)))
+    found = False
+    for block in gather_blocks(read(with_reference(request))):
+        found = found or block.read > 0
+        yield block
+    if not found and request.start == 0 and request.stop is None:
+        yield build_block([BadItem(EMPTY, str(request.path))])
 
 
 def with_reference(request: ReadRequest) -> ReadRequest:

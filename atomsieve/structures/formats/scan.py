@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 VAGUE_ENDINGS = (".out", ".log", ".txt", ".output", ".data", ".xyz")
 """Endings that several formats share: the content of such a file is looked at."""
+NO_FILE = "a link to nothing"
 HEAD_BYTES = 1 << 16
 
 

@@ -68,11 +68,13 @@ def _rows(column: Column, shapes: tuple[tuple[int, ...], ...]) -> Iterator[Rows]
     if column.numeric:
         size = int(np.prod(column.values.shape[1:]))
         fits = next((shape for shape in shapes if int(np.prod(shape)) == size), None)
+        fits = None if column.values.dtype.kind == "b" else fits  # a truth value is no number
         yield places, None if fits is None else column.values.reshape(len(places), *fits).astype(np.float64)
         return
     for place, value in zip(places, column.values, strict=True):
         try:
-            array = np.asarray(value, np.float64)
+            array = np.asarray(value)
+            array = np.zeros(0) if array.dtype.kind == "b" else array.astype(np.float64)
         except (ValueError, TypeError):
             yield np.array([place]), None
             continue
@@ -158,9 +160,9 @@ class _Search:
         takers = np.full(len(block), -1)
         for k, name in enumerate(names):
             column, other = block.arrays.get(name), block.info.get(name)
-            if column is not None and (not column.numeric or column.values.shape[1:] != (3,)):
+            if column is not None and (column.values.dtype.kind not in "iuf" or column.values.shape[1:] != (3,)):
                 for place in np.flatnonzero(column.has & ~has).tolist():
-                    what = f"{name} has {column.values.shape[1:]} per atom"
+                    what = f"{name} is {describe_shape(column, of_atoms=True)}"
                     self.found.reasons.setdefault(place, ("forces of the wrong shape", what))
                 column = None
             if column is not None:
@@ -258,7 +260,8 @@ class _Search:
                     self.tally.missed[name, per_atom] += int(single.sum())
                     places, rows = places[~single], rows[~single]
                 if rows is None:
-                    texts = np.array([p for p in places.tolist() if isinstance(_value(column, p), str)], np.int64)
+                    no_number = str | bool | np.bool_
+                    texts = np.array([p for p in places.tolist() if isinstance(_value(column, p), no_number)], np.int64)
                     self.refuse(texts, f"{label} is not a number", name, column)
                     if len(texts) < len(places):
                         self.tally.missed[name, per_atom] += len(places) - len(texts)

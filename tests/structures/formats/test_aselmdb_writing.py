@@ -87,7 +87,7 @@ def test_no_structures_and_a_file_that_exists(tmp_path: Path, batch: StructureBa
     write_structures(tmp_path / "x.bp", batch, [SOURCE])
     with open_structures(tmp_path / "x.bp") as reader:
         assert export(reader, tmp_path / "x.aselmdb", Subset(0, 0)) == (0, 0)
-        with pytest.raises(DataError, match="no structure is left of 0"):
+        with pytest.raises(DataError, match="1 a file without a structure; the first: "):
             convert_and_read(tmp_path / "x.aselmdb")
         with pytest.raises(UsageError, match="exists"):
             export(reader, tmp_path / "x.aselmdb", Subset())

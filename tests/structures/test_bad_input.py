@@ -1,0 +1,125 @@
+"""Odd, damaged and hostile input through `atomsieve data`: counted with place and reason, or refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from atomsieve.cli.main import run
+from atomsieve.structures import open_structures
+
+HEAD = 'Lattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 energy=-7 pbc="T T T"'
+FRAME = f"2\n{HEAD}\nCs 0 0 0\nCl 1.5 1.5 1.5\n"
+LABELS = ("--source", "x", "--level-of-theory", "y")
+
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Return a function that calls `atomsieve data` and returns its exit code and all that it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args: str) -> tuple[int, str]:
+        code = run("atomsieve", ["data", *args])
+        shown = capfd.readouterr()
+        text = shown.out + shown.err
+        assert "Traceback" not in text and "internal error" not in text
+        return code, text
+
+    return call
+
+
+SKIPPED = {
+    "a truth value as energy": (HEAD.replace("energy=-7", "energy=T"), "energy of the wrong shape"),
+    "a truth value as charge": (f"{HEAD} charge=T", "charge is not a number"),
+    "flat cell": (HEAD.replace('"3 0 0 0 3 0', '"3 0 0 3 0 0'), "periodic along lattice vectors that are linearly"),
+    "flat layer": (
+        HEAD.replace('"3 0 0 0 3 0', '"3 0 0 6 0 0').replace("T T T", "T T F"),
+        "periodic along lattice vectors that are linearly",
+    ),
+    "keys": (HEAD + "".join(f" k{k}=1" for k in range(20_001)), "a header of more than 20,000 keys"),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_a_frame_that_cannot_be_taken(call: Call, name: str) -> None:
+    head, reason = SKIPPED[name]
+    Path("a.extxyz").write_text(FRAME + FRAME.replace(HEAD, head) + FRAME)
+    code, text = call("convert", "a.extxyz", "a.bp", *LABELS)
+    assert code == 3
+    assert f"skipped 1: {reason}" in text and "a.extxyz: frame 1" in text
+    with open_structures("a.bp") as found:
+        assert found.read(0, len(found)).energy.tolist() == [-7, -7]
+
+
+def test_truth_values_beside_numbers_stay_truth_values(call: Call) -> None:
+    """Through ASE's objects too, where numpy makes one array of numbers of both."""
+    from ase import Atoms
+    from ase.io import write
+
+    frames = [Atoms("Cs", [[0, 0, 0]], cell=[9, 9, 9], info={"my_energy": value}) for value in (-7.0, True)]
+    write("a.traj", frames)
+    code, text = call("convert", "a.traj", "a.bp", "--energy-key", "my_energy", *LABELS)
+    assert code == 3 and "skipped 1: energy of the wrong shape" in text
+
+
+def test_a_vector_that_is_not_periodic_may_be_zero(call: Call) -> None:
+    slab = FRAME.replace('0 0 0 3"', '0 0 0 0"').replace("T T T", "T T F")
+    Path("a.extxyz").write_text(slab)
+    assert call("convert", "a.extxyz", "a.bp", *LABELS)[0] == 0
+
+
+def test_files_without_a_structure_are_counted(call: Call) -> None:
+    Path("folder").mkdir()
+    Path("folder/a.extxyz").write_text(FRAME)
+    Path("folder/b.extxyz").write_text("\n")
+    Path("folder/c.extxyz").symlink_to("nowhere")
+    Path("folder/d.extxyz").symlink_to("d.extxyz")
+    code, text = call("convert", "folder", "a.bp", *LABELS)
+    assert code == 3
+    assert "skipped 1: a file without a structure, first folder/b.extxyz" in text
+    assert "skipped 2: a link to nothing, first folder/c.extxyz" in text
+    code, text = call("inspect", "folder")
+    assert code == 3
+    assert "would be left out, 1: a file without a structure, first folder/b.extxyz" in text
+    assert "would be left out, 2: a link to nothing, first folder/c.extxyz" in text
+    code, text = call("convert", "folder/b.extxyz", "b.bp", *LABELS)
+    assert code == 1 and "1 a file without a structure; the first: folder/b.extxyz" in text
+    assert not list(Path.cwd().glob("b.bp*"))
+
+
+REFUSED = {
+    "twice": (("a.extxyz", "./a.extxyz"), "a.extxyz is given twice"),
+    "folder": (("a.extxyz", "."), "and so is a folder that holds it"),
+    "charge": (("a.extxyz", "--charge", "nan"), "a total charge is a number, got --charge nan"),
+    "spin": (("a.extxyz", "--spin", "1.5"), "a multiplicity 2S+1 is a whole number, got --spin 1.5"),
+    "negative": (("a.extxyz", "--spin", "-1"), "a multiplicity 2S+1 is a whole number, got --spin -1"),
+    "units": (("a.extxyz", "--unit", "energy=eV,real"), "stand alone; got 'energy=eV,real'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_options_that_cannot_be_meant(call: Call, name: str) -> None:
+    Path("a.extxyz").write_text(FRAME)
+    (source, *rest), words = REFUSED[name]
+    others = [word for word in rest[:1] if not word.startswith("--")]
+    code, text = call("convert", source, *others, "a.bp", *rest[len(others) :], *LABELS)
+    assert code == 2
+    assert text.startswith("error: ") and words in text and len(text.splitlines()) == 1
+    assert not list(Path.cwd().glob("a.bp*"))
+
+
+def test_the_first_of_what_is_left_out_is_named_where_nothing_is_left(call: Call) -> None:
+    Path("a.extxyz").write_text(FRAME.replace("pos:R:3", "pos:R"))
+    code, text = call("convert", "a.extxyz", "a.bp", *LABELS)
+    assert code == 1
+    assert "the first: a.extxyz: frame 0: line 2: not name:type:columns in 'species:S:1:pos:R'" in text
+
+
+def test_inspection_says_where_nothing_can_be_compared(call: Call) -> None:
+    Path("a.extxyz").write_text(FRAME)
+    assert "nothing there can be compared" in call("inspect", "a.extxyz")[1]
