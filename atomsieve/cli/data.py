@@ -257,11 +257,12 @@ def parse_inputs(words: list[str], source: str | None, levels: list[str]) -> lis
         else:
             named.append((source, Path(word)))
     names = {name for name, _ in named if name is not None}
-    general, own = "", {}
+    general, own = "", dict[str, str]()
     for text in levels:
         name, equals, rest = text.partition("=")
         if equals and name in names:
-            own[name] = rest
+            if own.setdefault(name, rest) != rest:
+                raise UsageError(f"two levels of theory for {name}: {own[name]!r} and {rest!r}")
         elif equals and re.fullmatch(r"[\w.+-]+", name) and names and len(names) > 1:
             raise unknown("source in --level-of-theory", name, names)
         elif general:

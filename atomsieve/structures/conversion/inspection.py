@@ -24,6 +24,7 @@ from atomsieve.structures.labels.find import describe_shape
 from atomsieve.structures.labels.names import offer_option
 from atomsieve.structures.plausibility import Finding, SourceSample
 from atomsieve.structures.units import Units
+from atomsieve.text import pluralize
 
 KEYS_KEPT = 1000
 TEXTS_KEPT = 50
@@ -280,7 +281,7 @@ def inspect_path(
         asked = ReadRequest(
             file, tick, elements=elements, wanted=("*",), topology=topology, keep_unconverged=keep_unconverged
         )
-        for block in read_blocks(asked, kind):
+        for block in read_blocks(asked, kind, skip_bad_file=len(files) > 1):
             if limit and validator.tally.read >= limit:
                 out.complete = False
                 break
@@ -350,4 +351,5 @@ def describe_formats(found: Inspection) -> str:
     words = [f"{name} ({FORMATS[name].about})" for name in found.formats]
     if sum(found.formats.values()) == 1:
         return words[0]
-    return ", ".join(f"{count:,} files {word}" for word, count in zip(words, found.formats.values(), strict=True))
+    counts = [pluralize(count, "file") for count in found.formats.values()]
+    return ", ".join(f"{count} {word}" for word, count in zip(words, counts, strict=True))

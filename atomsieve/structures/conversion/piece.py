@@ -36,18 +36,20 @@ class Job:
     Attributes
     ----------
     options, sources : of the conversion.
+    alone : the input is one file; else a file that cannot be read costs itself only.
     folders : unfinished folder of each set, and the dataset that it becomes.
     """
 
     options: ConvertOptions
     sources: tuple[SourceInfo, ...]
     folders: dict[str, tuple[Path, Path]]
+    alone: bool = True
 
     @staticmethod
     def of(plan: Plan, options: ConvertOptions) -> Job:
         """Return the job of a plan."""
         folders = {name: (path.with_name(f"{path.name}.partial"), path) for name, path in plan.outputs.items()}
-        return Job(options, plan.sources, folders)
+        return Job(options, plan.sources, folders, sum(row.get("files", 0) for row in plan.settings["inputs"]) == 1)
 
 
 @dataclass
@@ -136,7 +138,8 @@ def _read_piece(
         if piece.stop is not None:
             sure = begins is not None or piece.start == 0 or not piece.by_bytes
             request = replace(request, start=piece.start if begins is None else begins, stop=piece.stop, sure=sure)
-        for block in read_blocks(request, found.kind):
+        skip_bad_file = not job.alone and piece.stop is None
+        for block in read_blocks(request, found.kind, skip_bad_file=skip_bad_file):
             if block.stop > 0:
                 record.begins = block.start if record.begins is None else record.begins
                 record.ends = block.stop

@@ -285,11 +285,14 @@ def _read_ids(block: Block, key: str, kept: NDArray[np.bool_]) -> NDArray[np.int
         else column.spread()
     )
     for place in np.flatnonzero(kept).tolist():
+        value = values[place]
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # beside a number that is none
+            value = int(value)
         try:
-            out[place] = int(str(values[place]))
+            out[place] = int(str(value))
         except (ValueError, OverflowError):
             raise DataError(
-                f"{block.places[place]}: {key!r} must be an integer to serve as id, got {values[place]!r}; without "
-                "--id-key the structures are numbered"
+                f"{block.places[place]}: {key!r} must be an integer from -2^63 to 2^63 - 1 to serve as id, got "
+                f"{value!r}; without --id-key the structures are numbered"
             ) from None
     return out

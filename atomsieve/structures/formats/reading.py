@@ -12,17 +12,34 @@ from atomsieve.structures.formats.scan import find_format
 from atomsieve.structures.item import BadItem, Item, ReadRequest
 
 EMPTY = "a file without a structure"
+BAD_FILE = "a file that cannot be read, or not to its end"
 
 
-def read_blocks(request: ReadRequest, kind: str) -> Iterator[Block]:
-    """Yield the structures of a file or of a span of it, some thousands at a time."""
+def read_blocks(request: ReadRequest, kind: str, *, skip_bad_file: bool = False) -> Iterator[Block]:
+    """Yield the structures of a file or of a span of it, some thousands at a time.
+
+    A file without a structure is one structure that cannot be read; with `skip_bad_file`, so is what a file holds from
+    where it cannot be read on.
+
+    Raises
+    ------
+    DataError
+        if the file cannot be read at all, or from some place on.
+    """
     read = FORMATS[kind].read
     if read is None:
         raise UsageError(f"format {kind} is only written; {request.path} cannot be read")
     found = False
-    for block in gather_blocks(read(with_reference(request))):
-        found = found or block.read > 0
-        yield block
+    request = with_reference(request)
+    try:
+        for block in gather_blocks(read(request)):
+            found = found or block.read > 0
+            yield block
+    except DataError as error:
+        if not skip_bad_file:
+            raise
+        yield build_block([BadItem(BAD_FILE, str(request.path), str(error))])
+        return
     if not found and request.start == 0 and request.stop is None:
         yield build_block([BadItem(EMPTY, str(request.path))])
 

@@ -23,6 +23,9 @@ RESIDUE = 1e-6
 SAME = 1e-6
 """Two numbers of one label whose relative difference is less than this are the same."""
 
+NO_NUMBER = (str, bool, np.bool_)
+"""Types of values that are no numbers, though numpy makes numbers of some of them."""
+
 Reasons = dict[int, tuple[str, str]]
 """Why a structure of a block cannot be used, by its place in the block: reason and detail of a `BadItem`."""
 
@@ -120,7 +123,9 @@ class _Search:
             for places, rows in _rows(column, shapes):
                 fresh = ~has[places]
                 if rows is None:
-                    self.refuse(places[fresh], f"{label} of the wrong shape", name, column)
+                    words = np.array([isinstance(_value(column, p), NO_NUMBER) for p in places.tolist()], bool)
+                    self.refuse(places[fresh & words], f"{label} is not a number", name, column)
+                    self.refuse(places[fresh & ~words], f"{label} of the wrong shape", name, column)
                     continue
                 rows = (_from_voigt(rows) if rows.shape[1:] == (6,) and shape else rows) * self.units.factor(label)
                 if label == "energy" and self.units.per_atom:
@@ -260,8 +265,7 @@ class _Search:
                     self.tally.missed[name, per_atom] += int(single.sum())
                     places, rows = places[~single], rows[~single]
                 if rows is None:
-                    no_number = str | bool | np.bool_
-                    texts = np.array([p for p in places.tolist() if isinstance(_value(column, p), no_number)], np.int64)
+                    texts = np.array([p for p in places.tolist() if isinstance(_value(column, p), NO_NUMBER)], np.int64)
                     self.refuse(texts, f"{label} is not a number", name, column)
                     if len(texts) < len(places):
                         self.tally.missed[name, per_atom] += len(places) - len(texts)

@@ -404,7 +404,7 @@ def test_keys(tmp_path: Path) -> None:
     assert (found.id[0], found.charge[0], found.spin[0]) == (7, -1, 3)
     with pytest.raises(UsageError, match="did you mean 'REF_energy'"):
         run(tmp_path / "x.xyz", tmp_path / "o.bp", keys=LabelKeys(energy="REF_enrgy"))
-    with pytest.raises(DataError, match="must be an integer to serve as id, got 'k'"):
+    with pytest.raises(DataError, match=r"must be an integer .* to serve as id, got 'k'"):
         run(tmp_path / "x.xyz", tmp_path / "o.bp", keys=LabelKeys(id="kind"))
     with pytest.raises(DataError, match="has no 'functional'"):
         run(tmp_path / "x.xyz", tmp_path / "o.bp", source_key="functional")

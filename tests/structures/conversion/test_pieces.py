@@ -220,10 +220,10 @@ def test_other_options_and_changed_inputs_do_not_continue(
 
 def test_an_error_leaves_nothing_behind(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
-    (files / "sub" / "z11.xyz").write_text("hello\n")
+    (files / "sub" / "z11.xyz").write_text("1\nmid=none energy=0\nHe 0 0 0\n")
     for workers in (1, 2):
-        with pytest.raises(DataError, match=r"z11.xyz, line 1: a number of atoms was expected"):
-            run(files, tmp_path / "o.bp", workers=workers)
+        with pytest.raises(DataError, match=r"z11.xyz: frame 0: 'mid' must be an integer"):
+            run(files, tmp_path / "o.bp", workers=workers, keys=LabelKeys(id="mid"))
         assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
@@ -418,8 +418,8 @@ def test_a_file_written_meanwhile(tmp_path: Path, files: Path, monkeypatch: pyte
 
     read_blocks = piece.read_blocks
 
-    def read(request, kind):
-        yield from read_blocks(request, kind)
+    def read(request, kind, **options):
+        yield from read_blocks(request, kind, **options)
         with request.path.open("a") as file:
             file.write("2\n")
 

@@ -34,7 +34,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 
 
 SKIPPED = {
-    "a truth value as energy": (HEAD.replace("energy=-7", "energy=T"), "energy of the wrong shape"),
+    "a truth value as energy": (HEAD.replace("energy=-7", "energy=T"), "energy is not a number"),
     "a truth value as charge": (f"{HEAD} charge=T", "charge is not a number"),
     "flat cell": (HEAD.replace('"3 0 0 0 3 0', '"3 0 0 3 0 0'), "periodic along lattice vectors that are linearly"),
     "flat layer": (
@@ -64,7 +64,7 @@ def test_truth_values_beside_numbers_stay_truth_values(call: Call) -> None:
     frames = [Atoms("Cs", [[0, 0, 0]], cell=[9, 9, 9], info={"my_energy": value}) for value in (-7.0, True)]
     write("a.traj", frames)
     code, text = call("convert", "a.traj", "a.bp", "--energy-key", "my_energy", *LABELS)
-    assert code == 3 and "skipped 1: energy of the wrong shape" in text
+    assert code == 3 and "skipped 1: energy is not a number" in text
 
 
 def test_a_vector_that_is_not_periodic_may_be_zero(call: Call) -> None:
@@ -92,12 +92,45 @@ def test_files_without_a_structure_are_counted(call: Call) -> None:
     assert not list(Path.cwd().glob("b.bp*"))
 
 
+def test_a_file_that_cannot_be_read_costs_itself_only_among_others(call: Call) -> None:
+    Path("folder").mkdir()
+    for name in ("a", "c"):
+        Path(f"folder/{name}.extxyz").write_text(FRAME)
+    for name in ("b.extxyz", "b.traj", "b.db", "b.parquet", "b.h5", "b.aselmdb"):
+        Path(f"folder/{name}").write_bytes(b"\x89rubbish\0\n\x1a" * 2000)
+    code, text = call("convert", "folder", "a.bp", *LABELS)
+    assert code == 3 and "skipped 6: a file that cannot be read, or not to its end, first folder/b.aselmdb: " in text
+    with open_structures("a.bp") as found:
+        assert len(found) == 2
+    code, text = call("inspect", "folder")
+    assert code == 3 and "would be left out, 6: a file that cannot be read, or not to its end" in text
+    code, text = call("convert", "folder/b.traj", "b.bp", *LABELS)
+    assert code == 1 and "folder/b.traj is not a readable ASE trajectory" in text
+
+
+def test_ids(call: Call) -> None:
+    """Whole numbers beside broken ones are the same ids as alone; those beyond 64 bits are refused."""
+    Path("a.extxyz").write_text("".join(FRAME.replace("pbc=", f"mid={word} pbc=") for word in ("7", "1e3", "-2.0")))
+    assert call("convert", "a.extxyz", "a.bp", "--id-key", "mid", *LABELS)[0] == 0
+    with open_structures("a.bp") as found:
+        assert found.read(0, 3).id.tolist() == [7, 1000, -2]
+    for word in ("9223372036854775808", "1.5", "abc", "T"):
+        Path("b.extxyz").write_text(FRAME.replace("pbc=", f"mid={word} pbc="))
+        code, text = call("convert", "b.extxyz", "b.bp", "--id-key", "mid", *LABELS)
+        assert code == 1 and "b.extxyz: frame 0: 'mid' must be an integer from -2^63 to 2^63 - 1 to serve as id" in text
+    Path("c.extxyz").write_text(FRAME.replace("pbc=", "mid=9223372036854775807 pbc="))
+    assert call("convert", "c.extxyz", "c.bp", "--id-key", "mid", *LABELS)[0] == 0
+    with open_structures("c.bp") as found:
+        assert found.read(0, 1).id.tolist() == [2**63 - 1]
+
+
 REFUSED = {
     "twice": (("a.extxyz", "./a.extxyz"), "a.extxyz is given twice"),
     "folder": (("a.extxyz", "."), "and so is a folder that holds it"),
     "charge": (("a.extxyz", "--charge", "nan"), "a total charge is a number, got --charge nan"),
     "spin": (("a.extxyz", "--spin", "1.5"), "a multiplicity 2S+1 is a whole number, got --spin 1.5"),
     "negative": (("a.extxyz", "--spin", "-1"), "a multiplicity 2S+1 is a whole number, got --spin -1"),
+    "levels": (("a.extxyz", "--level-of-theory", "x=a", "--level-of-theory", "x=b"), "two levels of theory for x: 'a'"),
     "units": (("a.extxyz", "--unit", "energy=eV,real"), "stand alone; got 'energy=eV,real'"),
 }
 
