@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import ase.db
@@ -97,6 +98,25 @@ def test_cif_skips_what_it_cannot_hold(tmp_path: Path) -> None:
     with open_structures(tmp_path / "x.bp") as reader:
         assert export(reader, tmp_path / "o.cif", Subset()) == (5, 1)
     assert len(ase.io.read(tmp_path / "o.cif", ":")) == 5
+
+
+@pytest.mark.parametrize("name", ["o.extxyz", "o.extxyz.gz", "o.parquet", "o.db", "o.aselmdb", "o.cif"])
+def test_a_file_that_cannot_grow(tmp_path: Path, name: str) -> None:
+    """A disk that fills up: one line that names the file, and nothing is left. Here files may not exceed 8 kB."""
+    batch = random_batch(3000, smallest=2).replace(
+        cell=np.tile(9 * np.eye(3), (3000, 1, 1)), pbc=np.ones((3000, 3), bool)
+    )
+    write_structures(tmp_path / "in.bp", batch, SOURCES)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "out").mkdir()
+    with open_structures(tmp_path / "in.bp") as reader:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, usual[1]))
+        try:
+            with pytest.raises(DataError, match=rf"cannot write .*{name}"):
+                export(reader, tmp_path / "out" / name, Subset())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_columns(dataset: tuple[Path, StructureBatch]) -> None:

@@ -232,9 +232,12 @@ class DbSink(FileSink):
         """Append structures."""
         from ase.db import connect
 
-        with connect(str(self.draft), type="db", append=True) as database:
-            for image in self.to_ase(batch, info):
-                database.write(image, data=dict(image.info))
+        try:
+            with connect(str(self.draft), type="db", append=True) as database:
+                for image in self.to_ase(batch, info):
+                    database.write(image, data=dict(image.info))
+        except sqlite3.Error as error:
+            raise DataError(f"cannot write {self.path}: {error}") from error
 
     def close(self) -> None:
         """Make a database of no rows where nothing was written."""

@@ -120,7 +120,7 @@ class FileSink(StructureSink):
         with ExitStack() as stack:
             self.draft = stack.enter_context(atomic_draft(self.path, durable=False))
             self.open()
-            stack.callback(self.close)
+            stack.push(self._close)
             self._stack = stack.pop_all()
         return self
 
@@ -128,6 +128,16 @@ class FileSink(StructureSink):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+    def _close(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the draft; after an error, that one is told, not what it makes of closing."""
+        try:
+            self.close()
+        except Exception:
+            if kind is None:
+                raise
 
     def to_ase(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None) -> list[Atoms]:
         """Return ASE atoms with their source, and the values of `info`, in `atoms.info`."""
