@@ -73,6 +73,27 @@ inline double convert_exactly(std::string_view word, bool nonzero, int64_t magni
   return value;
 }
 
+// mantissa * 10^scale for -27 <= scale < 0, correctly rounded; false where another way must find it. Both factors are
+// exact in the 64 bits of an x87 register, so the quotient is rounded once there; rounding it again to a double is right
+// unless it lies exactly between two doubles.
+inline bool divide_exactly(uint64_t mantissa, int64_t scale, double& out) {
+#if LDBL_MANT_DIG == 64 && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  static constexpr long double powers[] = {1e0L,  1e1L,  1e2L,  1e3L,  1e4L,  1e5L,  1e6L,  1e7L,  1e8L,  1e9L,
+                                           1e10L, 1e11L, 1e12L, 1e13L, 1e14L, 1e15L, 1e16L, 1e17L, 1e18L, 1e19L,
+                                           1e20L, 1e21L, 1e22L, 1e23L, 1e24L, 1e25L, 1e26L, 1e27L};
+  if (scale >= 0 || scale < -27) return false;
+  const long double quotient = static_cast<long double>(mantissa) / powers[-scale];
+  uint64_t bits;
+  std::memcpy(&bits, &quotient, sizeof bits);
+  if ((bits & 0x7FFu) == 0x400u) return false;
+  out = double(quotient);
+  return true;
+#else
+  (void)mantissa, (void)scale, (void)out;
+  return false;
+#endif
+}
+
 // Eight digits at p, or false: the bytes are taken together as one word (little-endian).
 inline bool read_eight_digits(const char* p, uint64_t& mantissa) {
   uint64_t v;

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from atomsieve.errors import AtomSieveError, DataError, Interrupted
-from atomsieve.structures.block import SourceColumn
+from atomsieve.structures.block import Block, SourceColumn, gather_blocks
 from atomsieve.structures.conversion.options import ConvertOptions
 from atomsieve.structures.conversion.plan import STDIN_FILE, Piece, Plan
 from atomsieve.structures.conversion.reference_frames import take_references
@@ -18,15 +18,18 @@ from atomsieve.structures.conversion.sources import find_sources
 from atomsieve.structures.conversion.validation import BlockValidator, ConversionCounts, ValidBlock
 from atomsieve.structures.dataset.manifest import PartRow
 from atomsieve.structures.dataset.part_writer import DiskError, PartWriter, add_source
-from atomsieve.structures.formats import read_blocks
+from atomsieve.structures.formats.reading import read_found
 from atomsieve.structures.formats.scan import NO_FILE, FoundFile, stamp_file
-from atomsieve.structures.item import BadItem
+from atomsieve.structures.item import BadItem, Item
 from atomsieve.structures.source import SourceInfo
 
 log = logging.getLogger(__name__)
 
 Watch = Callable[[float, int, int], None]
 """Called after each block with the fraction of the piece, structures read and skipped; may raise to leave."""
+
+NEARLY = 0.999
+"""Most that is reported of a piece whose structures are still being written."""
 
 
 @dataclass(frozen=True)
@@ -121,36 +124,46 @@ def _read_piece(
     sets: _Sets,
     record: PieceRecord,
 ) -> None:
-    """Hand all valid structures of a piece to the sets."""
-    fraction = 0.0
+    """Hand all valid structures of a piece to the sets. Small files fill a block together: it has a cost of its own."""
+    done, fraction = 0, 0.0
 
     def tick(value: float) -> None:
         nonlocal fraction
         fraction = value
 
-    for k, (found, source) in enumerate((f, run.source) for run in piece.runs for f in run.files()):
-        if found.size < 0:
-            validator.tally.read += 1
-            validator.tally.skip(BadItem(NO_FILE, found.path))
-            continue
-        fraction = 0.0
-        request = job.options.ask(Path(found.path), tick)
-        if piece.stop is not None:
-            sure = begins is not None or piece.start == 0 or not piece.by_bytes
-            request = replace(request, start=piece.start if begins is None else begins, stop=piece.stop, sure=sure)
-        skip_bad_file = not job.alone and piece.stop is None
-        for block in read_blocks(request, found.kind, skip_bad_file=skip_bad_file):
+    def report() -> None:
+        part = min((done + fraction) / piece.n_files, NEARLY)
+        watch(part, validator.tally.read, sum(validator.tally.skipped.values()))
+
+    def read(files: Iterable[FoundFile]) -> Iterator[Block | Item | BadItem]:
+        nonlocal done, fraction
+        for found in files:
+            if found.size < 0:
+                yield BadItem(NO_FILE, found.path)
+            else:
+                request = job.options.ask(Path(found.path), tick)
+                if piece.stop is not None:
+                    sure = begins is not None or piece.start == 0 or not piece.by_bytes
+                    start = piece.start if begins is None else begins
+                    request = replace(request, start=start, stop=piece.stop, sure=sure)
+                skip_bad_file = not job.alone and piece.stop is None
+                yield from read_found(request, found.kind, skip_bad_file=skip_bad_file)
+                _require_unchanged(found)
+            done, fraction = done + 1, 0.0
+            report()
+
+    for run in piece.runs:
+        for block in gather_blocks(read(run.files())):
             if block.stop > 0:
                 record.begins = block.start if record.begins is None else record.begins
                 record.ends = block.stop
             valid = validator(block)
-            sources = find_sources(valid, source, job.options)
+            sources = find_sources(valid, run.source, job.options)
             if job.options.element_references:
                 energy = validator.units.over(block.units).factor("energy")
                 valid, sources = take_references(valid, sources, validator.tally, energy)
             sets.add(valid, sources)
-            watch((k + fraction) / piece.n_files, validator.tally.read, sum(validator.tally.skipped.values()))
-        _require_unchanged(found)
+            report()
 
 
 def _make_validator(options: ConvertOptions) -> BlockValidator:

@@ -49,9 +49,9 @@ def find_parser() -> Parse:
         nonlocal parser
         try:
             found: Any = parser.parse(text)
-        except RuntimeError:  # something still holds a part of the text before
+        except RuntimeError:  # something still holds a part of the text before, or an integer is too large for it
             parser = simdjson.Parser()
-            found = parser.parse(text)
+            found = json.loads(text)
         except ValueError:
             found = json.loads(text)
         if not hasattr(found, "items"):
@@ -68,10 +68,11 @@ class RowGatherer:
     ----------
     path, word : for places: `PATH: WORD 17`.
     units : units of all rows.
+    parse : reads a row that is given as text.
     """
 
-    def __init__(self, path: str, word: str, units: Units | None = None) -> None:
-        self.path, self.word, self.units = path, word, units or Units()
+    def __init__(self, path: str, word: str, units: Units | None = None, parse: Parse = json.loads) -> None:
+        self.path, self.word, self.units, self.parse = path, word, units or Units(), parse
         self._clear()
 
     def _clear(self) -> None:
@@ -98,6 +99,10 @@ class RowGatherer:
         """Note a row that cannot be read."""
         bad = BadItem(reason, f"{self.path}: {self.word} {name}", detail)
         self.bad.append((len(self.counts) + len(self.bad), bad))
+
+    def add_text(self, text: bytes, name: int | str) -> None:
+        """Append a row, given as JSON; errors as of `add`."""
+        self.add(self.parse(text), name)
 
     def add(self, row: Mapping[str, Any], name: int | str) -> None:
         """Append a row.
@@ -165,53 +170,81 @@ class RowGatherer:
             rows, held = self.arrays.setdefault((key, width, kind), ([], bytearray()))
             rows.append(place)
             held += flat
-        info.setdefault("id", name)
         for key, value in info.items():
-            array = None
-            if type(value) not in SCALARS and is_label_of_atoms(key):
-                array = as_array_of_atoms(value, count)
-            if array is not None and array.ndim <= 2 and array.dtype.kind in "biuf":
-                rows, held = self.arrays.setdefault((key, int(np.prod(array.shape[1:])), "d"), ([], bytearray()))
-                rows.append(place)
-                held += array.astype(np.float64).tobytes()
-                continue
-            column = self.info.get(key)
-            if column is None:
-                column = self.info[key] = ([], [])
-            column[0].append(place)
-            column[1].append(value)
-        self.numbers += geometry[0]
-        self.positions += geometry[1]
-        self.cells += geometry[2]
-        self.pbc.append(pbc)
+            self._note(key, value, place, count)
+        self._append_geometry(*geometry, pbc)
         self.counts.append(count)
         self.names.append(name)
         self.atoms += count
+
+    def _note(self, key: str, value: Any, place: int, count: int) -> None:
+        """Append what a structure states; results with a row per atom are arrays of atoms."""
+        array = None
+        if type(value) not in SCALARS and is_label_of_atoms(key):
+            array = as_array_of_atoms(value, count)
+        if array is not None and array.ndim <= 2 and array.dtype.kind in "biuf":
+            rows, held = self.arrays.setdefault((key, int(np.prod(array.shape[1:])), "d"), ([], bytearray()))
+            rows.append(place)
+            held += array.astype(np.float64).tobytes()
+            return
+        column = self.info.get(key)
+        if column is None:
+            column = self.info[key] = ([], [])
+        column[0].append(place)
+        column[1].append(value)
+
+    def _append_geometry(self, numbers: bytes, positions: bytes, cell: bytes, pbc: list[bool]) -> None:
+        self.numbers += numbers
+        self.positions += positions
+        self.cells += cell
+        self.pbc.append(pbc)
+
+    def _take_geometry(self) -> tuple[NDArray[Any], ...]:
+        """Return numbers, positions, cells and periodic axes, flat."""
+        return (
+            np.frombuffer(self.numbers, np.int64),
+            np.frombuffer(self.positions, np.float64),
+            np.frombuffer(self.cells, np.float64),
+            np.array(self.pbc, bool),
+        )
+
+    def _take_columns(self) -> dict[str, Column]:
+        """Return columns of structures that are complete, after moving all others to `info` and `arrays`."""
+        return {}
+
+    def _name_rows(self) -> None:
+        """Give the names of the rows as the ids of those that state none."""
+        rows, values = self.info.get("id", ([], []))
+        stated = dict(zip(rows, values, strict=True))
+        ids = [stated.get(k, name) for k, name in enumerate(self.names)]
+        self.info["id"] = (list(range(len(ids))), ids)
 
     def take(self, start: int = 0, stop: int = 0) -> Block:
         """Return all rows as a block, and forget them."""
         count, counts = len(self.counts), np.array(self.counts, np.int64)
         arrays: dict[str, Column] = {}
-        info = {
-            key: build_column(list(zip(places, values, strict=True)), count)
-            for key, (places, values) in self.info.items()
-        }
+        info = self._take_columns()
+        if count:
+            self._name_rows()
+        for key, (places, values) in self.info.items():
+            info[key] = build_column(list(zip(places, values, strict=True)), count)
         for (key, width, kind), (rows, held) in self.arrays.items():
             has = np.zeros(count, bool)
             has[rows] = True
-            values: NDArray[Any] = np.frombuffer(held, np.int64 if kind == "i" else np.float64)
-            values = values.reshape(-1, width) if width > 1 else values
+            flat: NDArray[Any] = np.frombuffer(held, np.int64 if kind == "i" else np.float64)
+            flat = flat.reshape(-1, width) if width > 1 else flat
             if key in arrays or key in info:  # another number of columns in other rows: kept as objects
-                parts = np.split(values, np.cumsum(counts[has])[:-1])
+                parts = np.split(flat, np.cumsum(counts[has])[:-1])
                 info[key] = _join(info.get(key), arrays.pop(key, None), counts, rows, parts, count)
             else:
-                arrays[key] = Column(has, values)
+                arrays[key] = Column(has, flat)
+        numbers, positions, cells, pbc = self._take_geometry()
         block = Block(
             ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            numbers=np.frombuffer(self.numbers, np.int64),
-            positions=np.frombuffer(self.positions, np.float64).reshape(-1, 3),
-            cell=np.frombuffer(self.cells, np.float64).reshape(-1, 3, 3),
-            pbc=np.array(self.pbc, bool).reshape(-1, 3),
+            numbers=numbers,
+            positions=positions.reshape(-1, 3),
+            cell=cells.reshape(-1, 3, 3),
+            pbc=pbc.reshape(-1, 3),
             places=self._places(),
             info=info,
             arrays=arrays,
@@ -275,6 +308,8 @@ def to_flat(value: Any, kind: str) -> bytes:
                 raise ValueError("not whole numbers")
             array = array.astype(np.int64)
         return array.tobytes()
+    if not hasattr(flat, "as_buffer"):
+        raise TypeError("not an array")
     return bytes(flat.as_buffer(of_type=kind))
 
 
@@ -287,7 +322,9 @@ def to_truths(value: Any) -> list[bool]:
         if they are not three.
     """
     flat = _inside(value)
-    flat = flat if isinstance(flat, list) else flat.as_list()
+    flat = flat.as_list() if hasattr(flat, "as_list") else flat
+    if not isinstance(flat, list):
+        raise TypeError("pbc is not an array")
     if len(flat) != 3:
         raise ValueError("pbc is not three values")
     return [bool(one) for one in flat]

@@ -7,14 +7,15 @@ import json
 import logging
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import DataError, require
 from atomsieve.structures.block import Block
-from atomsieve.structures.formats.ase_rows import RowGatherer, find_parser
+from atomsieve.structures.formats.ase_rows import find_parser
+from atomsieve.structures.formats.ase_rows_native import make_gatherer
 from atomsieve.structures.formats.aselmdb_sink import AselmdbSink
 from atomsieve.structures.formats.base import Format
 from atomsieve.structures.item import ReadRequest
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 RESERVED = ("nextid", "deleted_ids", "metadata", "length")
 LARGEST_VALUE = 1 << 30
 """Bytes of one value, unpacked."""
+SMALLEST_GUESS, LARGEST_GUESS = 1 << 16, 1 << 24
+"""Bytes that are taken for a value before its size is known."""
 _MAGIC = 0xBEEFC0DE
 _MAGIC_AT = 16
 """LMDB begins with a page header of 16 bytes and this number, in the byte order of the machine that wrote it."""
@@ -50,12 +53,12 @@ def read_lmdb(request: ReadRequest) -> Iterator[Block]:
         whatever code is in it.
     """
     path = request.path
-    parse, unpack = find_parser(), _find_unpacker()
+    unpack = _find_unpacker()
     with _open(path) as environment, environment.begin() as transaction:
         before = environment.info()["last_txnid"]
         ids = _ids(transaction)
         first, stop = request.start, len(ids) if request.stop is None else min(request.stop, len(ids))
-        rows = RowGatherer(str(path), "key")
+        rows = make_gatherer(str(path), "key", find_parser())
         for k in range(first, stop):
             value = transaction.get(_key(ids[k]))
             if value is None:  # a row that was deleted
@@ -63,7 +66,7 @@ def read_lmdb(request: ReadRequest) -> Iterator[Block]:
             if value[:1] == b"\x80":
                 raise DataError(f"{path}: key {ids[k]} is {_describe_pickle(value)}")
             try:
-                rows.add(parse(unpack(value) if value[:1] == b"\x78" else value), ids[k])
+                rows.add_text(unpack(value) if value[:1] == b"\x78" else value, ids[k])
             except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
                 log.debug("%s: key %s", path, ids[k], exc_info=True)
                 rows.refuse(f"not readable ({type(error).__name__})", ids[k], str(error))
@@ -91,8 +94,28 @@ def _describe_pickle(value: bytes) -> str:
     )
 
 
-def _find_unpacker() -> Any:
-    """Return a function that unpacks zlib data of at most `LARGEST_VALUE` bytes: that of isal where it is installed."""
+def _find_unpacker() -> Callable[[bytes], bytes]:
+    """Return a function that unpacks zlib data of at most `LARGEST_VALUE` bytes, by the fastest library installed."""
+    stream = _find_stream()
+    try:
+        library: Any = importlib.import_module("deflate")
+    except ImportError:
+        return stream
+    whole, wrong = library.zlib_decompress, library.DeflateError
+
+    def unpack(value: bytes) -> bytes:
+        if len(value) <= LARGEST_GUESS // 8:
+            try:
+                return bytes(whole(value, max(8 * len(value), SMALLEST_GUESS)))
+            except wrong:  # damaged, or more than eight times as long
+                pass
+        return stream(value)
+
+    return unpack
+
+
+def _find_stream() -> Callable[[bytes], bytes]:
+    """Return a function that unpacks data whose size nobody knows: that of isal where it is installed."""
     try:
         library: Any = importlib.import_module("isal.isal_zlib")
     except ImportError:
@@ -101,7 +124,7 @@ def _find_unpacker() -> Any:
     def unpack(value: bytes) -> bytes:
         stream = library.decompressobj()
         try:
-            text = stream.decompress(value, LARGEST_VALUE)
+            text: bytes = stream.decompress(value, LARGEST_VALUE)
         except library.error as error:
             raise ValueError(f"not zlib data: {error}") from error
         if not stream.eof:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from atomsieve.errors import DataError, UsageError
-from atomsieve.structures.block import Block, build_block, gather_blocks
+from atomsieve.structures.block import Block, gather_blocks
 from atomsieve.structures.formats.registry import FORMATS
 from atomsieve.structures.formats.scan import find_format
 from atomsieve.structures.item import BadItem, Item, ReadRequest
@@ -16,7 +16,12 @@ BAD_FILE = "a file that cannot be read, or not to its end"
 
 
 def read_blocks(request: ReadRequest, kind: str, *, skip_bad_file: bool = False) -> Iterator[Block]:
-    """Yield the structures of a file or of a span of it, some thousands at a time.
+    """Yield the structures of a file or of a span of it, some thousands at a time; otherwise as `read_found`."""
+    yield from gather_blocks(read_found(request, kind, skip_bad_file=skip_bad_file))
+
+
+def read_found(request: ReadRequest, kind: str, *, skip_bad_file: bool = False) -> Iterator[Block | Item | BadItem]:
+    """Yield what the reader of a format finds in a file or in a span of it: blocks, or single structures.
 
     A file without a structure is one structure that cannot be read; with `skip_bad_file`, so is what a file holds from
     where it cannot be read on.
@@ -25,6 +30,8 @@ def read_blocks(request: ReadRequest, kind: str, *, skip_bad_file: bool = False)
     ------
     DataError
         if the file cannot be read at all, or from some place on.
+    UsageError
+        if the format is only written.
     """
     read = FORMATS[kind].read
     if read is None:
@@ -32,16 +39,16 @@ def read_blocks(request: ReadRequest, kind: str, *, skip_bad_file: bool = False)
     found = False
     request = with_reference(request)
     try:
-        for block in gather_blocks(read(request)):
-            found = found or block.read > 0
-            yield block
+        for one in read(request):
+            found = found or not isinstance(one, Block) or one.read > 0
+            yield one
     except DataError as error:
         if not skip_bad_file:
             raise
-        yield build_block([BadItem(BAD_FILE, str(request.path), str(error))])
+        yield BadItem(BAD_FILE, str(request.path), str(error))
         return
     if not found and request.start == 0 and request.stop is None:
-        yield build_block([BadItem(EMPTY, str(request.path))])
+        yield BadItem(EMPTY, str(request.path))
 
 
 def with_reference(request: ReadRequest) -> ReadRequest:

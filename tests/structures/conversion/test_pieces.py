@@ -416,14 +416,14 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, files: Path, monkeypatch: 
 def test_a_file_written_meanwhile(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from atomsieve.structures.conversion import piece
 
-    read_blocks = piece.read_blocks
+    read_found = piece.read_found
 
     def read(request, kind, **options):
-        yield from read_blocks(request, kind, **options)
+        yield from read_found(request, kind, **options)
         with request.path.open("a") as file:
             file.write("2\n")
 
-    monkeypatch.setattr(piece, "read_blocks", read)
+    monkeypatch.setattr(piece, "read_found", read)
     with pytest.raises(DataError, match=r"a00.xyz was written while it was converted"):
         run(files, tmp_path / "o.bp")
 
