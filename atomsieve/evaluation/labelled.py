@@ -60,6 +60,9 @@ def open_labelled(
     check_input(Path(data))
     folder = Path(beside).absolute().parent / FOLDER
     copy = ensure_dataset(data, folder, reading, need_sources=False, console=console)
+    if console is not None:
+        for line in copy.unreadable.format_lines():
+            console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     with open_structures(copy.path) as reader:
         require_labels(reader, copy)
         source_heads(reader, heads, head, str(data))

@@ -63,6 +63,16 @@ def test_sources_that_a_file_states_name_the_heads(gfm, labelled, tmp_path, caps
     assert f"{file}: source 'metals' is no head of the ensemble (did you mean 'metal'?)" in capsys.readouterr().err
 
 
+def test_frames_that_cannot_be_read_are_told(gfm, labelled, tmp_path, capsys):
+    file = tmp_path / "metal.extxyz"
+    assert run("atomsieve", ["data", "export", str(labelled[0]), str(file), "-q"]) == 0
+    file.write_text(file.read_text() + "1\nProperties=species:S:1:pos:R:3 energy=1\nCu 0 0\n")
+    for _ in range(2):  # where the copy is used again, too
+        run("atomsieve", ["calibrate", str(gfm), "--data", str(file), "--device", "cpu"])
+        said = " ".join(capsys.readouterr().err.split())
+        assert "1 of 61 structures could not be read and are left out" in said and "metal.extxyz: frame 60" in said
+
+
 def test_a_file_without_labels_is_called_so(gfm, tmp_path, capsys):
     from ase.io import write
 

@@ -67,14 +67,17 @@ def compare_energies(batch: StructureBatch) -> EnergySize:
         return EnergySize(np.nan, "", False, 0)
     inside = np.add.reduceat(free_atom_energies()[batch.numbers], np.minimum(batch.ptr[:-1], len(batch.numbers) - 1))
     chosen = batch.has_energy & (batch.counts > 1)
-    if chosen.sum() < FEWEST:
-        return EnergySize(np.nan, "", False, int(chosen.sum()))
+    if not chosen.any():
+        return EnergySize(np.nan, "", False, 0)
     count = batch.counts[chosen]
     expected = inside[chosen] - BONDS * count  # Hartree
     ratios = batch.energy[chosen] / (expected * EV_PER_HARTREE)
     ratio = float(np.median(ratios))
     tolerance = 0.02 + 0.1 * float(np.median(count / np.abs(expected)))
     heavy = float(np.median(np.abs(expected) / count)) > HEAVY_ATOM
+    if len(ratios) < FEWEST:  # too few for a unit, but one energy is enough to be impossible
+        impossible = heavy and bool(ratios.min() > 2)
+        return EnergySize(ratio if impossible else np.nan, "", impossible, len(ratios))
     fits, sure = "", heavy and bool(np.mean(np.abs(ratios / ratio - 1) < 2 * tolerance) > 0.9)
     if sure:
         fits = next((unit for unit, size in ENERGY.items() if abs(ratio * size - 1) < tolerance), "")

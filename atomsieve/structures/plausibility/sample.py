@@ -84,7 +84,7 @@ def _add_runs(reader: FileReader, sample: SourceSample, runs: int) -> None:
         step = int(np.searchsorted(first, start, side="right")) - 1
         atoms = int(reader.step_atoms[step]) / max(int(reader.step_structures[step]), 1)
         length = min(RUN, int(RUN_ATOMS / max(atoms, 1)), len(reader) - start)
-        if length < 2:
+        if length < 1:
             continue
         batch = reader.read(start, start + length, fields)
         heads = np.full(len(batch), -1) if batch.head is None else batch.head
