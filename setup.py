@@ -12,7 +12,9 @@ from setuptools import Extension, setup
 
 PARTS = ("module", "neighbors", "message", "message_pull", "painn", "hydragnn_edges", "hydragnn_nodes")
 SOURCES = [f"atomsieve/native/{part}.cpp" for part in PARTS]
-TEXT_SOURCES = [f"atomsieve/native/{part}.cpp" for part in ("module", "extxyz_read", "extxyz_write", "json_rows")]
+TEXT_SOURCES = [
+    f"atomsieve/native/{part}.cpp" for part in ("module", "extxyz_read", "extxyz_write", "json_rows", "number_lines")
+]
 # Reassociation lets sums vectorise; NaN and infinity keep their meaning (no -ffinite-math-only).
 FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
 OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []

@@ -7,6 +7,9 @@ without the start of the program; `write` is the export of a batch. Beside them 
 the first --ase-structures of it. Times are CPU times of this process and all its threads, of one core each, the least
 of --rounds; megabytes are those of the plain file. All ways are timed in turns.
 
+Then, beside what ASE does for the same: rows of databases (aselmdb, db), and folders of --files files of one structure
+each (CIF, POSCAR; for these `ASE` guesses the format of each file as `ase.io.read` does, and `ASE, told` is told it).
+
 Then .bp and .parquet are converted, with labels and without. `--processes N` compares N processes with one, in turns,
 by wall time (on an idle machine) and by the CPU time of all, whose ratio bounds what an idle machine gives.
 """
@@ -118,6 +121,74 @@ def measure(path: Path, case: Case, options: argparse.Namespace, folder: Path) -
         yield name, counts[name], least[name]
 
 
+def write_database(path: Path, count: int) -> None:
+    """Write crystals as rows of a database of ASE."""
+    from ase.db import connect
+
+    with connect(path) as database:
+        for atoms in make_crystals(count):
+            database.write(atoms, data=dict(atoms.info))  # type: ignore[attr-defined]
+
+
+def write_folder(path: Path, form: str, ending: str, count: int) -> None:
+    """Write crystals as one file each."""
+    from ase.io import write
+
+    path.mkdir()
+    some = make_crystals(min(count, 500))
+    for k in range(count):
+        write(path / f"{k:06d}{ending}", some[k % len(some)], format=form)  # type: ignore[arg-type]
+
+
+def measure_others(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float, dict[str, float]]]:
+    """Yield (what, structures converted per CPU second, how many times that is what ASE reads)."""
+    from ase.db import connect
+    from ase.io import read
+
+    from atomsieve.structures import SourceInfo
+    from atomsieve.structures.conversion.convert import ConvertOptions, Input, convert
+    from atomsieve.structures.formats import ReadRequest, read_blocks
+
+    def convert_all(path: Path) -> Callable[[], int]:
+        given = [Input(path, SourceInfo("crystals", "none"))]
+        return lambda: convert(given, folder / "o.bp", ConvertOptions(overwrite=True), workers=1).written
+
+    def compare(calls: dict[str, Callable[[], int]], other: str) -> tuple[float, dict[str, float]]:
+        rates = dict.fromkeys(calls, 0.0)
+        for _ in range(options.rounds):
+            for name, call in calls.items():
+                began = time.process_time()
+                count = call()
+                rates[name] = max(rates[name], count / (time.process_time() - began))
+        own = rates["ours"]
+        return own, {name: own / rate for name, rate in rates.items() if name.startswith(other)}
+
+    for kind, ending in (("lmdb", ".aselmdb"), ("db", ".db")):
+        path = folder / f"rows{ending}"
+        write_database(path, options.files)
+        select: dict[str, Callable[[], int]] = {"ASE": lambda path=path: sum(1 for _ in connect(path).select())}  # type: ignore[misc]
+        reading: Callable[[], int] = lambda path=path, kind=kind: sum(  # type: ignore[misc] # noqa: E731
+            len(block) for block in read_blocks(ReadRequest(path), kind)
+        )
+        yield f"{ending} read", *compare({"ours": reading, **select}, "ASE")
+        yield f"{ending} > .bp", *compare({"ours": convert_all(path), **select}, "ASE")
+    for form, ending in (("cif", ".cif"), ("vasp", ".vasp")):
+        path = folder / form
+        write_folder(path, form, ending, options.files)
+        files = sorted(path.iterdir())[:200]
+        yield (
+            f"folder of {ending} > .bp",
+            *compare(
+                {
+                    "ours": convert_all(path),
+                    "ASE": lambda files=files: len([read(file) for file in files]),  # type: ignore[misc]
+                    "ASE, told": lambda files=files, form=form: len([read(file, format=form) for file in files]),  # type: ignore[misc]
+                },
+                "ASE",
+            ),
+        )
+
+
 def measure_datasets(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, float, float]]:
     """Yield (what, structures per CPU second, MB per CPU second) of converting .bp and .parquet into .bp."""
     from atomsieve.structures import SourceInfo, StructureBatch, open_structures, write_structures
@@ -177,6 +248,7 @@ def main() -> None:
     parser.add_argument("--structures", type=int, default=20_000)
     parser.add_argument("--ase-structures", type=int, default=500)
     parser.add_argument("--formats", default="extxyz")
+    parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=0)
     options = parser.parse_args()
@@ -203,6 +275,9 @@ def main() -> None:
             if options.processes > 1:
                 wall, cpu = measure_processes(path, options, folder)
                 print(f"  {options.processes} processes: {wall:.2f} times one by wall time, {cpu:.2f} by CPU time")
+        for what, rate, ratios in measure_others(options, folder):
+            shown = ", ".join(f"{ratio:.1f} x {name}" for name, ratio in ratios.items())
+            print(f"  {what:28} {rate:10,.0f} structures/s; {shown}")
         for what, rate, megabytes in measure_datasets(options, folder):
             print(f"  {what:28} {rate:10,.0f} structures/s {megabytes:8.1f} MB/s")
 

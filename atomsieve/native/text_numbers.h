@@ -196,6 +196,10 @@ inline bool parse_double(std::string_view word, double& out, bool fortran) {
       return true;
     }
 #endif
+    if (exact < 20 && divide_exactly(mantissa, scale, out)) {
+      if (negative) out = -out;
+      return true;
+    }
     std::string copy;
     std::string_view plain(body, size_t(end - body));
     if (letter_d) {

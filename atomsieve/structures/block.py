@@ -165,6 +165,7 @@ def gather_blocks(found: Iterable[Item | BadItem | Block]) -> Iterator[Block]:
     """Yield blocks: those that are found, and single structures some thousands at a time."""
     items: list[Item | BadItem] = []
     atoms = 0
+    units: Units | None = None  # of those items
     for one in found:
         if isinstance(one, Block):
             if items:
@@ -172,9 +173,11 @@ def gather_blocks(found: Iterable[Item | BadItem | Block]) -> Iterator[Block]:
                 items, atoms = [], 0
             yield one
             continue
-        if items and isinstance(one, Item) and one.units != _units_of(items):
-            yield build_block(items)
-            items, atoms = [], 0
+        if isinstance(one, Item):
+            if items and units is not None and one.units is not units and one.units != units:
+                yield build_block(items)
+                items, atoms = [], 0
+            units = one.units
         items.append(one)
         atoms += len(one.numbers) if isinstance(one, Item) else 0
         if len(items) >= GATHERED_STRUCTURES or atoms >= GATHERED_ATOMS:

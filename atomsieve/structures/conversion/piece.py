@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 Watch = Callable[[float, int, int], None]
 """Called after each block with the fraction of the piece, structures read and skipped; may raise to leave."""
 
+PERIOD = 0.05
+"""Seconds between reports of files that fill no block yet."""
 NEARLY = 0.999
 """Most that is reported of a piece whose structures are still being written."""
 
@@ -125,13 +128,15 @@ def _read_piece(
     record: PieceRecord,
 ) -> None:
     """Hand all valid structures of a piece to the sets. Small files fill a block together: it has a cost of its own."""
-    done, fraction = 0, 0.0
+    done, fraction, reported = 0, 0.0, time.monotonic()
 
     def tick(value: float) -> None:
         nonlocal fraction
         fraction = value
 
     def report() -> None:
+        nonlocal reported
+        reported = time.monotonic()
         part = min((done + fraction) / piece.n_files, NEARLY)
         watch(part, validator.tally.read, sum(validator.tally.skipped.values()))
 
@@ -150,7 +155,8 @@ def _read_piece(
                 yield from read_found(request, found.kind, skip_bad_file=skip_bad_file)
                 _require_unchanged(found)
             done, fraction = done + 1, 0.0
-            report()
+            if time.monotonic() - reported > PERIOD:
+                report()
 
     for run in piece.runs:
         for block in gather_blocks(read(run.files())):

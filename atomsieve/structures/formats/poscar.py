@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.native import text_library
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import Format, TextSink
 from atomsieve.structures.formats.records.geometry import UnusableError
@@ -21,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LARGEST_FILE = 1 << 30
 GZIP = b"\x1f\x8b"
+PERIODIC = np.ones(3, bool)
+PERIODIC.setflags(write=False)
 
 
 def read_poscar(request: ReadRequest) -> Iterator[Item | BadItem]:
@@ -34,9 +39,10 @@ def read_poscar(request: ReadRequest) -> Iterator[Item | BadItem]:
     path = request.path
     try:
         # Most are small and plain: opening them for a stream would cost more than reading does.
-        if path.stat().st_size > LARGEST_FILE:
-            raise UnusableError("too long for a POSCAR", f"more than {LARGEST_FILE:,} bytes")
-        text = path.read_bytes()
+        with path.open("rb", buffering=0) as plain:
+            if os.fstat(plain.fileno()).st_size > LARGEST_FILE:
+                raise UnusableError("too long for a POSCAR", f"more than {LARGEST_FILE:,} bytes")
+            text = plain.readall()
         if text[:2] == GZIP:
             with open_with_progress(path) as (file, _):
                 text = file.read(LARGEST_FILE + 1)
@@ -65,7 +71,7 @@ def parse_poscar(text: str, where: str) -> Item:
     if len(lines) < 8:
         raise UnusableError("not a POSCAR", f"it has {len(lines)} lines")
     scale = _numbers(lines, 1, None)
-    cell = np.array([_numbers(lines, k, 3) for k in (2, 3, 4)])
+    cell = _vectors(lines, 2, 3)
     at = 5
     named = not lines[at].split()[:1] or not lines[at].split()[0].isdigit()
     species = lines[at].split() if named else []
@@ -79,25 +85,35 @@ def parse_poscar(text: str, where: str) -> Item:
     total = sum(counts)
     if total > len(lines) - at:
         raise UnusableError("fewer coordinates than atoms", f"{len(lines) - at} lines for {total} atoms")
-    words = [line.split() for line in lines[at : at + total]]
-    try:
-        places = np.array([row[:3] for row in words], np.float64).reshape(total, 3)
-    except ValueError:
-        places = np.array([_numbers(lines, at + k, 3) for k in range(total)]).reshape(total, 3)
-    symbols = species or _guess_species(lines[0], words, counts)
+    places = _vectors(lines, at, total)
+    symbols = species or _guess_species(lines[0], [line.split() for line in lines[at : at + total]], counts)
     if len(symbols) != len(counts):
         raise UnusableError("species and counts differ in number", f"{len(symbols)} names, {len(counts)} counts")
-    numbers = np.repeat([_read_species(symbol, lines[0]) for symbol in symbols], counts)
+    known = _known()
+    each = [known.get(symbol, 0) or _read_species(symbol, lines[0]) for symbol in symbols]
+    numbers = np.array([number for number, count in zip(each, counts, strict=True) for _ in range(count)], np.int64)
     scaled, factor = _apply_scale(scale, cell)
     positions = places * factor if mode in ("C", "c", "K", "k") else places @ scaled
     return Item(
-        numbers=numbers.astype(np.int64),
+        numbers=numbers,
         positions=positions,
         cell=scaled,
-        pbc=np.ones(3, bool),
+        pbc=PERIODIC,
         where=where,
         info={"title": lines[0].strip()} if lines[0].strip() else {},
     )
+
+
+def _vectors(lines: Sequence[str], k: int, count: int) -> NDArray[np.float64]:
+    """Return the three numbers at the beginning of each of `count` lines from line k on."""
+    library = text_library()
+    if library is not None:
+        out = np.empty((count, 3))
+        text = "\n".join(lines[k : k + count]).encode()
+        sizes = (ctypes.c_int64(len(text)), ctypes.c_int64(count), ctypes.c_int64(3))
+        if library.number_lines(text, *sizes, ctypes.c_void_p(out.ctypes.data)):
+            return out
+    return np.array([_numbers(lines, k + n, 3) for n in range(count)], np.float64).reshape(count, 3)
 
 
 def _numbers(lines: Sequence[str], k: int, count: int | None) -> list[float]:

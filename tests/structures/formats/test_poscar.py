@@ -170,3 +170,39 @@ def test_the_command_tells_why_structures_are_left_out(
     text = " ".join(capsys.readouterr().out.split())
     assert "10 structures in" in text
     assert "skipped 1: CIF cannot say that a structure has two periodic axes (a slab)" in text
+
+
+def test_numbers_of_lines_equal_those_read_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    from atomsieve.structures.formats import poscar
+
+    rng = np.random.default_rng(3)
+    words = [
+        "1",
+        "-0.0",
+        "+.5",
+        "1e-3",
+        "1_0",
+        "nan",
+        "1.0D+00",
+        "x",
+        "",
+        "0.1234567890123456789",
+        "1\x1f2",
+        "é",
+        "1\xa02",
+    ]
+    head, refused = ["title", "1.0", "4 0 0", "0 4 0", "0 0 4", "Ti", "2", "Direct"], 0
+    for _ in range(400):
+        rows = [[repr(rng.normal()) if rng.random() < 0.8 else str(rng.choice(words)) for _ in range(4)] for _ in "ab"]
+        text = "\n".join([*head, *(" \t"[rng.integers(2)].join(row) for row in rows)])
+        found = []
+        for library in (poscar.text_library, lambda: None):
+            with monkeypatch.context() as patch:
+                patch.setattr(poscar, "text_library", library)
+                try:
+                    found.append(poscar.parse_poscar(text, "x").positions.tobytes())
+                except poscar.UnusableError as error:
+                    found.append(str(error) + error.detail)
+                    refused += 1
+        assert found[0] == found[1], text
+    assert 100 < refused < 700
