@@ -202,7 +202,7 @@ def convert_command(
     """
     skip_torch()
     from atomsieve.cli.data_views import show_report
-    from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
+    from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, UsageError
     from atomsieve.runs.mpi import connect_ranks, guard_ranks
     from atomsieve.structures.conversion.convert import ConvertOptions, convert
     from atomsieve.structures.conversion.split import Split
@@ -210,6 +210,8 @@ def convert_command(
     from atomsieve.structures.labels import LabelKeys
     from atomsieve.structures.units import Units
 
+    if split is None and split_by != "structure":
+        raise UsageError("--split-by says what stays together in the sets of --split, e.g. --split train=0.9,val=0.1")
     options = ConvertOptions(
         keys=LabelKeys(energy_key, forces_key, stress_key, virial_key, charge_key, spin_key, id_key, no_labels),
         units=Units.parse(",".join(unit or []), stress_sign),

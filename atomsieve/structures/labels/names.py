@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from atomsieve.errors import UsageError
+
 NAMES: dict[str, tuple[str, ...]] = {
     "energy": ("energy", "REF_energy", "dft_energy", "DFT_energy", "uncorrected_total_energy"),
     "forces": ("forces", "force", "REF_forces", "dft_forces", "dft_force", "DFT_forces"),
@@ -56,6 +58,15 @@ class LabelKeys:
     spin: str | None = None
     id: str | None = None
     none: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stress in NAMES["virial"]:
+            raise UsageError(
+                f"{self.stress!r} is the name of a virial, which is minus the stress times the volume: "
+                f"--virial-key {self.stress}"
+            )
+        if self.virial in NAMES["stress"]:
+            raise UsageError(f"{self.virial!r} is the name of a stress, not of a virial: --stress-key {self.virial}")
 
     def names(self, label: str, fixed: Mapping[str, str] | None = None) -> tuple[str, ...]:
         """Return the names under which a label is looked for, the first one first.

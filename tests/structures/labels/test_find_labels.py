@@ -297,3 +297,10 @@ def test_kcal_by_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     energy = open_structures(tmp_path / "o.bp").read(0, 1).energy
     assert energy is not None
     assert energy[0] == pytest.approx(-100 * units.kcal / units.mol, rel=1e-8)
+
+
+def test_a_virial_is_not_taken_for_a_stress() -> None:
+    with pytest.raises(UsageError, match="--virial-key virial"):
+        LabelKeys(stress="virial")
+    with pytest.raises(UsageError, match="--stress-key REF_stress"):
+        LabelKeys(virial="REF_stress")
