@@ -214,9 +214,9 @@ class RowGatherer:
 
     def _name_rows(self) -> None:
         """Give the names of the rows as the ids of those that state none."""
-        rows, values = self.info.get("id", ([], []))
-        stated = dict(zip(rows, values, strict=True))
-        ids = [stated.get(k, name) for k, name in enumerate(self.names)]
+        ids = list(self.names)
+        for place, value in zip(*self.info.get("id", ([], [])), strict=True):
+            ids[place] = value
         self.info["id"] = (list(range(len(ids))), ids)
 
     def take(self, start: int = 0, stop: int = 0) -> Block:

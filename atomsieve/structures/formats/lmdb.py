@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 RESERVED = ("nextid", "deleted_ids", "metadata", "length")
 LARGEST_VALUE = 1 << 30
 """Bytes of one value, unpacked."""
-SMALLEST_GUESS, LARGEST_GUESS = 1 << 16, 1 << 24
-"""Bytes that are taken for a value before its size is known."""
+GUESS, SMALLEST_GUESS, LARGEST_GUESS = 4, 1 << 12, 1 << 24
+"""Bytes that are taken for a value before its size is known: so many times those of the packed one."""
 _MAGIC = 0xBEEFC0DE
 _MAGIC_AT = 16
 """LMDB begins with a page header of 16 bytes and this number, in the byte order of the machine that wrote it."""
@@ -59,14 +59,16 @@ def read_lmdb(request: ReadRequest) -> Iterator[Block]:
         ids = _ids(transaction)
         first, stop = request.start, len(ids) if request.stop is None else min(request.stop, len(ids))
         rows = make_gatherer(str(path), "key", find_parser())
+        add, get = rows.add_text, transaction.get
         for k in range(first, stop):
-            value = transaction.get(_key(ids[k]))
+            value = get(_key(ids[k]))
             if value is None:  # a row that was deleted
                 continue
-            if value[:1] == b"\x80":
+            first_byte = value[:1]
+            if first_byte == b"\x80":
                 raise DataError(f"{path}: key {ids[k]} is {_describe_pickle(value)}")
             try:
-                rows.add_text(unpack(value) if value[:1] == b"\x78" else value, ids[k])
+                add(unpack(value) if first_byte == b"\x78" else value, ids[k])
             except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
                 log.debug("%s: key %s", path, ids[k], exc_info=True)
                 rows.refuse(f"not readable ({type(error).__name__})", ids[k], str(error))
@@ -104,10 +106,10 @@ def _find_unpacker() -> Callable[[bytes], bytes]:
     whole, wrong = library.zlib_decompress, library.DeflateError
 
     def unpack(value: bytes) -> bytes:
-        if len(value) <= LARGEST_GUESS // 8:
+        if len(value) <= LARGEST_GUESS // GUESS:
             try:
-                return bytes(whole(value, max(8 * len(value), SMALLEST_GUESS)))
-            except wrong:  # damaged, or more than eight times as long
+                return bytes(whole(value, max(GUESS * len(value), SMALLEST_GUESS)))  # it gives a bytearray
+            except wrong:  # damaged, or longer than guessed
                 pass
         return stream(value)
 
@@ -179,7 +181,7 @@ def _ids(transaction: Any) -> range | list[int | str]:
 
 
 def _key(name: int | str) -> bytes:
-    return str(name).encode()
+    return b"%d" % name if type(name) is int else str(name).encode()
 
 
 ROW = Format(
