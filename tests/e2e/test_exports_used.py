@@ -141,4 +141,5 @@ def test_wrong_input_ends_in_one_line(place, tmp_path):
         "screen", "run", place / "candidates.bp", "--ensemble", copied, "--backend", "pt2", "-o", tmp_path / "o", code=1
     )
     assert "no pt2 export in fp32" in said
-    assert run("atomsieve", "export", tmp_path, code=1).startswith("error:")
+    (tmp_path / "empty").mkdir()
+    assert run("atomsieve", "export", tmp_path / "empty", code=1).startswith("error:")

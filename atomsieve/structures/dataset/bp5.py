@@ -8,6 +8,7 @@ its full selection, and every bound is checked first.
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from atomsieve.errors import DataError
 
 DATA_FILES: tuple[str, ...] = ("data.0", "md.0", "md.idx", "mmd.0")
 """What a BP5 directory of one writer holds."""
+
+FULL = 1 << 16
+"""A disk with fewer bytes free is full: no step fits."""
 
 DTYPES: dict[str, np.dtype] = {
     "double": np.dtype(np.float64),
@@ -93,9 +97,9 @@ class Bp5Writer:
                 shape = list(rows.shape)
                 stream.write(name, rows, shape, [0] * rows.ndim, shape)
             stream.end_step()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             self._stream = None  # closing after a failed step aborts the process
-            raise DataError(f"cannot write {self.path}: {format_reason(error)}") from error
+            raise DataError(f"cannot write {self.path}: {self._reason(error)}") from error
         self.steps += 1
         return (self.path / "data.0").stat().st_size
 
@@ -112,8 +116,14 @@ class Bp5Writer:
             return
         try:
             stream.close()
-        except RuntimeError as error:
-            raise DataError(f"cannot write {self.path}: {format_reason(error)}") from error
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"cannot write {self.path}: {self._reason(error)}") from error
+
+    def _reason(self, error: Exception) -> str:
+        """Return why a write failed. A full disk may come as a mere "iostream error", of kind PermissionError."""
+        reason = format_reason(error)
+        full = shutil.disk_usage(self.path.parent).free < FULL
+        return f"{reason} (No space left on device)" if full and "No space left" not in reason else reason
 
 
 class Bp5Reader:
