@@ -62,7 +62,7 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## quick tests, in this process
-	$(PYTEST) -m 'not mpi and not e2e'
+	$(PYTEST) -m 'not mpi and not e2e and not nightly'
 
 mpi: $(STAMP)  ## tests that start mpirun
 	$(PYTEST) -m mpi

@@ -210,6 +210,7 @@ def test_slots_axes_and_facts_are_written_and_traces_are_not(artefacts):
     assert b"/" + b"site-packages" not in raw and str(Path.cwd()).encode() not in raw and b".py" not in raw
 
 
+@pytest.mark.nightly
 def test_another_process_writes_the_same_bytes_and_says_nothing(artefacts, tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.helpers import tiny_ensemble\n"

@@ -146,6 +146,7 @@ def test_the_same_ensemble_gives_the_same_bytes_without_paths_or_warnings(made, 
             assert word.encode() not in held, (name, word)
 
 
+@pytest.mark.nightly
 def test_another_process_gives_the_same_bytes(made, tmp_path):
     _, folder, _ = made
     program = (
@@ -290,6 +291,7 @@ def compiler() -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_example_in_cpp_gives_the_same_numbers(made, tmp_path):
     gxx = compiler()
     ensemble, folder, _ = made

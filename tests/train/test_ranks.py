@@ -42,7 +42,15 @@ def launch(launcher: str, *arguments: str | Path, check: bool = True, **more: st
 SHALLOW = {"ensemble": {"kind": "shallow", "members": 3}, "loss": {"likelihood_from": 0.0, "force_decoders": 2}}
 
 
-@pytest.mark.parametrize(("atoms", "sections"), [(40, {}), (1, {}), (40, SHALLOW), (1, SHALLOW)])
+@pytest.mark.parametrize(
+    ("atoms", "sections"),
+    [
+        (40, {}),
+        pytest.param(1, {}, marks=pytest.mark.nightly),
+        pytest.param(40, SHALLOW, marks=pytest.mark.nightly),
+        (1, SHALLOW),
+    ],
+)
 def test_the_gradient_of_two_ranks_is_that_of_one(small, tmp_path, atoms, sections):
     """With one atom per batch a rank has nothing to do, and must still take part."""
     config = small(precision="fp64", batch={"atoms": atoms}, **sections)
