@@ -95,6 +95,7 @@ def test_the_format_is_written_and_read(extended):
     assert "did you mean '.structures'" in printed
 
 
+@pytest.mark.nightly
 def test_the_backend_is_exported_checked_and_screens(extended):
     printed = run(extended, "export", "gfm", "--format", "program", "--precision", "fp64")
     assert "program-fp64" in printed

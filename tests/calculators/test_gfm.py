@@ -129,6 +129,7 @@ def test_direct_forces_have_no_stress(tmp_path: Path, copper: Atoms) -> None:
         copper.get_stress()
 
 
+@pytest.mark.nightly
 def test_an_export_gives_what_it_holds(gfm: Path, tmp_path: Path, copper: Atoms) -> None:
     """An export holds means and spreads; what the members and atoms say, it does not."""
     pytest.importorskip("onnxruntime")

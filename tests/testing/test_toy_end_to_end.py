@@ -31,6 +31,7 @@ def atomsieve(folder: Path, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_toy_trains_exports_and_screens(tmp_path, monkeypatch):
     install(tmp_path / "site", TOY)

@@ -95,6 +95,7 @@ def test_ranks_share_the_structures_of_a_part_and_all_have_the_whole(labelled_st
             np.testing.assert_allclose(every[size][head].predicted, alone.predicted, rtol=1e-6)
 
 
+@pytest.mark.nightly
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_two_ranks_calibrate_as_one(small, tmp_path):
