@@ -148,32 +148,10 @@ def _ensure_stdin(
 
 @contextmanager
 def open_any(
-    given: str | Path,
-    options: ReadOptions | None = None,
-    *,
-    folder: Path | None = None,
-    scratch_in: Path | None = None,
-    labels: bool = True,
-    need_sources: bool = False,
-    verify: str = "full",
-    console: Console | None = None,
+    given: str | Path, options: ReadOptions | None = None, *, folder: Path | None = None, labels: bool = True
 ) -> Iterator[FileReader]:
-    """Open structures of any readable file.
-
-    folder : of copies of files that are no datasets; None makes a copy that is removed at the end, in the folder
-        `scratch_in`, or where temporary files go. The other parameters are those of `ensure_dataset` and
-        `open_structures`.
-    """
-    with open_with_copy(
-        given,
-        options,
-        folder=folder,
-        scratch_in=scratch_in,
-        labels=labels,
-        need_sources=need_sources,
-        verify=verify,
-        console=console,
-    ) as (reader, _):
+    """Open structures of any readable file, as `open_with_copy` does."""
+    with open_with_copy(given, options, folder=folder, labels=labels) as (reader, _):
         yield reader
 
 
@@ -185,16 +163,19 @@ def open_with_copy(
     folder: Path | None = None,
     scratch_in: Path | None = None,
     labels: bool = True,
-    need_sources: bool = False,
     verify: str = "full",
     console: Console | None = None,
 ) -> Iterator[tuple[FileReader, DatasetCopy]]:
-    """Open structures as `open_any` does; give the reader, and what is known of the conversion."""
+    """Open structures of any readable file; give the reader, and what is known of the conversion.
+
+    folder : of copies of files that are no datasets; None makes a copy that is removed at the end, in the folder
+        `scratch_in`, or where temporary files go. Labels need no source. The other parameters are those of
+        `ensure_dataset` and `open_structures`.
+    """
     near = scratch_in if scratch_in is not None and scratch_in.is_dir() else None
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=near) as scratch:
-        copy = ensure_dataset(
-            given, folder or Path(scratch), options, labels=labels, need_sources=need_sources, console=console
-        )
+        place = folder or Path(scratch)
+        copy = ensure_dataset(given, place, options, labels=labels, need_sources=False, console=console)
         with open_structures(copy.path, verify=verify) as reader:
             for line in copy.unreadable.format_lines():
                 log.warning("%s", line.strip())

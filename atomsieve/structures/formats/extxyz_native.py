@@ -205,9 +205,7 @@ class NativeParser:
         if result.heavy_hydrogen:
             block.notes[HEAVY_HYDROGEN] = result.heavy_hydrogen
         if result.more_words:
-            block.notes["lines of atoms have more columns than Properties state; those were left out"] = (
-                result.more_words
-            )
+            block.notes[MORE_COLUMNS] = result.more_words
         return block
 
     def _bad(self, k: int) -> tuple[int, int, BadItem]:
