@@ -26,7 +26,7 @@ class Progress:
     Attributes
     ----------
     step : optimiser steps done; epoch, position : the next global batch is `position` of epoch `epoch`.
-    elapsed : wall seconds of training so far, over all starts.
+    elapsed : wall seconds of training so far, over all starts; processor : seconds of processor time of all ranks.
     structures, atoms : seen so far, over all ranks.
     best : best score of each member; since_best : evaluations without any progress; plateau : factor reached.
     skipped : steps left out because a loss was not finite; skipped_in_row : the last ones of them.
@@ -40,6 +40,7 @@ class Progress:
     epoch: int = 0
     position: int = 0
     elapsed: float = 0.0
+    processor: float = 0.0
     structures: int = 0
     atoms: int = 0
     best: list[float] = field(default_factory=list)

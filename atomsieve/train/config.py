@@ -257,11 +257,17 @@ class BatchSection(_Section):
 
 
 class BudgetSection(_Section):
-    """When training ends: at the first of these. The cosine follows the one that is given (hours before steps)."""
+    """When training ends: at the first of these. The schedules follow the one of which most is used."""
 
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, gt=0)
     hours: float | None = Field(None, gt=0, description="wall time of training, evaluations included")
+    core_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="processor time of all ranks and threads together, evaluations included; unlike hours, other work "
+        "on the machine does not count",
+    )
     eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null: once an epoch")
     eval_structures: int | None = Field(
         2000, gt=0, description="at most so many validation structures in these evaluations"
@@ -271,7 +277,7 @@ class BudgetSection(_Section):
 
     @model_validator(mode="after")
     def _some_end(self) -> BudgetSection:
-        if self.epochs is None and self.steps is None and self.hours is None:
+        if self.epochs is None and self.steps is None and self.hours is None and self.core_minutes is None:
             object.__setattr__(self, "epochs", 100.0)
         return self
 

@@ -42,7 +42,7 @@ class Run:
     ensemble : the members; after `fit` it holds their best weights (running means, where on).
     folder : checkpoints `last.safetensors` and `best.safetensors`; only the first rank of the group writes.
     order_seed : decides the order of the data.
-    hours : wall time this run may take (None: no limit), after `config.budget`.
+    hours, core_minutes : wall time and processor time this run may take (None: no limit), after `config.budget`.
     """
 
     def __init__(
@@ -55,10 +55,11 @@ class Run:
         *,
         order_seed: int,
         hours: float | None,
+        core_minutes: float | None = None,
     ) -> None:
         self.ensemble, self.material, self.group, self.folder, self.out = ensemble, material, group, folder, log_to
         self.config = material.config
-        self.hours = hours
+        self.hours, self.core_minutes = hours, core_minutes
         self.parameters = list(ensemble.parameters())
         self.dtype = self.parameters[0].dtype
         self.optimizer = make_optimizer(ensemble, self.config.optimizer)
@@ -81,17 +82,20 @@ class Run:
         self._last_saved = time.monotonic()
         self._began = time.monotonic()
         self._before = 0.0
+        self._processor_began, self._processor_before = time.process_time(), 0.0
         self._validated = -1
         self._resume()
 
     # -- time and schedule -----------------------------------------------------------------------------------------
 
     def done_part(self, batches_in_epoch: int) -> float:
-        """Return the part (0..1) of the budget that is used: the largest over hours, steps and epochs."""
+        """Return the part (0..1) of the budget that is used: the largest over times, steps and epochs."""
         p, budget = self.progress, self.config.budget
         parts = [0.0]
         if self.hours is not None:
             parts.append(p.elapsed / (3600 * self.hours))
+        if self.core_minutes is not None:
+            parts.append(p.processor / (60 * self.core_minutes))
         if budget.steps is not None:
             parts.append(p.step / budget.steps)
         if budget.epochs is not None:
@@ -100,6 +104,10 @@ class Run:
 
     def _elapsed_seconds(self) -> float:
         return self._before + time.monotonic() - self._began
+
+    def _processor_seconds(self) -> float:
+        """Return this rank's share of the processor time of all starts."""
+        return self._processor_before / self.group.size + time.process_time() - self._processor_began
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -114,7 +122,7 @@ class Run:
             tensors, state = load_tensors(self.last_path)
             self.best = unpack_run(tensors, self.ensemble, self.optimizer, self.mean)
             self.progress = Progress(**state)
-            self._before = self.progress.elapsed
+            self._before, self._processor_before = self.progress.elapsed, self.progress.processor
             self._validated = self.progress.history[-1]["step"] if self.progress.history else -1
             log.info("continuing %s at step %d", self.folder.name, self.progress.step)
 
@@ -186,12 +194,11 @@ class Run:
         self.progress.part = part
         parts = self.gradient(batch, part)
         n_local = len(batch.index)
-        own = torch.tensor(
-            [float(stop), self._elapsed_seconds(), n_local, float(batch.n_atoms.sum())], dtype=torch.float64
-        )
+        times = self._elapsed_seconds(), self._processor_seconds()
+        own = torch.tensor([float(stop), *times, n_local, float(batch.n_atoms.sum())], dtype=torch.float64)
         extra = self.group.sum_gradients(self.parameters, torch.cat([parts.reshape(-1), own.to(parts.device)]))
         values = extra.cpu().numpy()
-        losses, (stopped, elapsed, structures, atoms) = values[:-4].reshape(4, -1), values[-4:]
+        losses, (stopped, elapsed, processor, structures, atoms) = values[:-5].reshape(4, -1), values[-5:]
         norms = gradient_norms(self.parameters, self.ensemble.encoders)
         p = self.progress
         if np.isfinite(losses).all() and bool(torch.isfinite(norms).all()):
@@ -208,7 +215,7 @@ class Run:
             self._skip(batch)
         p.structures += int(structures)
         p.atoms += int(atoms)
-        p.elapsed = elapsed / self.group.size
+        p.elapsed, p.processor = elapsed / self.group.size, processor
         return stopped > 0
 
     def _skip(self, batch: TrainBatch) -> None:
@@ -286,6 +293,7 @@ class Run:
             gradient_norm=norm,
             structures_per_second=speed,
             elapsed=p.elapsed,
+            processor=p.processor,
             skipped=p.skipped,
         )
         self.out.show(self._row(lr, batches, loss, energy, force, speed), important=False)

@@ -204,9 +204,11 @@ def _train_members(config: TrainConfig, prepared: Prepared, group: ProcessGroup,
     """Train all runs of this rank and return the whole ensemble with its best weights (on every rank)."""
     seeds, groups = member_seeds(config), _groups(config, group)
     spread = config.ensemble.mode == "spread"
-    hours = config.budget.hours
+    hours, core_minutes = config.budget.hours, config.budget.core_minutes
     if hours is not None and config.ensemble.mode == "separate":
         hours /= len(groups)
+    if core_minutes is not None:
+        core_minutes /= len(groups)
     runs = config.output / "runs"
     for number, members in enumerate(groups):
         if spread and number != group.rank:
@@ -219,7 +221,16 @@ def _train_members(config: TrainConfig, prepared: Prepared, group: ProcessGroup,
         folder = runs / f"{number:03d}"
         # With one data order for all, the order follows the first seed; runs of their own each follow their own.
         with RunLog(folder if own_group.is_first else None, console, config.tensorboard) as out:
-            Run(ensemble, material, own_group, folder, out, order_seed=seeds[members[0]], hours=hours).fit()
+            Run(
+                ensemble,
+                material,
+                own_group,
+                folder,
+                out,
+                order_seed=seeds[members[0]],
+                hours=hours,
+                core_minutes=core_minutes,
+            ).fit()
     group.barrier()
     whole = _ensemble(config, prepared.heads, seeds, group)
     return _gather_weights(whole, groups, runs)
