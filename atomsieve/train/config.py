@@ -86,9 +86,10 @@ class DataItem(_Section):
     split_by: Literal["structure", "formula"] | None = Field(
         None, description="how this file is divided; null takes split.by"
     )
-    references: Literal["fit", "free_atoms"] = Field(
+    references: Literal["fit", "free_atoms", "together"] = Field(
         "fit",
-        description="element references: fit to the energies, or free_atoms, the energies of single atoms that "
+        description="element references: fit to the energies of each source; together: one fit for all sources of this "
+        "file, which share code, settings and zero of energy; free_atoms: the energies of single atoms that "
         "`data convert --element-references` found; elements without one are fitted to the rest",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from atomsieve.structures.dataset.writer import StructureWriter
 from atomsieve.train.config import DataItem, LossSection
 from atomsieve.train.data.catalog import scan
 from atomsieve.train.data.label_scales import ForceSums, describe_heads
-from atomsieve.train.data.references import MAX_Z, composition_energy, fit_around, fit_references
+from atomsieve.train.data.references import MAX_Z, composition_energy, fit_around, fit_references, fit_together
 
 
 def compositions(rows: list[dict[int, int]]) -> np.ndarray:
@@ -120,3 +121,34 @@ def test_training_takes_references_from_the_dataset_where_the_configuration_asks
         writer.append(batch)
     with open_structures(tmp_path / "b.bp") as reader, pytest.raises(UsageError, match="--element-references"):
         scan([DataItem(path="b.bp", references="free_atoms")], [reader])
+
+
+def test_a_common_fit_finds_planted_energies_beside_structures_under_pressure() -> None:
+    """A third of the structures holds 1 to 20 eV per atom more than its references: the others decide."""
+    rng = np.random.default_rng(1)
+    planted = np.zeros(MAX_Z)
+    planted[[3, 8, 26, 74]] = [-2.0, -5.0, -8.0, -13.0]
+    counts = compositions(
+        [{3: int(a), 8: int(b), 26: int(c), 74: int(d)} for a, b, c, d in rng.integers(1, 6, (300, 4))]
+    )
+    pressure = np.where(np.arange(300) % 3 == 0, rng.uniform(1, 20, 300), 0.0)
+    energy = counts @ planted + pressure * counts.sum(1)
+    found = fit_together(counts, energy).table()
+    assert np.abs(found - planted).max() < 0.05
+    assert np.abs(fit_references(counts, energy).table() - planted).max() > 2.0
+
+
+def test_sources_of_one_file_share_references_where_the_configuration_asks(tmp_path: Path) -> None:
+    images = [labelled_molecule(name) for name in ("H2O", "H2O2", "H2", "O2", "CO", "CO2")]
+    batch = StructureBatch.from_ase(images)
+    batch = dataclasses.replace(batch, head=np.array([0, 0, 0, 0, 1, 1], np.int32))
+    sources = [SourceInfo("a", "PBE"), SourceInfo("b", "PBE"), SourceInfo("c", "LDA")]
+    with StructureWriter(tmp_path / "a.bp", sources=sources) as writer:
+        writer.append(batch)
+    with open_structures(tmp_path / "a.bp") as reader:
+        catalog = scan([DataItem(path="a.bp", sources=["a", "b"], references="together")], [reader])
+        assert catalog.together == [["a", "b"]]
+        a, b = describe_heads(catalog, np.ones(len(catalog), bool), [ForceSums()] * 2, LossSection())
+        assert a.references.energies[8] == b.references.energies[8]
+        assert (sorted(a.references.energies), sorted(b.references.energies)) == ([1, 8], [6, 8])
+        assert b.references.counts == {6: 2, 8: 3}

@@ -40,6 +40,7 @@ class Catalog:
     charge, spin : total charge (e) and multiplicity, NaN where not given.
     sources : names of all heads; `levels` their levels of theory; `weights` their weights in drawing.
     free_atoms : energies of free atoms, eV, by source and atomic number, of sources that take them as references.
+    together : names of sources whose element references are fitted together, a list for each such fit.
     """
 
     file: NDArray[np.int32]
@@ -62,6 +63,7 @@ class Catalog:
     levels: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     free_atoms: dict[str, dict[int, float]] = field(default_factory=dict)
+    together: list[list[str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -149,6 +151,7 @@ def scan(
     levels: list[str] = []
     weights: list[float] = []
     free_atoms: dict[str, dict[int, float]] = {}
+    together: list[list[str]] = []
     parts: dict[str, list[NDArray[Any]]] = {}
     total, done = sum(map(len, readers)), 0
     for k, (item, reader) in enumerate(zip(items, readers, strict=True)):
@@ -161,6 +164,8 @@ def scan(
         to_head = _merge_sources(item, reader.sources, sources, levels, weights)
         if item.references == "free_atoms":
             _add_free_atoms(item, reader, free_atoms)
+        if item.references == "together":
+            together.append([name for name in names if item.sources is None or name in item.sources])
         for start in range(0, len(reader), SCAN_STRUCTURES):
             batch = reader.read(start, min(start + SCAN_STRUCTURES, len(reader)))
             head = np.full(len(batch), 0 if len(names) == 1 else -1, np.int32) if batch.head is None else batch.head
@@ -181,7 +186,7 @@ def scan(
     if not parts:
         raise DataError(f"there are no structures in {', '.join(str(i.path) for i in items)}")
     arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
-    return Catalog(**arrays, sources=sources, levels=levels, weights=weights, free_atoms=free_atoms)
+    return Catalog(**arrays, sources=sources, levels=levels, weights=weights, free_atoms=free_atoms, together=together)
 
 
 def _add_free_atoms(item: DataItem, reader: StructureReader, free_atoms: dict[str, dict[int, float]]) -> None:

@@ -10,7 +10,7 @@ of the output scale: all sources pull alike within a small factor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from atomsieve.errors import DataError
 from atomsieve.models.config import HeadSpec
 from atomsieve.train.config import LossSection
 from atomsieve.train.data.catalog import Catalog
-from atomsieve.train.data.references import ElementReferences, composition_energy, fit_around
+from atomsieve.train.data.references import ElementReferences, composition_energy, fit_around, fit_together
 
 SMALLEST_SCALE = 1.0
 """eV: energies of atoms differ by about this much between environments, even where a source shows only relaxed ones."""
@@ -92,12 +92,15 @@ def describe_heads(
 ) -> list[HeadData]:
     """Fit references and sizes of every source on its training part; energies of free atoms that were asked for stay.
 
+    Sources that share one fit of references have its energies, of the elements that each of them holds.
+
     Raises
     ------
     DataError
         if a source has no training structure with an energy.
     """
     heads: list[HeadData] = []
+    common = _fit_common_references(catalog, train)
     for head, name in enumerate(catalog.sources):
         own = train & (catalog.head == head)
         labelled = own & catalog.has_energy
@@ -108,10 +111,23 @@ def describe_heads(
             )
         counts = catalog.composition[labelled].astype(np.int64)
         references = fit_around(counts, catalog.energy[labelled], catalog.free_atoms.get(name, {}))
+        if name in common:
+            references = replace(references, energies={z: common[name][z] for z in references.energies})
         n_atoms = catalog.n_atoms[labelled]
         residual = (catalog.energy[labelled] - composition_energy(counts, references)) / n_atoms
         heads.append(_head_data(catalog, head, own, references, residual, forces[head], loss))
     return heads
+
+
+def _fit_common_references(catalog: Catalog, train: NDArray[np.bool_]) -> dict[str, dict[int, float]]:
+    """Return the element energies, eV by atomic number, of the sources whose references are fitted together."""
+    out: dict[str, dict[int, float]] = {}
+    for names in catalog.together:
+        own = train & catalog.has_energy & np.isin(catalog.head, [catalog.sources.index(name) for name in names])
+        if own.any():
+            found = fit_together(catalog.composition[own].astype(np.int64), catalog.energy[own])
+            out |= dict.fromkeys(names, found.energies)
+    return out
 
 
 def check_conditions(catalog: Catalog) -> None:
