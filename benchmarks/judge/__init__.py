@@ -1,0 +1,1 @@
+"""Parts of benchmarks/accuracy.py: scores, trainings, timings, tables and the figure."""
