@@ -105,7 +105,7 @@ class Functional(nn.Module):
             if differentiate:
                 direct = None
                 whole = local.mean(0) if self.model.shallow else local
-                gradients = torch.autograd.grad(whole.sum(), leaves, allow_unused=not self.paired)
+                gradients = torch.autograd.grad(whole.sum(), leaves, allow_unused=True)
         found = self._energies(local.detach(), numbers, structure, head, given["cell"])
         if self.kind != ENERGY:
             virial = None
@@ -205,11 +205,14 @@ class Functional(nn.Module):
         members = self.model.encoders
         if self.paired:
             by_distance, by_unit = gradients
-            assert by_distance is not None and by_unit is not None and graph.paired is not None
+            assert by_distance is not None and graph.paired is not None
             unit = graph.paired.unit.detach()
-            radial = (by_unit * unit).sum(3)
-            length = _shared_geometry(geometry, self.model.config.encoder).distance.view(1, atoms, places)
-            edge = unit * (by_distance - radial / length).unsqueeze(3) + by_unit / length.unsqueeze(3)
+            if by_unit is None:  # messages without directions
+                edge = unit * by_distance.unsqueeze(3)
+            else:
+                radial = (by_unit * unit).sum(3)
+                length = _shared_geometry(geometry, self.model.config.encoder).distance.view(1, atoms, places)
+                edge = unit * (by_distance - radial / length).unsqueeze(3) + by_unit / length.unsqueeze(3)
             edge = torch.cat([edge[..., :1], edge[..., 1:]], 3)
             forces, share = edge.sum(2), 0.5
         else:

@@ -12,10 +12,10 @@ Then it trains, screens and exports. To also differentiate by other quantities t
 `geometry`; to let batches be sized to its memory, override `memory`. `atomsieve.testing` checks all of it.
 
 Rules. Positions enter through the edge vectors given to `geometry` alone. Other atoms are reached through
-`graph.senders`, `graph.receivers` and `graph.sum_edges` alone (or through `message`, the operation of PaiNN). Written
-so, an encoder is differentiable twice on an edge list, and free of scatter operations on the padded table of an export.
-The contribution of an edge must vanish smoothly as its length reaches the cutoff. Neither members nor structures may
-mix.
+`graph.senders`, `graph.receivers` and `graph.sum_edges` alone, or through `message`: filter(distance) x sender, in any
+`Layout` of `atomsieve.models.messages.layout`. Written so, an encoder is differentiable twice on an edge list, and free
+of scatter operations on the padded table of an export. The contribution of an edge must vanish smoothly as its length
+reaches the cutoff. Neither members nor structures may mix.
 """
 
 from __future__ import annotations

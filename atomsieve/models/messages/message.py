@@ -1,14 +1,20 @@
-"""The PaiNN message of a stack of members: one operation, three implementations, twice differentiable.
+"""The message of a stack of members: filter(distance) x sender; one operation, three implementations.
 
-`message(x, basis, unit, weights, graph)` maps node payloads to the sums of messages that atoms receive (Schuett et
-al., ICML 2021, eqs. 7 and 8):
+`message(x, basis, unit, weights, graph, layout=...)` maps node payloads to the sums of messages that atoms receive. A
+`Layout` says which groups of components a message has (`atomsieve.models.messages.layout` has the formulas and the
+order of components); each group l has its own filter of edge e (sender j, receiver i):
 
-    w_s, w_a, w_b = basis[e] @ weights          filter of edge e (sender j, receiver i)
+    w_l = basis[e] @ weights_l
+    out_l[i] = sum_e w_l * p_l[j]                 carried
+    out_l[i] = sum_e w_l * p[j] * Y_l(unit[e])    pushed
+
+The default is PaiNN (Schuett et al., ICML 2021, eqs. 7 and 8):
+
     ds[i] = sum_e w_s * p_s[j]
     dv[i] = sum_e w_a * q[j] + (w_b * p_b[j]) (x) unit[e]
 
-Shapes: `x [K,N,5,F]` holds (p_s, p_b, q_x, q_y, q_z), `basis [K,E,R]`, `unit [K,E,3]`, `weights [K,R,3F]`; the result
-`[K,N,4,F]` holds (ds, dv_x, dv_y, dv_z). K members, N atoms, E edges, F channels, R radial functions.
+with `x [K,N,5,F]` = (p_s, p_b, q_x, q_y, q_z), `weights [K,R,3F]` and the result `[K,N,4,F]` = (ds, dv_x, dv_y, dv_z).
+K members, N atoms, E edges, F channels, R radial functions; `basis [K,E,R]`, `unit [K,E,3]`.
 """
 
 from __future__ import annotations
@@ -24,6 +30,8 @@ from atomsieve.graphs.graph import EdgeGraph, Graph
 from atomsieve.graphs.table import TableGraph
 from atomsieve.models.encoder import Wanted
 from atomsieve.models.messages.buffers import SUFFIX, call_kernel
+from atomsieve.models.messages.edges import edge_messages
+from atomsieve.models.messages.layout import PAINN, Layout
 from atomsieve.models.messages.table import message_on_table_graph
 from atomsieve.native import kernels
 
@@ -38,19 +46,24 @@ def message(
     graph: EdgeGraph,
     implementation: str = "auto",
     wanted: Wanted | None = None,
+    layout: Layout = PAINN,
 ) -> Tensor:
-    """Return the sum of the messages that each atom receives, `[K,N,4,F]` (see the head of this module).
+    """Return the sum of the messages that each atom receives, `[K,N,C_out,F]` (see the head of this module).
 
+    x : [K,N,C_in,F], weights : [K,R,G*F], with the components and filters of `layout`.
     wanted : the gradients that backward passes compute; may be changed between passes.
     implementation : "native" (compiled, CPU, complete lists), "triton" (fused, GPU, once differentiable), "edges" (any
         list, any device), or "auto": the first that serves.
+
+    Raises ValueError where payload or weights do not fit the layout, or an implementation cannot serve.
     """
+    _check_sizes(x, weights, layout)
     if isinstance(graph, TableGraph):
-        return message_on_table_graph(x, basis, unit, weights, graph)
+        return message_on_table_graph(x, basis, unit, weights, graph, layout)
     assert isinstance(graph, Graph)
     if implementation == "auto":
-        implementation = "native" if native_serves(x, graph) else "edges"
-        if implementation == "edges" and triton_serves(x, wanted or Wanted()):
+        implementation = "native" if native_serves(x, graph, layout) else "edges"
+        if implementation == "edges" and triton_serves(x, wanted or Wanted(), layout):
             implementation = "triton"
             if not (wanted or Wanted()).parameters:  # which it does not give
                 weights = weights.detach()
@@ -63,14 +76,24 @@ def message(
 
         return message_on_gpu(x, basis, unit, weights, graph)
     if implementation == "edges":
-        return message_on_edges(x, basis, unit, weights, graph)
+        return message_on_edges(x, basis, unit, weights, graph, layout)
     raise ValueError(f"unknown message implementation {implementation!r}; allowed: auto, native, triton, edges")
 
 
-def native_serves(x: Tensor, graph: Graph) -> bool:
-    """Return whether the compiled kernels can be used for this payload and graph."""
+def _check_sizes(x: Tensor, weights: Tensor, layout: Layout) -> None:
+    components, width, columns = x.shape[2], x.shape[3], weights.shape[2]
+    if components != layout.inputs:
+        raise ValueError(f"payload of {components} components; the layout {layout} takes {layout.inputs}: [K,N,C_in,F]")
+    if columns != layout.filters * width:
+        wanted = f"{layout.filters} filters of {width} channels: {layout.filters * width}"
+        raise ValueError(f"filter weights of {columns} columns; the layout {layout} takes {wanted}")
+
+
+def native_serves(x: Tensor, graph: Graph, layout: Layout = PAINN) -> bool:
+    """Return whether the compiled kernels can be used for this payload, graph and layout."""
     return (
-        x.device.type == "cpu"
+        layout == PAINN
+        and x.device.type == "cpu"
         and x.dtype in SUFFIX
         and x.shape[-1] % _LANES == 0
         and graph.neighbors.symmetric
@@ -78,22 +101,22 @@ def native_serves(x: Tensor, graph: Graph) -> bool:
     )
 
 
-def triton_serves(x: Tensor, wanted: Wanted) -> bool:
+def triton_serves(x: Tensor, wanted: Wanted, layout: Layout = PAINN) -> bool:
     """Return whether the fused GPU kernels can be used: for inference, where Triton is installed."""
     learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
-    return x.device.type == "cuda" and x.dtype in SUFFIX and not learning and find_spec("triton") is not None
+    served = layout == PAINN and x.device.type == "cuda" and x.dtype in SUFFIX
+    return served and not learning and find_spec("triton") is not None
 
 
-def message_on_edges(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph) -> Tensor:
+def message_on_edges(
+    x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, layout: Layout = PAINN
+) -> Tensor:
     """Compute the message with one row per edge: any list, any device, differentiable any number of times."""
     members, atoms, _, width = x.shape
-    sender, receiver = graph.neighbors.sender, graph.neighbors.receiver
-    w_s, w_a, w_b = torch.bmm(basis, weights).split(width, dim=-1)  # [K,E,F] each
-    sent = x.index_select(1, sender)  # [K,E,5,F]
-    ds = (w_s * sent[:, :, 0]).unsqueeze(2)
-    dv = w_a.unsqueeze(2) * sent[:, :, 2:] + (w_b * sent[:, :, 1]).unsqueeze(2) * unit.unsqueeze(3)
-    out = x.new_zeros(members, atoms, 4, width)
-    return out.index_add(1, receiver, torch.cat([ds, dv], dim=2))
+    filters = torch.bmm(basis, weights).split(width, dim=-1)  # [K,E,F] each
+    sent = x.index_select(1, graph.neighbors.sender)  # [K,E,C_in,F]
+    out = x.new_zeros(members, atoms, layout.outputs, width)
+    return out.index_add(1, graph.neighbors.receiver, edge_messages(sent, filters, unit, layout))
 
 
 class _Native(torch.autograd.Function):
