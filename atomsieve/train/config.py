@@ -112,8 +112,20 @@ class EnsembleSection(_Section):
     alike_heads: bool = Field(
         True, description="the heads of a member start alike, so what one source teaches holds for the others at once"
     )
+    common_units: int = Field(
+        0,
+        ge=0,
+        description="hidden units of each head, of model.head_hidden, whose weights all heads have in common: what one "
+        "source teaches them holds for all; the rest is of each head alone; 0: heads have nothing in common",
+    )
     bootstrap: bool = Field(False, description="each member draws its own training set with replacement")
     seed: int = Field(0, ge=0, description="member k starts from seed + k; data order follows from it too")
+
+    @model_validator(mode="after")
+    def _starts_in_common(self) -> EnsembleSection:
+        if self.common_units and not self.alike_heads:
+            raise ValueError("common_units stay common only if the heads start alike; set alike_heads: true")
+        return self
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> EnsembleSection:
@@ -302,6 +314,13 @@ class TrainConfig(_Section):
     precision: Literal["fp32", "fp64"] = Field("fp32", description="arithmetic of training")
     device: str = Field("auto", description="cpu, cuda, cuda:N, or auto (a GPU if there is one)")
     tensorboard: bool = Field(True, description="write TensorBoard files too, if it is installed")
+
+    @model_validator(mode="after")
+    def _common_units_fit(self) -> TrainConfig:
+        common, hidden = self.ensemble.common_units, self.model.head_hidden
+        if common > hidden:
+            raise ValueError(f"ensemble.common_units must be at most model.head_hidden ({hidden}), got {common}")
+        return self
 
     @model_validator(mode="after")
     def _likelihood_fits(self) -> TrainConfig:

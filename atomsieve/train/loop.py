@@ -25,6 +25,7 @@ from atomsieve.train.loss import batch_loss
 from atomsieve.train.material import Material
 from atomsieve.train.metrics import compute_validation_metrics
 from atomsieve.train.optim import RunningMean, clip_members, gradient_norms, learning_rate, make_optimizer
+from atomsieve.train.sharing import CommonUnits
 from atomsieve.train.validation import member_scores, shallow_score, validate
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Run:
         self.hours, self.core_minutes = hours, core_minutes
         self.parameters = list(ensemble.parameters())
         self.dtype = self.parameters[0].dtype
+        self.common = CommonUnits(ensemble.readout, self.config.ensemble.common_units)
         self.optimizer = make_optimizer(ensemble, self.config.optimizer)
         self.mean = RunningMean(ensemble, self.config.optimizer.ema) if self.config.optimizer.ema else None
         self.best: dict[str, Tensor] | None = None
@@ -174,6 +176,7 @@ class Run:
         )
         parts = batch_loss(out, batch, rules)
         parts.total.sum().backward(inputs=self.parameters)
+        self.common.sum_gradients()
         return parts.stack()
 
     def _draw_force_decoders(self, rules: LossSection) -> list[int] | None:

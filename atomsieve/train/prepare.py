@@ -20,6 +20,7 @@ from atomsieve.train.data.sampler import Sizes, bootstrap_weights
 from atomsieve.train.data.split import PARTS, TRAIN, VAL, assign_parts
 from atomsieve.train.data.store import Store
 from atomsieve.train.material import Material
+from atomsieve.train.sharing import take_one_scale
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,8 @@ def prepare(config: TrainConfig, readers: Sequence[StructureReader], console: Co
     part = assign_parts(catalog, config.split, config.data)
     store = Store(catalog, readers, config.batch.in_memory * 1e9)
     heads = describe_heads(catalog, part == TRAIN, store.force_sums(part == TRAIN), config.loss)
+    if config.ensemble.common_units:
+        heads = take_one_scale(heads)
     residual = residual_energy(catalog, heads)
     labels = Labels.build(residual, catalog.has_forces, catalog.has_stress, catalog.n_atoms, heads)
     sizes = Sizes(catalog.n_atoms, _edges(config, store) if config.batch.edges is not None else None)
