@@ -1,0 +1,294 @@
+"""Probe candidates for the encoder in plain PyTorch before anyone writes kernels for one.
+
+    python benchmarks/real_data.py --data ../shared/data --work real_data --stage convert
+    python benchmarks/probe.py --data real_data --work probe   # train what has no result, print the table
+    python benchmarks/probe.py --stage check                   # the kit's checks of every candidate
+
+Each candidate trains one member with a head for each of four sources: same data, order, optimiser, width, layers,
+cutoff and steps; the learning rate falls along a cosine that ends with the run. Errors on the test files are those of
+the running mean of the weights, after half of the steps and at the end. Processor time is that of the training alone.
+
+Expected error at equal time. A compiled version of candidate c takes r = M_c / M_painn times PaiNN's time per step,
+where M = edges per atom x multiply-adds per edge + multiply-adds per atom, counted by each candidate (`cost`). PaiNN's
+error falls as n^-p with the steps n of a run (p from PaiNN's runs of N and of 2 N steps, `painn` and `painn*2`), so at
+PaiNN's time for N steps the expected ratio of errors is e_c(N) / e_painn(N) x r^p.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from encoders.common import Candidate, Cost
+from encoders.nequip import NequIP
+from encoders.painn import AttentivePaiNN, GatedPaiNN, MomentPaiNN, NetworkPaiNN, PlainPaiNN
+from encoders.tensornet import NetworkTensorNet, TensorNet
+from real_data import DRAWN, configuration
+
+from atomsieve.models import registry
+from atomsieve.models.config import ModelConfig
+from atomsieve.models.encoder import find_encoder_class
+
+SOURCES = ("hea_nbmotaw", "tio2_qe", "qm22_b3lyp", "mptrj")
+CANDIDATES: tuple[type[Candidate], ...] = (
+    PlainPaiNN,
+    GatedPaiNN,
+    MomentPaiNN,
+    TensorNet,
+    NequIP,
+    AttentivePaiNN,
+    NetworkPaiNN,
+    NetworkTensorNet,
+)
+MODEL = {"hidden": 64, "layers": 2, "cutoff": 4.5, "typical_neighbors": 25.0}
+BASE = "painn"
+
+
+def register() -> None:
+    """Make the candidates known to configurations in this process."""
+    for plugin in CANDIDATES:
+        registry._find_built_in()[plugin.name] = plugin
+
+
+def parse_run(name: str) -> tuple[str, int]:
+    """Return the encoder of a run and how often the steps are repeated: `moments*2` is probe_moments, twice as long."""
+    short, _, times = name.partition("*")
+    return short if short == BASE else f"probe_{short}", int(times or 1)
+
+
+def build_config(data: Path, encoder: str, steps: int, atoms: int) -> Any:
+    """Return the training configuration: that of `benchmarks/real_data.py` with four sources and one member."""
+    from atomsieve.train.config import parse_config
+
+    raw = configuration(data, 1.0, 1)
+    weights = {name: weight for weight, names in DRAWN.items() for name in names}
+    raw["data"] = [
+        {"path": str(data / "train.bp"), "sources": [name], "weight": weights[name]}
+        | ({"split_by": "structure"} if name == "hea_nbmotaw" else {})
+        for name in SOURCES
+    ]
+    raw["data"].append({"path": str(data / "test.bp"), "sources": list(SOURCES), "use": "test"})
+    raw["model"] = {**MODEL, "encoder": encoder}
+    raw["ensemble"] = {"members": 1}
+    raw["batch"]["atoms"] = atoms
+    raw["budget"] = {"steps": steps, "eval_every": max(steps // 2, 1), "checkpoint_minutes": 1e6}
+    return parse_config(raw)
+
+
+def train(data: Path, encoder: str, steps: int, atoms: int) -> dict[str, Any]:
+    """Train a candidate; return its errors by steps, its processor time, and the sizes of the batches."""
+    from atomsieve.structures import open_structures
+    from atomsieve.train.data.split import TEST
+    from atomsieve.train.distributed import ProcessGroup
+    from atomsieve.train.log import RunLog
+    from atomsieve.train.loop import Run
+    from atomsieve.train.metrics import compute_validation_metrics
+    from atomsieve.train.prepare import prepare
+    from atomsieve.train.run import _ensemble
+    from atomsieve.train.validation import validate
+
+    config = build_config(data, encoder, steps, atoms)
+    torch.manual_seed(config.ensemble.seed)
+    group = ProcessGroup(0, 1, torch.device("cpu"))
+    rows: list[dict[str, Any]] = []
+    spent = 0.0
+
+    class Probe(Run):
+        """A run that keeps nothing but its errors on the test files."""
+
+        def save(self) -> None:
+            """Write nothing."""
+
+        def step(self, batch: Any, stop: bool, part: float) -> bool:
+            """Do one step and count its processor time."""
+            nonlocal spent
+            began = time.process_time()
+            stopped = super().step(batch, stop, part)
+            spent += time.process_time() - began
+            return stopped
+
+        def validate(self) -> bool:
+            """Measure the errors of the running mean."""
+            if self._validated == self.progress.step or self.mean is None:
+                return False
+            self._validated = self.progress.step
+            material, rules = self.material, self.config.batch
+            self.mean.swap(self.ensemble)
+            result = validate(
+                self.ensemble, material.store, material.labels, material.val, material.sizes, rules, self.group
+            )
+            self.mean.swap(self.ensemble)
+            errors = compute_validation_metrics(result, material.store.catalog.sources)
+            rows.append(
+                {
+                    "step": self.progress.step,
+                    "processor": spent,
+                    "heads": {n: {k: r.get(k) for k in ("energy_mae", "force_mae")} for n, r in errors.items()},
+                }
+            )
+            print(encoder, self.progress.step, f"{spent:.1f} s", _format_errors(rows[-1]), flush=True)
+            return False
+
+    readers = [open_structures(item.path) for item in config.data]
+    try:
+        prepared = prepare(config, readers)
+        material = replace(prepared.material, val=np.flatnonzero(prepared.part == TEST))
+        ensemble = _ensemble(config, prepared.heads, [config.ensemble.seed], group)
+        run = Probe(
+            ensemble, material, group, Path("no checkpoint"), RunLog(None), order_seed=config.ensemble.seed, hours=None
+        )
+        run.fit()
+    finally:
+        for reader in readers:
+            reader.__exit__(None, None, None)
+    parameters = sum(p.numel() for name, p in ensemble.named_parameters() if name.startswith("encoder"))
+    per_atom = count_edges_per_atom(config, material)
+    return {"encoder": encoder, "steps": steps, "rows": rows, "parameters": parameters, "edges_per_atom": per_atom}
+
+
+def count_edges_per_atom(config: Any, material: Any) -> float:
+    """Return edges per atom over batches as they are drawn."""
+    from atomsieve.graphs import count_edges
+    from atomsieve.train.data.sampler import Order
+
+    catalog, train = material.store.catalog, material.train
+    order = Order(
+        train,
+        catalog.head[train],
+        catalog.n_atoms[train],
+        catalog.weights,
+        config.batch,
+        material.sizes,
+        config.ensemble.seed,
+        material.store.block,
+    )
+    drawn = np.concatenate(order.epoch(0)[:100])
+    return float(count_edges(material.store.fetch(drawn), config.model.cutoff).sum() / catalog.n_atoms[drawn].sum())
+
+
+def _format_errors(row: dict[str, Any]) -> str:
+    return "  ".join(f"{n} {r['energy_mae']:.1f}/{r['force_mae']:.0f}" for n, r in row["heads"].items())
+
+
+def find_cost(encoder: str) -> Cost:
+    """Return the counted cost of a candidate at the probe's size."""
+    plugin = PlainPaiNN if encoder == BASE else find_encoder_class(encoder)
+    assert issubclass(plugin, Candidate)
+    return plugin.cost(ModelConfig(encoder=encoder, **MODEL))
+
+
+def check(names: list[str]) -> None:
+    """Run the kit's checks of encoders, compare PaiNN's plain form with the package's, and check counted products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from atomsieve import testing
+    from atomsieve.graphs.neighbors import build_graph
+    from atomsieve.models.encoder import Wanted, build_encoder
+    from atomsieve.models.layers import Seeds
+    from atomsieve.testing import encoders as kit
+
+    checks = (
+        kit.check_symmetries,
+        kit.check_forces,
+        kit.check_virial,
+        kit.check_smooth_cutoff,
+        kit.check_batch_independence,
+        kit.check_members,
+        kit.check_lone_atoms,
+        kit.check_double_backward,
+        kit.check_charge_and_spin,
+    )
+    batch = testing.cells.crystals(3, seed=1)
+    for name in names:
+        encoder, _ = parse_run(name)
+        for one in checks:
+            charged = one is kit.check_charge_and_spin
+            one(kit.build_untrained(encoder, **({"charge_spin": True} if charged else {})))
+        config = ModelConfig(encoder=encoder, **MODEL)
+        graph = build_graph(batch, config.cutoff)
+        built = build_encoder(config, Seeds([0]))
+        geometry = built.geometry(graph.vec, 1, differentiable=False)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            built(graph, geometry, None, Wanted(False, False, False))
+        counted = counter.get_total_flops() / 2
+        cost = find_cost(encoder)
+        print(
+            f"{name}: checks pass; per edge {cost.edge:.0f}, per atom {cost.atom:.0f}; matrix products counted here "
+            f"{counted / graph.n_atoms:.0f} per atom with those of {graph.n_edges / graph.n_atoms:.1f} edges, "
+            f"stated {cost.products:.0f} without",
+            flush=True,
+        )
+
+
+def table(work: Path) -> None:
+    """Print the table of all results in `work`."""
+    found = {p.stem: json.loads(p.read_text()) for p in sorted(work.glob("*.json"))}
+    base, longer = found[BASE], found.get(f"{BASE}*2")
+
+    def mean(one: dict[str, Any], two: dict[str, Any], what: str, row: int) -> float:
+        ratios = [one["rows"][row]["heads"][n][what] / two["rows"][row]["heads"][n][what] for n in SOURCES]
+        return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+    power = 0.3 if longer is None else -math.log2(mean(longer, base, "force_mae", -1))
+    own = find_cost(BASE)
+    work_of = {n: find_cost(r["encoder"]) for n, r in found.items()}
+    edges = base["edges_per_atom"]
+    print(f"{base['steps']} steps, {edges:.1f} edges per atom, p = {power:.2f}\n")
+    print(
+        "| run | parameters | per edge | per atom | r | CPU s, plain | "
+        + " | ".join(f"{n} half" + " | end" for n in SOURCES)
+        + " | energy ratio | force ratio half | force ratio | at equal time |"
+    )
+    print("|" + " --- |" * (6 + 2 * len(SOURCES) + 4))
+    for name, one in sorted(found.items(), key=lambda item: item[1]["rows"][-1]["heads"]["mptrj"]["force_mae"]):
+        cost, (half, end) = work_of[name], (one["rows"][0], one["rows"][-1])
+        ratio = (edges * cost.edge + cost.atom) / (edges * own.edge + own.atom)
+        steps = one["steps"] / base["steps"]
+        cells = [
+            f"{r['heads'][n]['energy_mae']:.1f}/{r['heads'][n]['force_mae']:.0f}" for n in SOURCES for r in (half, end)
+        ]
+        force = mean(one, base, "force_mae", -1)
+        print(
+            f"| {name} | {one['parameters']:,} | {cost.edge:.0f} | {cost.atom:.0f} | {ratio:.2f} "
+            f"| {end['processor']:.0f} | "
+            + " | ".join(cells)
+            + f" | {mean(one, base, 'energy_mae', -1):.3f} | {mean(one, base, 'force_mae', 0):.3f} | {force:.3f} | "
+            f"{force * (steps * ratio) ** power:.3f} |"
+        )
+
+
+def main() -> None:
+    """Run the stages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("real_data"), help="folder with train.bp and test.bp")
+    parser.add_argument("--work", type=Path, default=Path("probe"), help="results, one file for each run")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--atoms", type=int, default=96, help="atoms in a batch")
+    parser.add_argument("--runs", nargs="+", help="candidates, NAME or NAME*2 for a run twice as long; default: all")
+    parser.add_argument("--stage", choices=("all", "check", "train", "table"), default="all")
+    options = parser.parse_args()
+    register()
+    names = options.runs or [BASE, *(c.name.removeprefix("probe_") for c in CANDIDATES[1:]), f"{BASE}*2"]
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.stage == "check":
+        check(names)
+    if options.stage in ("all", "train"):
+        for name in names:
+            path = options.work / f"{name}.json"
+            if not path.exists():
+                encoder, times = parse_run(name)
+                found = train(options.data.resolve(), encoder, times * options.steps, options.atoms)
+                path.write_text(json.dumps(found, indent=1))
+    if options.stage in ("all", "table"):
+        table(options.work)
+
+
+if __name__ == "__main__":
+    main()
