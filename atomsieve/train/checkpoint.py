@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from atomsieve.errors import DataError
 from atomsieve.runs.output_files import atomic_draft
+from atomsieve.train.muon import JointOptimizer
 from atomsieve.train.optim import RunningMean
 
 FORMAT = "atomsieve-checkpoint-1"
@@ -82,7 +83,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def pack_run(
-    module: nn.Module, optimizer: torch.optim.Optimizer, mean: RunningMean | None, best: dict[str, Tensor] | None
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | JointOptimizer,
+    mean: RunningMean | None,
+    best: dict[str, Tensor] | None,
 ) -> dict[str, Tensor]:
     """Collect every tensor that exact resuming needs."""
     out: dict[str, Tensor] = {f"model/{name}": p for name, p in module.named_parameters()}
@@ -100,7 +104,7 @@ def pack_run(
 def unpack_run(
     tensors: dict[str, Tensor],
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | JointOptimizer,
     mean: RunningMean | None,
 ) -> dict[str, Tensor] | None:
     """Put the tensors back; return the best weights, if there were any yet.

@@ -238,12 +238,18 @@ class LossSection(_Section):
 
 
 class OptimizerSection(_Section):
-    """AdamW and its schedule."""
+    """The optimiser and its schedule."""
 
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon: Muon for hidden matrices of the encoder, AdamW for the rest"
+    )
     lr: float = Field(2e-3, gt=0, description="highest learning rate")
     min_lr_ratio: float = Field(0.01, ge=0, le=1, description="where the schedule ends, as a part of lr")
     weight_decay: float = Field(1e-4, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW")
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the momentum")
+    muon_steps: int = Field(5, ge=1, le=20, description="muon: Newton-Schulz iterations of each step")
+    muon_heads: bool = Field(False, description="muon: for the hidden layers of the heads too")
     warmup: float = Field(0.02, ge=0, lt=1, description="part of the run in which lr rises from zero")
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: lr is multiplied by this ...")
@@ -320,6 +326,11 @@ class TrainConfig(_Section):
         common, hidden = self.ensemble.common_units, self.model.head_hidden
         if common > hidden:
             raise ValueError(f"ensemble.common_units must be at most model.head_hidden ({hidden}), got {common}")
+        if common and self.optimizer.kind == "muon" and self.optimizer.muon_heads:
+            raise ValueError(
+                "optimizer.muon_heads moves each head's matrix as a whole, which would part ensemble.common_units; set "
+                "one of them to its default"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,21 +8,52 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from atomsieve.models.layers import StackedLinear
+from atomsieve.models.readout import PooledReadout, Readout
 from atomsieve.train.config import OptimizerSection
+from atomsieve.train.muon import JointOptimizer, StackedMuon
+
+SMALLEST_HIDDEN = 8
+"""Matrices with fewer rows or columns are left to AdamW."""
 
 
-def make_optimizer(module: nn.Module, rules: OptimizerSection) -> torch.optim.AdamW:
-    """Return AdamW; weight decay acts on matrices only (biases and scalars are left alone)."""
+def make_optimizer(module: nn.Module, rules: OptimizerSection) -> torch.optim.AdamW | JointOptimizer:
+    """Return AdamW, or Muon for hidden matrices beside AdamW for the rest.
+
+    Weight decay acts on matrices only (biases and scalars are left alone).
+    """
+    hidden = list_hidden_matrices(module, rules.muon_heads) if rules.kind == "muon" else []
+    by_muon = {id(p) for p in hidden}
     # A stacked matrix is [K, in, out]; a stacked bias is [K, 1, out] or [K, out].
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for p in module.parameters():
-        plain = p.dim() >= 3 and min(p.shape[-2:]) > 1
-        (matrices if plain else others).append(p)
+        if id(p) not in by_muon:
+            plain = p.dim() >= 3 and min(p.shape[-2:]) > 1
+            (matrices if plain else others).append(p)
     groups = [{"params": matrices, "weight_decay": rules.weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [g for g in groups if g["params"]]
     fused = all(p.is_floating_point() for p in module.parameters())
-    return torch.optim.AdamW(groups, lr=rules.lr, betas=rules.betas, fused=fused)
+    adamw = torch.optim.AdamW(groups, lr=rules.lr, betas=rules.betas, fused=fused)
+    if not hidden:
+        return adamw
+    return JointOptimizer(
+        StackedMuon(hidden, rules.lr, rules.weight_decay, rules.muon_momentum, rules.muon_steps), adamw
+    )
+
+
+def list_hidden_matrices(module: nn.Module, heads: bool) -> list[nn.Parameter]:
+    """Return the matrices that Muon updates: the weights of stacked linear maps, and of the heads' hidden layers.
+
+    Not embeddings, filters of a few radial functions, or maps to a single number: their rows are no directions of a
+    hidden space.
+    """
+    found = [layer.weight for layer in module.modules() if isinstance(layer, StackedLinear)]
+    if heads:
+        found += [
+            p for layer in module.modules() if isinstance(layer, Readout | PooledReadout) for p in layer.parameters()
+        ]
+    return [p for p in found if p.dim() >= 3 and min(p.shape[-2:]) >= SMALLEST_HIDDEN]
 
 
 def learning_rate(progress: float, rules: OptimizerSection, plateau: float = 1.0) -> float:
