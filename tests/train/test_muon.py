@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from atomsieve.errors import Interrupted
+from atomsieve.errors import Interrupted, UsageError
 from atomsieve.models import Ensemble
 from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.train.checkpoint import load_tensors
@@ -116,3 +116,8 @@ def test_a_run_with_muon_learns_and_resumes_to_the_same_bits(small, monkeypatch)
     assert any(name.startswith("optimizer/momentum_buffer/") for name in last[0][0])
     scores = [sum(h["score"]) for h in last[0][1]["history"]]
     assert scores[-1] < scores[0]
+
+
+def test_whole_matrices_of_heads_do_not_go_with_units_in_common(small):
+    with pytest.raises(UsageError, match="muon_heads moves each head's matrix as a whole"):
+        small(optimizer={"kind": "muon", "muon_heads": True}, ensemble={"common_units": 2})
