@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from atomsieve.models.config import ModelConfig
 
@@ -97,6 +99,13 @@ class Geometry:
 
         The one by unit is None for an encoder that does not use directions; of basis and distance one may be None.
         """
+        given = (grad_basis, grad_unit, grad_stretch)
+        if torch.is_grad_enabled() and any(g is not None and g.requires_grad for g in given):
+            found: Tensor = _PullBack.apply(*given, self)
+            return found
+        return self._pull_back(*given)
+
+    def _pull_back(self, grad_basis: Tensor | None, grad_unit: Tensor | None, grad_stretch: Tensor | None) -> Tensor:
         unit = self.unit.detach()
         along = grad_stretch
         if grad_basis is not None:
@@ -108,3 +117,25 @@ class Geometry:
         radial = (grad_unit * unit).sum(2)
         length = self.distance.clamp(min=_SHORTEST).unsqueeze(0)
         return unit * (along - radial / length).unsqueeze(2) + grad_unit / length.unsqueeze(2)
+
+
+class _PullBack(torch.autograd.Function):
+    """`Geometry.pull_back` for a loss on forces: linear in the gradients, so that its backward is its transpose."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_basis: Tensor | None, grad_unit: Tensor | None, grad_stretch: Tensor | None, geometry: Geometry
+    ) -> Tensor:
+        ctx.geometry = geometry
+        return geometry._pull_back(grad_basis, grad_unit, grad_stretch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_vec: Tensor) -> tuple[Tensor | None, ...]:
+        geometry, (basis, direction, stretch, _) = ctx.geometry, ctx.needs_input_grad
+        unit = geometry.unit.detach()
+        along = torch.linalg.vecdot(by_vec, unit)
+        by_basis = along.unsqueeze(2) * geometry.slope if basis else None
+        length = geometry.distance.clamp(min=_SHORTEST).view(1, -1, 1)
+        by_unit = (by_vec - unit * along.unsqueeze(2)) / length if direction else None
+        return by_basis, by_unit, along if stretch else None, None

@@ -135,7 +135,7 @@ class Ensemble(nn.Module):
         with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
             geometry = self.encoder.geometry(graph.vec.to(dtype), self.encoders, differentiable=differentiate)
             s, v = self.encoder(graph, geometry, self._condition(graph, charge, spin, dtype), wanted)
-            found = self.readout.read(s, v, graph, head_index, [h.scale for h in self.heads])
+            found = self.readout.read(s, v, graph, head_index, [h.scale for h in self.heads], wanted)
             energy, direct = found.energy, found.direct
             seen = s.detach(), found.local.detach() if found.of_atoms else None, self.shallow, found.heads
             if not differentiate:

@@ -138,10 +138,11 @@ class Run:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _make(self, batches: list[NDArray[np.int64]]) -> Callable[[int], TrainBatch]:
-        material, group = self.material, self.group
+        material, group, head = self.material, self.group, self.material.store.catalog.head
 
         def make(k: int) -> TrainBatch:
             own = deal(batches[k], material.sizes.cost, group.size)[group.rank]
+            own = own[np.argsort(head[own], kind="stable")]  # atoms of a head then follow each other
             return make_batch(
                 material.store.fetch(own),
                 own,

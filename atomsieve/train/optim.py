@@ -74,12 +74,10 @@ def learning_rate(progress: float, rules: OptimizerSection, plateau: float = 1.0
 
 def gradient_norms(parameters: Sequence[nn.Parameter], members: int) -> Tensor:
     """Return the gradient norm of each member, [K] float64."""
-    device = parameters[0].device
-    square = torch.zeros(members, dtype=torch.float64, device=device)
-    for p in parameters:
-        if p.grad is not None:
-            square += p.grad.detach().reshape(members, -1).double().pow(2).sum(1)
-    return square.sqrt()
+    grads = [p.grad.detach().reshape(members, -1) for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros(members, dtype=torch.float64, device=parameters[0].device)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dim=1) for g in grads]).double(), dim=0)
 
 
 def clip_members(parameters: Sequence[nn.Parameter], norms: Tensor, limit: float | None) -> None:

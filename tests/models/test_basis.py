@@ -50,3 +50,24 @@ def test_pull_back_equals_autograd_through_the_whole_geometry():
     by_distance = (grads[0] * geometry.slope).sum(2)  # an encoder may give this in the place of a gradient by the basis
     for own in geometry.pull_back(None, grads[1], by_distance):
         assert torch.allclose(own, exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", [(True, True, False), (False, True, True), (True, False, True), (True, False, False)])
+def test_pull_back_has_its_transpose_as_derivative(given):
+    rng = torch.Generator().manual_seed(2)
+    config = ModelConfig(n_basis=3, cutoff=5.0)
+    vec = torch.randn(4, 3, dtype=torch.float64, generator=rng)
+    geometry = Geometry.build(vec, config, 2, differentiable=True)
+    shapes = [(2, 4, 4), (2, 4, 3), (2, 4)]
+    grads = [torch.randn(s, generator=rng, dtype=torch.float64, requires_grad=True) for s in shapes]
+    chosen = [g for g, yes in zip(grads, given, strict=True) if yes]
+
+    def pull(*own):
+        rest = iter(own)
+        return geometry.pull_back(*(next(rest) if yes else None for yes in given))
+
+    assert pull(*chosen).grad_fn.name() == "_PullBackBackward"
+    with torch.no_grad():
+        plain = pull(*chosen)
+    assert torch.equal(pull(*chosen), plain)
+    assert torch.autograd.gradcheck(pull, chosen)
