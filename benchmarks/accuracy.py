@@ -6,12 +6,15 @@
     python benchmarks/accuracy.py speed --base base                             # times all runs of the folder in turns
     python benchmarks/accuracy.py table --base base [--heads wide]
     python benchmarks/accuracy.py figure --base base --out pareto.png
+    python benchmarks/accuracy.py peers --peer mace --environments envs --sources tio2_qe,mptrj --core-minutes 3
+    python benchmarks/accuracy.py table --peer mace                             # its runs beside ours of one source
 
 Without --config or --set the configuration is that of benchmarks/real_data.py; a YAML file and settings are laid over
 it. Each run has a folder of its own in --results, with train.yaml, the training and a result.json; runs of several
 seeds are called NAME-sK. A training counts its own processor time (`budget.core_minutes`), all ranks together, so other
 work on the machine does not decide. --quick is for many short runs: errors alone, without calibration, uncertainties
-and the timing of inference.
+and the timing of inference. Peers run in environments of their own, which are made when first needed, on the same files
+for the same processor time (see benchmarks/peers); `speed` times them in turns with ours.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +41,11 @@ from judge.training import (
     train_run,
     write_result,
 )
+from peers.compare import PEERS, format_peers, make_environment, open_peer, train_peer
 
 TREE = Path(__file__).resolve().parents[1]
+SINGLE = ("hea_nbmotaw", "ethanol_pbe", "mptrj", "tio2_qe", "elements_mlearn", "qm22_b3lyp")
+"""Sources on which peers are trained, each alone."""
 SEED_STEP = 1000
 """Seeds of runs lie so far apart that their members share none."""
 
@@ -79,7 +88,8 @@ def train(given: argparse.Namespace) -> None:
 def judge(given: argparse.Namespace, place: Path, output: Path, seed: int) -> None:
     """Write result.json of a training, its inference timed beside the base unless --quick is given."""
     place.mkdir(parents=True, exist_ok=True)
-    result = {"name": given.name, "seed": seed, "commit": describe_commit(TREE), "ranks": given.ranks}
+    commit = given.commit or describe_commit(TREE)
+    result = {"name": given.name, "seed": seed, "commit": commit, "ranks": given.ranks}
     result |= {"gfm": str((output / "gfm").resolve()), **collect(output, given.converted / "test.bp", given.quick)}
     write_result(place, result)
     if not given.quick:
@@ -102,30 +112,57 @@ def record(given: argparse.Namespace) -> None:
 
 
 def time_results(results: list[dict[str, Any]], given: argparse.Namespace) -> None:
-    """Time the ensembles of results in turns, the base first, and put what they cost into each result.json."""
-    base = results[0]["name"]
-    calls = {r["place"]: timing.open_ensemble(Path(r["gfm"]), None, given.structures) for r in results}
-    first = results[0]["place"]
-    costs = timing.time_in_turns(calls, first, given.structures, given.rounds)
+    """Time models in turns, the first one as the base, and put what they cost into each result.json.
+
+    A peer is timed twice: with its own neighbour lists, and on graphs that are ready.
+    """
+    base, ready = results[0]["name"], " with ready graphs"
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crystals-")))
+        calls: dict[str, timing.Call] = {}
+        for result in results:
+            if "peer" in result:
+                process = open_peer(result, given.structures, place)
+                stack.callback(process.close)
+                calls[result["place"]] = partial(process.ask, "whole")
+                calls[result["place"] + ready] = partial(process.ask, "model")
+            else:
+                calls[result["place"]] = timing.open_ensemble(Path(result["gfm"]), None, given.structures)
+        costs = timing.time_in_turns(calls, results[0]["place"], given.structures, given.rounds)
+    costs = {name: row | {"base": base} for name, row in costs.items()}
     for result in results:
-        place = Path(result["place"])
-        write_result(
-            place, json.loads((place / RESULT).read_text()) | {"inference": costs[str(place)] | {"base": base}}
-        )
-    timing.say_costs({Path(place).name: row | {"base": base} for place, row in costs.items()})
+        path = Path(result["place"])
+        found = json.loads((path / RESULT).read_text()) | {"inference": costs[str(path)]}
+        if "peer" in result:
+            found["inference_ready"] = costs[str(path) + ready]
+        write_result(path, found)
+    timing.say_costs({Path(name).name: row for name, row in costs.items()})
 
 
 def speed(given: argparse.Namespace) -> None:
     """Time all runs of the folder in turns in this process, one of each name."""
-    groups = report.group_by_name([r for r in read_results(given.results) if "gfm" in r])
+    groups = report.group_by_name(read_results(given.results))
     base = report.pick_group(groups, given.base)[0]
-    time_results([base, *(group[0] for name, group in groups.items() if name != given.base)], given)
+    chosen = given.runs.split(",") if given.runs else list(groups)
+    time_results([base, *(report.pick_group(groups, name)[0] for name in chosen if name != given.base)], given)
+
+
+def peers(given: argparse.Namespace) -> None:
+    """Train a peer on each source, with each seed, and judge it."""
+    python = make_environment(given.peer, given.environments.absolute())
+    for source in given.sources.split(","):
+        for seed in (int(word) for word in given.seeds.split(",")):
+            place = given.results.resolve() / (f"{given.name or given.peer}-{source}" + (f"-s{seed}" if seed else ""))
+            if not (place / RESULT).exists():
+                train_peer(given.peer, python, given.data, source, given.core_minutes, given.settings, place, seed)
 
 
 def table(given: argparse.Namespace) -> None:
     """Print the table of all runs, or of the heads of one run beside the base."""
     results = read_results(given.results)
-    if given.heads:
+    if given.peer:
+        print(format_peers(results, given.peer))
+    elif given.heads:
         print(report.format_heads(results, given.base, given.heads))
     else:
         print(report.format_table(results, given.base))
@@ -160,14 +197,30 @@ def parse_arguments() -> argparse.Namespace:
     trained.add_argument("--sources", help="names joined by commas; default: all 16")
     trained.add_argument("--core-minutes", type=float, default=48.0)
     trained.add_argument("--seeds", default="0", help="numbers joined by commas")
-    trained.set_defaults(call=train)
+    trained.set_defaults(call=train, commit=None)
     recorded = verbs.add_parser("record", parents=[common, timed, data], help="judge a training that exists")
     recorded.add_argument("--output", type=Path, required=True, help="its output folder, which holds gfm/ and runs/")
     recorded.add_argument("--seed", type=int, default=0)
+    recorded.add_argument("--commit", help="of the code that trained it; default: of this checkout")
     recorded.set_defaults(call=record)
-    verbs.add_parser("speed", parents=[common, timed], help="time all runs in turns").set_defaults(call=speed)
+    fast = verbs.add_parser("speed", parents=[common, timed], help="time runs in turns, peers too")
+    fast.add_argument("--runs", help="names joined by commas; default: all")
+    fast.set_defaults(call=speed)
+    other = verbs.add_parser("peers", parents=[common], help="train another package on single sources")
+    other.add_argument("--peer", choices=tuple(PEERS), required=True)
+    other.add_argument("--environments", type=Path, default=Path("environments"), help="folder of virtual environments")
+    other.add_argument("--data", type=Path, default=TREE.parent / "shared" / "data")
+    other.add_argument("--sources", default=",".join(SINGLE), help="names joined by commas")
+    other.add_argument("--core-minutes", type=float, default=3.0)
+    other.add_argument("--seeds", default="0")
+    other.add_argument("--name", help="runs are called NAME-SOURCE; default: the peer's name")
+    other.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="its own options"
+    )
+    other.set_defaults(call=peers)
     shown = verbs.add_parser("table", parents=[common], help="all runs beside the base")
     shown.add_argument("--heads", metavar="NAME", help="the heads of this run beside those of the base instead")
+    shown.add_argument("--peer", choices=tuple(PEERS), help="runs of a peer beside ours of the same source instead")
     shown.set_defaults(call=table)
     drawn = verbs.add_parser("figure", parents=[common], help="error against inference cost")
     drawn.add_argument("--out", type=Path, default=Path("pareto.png"))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from judge.scores import OverSeeds, compare, list_forced, over_seeds, ratios
 
 HEADINGS = (
@@ -148,7 +150,7 @@ def draw_pareto(results: list[dict[str, Any]], base: str, path: Path) -> list[st
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     summary = {n: r for n, r in summarise_groups(results, base).items() if r["cpu_ms"] is not None}
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.4), sharex=True, layout="constrained")
@@ -170,8 +172,10 @@ def draw_pareto(results: list[dict[str, Any]], base: str, path: Path) -> list[st
         axis.set_ylabel(f"{what}, geometric mean of ratios to {base}")
         axis.margins(x=0.3, y=0.15)
         for side in (axis.xaxis, axis.yaxis):
-            side.set_major_formatter(ScalarFormatter())
-            side.set_minor_formatter(ScalarFormatter() if side_span(side) < 5 else NullFormatter())
+            wide = side_span(side) > 4
+            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if wide else tuple(np.arange(1.0, 10.0, 0.5))))
+            side.set_major_formatter(FormatStrFormatter("%g"))
+            side.set_minor_formatter(NullFormatter())
         axis.grid(which="both", color="0.92", zorder=0)
         axis.tick_params(which="both", labelsize=8)
     figure.savefig(path, dpi=150)
