@@ -19,6 +19,7 @@ from atomsieve.models.basis import Geometry
 from atomsieve.models.encoder import EdgeGeometry, Wanted
 from atomsieve.models.layers import StackedLinear
 from atomsieve.models.messages.table import make_paired_edges
+from atomsieve.models.repulsion import PairTables, TablePairs, pair_tables, repel_table, turn_gradient
 
 
 def needs_reverse(ensemble: Ensemble) -> bool:
@@ -39,6 +40,8 @@ class Functional(nn.Module):
     references: Tensor
     beyond: Tensor
     undefined: Tensor
+    radii: Tensor
+    powers: Tensor
 
     def __init__(
         self,
@@ -87,6 +90,10 @@ class Functional(nn.Module):
         self.register_buffer("undefined", torch.tensor(torch.nan, dtype=torch.float64))
         # An empty place of the table gets this vector, on which the basis and its slope are zero.
         self.register_buffer("beyond", torch.tensor([config.cutoff, 0.0, 0.0], dtype=torch.float64))
+        self.repulsive = config.repulsion != "none"
+        if self.repulsive:
+            for name, table in pair_tables(self.dtype, torch.device("cpu"))._asdict().items():
+                self.register_buffer(name, table.clone())
         self.to(device or torch.device("cpu"))
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
@@ -97,8 +104,9 @@ class Functional(nn.Module):
         vec = self._vectors(given, neighbors, places)
         differentiate = self.conservative and self.kind != ENERGY
         with torch.set_grad_enabled(differentiate):
+            pairs = self._pairs(vec, numbers, neighbors, places) if self.repulsive else None
             geometry, graph, leaves = self._geometry(
-                vec, numbers, structure, neighbors, places, given.get("reverse"), differentiate
+                vec, numbers, structure, neighbors, places, given.get("reverse"), differentiate, pairs
             )
             s, v = self.model.encoder(graph, geometry, self._condition(given), Wanted())
             local, direct = self.model.readout.select(s, v, head, structure, self.scales)
@@ -106,11 +114,14 @@ class Functional(nn.Module):
                 direct = None
                 whole = local.mean(0) if self.model.shallow else local
                 gradients = torch.autograd.grad(whole.sum(), leaves, allow_unused=True)
-        found = self._energies(local.detach(), numbers, structure, head, given["cell"])
+        found = self._energies(local.detach(), numbers, structure, head, given["cell"], pairs)
         if self.kind != ENERGY:
             virial = None
             if differentiate:
-                direct, virial = self._forces(gradients, geometry, graph, vec, given)
+                direct, virial = self._forces(gradients, geometry, graph, vec, given, pairs)
+            elif pairs is not None:
+                assert direct is not None
+                direct = direct + self._sum_pairs(pairs.gradient.unsqueeze(0), given.get("reverse"))
             assert direct is not None
             if self.model.shallow:
                 found["forces"] = direct.mean(0)
@@ -145,12 +156,14 @@ class Functional(nn.Module):
         full: Tensor,
         reverse: Tensor | None,
         leaves: bool,
+        pairs: TablePairs | None,
     ) -> tuple[EdgeGeometry, TableGraph, tuple[Tensor, ...]]:
         """Return the encoder's geometry of the places, their graph, and the leaves to differentiate by."""
         atoms, places, _ = vec.shape
         members = self.model.encoders
         differentiable = leaves and not self.paired
-        geometry = self.model.encoder.geometry(vec.view(-1, 3), members, differentiable=differentiable)
+        seen = vec if pairs is None else vec * pairs.ratio.unsqueeze(2)
+        geometry = self.model.encoder.geometry(seen.view(-1, 3), members, differentiable=differentiable)
         if not self.paired:
             graph = TableGraph(numbers, structure, neighbors, reverse, full, self.inline)
             return geometry, graph, geometry.leaves
@@ -179,14 +192,22 @@ class Functional(nn.Module):
         return self.model.condition(state.expand(self.model.encoders, -1, -1)).index_select(1, given["structure"])
 
     def _energies(
-        self, local: Tensor, numbers: Tensor, structure: Tensor, head: Tensor, cell: Tensor
+        self,
+        local: Tensor,
+        numbers: Tensor,
+        structure: Tensor,
+        head: Tensor,
+        cell: Tensor,
+        pairs: TablePairs | None,
     ) -> dict[str, Tensor]:
-        """Return energies of structures in float64, with the references of each one's head.
+        """Return energies of structures in float64, with the references of each one's head and the repulsion.
 
         local : [K,N], of atoms, or [K,S], of structures where heads read sums over atoms.
         """
         row = head.index_select(0, structure) * self.references.shape[1] + numbers
         reference = self.references.view(-1).index_select(0, row)
+        if pairs is not None:
+            reference = reference + pairs.energy
         of_members = local.double() if self.model.encoder.pooled else _pool(local.double(), structure, cell)
         total = _pool(reference.unsqueeze(0), structure, cell)
         mean, std = self._mean_and_spread(of_members)
@@ -199,6 +220,7 @@ class Functional(nn.Module):
         graph: TableGraph,
         vec: Tensor,
         given: dict[str, Tensor],
+        pairs: TablePairs | None,
     ) -> tuple[Tensor, Tensor]:
         """Return forces [K,N,3] ([1,N,3] of a shallow ensemble) and the members' mean virial [S,3,3]."""
         atoms, places, _ = vec.shape
@@ -214,18 +236,29 @@ class Functional(nn.Module):
                 length = _shared_geometry(geometry, self.model.config.encoder).distance.view(1, atoms, places)
                 edge = unit * (by_distance - radial / length).unsqueeze(3) + by_unit / length.unsqueeze(3)
             edge = torch.cat([edge[..., :1], edge[..., 1:]], 3)
-            forces, share = edge.sum(2), 0.5
+            share = 0.5
         else:
-            edge = geometry.pull_back(*gradients)
-            assert graph.reverse is not None
-            sent = gather_sent(edge, graph.reverse)
-            edge = edge.view(members, atoms, places, 3)
-            forces, share = edge.sum(2) - sent, 1.0
+            edge = geometry.pull_back(*gradients).view(members, atoms, places, 3)
+            share = 1.0
+        if pairs is not None:
+            edge = turn_gradient(edge, vec, pairs.ratio, pairs.rate) + pairs.gradient
+        forces = self._sum_pairs(edge, graph.reverse)
         mean_edge = edge.mean(0)
         of_atom = (vec.unsqueeze(3) * mean_edge.unsqueeze(2)).sum(1).double() * share
         pooled = _pool(of_atom.reshape(atoms, 9).t(), given["structure"], given["cell"]).t()
         pooled = pooled.reshape(given["cell"].shape[0], 3, 3)
         return forces, 0.5 * (pooled + pooled.transpose(1, 2))
+
+    def _pairs(self, vec: Tensor, numbers: Tensor, neighbors: Tensor, full: Tensor) -> TablePairs:
+        """Return the repulsion of the pairs in the table."""
+        tables = PairTables(self.radii, self.powers)
+        return repel_table(vec, numbers, neighbors, full, tables, self.model.config.cutoff, 1.0 if self.paired else 0.5)
+
+    def _sum_pairs(self, edge: Tensor, reverse: Tensor | None) -> Tensor:
+        """Return forces [K,N,3] of the gradients [K,N,W,3] by places: those of pairs where the table is symmetric."""
+        if reverse is None:
+            return edge.sum(2)
+        return edge.sum(2) - gather_sent(edge.flatten(1, 2), reverse)
 
     def _mean_and_spread(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and unbiased standard deviation over the first axis; NaN where it has one entry."""

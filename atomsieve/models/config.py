@@ -52,6 +52,9 @@ class ModelConfig(BaseModel):
     typical_neighbors: float = Field(
         30.0, gt=0, description="typical number of neighbours; sets the initial size of messages"
     )
+    repulsion: Literal["none", "zbl"] = Field(
+        "none", description="of atoms far closer than covalent radii; zbl: of screened nuclei, whatever the weights are"
+    )
     options: EncoderOptions = Field(
         default_factory=EncoderOptions,
         exclude=True,
@@ -94,8 +97,10 @@ class ModelConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _write_section(self, write: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Write the options as the section of their encoder."""
+        """Write the options as the section of their encoder; leave out keys that older files do not have."""
         flat: dict[str, Any] = write(self)
+        if self.repulsion == "none":
+            flat.pop("repulsion", None)
         if not type(self.options).model_fields:
             return {**flat, LEGACY_SECTION: None}
         return {**flat, find_encoder(self.encoder).section_name(): self.options.model_dump(mode=info.mode)}

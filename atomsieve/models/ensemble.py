@@ -22,6 +22,7 @@ from atomsieve.models.encoder import FastPath, Wanted, build_encoder
 from atomsieve.models.layers import Seeds, StackedLinear
 from atomsieve.models.output import EnsembleOutput, forces_of, virial_of
 from atomsieve.models.readout import PooledReadout, Readout
+from atomsieve.models.repulsion import ShortEdges, add_repulsion, find_short_edges
 
 
 class Ensemble(nn.Module):
@@ -133,22 +134,38 @@ class Ensemble(nn.Module):
         wanted = Wanted(geometry=differentiate, parameters=not differentiate, twice=create_graph)
         dtype = next(self.parameters()).dtype
         with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
-            geometry = self.encoder.geometry(graph.vec.to(dtype), self.encoders, differentiable=differentiate)
+            vec = graph.vec.to(dtype)
+            short = self._find_short_edges(graph, vec)
+            seen_vec = vec if short is None else short.lengthen(vec)
+            geometry = self.encoder.geometry(seen_vec, self.encoders, differentiable=differentiate)
             s, v = self.encoder(graph, geometry, self._condition(graph, charge, spin, dtype), wanted)
             found = self.readout.read(s, v, graph, head_index, [h.scale for h in self.heads], wanted)
             energy, direct = found.energy, found.direct
             seen = s.detach(), found.local.detach() if found.of_atoms else None, self.shallow, found.heads
             if not differentiate:
                 direct = self._select_members(direct, force_members) if forces and direct is not None else None
-                return EnsembleOutput(energy, direct, None, *seen)
+                return self._repel(EnsembleOutput(energy, direct, None, *seen), graph, short)
             grads = self._gradients(found.local, geometry.leaves, create_graph, force_members)
             wanted.geometry, wanted.parameters = False, True
             edge_grad = geometry.pull_back(*grads)
+            if short is not None:
+                edge_grad = short.pull_back(edge_grad)
             total = forces_of(edge_grad, graph) if forces else None
             virial = virial_of(edge_grad, graph) if stress else None
         if not create_graph:
             energy = energy.detach()
-        return EnsembleOutput(energy, total, virial, *seen)
+        return self._repel(EnsembleOutput(energy, total, virial, *seen), graph, short)
+
+    def _find_short_edges(self, graph: Graph, vec: Tensor) -> ShortEdges | None:
+        """Return the edges on which the repulsion acts, None if there are none."""
+        if self.config.repulsion == "none":
+            return None
+        short = find_short_edges(graph, vec)
+        return short if len(short.rows) else None
+
+    def _repel(self, found: EnsembleOutput, graph: Graph, short: ShortEdges | None) -> EnsembleOutput:
+        """Return what the network gives with the repulsion of close atoms."""
+        return found if short is None else add_repulsion(found, graph, short, self.config.cutoff)
 
     def _select_members(self, values: Tensor, members: Sequence[int] | None) -> Tensor:
         """Return the mean `[1,...]` of values `[K,...]` of a shallow ensemble, or those of some members."""
@@ -183,7 +200,12 @@ class Ensemble(nn.Module):
         return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*passes, strict=True))
 
     def fast_path(self, precision: str, device: torch.device) -> FastPath | None:
-        """Return the encoder's faster way to evaluate this ensemble, None if it has none; weights are copied."""
+        """Return the encoder's faster way to evaluate this ensemble, None if it has none; weights are copied.
+
+        None for a model with a repulsion, too: a fast path computes what the encoder alone gives.
+        """
+        if self.config.repulsion != "none":
+            return None
         return self.encoder.fast_path(self, precision, device)
 
     def is_shared(self, name: str) -> bool:
