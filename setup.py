@@ -10,7 +10,8 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-PARTS = ("module", "neighbors", "message", "message_pull", "painn", "hydragnn_edges", "hydragnn_nodes")
+PAINN = ("painn", "painn_tiles", "painn_pairs", "painn_train")
+PARTS = ("module", "neighbors", "message", "message_pull", *PAINN, "hydragnn_edges", "hydragnn_nodes")
 SOURCES = [f"atomsieve/native/{part}.cpp" for part in PARTS]
 TEXT_SOURCES = [
     f"atomsieve/native/{part}.cpp" for part in ("module", "extxyz_read", "extxyz_write", "json_rows", "number_lines")

@@ -81,7 +81,8 @@ def test_energies_alone(monkeypatch, served):
 
 
 @pytest.mark.parametrize("options", [{"create_graph": True}, {"forces": False}])
-def test_training_takes_the_general_path(monkeypatch, served, options):
+def test_layers_of_inference_do_not_train(monkeypatch, served, options):
+    monkeypatch.setattr(painn, "training_serves", lambda *given: False)
     ours, _ = both(monkeypatch, tiny_ensemble(2), **{"forces": True, **options})
     assert served and not any(served)
     loss = ours.energy.sum() if ours.forces is None else ours.forces.square().sum()

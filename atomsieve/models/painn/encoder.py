@@ -15,6 +15,7 @@ from atomsieve.models.encoder import Encoder, Wanted, WorkingMemory
 from atomsieve.models.layers import Seeds, StackedLinear, StackedMLP
 from atomsieve.models.messages.message import message
 from atomsieve.models.painn.layer_cpu import layer_on_cpu, layer_serves
+from atomsieve.models.painn.train_cpu import train_on_cpu, training_serves
 
 _EPSILON = 1e-6  # keeps the gradient of the norm finite at zero vectors; larger than what graph optimizers drop
 
@@ -71,6 +72,9 @@ class PaiNN(Encoder[Geometry]):
         s = self.embedding.index_select(1, graph.numbers)
         if condition is not None:
             s = s + condition
+        layers = [layer for layer in self.layers if isinstance(layer, PaiNNLayer)]
+        if isinstance(graph, Graph) and training_serves(s, graph, layers, wanted):
+            return train_on_cpu(layers, s, graph, geometry, wanted, vectors=self.config.forces == "direct")
         v: Tensor | None = None
         for layer in self.layers:
             s, v = layer(s, v, graph, geometry, wanted)
