@@ -251,11 +251,29 @@ class OptimizerSection(_Section):
     muon_steps: int = Field(5, ge=1, le=20, description="muon: Newton-Schulz iterations of each step")
     muon_heads: bool = Field(False, description="muon: for the hidden layers of the heads too")
     warmup: float = Field(0.02, ge=0, lt=1, description="part of the run in which lr rises from zero")
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "stable", "plateau", "constant"] = Field(
+        "cosine",
+        description="course of lr after the warm-up: cosine and linear fall to the end; stable stays and falls "
+        "linearly in the last part `decay`; plateau falls when evaluations show no progress; constant",
+    )
+    decay: float = Field(0.3, gt=0, le=1, description="stable: part of the run in which lr falls")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: lr is multiplied by this ...")
     plateau_patience: int = Field(5, ge=1, description="... after so many evaluations without progress")
     clip: float | None = Field(10.0, gt=0, description="largest gradient norm, of each member by itself")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the running mean of the weights; 0 turns it off")
+    ema_part: float | None = Field(
+        None,
+        gt=0,
+        le=0.1,
+        description="the running mean looks back over this part of the steps done, however many they are; null: over "
+        "1 / (1 - ema) steps",
+    )
+
+    @model_validator(mode="after")
+    def _mean_is_on(self) -> OptimizerSection:
+        if self.ema_part is not None and not self.ema:
+            raise ValueError("ema_part needs the running mean, which ema: 0 turns off; leave one of them out")
+        return self
 
 
 class BatchSection(_Section):

@@ -65,7 +65,8 @@ class Run:
         self.dtype = self.parameters[0].dtype
         self.common = CommonUnits(ensemble.readout, self.config.ensemble.common_units)
         self.optimizer = make_optimizer(ensemble, self.config.optimizer)
-        self.mean = RunningMean(ensemble, self.config.optimizer.ema) if self.config.optimizer.ema else None
+        rules = self.config.optimizer
+        self.mean = RunningMean(ensemble, rules.ema, rules.ema_part) if rules.ema else None
         self.best: dict[str, Tensor] | None = None
         self.progress = Progress(best=[float("inf")] * ensemble.encoders)
         self.order_seed = order_seed

@@ -51,6 +51,11 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     return float(spearmanr(a[good], b[good]).statistic)
 
 
+def _divide(error: float, baseline: float) -> float | None:
+    """Return the ratio, None where the baseline is exact: labels are all zero."""
+    return error / baseline if baseline > 0 else None
+
+
 def compute_validation_metrics(result: Validation, sources: list[str]) -> dict[str, dict[str, Any]]:
     """Return per head: errors in meV/atom and meV/Angstrom, baselines, ratios and rank correlations.
 
@@ -76,7 +81,7 @@ def compute_validation_metrics(result: Validation, sources: list[str]) -> dict[s
                 "energy_baseline": 1e3 * float(per_atom[known].mean()),
                 "spread_error_energy": _spearman(result.energy_spread[known], error[known]),
             }
-            row["energy_ratio"] = row["energy_mae"] / max(row["energy_baseline"], 1e-12)
+            row["energy_ratio"] = _divide(row["energy_mae"], row["energy_baseline"])
         forced = own & result.has_forces
         if forced.any():
             components = 3 * int(result.n_atoms[forced].sum())
@@ -88,7 +93,7 @@ def compute_validation_metrics(result: Validation, sources: list[str]) -> dict[s
                 "force_baseline": 1e3 * float(result.force_size[forced].sum() / components),
                 "spread_error_force": _spearman(spread, per_atom_error),
             }
-            row["force_ratio"] = row["force_mae"] / max(row["force_baseline"], 1e-12)
+            row["force_ratio"] = _divide(row["force_mae"], row["force_baseline"])
         out[name] = row
     return out
 

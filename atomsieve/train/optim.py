@@ -66,9 +66,13 @@ def learning_rate(progress: float, rules: OptimizerSection, plateau: float = 1.0
     if rules.warmup and progress < rules.warmup:
         # The very first step must move too, or a run of few steps would waste it.
         return max(rules.lr * progress / rules.warmup, 1e-2 * rules.lr)
+    done = (progress - rules.warmup) / (1 - rules.warmup)
     if rules.schedule == "cosine":
-        done = (progress - rules.warmup) / (1 - rules.warmup)
         return lowest + 0.5 * (rules.lr - lowest) * (1 + math.cos(math.pi * done))
+    if rules.schedule == "linear":
+        return lowest + (rules.lr - lowest) * (1 - done)
+    if rules.schedule == "stable":
+        return lowest + (rules.lr - lowest) * min((1 - progress) / rules.decay, 1.0)
     return max(rules.lr * plateau, lowest) if rules.schedule == "plateau" else rules.lr
 
 
@@ -91,17 +95,21 @@ def clip_members(parameters: Sequence[nn.Parameter], norms: Tensor, limit: float
 
 
 class RunningMean:
-    """Exponential running mean of parameters (EMA); its decay grows from zero so that early weights are forgotten."""
+    """Exponential running mean of parameters (EMA); its decay grows from zero so that early weights are forgotten.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
+    part : with it the mean looks back over this part of the steps done, not over 1 / (1 - decay) steps.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, part: float | None = None) -> None:
+        self.decay, self.part = decay, part
         self.names = [name for name, _ in module.named_parameters()]
         self.values = [p.detach().clone() for p in module.parameters()]
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the parameters after step `step` (counted from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        longest = self.decay if self.part is None else max(1 - 1 / (self.part * step), 0.0)
+        decay = min(longest, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.values, [p.detach() for p in module.parameters()], 1 - decay)
 
     @torch.no_grad()

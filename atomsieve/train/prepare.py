@@ -144,11 +144,25 @@ def print_summary(prepared: Prepared, console: Console) -> None:
         )
         for reason, number in row["left_out"].items():
             notes.append(f"{name}: {number} left out: {reason}")
+        notes.extend(_describe_poor_source(name, row))
         for combination in row["inseparable_elements"][:3]:
             notes.append(f"{name}: the data cannot separate {combination}; the mean energy per atom decides")
     console.print(table)
     for note in notes:
         console.print(f"  {note}", highlight=False, soft_wrap=True)
+
+
+def _describe_poor_source(name: str, row: dict[str, Any]) -> list[str]:
+    """Return notes about a source that teaches little."""
+    notes = []
+    if row["train_structures"] == 1:
+        notes.append(f"{name}: a single structure to train on; its head learns little beyond the element references")
+    if row["structures_with_forces"] and row["force_norm_mean"] == 0:
+        notes.append(
+            f"{name}: the forces of all {row['structures_with_forces']} training structures are zero and taught as "
+            "such; leave them out of the file if they were never computed"
+        )
+    return notes
 
 
 def member_seeds(config: TrainConfig) -> list[int]:

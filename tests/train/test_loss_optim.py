@@ -108,6 +108,30 @@ def test_the_learning_rate_rises_falls_and_ends_where_stated():
     assert learning_rate(0.5, plateau, 0.25) == 0.25
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", [0.55, 0.325, 0.1]), ("stable", [1.0, 1.0, 0.1]), ("constant", [1, 1, 1])]
+)
+def test_schedules_pass_through_their_values_and_never_rise(schedule, expected):
+    rules = OptimizerSection(lr=1.0, min_lr_ratio=0.1, warmup=0.0, schedule=schedule, decay=0.25)
+    assert [learning_rate(x, rules) for x in (0.5, 0.75, 1.0)] == pytest.approx(expected)
+    values = [learning_rate(x, rules) for x in np.linspace(0, 1, 101)]
+    assert np.all(np.diff(values) <= 0)
+    assert values[0] == 1.0
+
+
+def test_a_running_mean_over_a_part_of_the_run_weighs_the_steps_of_that_part():
+    part, steps = 0.05, 4000
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    mean, total = RunningMean(module, 0.9, part), 0.0
+    with torch.no_grad():
+        for step in range(1, steps + 1):
+            module.weight.fill_(float(step))
+            mean.update(module, step)
+            total = float(mean.values[0])
+    # weights (step / steps)**(1 / part - 1): their mean is that of step under a power law
+    assert total == pytest.approx(steps / (1 + part), rel=2e-3)
+
+
 def test_the_running_mean_swaps_in_and_out_exactly():
     module = torch.nn.Linear(3, 2)
     mean = RunningMean(module, 0.9)

@@ -28,6 +28,7 @@ def assign_parts(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem
 
     A file with a stated use keeps it; only files of use `auto` are divided. With by=formula, all structures of a
     reduced formula go to one part in every source; a formula above `max_group` of its source is split by structure.
+    A source that chance would leave without a structure to train on keeps its first one for that.
 
     items : the files of the catalogue; the `split_by` of a file overrides that of the rules.
     """
@@ -56,6 +57,11 @@ def assign_parts(catalog: Catalog, rules: SplitSection, items: Sequence[DataItem
             own = (catalog.head[rest] == head) & (catalog.file[rest] == file)
             draw[own] = draw_uniform_rows(f"{rules.seed}:structure:{name}:{file}:", catalog.row[rest[own]])
     part[rest] = _to_part(draw, rules)
+    for head in range(len(catalog.sources)):
+        own = auto & (catalog.head == head)
+        # A head needs something to train on: with a structure or two, chance may keep them all for other parts.
+        if own.any() and not ((catalog.head == head) & (part == TRAIN)).any() and rules.train > 0:
+            part[np.flatnonzero(own)[0]] = TRAIN
     return part
 
 
