@@ -28,7 +28,15 @@ import numpy as np
 import torch
 from encoders.common import Candidate, Cost
 from encoders.nequip import NequIP
-from encoders.painn import AttentivePaiNN, GatedPaiNN, MomentPaiNN, NetworkPaiNN, PlainPaiNN
+from encoders.painn import (
+    AttentivePaiNN,
+    BlockPaiNN,
+    GatedPaiNN,
+    MomentPaiNN,
+    NarrowMomentPaiNN,
+    NetworkPaiNN,
+    PlainPaiNN,
+)
 from encoders.tensornet import NetworkTensorNet, TensorNet
 from real_data import DRAWN, configuration
 
@@ -41,6 +49,8 @@ CANDIDATES: tuple[type[Candidate], ...] = (
     PlainPaiNN,
     GatedPaiNN,
     MomentPaiNN,
+    NarrowMomentPaiNN,
+    BlockPaiNN,
     TensorNet,
     NequIP,
     AttentivePaiNN,

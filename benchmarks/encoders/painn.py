@@ -250,6 +250,89 @@ class MomentPaiNN(PaiNNLike):
     layer = MomentLayer
 
 
+class NarrowMomentLayer(MomentLayer):
+    """The same with a quarter of the width."""
+
+    rank = 0.25
+    extra_inputs = 0.75
+    extra_outputs = 0.25
+
+
+class NarrowMomentPaiNN(PaiNNLike):
+    """PaiNN with few rank-two moments."""
+
+    name = "probe_moments_narrow"
+    layer = NarrowMomentLayer
+
+
+class MomentBlock(nn.Module):
+    """Rank-two moments of the neighbours' scalars, and their products with an atom's own vectors.
+
+    Adds a network of s, |T'|, T:T' and w T w to the scalars, and T w to the vectors; w are few maps of the vectors.
+    """
+
+    rank = 0.25
+
+    def __init__(self, config: ModelConfig, seeds: Seeds, *, last: bool) -> None:
+        super().__init__()
+        width, rank = config.hidden, int(self.rank * config.hidden)
+        self.payload = StackedLinear(width, rank, seeds)
+        self.filters = LinearFilter(config, rank, seeds)
+        self.mix = StackedLinear(rank, 2 * rank, seeds, bias=False)
+        self.narrow = StackedLinear(width, rank, seeds, bias=False)
+        self.update = StackedMLP(width + 3 * rank, width, width if last else width + rank, seeds)
+        self.widen = None if last else StackedLinear(rank, width, seeds, bias=False)
+
+    def forward(self, s: Tensor, v: Tensor, graph: EdgeGraph, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Return new scalars and vectors."""
+        pushed = self.filters(geometry.basis) * graph.senders(self.payload(s))
+        moments = graph.sum_edges(pushed.unsqueeze(2) * directions(geometry.unit).unsqueeze(3))  # [K,N,5,G]
+        one, two = map_rows(self.mix, moments).chunk(2, dim=-1)
+        narrow = map_rows(self.narrow, v)
+        turned = apply_matrices(one, narrow)
+        own = [torch.sqrt((two * two).sum(2) + EPSILON), (one * two).sum(2), (turned * narrow).sum(2)]
+        found = self.update(torch.cat([s, *own], dim=-1))
+        if self.widen is None:
+            return s + found, v
+        more, gate = found.split([s.shape[2], narrow.shape[3]], dim=-1)
+        return s + more, v + map_rows(self.widen, gate.unsqueeze(2) * turned)
+
+    @classmethod
+    def cost(cls, config: ModelConfig) -> Cost:
+        """Return the counted multiply-adds, vectors of the last layer included."""
+        f, g = config.hidden, int(cls.rank * config.hidden)
+        products = f * g + 10 * g * g + 3 * f * g + 3 * g * f + (f + 3 * g) * f + f * (f + g)
+        return Cost(LinearFilter.cost(config, g) + 6 * g, products + 40 * g, products)
+
+
+class BlockLayer(Layer):
+    """A PaiNN layer as it is, then a block of rank-two moments of what it gave."""
+
+    def __init__(self, config: ModelConfig, seeds: Seeds, *, first: bool, last: bool) -> None:
+        super().__init__(config, seeds, first=first, last=last)
+        self.block = MomentBlock(config, seeds, last=last)
+
+    def forward(
+        self, s: Tensor, v: Tensor | None, graph: EdgeGraph, geometry: Geometry, wanted: Wanted
+    ) -> tuple[Tensor, Tensor]:
+        """Return new scalars and vectors."""
+        s, v = super().forward(s, v, graph, geometry, wanted)
+        found: tuple[Tensor, Tensor] = self.block(s, v, graph, geometry)
+        return found
+
+    @classmethod
+    def cost(cls, config: ModelConfig) -> Cost:
+        """Return the counted multiply-adds."""
+        return Cost(*(a + b for a, b in zip(super().cost(config), MomentBlock.cost(config), strict=True)))
+
+
+class BlockPaiNN(PaiNNLike):
+    """PaiNN whose layers each end in a block of rank-two moments."""
+
+    name = "probe_block"
+    layer = BlockLayer
+
+
 class AttentiveLayer(Layer):
     """Messages weighted by attention of the receiver (Thoelke and De Fabritiis, ICLR 2022, eqs. 7 to 9), 8 heads."""
 

@@ -26,12 +26,12 @@ def toy(tmp_path, monkeypatch):
 
 
 def test_own_encoders_are_found_where_they_lie():
-    assert encoder_names() == ["hydragnn_painn", "painn"]
+    assert encoder_names() == ["hydragnn_painn", "painn", "quadrupoles"]
     assert {name: of.name for name, of in encoders().items()} == {name: name for name in encoder_names()}
 
 
 def test_an_encoder_of_another_package_is_found_by_its_entry_point(toy):
-    assert encoder_names() == ["hydragnn_painn", "painn", "pooled_toy", "toy"]
+    assert encoder_names() == ["hydragnn_painn", "painn", "pooled_toy", "quadrupoles", "toy"]
     assert find_encoder_class("toy") is ToyEncoder
     config = ModelConfig(encoder="toy", toy={"edge_hidden": 7}, hidden=8)
     assert config.options == ToyOptions(edge_hidden=7) and config.basis == "gaussian"

@@ -32,6 +32,10 @@ class TestDirectPaiNN(EncoderTests):
     formats = ("torchscript",)
 
 
+class TestQuadrupoles(EncoderTests):
+    encoder = "quadrupoles"
+
+
 class TestHydraGNN(EncoderTests):
     encoder = "hydragnn_painn"
     config: ClassVar = {"hydragnn": {"shared": [12], "heads": [12, 10]}}

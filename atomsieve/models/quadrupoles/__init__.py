@@ -1,0 +1,1 @@
+"""PaiNN with quadrupoles of neighbours, for a stack of members."""
