@@ -218,84 +218,66 @@ void reverse(const Tiles &t, const T *X, const T *W, const T *Bs, const T *Bv, c
             if constexpr (twice) lean(t, m, n, hd, hu, lent.data(), turned);
             for (int64_t f = 0; f < F; f += Lanes<T>::n) {
                 V c[3][kPairs] = {}, d[3][kPairs] = {};  // by the filters, and by their tangents
-                {
-                    const Filters<T, first> w(a, R, weights + f, F);
-                    const Payload<T, first> pi(x + i * P + f, F);
-                    const Message<T> bi(bs + i * F + f, bv + i * 3 * F + f, F);
-                    Payload<T, first> to;
-                    for (int k = 0; k < kPairs && edge[k] >= 0; ++k) {
-                        const int64_t j = near[k];
-                        const Payload<T, first> pj(x + j * P + f, F);
-                        const Message<T> bj(bs + j * F + f, bv + j * 3 * F + f, F);
-                        Payload<T, first> back;
-                        const V ui = bi.along(u + k), uj = bj.along(u + k);
-                        to.s += w.w[0][k] * bj.s;
-                        back.s = w.w[0][k] * bi.s;
-                        to.b -= w.w[2][k] * uj;
-                        back.b = w.w[2][k] * ui;
-                        c[0][k] = bi.s * pj.s + bj.s * pi.s;
-                        c[2][k] = ui * pj.b - uj * pi.b;
-                        if constexpr (!first) {
-                            c[1][k] = dot<T>(bi.v, pj.q) + dot<T>(bj.v, pi.q);
-                            for (int x = 0; x < 3; ++x) {
-                                to.q[x] += w.w[1][k] * bj.v[x];
-                                back.q[x] = w.w[1][k] * bi.v[x];
-                            }
+                const Filters<T, first> w(a, R, weights + f, F), l(twice ? lent.data() : a, twice ? R : 0, weights + f, F);
+                const Payload<T, first> pi(x + i * P + f, F);
+                const Message<T> bi(bs + i * F + f, bv + i * 3 * F + f, F);
+                Message<T> gi;
+                Payload<T, first> to, hi;
+                if constexpr (twice) gi = Message<T>(gs + i * F + f, gv + i * 3 * F + f, F);
+                if constexpr (twice && !first) hi = Payload<T, first>(hx + i * P + f, F);
+                for (int k = 0; k < kPairs && edge[k] >= 0; ++k) {
+                    const int64_t j = near[k];
+                    const Payload<T, first> pj(x + j * P + f, F);
+                    const Message<T> bj(bs + j * F + f, bv + j * 3 * F + f, F);
+                    Payload<T, first> back;
+                    const V ws = w.w[0][k], wa = w.w[1][k], wb = w.w[2][k];
+                    const V ui = bi.along(u + k), uj = bj.along(u + k);
+                    back.s = ws * bi.s;
+                    V to_s = ws * bj.s, by_i = ui, by_j = uj;  // by_i, by_j: what the filter itself meets
+                    V cs = bi.s * pj.s + bj.s * pi.s, ca = {};
+                    if constexpr (!first) {
+                        ca = dot<T>(bi.v, pj.q) + dot<T>(bj.v, pi.q);
+                        for (int x = 0; x < 3; ++x) {
+                            to.q[x] += wa * bj.v[x];
+                            back.q[x] = wa * bi.v[x];
                         }
-                        if constexpr (twice) {  // the part of the direction's tangent, which has the filter itself
-                            const Message<T> gi(gs + i * F + f, gv + i * 3 * F + f, F), gj(gs + j * F + f, gv + j * 3 * F + f, F);
-                            const V ti = gi.along(turned + k), tj = gj.along(turned + k);
-                            to.b -= w.w[2][k] * tj;
-                            back.b += w.w[2][k] * ti;
-                            c[2][k] += ti * pj.b - tj * pi.b;
-                        }
-                        back.add_to(gx + j * P + f, F);
                     }
-                    to.add_to(gx + i * P + f, F);
-                }
-                if constexpr (twice) {
-                    const Filters<T, first> w(lent.data(), R, weights + f, F);
-                    const Payload<T, first> pi(x + i * P + f, F);
-                    const Message<T> gi(gs + i * F + f, gv + i * 3 * F + f, F);
-                    Payload<T, first> to, hi;
-                    if constexpr (!first) hi = Payload<T, first>(hx + i * P + f, F);
-                    for (int k = 0; k < kPairs && edge[k] >= 0; ++k) {
-                        const int64_t j = near[k];
-                        const Payload<T, first> pj(x + j * P + f, F);
+                    if constexpr (twice) {
                         const Message<T> gj(gs + j * F + f, gv + j * 3 * F + f, F);
-                        Payload<T, first> back;
-                        const V ui = gi.along(u + k), uj = gj.along(u + k);
-                        to.s += w.w[0][k] * gj.s;
-                        back.s = w.w[0][k] * gi.s;
-                        to.b -= w.w[2][k] * uj;
-                        back.b = w.w[2][k] * ui;
+                        const V ls = l.w[0][k], lb = l.w[2][k], gui = gi.along(u + k), guj = gj.along(u + k);
+                        by_i += gi.along(turned + k);  // the direction's tangent
+                        by_j += gj.along(turned + k);
+                        to_s += ls * gj.s;
+                        back.s += ls * gi.s;
+                        to.b -= lb * guj;
+                        back.b = lb * gui;
                         d[0][k] = gi.s * pj.s + gj.s * pi.s;
-                        d[2][k] = ui * pj.b - uj * pi.b;
+                        d[2][k] = gui * pj.b - guj * pi.b;
                         if constexpr (!first) {
                             const Payload<T, first> hj(hx + j * P + f, F);
+                            const V la = l.w[1][k];
                             d[1][k] = dot<T>(gi.v, pj.q) + dot<T>(gj.v, pi.q);
+                            cs += gi.s * hj.s + gj.s * hi.s;
+                            ca += dot<T>(gi.v, hj.q) + dot<T>(gj.v, hi.q);
+                            c[2][k] = gui * hj.b - guj * hi.b;
                             for (int x = 0; x < 3; ++x) {
-                                to.q[x] += w.w[1][k] * gj.v[x];
-                                back.q[x] = w.w[1][k] * gi.v[x];
+                                to.q[x] += la * gj.v[x];
+                                back.q[x] += la * gi.v[x];
                             }
-                            c[0][k] += gi.s * hj.s + gj.s * hi.s;
-                            c[1][k] += dot<T>(gi.v, hj.q) + dot<T>(gj.v, hi.q);
-                            c[2][k] += ui * hj.b - uj * hi.b;
                         }
-                        back.add_to(gx + j * P + f, F);
                     }
-                    to.add_to(gx + i * P + f, F);
+                    c[0][k] = cs;
+                    c[1][k] = ca;
+                    c[2][k] += by_i * pj.b - by_j * pi.b;
+                    to.s += to_s;
+                    to.b -= wb * by_j;
+                    back.b += wb * by_i;
+                    back.add_to(gx + j * P + f, F);
                 }
-                for (int64_t r = 0; r < R; ++r) {
-                    const T *ar = a + r * kPairs, *lr = lent.data() + r * kPairs;
-                    for (int g = 0; g < 3; g += first ? 2 : 1) {
-                        V add = {};
-                        for (int k = 0; k < kPairs; ++k) add += c[g][k] * ar[k];
-                        if constexpr (twice)
-                            for (int k = 0; k < kPairs; ++k) add += d[g][k] * lr[k];
-                        T *into = gw + r * wide + g * F + f;
-                        store(into, load(into) + add);
-                    }
+                to.add_to(gx + i * P + f, F);
+                for (int g = 0; g < 3; g += first ? 2 : 1) {
+                    if constexpr (twice) add_outer<T>(c[g], a, d[g], lent.data(), R, wide, gw + g * F + f);
+                    else add_outer<T>(c[g], a, R, wide, gw + g * F + f);
                 }
             }
         }
