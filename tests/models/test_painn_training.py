@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from unittest import mock
 
 import pytest
@@ -12,6 +14,7 @@ from atomsieve.graphs.neighbors import build_graph
 from atomsieve.models import Ensemble, set_precision
 from atomsieve.models.messages.message import message
 from atomsieve.models.painn import encoder as painn
+from atomsieve.models.painn import train_cpu
 from atomsieve.native import kernels
 from tests.helpers import copper_oxides, tiny_ensemble
 
@@ -160,6 +163,22 @@ def test_losses_may_be_differentiated_again_and_one_by_one(served):
     assert served == [True]
     assert apart(again, of_energy) == 0
     assert apart(both, [a + b for a, b in zip(of_energy, of_force, strict=True)]) < 1e-12
+
+
+@pytest.mark.parametrize("config", [{}, {"forces": "direct"}])
+def test_memory_is_free_as_soon_as_a_step_is_done(served, monkeypatch, config):
+    kept = []
+    record = train_cpu._Record
+    monkeypatch.setattr(train_cpu, "_Record", lambda *given: kept.append(record(*given)) or kept[-1])
+    model = tiny_ensemble(2, **config).double()
+    gc.disable()
+    try:
+        gradients(model, graph_of(copper_oxides(7), model), HEADS)
+        (held,) = [weakref.ref(each) for each in kept]
+        kept.clear()
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_derivatives_of_forces_by_positions_are_refused(served):

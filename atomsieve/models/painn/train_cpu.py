@@ -149,7 +149,8 @@ class _Forward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         token = s.new_zeros(_PASSES)
         ctx.save_for_backward(token)
-        return (scalars, v, token) if record.vectors else (scalars, token)
+        # Tensors of their own: an output leads to this node, and so must not lie in the record that the node holds.
+        return (scalars.detach(), v.detach(), token) if record.vectors and v is not None else (scalars.detach(), token)
 
     @staticmethod
     def backward(ctx: Any, by_s: Tensor | None, *rest: Tensor | None) -> Any:
