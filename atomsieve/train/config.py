@@ -192,6 +192,11 @@ class LossSection(_Section):
     energy_end: float | None = Field(
         None, ge=0, description="weight of the energy at the end of the run, reached linearly; null: as at the start"
     )
+    energy_mean: Literal["structures", "atoms"] = Field(
+        "structures",
+        description="energies of a batch count by structures, or by atoms: large cells then teach as much by their "
+        "energies as by their forces, though few of them are in a batch",
+    )
     force: float = Field(3.0, ge=0, description="weight of the forces")
     stress: float = Field(0.0, ge=0, description="weight of the stress")
     kind: Literal["mae", "huber", "mse"] = Field("mae", description="what is done with a scaled error")

@@ -48,8 +48,9 @@ def penalty(size: Tensor, rules: LossSection) -> Tensor:
 def batch_loss(out: EnsembleOutput, batch: TrainBatch, rules: LossSection) -> LossParts:
     """Return the loss of one rank's share of a global batch.
 
-    Energies: |error per atom| / the source's energy size, mean over structures. Forces: length of the error vector /
-    the source's mean force norm, mean over atoms. Stress: Frobenius norm / the source's size, mean over structures.
+    Energies: |error per atom| / the source's energy size, mean over structures or atoms. Forces: length of the error
+    vector / the source's mean force norm, mean over atoms. Stress: Frobenius norm / the source's size, mean over
+    structures.
     Missing labels count nowhere. Members are independent: their losses are summed, so each gets its own gradient.
 
     A shallow ensemble has one loss: the mean of its members' for energies, that of the mean for forces; and where the

@@ -51,7 +51,9 @@ def prepare(config: TrainConfig, readers: Sequence[StructureReader], console: Co
     if config.ensemble.common_units:
         heads = take_one_scale(heads)
     residual = residual_energy(catalog, heads)
-    labels = Labels.build(residual, catalog.has_forces, catalog.has_stress, catalog.n_atoms, heads)
+    labels = Labels.build(
+        residual, catalog.has_forces, catalog.has_stress, catalog.n_atoms, heads, config.loss.energy_mean
+    )
     sizes = Sizes(catalog.n_atoms, _edges(config, store) if config.batch.edges is not None else None)
     train_rows = np.flatnonzero(part == TRAIN)
     val_rows = _draw_evenly(np.flatnonzero(part == VAL), catalog.head, config.budget.eval_structures, config.split.seed)

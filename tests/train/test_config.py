@@ -13,7 +13,7 @@ from atomsieve.train.config import (
     load_config,
     parse_config,
 )
-from atomsieve.train.example import example_config
+from atomsieve.train.example import RECIPE, example_config
 
 MINIMAL = {"data": [{"path": "x.bp"}]}
 
@@ -38,9 +38,9 @@ def test_a_mistake_is_named_in_one_line(raw, said):
     assert "\n" not in str(error.value)
 
 
-def test_the_example_is_the_default_and_documents_every_key():
+def test_the_example_is_the_recipe_and_documents_every_key():
     raw = yaml.safe_load(example_config())
-    assert parse_config(raw) == parse_config({"data": [{"path": "train.bp"}]})
+    assert parse_config(raw) == parse_config({"data": [{"path": "train.bp"}], **RECIPE})
     assert set(raw) == set(TrainConfig.model_fields)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from atomsieve.models import EnsembleOutput
 from atomsieve.train.config import LossSection, OptimizerSection
+from atomsieve.train.data.batches import Labels
 from atomsieve.train.loss import batch_loss, penalty
 from atomsieve.train.optim import RunningMean, clip_members, gradient_norms, learning_rate
 
@@ -147,3 +148,15 @@ def test_the_running_mean_swaps_in_and_out_exactly():
         torch.testing.assert_close(p.detach(), s + (1 - decay))
     mean.swap(module)
     assert all(torch.equal(p, m) for p, m in zip(module.parameters(), moved, strict=True))
+
+
+def test_energies_count_by_their_atoms_where_the_configuration_asks():
+    """Errors of 1 eV: per atom 1/2 and 1 eV over sizes of 0.5 and 0.25 eV, by 2 atoms and 1."""
+    heads = [SimpleNamespace(energy_size=0.5, force_size=1.0, stress_size=1.0)]
+    residual, atoms, no = np.array([1.0, 2.0, np.nan]), np.array([2, 1, 1]), np.zeros(3, bool)
+    labels = Labels.build(residual, no, no, atoms, heads, "atoms")
+    assert labels.energy_weight.tolist() == [2, 1, 0]
+    assert Labels.build(residual, no, no, atoms, heads).energy_weight.tolist() == [1, 1, 0]
+    b = batch(has_energy=(2, 1, 0))
+    parts = batch_loss(output(b, energy_error=torch.tensor([1.0, 1.0, 7.0])), b, LossSection(energy=1.0, force=0.0))
+    np.testing.assert_allclose(parts.energy.tolist(), [(2 * 1.0 + 1 * 4.0) / 3] * 2)

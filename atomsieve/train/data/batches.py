@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ class TrainBatch:
     ----------
     graph : its graph; head [S] int64; charge, spin [S] or None.
     index : [S] catalogue indices.
-    energy [S] residual eV, energy_size [S] eV (per atom), n_atoms [S]; has_energy [S] 0/1.
+    energy [S] residual eV, energy_size [S] eV (per atom), n_atoms [S]; has_energy [S] weight of its error, 0: none.
     forces [N,3] eV/Angstrom, force_size [N]; has_forces [N] 0/1.
     virial [S,3,3] eV, virial_size [S] eV; has_stress [S] 0/1.
     weight : [K,S] weight of each structure for each member, or None for 1.
-    n_energy, n_forces, n_stress : labels in the whole global batch (structures, atoms, structures).
+    n_energy, n_forces, n_stress : labels in the whole global batch (sum of the weights, atoms, structures).
     """
 
     graph: Graph | None
@@ -59,7 +59,10 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class Labels:
-    """Arrays of the catalogue that batches need: residual energy, label flags and atoms [S], sizes per head."""
+    """Arrays of the catalogue that batches need: residual energy, label flags and atoms [S], sizes per head.
+
+    energy_weight [S] : weight of the error of an energy among those of a batch, 0 without one.
+    """
 
     residual: NDArray[np.float64]
     has_energy: NDArray[np.bool_]
@@ -69,6 +72,7 @@ class Labels:
     energy_size: NDArray[np.float64]
     force_size: NDArray[np.float64]
     stress_size: NDArray[np.float64]
+    energy_weight: NDArray[np.int64]
 
     @staticmethod
     def build(
@@ -77,11 +81,14 @@ class Labels:
         has_stress: NDArray[np.bool_],
         n_atoms: NDArray[np.int64],
         heads: list[HeadData],
+        mean_over: Literal["structures", "atoms"] = "structures",
     ) -> Labels:
-        """Collect the labels; an energy counts as present where its residual is known."""
+        """Collect the labels; an energy counts as present where its residual is known, and by the atoms if so asked."""
         sizes = [(h.energy_size, h.force_size, h.stress_size) for h in heads]
         energy, force, stress = np.array(sizes, float).T
-        return Labels(residual, np.isfinite(residual), has_forces, has_stress, n_atoms, energy, force, stress)
+        known = np.isfinite(residual)
+        weight = np.where(known, n_atoms if mean_over == "atoms" else 1, 0)
+        return Labels(residual, known, has_forces, has_stress, n_atoms, energy, force, stress, weight)
 
 
 def make_batch(
@@ -120,7 +127,7 @@ def make_batch(
         energy=tensor(np.where(has_energy, labels.residual[index], 0.0), torch.float64),
         energy_size=tensor(labels.energy_size[head], torch.float64),
         n_atoms=tensor(counts, torch.float64),
-        has_energy=tensor(has_energy, torch.float64),
+        has_energy=tensor(labels.energy_weight[index], torch.float64),
         forces=tensor(np.where(atom_mask[:, None], forces, 0.0)),
         force_size=tensor(np.repeat(np.nan_to_num(labels.force_size[head], nan=1.0), counts)),
         has_forces=tensor(atom_mask),
@@ -128,7 +135,7 @@ def make_batch(
         virial_size=tensor(labels.stress_size[head] * np.maximum(volume, 1e-9), torch.float64),
         has_stress=tensor(has_stress, torch.float64),
         weight=None if weight is None else tensor(weight[:, index]),
-        n_energy=int(labels.has_energy[whole].sum()),
+        n_energy=int(labels.energy_weight[whole].sum()),
         n_forces=int(labels.n_atoms[whole][labels.has_forces[whole]].sum()),
         n_stress=int(labels.has_stress[whole].sum()),
     )
