@@ -1,4 +1,4 @@
-// What the kernels of the PaiNN message share: filters of a block of edges, working memory, the work of each thread.
+// What the kernels of messages share: filters of a block of edges, working memory, the work of each thread.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -30,19 +30,19 @@ struct Csr {
 
 // Copy `count` rows of `radial` values into rows of `padded` values, zero beyond, for whole tiles of edges.
 template <class T>
-inline void stage(const T *rows, int count, int64_t radial, int64_t padded, T *out) {
+inline void stage(const T *rows, int64_t count, int64_t radial, int64_t padded, T *out) {
     std::memset(out, 0, sizeof(T) * kBlock * padded);
-    for (int e = 0; e < count; ++e) std::memcpy(out + e * padded, rows + e * radial, sizeof(T) * radial);
+    for (int64_t e = 0; e < count; ++e) std::memcpy(out + e * padded, rows + e * radial, sizeof(T) * radial);
 }
 
 // out[e,:] = basis[e,:] . weights  for e < count (rounded up to a tile of 4 edges; two vectors of channels at a time).
 template <class T>
-inline void filter(const T *basis, int count, int64_t radial, int64_t padded, const T *weights, int64_t wide, T *out) {
+inline void filter(const T *basis, int64_t count, int64_t radial, int64_t padded, const T *weights, int64_t wide, T *out) {
     using V = typename Lanes<T>::V;
     constexpr int L = Lanes<T>::n;
     int64_t f = 0;
     for (; f + 2 * L <= wide; f += 2 * L) {
-        for (int e = 0; e < count; e += 4) {
+        for (int64_t e = 0; e < count; e += 4) {
             const T *a = basis + e * padded;
             V w[4][2] = {};
             for (int64_t r = 0; r < radial; ++r) {
@@ -59,7 +59,7 @@ inline void filter(const T *basis, int count, int64_t radial, int64_t padded, co
         }
     }
     for (; f < wide; f += L) {
-        for (int e = 0; e < count; ++e) {
+        for (int64_t e = 0; e < count; ++e) {
             V w = {};
             for (int64_t r = 0; r < radial; ++r) w += load(weights + r * wide + f) * basis[e * padded + r];
             store(out + e * wide + f, w);
@@ -69,11 +69,11 @@ inline void filter(const T *basis, int count, int64_t radial, int64_t padded, co
 
 // out[e,r] = sum_f grads[e,f] weights_t[f,r]: gradient of the basis, a tile of 4 edges and two vectors of r at a time.
 template <class T>
-inline void filter_grad_basis(const T *grads, int count, int64_t padded, const T *weights_t, int64_t wide, T *out) {
+inline void filter_grad_basis(const T *grads, int64_t count, int64_t padded, const T *weights_t, int64_t wide, T *out) {
     using V = typename Lanes<T>::V;
     constexpr int L = Lanes<T>::n;
     for (int64_t r = 0; r < padded; r += L) {
-        for (int e = 0; e < count; e += 8) {
+        for (int64_t e = 0; e < count; e += 8) {
             V g[8] = {};
             for (int64_t f = 0; f < wide; ++f) {
                 const V w = load(weights_t + f * padded + r);
@@ -86,7 +86,7 @@ inline void filter_grad_basis(const T *grads, int count, int64_t padded, const T
 
 // into[r,f] += sum_e basis[e,r] grads[e,f]: gradient of the filter weights, 4 radial functions and two vectors at a time.
 template <class T>
-inline void filter_grad_weights(const T *basis, const T *grads, int count, int64_t radial, int64_t padded, int64_t wide,
+inline void filter_grad_weights(const T *basis, const T *grads, int64_t count, int64_t radial, int64_t padded, int64_t wide,
                                 T *into) {
     using V = typename Lanes<T>::V;
     constexpr int L = Lanes<T>::n;
@@ -99,7 +99,7 @@ inline void filter_grad_weights(const T *basis, const T *grads, int count, int64
                 g[k][0] = load(into + (r + k) * wide + f);
                 g[k][1] = load(into + (r + k) * wide + f + L);
             }
-            for (int e = 0; e < count; ++e) {
+            for (int64_t e = 0; e < count; ++e) {
                 const V left = load(grads + e * wide + f), right = load(grads + e * wide + f + L);
                 const T *a = basis + e * padded + r;
                 for (int k = 0; k < 4; ++k) {
@@ -114,7 +114,7 @@ inline void filter_grad_weights(const T *basis, const T *grads, int count, int64
         }
         for (; r < radial; ++r) {
             V left = load(into + r * wide + f), right = load(into + r * wide + f + L);
-            for (int e = 0; e < count; ++e) {
+            for (int64_t e = 0; e < count; ++e) {
                 left += load(grads + e * wide + f) * basis[e * padded + r];
                 right += load(grads + e * wide + f + L) * basis[e * padded + r];
             }
@@ -125,7 +125,7 @@ inline void filter_grad_weights(const T *basis, const T *grads, int count, int64
     for (; f < wide; f += L) {
         for (int64_t r = 0; r < radial; ++r) {
             V g = load(into + r * wide + f);
-            for (int e = 0; e < count; ++e) g += load(grads + e * wide + f) * basis[e * padded + r];
+            for (int64_t e = 0; e < count; ++e) g += load(grads + e * wide + f) * basis[e * padded + r];
             store(into + r * wide + f, g);
         }
     }
@@ -134,13 +134,14 @@ inline void filter_grad_weights(const T *basis, const T *grads, int count, int64
 // Working memory of one thread.
 template <class T> struct Scratch {
     std::vector<T> basis, basis_dot, w, w_dot, c, c_dot, grad_basis, weights_t, row;
-    explicit Scratch(const Shape &s)
-        : basis(kBlock * padded_radial<T>(s)), basis_dot(kBlock * padded_radial<T>(s)), w(kBlock * 3 * s.width), w_dot(kBlock * 3 * s.width),
-          c(kBlock * 3 * s.width), c_dot(kBlock * 3 * s.width), grad_basis(kBlock * padded_radial<T>(s)),
-          weights_t(3 * s.width * padded_radial<T>(s)), row(9 * s.width) {}
+    // wide: channels of all filters together; components: of a payload.
+    Scratch(const Shape &s, int64_t wide, int components)
+        : basis(kBlock * padded_radial<T>(s)), basis_dot(kBlock * padded_radial<T>(s)), w(kBlock * wide), w_dot(kBlock * wide),
+          c(kBlock * wide), c_dot(kBlock * wide), grad_basis(kBlock * padded_radial<T>(s)),
+          weights_t(wide * padded_radial<T>(s)), row(components * s.width) {}
 
-    void transpose(const T *weights, const Shape &s) {
-        const int64_t wide = 3 * s.width, padded = padded_radial<T>(s);
+    void transpose(const T *weights, const Shape &s, int64_t wide) {
+        const int64_t padded = padded_radial<T>(s);
         std::fill(weights_t.begin(), weights_t.end(), T(0));
         for (int64_t r = 0; r < s.radial; ++r)
             for (int64_t f = 0; f < wide; ++f) weights_t[f * padded + r] = weights[r * wide + f];
@@ -177,30 +178,6 @@ inline int threads() {
 #else
     return 1;
 #endif
-}
-
-// Add to gx [5F] what the edges that leave an atom send back: the reverses of a block that it receives, with filters w.
-template <class T>
-inline void by_payload(const T *g, const int64_t *near, const T *ue, const T *w, int count, int64_t F, T *gx) {
-    using V = typename Lanes<T>::V;
-    for (int64_t f = 0; f < F; f += Lanes<T>::n) {
-        V ds = load(gx + f), db = load(gx + F + f);
-        V q0 = load(gx + 2 * F + f), q1 = load(gx + 3 * F + f), q2 = load(gx + 4 * F + f);
-        for (int e = 0; e < count; ++e) {
-            const T *gj = g + near[e] * 4 * F + f, *we = w + e * 3 * F + f;
-            const V g0 = load(gj + F), g1 = load(gj + 2 * F), g2 = load(gj + 3 * F), wa = load(we + F);
-            ds += load(we) * load(gj);  // eq. 7 of message.cpp, transposed
-            db -= load(we + 2 * F) * (g0 * ue[3 * e] + g1 * ue[3 * e + 1] + g2 * ue[3 * e + 2]);  // eq. 8 by p_b: the reverse edge has -u
-            q0 += wa * g0;  // eq. 8 by q
-            q1 += wa * g1;
-            q2 += wa * g2;
-        }
-        store(gx + f, ds);
-        store(gx + F + f, db);
-        store(gx + 2 * F + f, q0);
-        store(gx + 3 * F + f, q1);
-        store(gx + 4 * F + f, q2);
-    }
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.models.encoder import Wanted
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.models.messages import message as module
+from atomsieve.models.messages.layout import NAMED_LAYOUTS, PAINN, PAINN_TENSORS
 from atomsieve.models.messages.message import message
 from tests.helpers import copper_oxides
 
@@ -22,7 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CUTOFF = 2.45
 
 
-def inputs(members, width, radial, dtype, most, shared):
+def inputs(members, width, radial, dtype, most, shared, layout=PAINN):
     graph = build_graph(copper_oxides(1), CUTOFF, max_neighbors=most, device=DEVICE, dtype=dtype)
     gen = torch.Generator().manual_seed(1)
     d = graph.vec.norm(dim=1)
@@ -31,16 +32,17 @@ def inputs(members, width, radial, dtype, most, shared):
     unit = (graph.vec / d[:, None]).expand(members, -1, -1)
     if not shared:
         basis, unit = basis.contiguous(), unit.contiguous()
-    x = torch.randn(members, graph.n_atoms, 5, width, generator=gen, dtype=torch.float64).to(DEVICE, dtype)
-    weights = torch.randn(members, radial, 3 * width, generator=gen, dtype=torch.float64).to(DEVICE, dtype)
+    x = torch.randn(members, graph.n_atoms, layout.inputs, width, generator=gen, dtype=torch.float64).to(DEVICE, dtype)
+    weights = torch.randn(members, radial, layout.filters * width, generator=gen, dtype=torch.float64).to(DEVICE, dtype)
     return graph, [t.detach().requires_grad_() for t in (x, basis, unit)], weights
 
 
-def evaluate(implementation, *case):
-    graph, leaves, weights = inputs(*case)
-    out = message(*leaves, weights, graph, implementation, Wanted(parameters=False, twice=False))
-    loss = (torch.tanh(out) * torch.arange(1, 5, dtype=out.dtype, device=DEVICE)[:, None]).sum()
-    return graph, [out.detach(), *torch.autograd.grad(loss, leaves)]
+def evaluate(implementation, *case, layout=PAINN):
+    graph, leaves, weights = inputs(*case, layout=layout)
+    out = message(*leaves, weights, graph, implementation, Wanted(parameters=False, twice=False), layout)
+    loss = (torch.tanh(out) * torch.arange(1, out.shape[2] + 1, dtype=out.dtype, device=DEVICE)[:, None]).sum()
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return graph, [out.detach(), *(t for t in gradients if t is not None)]
 
 
 def apart(a, b):
@@ -52,6 +54,18 @@ def of_message(members, width, radial, dtype, most, shared):
     _, expected = evaluate("edges", members, width, radial, torch.float64, most, shared)
     differences = [apart(ours, plain) for ours, plain in zip(found, expected, strict=True)]
     return {"symmetric": graph.neighbors.symmetric, "edges": graph.n_edges, "apart": differences}
+
+
+def of_layouts():
+    """Return how far each named layout is from the plain message, and the largest one on a truncated list."""
+    found = {}
+    for layout, most in (*((layout, None) for layout in NAMED_LAYOUTS if layout != PAINN), (PAINN_TENSORS, 3)):
+        case = (1, 16, 1, torch.float64, most, False)
+        _, ours = evaluate("triton", *case, layout=layout)
+        _, plain = evaluate("edges", *case, layout=layout)
+        assert len(ours) == len(plain) == (4 if layout.pushed else 3)
+        found[f"{layout} {most}"] = max(apart(a, b) for a, b in zip(ours, plain, strict=True))
+    return found
 
 
 def of_ensemble():
@@ -91,6 +105,7 @@ if __name__ == "__main__":
                 "odd widths": of_message(1, 21, 5, double, None, False),
                 "truncated": of_message(2, 16, 1, double, 3, False),
                 "single": of_message(1, 16, 4, single, None, False),
+                "layouts": of_layouts(),
                 "ensemble": of_ensemble(),
                 "refusal": refusal(),
             }

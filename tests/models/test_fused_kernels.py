@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from atomsieve.models.messages.layout import NAMED_LAYOUTS
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (pip install triton)")
 
@@ -42,6 +44,11 @@ def test_value_and_gradients_equal_the_plain_message(found, case):
     assert found[case]["edges"] > 20
     assert found[case]["symmetric"] == (case != "truncated")
     assert max(found[case]["apart"]) < 1e-13
+
+
+def test_every_layout_equals_the_plain_message(found):
+    assert len(found["layouts"]) == len(NAMED_LAYOUTS)
+    assert max(found["layouts"].values()) < 1e-13
 
 
 def test_single_precision_agrees_with_double(found):

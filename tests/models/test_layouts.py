@@ -8,11 +8,17 @@ import torch
 
 from atomsieve.graphs.neighbors import build_graph
 from atomsieve.graphs.table import TableGraph, table_arrays
+from atomsieve.models.basis import Geometry
+from atomsieve.models.config import ModelConfig
+from atomsieve.models.encoder import Wanted
 from atomsieve.models.messages import layout as layouts
+from atomsieve.models.messages import message as messages
+from atomsieve.models.messages.buffers import layout_compiled
 from atomsieve.models.messages.layout import PAINN, PAINN_TENSORS, Layout
-from atomsieve.models.messages.message import message
+from atomsieve.models.messages.message import message, receive
 from atomsieve.models.messages.table import make_paired_edges
 from atomsieve.models.messages.tensors import make_matrices, pull_second_order, second_order, split_matrices
+from atomsieve.native import kernels
 from tests.helpers import copper_oxides
 
 CUTOFF, MEMBERS, WIDTH, RADIAL = 3.2, 2, 16, 5
@@ -154,6 +160,118 @@ def test_messages_turn_with_the_structure(layout):
     )
     plain = message(x, basis, unit, weights, graph, layout=layout)
     assert apart(turned, rotate(plain.detach(), layout, rotation, False)) < 1e-13
+
+
+# -- compiled kernels ---------------------------------------------------------------------------------------------
+
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="compiled kernels are not installed")
+COMPILED = [layout for layout in EVERY if layout_compiled(layout)]
+each_compiled = pytest.mark.parametrize("layout", COMPILED, ids=str)
+
+
+@needs_kernels
+def test_the_compiled_layouts_are_those_that_have_names():
+    assert set(COMPILED) == set(NAMED)
+    graph, given = make_inputs(Layout(carried=(1,)))
+    with pytest.raises(ValueError, match="no compiled kernels"):
+        message(*given, graph, "native", layout=Layout(carried=(1,)))
+
+
+@each_compiled
+@pytest.mark.parametrize(("members", "width"), [(1, 16), (3, 48)])
+def test_compiled_values_and_first_derivatives_equal_the_plain_ones(layout, members, width):
+    graph, given = make_inputs(layout, members=members, width=width, structures=3)
+    results = []
+    for name in ("native", "edges"):
+        y = message(*given, graph, name, layout=layout)
+        loss = (torch.tanh(y) * torch.arange(1, layout.outputs + 1, dtype=y.dtype)[:, None]).sum()
+        found = torch.autograd.grad(loss, given, allow_unused=True)
+        assert (found[2] is None) == (not layout.pushed)
+        results.append([y.detach(), *(t for t in found if t is not None)])
+    for ours, plain in zip(*results, strict=True):
+        assert apart(ours, plain) < 1e-13
+
+
+@each_compiled
+def test_compiled_gradients_of_a_force_loss_equal_the_plain_ones(layout):
+    graph, given = make_inputs(layout)
+    x, basis, unit, weights = given
+    d = graph.vec.norm(dim=1)
+    even = torch.cos(d)[:, None] * torch.arange(1, RADIAL + 1)  # equal on an edge and its reverse
+    odd = graph.vec * d[:, None]
+    results = []
+    for name in ("native", "edges"):
+        wanted = Wanted(geometry=True, parameters=False)
+        y = message(*given, graph, name, wanted, layout)
+        energy = (torch.tanh(0.1 * y) * torch.arange(1, layout.outputs + 1, dtype=y.dtype)[:, None]).sum()
+        by_basis, by_unit = torch.autograd.grad(energy, [basis, unit], create_graph=True, allow_unused=True)
+        wanted.geometry, wanted.parameters = False, True
+        loss = (by_basis * even).sum() ** 2 + energy
+        if by_unit is not None:
+            loss = loss + (by_unit * odd).sum()
+        results.append(torch.autograd.grad(loss, [x, weights]))
+    for ours, plain in zip(*results, strict=True):
+        assert apart(ours, plain) < 1e-12
+
+
+@each_compiled
+def test_gradients_by_distance_are_those_through_the_basis(layout):
+    config = ModelConfig(hidden=WIDTH, layers=1, cutoff=CUTOFF, n_basis=RADIAL - 1)
+    graph, (x, _, _, weights) = make_inputs(layout)
+    results = []
+    for wanted in (Wanted(parameters=False, twice=False), Wanted()):
+        geometry = Geometry.build(graph.vec, config, MEMBERS, differentiable=True)
+        y = receive(x, geometry, weights, graph, layout, wanted)
+        leaves = [*geometry.leaves, x]
+        *found, by_x = torch.autograd.grad(torch.tanh(y).pow(2).sum(), leaves, allow_unused=True)
+        assert (found[0] is None) == (not wanted.twice)
+        results.append([y.detach(), by_x, geometry.pull_back(*found)])
+    for ours, plain in zip(*results, strict=True):
+        assert apart(ours, plain) < 1e-12
+
+
+@each_compiled
+def test_forces_of_a_layout_are_differences_of_its_energy(layout):
+    config = ModelConfig(hidden=WIDTH, layers=1, cutoff=CUTOFF, n_basis=RADIAL - 1)
+    graph, (x, _, _, weights) = make_inputs(layout, members=1)
+
+    def energy_of(vec, differentiable=False):
+        geometry = Geometry.build(vec, config, 1, differentiable=differentiable)
+        y = receive(x.detach(), geometry, weights.detach(), graph, layout, Wanted(parameters=False, twice=False))
+        return geometry, torch.tanh(0.1 * y).sum()
+
+    geometry, energy = energy_of(graph.vec, True)
+    by_vec = geometry.pull_back(*torch.autograd.grad(energy, geometry.leaves, allow_unused=True))[0]
+    i, j = graph.neighbors.receiver, graph.neighbors.sender
+    for atom, axis in ((0, 0), (3, 1), (5, 2)):
+        moved = ((j == atom).double() - (i == atom).double())[:, None] * torch.eye(3)[axis]
+        step = 1e-4
+        up, down = (float(energy_of(graph.vec + s * step * moved)[1].detach()) for s in (1, -1))
+        assert (up - down) / (2 * step) == pytest.approx(float((by_vec * moved).sum()), rel=1e-5, abs=1e-6)
+
+
+@each_compiled
+def test_compiled_single_precision_agrees_with_double(layout):
+    graph, given = make_inputs(layout)
+    exact = message(*given, graph, "native", layout=layout)
+    rounded = message(*(t.detach().float() for t in given), graph, "native", layout=layout)
+    assert 0 < apart(rounded.double(), exact) < 1e-5
+
+
+@needs_kernels
+def test_what_the_kernels_lack_is_said_once(caplog):
+    caplog.set_level("INFO")
+    messages.say_once.cache_clear()
+    for _ in range(2):
+        for layout, width, words in (
+            (Layout(carried=(0, 2)), 16, "no compiled kernels for messages with carried [0, 2]"),
+            (PAINN, 12, "12 channels"),
+        ):
+            graph, given = make_inputs(layout, width=width)
+            plain = message(*given, graph, "edges", layout=layout)
+            assert torch.equal(message(*given, graph, layout=layout), plain)
+            assert sum(words in text for text in caplog.messages) == 1
 
 
 # -- exports ------------------------------------------------------------------------------------------------------

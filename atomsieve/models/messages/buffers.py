@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import torch
 from torch import Tensor
 
 from atomsieve.graphs.graph import Graph
+from atomsieve.models.messages.layout import PAINN, Layout
 from atomsieve.native import kernels
 
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -28,14 +30,22 @@ def edge_data(t: Tensor) -> tuple[Tensor, int]:
 
 
 def call_kernel(
-    name: str, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, *rest: Tensor | None
+    name: str,
+    x: Tensor,
+    basis: Tensor,
+    unit: Tensor,
+    weights: Tensor,
+    graph: Graph,
+    *rest: Tensor | None,
+    layout: Layout = PAINN,
 ) -> None:
     """Call a compiled kernel of the message: "forward", "vjp", "pull" or "second", with its further arrays `rest`."""
     library = kernels()
     assert library is not None
-    function = getattr(library, f"message_{name}_{SUFFIX[x.dtype]}")
+    kind, code = ("message", ()) if layout == PAINN else ("layout", (layout.code,))
+    function = getattr(library, f"{kind}_{name}_{SUFFIX[x.dtype]}")
     members, atoms, _, width = x.shape
-    sizes = (members, atoms, graph.n_edges, width, basis.shape[-1])
+    sizes = (*code, members, atoms, graph.n_edges, width, basis.shape[-1])
     a, a_stride = edge_data(basis)
     u, u_stride = edge_data(unit)
     list_ = graph.neighbors
@@ -51,3 +61,13 @@ def call_kernel(
         pointer(weights),
         *(pointer(t) for t in rest),
     )
+
+
+@functools.cache
+def layout_compiled(layout: Layout) -> bool:
+    """Return whether the compiled kernels, if there are any, have this layout."""
+    library = kernels()
+    if library is None:
+        return False
+    asked = getattr(library, "layout_serves", None)  # missing from builds of earlier versions
+    return layout == PAINN or (asked is not None and bool(asked(ctypes.c_int64(layout.code))))

@@ -155,3 +155,6 @@ TENSORS = Layout(carried=(2,), pushed=(2,))
 
 QUADRUPOLES = Layout(pushed=(2,))
 """The second moment of scalars alone: a second call beside PAINN, with channels of its own number."""
+
+NAMED_LAYOUTS = (SCALARS, PAINN, CARRIED, MOMENTS, PAINN_MOMENTS, PAINN_TENSORS, TENSORS, QUADRUPOLES)
+"""The layouts above."""

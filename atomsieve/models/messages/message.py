@@ -19,6 +19,8 @@ K members, N atoms, E edges, F channels, R radial functions; `basis [K,E,R]`, `u
 
 from __future__ import annotations
 
+import functools
+import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,12 +30,15 @@ from torch.autograd.function import once_differentiable
 
 from atomsieve.graphs.graph import EdgeGraph, Graph
 from atomsieve.graphs.table import TableGraph
+from atomsieve.models.basis import Geometry
 from atomsieve.models.encoder import Wanted
-from atomsieve.models.messages.buffers import SUFFIX, call_kernel
+from atomsieve.models.messages.buffers import SUFFIX, call_kernel, layout_compiled
 from atomsieve.models.messages.edges import edge_messages
-from atomsieve.models.messages.layout import PAINN, Layout
+from atomsieve.models.messages.layout import NAMED_LAYOUTS, PAINN, Layout
 from atomsieve.models.messages.table import message_on_table_graph
 from atomsieve.native import kernels
+
+log = logging.getLogger(__name__)
 
 _LANES = 16  # channels must fill whole vectors of the compiled kernels
 
@@ -63,21 +68,48 @@ def message(
     assert isinstance(graph, Graph)
     if implementation == "auto":
         implementation = "native" if native_serves(x, graph, layout) else "edges"
-        if implementation == "edges" and triton_serves(x, wanted or Wanted(), layout):
+        if implementation == "edges" and triton_serves(x, wanted or Wanted()):
             implementation = "triton"
             if not (wanted or Wanted()).parameters:  # which it does not give
                 weights = weights.detach()
     if implementation == "native" and not graph.neighbors.symmetric:
         raise ValueError("the native message needs a complete neighbour list; use 'edges' on a truncated one")
     if implementation == "native":
-        return _Native.apply(x, basis, unit, weights, graph, wanted or Wanted())
+        if not layout_compiled(layout):
+            raise ValueError(f"no compiled kernels for messages with {layout}; use 'edges', or 'auto'")
+        return _Native.apply(x, basis, unit, weights, graph, wanted or Wanted(), layout)
     if implementation == "triton":
         from atomsieve.models.messages.triton_kernels import message_on_gpu
 
-        return message_on_gpu(x, basis, unit, weights, graph)
+        return message_on_gpu(x, basis, unit, weights, graph, layout)
     if implementation == "edges":
         return message_on_edges(x, basis, unit, weights, graph, layout)
     raise ValueError(f"unknown message implementation {implementation!r}; allowed: auto, native, triton, edges")
+
+
+def receive(
+    x: Tensor,
+    geometry: Geometry,
+    weights: Tensor,
+    graph: EdgeGraph,
+    layout: Layout = PAINN,
+    wanted: Wanted | None = None,
+) -> Tensor:
+    """Return `message` along the edges of a geometry; for an encoder, the fastest way that what is wanted allows.
+
+    Where only energies and forces are wanted, compiled kernels give the gradient by distance (`geometry.stretch`)
+    instead of one for each radial function.
+    """
+    wanted = wanted or Wanted()
+    if isinstance(graph, Graph) and not is_learning(wanted) and native_serves(x, graph, layout):
+        _check_sizes(x, weights, layout)
+        return _NativeForces.apply(x, geometry.unit, geometry.stretch, weights.detach(), geometry, graph, layout)
+    return message(x, geometry.basis, geometry.unit, weights, graph, wanted=wanted, layout=layout)
+
+
+def is_learning(wanted: Wanted) -> bool:
+    """Return whether a backward pass may need gradients of weights, or second derivatives."""
+    return wanted.twice or (wanted.parameters and torch.is_grad_enabled())
 
 
 def _check_sizes(x: Tensor, weights: Tensor, layout: Layout) -> None:
@@ -90,22 +122,37 @@ def _check_sizes(x: Tensor, weights: Tensor, layout: Layout) -> None:
 
 
 def native_serves(x: Tensor, graph: Graph, layout: Layout = PAINN) -> bool:
-    """Return whether the compiled kernels can be used for this payload, graph and layout."""
-    return (
-        layout == PAINN
-        and x.device.type == "cpu"
-        and x.dtype in SUFFIX
-        and x.shape[-1] % _LANES == 0
-        and graph.neighbors.symmetric
-        and kernels() is not None
-    )
+    """Return whether the compiled kernels can be used; of a layout or width that they lack, the log says so once."""
+    if x.device.type != "cpu" or x.dtype not in SUFFIX or not graph.neighbors.symmetric or kernels() is None:
+        return False
+    if not layout_compiled(layout):
+        say_once(
+            f"no compiled kernels for messages with {layout}: general path; served: {_name_compiled_layouts()} "
+            "(atomsieve/native/message_layout.h lists them; rebuild after adding one)"
+        )
+        return False
+    if x.shape[-1] % _LANES:
+        say_once(
+            f"messages of {x.shape[-1]} channels take the general path; compiled kernels serve multiples of {_LANES}"
+        )
+        return False
+    return True
 
 
-def triton_serves(x: Tensor, wanted: Wanted, layout: Layout = PAINN) -> bool:
+@functools.cache
+def say_once(text: str) -> None:
+    """Log a line the first time that it is given."""
+    log.info(text)
+
+
+def _name_compiled_layouts() -> str:
+    return "; ".join(str(layout) for layout in NAMED_LAYOUTS if layout_compiled(layout))
+
+
+def triton_serves(x: Tensor, wanted: Wanted) -> bool:
     """Return whether the fused GPU kernels can be used: for inference, where Triton is installed."""
-    learning = wanted.twice or (wanted.parameters and torch.is_grad_enabled())
-    served = layout == PAINN and x.device.type == "cuda" and x.dtype in SUFFIX
-    return served and not learning and find_spec("triton") is not None
+    served = x.device.type == "cuda" and x.dtype in SUFFIX
+    return served and not is_learning(wanted) and find_spec("triton") is not None
 
 
 def message_on_edges(
@@ -124,21 +171,28 @@ class _Native(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, wanted: Wanted
+        ctx: Any,
+        x: Tensor,
+        basis: Tensor,
+        unit: Tensor,
+        weights: Tensor,
+        graph: Graph,
+        wanted: Wanted,
+        layout: Layout,
     ) -> Tensor:
         x, weights = x.contiguous(), weights.contiguous()
-        ctx.graph, ctx.wanted = graph, wanted
+        ctx.graph, ctx.wanted, ctx.layout = graph, wanted, layout
         ctx.save_for_backward(x, basis, unit, weights)
-        out = x.new_empty(x.shape[0], x.shape[1], 4, x.shape[3])
-        call_kernel("forward", x, basis, unit, weights, graph, out)
+        out = x.new_empty(x.shape[0], x.shape[1], layout.outputs, x.shape[3])
+        call_kernel("forward", x, basis, unit, weights, graph, out, layout=layout)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted, needs = ctx.wanted, ctx.needs_input_grad
-        need = (wanted.geometry and needs[1], wanted.geometry and needs[2], wanted.parameters and needs[3])
-        grads = _NativeGrad.apply(grad, *ctx.saved_tensors, ctx.graph, wanted, *need)
-        return (*grads, None, None)
+        wanted, needs, directed = ctx.wanted, ctx.needs_input_grad, bool(ctx.layout.pushed)
+        need = (wanted.geometry and needs[1], wanted.geometry and needs[2] and directed, wanted.parameters and needs[3])
+        grads = _NativeGrad.apply(grad, *ctx.saved_tensors, ctx.graph, wanted, ctx.layout, *need)
+        return (*grads, None, None, None)
 
 
 class _NativeGrad(torch.autograd.Function):
@@ -158,19 +212,21 @@ class _NativeGrad(torch.autograd.Function):
         weights: Tensor,
         graph: Graph,
         wanted: Wanted,
+        layout: Layout,
         need_basis: bool,
         need_unit: bool,
         need_weights: bool,
     ) -> tuple[Tensor | None, ...]:
         grad = grad.contiguous()
-        ctx.graph, ctx.wanted, ctx.weights_given = graph, wanted, need_weights
+        ctx.graph, ctx.wanted, ctx.layout, ctx.weights_given = graph, wanted, layout, need_weights
         ctx.save_for_backward(grad, x, basis, unit, weights)
         grad_x = torch.empty_like(x)
         grad_basis = torch.empty(basis.shape, dtype=x.dtype) if need_basis else None
         grad_unit = torch.empty(unit.shape, dtype=x.dtype) if need_unit else None
         grad_weights = torch.empty_like(weights) if need_weights else None
-        call_kernel("vjp", x, basis, unit, weights, graph, grad, grad_x, grad_basis, grad_unit, grad_weights)
-        return grad_x, grad_basis, grad_unit, grad_weights
+        found = (grad_x, grad_basis, grad_unit, grad_weights)
+        call_kernel("vjp", x, basis, unit, weights, graph, grad, *found, layout=layout)
+        return found
 
     @staticmethod
     @once_differentiable
@@ -189,5 +245,38 @@ class _NativeGrad(torch.autograd.Function):
         h_unit = torch.zeros(unit.shape, dtype=x.dtype) if h_unit is None else h_unit.contiguous()
         out_grad, out_x, out_weights = torch.empty_like(grad), torch.empty_like(x), torch.empty_like(weights)
         more = (grad, h_x, h_basis, h_unit, out_grad, out_x, out_weights)
-        call_kernel("second", x, basis, unit, weights, ctx.graph, *more)
-        return out_grad, out_x, None, None, out_weights, None, None, None, None, None
+        call_kernel("second", x, basis, unit, weights, ctx.graph, *more, layout=ctx.layout)
+        return out_grad, out_x, None, None, out_weights, *(None,) * 6
+
+
+class _NativeForces(torch.autograd.Function):
+    """The compiled message for inference; differentiable once, by payload, direction and distance."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        unit: Tensor,
+        stretch: Tensor,
+        weights: Tensor,
+        geometry: Geometry,
+        graph: Graph,
+        layout: Layout,
+    ) -> Tensor:
+        x, weights = x.contiguous(), weights.contiguous()
+        ctx.geometry, ctx.graph, ctx.layout = geometry, graph, layout
+        ctx.save_for_backward(x, unit, weights)
+        out = x.new_empty(x.shape[0], x.shape[1], layout.outputs, x.shape[3])
+        call_kernel("forward", x, geometry.basis.detach(), unit, weights, graph, out, layout=layout)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, unit, weights = ctx.saved_tensors
+        basis, rates = ctx.geometry.basis.detach(), ctx.geometry.slope.contiguous()
+        grad_x, grad_stretch = torch.empty_like(x), x.new_empty(x.shape[0], ctx.graph.n_edges)
+        grad_unit = x.new_empty(unit.shape) if ctx.layout.pushed else None
+        found = (grad_x, grad_stretch, grad_unit)
+        call_kernel("pull", x, basis, unit, weights, ctx.graph, rates, grad.contiguous(), *found, layout=ctx.layout)
+        return grad_x, grad_unit, grad_stretch, *(None,) * 4
