@@ -216,6 +216,11 @@ class LossSection(_Section):
     likelihood_from: float = Field(
         0.75, ge=0, lt=1, description="part of the run after which the likelihood takes the place of the plain loss"
     )
+    likelihood_trains: Literal["all", "decoders"] = Field(
+        "all",
+        description="all: the likelihood trains everything; decoders: the schedule ends at likelihood_from, and then "
+        "the decoders alone learn the spread, beside the plain loss of their mean, which stays about as good as it is",
+    )
     force_decoders: int = Field(
         4,
         ge=0,
@@ -231,12 +236,25 @@ class LossSection(_Section):
         """True if a likelihood is in use."""
         return self.likelihood in ("crps", "nll")
 
+    @property
+    def spread_apart(self) -> bool:
+        """True if the decoders alone learn the spread, after the schedule has ended."""
+        return self.spread_taught and self.likelihood_trains == "decoders"
+
+    def schedule(self, part: float) -> tuple[float, bool]:
+        """Return the part (0..1) of the present schedule that is done, and whether it is that of the decoders alone."""
+        if not self.spread_apart or self.likelihood_from == 0:
+            return part, self.spread_apart
+        if part < self.likelihood_from:
+            return part / self.likelihood_from, False
+        return 1.0, True
+
     def at(self, part: float) -> LossSection:
         """Return the rules when a part (0..1) of the run is done: the weights, and no likelihood before its time."""
         part = min(max(part, 0.0), 1.0)
         update: dict[str, Any] = {}
         if self.energy_end is not None:
-            update["energy"] = self.energy + part * (self.energy_end - self.energy)
+            update["energy"] = self.energy + self.schedule(part)[0] * (self.energy_end - self.energy)
         if part < self.likelihood_from and self.spread_taught:
             update["likelihood"] = "none"
         return self.model_copy(update=update) if update else self

@@ -28,14 +28,14 @@ def energy_likelihood(error: Tensor, rules: LossSection) -> Tensor:
     """Return the score [S] of scaled errors [K,S] of all members."""
     if rules.likelihood == "crps":
         return fair_crps(error)
-    return gaussian_nll(error.unsqueeze(2), rules.variance_floor)
+    return gaussian_nll(error.unsqueeze(2), rules.variance_floor, apart=rules.spread_apart)
 
 
 def force_likelihood(error: Tensor, rules: LossSection, of: int) -> Tensor:
     """Return the score [N] of scaled errors [M,N,3] of members drawn from `of`."""
     if rules.likelihood == "crps":
         return fair_energy_score(error)
-    return gaussian_nll(error, rules.variance_floor, drawn=error.shape[0] < of)
+    return gaussian_nll(error, rules.variance_floor, drawn=error.shape[0] < of, apart=rules.spread_apart)
 
 
 def fair_crps(error: Tensor) -> Tensor:
@@ -55,15 +55,17 @@ def fair_energy_score(error: Tensor) -> Tensor:
     return norm(error).mean(0) - apart / (members * (members - 1))
 
 
-def gaussian_nll(error: Tensor, floor: float, *, drawn: bool = False) -> Tensor:
+def gaussian_nll(error: Tensor, floor: float, *, drawn: bool = False, apart: bool = False) -> Tensor:
     """Return the negative log likelihood per component [N], a constant left out, of errors [M,N,D].
 
     floor : added to the variance that the D components share.
     drawn : the M members are a sample of more. The mean of 1 / (sample variance) over samples exceeds 1 / variance by
         d / (d - 2) with d = D (M - 1) degrees of freedom, which would teach too large a spread: that is taken off.
+    apart : the variance alone gets a gradient, the mean none.
     """
     members, _, components = error.shape
     variance = error.var(0).mean(1) + floor
     freedom = components * (members - 1)
     fair = (freedom - 2) / freedom if drawn else 1.0
-    return 0.5 * (variance.log() + fair * error.mean(0).pow(2).mean(1) / variance)
+    mean = error.mean(0).detach() if apart else error.mean(0)
+    return 0.5 * (variance.log() + fair * mean.pow(2).mean(1) / variance)

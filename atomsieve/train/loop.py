@@ -31,6 +31,8 @@ from atomsieve.train.validation import member_scores, shallow_score, validate
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 20
+DECODERS_SLOWER = 0.2
+"""Highest learning rate of the decoders alone, as a part of that of the whole run."""
 MAX_SKIPPED = 10
 """Steps in a row whose loss may be not finite before the run is given up."""
 
@@ -177,9 +179,13 @@ class Run:
             force_members=self._draw_force_decoders(rules),
         )
         parts = batch_loss(out, batch, rules)
-        parts.total.sum().backward(inputs=self.parameters)
+        parts.total.sum().backward(inputs=self._trained(rules))
         self.common.sum_gradients()
         return parts.stack()
+
+    def _trained(self, rules: LossSection) -> list[torch.nn.Parameter]:
+        """Return the parameters that a step trains by these rules: all, or those of the decoders alone."""
+        return list(self.ensemble.readout.parameters()) if rules.spread_apart else self.parameters
 
     def _draw_force_decoders(self, rules: LossSection) -> list[int] | None:
         """Return the decoders whose forces enter the likelihood of this step; None where it needs none."""
@@ -201,15 +207,17 @@ class Run:
         n_local = len(batch.index)
         times = self._elapsed_seconds(), self._processor_seconds()
         own = torch.tensor([float(stop), *times, n_local, float(batch.n_atoms.sum())], dtype=torch.float64)
-        extra = self.group.sum_gradients(self.parameters, torch.cat([parts.reshape(-1), own.to(parts.device)]))
+        trained = self._trained(self.config.loss.at(part))
+        extra = self.group.sum_gradients(trained, torch.cat([parts.reshape(-1), own.to(parts.device)]))
         values = extra.cpu().numpy()
         losses, (stopped, elapsed, processor, structures, atoms) = values[:-5].reshape(4, -1), values[-5:]
-        norms = gradient_norms(self.parameters, self.ensemble.encoders)
+        norms = gradient_norms(trained, self.ensemble.encoders)
         p = self.progress
         if np.isfinite(losses).all() and bool(torch.isfinite(norms).all()):
-            clip_members(self.parameters, norms, self.config.optimizer.clip)
+            clip_members(trained, norms, self.config.optimizer.clip)
+            lr = self._learning_rate(part)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(part, self.config.optimizer, self.progress.plateau)
+                group["lr"] = lr
             self.optimizer.step()
             p.step += 1
             p.skipped_in_row = 0
@@ -222,6 +230,14 @@ class Run:
         p.atoms += int(atoms)
         p.elapsed, p.processor = elapsed / self.group.size, processor
         return stopped > 0
+
+    def _learning_rate(self, part: float) -> float:
+        """Return the learning rate; decoders alone start anew, slower, and fall linearly to the end."""
+        done, decoders = self.config.loss.schedule(part)
+        if decoders:
+            start = self.config.loss.likelihood_from
+            return DECODERS_SLOWER * self.config.optimizer.lr * max((1 - part) / (1 - start), 0.01)
+        return learning_rate(done, self.config.optimizer, self.progress.plateau)
 
     def _skip(self, batch: TrainBatch) -> None:
         p = self.progress

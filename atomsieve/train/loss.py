@@ -86,11 +86,15 @@ def _shallow_loss(out: EnsembleOutput, batch: TrainBatch, rules: LossSection) ->
     if batch.n_energy:
         error = (out.energy - batch.energy) / (batch.n_atoms * batch.energy_size)
         each = energy_likelihood(error, rules) if rules.spread_taught else penalty(error.abs(), rules).mean(0)
+        if rules.spread_apart:
+            each = each + penalty(error.mean(0).abs(), rules)
         energy = (each * batch.has_energy).sum() / batch.n_energy
     if rules.force and batch.n_forces and out.forces is not None:
         vector = (out.forces - batch.forces) / batch.force_size.unsqueeze(1)
         if rules.spread_taught and len(vector) > 1:
             each = force_likelihood(vector, rules, of=len(out.energy))
+            if rules.spread_apart:
+                each = each + penalty(norm(vector.mean(0)), rules)
         else:
             each = penalty(norm(vector), rules).mean(0)
         force = (each * batch.has_forces).double().sum() / batch.n_forces

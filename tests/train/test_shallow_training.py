@@ -270,3 +270,35 @@ def test_the_likelihood_is_settled_by_the_kind():
     again = parse_config(parse_config({**one, "ensemble": SHALLOW, "loss": {"likelihood": "none"}}).model_dump())
     assert again.loss.likelihood == "none"
     assert parse_config({**one, "ensemble": {**SHALLOW, "members": 1}, "loss": {"likelihood": "none"}})
+
+
+def test_decoders_alone_learn_the_spread_when_the_schedule_has_ended(small, monkeypatch):
+    """The encoder stays as it is from `likelihood_from` on, the decoders go on, each by itself."""
+    config = small(
+        ensemble=SHALLOW,
+        budget={"steps": 20},
+        loss={"likelihood": "nll", "likelihood_from": 0.5, "likelihood_trains": "decoders"},
+    )
+    seen, rates, plain = [], [], loop.Run.step
+
+    def step(run, *args):
+        found = plain(run, *args)
+        seen.append({n: p.detach().clone() for n, p in run.ensemble.named_parameters()})
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        return found
+
+    monkeypatch.setattr(loop.Run, "step", step)
+    train(config)
+    for name, value in seen[9].items():
+        moved = not torch.equal(value, seen[19][name])
+        assert moved == (name.startswith("readout.") and "gate" not in name), name
+        assert not torch.equal(value, seen[0][name])
+    assert rates[9] < 0.05 * config.optimizer.lr < rates[10] < 0.25 * config.optimizer.lr
+    assert rates[19] < rates[10]
+
+
+def test_a_spread_taught_apart_gives_the_mean_no_gradient():
+    error = normal(4, 5, 3).requires_grad_()
+    gaussian_nll(error, 1e-4, apart=True).sum().backward()
+    assert error.grad.sum(0).abs().max() < 1e-12
+    assert error.grad.abs().max() > 0.1
