@@ -192,6 +192,10 @@ class Encoder(EncoderPlugin, nn.Module, Generic[Edges]):
         """Return the widths of the hidden layers of each head of a `pooled` encoder."""
         return (config.head_hidden,)
 
+    def find_slowdown(self, device: torch.device) -> str | None:
+        """Return a line on why a device takes a slower path for this encoder, with the remedy; None if it does not."""
+        return None
+
     def fast_path(self, ensemble: MemberStack, precision: str, device: torch.device) -> FastPath | None:
         """Return a faster way to evaluate its ensemble, None if there is none for this model, precision or device."""
         return None

@@ -6,6 +6,8 @@ Deep: K networks, stacked. Shallow: K decoders on one encoder (Kellner and Cerio
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +25,13 @@ from atomsieve.models.layers import Seeds, StackedLinear
 from atomsieve.models.output import EnsembleOutput, forces_of, virial_of
 from atomsieve.models.readout import PooledReadout, Readout
 from atomsieve.models.repulsion import ShortEdges, add_repulsion, find_short_edges
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 class Ensemble(nn.Module):
@@ -207,6 +216,11 @@ class Ensemble(nn.Module):
         if self.config.repulsion != "none":
             return None
         return self.encoder.fast_path(self, precision, device)
+
+    def tell_slowdown(self, device: torch.device) -> None:
+        """Log, once in a process, why its encoder takes a slower path on a device, if it does."""
+        if line := self.encoder.find_slowdown(device):
+            _warn_once(line)
 
     def is_shared(self, name: str) -> bool:
         """Return whether all members share the parameter of this name; its leading axis then has length 1."""

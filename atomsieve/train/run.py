@@ -215,6 +215,8 @@ def _train_members(config: TrainConfig, prepared: Prepared, group: ProcessGroup,
             continue
         own_group = single_rank_group(group) if spread else group
         ensemble = _ensemble(config, prepared.heads, [seeds[k] for k in members], group)
+        if group.is_first:
+            ensemble.tell_slowdown(group.device)
         material = prepared.material
         if material.bootstrap is not None:
             material = replace(material, bootstrap=material.bootstrap[members])

@@ -204,3 +204,19 @@ def test_what_the_compiled_layers_do_not_serve_takes_the_general_path(served, co
         _, theirs = gradients(model, graph, HEADS)
     assert served == [False]
     assert apart(ours.values(), theirs.values()) < (2e-2 if precision == "bf16" else 1e-11)
+
+
+@pytest.mark.parametrize(("hidden", "nearest"), [(24, 32), (20, 16), (8, 16), (72, 64)])
+def test_a_width_that_kernels_do_not_serve_is_told_once(caplog, hidden, nearest):
+    for _ in range(2):
+        tiny_ensemble(1, hidden=hidden).tell_slowdown(torch.device("cpu"))
+    assert [r.getMessage() for r in caplog.records] == [
+        f"model.hidden: {hidden} channels take the slower general path on a CPU, since compiled kernels need a "
+        f"multiple of 16; the nearest is {nearest}"
+    ]
+
+
+def test_a_width_that_is_served_is_not_told(caplog):
+    tiny_ensemble(1, hidden=32).tell_slowdown(torch.device("cpu"))
+    tiny_ensemble(1, hidden=24).tell_slowdown(torch.device("meta"))
+    assert not caplog.records

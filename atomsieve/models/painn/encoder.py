@@ -16,7 +16,9 @@ from atomsieve.models.layers import Seeds, StackedLinear, StackedMLP
 from atomsieve.models.messages.message import message
 from atomsieve.models.painn.layer_cpu import layer_on_cpu, layer_serves
 from atomsieve.models.painn.train_cpu import train_on_cpu, training_serves
+from atomsieve.native import kernels
 
+_LANES = 16
 _EPSILON = 1e-6  # keeps the gradient of the norm finite at zero vectors; larger than what graph optimizers drop
 
 
@@ -79,6 +81,17 @@ class PaiNN(Encoder[Geometry]):
         for layer in self.layers:
             s, v = layer(s, v, graph, geometry, wanted)
         return s, v
+
+    def find_slowdown(self, device: torch.device) -> str | None:
+        """See `Encoder.find_slowdown`: compiled kernels take whole vectors of channels."""
+        width = self.config.hidden
+        if device.type != "cpu" or width % _LANES == 0 or kernels() is None:
+            return None
+        nearest = max(1, round(width / _LANES)) * _LANES
+        return (
+            f"model.hidden: {width} channels take the slower general path on a CPU, since compiled kernels need a "
+            f"multiple of {_LANES}; the nearest is {nearest}"
+        )
 
     @classmethod
     def memory(cls, config: ModelConfig, itemsize: int) -> WorkingMemory:

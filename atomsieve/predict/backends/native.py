@@ -30,6 +30,7 @@ class NativeBackend:
 
     def __init__(self, ensemble: Ensemble, precision: str, device: torch.device, why: str = "as asked") -> None:
         self.model = set_precision(ensemble, precision).to(device).eval().requires_grad_(False)
+        self.model.tell_slowdown(device)
         self.dtype = dtype_of(precision)
         self.precision, self.why = precision, why
         self.fast = ensemble.fast_path(precision, device)
