@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 
 MESSAGES = ("message", "message_second", "message_pull")
 PAINN = ("painn", "painn_tiles", "painn_pairs", "painn_train")
-PARTS = ("module", "neighbors", *MESSAGES, *PAINN, "hydragnn_edges", "hydragnn_nodes")
+PARTS = ("module", "neighbors", *MESSAGES, *PAINN, "hydragnn_edges", "hydragnn_nodes", "readout")
 SOURCES = [f"atomsieve/native/{part}.cpp" for part in PARTS]
 TEXT_SOURCES = [
     f"atomsieve/native/{part}.cpp" for part in ("module", "extxyz_read", "extxyz_write", "json_rows", "number_lines")

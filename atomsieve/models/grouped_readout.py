@@ -6,6 +6,7 @@ this twice; autograd through each head by itself takes hundreds of small operati
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from atomsieve.models.encoder import Wanted
+from atomsieve.models.messages.buffers import SUFFIX, pointer
+from atomsieve.native import kernels
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Groups:
     Attributes
     ----------
     spans : (head, first, stop) of each head that is present; the spans follow each other.
+    places : the spans, [S,3] int64.
     head : [N] int64, the head of each atom.
     scales : [H], the scale of each head.
     """
 
     spans: list[tuple[int, int, int]]
+    places: Tensor
     head: Tensor
     scales: Tensor
 
@@ -38,7 +43,7 @@ class Groups:
         heads, counts = torch.unique_consecutive(head, return_counts=True)
         stops = counts.cumsum(0).tolist()
         spans = list(zip(heads.tolist(), [0, *stops[:-1]], stops, strict=True))
-        return Groups(spans, head, torch.tensor(scales, dtype=dtype, device=head.device))
+        return Groups(spans, torch.tensor(spans), head, torch.tensor(scales, dtype=dtype, device=head.device))
 
 
 def read_groups(
@@ -60,28 +65,60 @@ def read_groups(
     return energy
 
 
-def _multiply(x: Tensor, matrices: Tensor, groups: Groups) -> Tensor:
-    """Return `[K,N,B]`: x `[K or 1,N,A]` times the matrix of each atom's head, `[K,H,A,B]`."""
-    x = x.expand(matrices.shape[0], -1, -1)
+def _multiply(
+    x: Tensor, matrices: Tensor, groups: Groups, bias: Tensor | None = None, transposed: bool = False
+) -> Tensor:
+    """Return `[K,N,B]`: x `[K or 1,N,A]` times the matrix of each atom's head, `[K,H,A,B]`.
+
+    bias : [K,H,1,B], added; of what is not transposed.
+    transposed : x is `[K or 1,N,B]` and the result `[K,N,A]`.
+    """
+    members, heads, *shape = matrices.shape
+    if _serves(x, shape):
+        out = x.new_empty(members, x.shape[1], shape[0] if transposed else shape[1])
+        x, step = _contiguous(x)
+        matrices, bias = matrices.contiguous(), None if bias is None else bias.contiguous()
+        sizes = members, x.shape[1], *shape, heads, len(groups.spans), int(transposed), step
+        _call("multiply", x, sizes, groups.places, x, matrices, bias, out)
+        return out
+    x, matrices = x.expand(members, -1, -1), matrices.mT if transposed else matrices
     parts = [torch.bmm(x[:, first:stop], matrices[:, head]) for head, first, stop in groups.spans]
-    return torch.cat(parts, 1)
+    product = torch.cat(parts, 1)
+    return product if bias is None else product + bias.squeeze(2).index_select(1, groups.head)
 
 
 def _outer(x: Tensor, y: Tensor, groups: Groups, heads: int) -> Tensor:
     """Return `[K,H,A,B]`: for each head the sum over its atoms of x `[K or 1,N,A]` times y `[K,N,B]`."""
-    x = x.expand(y.shape[0], -1, -1)
-    out = y.new_zeros(y.shape[0], heads, x.shape[2], y.shape[2])
+    members, atoms, width = y.shape
+    if _serves(x, (width,)):
+        (x, step), y = _contiguous(x), y.contiguous()
+        out = y.new_empty(members, heads, x.shape[2], width)
+        sizes = members, atoms, x.shape[2], width, heads, len(groups.spans), step
+        _call("outer", x, sizes, groups.places, x, y, out)
+        return out
+    x = x.expand(members, -1, -1)
+    out = y.new_zeros(members, heads, x.shape[2], width)
     for head, first, stop in groups.spans:
         out[:, head] = torch.bmm(x[:, first:stop].mT, y[:, first:stop])
     return out
 
 
-def _sum(x: Tensor, groups: Groups, heads: int) -> Tensor:
-    """Return `[K,H,B]`: sums of x `[K,N,B]` over the atoms of each head."""
-    out = x.new_zeros(x.shape[0], heads, x.shape[2])
-    for head, first, stop in groups.spans:
-        out[:, head] = x[:, first:stop].sum(1)
-    return out
+def _serves(x: Tensor, widths: Sequence[int]) -> bool:
+    """Return whether the compiled products (`native/readout.cpp`) take these widths: pairs of registers."""
+    if x.device.type != "cpu" or x.dtype not in SUFFIX or any(width % 32 for width in widths):
+        return False
+    return kernels() is not None and hasattr(kernels(), "readout_multiply_f32")
+
+
+def _contiguous(x: Tensor) -> tuple[Tensor, int]:
+    """Return x `[K or 1,N,A]` as kernels take it, and its step from member to member, 0 where they share it."""
+    x = x.contiguous()
+    return x, x.stride(0) if x.shape[0] > 1 else 0
+
+
+def _call(name: str, like: Tensor, sizes: Sequence[int], *arrays: Tensor | None) -> None:
+    function = getattr(kernels(), f"readout_{name}_{SUFFIX[like.dtype]}")
+    function(*(ctypes.c_int64(n) for n in sizes), *(pointer(t) for t in arrays))
 
 
 class _Hidden(torch.autograd.Function):
@@ -91,7 +128,7 @@ class _Hidden(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor, weight: Tensor, bias: Tensor, groups: Groups, wanted: Wanted) -> Tensor:
         ctx.groups, ctx.wanted = groups, wanted
         ctx.save_for_backward(s, weight)
-        return _multiply(s, weight, groups) + bias.squeeze(2).index_select(1, groups.head)
+        return _multiply(s, weight, groups, bias)
 
     @staticmethod
     def backward(ctx: Any, by_z: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,7 +138,8 @@ class _Hidden(torch.autograd.Function):
             return by_s, None, None, None, None
         by_z = by_z.detach()
         by_weight = _outer(s.detach(), by_z, ctx.groups, weight.shape[1])
-        return by_s, by_weight, _sum(by_z, ctx.groups, weight.shape[1]).unsqueeze(2), None, None
+        by_bias = _outer(torch.ones_like(by_z[:1, :, :1]), by_z, ctx.groups, weight.shape[1])
+        return by_s, by_weight, by_bias, None, None
 
 
 class _HiddenBack(torch.autograd.Function):
@@ -111,7 +149,7 @@ class _HiddenBack(torch.autograd.Function):
     def forward(ctx: Any, by_z: Tensor, weight: Tensor, groups: Groups, encoders: int) -> Tensor:
         ctx.groups = groups
         ctx.save_for_backward(by_z, weight)
-        by_s = _multiply(by_z, weight.mT, groups)
+        by_s = _multiply(by_z, weight, groups, transposed=True)
         return by_s if encoders == len(by_s) else by_s.sum(0, keepdim=True)
 
     @staticmethod
@@ -139,8 +177,9 @@ class _Energy(torch.autograd.Function):
             return by_z, None, None, None, None
         groups, heads = ctx.groups, out_weight.shape[1]
         amount = (by_e.detach() * groups.scales.index_select(0, groups.head)).unsqueeze(2)
-        by_weight = _outer(torch.nn.functional.silu(z.detach()), amount, groups, heads)
-        return by_z, by_weight, _sum(amount, groups, heads).unsqueeze(3), None, None
+        by_weight = _outer(amount, torch.nn.functional.silu(z.detach()), groups, heads).mT
+        by_bias = amount.new_zeros(len(out_weight), heads, 1).index_add(1, groups.head, amount).unsqueeze(3)
+        return by_z, by_weight, by_bias, None, None
 
 
 class _EnergyBack(torch.autograd.Function):
@@ -163,7 +202,7 @@ class _EnergyBack(torch.autograd.Function):
         along = u * slopes
         by_by_e = torch.linalg.vecdot(along, first) if ctx.needs_input_grad[0] else None
         amount = (by_e * groups.scales.index_select(0, groups.head)).unsqueeze(2)
-        by_weight = _outer(u * first, amount, groups, out_weight.shape[1])
+        by_weight = _outer(amount, u * first, groups, out_weight.shape[1]).mT
         return by_by_e, along * second * by_e.unsqueeze(2), by_weight, None
 
 
