@@ -166,6 +166,10 @@ class _Energy(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, out_weight: Tensor, out_bias: Tensor, groups: Groups, wanted: Wanted) -> Tensor:
         ctx.groups, ctx.wanted = groups, wanted
         ctx.save_for_backward(z, out_weight)
+        if _serves(z, z.shape[2:]):
+            e = z.new_empty(z.shape[:2])
+            _call_energy("energy", z, out_weight, groups, out_bias.contiguous(), e)
+            return e
         bias = (out_bias.view(out_bias.shape[:2]) * groups.scales).index_select(1, groups.head)
         return torch.linalg.vecdot(torch.nn.functional.silu(z), _slopes(out_weight, groups)) + bias
 
@@ -175,9 +179,13 @@ class _Energy(torch.autograd.Function):
         by_z = _EnergyBack.apply(by_e, z, out_weight, ctx.groups)
         if not ctx.wanted.parameters:
             return by_z, None, None, None, None
-        groups, heads = ctx.groups, out_weight.shape[1]
+        groups, heads, z = ctx.groups, out_weight.shape[1], z.detach()
         amount = (by_e.detach() * groups.scales.index_select(0, groups.head)).unsqueeze(2)
-        by_weight = _outer(amount, torch.nn.functional.silu(z.detach()), groups, heads).mT
+        if _serves(z, z.shape[2:]):
+            by_weight = torch.empty_like(out_weight)
+            _call_energy("energy_weights", z, out_weight, groups, by_e.detach().contiguous(), by_weight)
+        else:
+            by_weight = _outer(amount, torch.nn.functional.silu(z), groups, heads).mT
         by_bias = amount.new_zeros(len(out_weight), heads, 1).index_add(1, groups.head, amount).unsqueeze(3)
         return by_z, by_weight, by_bias, None, None
 
@@ -189,6 +197,10 @@ class _EnergyBack(torch.autograd.Function):
     def forward(ctx: Any, by_e: Tensor, z: Tensor, out_weight: Tensor, groups: Groups) -> Tensor:
         ctx.groups = groups
         ctx.save_for_backward(by_e, z, out_weight)
+        if _serves(z, z.shape[2:]):
+            by_z = torch.empty_like(z)
+            _call_energy("energy_back", z, out_weight, groups, by_e.contiguous(), by_z)
+            return by_z
         sigma = torch.sigmoid(z)
         return by_e.unsqueeze(2) * _slopes(out_weight, groups) * (sigma * (1 + z * (1 - sigma)))
 
@@ -196,11 +208,17 @@ class _EnergyBack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         by_e, z, out_weight = ctx.saved_tensors
-        groups, slopes, sigma = ctx.groups, _slopes(out_weight, ctx.groups), torch.sigmoid(z)
+        groups = ctx.groups
+        if _serves(z, z.shape[2:]):
+            by_by_e, by_z, by_weight = z.new_empty(z.shape[:2]), torch.empty_like(z), torch.empty_like(out_weight)
+            given = by_e.contiguous(), u.contiguous()
+            _call_energy("energy_twice", z, out_weight, groups, *given, by_by_e, by_z, by_weight)
+            return by_by_e, by_z, by_weight, None
+        slopes, sigma = _slopes(out_weight, groups), torch.sigmoid(z)
         first = sigma * (1 + z * (1 - sigma))  # silu'
         second = sigma * (1 - sigma) * (2 + z * (1 - 2 * sigma))  # silu''
         along = u * slopes
-        by_by_e = torch.linalg.vecdot(along, first) if ctx.needs_input_grad[0] else None
+        by_by_e = torch.linalg.vecdot(along, first)
         amount = (by_e * groups.scales.index_select(0, groups.head)).unsqueeze(2)
         by_weight = _outer(amount, u * first, groups, out_weight.shape[1]).mT
         return by_by_e, along * second * by_e.unsqueeze(2), by_weight, None
@@ -209,3 +227,10 @@ class _EnergyBack(torch.autograd.Function):
 def _slopes(out_weight: Tensor, groups: Groups) -> Tensor:
     """Return scale_h w_h of each atom, `[K,N,D]`."""
     return (out_weight.squeeze(3) * groups.scales.view(1, -1, 1)).index_select(1, groups.head)
+
+
+def _call_energy(name: str, z: Tensor, out_weight: Tensor, groups: Groups, *arrays: Tensor) -> None:
+    """Call a compiled step over the hidden units z `[K,N,D]`, contiguous, of all atoms."""
+    members, heads = out_weight.shape[:2]
+    sizes = members, *z.shape[1:], heads, len(groups.spans)
+    _call(name, z, sizes, groups.places, groups.scales, z, out_weight.contiguous(), *arrays)

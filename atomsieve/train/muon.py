@@ -77,25 +77,27 @@ class StackedMuon(torch.optim.Optimizer):
 
     def _move(self, parameters: Sequence[nn.Parameter], group: dict[str, Any]) -> None:
         """Update parameters whose matrices are alike but for transposition, in one batch."""
-        momentum, lr = group["momentum"], group["lr"]
-        updates, alive = [], []
+        momentum, lr, decay = group["momentum"], group["lr"], 1 - group["lr"] * group["weight_decay"]
+        updates: list[Tensor] = []
+        alive: list[Tensor | None] = []
         for p in parameters:
             grad = p.grad.flatten(0, -3)  # type: ignore[union-attr]
             state = self.state[p]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p)
             buffer = state["momentum_buffer"].view_as(grad)
-            given = (grad != 0).flatten(1).any(1).view(-1, 1, 1)
-            buffer.lerp_(grad, (1 - momentum) * given.to(grad.dtype))
+            # Only matrices of heads can be without a gradient.
+            given = (grad != 0).flatten(1).any(1).view(-1, 1, 1).to(grad.dtype) if p.dim() > 3 else None
+            buffer.lerp_(grad, 1 - momentum if given is None else (1 - momentum) * given)
             update = grad.lerp(buffer, momentum)
             updates.append(update.mT if p.shape[-2] > p.shape[-1] else update)
             alive.append(given)
         moves = orthogonalize(torch.cat(updates), group["steps"])
-        moves *= torch.cat(alive)
         step = RMS_OF_ADAM * lr * math.sqrt(moves.shape[2])
         for p, move, given in zip(parameters, moves.split([len(u) for u in updates]), alive, strict=True):
             matrices = p.view_as(p.grad.flatten(0, -3))  # type: ignore[union-attr]
-            matrices.mul_(1 - lr * group["weight_decay"] * given.to(p.dtype))
+            matrices.mul_(decay if given is None else 1 - (1 - decay) * given)
+            move = move if given is None else move * given
             matrices.add_(move.mT if p.shape[-2] > p.shape[-1] else move, alpha=-step)
 
 

@@ -10,14 +10,17 @@ from atomsieve.graphs import build_graph
 from atomsieve.models import Ensemble
 from atomsieve.models.config import HeadSpec, ModelConfig
 from atomsieve.models.encoder import Wanted
+from atomsieve.models.grouped_readout import _serves
+from atomsieve.native import kernels
 from atomsieve.structures import StructureBatch
 from tests.train.train_samples import crystals
 
 HEADS = [HeadSpec(name=n, level_of_theory="x", references={}, scale=0.3 + k, elements={}) for k, n in enumerate("abcd")]
 
 
-def small_ensemble(kind: str) -> Ensemble:
-    ensemble = Ensemble(ModelConfig(hidden=16, layers=1, cutoff=3.5, head_hidden=8), HEADS, [0, 1, 2], kind).double()
+def small_ensemble(kind: str, hidden: int = 16, head_hidden: int = 8) -> Ensemble:
+    config = ModelConfig(hidden=hidden, layers=1, cutoff=3.5, head_hidden=head_hidden)
+    ensemble = Ensemble(config, HEADS, [0, 1, 2], kind).double()
     torch.manual_seed(5)
     with torch.no_grad():
         for p in ensemble.readout.parameters():
@@ -32,11 +35,15 @@ def graph():
 
 @pytest.mark.parametrize("heads", [(0, 0, 1, 1, 3), (3, 0, 1, 3, 0), (2, 2, 2, 2, 2)])
 @pytest.mark.parametrize("kind", ["deep", "shallow"])
-def test_features_and_weights_get_the_gradients_of_autograd(graph, kind, heads):
-    ensemble = small_ensemble(kind)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_features_and_weights_get_the_gradients_of_autograd(graph, kind, heads, compiled):
+    hidden, head_hidden = (64, 32) if compiled else (32, 8)  # widths that the compiled products take, or do not
+    ensemble = small_ensemble(kind, hidden, head_hidden)
+    if kernels() is not None:
+        assert _serves(torch.zeros(1, 1, hidden), (hidden, head_hidden)) == compiled
     readout, scales = ensemble.readout, [h.scale for h in HEADS]
     rng = torch.Generator().manual_seed(1)
-    shape = (ensemble.encoders, graph.n_atoms, 16)
+    shape = (ensemble.encoders, graph.n_atoms, hidden)
     features = torch.randn(shape, generator=rng, dtype=torch.float64)
     by_slope = torch.randn(shape, generator=rng, dtype=torch.float64)
     by_energy = torch.randn(3, len(heads), generator=rng, dtype=torch.float64)
