@@ -70,7 +70,8 @@ def register() -> None:
 def parse_run(name: str) -> tuple[str, int]:
     """Return the encoder of a run and how often the steps are repeated: `moments*2` is probe_moments, twice as long."""
     short, _, times = name.partition("*")
-    return short if short == BASE else f"probe_{short}", int(times or 1)
+    candidates = {c.name for c in CANDIDATES}
+    return f"probe_{short}" if short != BASE and f"probe_{short}" in candidates else short, int(times or 1)
 
 
 def build_config(data: Path, encoder: str, steps: int, atoms: int) -> Any:
@@ -274,6 +275,29 @@ def table(work: Path) -> None:
         )
 
 
+def compare_speed(names: list[str], structures: int = 16, members: int = 4, repeats: int = 9) -> None:
+    """Print processor times of the first encoder and the others, in turns: 4 members, 20-atom crystals, one head."""
+    from ensemble import crystals, learn, predict
+
+    from atomsieve.graphs import build_graph
+    from atomsieve.models import Ensemble, HeadSpec
+
+    graph = build_graph(crystals(structures, 20), MODEL["cutoff"])
+    head = HeadSpec(name="any", level_of_theory="", references={}, scale=1.0, elements={})
+    ensembles = {n: Ensemble(ModelConfig(encoder=parse_run(n)[0], **MODEL), [head], range(members)) for n in names}
+    for task in (predict, learn):
+        times: dict[str, list[float]] = {n: [] for n in names}
+        for turn in range(repeats + 1):
+            for name, one in ensembles.items():
+                began = time.process_time()
+                task([one], graph)
+                if turn:
+                    times[name].append(time.process_time() - began)
+        for name, found in times.items():
+            ratio = np.median([a / b for a, b in zip(found, times[names[0]], strict=True)])
+            print(f"{task.__name__} {name}: {1e3 * np.median(found):.1f} ms of the processor, ratio {ratio:.2f}")
+
+
 def main() -> None:
     """Run the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,13 +306,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--atoms", type=int, default=96, help="atoms in a batch")
     parser.add_argument("--runs", nargs="+", help="candidates, NAME or NAME*2 for a run twice as long; default: all")
-    parser.add_argument("--stage", choices=("all", "check", "train", "table"), default="all")
+    parser.add_argument("--stage", choices=("all", "check", "speed", "train", "table"), default="all")
     options = parser.parse_args()
     register()
     names = options.runs or [BASE, *(c.name.removeprefix("probe_") for c in CANDIDATES[1:]), f"{BASE}*2"]
     options.work.mkdir(parents=True, exist_ok=True)
     if options.stage == "check":
         check(names)
+    if options.stage == "speed":
+        compare_speed(names)
     if options.stage in ("all", "train"):
         for name in names:
             path = options.work / f"{name}.json"

@@ -24,14 +24,14 @@ class QuadrupoleBlock(nn.Module):
 
     With G channels of rank two, sender j, receiver i, direction u:
 
-        T_i = sum over j of w(d) p_j (u u - 1/3)          p = P s, [N,5,G]
-        T', T'' = T @ mix; y = v @ narrow; t = T' y       contracted channel by channel
-        m, g = MLP([s, |T''|, T':T'', y.t])
+        T_i = sum over j of w(d) p_j (u u - 1/3)      p = s @ payload, [N,5,G]
+        y = v @ narrow; t = T y                       channel by channel
+        m, g = MLP([s, |T|, y.t])
         s += m; v += (g t) @ widen
 
-    The sum over pairs of neighbours of `T':T''` is one over angles (Legendre polynomial of degree 2), that of `y.t` one
-    over triples. They are moments of an atom contracted with each other (Shapeev, Multiscale Model. Simul. 14, 1153,
-    2016): many-body terms without any cost per edge beyond the moments.
+    `T:T` is a sum over pairs of neighbours of Legendre polynomials of degree 2 of their angle, `y.t` one over triples.
+    They are moments of an atom contracted with each other (Shapeev, Multiscale Model. Simul. 14, 1153, 2016): many-body
+    terms without any cost per edge beyond the moments.
     """
 
     def __init__(self, config: ModelConfig, channels: int, seeds: Seeds, *, last: bool) -> None:
@@ -42,10 +42,9 @@ class QuadrupoleBlock(nn.Module):
         # As PaiNN's filters; |u u - 1/3| is sqrt(2/3), a direction has length 1.
         bound = math.sqrt(1.5) * math.sqrt(6.0 / (radial + width)) / math.sqrt(config.typical_neighbors / 3.0)
         self.filters = seeds.uniform(radial, channels, bound=bound)
-        self.mix = StackedLinear(channels, 2 * channels, seeds, bias=False)
         self.narrow = StackedLinear(width, channels, seeds, bias=False)
         turns = not last or config.forces == "direct"
-        self.update = StackedMLP(width + 3 * channels, width, width + (channels if turns else 0), seeds)
+        self.update = StackedMLP(width + 2 * channels, width, width + (channels if turns else 0), seeds)
         self.widen = StackedLinear(channels, width, seeds, bias=False) if turns else None
 
     def forward(
@@ -56,16 +55,21 @@ class QuadrupoleBlock(nn.Module):
         received = message(
             payload, geometry.basis, geometry.unit, self.filters, graph, wanted=wanted, layout=QUADRUPOLES
         )
-        one, two = _map_rows(self.mix, received).chunk(2, dim=-1)
         own = _map_rows(self.narrow, v)
-        turned = (make_matrices(None, None, one) * own.unsqueeze(2)).sum(3)
-        norm = torch.sqrt((two * two).sum(2) + _EPSILON)
-        found = self.update(torch.cat([s, norm, (one * two).sum(2), (turned * own).sum(2)], dim=-1))
+        turned = (_make_matrices(received) * own.unsqueeze(2)).sum(3)
+        norm = torch.sqrt((received * received).sum(2) + _EPSILON)
+        found = self.update(torch.cat([s, norm, (turned * own).sum(2)], dim=-1))
         if self.widen is None:
             return s + found, v
         width = s.shape[2]
         gate = found[:, :, width:].unsqueeze(2)
         return s + found[:, :, :width], v + _map_rows(self.widen, gate * turned)
+
+
+def _make_matrices(components: Tensor) -> Tensor:
+    """Return symmetric traceless matrices `[K,N,3,3,G]` of their components `[K,N,5,G]`: one matrix product."""
+    frame = make_matrices(None, None, torch.eye(5, dtype=components.dtype, device=components.device))
+    return torch.matmul(frame.flatten(0, 1), components).unflatten(2, (3, 3))
 
 
 def _map_rows(linear: StackedLinear, x: Tensor) -> Tensor:
