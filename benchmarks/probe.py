@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoders.common import Candidate, Cost
+from encoders.common import Candidate, Cost, LinearFilter
 from encoders.nequip import NequIP
 from encoders.painn import (
     AttentivePaiNN,
@@ -43,6 +43,7 @@ from real_data import DRAWN, configuration
 from atomsieve.models import registry
 from atomsieve.models.config import ModelConfig
 from atomsieve.models.encoder import find_encoder_class
+from atomsieve.models.quadrupoles.encoder import QuadrupoleOptions, Quadrupoles
 
 SOURCES = ("hea_nbmotaw", "tio2_qe", "qm22_b3lyp", "mptrj")
 CANDIDATES: tuple[type[Candidate], ...] = (
@@ -188,11 +189,23 @@ def _format_errors(row: dict[str, Any]) -> str:
     return "  ".join(f"{n} {r['energy_mae']:.1f}/{r['force_mae']:.0f}" for n, r in row["heads"].items())
 
 
+def count_quadrupoles(config: ModelConfig) -> Cost:
+    """Return the counted multiply-adds of the package's encoder `quadrupoles` with one block."""
+    f, g = config.hidden, config.options_of(QuadrupoleOptions).channels
+    painn = PlainPaiNN.cost(config)
+    products = f * g + 3 * f * g + (f + 2 * g) * f + f * f + 45 * g
+    edge = LinearFilter.cost(config, g) + 6 * g
+    return Cost(painn.edge + edge, painn.atom + products + 25 * g, painn.products + products)
+
+
 def find_cost(encoder: str) -> Cost:
     """Return the counted cost of a candidate at the probe's size."""
+    config = ModelConfig(encoder=encoder, **MODEL)
+    if encoder == Quadrupoles.name:
+        return count_quadrupoles(config)
     plugin = PlainPaiNN if encoder == BASE else find_encoder_class(encoder)
     assert issubclass(plugin, Candidate)
-    return plugin.cost(ModelConfig(encoder=encoder, **MODEL))
+    return plugin.cost(config)
 
 
 def check(names: list[str]) -> None:

@@ -1,45 +1,41 @@
-"""PaiNN whose layers each end in a block of quadrupoles of the neighbours; for a stack of members."""
+"""PaiNN with blocks of quadrupoles on what its layers give; for a stack of members."""
 
 from __future__ import annotations
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from atomsieve.graphs.graph import EdgeGraph
+from atomsieve.graphs.graph import EdgeGraph, Graph
 from atomsieve.models.basis import Geometry
 from atomsieve.models.config import ModelConfig
-from atomsieve.models.elements import element_embedding
-from atomsieve.models.encoder import Encoder, EncoderOptions, Wanted, WorkingMemory
+from atomsieve.models.encoder import EncoderOptions, Wanted
 from atomsieve.models.layers import Seeds
-from atomsieve.models.painn.encoder import PaiNNLayer
+from atomsieve.models.painn.encoder import PaiNN, PaiNNLayer
+from atomsieve.models.painn.train_cpu import train_on_cpu, training_serves
 from atomsieve.models.quadrupoles.block import QuadrupoleBlock
-
-_BLOCK_ARRAYS = 6
-"""Arrays [K,E,5,G] that a block holds at the peak where its message has one row per edge, roughly."""
 
 
 class QuadrupoleOptions(EncoderOptions):
     """Options of the encoder alone."""
 
     channels: int = Field(
-        16, gt=0, description="channels G of rank two; multiples of 16 use the compiled kernels, like `hidden`"
+        32, gt=0, description="channels G of rank two; multiples of 16 use the compiled kernels, like `hidden`"
     )
+    blocks: int = Field(1, gt=0, description="blocks, one after the other, each with a message of its own")
 
 
-class Quadrupoles(Encoder[Geometry]):
-    """PaiNN's layers as they are, with their compiled forms, each followed by a `QuadrupoleBlock`."""
+class Quadrupoles(PaiNN):
+    """PaiNN's layers as they are, compiled for inference and training, then `QuadrupoleBlock`s."""
 
     name = "quadrupoles"
     Config = QuadrupoleOptions
-    edges_in_messages_only = True
 
     def __init__(self, config: ModelConfig, seeds: Seeds) -> None:
         super().__init__(config, seeds)
-        self.embedding = element_embedding(config.hidden, seeds)
-        channels, last = config.options_of(QuadrupoleOptions).channels, config.layers - 1
-        self.layers = nn.ModuleList(PaiNNLayer(config, seeds) for _ in range(config.layers))
+        options = config.options_of(QuadrupoleOptions)
+        last = options.blocks - 1
         self.blocks = nn.ModuleList(
-            QuadrupoleBlock(config, channels, seeds, last=k == last) for k in range(config.layers)
+            QuadrupoleBlock(config, options.channels, seeds, last=k == last) for k in range(options.blocks)
         )
 
     def forward(
@@ -49,15 +45,14 @@ class Quadrupoles(Encoder[Geometry]):
         s = self.embedding.index_select(1, graph.numbers)
         if condition is not None:
             s = s + condition
+        layers = [layer for layer in self.layers if isinstance(layer, PaiNNLayer)]
         v: Tensor | None = None
-        for layer, block in zip(self.layers, self.blocks, strict=True):
-            s, v = layer(s, v, graph, geometry, wanted)
-            assert v is not None
+        if isinstance(graph, Graph) and training_serves(s, graph, layers, wanted):
+            s, v = train_on_cpu(layers, s, graph, geometry, wanted, vectors=True)
+        else:
+            for layer in layers:
+                s, v = layer(s, v, graph, geometry, wanted)
+        assert v is not None  # there is at least one layer
+        for block in self.blocks:
             s, v = block(s, v, graph, geometry, wanted)
         return s, v
-
-    @classmethod
-    def memory(cls, config: ModelConfig, itemsize: int) -> WorkingMemory:
-        """Return the working memory of a block; PaiNN's messages never hold an array of edges times channels."""
-        channels = config.options_of(QuadrupoleOptions).channels
-        return WorkingMemory(per_atom=0, per_edge=_BLOCK_ARRAYS * 5 * channels * itemsize)
