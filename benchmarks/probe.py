@@ -9,9 +9,10 @@ cutoff and steps; the learning rate falls along a cosine that ends with the run.
 the running mean of the weights, after half of the steps and at the end. Processor time is that of the training alone.
 
 Expected error at equal time. A compiled version of candidate c takes r = M_c / M_painn times PaiNN's time per step,
-where M = edges per atom x multiply-adds per edge + multiply-adds per atom, counted by each candidate (`cost`). PaiNN's
-error falls as n^-p with the steps n of a run (p from PaiNN's runs of N and of 2 N steps, `painn` and `painn*2`), so at
-PaiNN's time for N steps the expected ratio of errors is e_c(N) / e_painn(N) x r^p.
+where M = edges per atom x multiply-adds per edge + multiply-adds per atom, as each candidate counts (`cost`). Its error
+falls as n^-p with the steps n of a run, so at PaiNN's time for N steps the expected ratio of errors is
+e_c(N) / e_painn(N) x r^p. p is that between the candidate's own runs of N and 2 N steps (`moments` and `moments*2`)
+where both were done, else PaiNN's.
 """
 
 from __future__ import annotations
@@ -251,40 +252,41 @@ def check(names: list[str]) -> None:
         )
 
 
+def compare_errors(one: dict[str, Any], two: dict[str, Any], what: str) -> float:
+    """Return the geometric mean over sources of the ratios of two runs' errors at their ends."""
+    first, second = (run["rows"][-1]["heads"] for run in (one, two))
+    return math.exp(sum(math.log(first[n][what] / second[n][what]) for n in SOURCES) / len(SOURCES))
+
+
 def table(work: Path) -> None:
     """Print the table of all results in `work`."""
     found = {p.stem: json.loads(p.read_text()) for p in sorted(work.glob("*.json"))}
-    base, longer = found[BASE], found.get(f"{BASE}*2")
 
-    def mean(one: dict[str, Any], two: dict[str, Any], what: str, row: int) -> float:
-        ratios = [one["rows"][row]["heads"][n][what] / two["rows"][row]["heads"][n][what] for n in SOURCES]
-        return math.exp(sum(map(math.log, ratios)) / len(ratios))
+    def fit_power(name: str) -> float | None:
+        once, twice = found.get(name), found.get(f"{name}*2")
+        return None if once is None or twice is None else -math.log2(compare_errors(twice, once, "force_mae"))
 
-    power = 0.3 if longer is None else -math.log2(mean(longer, base, "force_mae", -1))
-    own = find_cost(BASE)
-    work_of = {n: find_cost(r["encoder"]) for n, r in found.items()}
-    edges = base["edges_per_atom"]
-    print(f"{base['steps']} steps, {edges:.1f} edges per atom, p = {power:.2f}\n")
+    own, edges = find_cost(BASE), found[BASE]["edges_per_atom"]
+    base_power = fit_power(BASE)
     print(
-        "| run | parameters | per edge | per atom | r | CPU s, plain | "
-        + " | ".join(f"{n} half" + " | end" for n in SOURCES)
-        + " | energy ratio | force ratio half | force ratio | at equal time |"
+        f"{edges:.1f} edges per atom\n\n| run | steps | parameters | per edge | per atom | r | p | CPU s, plain | "
+        + " | ".join(SOURCES)
+        + " | energy ratio | force ratio | at equal time |"
     )
-    print("|" + " --- |" * (6 + 2 * len(SOURCES) + 4))
-    for name, one in sorted(found.items(), key=lambda item: item[1]["rows"][-1]["heads"]["mptrj"]["force_mae"]):
-        cost, (half, end) = work_of[name], (one["rows"][0], one["rows"][-1])
+    print("|" + " --- |" * (8 + len(SOURCES) + 3))
+    for name, one in sorted(found.items(), key=lambda item: item[1]["steps"]):
+        base = next((r for n, r in found.items() if n.split("*")[0] == BASE and r["steps"] == one["steps"]), None)
+        if base is None:
+            continue
+        cost, end = find_cost(one["encoder"]), one["rows"][-1]
         ratio = (edges * cost.edge + cost.atom) / (edges * own.edge + own.atom)
-        steps = one["steps"] / base["steps"]
-        cells = [
-            f"{r['heads'][n]['energy_mae']:.1f}/{r['heads'][n]['force_mae']:.0f}" for n in SOURCES for r in (half, end)
-        ]
-        force = mean(one, base, "force_mae", -1)
+        power = fit_power(name.split("*")[0]) or base_power or 0.3
+        force = compare_errors(one, base, "force_mae")
         print(
-            f"| {name} | {one['parameters']:,} | {cost.edge:.0f} | {cost.atom:.0f} | {ratio:.2f} "
-            f"| {end['processor']:.0f} | "
-            + " | ".join(cells)
-            + f" | {mean(one, base, 'energy_mae', -1):.3f} | {mean(one, base, 'force_mae', 0):.3f} | {force:.3f} | "
-            f"{force * (steps * ratio) ** power:.3f} |"
+            f"| {name} | {one['steps']:,} | {one['parameters']:,} | {cost.edge:.0f} | {cost.atom:.0f} | {ratio:.2f} "
+            f"| {power:.2f} | {end['processor']:.0f} | "
+            + " | ".join(f"{r['energy_mae']:.1f}/{r['force_mae']:.0f}" for r in (end["heads"][n] for n in SOURCES))
+            + f" | {compare_errors(one, base, 'energy_mae'):.2f} | {force:.2f} | {force * ratio**power:.2f} |"
         )
 
 
