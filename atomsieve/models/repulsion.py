@@ -1,6 +1,8 @@
 """Short-range repulsion of atoms: screened nuclei between pairs, without parameters, the same for every member.
 
-Lengths count in units of the sum of the covalent radii of a pair, its reach: x = d / (r_i + r_j).
+Lengths count in units of the reach of a pair, the sum of the core radii of its atoms: x = d / (r_i + r_j). These are
+covalent radii, but of the elements of groups 1 to 4 and the f elements, which give away their outer shell and come far
+closer to each other under pressure, SOFT times that.
 
 - The energy of a pair is that of Ziegler, Biersack and Littmark (1985) times a switch that falls from 1 to 0 between
   SWITCH[0] and SWITCH[1], or the cutoff where that is nearer; beyond it is exactly zero.
@@ -22,14 +24,16 @@ from ase.data import covalent_radii
 from torch import Tensor
 
 from atomsieve.graphs.graph import Graph
+from atomsieve.models.elements import MAX_NUMBER, place
 from atomsieve.models.output import EnsembleOutput
 
-SWITCH = (0.5, 0.75)
+SWITCH = (0.45, 0.7)
 """Part of the reach at which the repulsion begins to be switched off, and at which it is zero."""
-FLOOR = (0.6, 0.75)
+FLOOR = (0.6, 0.7)
 """Part of the reach below which the network sees a constant distance, and from which on it sees the true one."""
 FURTHEST = max(SWITCH[1], FLOOR[1])
-MAX_NUMBER = 118
+SOFT = 0.75
+"""Core radius over covalent radius of elements of groups 1 to 4, hydrogen left out, and of f elements."""
 LAST_RADIUS = 96
 """Elements beyond have no tabulated covalent radius and take that of this one, curium."""
 
@@ -46,7 +50,8 @@ _SHORTEST = 1e-3  # Angstrom; below, the energy is that of this distance (such s
 class PairTables(NamedTuple):
     """What a pair's energy needs of each element.
 
-    radii : [119] Angstrom, covalent radii (Cordero et al., Dalton Trans. 2832, 2008). powers : [119], Z^0.23.
+    radii : [119] Angstrom, core radii, by covalent radii of Cordero et al., Dalton Trans. 2832, 2008.
+    powers : [119], Z^0.23.
     """
 
     radii: Tensor
@@ -58,6 +63,8 @@ def pair_tables(dtype: torch.dtype, device: torch.device) -> PairTables:
     """Return the tables of all elements; row 0 is no element."""
     radii = torch.tensor(covalent_radii[: MAX_NUMBER + 1], dtype=torch.float64)
     radii[LAST_RADIUS + 1 :] = radii[LAST_RADIUS]
+    soft = [z for z in range(2, MAX_NUMBER + 1) if place(z)[0] <= 4]
+    radii[soft] *= SOFT
     powers = torch.arange(MAX_NUMBER + 1, dtype=torch.float64).pow(POWER)
     return PairTables(*(t.to(device, dtype) for t in (radii, powers)))
 

@@ -20,6 +20,9 @@ ELEMENTS = (1, 3, 6, 7, 8, 13, 19, 26, 29, 42, 55, 57, 74, 79, 92)
 PAIRS = [(a, b) for a in ELEMENTS for b in ELEMENTS if a <= b][::4]
 
 
+RADII = zbl.pair_tables(torch.float64, torch.device("cpu")).radii
+
+
 def make_ensemble(kind="deep", members=2, **config):
     references = dict.fromkeys(ELEMENTS, -1.0)
     heads = [
@@ -76,7 +79,7 @@ def test_floor_of_distances():
     seen, rate = zbl.floor_distance(d, torch.full_like(d, 2.0))
     (exact,) = torch.autograd.grad(seen.sum(), d)
     assert torch.allclose(rate, exact, atol=1e-12)
-    assert bool((rate[d < 1.2] == 0).all()) and torch.equal(seen[d >= 1.5], d[d >= 1.5])
+    assert bool((rate[d < 1.2] == 0).all()) and torch.equal(seen[d >= 1.4], d[d >= 1.4])
     assert float((seen.detach()[1:] - seen.detach()[:-1]).min()) >= -1e-15
 
 
@@ -86,7 +89,7 @@ def test_dimers_repel_each_other_whatever_the_weights_are(kind):
     ensemble = make_ensemble(kind)
     assert len(PAIRS) == 30
     for a, b in PAIRS:
-        d = np.arange(0.3, max(0.6 * (covalent_radii[a] + covalent_radii[b]), 0.34), 0.02)
+        d = np.arange(0.3, max(0.6 * float(RADII[a] + RADII[b]), 0.34), 0.02)
         for head in (0, 1):
             out = evaluate(ensemble, dimers(a, b, d), head)
             assert bool((out.forces[:, 1::2, 0] > 0).all()), (a, b, head)
@@ -154,9 +157,12 @@ def test_far_atoms_are_not_touched():
     assert torch.equal(plain.energy, with_it.energy) and torch.equal(plain.forces, with_it.forces)
 
 
-def test_elements_without_a_radius_have_that_of_curium():
-    radii = zbl.pair_tables(torch.float64, torch.device("cpu")).radii
-    assert float(radii[118]) == float(radii[97]) == float(radii[96]) == 1.69
+def test_core_radii():
+    """Covalent radii; less of elements that give away their outer shell; those without one have that of curium."""
+    assert [float(RADII[z]) for z in (1, 6, 26, 74)] == [covalent_radii[z] for z in (1, 6, 26, 74)]
+    soft = [3, 19, 20, 22, 57, 71, 92, 96]
+    assert RADII[soft].tolist() == pytest.approx([0.75 * covalent_radii[z] for z in soft])
+    assert float(RADII[99]) == float(RADII[96]) and float(RADII[118]) == pytest.approx(1.69)
 
 
 def test_configurations_without_it_keep_their_form():
