@@ -1,259 +1,165 @@
-// The steps of a PaiNN layer at single atoms in training, between its matrix products: those that painn.cpp lacks.
+// The parts of a PaiNN layer at single atoms in training: before the message (in) and after it (out), for all passes.
 //
-// Rows and arrays as in painn.cpp. G is the width of a row of gates: 3F, or 2F (a_ss, a_sv) in a layer whose vectors nobody
-// reads. Prefixes: e, gradient of the energy ("adjoint", from the first backward pass); h, tangent; b, gradient of the loss.
-// A loss on forces is differentiated as a loss on the energy's derivative along a tangent: for z = f(q), whose tangent is
-// hz = f'(q) hq, the reverse pass has bq = f'(q)^T bz + d/dq (ez . f'(q) hq). Null pointers of e and h: no loss on forces.
-#include "painn_nodes.h"
+// A part goes over blocks of atoms of one member, so that what stands between its products stays in cache. Names and
+// prefixes as in painn_rows.h; weights w1 .. w4 and mix as [inputs,outputs] of each member, with t: transposed. A part's
+// arrays are given as a list of pointers, in the order of its struct.
+#include <vector>
+
+#include "painn_product.h"
+#include "painn_rows.h"
 
 namespace {
 
-template <class T> using Vec = typename Lanes<T>::V;
+using product::multiply;
 
-// h = y sigmoid(y); y <- dh/dy; curve (may be null) <- d2h/dy2
-template <class T> void activate(int64_t count, T *y, T *h, T *curve) {
-    using V = Vec<T>;
-    each<T>(count / Lanes<T>::n, Lanes<T>::n, [=](int64_t i, int64_t) {
-        const int64_t at = i * Lanes<T>::n;
-        const V a = load(y + at), gate = T(1) / (T(1) + exponential(-a)), rest = T(1) - gate;
-        store(h + at, a * gate);
-        store(y + at, gate * (T(1) + a * rest));
-        if (curve) store(curve + at, gate * rest * (T(2) + a * (rest - gate)));
-    });
+constexpr int64_t kRows = 24;  // atoms of a block: whole tiles of the product
+
+struct Size {
+    int64_t members, atoms, F, G;  // G: width of the gates, see painn_rows.h
+};
+
+// Call body(member, first row of all, rows) for blocks of atoms.
+template <class Body> inline void for_blocks(const Size &n, Body body) {
+    const int64_t blocks = (n.atoms + kRows - 1) / kRows, tasks = blocks * n.members;
+#pragma omp parallel for schedule(static)
+    for (int64_t k = 0; k < tasks; ++k) {
+        const int64_t first = (k % blocks) * kRows;
+        body(k / blocks, k / blocks * n.atoms + first, std::min(kRows, n.atoms - first));
+    }
 }
 
-// out = g * slope
-template <class T> void scaled(int64_t count, const T *slope, const T *g, T *out) {
-    each<T>(count / Lanes<T>::n, Lanes<T>::n, [=](int64_t i, int64_t) {
-        const int64_t at = i * Lanes<T>::n;
-        store(out + at, load(g + at) * load(slope + at));
-    });
-}
+template <class T> inline T *at(T *p, int64_t offset) { return p ? p + offset : p; }
 
-// b <- b * slope + e * curve * h
-template <class T> void bend(int64_t count, const T *slope, const T *curve, const T *e, const T *h, T *b) {
-    each<T>(count / Lanes<T>::n, Lanes<T>::n, [=](int64_t i, int64_t) {
-        const int64_t at = i * Lanes<T>::n;
-        Vec<T> found = load(b + at) * load(slope + at);
-        if (e) found += load(e + at) * load(curve + at) * load(h + at);
-        store(b + at, found);
-    });
-}
+// Payload of s, and what is sent; layers without vectors (v null) send the payload itself.
+template <class T> struct ForwardIn {
+    const T *w1, *b1, *w2, *b2, *s, *v;
+    T *slope1, *hidden1, *curve1, *p, *x, *joined, *v1;
+    void run(const Size &n) const {
+        const int64_t F = n.F, P = v ? 3 * F : 2 * F;
+        for_blocks(n, [&](int64_t m, int64_t r, int64_t rows) {
+            T *slope = slope1 + r * F, *hidden = hidden1 + r * F, *to = p + r * P;
+            multiply<T>(rows, F, F, s + r * F, F, w1 + m * F * F, F, b1 + m * F, 0, slope, F);
+            activate<T>(rows * F, slope, hidden, curve1 + r * F);
+            multiply<T>(rows, F, P, hidden, F, w2 + m * 3 * F * F, 3 * F, b2 + m * 3 * F, 0, to, P);
+            if (v) send<T>(rows, F, to, s + r * F, v + r * 3 * F, x + r * 5 * F, joined + r * 2 * F, v1 + r * 3 * F);
+            else start<T>(rows, F, s + r * F, joined + r * 2 * F, v1 + r * 3 * F);
+        });
+    }
+};
 
-// joined [2F]: scalars s (null: zero) in its first half; v1 = v (null: zero): what messages are added to.
-template <class T> inline void begin(int64_t i, int64_t f, int64_t F, const T *s, const T *v, T *joined, T *v1) {
-    store(joined + 2 * i * F + f, s ? load(s + i * F + f) : Vec<T>{});
-    for (int k = 0; k < 3; ++k) store(v1 + (3 * i + k) * F + f, v ? load(v + (3 * i + k) * F + f) : Vec<T>{});
-}
+template <class T> struct ForwardOut {
+    const T *mix, *w3, *b3, *w4, *b4, *v1;
+    T *joined, *lr, *slope2, *hidden2, *curve2, *gates, *s2, *v2;
+    void run(const Size &n) const {
+        const int64_t F = n.F, G = n.G;
+        for_blocks(n, [&](int64_t m, int64_t r, int64_t rows) {
+            T *both = lr + r * 6 * F, *j = joined + r * 2 * F, *slope = slope2 + r * F, *hidden = hidden2 + r * F;
+            const T *v = v1 + r * 3 * F;
+            multiply<T>(3 * rows, F, 2 * F, v, F, mix + m * 2 * F * F, 2 * F, nullptr, 0, both, 2 * F);  // U v, V v
+            norm<T>(rows, F, both, j);
+            multiply<T>(rows, 2 * F, F, j, 2 * F, w3 + m * 2 * F * F, F, b3 + m * F, 0, slope, F);
+            activate<T>(rows * F, slope, hidden, curve2 + r * F);
+            multiply<T>(rows, F, G, hidden, F, w4 + m * 3 * F * F, 3 * F, b4 + m * 3 * F, 0, gates + r * G, G);
+            gate<T>(rows, F, G, gates + r * G, both, j, v, s2 + r * F, at(v2, r * 3 * F));  // eqs. 9, 10
+        });
+    }
+};
 
-template <class T> void start(int64_t rows, int64_t F, const T *s, T *joined, T *v1) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) { begin<T>(i, f, F, s, nullptr, joined, v1); });
-}
+template <class T> struct TangentIn {
+    const T *w1, *w2, *v, *slope1, *p, *hs, *hv;
+    T *before1, *hidden1, *hp, *hx, *hjoined, *hv1;
+    void run(const Size &n) const {
+        const int64_t F = n.F;
+        for_blocks(n, [&](int64_t m, int64_t r, int64_t rows) {
+            T *before = before1 + r * F, *hidden = hidden1 + r * F, *to = hp + r * 3 * F;
+            multiply<T>(rows, F, F, hs + r * F, F, w1 + m * F * F, F, nullptr, 0, before, F);
+            scaled<T>(rows * F, slope1 + r * F, before, hidden);
+            multiply<T>(rows, F, 3 * F, hidden, F, w2 + m * 3 * F * F, 3 * F, nullptr, 0, to, 3 * F);
+            send_tangent<T>(rows, F, p + r * 3 * F, v + r * 3 * F, to, hs + r * F, hv + r * 3 * F, hx + r * 5 * F,
+                            hjoined + r * 2 * F, hv1 + r * 3 * F);
+        });
+    }
+};
 
-// x [5F] = p_s, p_b, p_a v: what eqs. 7 and 8 send.
-template <class T> void send(int64_t rows, int64_t F, const T *p, const T *s, const T *v, T *x, T *joined, T *v1) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) {
-        const T *from = p + i * 3 * F + f;
-        T *to = x + i * 5 * F + f;
-        store(to, load(from));
-        store(to + F, load(from + F));
-        const Vec<T> carried = load(from + 2 * F);
-        for (int k = 0; k < 3; ++k) store(to + (2 + k) * F, carried * load(v + (3 * i + k) * F + f));
-        begin(i, f, F, s, v, joined, v1);
-    });
-}
+template <class T> struct TangentOut {
+    const T *mix, *w3, *w4, *lr, *joined, *slope2, *gates, *hv1;
+    T *hjoined, *hlr, *before2, *hidden2, *hgates, *hs2, *hv2;
+    void run(const Size &n) const {
+        const int64_t F = n.F, G = n.G;
+        for_blocks(n, [&](int64_t m, int64_t r, int64_t rows) {
+            T *both = hlr + r * 6 * F, *j = hjoined + r * 2 * F, *before = before2 + r * F, *hidden = hidden2 + r * F;
+            const T *v = hv1 + r * 3 * F;
+            multiply<T>(3 * rows, F, 2 * F, v, F, mix + m * 2 * F * F, 2 * F, nullptr, 0, both, 2 * F);
+            norm_tangent<T>(rows, F, lr + r * 6 * F, joined + r * 2 * F, both, j);
+            multiply<T>(rows, 2 * F, F, j, 2 * F, w3 + m * 2 * F * F, F, nullptr, 0, before, F);
+            scaled<T>(rows * F, slope2 + r * F, before, hidden);
+            multiply<T>(rows, F, G, hidden, F, w4 + m * 3 * F * F, 3 * F, nullptr, 0, hgates + r * G, G);
+            gate_tangent<T>(rows, F, G, gates + r * G, lr + r * 6 * F, hgates + r * G, both, j, v, hs2 + r * F,
+                            at(hv2, r * 3 * F));
+        });
+    }
+};
 
-template <class T>
-void send_tangent(int64_t rows, int64_t F, const T *p, const T *v, const T *hp, const T *hs, const T *hv, T *hx, T *hjoined,
-                  T *hv1) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) {
-        const T *from = hp + i * 3 * F + f;
-        T *to = hx + i * 5 * F + f;
-        store(to, load(from));
-        store(to + F, load(from + F));
-        const Vec<T> carried = load(p + (3 * i + 2) * F + f), lent = load(from + 2 * F);
-        for (int k = 0; k < 3; ++k) {
-            const int64_t at = (3 * i + k) * F + f;
-            store(to + (2 + k) * F, lent * load(v + at) + carried * load(hv + at));
-        }
-        begin(i, f, F, hs, hv, hjoined, hv1);
-    });
-}
+// From gradients b by what leaves to those by what the message gave. Without e and h this is also the backward pass to the
+// geometry, whose b are the adjoints e of the others.
+template <class T> struct ReverseOut {
+    const T *mix_t, *w3_t, *w4_t, *lr, *joined, *slope2, *curve2, *gates;  // activations
+    const T *es2, *ev2, *ehidden2, *ejoined;                               // adjoints, or null
+    const T *hgates, *hlr, *hbefore2, *hjoined;                            // tangents, or null
+    const T *bs2, *bv2;
+    T *bgates, *blr, *bhidden2, *bslope2, *bjoined, *bs1, *bv1;
+    void run(const Size &n) const {
+        const int64_t F = n.F, G = n.G;
+        for_blocks(n, [&](int64_t m, int64_t r, int64_t rows) {
+            const T *both = lr + r * 6 * F, *bs = bs2 + r * F, *bv = at(bv2, r * 3 * F);
+            T *by_both = blr + r * 6 * F, *hidden = bhidden2 + r * F, *slope = bslope2 + r * F, *j = bjoined + r * 2 * F;
+            gate_reverse<T>(rows, F, G, gates + r * G, both, bs, bv, at(es2, r * F), at(ev2, r * 3 * F), at(hgates, r * G),
+                            at(hlr, r * 6 * F), bgates + r * G, by_both);
+            multiply<T>(rows, G, F, bgates + r * G, G, w4_t + m * 3 * F * F, F, nullptr, 0, hidden, F);
+            bend<T>(rows * F, slope2 + r * F, curve2 + r * F, at(ehidden2, r * F), at(hbefore2, r * F), hidden, slope);
+            multiply<T>(rows, F, 2 * F, slope, F, w3_t + m * 2 * F * F, 2 * F, nullptr, 0, j, 2 * F);
+            norm_reverse<T>(rows, F, joined + r * 2 * F, both, bs, j, at(ejoined, r * 2 * F), at(hjoined, r * 2 * F),
+                            at(hlr, r * 6 * F), by_both, bs1 + r * F);
+            multiply<T>(3 * rows, 2 * F, F, by_both, 2 * F, mix_t + m * 2 * F * F, F, bv, F, bv1 + r * 3 * F, F);
+        });
+    }
+};
 
-// Gradients bp and bv from that by x and that (bv1) by the vectors that messages were added to.
-template <class T>
-void send_reverse(int64_t rows, int64_t F, const T *p, const T *v, const T *bx, const T *bv1, const T *ex, const T *hp,
-                  const T *hv, T *bp, T *bv) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) {
-        const T *from = bx + i * 5 * F + f;
-        T *to = bp + i * 3 * F + f;
-        store(to, load(from));
-        store(to + F, load(from + F));
-        Vec<T> by_carried = {};
-        const Vec<T> carried = load(p + (3 * i + 2) * F + f), lent = ex ? load(hp + (3 * i + 2) * F + f) : Vec<T>{};
-        for (int k = 0; k < 3; ++k) {
-            const int64_t at = (3 * i + k) * F + f;
-            const Vec<T> g = load(from + (2 + k) * F);
-            Vec<T> by_v = load(bv1 + at) + carried * g;
-            by_carried += g * load(v + at);
-            if (ex) {
-                const Vec<T> e = load(ex + (5 * i + 2 + k) * F + f);
-                by_carried += e * load(hv + at);
-                by_v += e * lent;
-            }
-            store(bv + at, by_v);
-        }
-        store(to + 2 * F, by_carried);
-    });
-}
-
-// Second half of hjoined: tangent of |V v|.
-template <class T> void norm_tangent(int64_t rows, int64_t F, const T *lr, const T *joined, const T *hlr, T *hjoined) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) {
-        const int64_t at = (2 * i + 1) * F + f;
-        const Pair<T> p(lr + 6 * i * F, F, f), h(hlr + 6 * i * F, F, f);
-        store(hjoined + at, (p.r[0] * h.r[0] + p.r[1] * h.r[1] + p.r[2] * h.r[2]) / load(joined + at));
-    });
-}
-
-// bs1 = bs + gradient by the scalars of joined; blr gets what comes through the norm n = |r|: bn r / n, and from its
-// tangent r.hr / n, en (hr - r hn / n) / n.
-template <class T>
-void norm_reverse(int64_t rows, int64_t F, const T *joined, const T *lr, const T *bs, const T *bjoined, const T *ejoined,
-                  const T *hjoined, const T *hlr, T *blr, T *bs1) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) {
-        const int64_t at = (2 * i + 1) * F + f;
-        const Vec<T> inverse = T(1) / load(joined + at);
-        Vec<T> by_r = load(bjoined + at) * inverse, by_hr = {};
-        if (ejoined) {
-            by_hr = load(ejoined + at) * inverse;
-            by_r -= by_hr * load(hjoined + at) * inverse;
-        }
-        for (int k = 0; k < 3; ++k) {
-            const int64_t right = (6 * i + 2 * k + 1) * F + f;
-            Vec<T> found = load(blr + right) + by_r * load(lr + right);
-            if (ejoined) found += by_hr * load(hlr + right);
-            store(blr + right, found);
-        }
-        store(bs1 + i * F + f, load(bs + i * F + f) + load(bjoined + 2 * i * F + f));
-    });
-}
-
-// s2 = s1 + a_ss + a_sv l.r (eq. 9),  v2 = v1 + a_vv l (eq. 10; none if v2 is null)
-template <class T>
-void gate(int64_t rows, int64_t F, int64_t G, const T *a, const T *lr, const T *joined, const T *v1, T *s2, T *v2) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) {
-        const Pair<T> p(lr + 6 * i * F, F, f);
-        const T *gates = a + i * G + f;
-        store(s2 + i * F + f, load(joined + 2 * i * F + f) + load(gates) + load(gates + F) * p.dot());
-        for (int k = 0; v2 && k < 3; ++k) {
-            const int64_t at = (3 * i + k) * F + f;
-            store(v2 + at, load(v1 + at) + load(gates + 2 * F) * p.l[k]);
-        }
-    });
-}
-
-template <class T>
-void gate_tangent(int64_t rows, int64_t F, int64_t G, const T *a, const T *lr, const T *ha, const T *hlr, const T *hjoined,
-                  const T *hv1, T *hs2, T *hv2) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) {
-        const Pair<T> p(lr + 6 * i * F, F, f), h(hlr + 6 * i * F, F, f);
-        const T *gates = a + i * G + f, *lent = ha + i * G + f;
-        const Vec<T> turn = h.l[0] * p.r[0] + h.l[1] * p.r[1] + h.l[2] * p.r[2] +  //
-                            p.l[0] * h.r[0] + p.l[1] * h.r[1] + p.l[2] * h.r[2];
-        store(hs2 + i * F + f,
-              load(hjoined + 2 * i * F + f) + load(lent) + load(lent + F) * p.dot() + load(gates + F) * turn);
-        for (int k = 0; hv2 && k < 3; ++k) {
-            const int64_t at = (3 * i + k) * F + f;
-            store(hv2 + at, load(hv1 + at) + load(lent + 2 * F) * p.l[k] + load(gates + 2 * F) * h.l[k]);
-        }
-    });
-}
-
-// Eqs. 9, 10 transposed: gradients by the gates and by left and right (the part that does not go through the norm). With
-// es [F] and ev [3F] given, those of the tangents too.
-template <class T>
-void gate_reverse(int64_t rows, int64_t F, int64_t G, const T *a, const T *lr, const T *bs, const T *bv, const T *es,
-                  const T *ev, const T *ha, const T *hlr, T *ba, T *blr) {
-    each<T>(rows, F, [=](int64_t i, int64_t f) {
-        const Pair<T> p(lr + 6 * i * F, F, f);
-        const T *gates = a + i * G + f;
-        T *to = ba + i * G + f, *by = blr + 6 * i * F + f;
-        const bool vectors = G > 2 * F;
-        const Vec<T> g = load(bs + i * F + f), a_sv = load(gates + F), a_vv = vectors ? load(gates + 2 * F) : Vec<T>{};
-        Vec<T> by_dot = g * a_sv, by_a_sv = g * p.dot(), by_a_vv = {};
-        if (!es) {
-            for (int k = 0; k < 3; ++k) {
-                const Vec<T> gk = bv ? load(bv + (3 * i + k) * F + f) : Vec<T>{};
-                by_a_vv += gk * p.l[k];
-                store(by + 2 * k * F, by_dot * p.r[k] + gk * a_vv);
-                store(by + (2 * k + 1) * F, by_dot * p.l[k]);
-            }
-        } else {
-            const Pair<T> h(hlr + 6 * i * F, F, f);
-            const T *lent = ha + i * G + f;
-            const Vec<T> e = load(es + i * F + f), e_dot = e * a_sv, h_vv = vectors ? load(lent + 2 * F) : Vec<T>{};
-            by_dot += e * load(lent + F);
-            by_a_sv += e * (h.l[0] * p.r[0] + h.l[1] * p.r[1] + h.l[2] * p.r[2] +  //
-                            p.l[0] * h.r[0] + p.l[1] * h.r[1] + p.l[2] * h.r[2]);
-            for (int k = 0; k < 3; ++k) {
-                const int64_t at = (3 * i + k) * F + f;
-                const Vec<T> gk = bv ? load(bv + at) : Vec<T>{}, ek = ev ? load(ev + at) : Vec<T>{};
-                by_a_vv += gk * p.l[k] + ek * h.l[k];
-                store(by + 2 * k * F, by_dot * p.r[k] + e_dot * h.r[k] + gk * a_vv + ek * h_vv);
-                store(by + (2 * k + 1) * F, by_dot * p.l[k] + e_dot * h.l[k]);
-            }
-        }
-        store(to, g);
-        store(to + F, by_a_sv);
-        if (vectors) store(to + 2 * F, by_a_vv);
-    });
-}
+// From gradients by what the message took (bx) and by what it was added to (bs1, bv1) to those by what enters.
+template <class T> struct ReverseIn {
+    const T *w1_t, *w2_t, *v, *slope1, *curve1, *p;
+    const T *ex, *ehidden1;          // adjoints, or null
+    const T *hv, *hp, *hbefore1;     // tangents, or null
+    const T *bx, *bs1, *bv1;
+    T *bp, *bv, *bhidden1, *bslope1, *bs;
+    void run(const Size &n) const {
+        const int64_t F = n.F, P = v ? 3 * F : 2 * F;
+        for_blocks(n, [&](int64_t m, int64_t r, int64_t rows) {
+            T *hidden = bhidden1 + r * F, *slope = bslope1 + r * F;
+            if (v)
+                send_reverse<T>(rows, F, p + r * 3 * F, v + r * 3 * F, bx + r * 5 * F, bv1 + r * 3 * F, at(ex, r * 5 * F),
+                                at(hp, r * 3 * F), at(hv, r * 3 * F), bp + r * 3 * F, bv + r * 3 * F);
+            const T *by_p = v ? bp + r * P : bx + r * P;
+            multiply<T>(rows, P, F, by_p, P, w2_t + m * 3 * F * F, F, nullptr, 0, hidden, F);
+            bend<T>(rows * F, slope1 + r * F, curve1 + r * F, at(ehidden1, r * F), at(hbefore1, r * F), hidden, slope);
+            multiply<T>(rows, F, F, slope, F, w1_t + m * F * F, F, bs1 + r * F, F, bs + r * F, F);
+        });
+    }
+};
 
 }  // namespace
 
-#define EXPORT(NAME, T)                                                                                                  \
-    extern "C" void painn_activate_##NAME(int64_t count, T *y, T *h, T *curve) { activate(count, y, h, curve); }         \
-    extern "C" void painn_scaled_##NAME(int64_t count, const T *slope, const T *g, T *out) {                             \
-        scaled(count, slope, g, out);                                                                                    \
-    }                                                                                                                    \
-    extern "C" void painn_bend_##NAME(int64_t count, const T *slope, const T *curve, const T *e, const T *h, T *b) {     \
-        bend(count, slope, curve, e, h, b);                                                                              \
-    }                                                                                                                    \
-    extern "C" void painn_start_##NAME(int64_t n, int64_t F, const T *s, T *joined, T *v1) { start(n, F, s, joined, v1); } \
-    extern "C" void painn_send_##NAME(int64_t n, int64_t F, const T *p, const T *s, const T *v, T *x, T *joined,         \
-                                      T *v1) {                                                                           \
-        send(n, F, p, s, v, x, joined, v1);                                                                              \
-    }                                                                                                                    \
-    extern "C" void painn_send_tangent_##NAME(int64_t n, int64_t F, const T *p, const T *v, const T *hp, const T *hs,    \
-                                              const T *hv, T *hx, T *hjoined, T *hv1) {                                  \
-        send_tangent(n, F, p, v, hp, hs, hv, hx, hjoined, hv1);                                                          \
-    }                                                                                                                    \
-    extern "C" void painn_send_reverse_##NAME(int64_t n, int64_t F, const T *p, const T *v, const T *bx, const T *bv1,   \
-                                              const T *ex, const T *hp, const T *hv, T *bp, T *bv) {                     \
-        send_reverse(n, F, p, v, bx, bv1, ex, hp, hv, bp, bv);                                                           \
-    }                                                                                                                    \
-    extern "C" void painn_norm_tangent_##NAME(int64_t n, int64_t F, const T *lr, const T *joined, const T *hlr,          \
-                                              T *hjoined) {                                                              \
-        norm_tangent(n, F, lr, joined, hlr, hjoined);                                                                    \
-    }                                                                                                                    \
-    extern "C" void painn_norm_reverse_##NAME(int64_t n, int64_t F, const T *joined, const T *lr, const T *bs,           \
-                                              const T *bjoined, const T *ejoined, const T *hjoined, const T *hlr,        \
-                                              T *blr, T *bs1) {                                                          \
-        norm_reverse(n, F, joined, lr, bs, bjoined, ejoined, hjoined, hlr, blr, bs1);                                    \
-    }                                                                                                                    \
-    extern "C" void painn_gate_##NAME(int64_t n, int64_t F, int64_t G, const T *a, const T *lr, const T *joined,         \
-                                      const T *v1, T *s2, T *v2) {                                                       \
-        gate(n, F, G, a, lr, joined, v1, s2, v2);                                                                        \
-    }                                                                                                                    \
-    extern "C" void painn_gate_tangent_##NAME(int64_t n, int64_t F, int64_t G, const T *a, const T *lr, const T *ha,     \
-                                              const T *hlr, const T *hjoined, const T *hv1, T *hs2, T *hv2) {            \
-        gate_tangent(n, F, G, a, lr, ha, hlr, hjoined, hv1, hs2, hv2);                                                   \
-    }                                                                                                                    \
-    extern "C" void painn_gate_reverse_##NAME(int64_t n, int64_t F, int64_t G, const T *a, const T *lr, const T *bs,     \
-                                              const T *bv, const T *es, const T *ev, const T *ha, const T *hlr, T *ba,   \
-                                              T *blr) {                                                                  \
-        gate_reverse(n, F, G, a, lr, bs, bv, es, ev, ha, hlr, ba, blr);                                                  \
+#define EXPORT_PART(NAME, PART, SUFFIX, T)                                                                               \
+    extern "C" void painn_part_##NAME##_##SUFFIX(int64_t members, int64_t atoms, int64_t F, int64_t G,                    \
+                                                 const PART<T> *part) {                                                  \
+        part->run({members, atoms, F, G});                                                                               \
     }
+#define EXPORT(SUFFIX, T)                           \
+    EXPORT_PART(forward_in, ForwardIn, SUFFIX, T)   \
+    EXPORT_PART(forward_out, ForwardOut, SUFFIX, T) \
+    EXPORT_PART(tangent_in, TangentIn, SUFFIX, T)   \
+    EXPORT_PART(tangent_out, TangentOut, SUFFIX, T) \
+    EXPORT_PART(reverse_out, ReverseOut, SUFFIX, T) \
+    EXPORT_PART(reverse_in, ReverseIn, SUFFIX, T)
 EXPORT(f32, float)
 EXPORT(f64, double)

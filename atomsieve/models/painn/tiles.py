@@ -46,7 +46,7 @@ class Tiles:
         self._kept = (first, atom, near, edge, *many)
         sizes = members, graph.n_atoms, graph.n_edges, width, radial, graph.n_structures
         self._tiles = _Tiles(*sizes, *(t.data_ptr() for t in self._kept))
-        self.n_edges = graph.n_edges
+        self.n_edges, self.sizes = graph.n_edges, (members, graph.n_atoms, width)
         self._address = ctypes.addressof(self._tiles)
 
     def __call__(self, name: str, first: bool, *arrays: Tensor | None) -> None:
@@ -57,6 +57,13 @@ class Tiles:
 def call(name: str, dtype: torch.dtype, sizes: tuple[int, ...], *arrays: Tensor | int | None) -> None:
     """Call a compiled step of PaiNN with sizes and arrays (contiguous; None: a null pointer)."""
     find(name, dtype, len(sizes), len(arrays))(*sizes, *_addresses(arrays))
+
+
+def call_part(name: str, dtype: torch.dtype, sizes: tuple[int, ...], *arrays: Tensor | None) -> None:
+    """Call a compiled part of a layer, whose arrays are given as one list of pointers."""
+    addresses = _addresses(arrays)
+    listed = (ctypes.c_void_p * len(addresses))(*addresses)
+    find(f"part_{name}", dtype, len(sizes), 1)(*sizes, ctypes.addressof(listed))
 
 
 def _addresses(arrays: tuple[Tensor | int | None, ...]) -> list[int | None]:

@@ -10,12 +10,13 @@ four passes, of which each layer keeps what later ones need:
 4. one backward pass for the weights, prefix b: of what the loss says of energies, and of the derivative along h.
 
 For z = q W these are W's gradient q^T bz + hq^T ez, and bq = bz W^T. The other steps are compiled and stand with their
-formulas in `native/painn_train.cpp` (atoms) and `native/painn_pairs.cpp` (edges). The equations are those of Schuett,
+formulas in `native/painn_rows.h` (atoms) and `native/painn_pairs.cpp` (edges). The equations are those of Schuett,
 Unke and Gastegger (ICML 2021).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from atomsieve.models.encoder import Wanted
 from atomsieve.models.layers import StackedLinear
 from atomsieve.models.messages import message as messages
 from atomsieve.models.painn.layer_cpu import LayerWeights
-from atomsieve.models.painn.tiles import Tiles, call
+from atomsieve.models.painn.tiles import Tiles, call_part
 from atomsieve.native import kernels
 
 _PASSES = 256  # backward passes to the geometry that one evaluation may have, as decoders of a shallow ensemble need
@@ -47,7 +48,7 @@ def training_serves(s: Tensor, graph: Graph, layers: Iterable[LayerWeights], wan
         return False
     rounded = any(m.low_precision for layer in layers for m in (layer.mix, layer.payload.first))
     enough = torch.get_num_threads() <= s.shape[0] * graph.n_structures
-    return hasattr(kernels(), "painn_pairs_forward_f32") and enough and not rounded
+    return hasattr(kernels(), "painn_part_forward_in_f32") and enough and not rounded
 
 
 def train_on_cpu(
@@ -95,7 +96,7 @@ class _Values:
     """What one layer computes in one pass: activations, adjoints, or tangents.
 
     s, v : scalars and vectors that enter (v None: none yet); s2, v2 : that leave.
-    hidden1, slope1, curve1 : of the first map's nonlinearity (as adjoint or tangent: `hidden1` after, `slope1` before).
+    hidden1, slope1, curve1 : of the first map's nonlinearity (of gradients and tangents `slope1` is before it).
     p : payload; x : as sent; joined, v1 : after the message; lr : left and right; gates : a_ss, a_sv, a_vv.
     """
 
@@ -127,6 +128,18 @@ class _Record:
         self.values: list[_Values] = []
         self.adjoints: list[list[_Values]] = []  # of each backward pass to the geometry
         self.tangents: list[tuple[list[_Values], Tensor, Tensor] | None] = []
+
+    @functools.cached_property
+    def turned(self) -> list[_Weights]:
+        """Weights of the layers with each matrix transposed."""
+        maps = ("w1", "w2", "mix", "w3", "w4")
+        return [
+            w._replace(**{name: getattr(w, name).transpose(1, 2).contiguous() for name in maps}) for w in self.weights
+        ]
+
+    def part(self, name: str, wide: int, *arrays: Tensor | None) -> None:
+        """Call a compiled part of a layer (`native/painn_train.cpp`); `wide`: of the gates."""
+        call_part(name, self.tiles.dtype, (*self.tiles.sizes, wide), *arrays)
 
 
 class _Forward(torch.autograd.Function):
@@ -179,8 +192,8 @@ class _Back(torch.autograd.Function):
         adjoints: list[_Values] = []
         e_s = torch.zeros_like(first) if by_s is None else by_s.detach().contiguous()
         e_v = None if by_v is None else by_v.detach().contiguous()
-        for w, a in zip(reversed(record.weights), reversed(record.values), strict=True):
-            e = _back(record, w, a, e_s, e_v, by_unit, by_stretch)
+        for layer in reversed(range(record.layers)):
+            e = _back(record, layer, e_s, e_v, by_unit, by_stretch)
             adjoints.append(e)
             e_s, e_v = e.s, e.v
         record.adjoints.append(adjoints[::-1])
@@ -202,8 +215,8 @@ class _Back(torch.autograd.Function):
         h_stretch = first.new_zeros(members, edges) if h_stretch is None else h_stretch.contiguous()
         tangents: list[_Values] = []
         h_s, h_v = None, None
-        for w, a in zip(record.weights, record.values, strict=True):
-            tangents.append(_tangent(record, w, a, h_s, h_v, h_unit, h_stretch))
+        for layer in range(record.layers):
+            tangents.append(_tangent(record, layer, h_s, h_v, h_unit, h_stretch))
             h_s, h_v = tangents[-1].s2, tangents[-1].v2
         record.tangents[ctx.place] = (tangents, h_unit, h_stretch)
         by_token = first.new_zeros(_PASSES)
@@ -213,78 +226,81 @@ class _Back(torch.autograd.Function):
 
 def _forward(record: _Record, w: _Weights, s: Tensor, v: Tensor | None, *, last: bool) -> _Values:
     members, atoms, width = s.shape
-    rows = members * atoms, width
-    found = _Values(s=s, v=v, joined=s.new_empty(members, atoms, 2 * width), v1=s.new_empty(members, atoms, 3, width))
-    found.slope1, found.hidden1, found.curve1 = _activate(torch.baddbmm(w.b1.unsqueeze(1), s, w.w1))
-    if v is None:
-        found.x = found.p = _map(found.hidden1, w.w2, w.b2, 2 * width)
-        call("start", s.dtype, rows, s, found.joined, found.v1)
-    else:
-        found.p, found.x = _map(found.hidden1, w.w2, w.b2, 3 * width), s.new_empty(members, atoms, 5, width)
-        call("send", s.dtype, rows, found.p, s, v, found.x, found.joined, found.v1)
-    record.tiles("forward", v is None, found.x, w.filters, found.joined, found.v1)  # eqs. 7, 8
-    found.lr = torch.bmm(found.v1.view(members, 3 * atoms, width), w.mix)  # U v, V v
-    call("norm", s.dtype, rows, found.lr, found.joined)
-    found.slope2, found.hidden2, found.curve2 = _activate(torch.baddbmm(w.b3.unsqueeze(1), found.joined, w.w3))
-    wide = 2 * width if last and not record.vectors else 3 * width
-    found.gates = _map(found.hidden2, w.w4, w.b4, wide)
-    found.s2, found.v2 = torch.empty_like(s), torch.empty_like(found.v1) if wide == 3 * width else None
-    call(
-        "gate", s.dtype, (*rows, wide), found.gates, found.lr, found.joined, found.v1, found.s2, found.v2
-    )  # eqs. 9, 10
-    return found
+    first, wide = v is None, 2 * width if last and not record.vectors else 3 * width
+
+    def new(*shape: int) -> Tensor:
+        return s.new_empty(members, atoms, *shape)
+
+    a = _Values(s=s, v=v, slope1=new(width), hidden1=new(width), curve1=new(width))
+    a.p, a.joined, a.v1 = new((2 if first else 3) * width), new(2 * width), new(3, width)
+    a.x = a.p if first else new(5, width)
+    given = (w.w1, w.b1, w.w2, w.b2, s, v)
+    record.part("forward_in", wide, *given, a.slope1, a.hidden1, a.curve1, a.p, a.x, a.joined, a.v1)
+    record.tiles("forward", first, a.x, w.filters, a.joined, a.v1)  # eqs. 7, 8
+    a.lr, a.slope2, a.hidden2, a.curve2, a.gates = new(3, 2 * width), new(width), new(width), new(width), new(wide)
+    a.s2, a.v2 = new(width), None if wide == 2 * width else new(3, width)
+    taken = (w.mix, w.w3, w.b3, w.w4, w.b4, a.v1)
+    record.part("forward_out", wide, *taken, a.joined, a.lr, a.slope2, a.hidden2, a.curve2, a.gates, a.s2, a.v2)
+    return a
 
 
 def _back(
-    record: _Record, w: _Weights, a: _Values, e_s2: Tensor, e_v2: Tensor | None, by_unit: Tensor, by_stretch: Tensor
+    record: _Record, layer: int, e_s2: Tensor, e_v2: Tensor | None, by_unit: Tensor, by_stretch: Tensor
 ) -> _Values:
     """Return the adjoints of a layer; gradients by unit and stretch are added to those given."""
-    members, atoms, width = a.s.shape
-    rows, wide = (members * atoms, width), a.gates.shape[2]
-    e = _Values(s2=e_s2, v2=e_v2, gates=torch.empty_like(a.gates), lr=torch.empty_like(a.lr), s1=torch.empty_like(a.s))
-    nothing = (None, None, None, None)
-    call("gate_reverse", a.s.dtype, (*rows, wide), a.gates, a.lr, e_s2, e_v2, *nothing, e.gates, e.lr)
-    e.hidden2 = torch.bmm(e.gates, w.w4[:, :, :wide].transpose(1, 2))
-    e.slope2 = _scaled(a.slope2, e.hidden2)
-    e.joined = torch.bmm(e.slope2, w.w3.transpose(1, 2))
-    call("norm_reverse", a.s.dtype, rows, a.joined, a.lr, e_s2, e.joined, None, None, None, e.lr, e.s1)
-    e.v1 = _map_back(e.lr, w.mix, e_v2)
-    first = a.v is None
-    e.x = None if first else torch.zeros_like(a.x)
-    record.tiles("pull", first, a.x, w.filters, e.s1, e.v1, e.x, by_stretch, by_unit)
-    if not first:
-        e.p, e.v = torch.empty_like(a.p), torch.empty_like(a.v)
-        call("send_reverse", a.s.dtype, rows, a.p, a.v, e.x, e.v1, None, None, None, e.p, e.v)
-        e.hidden1 = torch.bmm(e.p, w.w2.transpose(1, 2))
-        e.slope1 = _scaled(a.slope1, e.hidden1)
-        e.s = torch.baddbmm(e.s1, e.slope1, w.w1.transpose(1, 2))
+    a, w = record.values[layer], record.weights[layer]
+    e = _out(record, layer, e_s2, e_v2, _Values(), _Values())
+    e.x = None if a.v is None else torch.zeros_like(a.x)
+    record.tiles("pull", a.v is None, a.x, w.filters, e.s1, e.v1, e.x, by_stretch, by_unit)
+    if a.v is not None:
+        _in(record, layer, e, _Values(), _Values())
     return e
 
 
 def _tangent(
-    record: _Record, w: _Weights, a: _Values, h_s: Tensor | None, h_v: Tensor | None, h_unit: Tensor, h_stretch: Tensor
+    record: _Record, layer: int, h_s: Tensor | None, h_v: Tensor | None, h_unit: Tensor, h_stretch: Tensor
 ) -> _Values:
     """Return the tangents of a layer; of those that enter None: zero, as in the first."""
-    members, atoms, width = a.s.shape
-    rows, wide, first = (members * atoms, width), a.gates.shape[2], a.v is None
+    a, w = record.values[layer], record.weights[layer]
+    wide, first = a.gates.shape[2], a.v is None
     h = _Values(s=h_s, v=h_v, joined=torch.empty_like(a.joined), v1=torch.empty_like(a.v1))
     if first:
-        call("start", a.s.dtype, rows, None, h.joined, h.v1)
+        h.joined.zero_()
+        h.v1.zero_()
     else:
-        assert h_s is not None
-        h.slope1 = torch.bmm(h_s, w.w1)
-        h.hidden1 = _scaled(a.slope1, h.slope1)
-        h.p, h.x = torch.bmm(h.hidden1, w.w2), torch.empty_like(a.x)
-        call("send_tangent", a.s.dtype, rows, a.p, a.v, h.p, h_s, h_v, h.x, h.joined, h.v1)
+        h.slope1, h.hidden1, h.p, h.x = (torch.empty_like(t) for t in (a.slope1, a.slope1, a.p, a.x))
+        given = (w.w1, w.w2, a.v, a.slope1, a.p, h_s, h_v)
+        record.part("tangent_in", wide, *given, h.slope1, h.hidden1, h.p, h.x, h.joined, h.v1)
     record.tiles("tangent", first, a.x, w.filters, h.x, h_stretch, h_unit, h.joined, h.v1)
-    h.lr = torch.bmm(h.v1.view(members, 3 * atoms, width), w.mix)
-    call("norm_tangent", a.s.dtype, rows, a.lr, a.joined, h.lr, h.joined)
-    h.slope2 = torch.bmm(h.joined, w.w3)
-    h.hidden2 = _scaled(a.slope2, h.slope2)
-    h.gates = torch.bmm(h.hidden2, w.w4[:, :, :wide])
-    h.s2, h.v2 = torch.empty_like(a.s), None if a.v2 is None else torch.empty_like(a.v2)
-    call("gate_tangent", a.s.dtype, (*rows, wide), a.gates, a.lr, h.gates, h.lr, h.joined, h.v1, h.s2, h.v2)
+    h.lr, h.slope2, h.hidden2, h.gates = (torch.empty_like(t) for t in (a.lr, a.slope2, a.slope2, a.gates))
+    h.s2, h.v2 = torch.empty_like(a.s2), None if a.v2 is None else torch.empty_like(a.v2)
+    taken = (w.mix, w.w3, w.w4, a.lr, a.joined, a.slope2, a.gates, h.v1)
+    record.part("tangent_out", wide, *taken, h.joined, h.lr, h.slope2, h.hidden2, h.gates, h.s2, h.v2)
     return h
+
+
+def _out(record: _Record, layer: int, b_s2: Tensor, b_v2: Tensor | None, e: _Values, h: _Values) -> _Values:
+    """Return gradients from those by what leaves a layer to those by what the message gave."""
+    a, turned = record.values[layer], record.turned[layer]
+    b = _Values(s2=b_s2, v2=b_v2)
+    b.gates, b.lr, b.hidden2, b.slope2, b.joined, b.s1, b.v1 = (
+        torch.empty_like(t) for t in (a.gates, a.lr, a.slope2, a.slope2, a.joined, a.s, a.v1)
+    )
+    given = (turned.mix, turned.w3, turned.w4, a.lr, a.joined, a.slope2, a.curve2, a.gates)
+    adjoint, tangent = (e.s2, e.v2, e.hidden2, e.joined), (h.gates, h.lr, h.slope2, h.joined)
+    found = (b.gates, b.lr, b.hidden2, b.slope2, b.joined, b.s1, b.v1)
+    record.part("reverse_out", a.gates.shape[2], *given, *adjoint, *tangent, b_s2, b_v2, *found)
+    return b
+
+
+def _in(record: _Record, layer: int, b: _Values, e: _Values, h: _Values) -> None:
+    """Go on with gradients `b` from the payload that was sent to what entered the layer."""
+    a, turned = record.values[layer], record.turned[layer]
+    b.hidden1, b.slope1, b.s = (torch.empty_like(a.s) for _ in range(3))
+    b.p, b.v = (b.x, None) if a.v is None else (torch.empty_like(a.p), torch.empty_like(a.v))
+    given = (turned.w1, turned.w2, a.v, a.slope1, a.curve1, a.p)
+    others = (e.x, e.hidden1, h.v, h.p, h.slope1, b.x, b.s1, b.v1)
+    record.part("reverse_in", a.gates.shape[2], *given, *others, b.p, b.v, b.hidden1, b.slope1, b.s)
 
 
 def _reverse(
@@ -330,60 +346,26 @@ def _reverse_layer(
     """Return gradients by what enters a layer, and by its weights in their order."""
     w, a = record.weights[layer], record.values[layer]
     members, atoms, width = a.s.shape
-    rows, wide, first, dtype = (members * atoms, width), a.gates.shape[2], a.v is None, a.s.dtype
-    gates, lr, s1 = torch.empty_like(a.gates), torch.empty_like(a.lr), torch.empty_like(a.s)
-    call("gate_reverse", dtype, (*rows, wide), a.gates, a.lr, b_s2, b_v2, e.s2, e.v2, h.gates, h.lr, gates, lr)
-    by_w4 = _weight_grad(a.hidden2, gates, h.hidden2, e.gates, 3 * width)
-    by_b4 = _bias_grad(gates, 3 * width)
-    slope2 = torch.bmm(gates, w.w4[:, :, :wide].transpose(1, 2))
-    call("bend", dtype, (slope2.numel(),), a.slope2, a.curve2, e.hidden2, h.slope2, slope2)
-    by_w3, by_b3 = _weight_grad(a.joined, slope2, h.joined, e.slope2), _bias_grad(slope2)
-    joined = torch.bmm(slope2, w.w3.transpose(1, 2))
-    call("norm_reverse", dtype, rows, a.joined, a.lr, b_s2, joined, e.joined, h.joined, h.lr, lr, s1)
+    b = _out(record, layer, b_s2, b_v2, e, h)
+    b.x, by_filters = torch.zeros_like(a.x), torch.empty_like(w.filters)
+    moved = (h.x, h_stretch, h_unit, e.s1, e.v1)
+    record.tiles("reverse", a.v is None, a.x, w.filters, b.s1, b.v1, *moved, b.x, by_filters)
+    _in(record, layer, b, e, h)
     flat = members, 3 * atoms, -1
     of_tangent = (None, None) if h.v1 is None else (h.v1.view(*flat), e.lr.view(*flat))
-    by_mix = _weight_grad(a.v1.view(*flat), lr.view(*flat), *of_tangent)
-    v1 = _map_back(lr, w.mix, b_v2)
-    x, by_filters = torch.zeros_like(a.x), torch.empty_like(w.filters)
-    record.tiles("reverse", first, a.x, w.filters, s1, v1, h.x, h_stretch, h_unit, e.s1, e.v1, x, by_filters)
-    if first:
-        p, v = x, None
-    else:
-        p, v = torch.empty_like(a.p), torch.empty_like(a.v)
-        call("send_reverse", dtype, rows, a.p, a.v, x, v1, e.x, h.p, h.v, p, v)
-    by_w2, by_b2 = _weight_grad(a.hidden1, p, h.hidden1, e.p, 3 * width), _bias_grad(p, 3 * width)
-    slope1 = torch.bmm(p, w.w2[:, :, : p.shape[2]].transpose(1, 2))
-    call("bend", dtype, (slope1.numel(),), a.slope1, a.curve1, e.hidden1, h.slope1, slope1)
-    by_w1, by_b1 = _weight_grad(a.s, slope1, h.s, e.slope1), _bias_grad(slope1)
-    s = torch.baddbmm(s1, slope1, w.w1.transpose(1, 2))
-    return s, v, [by_w1, by_b1, by_w2, by_b2, by_filters, by_mix, by_w3, by_b3, by_w4, by_b4]
-
-
-def _activate(before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return slope (in the place of `before`), value and curvature of SiLU."""
-    hidden, curve = torch.empty_like(before), torch.empty_like(before)
-    call("activate", before.dtype, (before.numel(),), before, hidden, curve)
-    return before, hidden, curve
-
-
-def _scaled(slope: Tensor, grad: Tensor) -> Tensor:
-    found = torch.empty_like(grad)
-    call("scaled", grad.dtype, (grad.numel(),), slope, grad, found)
-    return found
-
-
-def _map(x: Tensor, weight: Tensor, bias: Tensor, outputs: int) -> Tensor:
-    """Return the first `outputs` of x weight + bias."""
-    return torch.baddbmm(bias.unsqueeze(1)[:, :, :outputs], x, weight[:, :, :outputs])
-
-
-def _map_back(lr: Tensor, mix: Tensor, start: Tensor | None) -> Tensor:
-    """Return gradients by vectors [K,N,3,F] from those by left and right, added to `start`."""
-    members, rows, width = lr.shape
-    turned = mix.transpose(1, 2)
-    if start is None:
-        return torch.bmm(lr, turned).view(members, rows // 3, 3, width // 2)
-    return torch.baddbmm(start.view(members, rows, width // 2), lr, turned).view(start.shape)
+    grads = [
+        _weight_grad(a.s, b.slope1, h.s, e.slope1),
+        _bias_grad(b.slope1),
+        _weight_grad(a.hidden1, b.p, h.hidden1, e.p, 3 * width),
+        _bias_grad(b.p, 3 * width),
+        by_filters,
+        _weight_grad(a.v1.view(*flat), b.lr.view(*flat), *of_tangent),
+        _weight_grad(a.joined, b.slope2, h.joined, e.slope2),
+        _bias_grad(b.slope2),
+        _weight_grad(a.hidden2, b.gates, h.hidden2, e.gates, 3 * width),
+        _bias_grad(b.gates, 3 * width),
+    ]
+    return b.s, b.v, grads
 
 
 def _weight_grad(q: Tensor, by_z: Tensor, h_q: Tensor | None, e_z: Tensor | None, outputs: int | None = None) -> Tensor:
