@@ -17,13 +17,20 @@ LINE = 100
 """Width of the example configuration."""
 
 RECIPE: dict[str, dict[str, Any]] = {
-    "model": {"hidden": 96, "layers": 2, "cutoff": 4.5, "typical_neighbors": 25.0, "head_hidden": 64},
+    "model": {
+        "hidden": 96,
+        "layers": 2,
+        "cutoff": 4.5,
+        "typical_neighbors": 25.0,
+        "head_hidden": 64,
+        "repulsion": "zbl",
+    },
     "ensemble": {"kind": "shallow", "members": 8, "common_units": 32},
     "loss": {
         "energy_end": 3.0,
         "force_floor": 0.6,
         "energy_range": (0.05, 0.2),
-        "likelihood_from": 0.93,
+        "likelihood_from": 0.95,
         "likelihood_trains": "decoders",
     },
     "optimizer": {"kind": "muon", "lr": 3.5e-3, "warmup": 0.01, "clip": 20.0},

@@ -97,9 +97,10 @@ data:
   - {{path: labelled-test.bp, use: test}}
 output: training
 default_head: emt
-model: {{hidden: {plan.hidden}, layers: {plan.layers}, cutoff: {plan.cutoff}}}
+model: {{hidden: {plan.hidden}, layers: {plan.layers}, cutoff: {plan.cutoff}, repulsion: zbl}}
 ensemble: {{members: {MEMBERS}, seed: {plan.seed}, mode: {mode}}}
 split: {{train: 0.83, val: 0.05, test: 0.0, calibration: 0.12}}
+optimizer: {{kind: muon}}
 budget: {{epochs: {plan.epochs}}}
 device: cpu
 """
