@@ -24,6 +24,8 @@ HEADINGS = (
     ("cost", "inference cost", ".2f"),
 )
 """Key of a row, its heading, and how it is written."""
+TIMED = ("inference", "cpu_ms", "cost")
+"""Keys for which one seed stands for all: a model's cost does not depend on its seed."""
 HEAD_COLUMNS = (
     ("energy_mae", "E MAE meV/atom", ".1f"),
     ("force_mae", "F MAE meV/A", ".1f"),
@@ -72,7 +74,9 @@ def summarise_groups(results: list[dict[str, Any]], base: str) -> dict[str, dict
             row |= {"inference": timed.get("structures_per_second"), "cpu_ms": timed.get("cpu_ms")}
             row["cost"] = timed.get("cost") if timed.get("base") == base else None
             rows.append(row)
-        out[name] = {key: over_seeds([row[key] for row in rows]) for key in rows[0]}
+        out[name] = {
+            key: over_seeds([row[key] for row in rows if key not in TIMED or row[key] is not None]) for key in rows[0]
+        }
     return out
 
 
