@@ -7,6 +7,7 @@ Errors are of the same test structures, in the same units, as ours. A peer's res
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -54,8 +55,9 @@ def read_images(data: Path, source: str, part: str) -> list[Any]:
     """Return a source's file as ASE atoms with their labels."""
     from ase.io.extxyz import read_xyz
 
+    # From memory: the reader goes back to each structure, and a compressed file is then read again from its start.
     with gzip.open(data / source / f"{part}.extxyz.gz", "rt") as file:
-        return list(read_xyz(file, slice(None)))
+        return list(read_xyz(io.StringIO(file.read()), slice(None)))
 
 
 def write_plain(images: list[Any], path: Path) -> None:

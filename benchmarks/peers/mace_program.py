@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "r_max": 4.5,
     "num_channels": 64,
     "max_L": 0,
-    "max_ell": 3,
+    "max_ell": 2,
     "num_interactions": 2,
     "correlation": 3,
     "E0s": "average",  # least squares over the training file
@@ -45,13 +45,15 @@ SETTINGS: dict[str, Any] = {
     "swa_energy_weight": 1000.0,
     "swa_forces_weight": 100.0,
     "lr": 0.01,
-    "batch_size": 10,
+    "batch_size": 5,
     "ema_decay": 0.99,
     "valid_fraction": 0.05,
     "default_dtype": "float32",
     "seed": 0,
 }
-"""Options of mace_run_train; those that are not here keep its defaults (Adam with AMSGrad, clipping at 10)."""
+"""Options of mace_run_train, for minutes of one core: l = 3 leaves it too few steps (docs/benchmarks.md).
+
+Those that are not here keep its defaults (Adam with AMSGrad, clipping at 10)."""
 
 
 def train(given: argparse.Namespace) -> None:
