@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -161,8 +162,9 @@ def read_candidates(data: Path, name: str) -> list:
     """Return a candidate file as ASE atoms."""
     from ase.io.extxyz import read_xyz
 
+    # From memory: ASE seeks back to every frame, which gzip can only do by starting again.
     with gzip.open(data / "candidates" / f"{name}.extxyz.gz", "rt") as file:
-        return list(read_xyz(file, slice(None)))
+        return list(read_xyz(io.StringIO(file.read()), slice(None)))
 
 
 def screen(data: Path, work: Path, ranks: int) -> None:
