@@ -11,6 +11,7 @@ features; D is the number of components of one order, C that of all carried grou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class PairedMoments(torch.autograd.Function):
         found: dict[Group, Tensor] = {}
         if carried:
             moments = torch.bmm(_basis_rows(basis, members), _gather(_carried_payload(x, layout), neighbors))
-            moments = moments.view(members, atoms, radial, -1, width)
+            moments = moments.view(members, atoms, radial, _count(carried), width)  # of no atoms too: sizes are stated
             received, place = (moments * _direct(weights, layout, width)).sum(2), 0
             for group in carried:
                 found[group] = received[:, :, place : place + group.size]
@@ -84,8 +85,8 @@ class PairedMoments(torch.autograd.Function):
         if carried:
             direct, own, place = _direct(weights, layout, width), _carried_payload(x, layout), 0
             carried_grad = _join([of_order[group.order] for group in carried], 2)
-            here = (carried_grad.unsqueeze(2) * direct).view(many, radial, -1).transpose(1, 2)
-            there = (own.unsqueeze(2) * direct).view(many, radial, -1)
+            here = (carried_grad.unsqueeze(2) * direct).view(many, radial, _count(carried) * width).transpose(1, 2)
+            there = (own.unsqueeze(2) * direct).view(many, radial, _count(carried) * width)
             by_basis = torch.bmm(_gather(own, neighbors), here)
             for group in carried:
                 moments = torch.bmm(rows, far[group.order]).view(members, atoms, radial, group.size, width)
@@ -97,11 +98,15 @@ class PairedMoments(torch.autograd.Function):
         for group in pushed:
             push, along = _push(weights, group, width), direction(unit[:1], group.order)
             spread = far[group.order].view(many, places * group.size, width)
-            directed = (basis.transpose(1, 2).unsqueeze(3) * along[0].unsqueeze(1)).reshape(atoms, radial, -1)
+            directed = (basis.transpose(1, 2).unsqueeze(3) * along[0].unsqueeze(1)).reshape(
+                atoms, radial, places * group.size
+            )
             moments = torch.bmm(_each(directed, members), spread).view(members, atoms, radial, width)
             sent = (moments * push.squeeze(1)).sum(2, keepdim=True)
             grad_x[group] = -sent if group.sign < 0 else sent
-            along_here = (of_order[group.order].unsqueeze(3) * push).view(many, -1, width).transpose(1, 2)
+            along_here = (
+                (of_order[group.order].unsqueeze(3) * push).view(many, group.size * radial, width).transpose(1, 2)
+            )
             scalar = x[:, :, group.start : group.start + 1]
             along_there = (scalar * push.squeeze(1)).view(many, radial, width).transpose(1, 2)
             near = _take(x[:, :, group.start], neighbors).view(many, places, width)
@@ -115,6 +120,11 @@ class PairedMoments(torch.autograd.Function):
         by_payload = [grad_x[group] for group in sorted(layout.groups, key=lambda group: group.start)]
         none = (None,) * 5
         return _join(by_payload, 2), _add(by_distance), _add(by_unit) if by_unit else None, *none
+
+
+def _count(groups: Sequence[Group]) -> int:
+    """Return the number of components of some groups."""
+    return sum(group.size for group in groups)
 
 
 def _split(layout: Layout) -> tuple[list[Group], list[Group]]:
