@@ -35,6 +35,10 @@ class TestDirectPaiNN(EncoderTests):
 class TestQuadrupoles(EncoderTests):
     encoder = "quadrupoles"
 
+    @pytest.mark.nightly  # its graph is traced and scripted in every run
+    def test_exported_files(self):
+        super().test_exported_files()
+
 
 class TestHydraGNN(EncoderTests):
     encoder = "hydragnn_painn"
