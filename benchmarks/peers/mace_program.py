@@ -104,6 +104,7 @@ def load(path: Path) -> tuple[Any, Any]:
     """Return the model and the numbers of its elements."""
     from mace.tools import utils
 
+    # MACE's models are pickles of whole objects; this one was written by `train` above, of the same run.
     model = torch.load(path, weights_only=False, map_location="cpu").eval()
     torch.set_default_dtype(next(model.parameters()).dtype)
     for p in model.parameters():

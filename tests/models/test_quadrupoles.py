@@ -12,7 +12,7 @@ from atomsieve.errors import UsageError
 from atomsieve.graphs.neighbors import build_graph
 from atomsieve.models.messages.message import message
 from atomsieve.models.painn import encoder as painn
-from atomsieve.models.quadrupoles import block, encoder
+from atomsieve.models.quadrupoles import block
 from atomsieve.native import kernels
 from atomsieve.testing.cells import crystals
 from atomsieve.testing.encoders import build_untrained, check_symmetries, evaluate
@@ -41,12 +41,12 @@ def test_without_quadrupoles_it_is_painn():
 def test_training_by_compiled_layers_is_that_by_plain_autograd_over_edges(config):
     model = tiny_ensemble(2, encoder="quadrupoles", **config).double()
     graph = build_graph(copper_oxides(7), model.config.cutoff, dtype=torch.float64)
-    with mock.patch.object(encoder, "train_on_cpu", wraps=encoder.train_on_cpu) as compiled:
+    with mock.patch.object(painn, "train_on_cpu", wraps=painn.train_on_cpu) as compiled:
         _, ours = gradients(model, graph, HEADS)
     assert compiled.called
     edges = functools.partial(message, implementation="edges")
     with (
-        mock.patch.object(encoder, "training_serves", return_value=False),
+        mock.patch.object(painn, "training_serves", return_value=False),
         mock.patch.multiple(painn, message=edges, layer_serves=lambda *given: False),
         mock.patch.object(block, "message", edges),
     ):

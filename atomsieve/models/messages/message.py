@@ -40,7 +40,8 @@ from atomsieve.native import kernels
 
 log = logging.getLogger(__name__)
 
-_LANES = 16  # channels must fill whole vectors of the compiled kernels
+LANES = 16
+"""Channels must fill whole vectors of the compiled kernels."""
 
 
 def message(
@@ -131,9 +132,9 @@ def native_serves(x: Tensor, graph: Graph, layout: Layout = PAINN) -> bool:
             "(atomsieve/native/message_layout.h lists them; rebuild after adding one)"
         )
         return False
-    if x.shape[-1] % _LANES:
+    if x.shape[-1] % LANES:
         say_once(
-            f"messages of {x.shape[-1]} channels take the general path; compiled kernels serve multiples of {_LANES}"
+            f"messages of {x.shape[-1]} channels take the general path; compiled kernels serve multiples of {LANES}"
         )
         return False
     return True

@@ -13,12 +13,11 @@ from atomsieve.models.config import ModelConfig
 from atomsieve.models.elements import element_embedding
 from atomsieve.models.encoder import Encoder, Wanted, WorkingMemory
 from atomsieve.models.layers import Seeds, StackedLinear, StackedMLP
-from atomsieve.models.messages.message import message
+from atomsieve.models.messages.message import LANES, message
 from atomsieve.models.painn.layer_cpu import layer_on_cpu, layer_serves
 from atomsieve.models.painn.train_cpu import train_on_cpu, training_serves
 from atomsieve.native import kernels
 
-_LANES = 16
 _EPSILON = 1e-6  # keeps the gradient of the norm finite at zero vectors; larger than what graph optimizers drop
 
 
@@ -71,12 +70,21 @@ class PaiNN(Encoder[Geometry]):
         self, graph: EdgeGraph, geometry: Geometry, condition: Tensor | None, wanted: Wanted
     ) -> tuple[Tensor, Tensor | None]:
         """Return scalars `[K,N,F]` and vectors `[K,N,3,F]`."""
+        return self.apply_layers(graph, geometry, condition, wanted, vectors=self.config.forces == "direct")
+
+    def apply_layers(
+        self, graph: EdgeGraph, geometry: Geometry, condition: Tensor | None, wanted: Wanted, *, vectors: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the layers give, arguments and shapes as of `forward`.
+
+        vectors : those of the last layer are read; without, compiled training does not compute them.
+        """
         s = self.embedding.index_select(1, graph.numbers)
         if condition is not None:
             s = s + condition
         layers = [layer for layer in self.layers if isinstance(layer, PaiNNLayer)]
         if isinstance(graph, Graph) and training_serves(s, graph, layers, wanted):
-            return train_on_cpu(layers, s, graph, geometry, wanted, vectors=self.config.forces == "direct")
+            return train_on_cpu(layers, s, graph, geometry, wanted, vectors=vectors)
         v: Tensor | None = None
         for layer in self.layers:
             s, v = layer(s, v, graph, geometry, wanted)
@@ -85,12 +93,12 @@ class PaiNN(Encoder[Geometry]):
     def find_slowdown(self, device: torch.device) -> str | None:
         """See `Encoder.find_slowdown`: compiled kernels take whole vectors of channels."""
         width = self.config.hidden
-        if device.type != "cpu" or width % _LANES == 0 or kernels() is None:
+        if device.type != "cpu" or width % LANES == 0 or kernels() is None:
             return None
-        nearest = max(1, round(width / _LANES)) * _LANES
+        nearest = max(1, round(width / LANES)) * LANES
         return (
             f"model.hidden: {width} channels take the slower general path on a CPU, since compiled kernels need a "
-            f"multiple of {_LANES}; the nearest is {nearest}"
+            f"multiple of {LANES}; the nearest is {nearest}"
         )
 
     @classmethod

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
-from atomsieve.graphs.graph import EdgeGraph, Graph
+from atomsieve.graphs.graph import EdgeGraph
 from atomsieve.models.basis import Geometry
 from atomsieve.models.config import ModelConfig
 from atomsieve.models.encoder import EncoderOptions, Wanted
 from atomsieve.models.layers import Seeds
-from atomsieve.models.painn.encoder import PaiNN, PaiNNLayer
-from atomsieve.models.painn.train_cpu import train_on_cpu, training_serves
+from atomsieve.models.painn.encoder import PaiNN
 from atomsieve.models.quadrupoles.block import QuadrupoleBlock
 
 
@@ -42,16 +41,7 @@ class Quadrupoles(PaiNN):
         self, graph: EdgeGraph, geometry: Geometry, condition: Tensor | None, wanted: Wanted
     ) -> tuple[Tensor, Tensor | None]:
         """Return scalars `[K,N,F]` and vectors `[K,N,3,F]`."""
-        s = self.embedding.index_select(1, graph.numbers)
-        if condition is not None:
-            s = s + condition
-        layers = [layer for layer in self.layers if isinstance(layer, PaiNNLayer)]
-        v: Tensor | None = None
-        if isinstance(graph, Graph) and training_serves(s, graph, layers, wanted):
-            s, v = train_on_cpu(layers, s, graph, geometry, wanted, vectors=True)
-        else:
-            for layer in layers:
-                s, v = layer(s, v, graph, geometry, wanted)
+        s, v = self.apply_layers(graph, geometry, condition, wanted, vectors=True)
         assert v is not None  # there is at least one layer
         for block in self.blocks:
             s, v = block(s, v, graph, geometry, wanted)
