@@ -159,12 +159,11 @@ class Run:
 
         return make
 
-    def gradient(self, batch: TrainBatch, part: float = 0.0) -> Tensor:
+    def gradient(self, batch: TrainBatch, rules: LossSection) -> Tensor:
         """Leave this rank's gradient in the parameters; return the loss parts [4,K] or [4,1] (this rank's share).
 
-        part : of the run that is done (0..1); the weights of the loss may depend on it.
+        rules : those of the present step, `LossSection.at`.
         """
-        rules = self.config.loss.at(part)
         self.optimizer.zero_grad(set_to_none=True)
         if batch.graph is None:
             return torch.zeros(4, self.ensemble.encoders, dtype=torch.float64, device=self.group.device)
@@ -202,12 +201,12 @@ class Run:
         AtomSieveError
             after `MAX_SKIPPED` steps in a row without a finite loss.
         """
-        self.progress.part = part
-        parts = self.gradient(batch, part)
+        self.progress.part, rules = part, self.config.loss.at(part)
+        parts = self.gradient(batch, rules)
         n_local = len(batch.index)
         times = self._elapsed_seconds(), self._processor_seconds()
         own = torch.tensor([float(stop), *times, n_local, float(batch.n_atoms.sum())], dtype=torch.float64)
-        trained = self._trained(self.config.loss.at(part))
+        trained = self._trained(rules)
         extra = self.group.sum_gradients(trained, torch.cat([parts.reshape(-1), own.to(parts.device)]))
         values = extra.cpu().numpy()
         losses, (stopped, elapsed, processor, structures, atoms) = values[:-5].reshape(4, -1), values[-5:]

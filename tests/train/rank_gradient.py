@@ -25,7 +25,7 @@ def main() -> None:
         ensemble = _ensemble(config, prepared.heads, [0, 1], group)
         run = Run(ensemble, prepared.material, group, Path(sys.argv[2]), RunLog(None), order_seed=0, hours=None)
         batch = run._make(run.order.epoch(0))(0)
-        parts = run.gradient(batch)
+        parts = run.gradient(batch, config.loss.at(0.0))
         extra = group.sum_gradients(run.parameters, parts.reshape(-1))
         if group.is_first:
             out = {name: p.grad.contiguous() for name, p in ensemble.named_parameters() if p.grad is not None}

@@ -21,6 +21,12 @@ def pointer(t: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(t.data_ptr() if t is not None else None)
 
 
+def new_messages(x: Tensor, layout: Layout) -> Tensor:
+    """Return room `[K,N,C_out,F]`, not yet filled, for the messages of a payload `x [K,N,C_in,F]`."""
+    members, atoms, _, width = x.shape
+    return x.new_empty(members, atoms, layout.outputs, width)
+
+
 def edge_data(t: Tensor) -> tuple[Tensor, int]:
     """Return edge data and its stride over members: 0 where all members share one array."""
     if t.shape[0] > 1 and t.stride(0) == 0 and t[0].is_contiguous():

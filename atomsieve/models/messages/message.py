@@ -32,7 +32,7 @@ from atomsieve.graphs.graph import EdgeGraph, Graph
 from atomsieve.graphs.table import TableGraph
 from atomsieve.models.basis import Geometry
 from atomsieve.models.encoder import Wanted
-from atomsieve.models.messages.buffers import SUFFIX, call_kernel, layout_compiled
+from atomsieve.models.messages.buffers import SUFFIX, call_kernel, layout_compiled, new_messages
 from atomsieve.models.messages.edges import edge_messages
 from atomsieve.models.messages.layout import NAMED_LAYOUTS, PAINN, Layout
 from atomsieve.models.messages.table import message_on_table_graph
@@ -80,7 +80,7 @@ def message(
             raise ValueError(f"no compiled kernels for messages with {layout}; use 'edges', or 'auto'")
         return _Native.apply(x, basis, unit, weights, graph, wanted or Wanted(), layout)
     if implementation == "triton":
-        from atomsieve.models.messages.triton_kernels import message_on_gpu
+        from atomsieve.models.messages.triton_message import message_on_gpu
 
         return message_on_gpu(x, basis, unit, weights, graph, layout)
     if implementation == "edges":
@@ -167,6 +167,13 @@ def message_on_edges(
     return out.index_add(1, graph.neighbors.receiver, edge_messages(sent, filters, unit, layout))
 
 
+def _sum_messages(x: Tensor, basis: Tensor, unit: Tensor, weights: Tensor, graph: Graph, layout: Layout) -> Tensor:
+    """Return the messages that the compiled kernel sums; `x` and `weights` are contiguous."""
+    out = new_messages(x, layout)
+    call_kernel("forward", x, basis, unit, weights, graph, out, layout=layout)
+    return out
+
+
 class _Native(torch.autograd.Function):
     """The compiled message; its backward is `_NativeGrad`, so that losses on forces can be differentiated."""
 
@@ -184,9 +191,7 @@ class _Native(torch.autograd.Function):
         x, weights = x.contiguous(), weights.contiguous()
         ctx.graph, ctx.wanted, ctx.layout = graph, wanted, layout
         ctx.save_for_backward(x, basis, unit, weights)
-        out = x.new_empty(x.shape[0], x.shape[1], layout.outputs, x.shape[3])
-        call_kernel("forward", x, basis, unit, weights, graph, out, layout=layout)
-        return out
+        return _sum_messages(x, basis, unit, weights, graph, layout)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -267,9 +272,7 @@ class _NativeForces(torch.autograd.Function):
         x, weights = x.contiguous(), weights.contiguous()
         ctx.geometry, ctx.graph, ctx.layout = geometry, graph, layout
         ctx.save_for_backward(x, unit, weights)
-        out = x.new_empty(x.shape[0], x.shape[1], layout.outputs, x.shape[3])
-        call_kernel("forward", x, geometry.basis.detach(), unit, weights, graph, out, layout=layout)
-        return out
+        return _sum_messages(x, geometry.basis.detach(), unit, weights, graph, layout)
 
     @staticmethod
     @once_differentiable
