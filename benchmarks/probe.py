@@ -292,7 +292,7 @@ def table(work: Path) -> None:
 
 def compare_speed(names: list[str], structures: int = 16, members: int = 4, repeats: int = 9) -> None:
     """Print processor times of the first encoder and the others, in turns: 4 members, 20-atom crystals, one head."""
-    from ensemble import crystals, learn, predict
+    from speed.ensemble import crystals, learn, predict
 
     from atomsieve.graphs import build_graph
     from atomsieve.models import Ensemble, HeadSpec

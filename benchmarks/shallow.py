@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ensemble import crystals
+from speed.ensemble import crystals
 
 from atomsieve.cli.launch import relaunch
 from atomsieve.graphs import build_graph

@@ -31,7 +31,7 @@ class BackendSpec:
     served_as : value of `--backend` of `atomsieve serve`.
     holds_code : its files are programs, so those of a stranger are opened only after `atomsieve export --trust`.
     arrays : arrays `[K,N,W,F]` (members, atoms, places of the neighbour table, features) that an artefact holds at its
-        peak, measured for PaiNN by `benchmarks/backends.py`; sizes the batches given to it.
+        peak, measured for PaiNN by `benchmarks/speed/backends.py`; sizes the batches given to it.
     """
 
     name: str

@@ -19,7 +19,8 @@ BUDGETS = {"cpu": (4096, 250_000), "cuda": (100_000, 5_000_000)}
 """Default budget of a batch per kind of device: atoms, estimated directed edges."""
 CACHED, LEAST = 2**19, 256
 """On a CPU a batch is fastest if the features of all members take about CACHED bytes: the arrays of a layer then stay
-in the cache, and the overhead of a call is small (`benchmarks/growth.py budgets`). No batch is below LEAST atoms."""
+in the cache, and the overhead of a call is small (`benchmarks/speed/growth.py budgets`). No batch is below LEAST
+atoms."""
 PACKING_RULE = "sorted by estimated edges, atoms, position; filled to max_atoms and max_edges"
 
 

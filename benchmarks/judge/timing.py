@@ -25,7 +25,7 @@ Call = Callable[[], tuple[float, float]]
 
 def draw_crystals(count: int, elements: list[int], seed: int = 0) -> Any:
     """Return random periodic structures of the elements, a StructureBatch; positions are alike for all elements."""
-    from ensemble import crystals
+    from speed.ensemble import crystals
 
     batch = crystals(count, ATOMS, seed)
     numbers = np.random.default_rng(seed + 1).choice(np.array(elements, np.uint8), batch.n_atoms)

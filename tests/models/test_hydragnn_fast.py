@@ -23,12 +23,12 @@ from atomsieve.models.hydragnn.fast.model import FastHydraGNN, fast_available
 from atomsieve.structures import StructureBatch
 
 pytestmark = pytest.mark.skipif(not fast_available(), reason="compiled kernels are not installed")
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SPEED = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
 
 
 def load_eager() -> ModuleType:
-    """Return benchmarks/eager_hydragnn.py as a module."""
-    spec = importlib.util.spec_from_file_location("eager_hydragnn", BENCHMARKS / "eager_hydragnn.py")
+    """Return benchmarks/speed/eager_hydragnn.py as a module."""
+    spec = importlib.util.spec_from_file_location("eager_hydragnn", SPEED / "eager_hydragnn.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

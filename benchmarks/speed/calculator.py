@@ -1,9 +1,9 @@
 """Measure the calculator: ms per step beside one member and MACE, ns/day with and without a skin, NVE drift.
 
-    python benchmarks/calculator.py speed --gfm gfm/ --head elements_mlearn [--mace-python venv/bin/python]
-    python benchmarks/calculator.py days  --gfm gfm/ --head elements_mlearn
-    python benchmarks/calculator.py nve   --gfm gfm/ --head elements_mlearn --system metal --ps 20
-    python benchmarks/calculator.py nve   --gfm gfm/ --head ethanol_pbe --system ethanol --ps 20
+    python benchmarks/speed/calculator.py speed --gfm gfm/ --head elements_mlearn [--mace-python venv/bin/python]
+    python benchmarks/speed/calculator.py days  --gfm gfm/ --head elements_mlearn
+    python benchmarks/speed/calculator.py nve   --gfm gfm/ --head elements_mlearn --system metal --ps 20
+    python benchmarks/speed/calculator.py nve   --gfm gfm/ --head ethanol_pbe --system ethanol --ps 20
 
 Set OMP_NUM_THREADS=1 and the allocator (see `atomsieve --debug`) before starting: times are processor time of one
 thread, which other work on the machine disturbs least. Prints Markdown rows.

@@ -1,6 +1,6 @@
 """All that is to be known of a GPU in one go: checks first, then measurements, as tables.
 
-    python benchmarks/gpu.py [--device cuda] [--quick]
+    python benchmarks/speed/gpu.py [--device cuda] [--quick]
 
 Checks, each against FP64 on the CPU; where one fails nothing is measured:
 - the fused kernels (PaiNN's message, HydraGNN's model) beside the plain operations;
@@ -54,13 +54,13 @@ def relative(a: Any, b: Any) -> float:
 
 def kernels(checks: Checks, device: str) -> None:
     """Check the fused kernels, each in a process of its own."""
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
     if not device.startswith("cuda"):
         env["TRITON_INTERPRET"] = "1"
     for name in ("fused_kernels_program", "hydragnn_gpu_program"):
         done = subprocess.run(
             [sys.executable, "-m", f"tests.models.{name}"],
-            cwd=HERE.parent,
+            cwd=HERE.parents[1],
             env=env,
             capture_output=True,
             text=True,

@@ -1,6 +1,6 @@
 """Time requests that pass tensors through shared memory against the same requests over gRPC, on crystals of 20 atoms.
 
-    python benchmarks/shared_memory.py [--gfm FOLDER] [--sizes 1,8,256] [--calls 40]
+    python benchmarks/speed/shared_memory.py [--gfm FOLDER] [--sizes 1,8,256] [--calls 40]
 
 The ensemble answers once with structures of elements that it knows, and once with structures of an element that no head
 was trained on: then all tensors travel, and nothing is computed. Both ways alternate and must give equal numbers;

@@ -1,6 +1,7 @@
 """Time a served ensemble against the same ensemble in this process, on periodic crystals of 20 atoms.
 
-    python benchmarks/serving.py [--gfm FOLDER] [--precision fp32] [--backend native] [--threads N] [--instances 1]
+    python benchmarks/speed/serving.py [--gfm FOLDER] [--precision fp32] [--backend native] [--threads N]
+        [--instances 1]
 
 Starts a server of its own on free ports. This script and the server run under the allocator settings of the `atomsieve`
 command and with the same number of threads. Each round measures the process here and then every kind of request, so

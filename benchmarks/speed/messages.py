@@ -1,7 +1,7 @@
 """Time the message operation of every compiled layout against plain edges, and PaiNN's kernels against another build.
 
-    OMP_NUM_THREADS=1 python benchmarks/messages.py [--members 4] [--channels 64] [--radial 9] [--rounds 15]
-    OMP_NUM_THREADS=1 python benchmarks/messages.py --against PATH/TO/_kernels_v3....so
+    OMP_NUM_THREADS=1 python benchmarks/speed/messages.py [--members 4] [--channels 64] [--radial 9] [--rounds 15]
+    OMP_NUM_THREADS=1 python benchmarks/speed/messages.py --against PATH/TO/_kernels_v3....so
 
 One line for each layout: energies and forces (forward, and the gradient by distance), and a training step (forward,
 first and second derivative). Times are of the process, in turns; ratios are medians. With `--against`, PaiNN alone: its

@@ -1,6 +1,6 @@
 """Structures per second of every neighbour list implementation, one thread, beside vesin.
 
-    python benchmarks/neighbors.py [--cutoff 5] [--sizes 2,8,20,50,100,500] [--seconds 1]
+    python benchmarks/speed/neighbors.py [--cutoff 5] [--sizes 2,8,20,50,100,500] [--seconds 1]
 
 Crystals of random atoms at 18 cubic Angstrom per atom (about 29 neighbours within 5 Angstrom) in moderately skewed
 cells. Batched implementations get one call per 4,000 atoms; vesin gets one call per structure, in its own order.

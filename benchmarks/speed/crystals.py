@@ -1,7 +1,7 @@
 """Benchmark of crystals: periodic cells of 20 atoms, energies, forces and spread, on the CPU or a GPU.
 
-    python benchmarks/crystals.py mace --mace-python venv/bin/python [--gfm gfm/] [--precision fp32]
-    python benchmarks/crystals.py members [--hidden 64] [--layers 2] [--sizes 1,16,64]
+    python benchmarks/speed/crystals.py mace --mace-python venv/bin/python [--gfm gfm/] [--precision fp32]
+    python benchmarks/speed/crystals.py members [--hidden 64] [--layers 2] [--sizes 1,16,64]
 
 mace: structures/s of an ensemble with its spread, and of one of its members, beside an untrained MACE of like size in
 torch-sim, which runs in an environment of its own that has mace-torch and torch-sim. Neighbour lists are made anew in

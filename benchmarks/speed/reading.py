@@ -1,6 +1,6 @@
 """Benchmark of files of structures: reading, conversion and writing beside ASE, on crystals of 20 atoms with labels.
 
-    python benchmarks/reading.py [--structures 20000] [--formats extxyz,...] [--rounds 3] [--processes 2]
+    python benchmarks/speed/reading.py [--structures 20000] [--formats extxyz,...] [--rounds 3] [--processes 2]
 
 For each format: `read` is the reader alone, up to flat arrays; `convert` is a whole conversion into a dataset folder,
 without the start of the program; `write` is the export of a batch. Beside them is what ASE does for the same file, on

@@ -1,6 +1,6 @@
 """Time energies and forces, and a training step, of stacked members by each implementation of the message.
 
-    OMP_NUM_THREADS=2 python benchmarks/ensemble.py [--atoms 20] [--structures 64] [--hidden 64] [--layers 3]
+    OMP_NUM_THREADS=2 python benchmarks/speed/ensemble.py [--atoms 20] [--structures 64] [--hidden 64] [--layers 3]
 
 Ratios are against the plain message over edges with one member after the other, measured in the same run; times are
 medians. Structures are random crystals, cutoff 5 Angstrom.

@@ -1,6 +1,6 @@
 """Time every backend on one ensemble: energies, forces, virial and spread of crystals of 20 atoms.
 
-    python benchmarks/backends.py [--hidden 64] [--members 4] [--precisions fp32,bf16,fp64] [--sizes 1,16,64,256]
+    python benchmarks/speed/backends.py [--hidden 64] [--members 4] [--precisions fp32,bf16,fp64] [--sizes 1,16,64,256]
 
 Each route runs in a process of its own under the launcher's allocator settings. Ratios are against the eager edge list
 (one row per edge, scatter by index_add) in FP32 with the same batch, measured in the same call of this script. Times

@@ -1,6 +1,6 @@
 """What choosing rows costs: best rows, best of each group, Pareto front, over many rows in files; time and memory.
 
-    python benchmarks/selection.py --structures 2000000
+    python benchmarks/speed/selection.py --structures 2000000
 
 Structures of two to six atoms of twelve elements and made-up results lie in files; each choice is made once, in a
 process of its own, so that its peak of memory is its own too. Rows are read, not mapped, for the same reason.

@@ -1,7 +1,7 @@
 """How a screening grows: a simulation from recorded chunk times, and what of it grows with structures and ranks.
 
-    python benchmarks/scale.py [--times benchmarks/scale_times.csv] [--figure docs/figures/scale.png]
-    python benchmarks/scale.py --results results/        # chunk times of a run of your own, from its ledger
+    python benchmarks/speed/scale.py [--times benchmarks/scale_times.csv] [--figure docs/figures/scale.png]
+    python benchmarks/speed/scale.py --results results/        # chunk times of a run of your own, from its ledger
 
 Chunks are cut by the code that screens. Structures come in runs of --alike that take equally long, each run as much
 longer or shorter than the mean as a recorded chunk drawn at random. Ranks take the next chunk when they are free, as

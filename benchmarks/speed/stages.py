@@ -1,6 +1,7 @@
 """Benchmark of stages: each stage of a screening alone, and all of them overlapped as `screen run` has them.
 
-    python benchmarks/stages.py [--gfm gfm/ --candidates candidates.bp --head NAME] [--structures 2000] [--device cpu]
+    python benchmarks/speed/stages.py [--gfm gfm/ --candidates candidates.bp --head NAME] [--structures 2000]
+        [--device cpu]
 
 Alone: one stage after the other over the whole input, one thread: reading chunks; packing them into batches; neighbour
 lists and graphs; the network; what else a prediction is (checks, the domain test, uncertainties, rows); reducing

@@ -1,8 +1,8 @@
 """HydraGNN's screening workload: its lead model and generator, an eager re-creation of its path beside ours.
 
-    OMP_NUM_THREADS=1 python benchmarks/paper.py device [--structures 24] [--precisions fp64,fp32,bf16]
-    OMP_NUM_THREADS=1 python benchmarks/paper.py loop   [--structures 100] [--precisions fp32]
-    OMP_NUM_THREADS=1 python benchmarks/paper.py files  [--structures 1000] [--precisions fp32] [--ranks 1,2]
+    OMP_NUM_THREADS=1 python benchmarks/speed/paper.py device [--structures 24] [--precisions fp64,fp32,bf16]
+    OMP_NUM_THREADS=1 python benchmarks/speed/paper.py loop   [--structures 100] [--precisions fp32]
+    OMP_NUM_THREADS=1 python benchmarks/speed/paper.py files  [--structures 1000] [--precisions fp32] [--ranks 1,2]
 
 Random structures of 2 to 500 atoms (Z up to 94) in an open box of 10 Angstrom, cutoff 5, at most 20 neighbours; two
 PaiNN layers of 337 and sixteen heads of random weights, mixed by a network on the composition; energies and forces.

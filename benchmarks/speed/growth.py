@@ -1,9 +1,9 @@
 """Benchmark of growth: rates of `screen run` against ranks, batches and sizes; its memory against the input.
 
-    python benchmarks/growth.py ranks [--ranks 1,2] [--structures 4000]
-    python benchmarks/growth.py budgets [--budgets 256,1024,4096,16384]
-    python benchmarks/growth.py sizes [--sizes 2,5,10,20,50,100,200,500]
-    python benchmarks/growth.py many --structures 10000000 --ranks 2 --kill [--figure rss.png] [--keep FOLDER]
+    python benchmarks/speed/growth.py ranks [--ranks 1,2] [--structures 4000]
+    python benchmarks/speed/growth.py budgets [--budgets 256,1024,4096,16384]
+    python benchmarks/speed/growth.py sizes [--sizes 2,5,10,20,50,100,200,500]
+    python benchmarks/speed/growth.py many --structures 10000000 --ranks 2 --kill [--figure rss.png] [--keep FOLDER]
 
 Everything goes from file to file: candidates are written first (crystals of one size, atoms near the sites of a grid,
 15 Angstrom^3 per atom), then the `screen` command runs as a user runs it. Two clocks: the loop, as the run's summary

@@ -1,0 +1,1 @@
+"""Programs that measure time and memory; those beside this folder measure how good models and choices are."""
