@@ -266,7 +266,8 @@ def _widen(array: NDArray[Any]) -> NDArray[Any]:
         return array.astype(np.int64, copy=False)
     if array.dtype.kind == "f":
         return array.astype(np.float64, copy=False)
-    return array.astype(str) if array.dtype.kind == "O" else array
+    # objects of type str: an array of fixed width would need room for the longest text in every row
+    return np.array([str(value) for value in array], object) if array.dtype.kind == "O" else array
 
 
 def _require_truth(value: Any, text: str) -> NDArray[np.bool_]:
@@ -277,7 +278,7 @@ def _require_truth(value: Any, text: str) -> NDArray[np.bool_]:
 
 
 def _is_text(value: Any) -> bool:
-    return np.asarray(value).dtype.kind in "US"
+    return np.asarray(value).dtype.kind in "USO"
 
 
 def _compare(op: ast.cmpop, left: Any, right: Any, text: str) -> Any:

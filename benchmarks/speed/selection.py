@@ -81,8 +81,8 @@ def choose(place: Path, choice: str) -> tuple[int, float, float]:
         if choice == "top 1000":
             reducer = TopK(1000, "energy_per_atom")
         elif "per" in choice:
-            keys = Grouping(choice.split()[-1], reader).keys
-            reducer = BestOfGroups(None if choice.startswith("all") else 1000, 1, "energy_per_atom", keys)
+            grouping, most = Grouping(choice.split()[-1], reader), None if choice.startswith("all") else 1000
+            reducer = BestOfGroups(most, 1, "energy_per_atom", lambda rows: grouping.keys(rows["position"]))
         else:
             names = ("energy_per_atom", "energy_std", "max_force", "distance")[: int(choice.split()[-1])]
             reducer = Front(parse_objectives(",".join(names)))

@@ -23,13 +23,15 @@ def top(
     from atomsieve.screen.results.caveats import describe_mixed_precisions
     from atomsieve.screen.results.formulas import read_formulas
     from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.table import list_columns, name_ranking
     from atomsieve.screen.results.tables import top_table
     from atomsieve.screen.selection.best import count_without_result
     from atomsieve.screen.selection.pareto import parse_objectives
-    from atomsieve.screen.selection.row_filter import restrict_to_head
+    from atomsieve.screen.selection.row_filter import find_columns_beside, restrict_to_head
     from atomsieve.screen.selection.select import select
 
     opened = open_results(results, selection.moved_input)
+    columns = list_columns(opened)
     by, where, head = selection.ranking.by, selection.ranking.where, selection.head
     per, pareto = selection.per, selection.pareto
     chosen = select(opened, selection.with_top(None if pareto else k))
@@ -37,7 +39,7 @@ def top(
     order = "largest" if selection.ranking.descending else "smallest"
     note = "" if opened.complete else " (the run is not complete)"
     if pareto:
-        shown: str | list[str] = [name for name, _ in parse_objectives(pareto)]
+        shown: str | list[str] = [name_ranking(by) for by, _ in parse_objectives(pareto, columns)]
         title = f"{len(rows)} of {len(chosen.rows):,} rows that no other beats in {' and '.join(shown)}{note}"
     else:
         shown, among = by, f", at most {selection.each} of each {per}" if per else ""
@@ -45,7 +47,8 @@ def top(
     # with formulas as groups, a formula column would repeat them
     names = {} if per == "formula" else read_formulas(opened, rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
-    widen(console()).print(top_table(rows, opened.labels, names, title, shown, groups))
+    asked_for = find_columns_beside(opened, [shown] if isinstance(shown, str) else shown, where)
+    widen(console()).print(top_table(rows, opened.labels, names, title, shown, groups, asked_for))
     if not pareto and (line := format_mixed_heads(opened, selection)):
         console().print(line, highlight=False, soft_wrap=True)
     if line := describe_mixed_precisions(opened, [rows]):

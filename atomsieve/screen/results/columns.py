@@ -74,6 +74,8 @@ MEASURED: tuple[str, ...] = (
 )
 """Columns that are NaN in a row without result."""
 
+CODES = ("status", "outside", "in_domain", "head", "precision")
+"""Columns of flags and codes: they filter and group rows, and do not rank them."""
 OF_SPREAD = ("energy_std", "sigma_energy", "interval_energy", "max_force_std", "sigma_force")
 """Columns that need the spread over all members."""
 NO_REASON = "none"
@@ -98,7 +100,7 @@ def column(name: str) -> Column:
 def rankable(name: str) -> Column:
     """Return the column to rank by; flags and codes are refused."""
     found = column(name)
-    if found.name in ("status", "outside", "in_domain", "head", "precision"):
+    if found.name in CODES:
         raise UsageError(f"rows cannot be ranked by {name!r}, a code; rank by one of {', '.join(MEASURED)} or natoms")
     return found
 

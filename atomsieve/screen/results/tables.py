@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.columns import COLUMNS
+from atomsieve.screen.results.table import ResultColumn
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,11 +36,13 @@ def top_table(
     title: str = "",
     by: str | Sequence[str] = "",
     groups: tuple[str, Sequence[str]] | None = None,
+    beside: Sequence[ResultColumn] = (),
 ) -> Table:
     """Return the rows as a terminal table, best first, without columns that hold no information in this run.
 
     names : formulas by position. by : the column that was ranked by, or several, shown in any case.
-    groups : a heading and what to show under it for each row.
+    groups : a heading and what to show under it for each row. beside : further columns; a text `id` replaces that of
+        the rows.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -59,13 +62,24 @@ def top_table(
         "outside": bool(rows["outside"].any()),
         "in_domain": True,
     }
-    columns = [name for name in COLUMNS if shown.get(name) or name in ((by,) if isinstance(by, str) else by)]
+    texts = {column.name: column for column in beside}
+    columns = [
+        name
+        for name in COLUMNS
+        if (name not in texts and shown.get(name)) or name in ((by,) if isinstance(by, str) else by)
+    ]
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     out.add_column("rank", justify="right")
     if names:
         out.add_column("formula", overflow="fold")
     if groups:
         out.add_column(groups[0], overflow="fold")
+    for column in texts.values():
+        unit = column.unit.replace("Angstrom", "Å")
+        right = "right" if column.kind == "number" else "left"
+        heading = f"{column.name.replace('_', '_' + chr(10))}{chr(10) + unit if unit else ''}"
+        out.add_column(heading, justify=right, overflow="fold")  # type: ignore[arg-type]
+    more = [_show_column(column, rows) for column in texts.values()]
     for name in columns:
         title = name.replace("_", "_\n")
         unit = COLUMNS[name].unit.replace("Angstrom", "Å")
@@ -73,8 +87,28 @@ def top_table(
     for rank, row in enumerate(rows, start=1):
         formula = [names.get(int(row["position"]), "")] if names else []
         group = [groups[1][rank - 1]] if groups else []
-        out.add_row(str(rank), *formula, *group, *(_cell(name, row[name], labels) for name in columns))
+        values = [texts[rank - 1] for texts in more]
+        out.add_row(str(rank), *formula, *group, *values, *(_cell(name, row[name], labels) for name in columns))
     return out
+
+
+LONGEST = 60  # characters of a text in a cell of a terminal table
+
+
+def _show_column(column: ResultColumn, rows: NDArray[Any]) -> list[str]:
+    """Return the cells of a column for people: numbers rounded, long texts cut, which the end shows."""
+    values = column.values(rows).tolist()
+    if column.kind == "number":
+        return [_format_number(value) for value in values]
+    if column.kind == "flag":
+        return ["yes" if value else "no" for value in values]
+    return [value if len(value) <= LONGEST else f"{value[: LONGEST - 1]}…" for value in values]
+
+
+def _format_number(value: float) -> str:
+    if not np.isfinite(value):
+        return ""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4f}"
 
 
 def _cell(name: str, value: Any, labels: CodeNames) -> str:

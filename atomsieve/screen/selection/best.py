@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.predict.status import Status
-from atomsieve.screen.results.columns import rankable
 from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.table import list_columns, resolve_ranking
 from atomsieve.screen.selection.row_filter import compile_filter, require_columns
 from atomsieve.screen.selection.top_k import TopK
 
 
 def best_rows(results: Results, k: int, by: str, *, descending: bool = False, where: str | None = None) -> NDArray[Any]:
     """Return the exact best `k` rows among those that are OK and fulfil `where`, best first."""
-    rankable(by)
+    ranking = resolve_ranking(by, list_columns(results))
     keep = compile_filter(results, where)  # first: a text that cannot be read is refused with its own message
     require_columns(results, [by], where)
-    best = TopK(k, by, descending=descending, where=keep)
+    best = TopK(k, ranking, descending=descending, where=keep)
     for rows in results.iter_rows():
         best.add(np.asarray(rows))
     return best.rows()

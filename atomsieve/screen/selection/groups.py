@@ -6,6 +6,7 @@ per structure: two different compositions share a key with a probability of abou
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, unknown
-from atomsieve.screen.results.formulas import hill_formula
+from atomsieve.screen.results.formulas import count_elements, format_formulas
 from atomsieve.screen.results.screened_input import read_at, read_numbers_at
+from atomsieve.screen.results.table import ResultColumn, format_column
 from atomsieve.structures import StructureBatch, StructureReader
 
 Keys = NDArray[np.uint64]
@@ -26,7 +28,6 @@ SYMPREC = 0.01
 """Angstrom; within it positions count as symmetric."""
 UNKNOWN = 231
 """Number of the space group of a crystal for which spglib finds none; the 230 space groups begin with 1."""
-BLOCK = 65_536  # structures whose elements are counted at once: 50 MB
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -36,22 +37,6 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
-
-
-def count_elements(
-    ptr: NDArray[np.int64], numbers: NDArray[np.uint8]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the elements of each structure: (structure, atomic number, atoms), each [P], sorted by the first two."""
-    width, n = int(numbers.max(initial=0)) + 1, len(ptr) - 1
-    parts = [(np.zeros(0, np.int64),) * 3]
-    for first in range(0, n, BLOCK):
-        own = ptr[first : first + BLOCK + 1]
-        owner = np.repeat(np.arange(len(own) - 1, dtype=np.int64), np.diff(own))
-        table = np.bincount(owner * width + numbers[own[0] : own[-1]], minlength=(len(own) - 1) * width)
-        found = np.flatnonzero(table)
-        parts.append((found // width + first, found % width, table[found]))
-    structure, element, count = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return structure, element, count
 
 
 def make_composition_keys(ptr: NDArray[np.int64], numbers: NDArray[np.uint8], kind: str) -> Keys:
@@ -126,10 +111,9 @@ class Grouping:
             self._space_groups(positions)
             found = (self._space[int(p)] for p in positions)
             return [f"{symbol} ({number})" if 0 < number < UNKNOWN else symbol for number, symbol in found]
-        batch = read_at(self.reader, positions, ())
-        return [
-            _format_label(batch.numbers[a:b], self.kind) for a, b in zip(batch.ptr[:-1], batch.ptr[1:], strict=True)
-        ]
+        wanted, place = np.unique(positions, return_inverse=True)
+        texts = format_formulas(*read_numbers_at(self.reader, wanted), self.kind.replace("-", "_"))
+        return list(texts[place.reshape(-1)])
 
     def _space_groups(self, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
         new = np.array([p for p in positions.tolist() if p not in self._space], np.int64)
@@ -140,13 +124,27 @@ class Grouping:
         return np.array([self._space[p][0] for p in positions.tolist()], np.uint64)
 
 
-def _format_label(numbers: NDArray[np.uint8], kind: str) -> str:
-    found, counts = np.unique(numbers, return_counts=True)
-    if kind == "chemsys":
-        return "-".join(sorted(hill_formula(np.array([z], np.uint8)) for z in found))
-    if kind == "reduced-formula":
-        return hill_formula(np.repeat(found, counts // max(int(np.gcd.reduce(counts)), 1)))
-    return hill_formula(numbers)
+class ColumnGrouping:
+    """Keys and labels of groups of rows with the same value in a column, of any kind; missing values are one group."""
+
+    def __init__(self, column: ResultColumn) -> None:
+        self.column = column
+
+    def keys(self, rows: NDArray[Any]) -> Keys:
+        """Return the keys [n,2] of rows [n]: the bits of a number, or a hash of a text (BLAKE2b, 128 bits)."""
+        values = self.column.values(rows)
+        keys = np.zeros((len(rows), 2), np.uint64)
+        if self.column.kind == "text":
+            known = {text: hashlib.blake2b(text.encode(), digest_size=16).digest() for text in set(values.tolist())}
+            keys = np.frombuffer(b"".join(known[text] for text in values.tolist()), np.uint64).reshape(-1, 2)
+        else:  # adding 0 makes one of the two zeros
+            numbers = np.where(np.isnan(values), np.nan, values + 0.0) if self.column.kind == "number" else values
+            keys[:, 0] = numbers.astype(np.float64).view(np.uint64)
+        return keys
+
+    def labels(self, rows: NDArray[Any]) -> list[str]:
+        """Return the values of rows as text."""
+        return format_column(self.column, self.column.values(rows))
 
 
 def _find_sources(reader: StructureReader) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.int64]], list[str]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import UsageError
 from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import ROW, rankable
+from atomsieve.screen.results.table import Columns, Ranking, name_ranking, read_ranking, resolve_ranking
 from atomsieve.screen.selection.row_filter import Where
 
 BLOCK = 256  # points compared with each other at once
@@ -19,22 +20,27 @@ LARGEST = 5_000_000
 """Most rows that a front, or another choice, may hold in memory (about 0.5 GB)."""
 
 
-def parse_objectives(text: str) -> list[tuple[str, float]]:
+def parse_objectives(text: str, columns: Columns | None = None) -> list[tuple[Ranking, float]]:
     """Return the columns of `energy_per_atom,max_force:max` with their signs: 1 for small, -1 (`:max`) for large.
+
+    columns : those that exist, by name; None allows those of `rows.npy`.
 
     Raises
     ------
     UsageError
         for an unknown column or ending, one named twice, or fewer than two or more than four.
     """
-    found: list[tuple[str, float]] = []
+    found: list[tuple[Ranking, float]] = []
+    taken: set[str] = set()
     for word in text.split(","):
         name, colon, way = word.strip().partition(":")
         if colon and way not in ("min", "max"):
             raise UsageError(f"--pareto: {word.strip()!r} ends in {way!r}; allowed are :min (as without) and :max")
-        if rankable(name).name in (n for n, _ in found):
+        ranking = rankable(name).name if columns is None else resolve_ranking(name, columns)
+        if name in taken:
             raise UsageError(f"--pareto names {name!r} twice")
-        found.append((name, -1.0 if way == "max" else 1.0))
+        taken.add(name)
+        found.append((ranking, -1.0 if way == "max" else 1.0))
     if not 2 <= len(found) <= 4:
         raise UsageError(f"--pareto takes 2 to 4 columns, e.g. energy_per_atom,energy_std; got {len(found)}")
     return found
@@ -75,13 +81,13 @@ class Front:
     The answer does not depend on the order in which rows come. Equal rows stay together.
     """
 
-    def __init__(self, columns: list[tuple[str, float]], *, where: Where | None = None) -> None:
+    def __init__(self, columns: list[tuple[Ranking, float]], *, where: Where | None = None) -> None:
         self.columns, self.where = columns, where
         self._kept = np.zeros(0, ROW)
 
     def points(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Return the compared values [n,d]; smaller is better."""
-        return np.stack([sign * rows[name].astype(np.float64) for name, sign in self.columns], axis=1)
+        return np.stack([sign * read_ranking(by, rows) for by, sign in self.columns], axis=1)
 
     def add(self, rows: NDArray[Any]) -> None:
         """Take rows [n] (dtype `ROW`) into account; they are copied where kept."""
@@ -97,7 +103,7 @@ class Front:
         rows = np.concatenate([self._kept, rows[wanted[is_non_dominated(points[wanted])]]])
         self._kept = rows[is_non_dominated(self.points(rows))]
         if len(self._kept) > LARGEST:
-            names = ", ".join(name for name, _ in self.columns)
+            names = ", ".join(name_ranking(by) for by, _ in self.columns)
             raise UsageError(
                 f"more than {LARGEST:,} rows are not dominated in {names}; name fewer columns, or keep fewer rows by "
                 "--where"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import UsageError, unknown
 from atomsieve.screen.results.columns import COLUMNS, NO_REASON, OF_SPREAD, ROW, reasons_text
 from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.table import ResultColumn, list_columns_beside
 
 Where = Callable[[NDArray[Any]], NDArray[np.bool_]]
 """Returns for each row [n] whether it fulfils an expression."""
@@ -23,8 +24,11 @@ def compile_row_filter(
     statuses: Mapping[int, str],
     reasons: Mapping[int, str] | None = None,
     precisions: Sequence[str] = (),
+    columns: Mapping[str, ResultColumn] | None = None,
 ) -> Where | None:
     """Compile `--where` over the columns; `head`, `precision`, `status` and `outside` are compared by name.
+
+    columns : those that exist beside `rows.npy`, by name; a column of the same name replaces one of `rows.npy`.
 
     Example: `status == "TOO_LARGE"`. Each reason is also a flag, in lower case: `not unseen_pair`. Without a reason,
     `outside` equals both "none" and "", because some exported files cannot hold an empty text.
@@ -34,7 +38,8 @@ def compile_row_filter(
     from atomsieve.structures.expression import compile_where
 
     bits = {name.lower(): bit for bit, name in (reasons or {}).items()}
-    compiled = compile_where(text, [*COLUMNS, *bits]).with_text("outside", NO_REASON, "")
+    beside = columns or {}
+    compiled = compile_where(text, [*COLUMNS, *bits, *beside]).with_text("outside", NO_REASON, "")
     status_names = np.array([statuses.get(code, str(code)) for code in range(256)])
     names = {"head": np.array(heads, str), "precision": np.array(precisions, str), "status": status_names}
     for name, allowed in (("head", heads), ("precision", precisions), ("status", list(statuses.values()))):
@@ -44,6 +49,8 @@ def compile_row_filter(
         _check_reasons(value, reasons or {})
 
     def values(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        if name in beside:
+            return beside[name].values(rows)
         if name in bits:
             return (rows["outside"] & np.uint32(bits[name])) != 0
         if name == "outside":
@@ -73,8 +80,11 @@ def _check_reasons(value: str, reasons: Mapping[int, str]) -> None:
 
 def compile_filter(results: Results, text: str | None) -> Where | None:
     """Compile a row filter for the rows of `results`; None keeps all rows."""
+    if text is None:
+        return None
     names = results.labels
-    where = compile_row_filter(text, names.heads, names.statuses, names.reasons, names.precisions)
+    beside = list_columns_beside(results)
+    where = compile_row_filter(text, names.heads, names.statuses, names.reasons, names.precisions, beside)
     require_columns(results, _column_names(text), text)
     return where
 
@@ -104,6 +114,15 @@ def require_columns(results: Results, names: Iterable[str], where: str | None) -
             f"({cascade['first']}); choose among the recomputed ones with --where "
             f"\"precision == '{cascade['then']}'\", or screen without --cascade-members"
         )
+
+
+def find_columns_beside(results: Results, names: Iterable[str], where: str | None) -> list[ResultColumn]:
+    """Return the columns beside `rows.npy` that a table of rows shows: a text id, and what ranks and filters.
+
+    names : of the columns that rank. where : a filter that was compiled before. Formulas have a place of their own.
+    """
+    wanted = {*names, *_column_names(where), "id"}
+    return [c for name, c in list_columns_beside(results).items() if name in wanted and name != "formula"]
 
 
 def _column_names(where: str | None) -> set[str]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, unknown
 from atomsieve.predict.status import Status
-from atomsieve.screen.results.columns import ROW, rankable
+from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.record import Results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input
-from atomsieve.screen.selection.groups import GROUPS, SYMPREC, Grouping, Keys
+from atomsieve.screen.results.table import Ranking, list_columns, name_ranking, read_ranking, resolve_ranking
+from atomsieve.screen.selection.groups import GROUPS, SYMPREC, ColumnGrouping, Grouping, Keys
 from atomsieve.screen.selection.pareto import LARGEST, Front, parse_objectives
 from atomsieve.screen.selection.row_filter import Where, compile_filter, require_columns
 from atomsieve.screen.selection.top_k import TopK
@@ -33,10 +34,10 @@ class Selection:
     Attributes
     ----------
     top : at most so many rows, the best ones; None for all rows that the other fields allow.
-    by, descending : the column that ranks, smallest first unless descending.
+    by, descending : the column that ranks, smallest first unless descending: any number of `results.table`.
     where : an expression over the columns that a row must fulfil. Only rows with a result are selected.
     head : rows of this head only; needed for `per` and `pareto` where the run had several.
-    per, each : at most `each` rows of one group, a name of `groups.GROUPS`.
+    per, each : at most `each` rows of one group, a name of `groups.GROUPS` or of a column.
     symprec : tolerance of space groups, Angstrom.
     pareto : columns of a front, e.g. `energy_per_atom,energy_std`; then `by`, `top` and `per` must not be given.
     """
@@ -52,9 +53,6 @@ class Selection:
     pareto: str | None = None
 
     def __post_init__(self) -> None:
-        rankable(self.by)
-        if self.per is not None and self.per not in GROUPS:
-            raise unknown("group", self.per, GROUPS)
         for name in ("top", "each"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -64,7 +62,6 @@ class Selection:
         if self.symprec != SYMPREC and self.per != "space-group":
             raise UsageError(f"--symprec {self.symprec:g} goes with --per space-group; leave it out")
         if self.pareto is not None:
-            parse_objectives(self.pareto)
             if self.by != "energy_per_atom" or self.descending:
                 raise UsageError(
                     "--pareto ranks by its own columns, large ones first where `:max` follows; leave out --by and "
@@ -98,21 +95,29 @@ def select(results: Results, selection: Selection) -> SelectedRows:
     AtomSieveError
         if structures are needed and the input is gone; DataError if it changed.
     """
+    columns = list_columns(results)
+    if selection.per is not None and selection.per not in {*GROUPS, *columns}:
+        raise unknown("group", selection.per, dict.fromkeys([*GROUPS, *columns]))
     where = _compile_where(results, selection)
-    named = [selection.by] if selection.pareto is None else [name for name, _ in parse_objectives(selection.pareto)]
-    require_columns(results, named, selection.where)
     if selection.pareto is not None:
-        front = Front(parse_objectives(selection.pareto), where=where)
-        return SelectedRows(_reduce_all(results, front))
+        objectives = parse_objectives(selection.pareto, columns)
+        require_columns(results, [name_ranking(by) for by, _ in objectives], selection.where)
+        return SelectedRows(_reduce_all(results, Front(objectives, where=where)))
+    by = resolve_ranking(selection.by, columns)
+    require_columns(results, [selection.by], selection.where)
     if selection.per is None:
         most = min(selection.top or LARGEST + 1, LARGEST + 1)  # one more than allowed shows that there are too many
-        best = TopK(most, selection.by, descending=selection.descending, where=where)
+        best = TopK(most, by, descending=selection.descending, where=where)
         return SelectedRows(_require_fewer(_reduce_all(results, best), "rows would be chosen"))
-    with open_screened_input(results) as reader:
-        grouping = Grouping(selection.per, reader, selection.symprec)
-        choose = _select_best_first if selection.per == "space-group" else _select_in_one_pass
-        rows = choose(results, selection, where, grouping)
-        return SelectedRows(rows, grouping.labels(rows["position"]))
+    if selection.per in GROUPS:
+        with open_screened_input(results) as reader:
+            grouping = Grouping(selection.per, reader, selection.symprec)
+            choose = _select_best_first if selection.per == "space-group" else _select_in_one_pass
+            rows = choose(results, selection, by, where, lambda rows: grouping.keys(rows["position"]))
+            return SelectedRows(rows, grouping.labels(rows["position"]))
+    of_column = ColumnGrouping(columns[selection.per])
+    rows = _select_in_one_pass(results, selection, by, where, of_column.keys)
+    return SelectedRows(rows, of_column.labels(rows))
 
 
 def select_one_head(results: Results, selection: Selection) -> tuple[str, NDArray[Any]]:
@@ -182,6 +187,10 @@ def rank_in_groups(keys: Keys) -> NDArray[np.int64]:
     return ranks
 
 
+KeysOf = Callable[[NDArray[Any]], Keys]
+"""Returns the keys [n,2] of the groups of rows [n]."""
+
+
 class BestOfGroups:
     """Keeps the best `n` rows of which at most `each` are of one group, among those that are OK and fulfil `where`.
 
@@ -193,8 +202,8 @@ class BestOfGroups:
         self,
         n: int | None,
         each: int,
-        by: str,
-        keys: Callable[[NDArray[np.int64]], Keys],
+        by: Ranking,
+        keys: KeysOf,
         *,
         descending: bool = False,
         where: Where | None = None,
@@ -202,12 +211,13 @@ class BestOfGroups:
         self.n, self.each, self.by, self.descending, self.where = n, each, by, descending, where
         self._keys_of = keys
         self._kept, self._keys = np.zeros(0, ROW), np.zeros((0, 2), np.uint64)
-        self._fresh: list[NDArray[Any]] = []
+        self._values = np.zeros(0)
+        self._fresh: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
         self._n_fresh = 0
         self._worst = np.inf
 
     def _value(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        value = rows[self.by].astype(np.float64)
+        value = read_ranking(self.by, rows)
         return -value if self.descending else value
 
     def add(self, rows: NDArray[Any]) -> None:
@@ -217,21 +227,23 @@ class BestOfGroups:
         if self.where is not None and wanted.any():
             wanted &= self.where(rows)
         if wanted.any():
-            self._fresh.append(rows[wanted])
+            self._fresh.append((rows[wanted], value[wanted]))
             self._n_fresh += int(wanted.sum())
             if self._n_fresh > max(len(self._kept), 4096):
                 self._settle()
 
     def _settle(self) -> None:
-        fresh = np.concatenate(self._fresh)
+        fresh = np.concatenate([rows for rows, _ in self._fresh])
         rows = np.concatenate([self._kept, fresh])
-        keys = np.concatenate([self._keys, self._keys_of(fresh["position"])])
-        order = np.lexsort((rows["head"], rows["position"], self._value(rows)))
+        values = np.concatenate([self._values, *(value for _, value in self._fresh)])
+        keys = np.concatenate([self._keys, self._keys_of(fresh)])
+        order = np.lexsort((rows["head"], rows["position"], values))
         order = order[rank_in_groups(keys[order]) < self.each][: self.n]
-        self._kept, self._keys, self._fresh, self._n_fresh = rows[order], keys[order], [], 0
+        self._kept, self._keys, self._values = rows[order], keys[order], values[order]
+        self._fresh, self._n_fresh = [], 0
         _require_fewer(self._kept, "rows would be chosen")
         if len(self._kept) == self.n:
-            self._worst = float(self._value(self._kept[-1:])[0])
+            self._worst = float(self._values[-1])
 
     def rows(self) -> NDArray[Any]:
         """Return the chosen rows, best first."""
@@ -241,24 +253,24 @@ class BestOfGroups:
 
 
 def _select_in_one_pass(
-    results: Results, selection: Selection, where: Where | None, grouping: Grouping
+    results: Results, selection: Selection, by: Ranking, where: Where | None, keys: KeysOf
 ) -> NDArray[Any]:
-    best = BestOfGroups(
-        selection.top, selection.each, selection.by, grouping.keys, descending=selection.descending, where=where
-    )
+    best = BestOfGroups(selection.top, selection.each, by, keys, descending=selection.descending, where=where)
     return _reduce_all(results, best)
 
 
-def _select_best_first(results: Results, selection: Selection, where: Where | None, grouping: Grouping) -> NDArray[Any]:
+def _select_best_first(
+    results: Results, selection: Selection, by: Ranking, where: Where | None, keys: KeysOf
+) -> NDArray[Any]:
     """Return the best rows of each group where groups are costly: they are found for the best rows first."""
     n = LARGEST + 1 if selection.top is None else min(max(4 * selection.top, AT_ONCE), LARGEST + 1)
     while True:
-        best = TopK(n, selection.by, descending=selection.descending, where=where)
+        best = TopK(n, by, descending=selection.descending, where=where)
         rows = _require_fewer(_reduce_all(results, best), "space groups would have to be found")
         chosen: list[int] = []
         taken: Counter[int] = Counter()
         for start in range(0, len(rows), AT_ONCE):
-            for k, key in enumerate(grouping.keys(rows["position"][start : start + AT_ONCE])[:, 0].tolist(), start):
+            for k, key in enumerate(keys(rows[start : start + AT_ONCE])[:, 0].tolist(), start):
                 if taken[key] < selection.each and (selection.top is None or len(chosen) < selection.top):
                     taken[key] += 1
                     chosen.append(k)

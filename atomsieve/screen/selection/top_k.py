@@ -9,24 +9,27 @@ from numpy.typing import NDArray
 
 from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import ROW
+from atomsieve.screen.results.table import Ranking, read_ranking
 from atomsieve.screen.selection.row_filter import Where
 
 
 class TopK:
     """Keeps the `k` rows with the smallest (or largest) `by` among those that are OK and fulfil `where`.
 
+    by : the name of a column of `rows.npy`, for which nothing but the rows is read, or another column of numbers.
+
     Ties are broken by position, then head, so any split of the rows over ranks and chunks gives the same table.
     """
 
-    def __init__(self, k: int, by: str, *, descending: bool = False, where: Where | None = None) -> None:
+    def __init__(self, k: int, by: Ranking, *, descending: bool = False, where: Where | None = None) -> None:
         self.k, self.by, self.descending, self.where = k, by, descending, where
-        self._kept = np.zeros(0, ROW)
-        self._fresh: list[NDArray[Any]] = []
+        self._kept, self._keys = np.zeros(0, ROW), np.zeros(0)
+        self._fresh: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
         self._n_fresh = 0
         self._worst = np.inf
 
     def _key(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        key = rows[self.by].astype(np.float64)
+        key = read_ranking(self.by, rows)
         return -key if self.descending else key
 
     def add(self, rows: NDArray[Any]) -> None:
@@ -39,17 +42,18 @@ class TopK:
         if self.where is not None and wanted.any():
             wanted &= self.where(rows)
         if wanted.any():
-            self._fresh.append(rows[wanted])
+            self._fresh.append((rows[wanted], key[wanted]))
             self._n_fresh += int(wanted.sum())
             if self._n_fresh > max(self.k, 4096):
                 self._settle()
 
     def _settle(self) -> None:
-        rows = np.concatenate([self._kept, *self._fresh])
-        order = np.lexsort((rows["head"], rows["position"], self._key(rows)))[: self.k]
-        self._kept, self._fresh, self._n_fresh = rows[order], [], 0
+        rows = np.concatenate([self._kept, *(rows for rows, _ in self._fresh)])
+        keys = np.concatenate([self._keys, *(key for _, key in self._fresh)])
+        order = np.lexsort((rows["head"], rows["position"], keys))[: self.k]
+        self._kept, self._keys, self._fresh, self._n_fresh = rows[order], keys[order], [], 0
         if len(self._kept) == self.k:
-            self._worst = float(self._key(self._kept[-1:])[0])
+            self._worst = float(self._keys[-1])
 
     def rows(self) -> NDArray[Any]:
         """Return the best rows, best first."""

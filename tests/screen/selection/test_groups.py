@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.screen.options import ScreenOptions
+from atomsieve.screen.results import formulas
 from atomsieve.screen.results.columns import blank_rows
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.results.screened_input import read_at, read_numbers_at
@@ -83,7 +84,7 @@ def test_keys_are_equal_where_compositions_are(kind):
 def test_compositions_are_counted_in_blocks(monkeypatch):
     batch = candidates(600, seed=1)
     whole = {kind: make_composition_keys(batch.ptr, batch.numbers, kind) for kind in groups.COMPOSITIONS}
-    monkeypatch.setattr(groups, "BLOCK", 64)
+    monkeypatch.setattr(formulas, "BLOCK", 64)
     widest, bincount = [], np.bincount
     monkeypatch.setattr(
         np, "bincount", lambda *a, minlength: widest.append(minlength) or bincount(*a, minlength=minlength)
@@ -129,7 +130,8 @@ def test_what_was_forgotten_is_not_missed():
     group = (40 * rng.random(3000) ** 3).astype(int)  # a few groups have most rows
     lookups = []
 
-    def keys(positions):
+    def keys(rows):
+        positions = rows["position"]
         lookups.append(len(positions))
         return np.stack([group[positions], group[positions] % 3], axis=1).astype(np.uint64)
 
@@ -239,7 +241,7 @@ def test_structures_come_as_asked_for(screened):
 def test_refused_with_a_reason(screened, monkeypatch):
     results, _ = screened
     with pytest.raises(UsageError, match=r"unknown group 'formulas' .did you mean 'formula'"):
-        Selection(per="formulas")
+        select(results, Selection(per="formulas"))
     with pytest.raises(UsageError, match="has several heads; name one with --head: pbe, scan"):
         select(results, Selection(per="formula"))
     with pytest.raises(UsageError, match="unknown head 'pbf'"):
@@ -357,7 +359,8 @@ def test_ten_times_as_many_structures_make_no_more_calls(tmp_path):
 
         with open_structures(tmp_path / "c.bp") as reader:
             reader.read(0, 1)
-            best = BestOfGroups(10, 1, "energy", Grouping("reduced-formula", reader).keys)
+            grouping = Grouping("reduced-formula", reader)
+            best = BestOfGroups(10, 1, "energy", lambda rows: grouping.keys(rows["position"]))
             front = Front([("energy", 1.0), ("max_force", -1.0)])
             sys.setprofile(note)
             try:

@@ -1,0 +1,166 @@
+"""The columns of a results folder as people see them: those of `rows.npy`, formulas, and all else known of its rows.
+
+`rows.npy` holds what a run computed. All other columns stand beside it and are found by the position of a row, when
+they are asked for: `list_columns` opens no file. Filters, rankings, groups, tables and exports take values through
+`ResultColumn`, so that a new provider serves all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomsieve.errors import UsageError, unknown
+from atomsieve.screen.results.columns import CODES, COLUMNS, MEASURED, reasons_text
+from atomsieve.screen.results.formulas import FormulaReader
+from atomsieve.screen.results.record import Results
+
+Kind = Literal["number", "text", "flag"]
+Values = Callable[[NDArray[Any]], NDArray[Any]]
+"""From rows [n] (dtype `ROW`, in any order, repeats allowed) to their values [n]: float64 (NaN where missing), objects
+of type str ("" where missing), or bool."""
+
+
+@dataclass(frozen=True)
+class ResultColumn:
+    """One column of a results folder.
+
+    Attributes
+    ----------
+    name : in `--by`, `--where`, `--per`, and as the heading of tables and exports.
+    kind : number, text or flag; it decides what `values` returns.
+    unit : unit, empty where none applies.
+    doc : one line for people.
+    values : values of rows; see `Values`. It may raise `AtomSieveError` if a file that holds them is gone.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    doc: str
+    values: Values
+
+
+Columns = dict[str, ResultColumn]
+
+
+def list_own_columns(results: Results) -> Columns:
+    """Return the columns of `rows.npy`; codes are texts, by name."""
+    labels = results.labels
+
+    def read_reasons(rows: NDArray[Any]) -> NDArray[Any]:
+        codes, which = np.unique(rows["outside"], return_inverse=True)
+        return np.array([reasons_text(code, labels.reasons) for code in codes], object)[which.reshape(-1)]
+
+    texts: dict[str, Values] = {
+        "head": _look_up("head", labels.heads),
+        "precision": _look_up("precision", labels.precisions),
+        "status": _look_up("status", [labels.status(code) for code in range(256)]),
+        "outside": read_reasons,
+    }
+    found: Columns = {}
+    for column in COLUMNS.values():
+        kind: Kind = "text" if column.name in texts else "flag" if column.dtype == "?" else "number"
+        values = texts.get(column.name) or _read_field(column.name, bool if kind == "flag" else np.float64)
+        found[column.name] = ResultColumn(column.name, kind, column.unit, column.doc, values)
+    return found
+
+
+def _look_up(name: str, texts: list[str]) -> Values:
+    known = np.array(texts, object)
+    return lambda rows: known[rows[name]]
+
+
+def _read_field(name: str, dtype: Any) -> Values:
+    return lambda rows: rows[name].astype(dtype)
+
+
+def list_formula_columns(results: Results) -> Columns:
+    """Return `formula`, `reduced_formula` and `chemsys`, read from the structures that were screened."""
+    reader = FormulaReader(results)
+    docs = {
+        "formula": "formula of the whole structure, in Hill order",
+        "reduced_formula": "formula divided by its greatest common divisor, in Hill order",
+        "chemsys": "elements of the structure, by symbol, joined by -",
+    }
+    return {
+        name: ResultColumn(name, "text", "", doc, lambda rows, name=name: reader.read(rows["position"], name))  # type: ignore[misc]
+        for name, doc in docs.items()
+    }
+
+
+PROVIDERS: tuple[Callable[[Results], Columns], ...] = (list_own_columns, list_formula_columns)
+"""Functions that list columns of a results folder, in the order of tables. None reads values or opens files."""
+
+
+def list_columns(results: Results) -> Columns:
+    """Return all columns of a results folder by name; no file is opened until values are asked for.
+
+    A name that an earlier provider has taken gets a number at its end, and its line for people says so.
+    """
+    found: Columns = {}
+    for provider in PROVIDERS:
+        for name, column in provider(results).items():
+            free, n = name, 1
+            while free in found:
+                n += 1
+                free = f"{name}_{n}"
+            if free != name:
+                column = dataclasses.replace(column, name=free, doc=f"{column.doc} ({name!r} is another column)")
+            found[free] = column
+    return found
+
+
+def list_columns_beside(results: Results) -> Columns:
+    """Return the columns that do not come from `rows.npy`, or that replace one of them (a text `id`)."""
+    return {name: column for name, column in list_columns(results).items() if not is_of_rows(column)}
+
+
+def is_of_rows(column: ResultColumn) -> bool:
+    """Return whether a column is one of `rows.npy`."""
+    return column.name in COLUMNS and (column.name, column.kind) != ("id", "text")
+
+
+Ranking = str | ResultColumn
+"""What rows are ranked by: a column of `rows.npy` by its name, read from the rows alone, or any other column."""
+
+
+def resolve_ranking(name: str, columns: Columns) -> Ranking:
+    """Return the column called `name` to rank by.
+
+    Raises
+    ------
+    UsageError
+        if there is none, or it holds no numbers.
+    """
+    if name not in columns:
+        raise unknown("column", name, columns)
+    if columns[name].kind != "number":
+        numbers = [*MEASURED, "natoms", *(c.name for c in columns.values() if c.kind == "number")]
+        what = "a code" if name in CODES else f"a {columns[name].kind}"
+        raise UsageError(
+            f"rows cannot be ranked by {name!r}, {what}; rank by one of {', '.join(dict.fromkeys(numbers))}"
+        )
+    return name if is_of_rows(columns[name]) else columns[name]
+
+
+def name_ranking(by: Ranking) -> str:
+    """Return the name of the column that ranks."""
+    return by if isinstance(by, str) else by.name
+
+
+def read_ranking(by: Ranking, rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the values [n] that rank the rows [n]."""
+    return rows[by].astype(np.float64) if isinstance(by, str) else by.values(rows)
+
+
+def format_column(column: ResultColumn, values: NDArray[Any]) -> list[str]:
+    """Return values of a column as texts that read back to the same values; a missing number is empty."""
+    if column.kind == "number":
+        return ["" if value != value else repr(value).removesuffix(".0") for value in values.tolist()]
+    return [str(value) for value in values.tolist()]
