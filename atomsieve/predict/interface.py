@@ -33,7 +33,8 @@ class Capabilities:
     Attributes
     ----------
     choices : heads that a call may name, with "auto" where heads can be mixed.
-    outputs : results of a call other than the energy: of "forces", "stress", "energies" and "forces_members".
+    outputs : results of a call other than the energy: of "forces", "stress", "energies",
+        "energy_members" and "forces_members".
     precisions : names of the values of the column `precision` of a screening, by code.
     graphs : a call takes a graph builder (`build=`), so that neighbour lists can be kept between calls.
     charge_spin : the ensemble needs total charge and multiplicity of every structure.

@@ -8,8 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PROPERTIES = ("energy", "forces", "stress", "spread", "force_spread", "members", "energies", "features")
-"""Properties that a call can ask for; "spread" implies "force_spread" where every member has its own encoder."""
+PROPERTIES = (
+    "energy",
+    "forces",
+    "stress",
+    "spread",
+    "force_spread",
+    "energy_members",
+    "members",
+    "energies",
+    "features",
+)
+"""Properties that a call can ask for. "spread" implies "force_spread" where every member has its own encoder; "members"
+implies "energy_members", which alone costs nothing, and asks for the forces of each member if forces are asked for."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class ResultBuffer:
             sigma_forces=None if forces_std is None else uncertainty.sigma_forces(forces_std),
             interval_forces=None if forces_std is None else uncertainty.interval_forces(self.batch, forces_std),
             stress=self.stress,
-            energy_members=self.energy_members if "members" in self.want else None,
+            energy_members=None if self.want.isdisjoint(("members", "energy_members")) else self.energy_members,
             forces_members=None if members is None else members.transpose(1, 0, 2),
             **self.of_atoms,
         )

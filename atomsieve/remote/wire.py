@@ -154,7 +154,7 @@ OUTPUTS: dict[str, Tensor] = {
             "force_spread",
         ),
         _out("stress", "structure", (3, 3), "float64", "eV/Angstrom^3", "ASE sign", "stress"),
-        _out("energy_members", "structure", (-1,), "float64", "eV", "of each member", "members"),
+        _out("energy_members", "structure", (-1,), "float64", "eV", "of each member", "energy_members"),
         _out("forces_members", "atom", (-1, 3), "float64", "eV/Angstrom", "of each member", "forces", "members"),
         _out("atom_energies", "atom", (), "float64", "eV", "the atoms' shares in the energy", "energies"),
         _out("features", "atom", (-1,), "float32", "", "what the first member's encoder gives each atom", "features"),
@@ -192,6 +192,8 @@ def outputs_for(want: Collection[str], kind: str) -> list[str]:
     asked = set(want) | {"energy"}
     if "spread" in asked and kind == "deep":
         asked.add("force_spread")
+    if "members" in asked:
+        asked.add("energy_members")
     return [name for name, t in OUTPUTS.items() if name not in (*ABOUT, "head") and t.want <= asked]
 
 

@@ -105,7 +105,7 @@ def finish(
     """
     comm, options = context.comm, context.options
     counts: Counter[int] = sum(comm.all_gather(seen.status), Counter())
-    n_rows = context.files.rows.shape[0]
+    n_rows = context.files.arrays.rows.shape[0]
     if counts.total() != n_rows:
         raise AtomSieveError(
             f"{counts.total():,} of {n_rows:,} rows are accounted for; run the same command again to continue"
@@ -227,7 +227,7 @@ def _publish(
 ) -> None:
     """Name the files as complete; write the table of best rows and the summary."""
     folder, options = context.files.folder, context.options
-    for file in context.files.arrays:
+    for file in context.files.arrays.kept.values():
         file.complete()
     write_output(folder.top, csv_of_top(result.top, result.labels, result.formulas).encode())
     summary = {

@@ -44,6 +44,8 @@ def format_plan(plan: Plan) -> Iterator[str]:
             yield f"using 1 of {cores} cores; start it as `mpirun -n {cores} screen run ...` to use all"
     if plan.copies is not None:
         yield plan.copies
+    if plan.lacking is not None:
+        yield plan.lacking
 
 
 def format_claim(claim: Claim) -> Iterator[str]:

@@ -49,7 +49,8 @@ class ScreenOptions:
     device : auto, cpu, cuda or cuda:N. `auto` spreads the ranks of a machine over its GPUs.
     top, by, descending, where : how many rows the table of best rows has, the column that ranks them (smallest first
         unless descending), and the expression over the columns that a row must fulfil. They decide `top.csv` only.
-    forces : store the forces too.
+    forces : store the forces too. members : store the energy of each member, from which errors of energies above a
+        hull are computed; an ensemble of one has none, and a run that is continued keeps to what it began with.
     force_spread : which rows get the spread of forces of a shallow ensemble, which costs a multiple of all else: `all`,
         `top` (those of top.csv), `none`; `auto` is `top`, or `none` with an exported backend. Deep ensembles give all.
     limit : screen the first so many structures.
@@ -84,6 +85,7 @@ class ScreenOptions:
     descending: bool = False
     where: str | None = None
     forces: bool = False
+    members: bool = True
     force_spread: str = "auto"
     limit: int | None = None
     chunk_size: int | None = None

@@ -229,9 +229,9 @@ def _finish_chunk(
 ) -> None:
     """Compute the rest of a chunk, and hand it over to be written."""
     with context.clock("predict"):
-        rows, forces = context.runner.finish(work, between)
-    writing.put((chunk, rows, forces, time.perf_counter() - since), context.comm.drive_progress)
-    context.report_chunk(chunk, rows)
+        arrays = context.runner.finish(work, between)
+    writing.put((chunk, arrays, time.perf_counter() - since), context.comm.drive_progress)
+    context.report_chunk(chunk, arrays.rows)
 
 
 def _stages(context: RankContext, reading: ChunkSource, writing: ChunkWriter) -> dict[str, float]:

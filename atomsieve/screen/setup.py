@@ -39,7 +39,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine.retry import find_suspects
 from atomsieve.screen.results import run_record
 from atomsieve.screen.results.files import ResultsFolder
-from atomsieve.screen.results.npy_file import forces_file, row_file
+from atomsieve.screen.results.npy_file import ArrayFiles, forces_file, members_file, row_file
 from atomsieve.screen.results.screened_input import describe_copy
 from atomsieve.screen.selection.row_filter import Where, compile_row_filter
 from atomsieve.screen.telemetry.monitor import RunMonitor, Watched, open_monitor
@@ -64,6 +64,7 @@ class Plan:
     record : the content of run.json.
     monitor : energy, memory and metrics.
     ranks : number of processes. copies : a line on copies of parts of the input, None without them.
+    lacking : a line where the energies of the members cannot be kept, None where they can be or are not asked for.
     """
 
     source: ScreenInput
@@ -77,6 +78,7 @@ class Plan:
     monitor: RunMonitor
     ranks: int
     copies: str | None
+    lacking: str | None
 
 
 def make_plan(
@@ -110,13 +112,15 @@ def make_plan(
         share=ranks_per_device(places),
         loaded=model.loaded,
     )
-    runner = _make_runner(model, options, spread, budget)
+    members, lacking = comm.run_on_first(resolve_members, folder, options, model, overwrite)
+    runner = _make_runner(model, options, spread, budget, members)
     record = comm.run_on_first(_build_record, source, model, runner, budget)
     monitor = comm.run_on_all(_open_monitor, comm, runner, source, options, gpus_of_machine(places, comm.rank))
     rows = row_file(folder, source.chunks, len(model.heads))
     forces = None
     if options.forces:
         forces = forces_file(folder, count_atoms_before(comm, source.reader, source.chunks), len(model.heads))
+    every = members_file(folder, source.chunks, len(model.heads), members) if members else None
     return Plan(
         source=source,
         model=model,
@@ -124,11 +128,12 @@ def make_plan(
         runner=runner,
         budget=budget,
         where=where,
-        files=RunFiles(folder, rows, forces),
+        files=RunFiles(folder, ArrayFiles(rows, forces, every)),
         record=record,
         monitor=monitor,
         ranks=comm.size,
         copies=format_copies(comm, source.reader, options.copies),
+        lacking=lacking,
     )
 
 
@@ -140,7 +145,7 @@ def _compile_filter(model: ScreenModel, options: ScreenOptions) -> Where | None:
     return compile_row_filter(options.where, model.heads, statuses, reasons, [model.predictor.precision])
 
 
-def _make_runner(model: ScreenModel, options: ScreenOptions, spread: str, budget: BatchBudget) -> Runner:
+def _make_runner(model: ScreenModel, options: ScreenOptions, spread: str, budget: BatchBudget, members: int) -> Runner:
     served = bool(model.predictor.capabilities.endpoints)
     on_cpu = device_kind(model.predictor.device) == "cpu" and not served
     fallback = None
@@ -157,7 +162,28 @@ def _make_runner(model: ScreenModel, options: ScreenOptions, spread: str, budget
         force_spread=spread,
         limit=Limit(budget.max_atoms, budget.max_edges),
         oversized=fallback,
+        members=members,
     )
+
+
+def resolve_members(
+    folder: ResultsFolder, options: ScreenOptions, model: ScreenModel, overwrite: bool
+) -> tuple[int, str | None]:
+    """Return how many members' energies are kept, 0 for none, and a line where they should be and cannot be.
+
+    A run that is continued keeps them if, and only if, its earlier part did.
+    """
+    predictor = model.predictor if model.pair is None else model.pair.better
+    count = predictor.members if options.members and predictor.members > 1 else 0
+    if not count or (not overwrite and run_record.lacks_members(folder)):
+        return 0, None
+    if "energy_members" not in predictor.capabilities.outputs:
+        giver = "the servers give" if predictor.capabilities.endpoints else "the predictor gives"
+        return (
+            0,
+            f"members: {giver} no energies of single members, so none are stored: energies above a hull lack errors",
+        )
+    return count, None
 
 
 def _build_record(source: ScreenInput, model: ScreenModel, runner: Runner, budget: BatchBudget) -> dict[str, Any]:
@@ -180,6 +206,7 @@ def _build_record(source: ScreenInput, model: ScreenModel, runner: Runner, budge
         uncalibrated=runner.uncalibrated,
         cutoff=predictor.cutoff,
         forces=runner.forces,
+        members=runner.members,
         max_structure_atoms=runner.max_structure_atoms,
         force_spread=runner.force_spread,
         oversized_marked=device == "cuda" and runner.oversized is None,
@@ -265,7 +292,7 @@ def claim_folder(comm: Communicator, plan: Plan, *, overwrite: bool, stack: Exit
     store, carrier, collected = open_stores(comm, Path(local), folder, files.arrays, entered, plan.source.chunks.count)
     if collected.chunks:
         entries = read_ledgers(comm, folder)
-    return Claim(RunFiles(folder, files.rows, files.forces, (store, carrier)), lock, entries, collected)
+    return Claim(RunFiles(folder, files.arrays, (store, carrier)), lock, entries, collected)
 
 
 def _occupy(plan: Plan, lock: PathLock | None, overwrite: bool, stack: ExitStack) -> None:
@@ -275,14 +302,14 @@ def _occupy(plan: Plan, lock: PathLock | None, overwrite: bool, stack: ExitStack
         folder.occupy(lock, stack)
     with disk_errors(folder.path):
         run_record.settle(folder, plan.record, overwrite=overwrite)
-        needed = sum(file.missing_bytes() for file in plan.files.arrays)
+        needed = sum(file.missing_bytes() for file in plan.files.arrays.kept.values())
         free = get_free_bytes(folder.path)
         if needed > free:
             raise AtomSieveError(
                 f"no space left for results in {folder.path}: {needed / 1e6:.3f} MB are needed, {free / 1e6:.3f} MB "
                 "are free; make room and run the same command again, or choose another --out"
             )
-        for file in plan.files.arrays:
+        for file in plan.files.arrays.kept.values():
             file.prepare()
 
 

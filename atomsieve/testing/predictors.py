@@ -31,7 +31,7 @@ def check_interface(predictor: AnyPredictor) -> None:
     assert predictor.default_head in predictor.heads
     assert predictor.head in found.choices, "`head` must be one of capabilities.choices"
     assert set(found.choices) <= {*predictor.heads, "auto"}
-    assert found.outputs <= {"forces", "stress", "energies", "forces_members"}
+    assert found.outputs <= {"forces", "stress", "energies", "energy_members", "forces_members"}
     assert found.precisions and all(isinstance(name, str) for name in found.precisions)
     assert predictor.members >= 1 and predictor.kind in ("deep", "shallow")
     assert 0 < predictor.cutoff < 100, "the cutoff is in Angstrom"

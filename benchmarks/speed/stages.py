@@ -124,16 +124,16 @@ def alone(options: argparse.Namespace, source: Path, gfm: Path, out: Path) -> di
 def write(out: Path, chunks: Any, rows: list[Any]) -> None:
     """Write all rows as a run does, and make them durable once."""
     from atomsieve.screen.results.files import ResultsFolder
-    from atomsieve.screen.results.npy_file import row_file
+    from atomsieve.screen.results.npy_file import ArrayFiles, ChunkArrays, row_file
     from atomsieve.screen.results.writer import ResultWriter
 
     folder = ResultsFolder(out)
     folder.ledger.mkdir(parents=True)
     file = row_file(folder, chunks, 1)
     file.prepare()
-    with ResultWriter(folder, file, None, 0, 1e9) as writer:
+    with ResultWriter(folder, ArrayFiles(file), 0, 1e9) as writer:
         for number, chunk in enumerate(rows):
-            writer.put(number, chunk, None, 0.0)
+            writer.put(number, ChunkArrays(chunk), 0.0)
 
 
 def overlapped(options: argparse.Namespace, source: Path, gfm: Path, out: Path) -> dict[str, Any]:

@@ -14,16 +14,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from atomsieve.predict.base import PredictorBase
+from atomsieve.predict.interface import Capabilities
 from atomsieve.structures import SourceInfo, StructureBatch, StructureReader
 
 SEEN = np.array([1, 6, 8, 29])
+SPREAD = np.array([-0.01, 0.0, 0.01])
+"""Relative deviation of the energy of each member."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class FakePrediction:
     sigma_forces: np.ndarray
     distance: np.ndarray
     outside: np.ndarray
+    energy_members: np.ndarray | None = None
 
 
 class FakePredictor(PredictorBase):
     """Energies and forces of particles on springs to the origin, with a spring constant per element and head."""
+
+    members = 3
 
     def __init__(self, heads: tuple[str, ...] = ("pbe", "scan"), ensemble_id: str = "e" * 64) -> None:
         self.heads = list(heads)
@@ -55,6 +61,10 @@ class FakePredictor(PredictorBase):
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "springs"}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, outputs=frozenset({"forces", "energy_members"}))
 
     def before(self, batch: StructureBatch) -> None:
         """Where a test may let something happen."""
@@ -95,6 +105,7 @@ class FakePredictor(PredictorBase):
             0.2 * np.abs(forces[:, 0]),
             distance,
             outside,
+            np.outer(1 + SPREAD, energy) if "energy_members" in want else None,
         )
 
 

@@ -24,7 +24,8 @@ from atomsieve.screen.run import run_screen
 from tests.screen.screen_fakes import FakePredictor, MemoryReader, candidates
 
 SMALL = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 100.0, "top": 50}
-IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
+IDENTICAL = ("members.npy",
+            "rows.npy", "forces.npy", "top.csv", "run.json")
 
 
 def artefacts(path):

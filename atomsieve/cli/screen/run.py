@@ -46,6 +46,14 @@ class ForceOptions:
     """Forces and their spread."""
 
     forces: Annotated[bool, typer.Option("--forces", help="Store the forces too.", rich_help_panel=IN_OUT)] = False
+    members: Annotated[
+        bool,
+        typer.Option(
+            "--members/--no-members",
+            help="Store the energy of each member: errors of energies above a hull need them.",
+            rich_help_panel=IN_OUT,
+        ),
+    ] = True
     force_spread: Annotated[
         str,
         typer.Option(

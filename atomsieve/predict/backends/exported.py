@@ -42,7 +42,8 @@ class ExportedBackend:
         self.digest: str | None = artefact.digest
         self.max_atoms = max_atoms
         given = {"forces": "forces", "stress": "virial"}
-        self.outputs = frozenset(name for name, stored in given.items() if stored in artefact.entry.outputs)
+        stored = {name for name, output in given.items() if output in artefact.entry.outputs}
+        self.outputs = frozenset(stored | {"energy_members"})
 
     def __call__(
         self, batch: StructureBatch, graph: Graph, head: int | NDArray[np.float64], want: Collection[str]

@@ -52,7 +52,8 @@ class Backend(Protocol):
     ----------
     name, precision : as asked for. dtype : of the edge vectors in the graphs that it is given.
     max_atoms : evaluated at once; a larger batch is worked through in consecutive pieces.
-    outputs : results other than the energy: of "forces", "stress", "energies" and "forces_members".
+    outputs : results other than the energy: of "forces", "stress", "energies",
+        "energy_members" and "forces_members".
     budget : atoms and estimated edges of a batch that is fast for it; None takes the default of the device.
     why : one line on how it was chosen. digest : SHA-256 that names the artefact, None for native.
     """

@@ -45,7 +45,7 @@ class NativeBackend:
             if per_atom:
                 self.max_atoms = int(np.clip(MEMORY[device.type] / per_atom, 100, self.max_atoms))
         conservative = ensemble.config.forces == "conservative"
-        given = {"forces", "forces_members"} | ({"stress"} if conservative else set())
+        given = {"forces", "energy_members", "forces_members"} | ({"stress"} if conservative else set())
         self.outputs = frozenset(given | (set() if ensemble.encoder.pooled else {"energies"}))
 
     def __call__(

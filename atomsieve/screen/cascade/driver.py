@@ -267,7 +267,7 @@ class _Refinement:
         bounds, errors = state.rules[-1].bounds, merge_largest([note.errors for note in notes])
         used = [name for name in MEASURED if name in {self.options.by, *self.choice.filter.used}]
         rows, seconds = sum(note.rows for note in notes), sum(note.seconds for note in notes)
-        n_rows = context.files.rows.shape[0]
+        n_rows = context.files.arrays.rows.shape[0]
         report = {
             "rows": n_rows,
             "recomputed": rows,

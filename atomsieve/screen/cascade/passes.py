@@ -26,8 +26,8 @@ from atomsieve.screen.cascade.error_bounds import Bounds, Mask, OpenFilter, meas
 from atomsieve.screen.engine.context import RankContext, StopNow
 from atomsieve.screen.engine.result_files import ChunkReader
 from atomsieve.screen.engine.rows import Rows
-from atomsieve.screen.engine.runner import Forces
 from atomsieve.screen.results.columns import MEASURED
+from atomsieve.screen.results.npy_file import ChunkArrays
 from atomsieve.screen.results.screened_input import read_at
 from atomsieve.screen.results.writer import ResultWriter
 from atomsieve.structures.batch import ragged_index
@@ -154,15 +154,15 @@ def recompute_chunks(context: RankContext, choice: Choice, rules: list[Rule], cl
         if a signal asks to stop, between batches or by `claims`; what is recomputed by then is durable.
     """
     files = context.files
-    writer = ResultWriter(files.folder, files.rows, files.forces, context.comm.rank, context.options.commit_seconds)
+    writer = ResultWriter(files.folder, files.arrays, context.comm.rank, context.options.commit_seconds)
     with files.open_chunks() as stored, writer:
         try:
             for chunk in claims:
                 before = stored.read_rows(chunk)
                 since = time.perf_counter()
-                rows, forces = _recompute_chunk(context, choice, rules, chunk, before, stored)
-                if not np.array_equal(rows["precision"], before["precision"]):
-                    writer.put(chunk, rows, forces, time.perf_counter() - since)
+                arrays = _recompute_chunk(context, choice, rules, chunk, before, stored)
+                if not np.array_equal(arrays.rows["precision"], before["precision"]):
+                    writer.put(chunk, arrays, time.perf_counter() - since)
         except StopNow:
             context.comm.stop_claims()  # the other ranks end with their current chunk, too
             writer.commit()
@@ -171,35 +171,36 @@ def recompute_chunks(context: RankContext, choice: Choice, rules: list[Rule], cl
 
 def _recompute_chunk(
     context: RankContext, choice: Choice, rules: list[Rule], chunk: int, before: Rows, stored: ChunkReader
-) -> tuple[Rows, Forces]:
-    """Return the rows and forces of a chunk with those recomputed that the rules take; a note of each is durable."""
+) -> ChunkArrays:
+    """Return the arrays of a chunk with the rows recomputed that the rules take; a note of each is durable."""
     folder = context.files.folder
     notes = folder.cascade / f"{context.comm.rank:05d}.notes"
-    rows, forces, taken = before.copy(), None, before["precision"] == BETTER
+    arrays, taken = ChunkArrays(before.copy()), before["precision"] == BETTER
     for number, rule in enumerate(rules):
         fresh = choice.takes(rule, before) & ~taken
         if not fresh.any():
             continue
         taken |= fresh
-        forces = stored.read_forces(chunk) if forces is None else forces
+        if arrays.forces is None and arrays.members is None:
+            arrays = ChunkArrays(arrays.rows, stored.read_forces(chunk), stored.read_members(chunk))
         start = time.perf_counter()
-        _replace_rows(context, chunk, rows, forces, fresh)
-        old, new = before[fresh], rows[fresh]
+        _replace_rows(context, chunk, arrays, fresh)
+        old, new = before[fresh], arrays.rows[fresh]
         changed = int((old["status"] != new["status"]).sum())
         seconds = round(time.perf_counter() - start, 6)
         note = Note(chunk, number, len(old), changed, measure_errors(old, new), seconds)
         with disk_errors(folder.path):
             write_note(notes, note)
-    return rows, forces
+    return arrays
 
 
-def _replace_rows(context: RankContext, chunk: int, rows: Rows, forces: Forces, wanted: Mask) -> None:
-    """Replace the rows `wanted` of a chunk, and the forces of their structures, by better ones.
+def _replace_rows(context: RankContext, chunk: int, arrays: ChunkArrays, wanted: Mask) -> None:
+    """Replace the rows `wanted` of a chunk, their members, and the forces of their structures, by better ones.
 
     Batches are formed of the wanted structures of the chunk, head by head, so they do not depend on which rank computes
     them.
     """
-    runner = context.runner
+    runner, (rows, forces, members) = context.runner, arrays
     heads, (first, _) = len(runner.heads), context.chunks.span(chunk)
     table = wanted.reshape(-1, heads)
     natoms = rows["natoms"].reshape(-1, heads)[:, 0].astype(np.int64)
@@ -210,9 +211,12 @@ def _replace_rows(context: RankContext, chunk: int, rows: Rows, forces: Forces, 
             continue
         positions = local.astype(np.int64) + first
         batch = read_at(context.reader, positions)
-        found, vectors = replace(runner, heads=[name], forces=forces is not None)(batch, 0, context.between)
+        computed = replace(runner, heads=[name], forces=forces is not None)(batch, 0, context.between)
+        found, vectors = computed.rows, computed.forces
         found["position"], found["head"], found["precision"] = positions, head, BETTER
         rows[local * heads + head] = found
+        if members is not None and computed.members is not None:
+            members[local * heads + head] = computed.members
         if forces is not None and vectors is not None:
             atoms = ragged_index(starts[local], natoms[local])
             forces.reshape(-1, heads, 3)[atoms, head] = vectors

@@ -51,6 +51,20 @@ def fill_rows(rows: Rows, batch: StructureBatch, prediction: Prediction) -> Rows
     return rows
 
 
+def fill_members(rows: Rows, prediction: Prediction, members: int) -> NDArray[np.float32]:
+    """Return the energy [S,K] eV/atom of each of K members minus that of the row, for `rows` filled by `fill_rows`.
+
+    NaN where a row has no result, and for members that did not compute (a cascade screens by some of them first).
+    """
+    found = np.full((len(rows), members), np.nan, np.float32)
+    energies = prediction.energy_members
+    if energies is not None:
+        natoms = np.maximum(rows["natoms"], 1).astype(np.float64)
+        found[:, : len(energies)] = ((energies - rows["energy"]) / natoms).T
+    found[np.isnan(found)] = np.nan  # one bit pattern for all NaN
+    return found
+
+
 def clear_numbers(rows: Rows, status: int | None = None) -> Rows:
     """Return `rows` with NaN in every measured column and outside the domain, with `status` if given."""
     rows = rows.copy()

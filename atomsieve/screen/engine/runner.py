@@ -15,8 +15,9 @@ from atomsieve.predict.packing import Limit, is_out_of_memory, pack, run_halving
 from atomsieve.predict.prediction import Prediction
 from atomsieve.predict.status import Status
 from atomsieve.screen.engine.cpu_fallback import CpuFallback
-from atomsieve.screen.engine.rows import Rows, clear_numbers, fill_rows
+from atomsieve.screen.engine.rows import Rows, clear_numbers, fill_members, fill_rows
 from atomsieve.screen.results.columns import blank_rows
+from atomsieve.screen.results.npy_file import ChunkArrays
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.batch import ragged_index
 
@@ -45,7 +46,7 @@ class ChunkInProgress:
     """A chunk that is being computed, of S structures with N atoms and for H heads.
 
     batch : its structures. edges : [S] estimated. groups : structures of each batch, by position in the chunk.
-    rows : [S,H]. forces : [N,H,3], None if they are not kept.
+    rows : [S,H]. forces : [N,H,3]; members : [S,H,K] eV/atom, see `fill_members`; None where they are not kept.
     submitted : batches on their way, where the predictor is asynchronous.
     """
 
@@ -54,6 +55,7 @@ class ChunkInProgress:
     groups: list[NDArray[np.int64]]
     rows: Rows
     forces: Forces
+    members: NDArray[np.float32] | None = None
     submitted: deque[Submitted] = field(default_factory=deque)
 
     def cancel(self) -> None:
@@ -77,6 +79,7 @@ class Runner:
     force_spread : rows that get the spread of forces: "all", or "top" or "none" (then no row here).
     limit : the part of the budget that memory allowed so far.
     oversized : computes structures that do not fit alone; None gives them the status OUT_OF_MEMORY.
+    members : number K of members whose energies are kept, 0 to keep none.
     """
 
     predictor: AnyPredictor
@@ -89,6 +92,7 @@ class Runner:
     force_spread: str = "all"
     limit: Limit | None = None
     oversized: CpuFallback | None = None
+    members: int = 0
 
     @property
     def asynchronous(self) -> bool:
@@ -108,7 +112,7 @@ class Runner:
 
     @property
     def _want(self) -> set[str]:
-        return wanted_properties(self.force_spread)
+        return wanted_properties(self.force_spread) | ({"energy_members"} if self.members else set())
 
     def detach(self) -> Callable[[AnyPredictor], Runner]:
         """Return a picklable function that makes this runner again, given a predictor."""
@@ -123,12 +127,11 @@ class Runner:
             force_spread=self.force_spread,
             limit=self.limit,
             oversized=self.oversized,
+            members=self.members,
         )
 
-    def __call__(
-        self, batch: StructureBatch, first: int, between: Callable[[], None] = lambda: None
-    ) -> tuple[Rows, Forces]:
-        """Return the rows [S*H] of a chunk whose first structure has input position `first`, and its forces.
+    def __call__(self, batch: StructureBatch, first: int, between: Callable[[], None] = lambda: None) -> ChunkArrays:
+        """Return the rows [S*H] of a chunk whose first structure has input position `first`, its forces and members.
 
         Forces are [N,3] float32, or [N,H,3] for several heads, NaN for structures without result. `between` is called
         before each batch, and every moment of a wait for an asynchronous one; it may raise to drop the chunk.
@@ -154,13 +157,14 @@ class Runner:
         groups = [fits[group] for group in pack(edges[fits], counts[fits], self.max_atoms, self.max_edges)]
         if self.limit is not None:
             groups = [piece for group in groups for piece in self.limit.pieces(group, counts, edges)]
-        chunk = ChunkInProgress(batch, edges, groups, rows, forces)
+        members = np.full((*rows.shape, self.members), np.nan, np.float32) if self.members else None
+        chunk = ChunkInProgress(batch, edges, groups, rows, forces, members)
         if self.asynchronous:
             self._submit(chunk)
         return chunk
 
-    def finish(self, chunk: ChunkInProgress, between: Callable[[], None] = lambda: None) -> tuple[Rows, Forces]:
-        """Return the rows and forces of a chunk, as a call does."""
+    def finish(self, chunk: ChunkInProgress, between: Callable[[], None] = lambda: None) -> ChunkArrays:
+        """Return the arrays of a chunk, as a call does."""
         if self.asynchronous:
             self._collect(chunk, between)
         else:
@@ -170,7 +174,10 @@ class Runner:
         forces = chunk.forces
         if forces is not None and len(self.heads) == 1:
             forces = forces[:, 0]
-        return chunk.rows.reshape(-1), forces
+        members = chunk.members
+        return ChunkArrays(
+            chunk.rows.reshape(-1), forces, None if members is None else members.reshape(-1, self.members)
+        )
 
     def _submit(self, chunk: ChunkInProgress) -> None:
         for group in chunk.groups:
@@ -237,6 +244,8 @@ class Runner:
                 or run_halving_on_oom(partial(compute, predictor=other), np.array([large]), counts)
             ):
                 chunk.rows[large] = clear_numbers(chunk.rows[large], Status.OUT_OF_MEMORY)
+                if chunk.members is not None:
+                    chunk.members[large] = np.nan
             else:
                 fallback.computed += 1
 
@@ -247,6 +256,8 @@ class Runner:
         """Enter the prediction of head `h` for the structures `some`, which are those of `batch`."""
         rows = chunk.rows
         rows[some, h] = fill_rows(rows[some, h], batch, prediction)
+        if chunk.members is not None:
+            chunk.members[some, h] = fill_members(rows[some, h], prediction, chunk.members.shape[2])
         if chunk.forces is not None:
             atoms = ragged_index(chunk.batch.ptr[:-1][some], batch.counts)  # one after another, as in the chunk
             values = np.asarray(prediction.forces, "<f4").copy()

@@ -19,7 +19,7 @@ PIECE = 1 << 20  # structures whose atom counts are in memory at once
 def read_ledgers(comm: Communicator, folder: ResultsFolder) -> NDArray[Any]:
     """Return the entries of all ledgers (dtype `ledger.KNOWN`), sorted by chunk; torn ends are cut off.
 
-    A chunk that was entered several times has as many entries. The ledgers are shared out among the ranks, and 16
+    A chunk that was entered several times has as many entries. The ledgers are shared out among the ranks, and 20
     bytes of each entry go to all. The run's lock must be held.
     """
     names = comm.run_on_first(_list_ledgers, folder)

@@ -6,10 +6,8 @@ import queue
 import threading
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from atomsieve.screen.engine.rows import Rows
+from atomsieve.screen.results.npy_file import ChunkArrays
 from atomsieve.screen.results.writer import ResultWriter
 from atomsieve.screen.telemetry.clock import Clock
 
@@ -17,8 +15,8 @@ WAITING = 4
 """Chunks that may wait to be written; then computing waits."""
 PAUSE = 0.2  # seconds after which an idle writer looks whether it is time to make results durable
 
-Chunk = tuple[int, Rows, NDArray[np.float32] | None, float]
-"""A computed chunk: number, rows, forces, seconds."""
+Chunk = tuple[int, ChunkArrays, float]
+"""A computed chunk: number, arrays, seconds."""
 
 
 class ChunkWriter:
@@ -83,7 +81,7 @@ class ChunkWriter:
                 if chunk is None:
                     return
                 with self.clock("reduce"):
-                    self._reduce(chunk[1])
+                    self._reduce(chunk[1].rows)
                 with self.clock("write"):
                     self._writer.put(*chunk)
         except BaseException as error:  # every kind: it is raised where chunks are handed over

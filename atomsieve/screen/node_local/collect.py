@@ -19,7 +19,7 @@ from atomsieve.screen.node_local.writer import Carrier, LocalStore, find_key, re
 from atomsieve.screen.results import ledger, run_record
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import ResultsFolder, partial_path
-from atomsieve.screen.results.npy_file import ResultFile, row_file
+from atomsieve.screen.results.npy_file import ArrayFiles, members_file, row_file
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def collect(results: str | Path, place: str | Path, comm: Communicator | None = 
         chunks, heads = Chunks.of(record), len(record["heads"])
         key = comm.run_on_first(_lock_run, folder, place, stack)
         rows = row_file(folder, chunks, heads)
-        carrier = Carrier(folder, rows, bool(record["options"]["forces"]), comm.rank)
+        count = int(record["options"].get("members", 0))
+        members = members_file(folder, chunks, heads, count) if count else None
+        carrier = Carrier(folder, rows, bool(record["options"]["forces"]), comm.rank, members)
         durable = comm.run_on_first(_read_durable, folder)
         found = LocalStore.at(place, key).path.is_dir()
         store = comm.run_on_all(_open_store, place if found else None, key, folder.path)
@@ -165,20 +167,20 @@ def open_stores(
     comm: Communicator,
     place: Path,
     folder: ResultsFolder,
-    files: Sequence[ResultFile],
+    files: ArrayFiles,
     durable: Collection[int],
     count: int,
 ) -> tuple[LocalStore, Carrier, Collected]:
     """Open the stores of a run below `place`, and copy the chunks that an earlier part of the run left in them.
 
-    files : the row store and, if there is one, the forces file of the results folder. durable : chunks that are in the
+    files : those of the results folder that hold a place for every chunk. durable : chunks that are in the
     results folder already, of `count` in all.
     """
     key = comm.run_on_first(find_key, folder)
     store = comm.run_on_all(LocalStore.open, place, key, folder.path)
-    carrier = Carrier(folder, files[0], len(files) > 1, comm.rank)
+    carrier = Carrier(folder, files.rows, files.forces is not None, comm.rank, files.members)
     collected = copy_stores(comm, store, carrier, durable)
     stores = count_sharers(comm, store)[2]
     left = 1.0 - (len(durable) + collected.chunks) / count
-    comm.run_on_all(store.require_room, files, stores, left)
+    comm.run_on_all(store.require_room, list(files.kept.values()), stores, left)
     return store, carrier, collected

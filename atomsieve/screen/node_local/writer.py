@@ -3,7 +3,7 @@
     DIR/atomsieve-KEY/
       token                 random; processes that read the same token share this folder
       rows.npy.part         the whole row store, of which only the chunks computed here take room (a sparse file)
-      forces.npy.part       likewise
+      forces.npy.part, members.npy.part   likewise
       ledger/NNNNN.ledger   the chunks that are durable here, per rank
 
 A chunk has the same place here as in the results folder, so bringing it there is a copy of bytes and nothing is encoded
@@ -30,7 +30,7 @@ from atomsieve.runs.output_files import disk_errors, sync_folder
 from atomsieve.runs.output_folder import write_output
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.files import ResultsFolder, partial_path
-from atomsieve.screen.results.npy_file import BLOCK, HEADER, ResultFile
+from atomsieve.screen.results.npy_file import BLOCK, HEADER, ArrayFiles, ResultFile
 from atomsieve.screen.results.writer import ResultWriter
 
 TOGETHER = 256 << 20  # bytes copied between two ledger writes: after a death in between they are copied again
@@ -185,25 +185,31 @@ def copy(source: int, target: int, place: Place) -> None:
 class Carrier:
     """Copies chunks to the results folder and enters them in a ledger there.
 
-    folder : the results folder. rows : its row store. forces : whether there are forces. rank : whose ledger is used.
+    folder : the results folder. rows : its row store. forces : whether there are forces. members : its file of the
+    members, None without one. rank : whose ledger is used.
     """
 
-    def __init__(self, folder: ResultsFolder, rows: ResultFile, forces: bool, rank: int) -> None:
-        self.folder, self._rows = folder, rows
-        self.paths = [partial_path(folder.rows), *([partial_path(folder.forces)] if forces else [])]
+    def __init__(
+        self, folder: ResultsFolder, rows: ResultFile, forces: bool, rank: int, members: ResultFile | None = None
+    ) -> None:
+        self.folder, self._rows, self._forces, self._members = folder, rows, forces, members
+        kept = [folder.rows, *([folder.forces] if forces else []), *([] if members is None else [folder.members])]
+        self.paths = [partial_path(path) for path in kept]
         self._ledger = folder.rank_ledger(rank)
 
     def places(self, entry: ledger.Entry) -> list[Place]:
         """Return where a chunk lies in each file."""
         spans = [(self._rows.bounds(entry.chunk), self._rows.bounds(entry.chunk + 1))]
-        if len(self.paths) > 1:
+        if self._forces:
             if entry.forces_at is None:
                 raise DataError(f"chunk {entry.chunk} has no forces in the ledger; the run stores them")
             spans.append(entry.forces_at)
+        if self._members is not None:
+            spans.append((self._members.bounds(entry.chunk), self._members.bounds(entry.chunk + 1)))
         return [(HEADER + start, HEADER + stop) for start, stop in spans]
 
     def carry(self, entries: Sequence[ledger.Entry], sources: Sequence[int]) -> list[ledger.Entry]:
-        """Copy chunks from the open files `sources` (rows, forces); return those whose bytes are damaged there.
+        """Copy chunks from the open files `sources`, in the order of `paths`; return those that are damaged there.
 
         A chunk is in the ledger only once the disk has its bytes and they fit its checksums, read back from the copy.
         """
@@ -237,8 +243,12 @@ class Carrier:
             yield group
 
     def _copy_chunk(self, entry: ledger.Entry, sources: Sequence[int], targets: Sequence[int]) -> bool:
-        expected = [entry.rows, entry.forces]
-        for place, source, target, crc in zip(self.places(entry), sources, targets, expected, strict=False):
+        expected = [
+            entry.rows,
+            *([entry.forces] if self._forces else []),
+            *([] if self._members is None else [entry.members]),
+        ]
+        for place, source, target, crc in zip(self.places(entry), sources, targets, expected, strict=True):
             try:
                 if os.fstat(source).st_size < place[1] or compute_crc(source, *place) != crc:
                     return False
@@ -260,13 +270,13 @@ class LocalWriter(ResultWriter):
         self,
         store: LocalStore,
         carrier: Carrier,
-        files: Sequence[ResultFile],
+        files: ArrayFiles,
         rank: int,
         commit_seconds: float,
         collect_seconds: float,
     ) -> None:
-        rows, *forces = store.files(files)
-        super().__init__(store.folder, rows, forces[0] if forces else None, rank, commit_seconds)
+        here = files.replace_paths(store.files(files.kept.values()))
+        super().__init__(store.folder, here, rank, commit_seconds)
         self._carrier = carrier
         self._here: list[ledger.Entry] = []  # durable here and not yet there
         self._collect_every = collect_seconds

@@ -25,9 +25,10 @@ from atomsieve.screen.engine.context import RankContext, StopNow
 from atomsieve.screen.engine.in_flight import DeathRecord, collect_suspects
 from atomsieve.screen.engine.tally import Tally
 from atomsieve.screen.failures import translate_loss
-from atomsieve.screen.quarantine.rows import blank_chunk_forces, poisoned_chunk_rows
-from atomsieve.screen.quarantine.sandbox import CannotStart, Computed, Recipe, Sandbox
+from atomsieve.screen.quarantine.rows import blank_chunk_values, poisoned_chunk_rows
+from atomsieve.screen.quarantine.sandbox import CannotStart, Recipe, Sandbox
 from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.screen.results.npy_file import ChunkArrays
 from atomsieve.structures.fields import CONDITIONS
 
 log = logging.getLogger(__name__)
@@ -71,13 +72,13 @@ def retry_suspects(
             since = time.perf_counter()
             try:
                 with context.clock("suspects"):
-                    rows, forces = retry(chunk, suspects[chunk])
+                    arrays = retry(chunk, suspects[chunk])
             except StopNow:
                 break
-            tally.add(rows)
-            writer.put(chunk, rows, forces, time.perf_counter() - since)
+            tally.add(arrays.rows)
+            writer.put(chunk, arrays, time.perf_counter() - since)
             writer.commit()
-            context.report_chunk(chunk, rows)
+            context.report_chunk(chunk, arrays.rows)
         if watch.stop.closing:
             comm.stop_claims()
     return tally
@@ -109,8 +110,8 @@ class IsolatedRetry:
     def __init__(self, context: RankContext, sandbox: Sandbox | None) -> None:
         self._context, self._sandbox, self._in_flight = context, sandbox, context.watch.in_flight
 
-    def __call__(self, chunk: int, record: DeathRecord) -> Computed:
-        """Return the rows and forces of a chunk, computed or poisoned."""
+    def __call__(self, chunk: int, record: DeathRecord) -> ChunkArrays:
+        """Return the arrays of a chunk, computed or poisoned."""
         try:
             found = self._retry(chunk, record)
         except BaseException as error:
@@ -120,14 +121,14 @@ class IsolatedRetry:
         self._in_flight.clear()
         return found
 
-    def _retry(self, chunk: int, record: DeathRecord) -> Computed:
+    def _retry(self, chunk: int, record: DeathRecord) -> ChunkArrays:
         if record.deaths >= DEATHS or record.interrupted >= INTERRUPTED:
             return self._poison(chunk, "it is set aside")
         if self._sandbox is not None:
             return self._compute_isolated(chunk, record.deaths)
         return self._compute_in_rank(chunk, record.deaths)
 
-    def _compute_isolated(self, chunk: int, deaths: int) -> Computed:
+    def _compute_isolated(self, chunk: int, deaths: int) -> ChunkArrays:
         """Compute a chunk in the sandbox, again after each death until it is computed or poisoned."""
         assert self._sandbox is not None
         context = self._context
@@ -142,7 +143,7 @@ class IsolatedRetry:
                 log_no_sandbox(error)
                 self._sandbox = None
                 return self._compute_in_rank(chunk, deaths)
-            if isinstance(found, tuple):
+            if isinstance(found, ChunkArrays):
                 return found
             deaths += 1
             ids, natoms = (ids, natoms) if found.ids is None else (found.ids, found.natoms)
@@ -155,7 +156,7 @@ class IsolatedRetry:
             else:
                 return self._poison(chunk, text, ids, natoms)
 
-    def _compute_in_rank(self, chunk: int, deaths: int) -> Computed:
+    def _compute_in_rank(self, chunk: int, deaths: int) -> ChunkArrays:
         """Compute a chunk in this process: the next start counts its death."""
         context = self._context
         self._in_flight.begin(chunk, deaths)
@@ -164,13 +165,14 @@ class IsolatedRetry:
 
     def _poison(
         self, chunk: int, why: str, ids: NDArray[np.int64] | None = None, natoms: NDArray[np.int64] | None = None
-    ) -> Computed:
-        """Return the rows and forces of a chunk that is not computed any more."""
+    ) -> ChunkArrays:
+        """Return the arrays of a chunk that is not computed any more."""
         context = self._context
         first, end = context.chunks.span(chunk)
         log.warning("%s; chunk %d (positions %d to %d) is set aside as POISONED", why, chunk, first, end - 1)
         rows = poisoned_chunk_rows(first, end, len(context.runner.heads), ids, natoms)
-        return rows, blank_chunk_forces(context.files.forces, chunk)
+        arrays = context.files.arrays
+        return ChunkArrays(rows, *(blank_chunk_values(file, chunk) for file in (arrays.forces, arrays.members)))
 
 
 def clear_retry_state(folder: ResultsFolder) -> None:

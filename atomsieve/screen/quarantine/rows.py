@@ -38,8 +38,8 @@ def poisoned_chunk_rows(
     return mark_poisoned(rows.reshape(-1))
 
 
-def blank_chunk_forces(file: ResultFile | None, chunk: int) -> NDArray[np.float32] | None:
-    """Return NaN for all forces of a chunk, None where forces are not kept."""
+def blank_chunk_values(file: ResultFile | None, chunk: int) -> NDArray[np.float32] | None:
+    """Return NaN for all values of a chunk in a file of forces or members, None where they are not kept."""
     if file is None:
         return None
     size = (file.bounds(chunk + 1) - file.bounds(chunk)) // file.dtype.itemsize

@@ -30,14 +30,13 @@ from atomsieve.runs.signals import end_with_parent
 from atomsieve.screen.engine.runner import MOMENT, Runner
 from atomsieve.screen.failures import DeviceLost, is_device_lost
 from atomsieve.screen.quarantine.rows import mark_poisoned
+from atomsieve.screen.results.npy_file import ChunkArrays
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.fields import CONDITIONS
 from atomsieve.structures.interface import StructureReader
 
 CHILD_FIRST = "500"
 """Of /proc/PID/oom_score_adj: where memory runs out, the kernel ends this process before its rank."""
-Computed = tuple[NDArray[Any], NDArray[np.float32] | None]
-"""Rows and forces of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ class Sandbox:
 
     def compute(
         self, first: int, end: int, without: frozenset[int], between: Callable[[], None] = lambda: None
-    ) -> Computed | Death:
-        """Return the rows and forces of the chunk at input positions `first:end`, or how the process died.
+    ) -> ChunkArrays | Death:
+        """Return the arrays of the chunk at input positions `first:end`, or how the process died.
 
         without : positions in the chunk of structures that are not computed and become POISONED.
         between : called every moment; it may raise to leave, which ends the process.
@@ -131,7 +130,7 @@ class Sandbox:
                 elif kind == "batch":
                     (batch,) = content
                 elif kind == "done":
-                    return content[0], content[1]
+                    return ChunkArrays(*content)
                 else:
                     raise content[0]
         except _ProcessEnded:
@@ -221,7 +220,7 @@ def release_unused_memory() -> None:
 
 def compute(
     reader: StructureReader, runner: Runner, order: tuple[int, int, frozenset[int]], announce: Callable[..., None]
-) -> Computed:
+) -> ChunkArrays:
     """Compute one chunk; `announce` gets what was read and, before it is begun, the structures of each batch.
 
     Not the batch's number: how a chunk is cut depends on how much memory the process has found to be there.
@@ -267,7 +266,7 @@ def main() -> None:
         except EOFError:
             return
         try:
-            rows, forces = compute(reader, runner, order, announce)
+            found = compute(reader, runner, order, announce)
         except BrokenPipeError:
             return
         except Exception as error:  # every kind: it is raised in the rank
@@ -276,7 +275,7 @@ def main() -> None:
             known = isinstance(error, AtomSieveError)
             announce("raised", error if known else RuntimeError(f"{type(error).__name__}: {error}"))
             continue
-        announce("done", rows, forces)
+        announce("done", *found)
 
 
 if __name__ == "__main__":

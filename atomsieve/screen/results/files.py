@@ -4,6 +4,7 @@
       run.json           settings of the run: input, ensemble, options, columns with units, chunk and batch rules
       rows.npy           one record per structure and head, in input order
       forces.npy         [N,3] float32 eV/Angstrom ([N,H,3] for H heads), if asked for
+      members.npy        [rows,K] float32 eV/atom: energy of each member minus that of the row, unless left out
       top.csv            the best rows
       summary.json       counts, rates, time per stage, versions
       run.log.jsonl      events with their time
@@ -14,7 +15,7 @@
       at_hand.bin        until the run is complete: the chunk that each rank is computing
       deaths.json        while chunks are suspected of having killed a rank: how often for each
 
-`rows.npy`, `forces.npy` and `top.csv` have the same bytes for any number of ranks, and after an interruption. Every
+The `.npy` files and `top.csv` have the same bytes for any number of ranks, and after an interruption. Every
 chunk has a fixed place in them, so ranks write concurrently and nothing is assembled at the end. Until the last chunk
 is durable the files are called `*.npy.part`: a name without `.part` promises that every row is there.
 """
@@ -37,6 +38,7 @@ class ResultsFolder(OutputFolder):
     run = property(lambda self: self.record)
     rows = property(lambda self: self.path / "rows.npy")
     forces = property(lambda self: self.path / "forces.npy")
+    members = property(lambda self: self.path / "members.npy")
     top = property(lambda self: self.path / "top.csv")
     summary = property(lambda self: self.path / "summary.json")
     log = property(lambda self: self.path / "run.log.jsonl")
@@ -61,7 +63,7 @@ class ResultsFolder(OutputFolder):
 
     def list_files(self) -> list[Path]:
         """Return the files of a run, run.json last; folders for files of single ranks stay."""
-        arrays = [name for path in (self.rows, self.forces) for name in (partial_path(path), path)]
+        arrays = [name for path in (self.rows, self.forces, self.members) for name in (partial_path(path), path)]
         small = [self.at_hand, self.deaths, self.bounds, self.top, self.summary, self.log, self.local, self.run]
         return [*self.ledgers(), *arrays, *self.cascade.glob("*.notes"), *small]
 

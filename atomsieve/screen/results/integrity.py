@@ -9,7 +9,7 @@ from typing import Any
 from atomsieve.errors import DataError
 from atomsieve.runs.hashing import compute_crc
 from atomsieve.screen.results.columns import ROW
-from atomsieve.screen.results.npy_file import FORCE, HEADER, REMEDY, npy_header, require_size
+from atomsieve.screen.results.npy_file import FORCE, HEADER, MEMBER, REMEDY, npy_header, require_size
 from atomsieve.screen.results.record import Results
 
 
@@ -33,6 +33,7 @@ def describe_unreadable(results: Results) -> str | None:
     try:
         results.require_rows()
         require_forces(results)
+        results.members()
     except DataError as error:
         return str(error)
     if known < wanted and results.complete:
@@ -48,6 +49,8 @@ def require_headers(results: Results) -> None:
     if (path := results.forces_path) is not None:
         atoms = (path.stat().st_size - HEADER) // (results.heads * 3 * FORCE.itemsize)
         shapes[path] = ((atoms, 3) if results.heads == 1 else (atoms, results.heads, 3), FORCE)
+    if (path := results.members_path) is not None:
+        shapes[path] = ((results.chunks.n * results.heads, results.members_count), MEMBER)
     for path, (shape, dtype) in shapes.items():
         with open(path, "rb") as file:
             if file.read(HEADER) != npy_header(shape, dtype):
@@ -55,7 +58,7 @@ def require_headers(results: Results) -> None:
 
 
 def find_damaged_chunks(results: Results) -> list[int]:
-    """Return the chunks of the ledger whose rows or forces do not match their checksums.
+    """Return the chunks of the ledger whose rows, forces or members do not match their checksums.
 
     Raises
     ------
@@ -66,18 +69,22 @@ def find_damaged_chunks(results: Results) -> list[int]:
         return []
     results.rows()
     require_forces(results)
+    results.members()
     require_headers(results)
-    itemsize = results.heads * ROW.itemsize
+    places = {"rows": results.path, "forces": results.forces_path, "members": results.members_path}
+    paths = {name: path for name, path in places.items() if path is not None}
+    widths = {"rows": results.heads * ROW.itemsize, "members": results.heads * results.members_count * MEMBER.itemsize}
     bad = []
     with ExitStack() as stack:
-        paths = [path for path in (results.path, results.forces_path) if path is not None]
-        handles = [stack.enter_context(open(path, "rb")).fileno() for path in paths]
+        handles = {name: stack.enter_context(open(path, "rb")).fileno() for name, path in paths.items()}
         for chunk, entries in sorted(results.ledger.items()):
-            spans = [tuple(at * itemsize for at in results.chunks.span(chunk)), entries[-1].forces_at or (0, 0)]
-            found = [
-                compute_crc(handle, HEADER + start, HEADER + stop)
-                for handle, (start, stop) in zip(handles, spans, strict=False)
-            ]
-            if all([entry.rows, entry.forces][: len(found)] != found for entry in entries):
+            first, stop = results.chunks.span(chunk)
+            spans = {name: (first * width, stop * width) for name, width in widths.items()}
+            spans["forces"] = entries[-1].forces_at or (0, 0)
+            found = {
+                name: compute_crc(handle, HEADER + spans[name][0], HEADER + spans[name][1])
+                for name, handle in handles.items()
+            }
+            if all(any(getattr(entry, name) != crc for name, crc in found.items()) for entry in entries):
                 bad.append(chunk)
     return bad

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-KNOWN = np.dtype([("chunk", "<i8"), ("rows", "<u4"), ("forces", "<u4")])
-"""The part of an entry that every rank keeps: chunk and checksums (forces: 0 where they are not stored)."""
+KNOWN = np.dtype([("chunk", "<i8"), ("rows", "<u4"), ("forces", "<u4"), ("members", "<u4")])
+"""The part of an entry that every rank keeps: chunk and checksums (forces, members: 0 where they are not stored)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Entry:
     status : rows per status code.
     time, seconds : when it was made durable (s since 1970), and how long it took to compute.
     forces_at : where its forces begin and end, in bytes after the header; None where forces are not stored.
+    members : crc32 of its bytes in the file of members; None where they are not stored.
     """
 
     chunk: int
@@ -48,13 +49,15 @@ class Entry:
     time: float = 0.0
     seconds: float = 0.0
     forces_at: tuple[int, int] | None = None
+    members: int | None = None
 
 
 def encode(entry: Entry) -> bytes:
     """Return the ledger line of an entry."""
     fields = asdict(entry)
-    if entry.forces_at is None:
-        del fields["forces_at"]
+    for name in ("forces_at", "members"):
+        if fields[name] is None:
+            del fields[name]
     text = json.dumps(fields, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
@@ -100,7 +103,7 @@ def entries(path: Path, *, repair: bool = False) -> Iterator[Entry]:
 
 def known(paths: Iterable[Path]) -> NDArray[Any]:
     """Return the entries of the ledgers `paths` (dtype `KNOWN`), in their order; cut off torn ends as `read` does."""
-    found = [(e.chunk, e.rows, e.forces or 0) for path in paths for e in entries(path, repair=True)]
+    found = [(e.chunk, e.rows, e.forces or 0, e.members or 0) for path in paths for e in entries(path, repair=True)]
     return np.array(found, KNOWN)
 
 

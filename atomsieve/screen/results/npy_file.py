@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -23,6 +24,8 @@ BLOCK = 1 << 22  # bytes read at once where a file is checked
 FORCE = np.dtype("<f4")
 """The dtype of `forces.npy`."""
 REMEDY = "run the screening again"
+MEMBER = np.dtype("<f4")
+"""The dtype of `members.npy`."""
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
@@ -102,6 +105,43 @@ def forces_file(folder: ResultsFolder, atom_bounds: NDArray[np.int64], heads: in
     n, dtype = int(atom_bounds[-1]), np.dtype("<f4")
     shape = (n, 3) if heads == 1 else (n, heads, 3)
     return ResultFile(folder.forces, shape, dtype, lambda k: int(atom_bounds[k]) * heads * 3 * dtype.itemsize)
+
+
+def members_file(folder: ResultsFolder, chunks: Chunks, heads: int, members: int) -> ResultFile:
+    """Return the file of the energies of `members` members; `heads` rows per structure."""
+    width = heads * members * MEMBER.itemsize
+    return ResultFile(folder.members, (chunks.n * heads, members), MEMBER, lambda k: chunks.start(k) * width)
+
+
+@dataclass(frozen=True)
+class ArrayFiles:
+    """The files of a run that hold a place for every chunk; None where one is not kept."""
+
+    rows: ResultFile
+    forces: ResultFile | None = None
+    members: ResultFile | None = None
+
+    @property
+    def kept(self) -> dict[str, ResultFile]:
+        """The files that are kept, by the name that their checksums have in the ledger."""
+        every = {"rows": self.rows, "forces": self.forces, "members": self.members}
+        return {name: file for name, file in every.items() if file is not None}
+
+    def replace_paths(self, files: Sequence[ResultFile]) -> ArrayFiles:
+        """Return these files elsewhere: `files` are those of `kept`, in its order."""
+        return ArrayFiles(**dict(zip(self.kept, files, strict=True)))
+
+
+class ChunkArrays(NamedTuple):
+    """The arrays of a chunk of S structures with N atoms, for H heads and K members; None where one is not kept.
+
+    rows : [S*H]. forces : [N,3], or [N,H,3] for several heads, eV/Angstrom.
+    members : [S*H,K] eV/atom, energy of each member minus that of the row; NaN where the row has no result.
+    """
+
+    rows: NDArray[Any]
+    forces: NDArray[np.float32] | None = None
+    members: NDArray[np.float32] | None = None
 
 
 def require_size(path: Path, expected: int, by: str, *, least: bool = False) -> int:

@@ -19,7 +19,7 @@ from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.columns import ROW, describe
 from atomsieve.screen.results.files import ResultsFolder, partial_path
 from atomsieve.screen.results.ledger import Entry
-from atomsieve.screen.results.npy_file import FORCE, HEADER, require_size
+from atomsieve.screen.results.npy_file import FORCE, HEADER, MEMBER, require_size
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,32 @@ class Results:
         if not atoms:
             return np.zeros(shape, FORCE)  # an empty file cannot be mapped
         return np.memmap(path, FORCE, "r", HEADER, shape)
+
+    @property
+    def members_path(self) -> Path | None:
+        """Path of the energies of the members, complete or not; None if the run keeps none."""
+        if not self.members_count:
+            return None
+        return self.folder.members if self.complete else partial_path(self.folder.members)
+
+    @property
+    def members_count(self) -> int:
+        """Number K of members whose energies the run keeps, 0 if it keeps none."""
+        return int(self.manifest["options"].get("members", 0))
+
+    def members(self) -> NDArray[Any] | None:
+        """Return the energies `[rows, K] eV/atom` of the members minus that of the row, mapped; None if none are kept.
+
+        Raises
+        ------
+        DataError
+            if the file is gone, or has another size than the rows need.
+        """
+        path, shape = self.members_path, (self.chunks.n * self.heads, self.members_count)
+        if path is None:
+            return None
+        require_size(path, HEADER + math.prod(shape) * MEMBER.itemsize, "run.json says")
+        return np.memmap(path, MEMBER, "r", HEADER, shape)
 
     def iter_rows(self) -> Iterator[NDArray[Any]]:
         """Yield the rows of each durable chunk, in input order."""

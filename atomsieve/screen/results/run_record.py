@@ -35,7 +35,7 @@ class RunFacts:
     precisions : names behind the codes of the column `precision`.
     uncalibrated : heads in use without calibrated energies.
     cutoff : Angstrom.
-    forces, max_structure_atoms, force_spread : see `ScreenOptions`.
+    forces, max_structure_atoms, force_spread : see `ScreenOptions`. members : whose energies are kept, 0 for none.
     oversized_marked : structures too large for the GPU alone get a status and are not computed on the CPU.
     chunks, max_atoms, max_edges, threads : how work is cut; threads are None where they do not matter.
     automatic : which of the two numbers of the budget no option gave.
@@ -73,6 +73,7 @@ class RunFacts:
     server: Mapping[str, Any] | None = None
     endpoints: list[str] | None = None
     converted: Mapping[str, Any] | None = None
+    members: int = 0
 
 
 def build_record(facts: RunFacts) -> dict[str, Any]:
@@ -91,6 +92,7 @@ def build_record(facts: RunFacts) -> dict[str, Any]:
         "options": {
             "screened": facts.chunks.n,
             "forces": facts.forces,
+            **({"members": facts.members} if facts.members else {}),
             "max_structure_atoms": facts.max_structure_atoms,
             **({} if facts.force_spread == "all" else {"force_spread": facts.force_spread}),
             **({"oversized": "mark"} if facts.oversized_marked else {}),
@@ -143,6 +145,14 @@ def _describe_chunks(manifest: Mapping[str, Any]) -> str:
     """Return the size of chunks as the user gave it."""
     chunks = manifest.get("chunks", {})
     return "left out" if chunks.get("taper") else str(chunks.get("size"))
+
+
+def lacks_members(folder: ResultsFolder) -> bool:
+    """Return whether the folder holds a run that keeps no energies of members, as older ones do."""
+    try:
+        return folder.run.is_file() and not read(folder)["options"].get("members")
+    except (AtomSieveError, KeyError, TypeError, AttributeError):
+        return False  # what is wrong is told when the folder is claimed
 
 
 def recorded_chunks(folder: ResultsFolder) -> Chunks | None:

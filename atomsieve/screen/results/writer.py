@@ -15,42 +15,43 @@ from atomsieve.errors import AtomSieveError
 from atomsieve.runs.output_files import disk_errors
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.files import ResultsFolder, partial_path
-from atomsieve.screen.results.npy_file import HEADER, ResultFile
+from atomsieve.screen.results.npy_file import HEADER, ArrayFiles, ChunkArrays, ResultFile
 
 
 class ResultWriter:
     """Writes chunks to their places, and records them in this rank's ledger once they are synced to disk."""
 
-    def __init__(
-        self, folder: ResultsFolder, rows: ResultFile, forces: ResultFile | None, rank: int, commit_seconds: float
-    ) -> None:
-        self.folder, self.rows, self.forces = folder, rows, forces
+    def __init__(self, folder: ResultsFolder, files: ArrayFiles, rank: int, commit_seconds: float) -> None:
+        self.folder, self._files = folder, files.kept
         self._ledger = folder.rank_ledger(rank)
         self._handles: list[int] = []
         self._waiting: list[ledger.Entry] = []
         self._interval, self._last = commit_seconds, time.monotonic()
 
     def __enter__(self) -> ResultWriter:
-        files = [f for f in (self.rows, self.forces) if f is not None]
         with disk_errors(self.folder.path):
-            self._handles = [os.open(partial_path(f.path), os.O_RDWR) for f in files]
+            self._handles = [os.open(partial_path(file.path), os.O_RDWR) for file in self._files.values()]
         return self
 
-    def put(self, chunk: int, rows: NDArray[Any], forces: NDArray[np.float32] | None, seconds: float) -> None:
+    def put(self, chunk: int, arrays: ChunkArrays, seconds: float) -> None:
         """Write one chunk; it is durable after the next `commit`, which follows every `commit_seconds`."""
+        rows, forces = arrays.rows, self._files.get("forces")
         codes, counts = np.unique(rows["status"], return_counts=True)
         with disk_errors(self.folder.path):
+            found: dict[str, int] = {}
+            for handle, (name, file) in zip(self._handles, self._files.items(), strict=True):
+                if (values := getattr(arrays, name)) is not None:
+                    found[name] = _write(handle, file, chunk, values)
             entry = ledger.Entry(
                 chunk=chunk,
-                rows=_write(self._handles[0], self.rows, chunk, rows),
-                forces=None
-                if self.forces is None or forces is None
-                else _write(self._handles[1], self.forces, chunk, forces),
+                rows=found["rows"],
+                forces=found.get("forces"),
+                members=found.get("members"),
                 structures=int(rows["position"][-1] - rows["position"][0] + 1),
                 status=dict(zip(codes.tolist(), counts.tolist(), strict=True)),
                 time=round(time.time(), 3),
                 seconds=round(seconds, 6),
-                forces_at=None if self.forces is None else (self.forces.bounds(chunk), self.forces.bounds(chunk + 1)),
+                forces_at=None if forces is None else (forces.bounds(chunk), forces.bounds(chunk + 1)),
             )
         self._waiting.append(entry)
         self.commit_if_due()

@@ -79,25 +79,25 @@ def test_a_run_that_meets_the_end_of_memory_once_goes_on_with_smaller_batches(sc
 def test_what_is_too_large_alone_is_computed_on_the_cpu_or_marked():
     batch = candidates(100, bad=False)
     large = batch.counts > 9
-    expected, vectors = runner(FakePredictor())(batch, 0)
-    marked, _ = runner(Small(9, "cuda:0"))(batch, 0)
+    expected, vectors, _ = runner(FakePredictor())(batch, 0)
+    marked, *_ = runner(Small(9, "cuda:0"))(batch, 0)
     assert np.array_equal(marked["status"] == Status.OUT_OF_MEMORY, large)
     instead = Instead()
-    rows, forces = runner(Small(9, "cuda:0"), oversized=instead)(batch, 0)
+    rows, forces, _ = runner(Small(9, "cuda:0"), oversized=instead)(batch, 0)
     assert rows.tobytes() == expected.tobytes() and np.array_equal(forces, vectors)
     assert instead.computed == large.sum() == len(instead.small.sizes), "one by one, and nothing else"
-    rows, _ = runner(Small(9, "cuda:0"), oversized=Instead(room=10))(batch, 0)
+    rows, *_ = runner(Small(9, "cuda:0"), oversized=Instead(room=10))(batch, 0)
     assert np.array_equal(rows["status"] == Status.OUT_OF_MEMORY, batch.counts > 10)
 
 
 def test_lanes_lower_the_budget_too():
     batch, small = candidates(300, bad=False), Small(120)
-    expected, _ = runner(FakePredictor())(batch, 0)
+    expected, *_ = runner(FakePredictor())(batch, 0)
     with StreamedPredictor(small) as lanes:
         run = runner(lanes)
-        first, _ = run(batch, 0)
+        first, *_ = run(batch, 0)
         failed = small.failed
-        again, _ = run(batch, 0)
+        again, *_ = run(batch, 0)
     assert first.tobytes() == again.tobytes() == expected.tobytes()
     assert run.limit.part < 0.65 and small.failed == failed, "the next chunk is cut to what fits before it is sent"
 

@@ -52,7 +52,7 @@ def test_a_wait_for_a_server_can_be_left():
 
 def test_batches_change_nothing():
     batch = candidates(300)
-    rows, forces = make(max_atoms=30)(batch, 5000)
+    rows, forces, _ = make(max_atoms=30)(batch, 5000)
     whole = FakePredictor()(batch, set())
     ok = whole.status == 0
     assert np.array_equal(rows["position"], 5000 + np.arange(300))
@@ -74,7 +74,7 @@ def test_batches_change_nothing():
 
 def test_domain_and_calibration_of_forces_come_along():
     batch = candidates(300)
-    rows, _ = make(max_atoms=30)(batch, 0)
+    rows, *_ = make(max_atoms=30)(batch, 0)
     whole = FakePredictor()(batch, set())
     ok = whole.status == 0
     assert np.array_equal(rows["outside"], whole.outside)
@@ -93,7 +93,7 @@ def test_without_forces_and_spreads_their_columns_are_empty():
             return replace(super().__call__(batch, want, head), **nothing)
 
     batch = candidates(50, bad=False)
-    rows, _ = make(EnergyOnly(), forces=False)(batch, 0)
+    rows, *_ = make(EnergyOnly(), forces=False)(batch, 0)
     assert (rows["status"] == 0).all()
     assert np.isfinite(rows["energy"]).all()
     for name in ("max_force", "max_force_std", "sigma_force", "sigma_energy", "distance"):
@@ -110,7 +110,7 @@ def test_budget_and_poll():
 
 def test_every_head_has_a_row():
     batch = candidates(50, bad=False)
-    rows, forces = make(heads=("pbe", "scan"))(batch, 0)
+    rows, forces, _ = make(heads=("pbe", "scan"))(batch, 0)
     assert np.array_equal(rows["position"], np.repeat(np.arange(50), 2))
     assert np.array_equal(rows["head"], np.tile([0, 1], 50))
     np.testing.assert_allclose(rows["energy"][1::2], 2 * rows["energy"][::2])
@@ -121,7 +121,7 @@ def test_every_head_has_a_row():
 def test_too_large_never_reaches_the_predictor():
     batch = candidates(100, bad=False)
     predictor = FakePredictor()
-    rows, forces = make(predictor, max_atoms=1, max_structure_atoms=6)(batch, 0)
+    rows, forces, _ = make(predictor, max_atoms=1, max_structure_atoms=6)(batch, 0)
     assert np.array_equal(rows["status"] == Status.TOO_LARGE, batch.counts > 6)
     assert predictor.largest == 6
     assert np.array_equal(np.isnan(forces).all(1), (batch.counts > 6)[batch.structure_of_atom])
@@ -142,8 +142,8 @@ class Small(FakePredictor):
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory: you tried")])
 def test_batches_are_halved_until_they_fit_and_what_does_not_fit_alone_says_so(error):
     batch = candidates(100, bad=False)
-    rows, _ = make(Small(9, error), max_atoms=500)(batch, 0)
-    expected, _ = make(max_atoms=500)(batch, 0)
+    rows, *_ = make(Small(9, error), max_atoms=500)(batch, 0)
+    expected, *_ = make(max_atoms=500)(batch, 0)
     large = batch.counts > 9
     assert np.array_equal(rows["status"] == Status.OUT_OF_MEMORY, large)
     assert rows[~large].tobytes() == expected[~large].tobytes()
@@ -162,6 +162,6 @@ def test_a_number_that_is_none_gets_a_status():
             found.energy[0], found.forces[-1] = np.inf, np.nan
             return found
 
-    rows, _ = make(Broken(), max_atoms=10**6)(candidates(20, bad=False), 0)
+    rows, *_ = make(Broken(), max_atoms=10**6)(candidates(20, bad=False), 0)
     assert (rows["status"] == Status.NAN_OUTPUT).sum() == 2
     assert np.isnan(rows["energy"][rows["status"] != 0]).all()

@@ -51,8 +51,8 @@ class OutOfRoom(FakePredictor):
 def test_a_batch_that_does_not_fit_is_computed_in_halves():
     batch = candidates(60, bad=False)
     with StreamedPredictor(OutOfRoom(), 2) as lanes:
-        found, _ = Runner(lanes, ["pbe", "scan"], False, 100, 10**6, None, 1000)(batch, 0)
-    expected, _ = Runner(FakePredictor(), ["pbe", "scan"], False, 100, 10**6, None, 1000)(batch, 0)
+        found, *_ = Runner(lanes, ["pbe", "scan"], False, 100, 10**6, None, 1000)(batch, 0)
+    expected, *_ = Runner(FakePredictor(), ["pbe", "scan"], False, 100, 10**6, None, 1000)(batch, 0)
     np.testing.assert_allclose(found["energy"], expected["energy"], rtol=1e-12)
     assert not found["status"].any()
 
@@ -87,10 +87,10 @@ def test_what_fits_alone_is_computed_alone_and_whole():
     batch = candidates(200, bad=False)
     inner = OneRoom()
     with StreamedPredictor(inner, 2) as lanes:
-        found, _ = Runner(lanes, ["pbe"], False, 99, 10**6, None, 1000)(batch, 0)
+        found, *_ = Runner(lanes, ["pbe"], False, 99, 10**6, None, 1000)(batch, 0)
     assert inner.failed
     assert not found["status"].any()
-    expected, _ = Runner(FakePredictor(), ["pbe"], False, 99, 10**6, None, 1000)(batch, 0)
+    expected, *_ = Runner(FakePredictor(), ["pbe"], False, 99, 10**6, None, 1000)(batch, 0)
     assert found.tobytes() == expected.tobytes()
 
 

@@ -17,6 +17,7 @@ from atomsieve.screen.engine.reader_process import AHEAD, ChunkSource
 from atomsieve.screen.engine.writer_thread import WAITING, ChunkWriter
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.columns import blank_rows
+from atomsieve.screen.results.npy_file import ChunkArrays
 from atomsieve.structures import StructureWriter, open_structures
 from atomsieve.structures.fields import CONDITIONS
 from tests.screen.screen_fakes import MemoryReader, candidates
@@ -217,7 +218,7 @@ class Target:
     def __enter__(self):
         return self
 
-    def put(self, chunk, rows, forces, seconds):
+    def put(self, chunk, arrays, seconds):
         self.go.wait(20)
         if chunk == self.fail_at:
             raise AtomSieveError("no space left")
@@ -231,7 +232,7 @@ class Target:
 
 
 def chunk(k):
-    return k, blank_rows(3), None, 0.0
+    return k, ChunkArrays(blank_rows(3)), 0.0
 
 
 def test_everything_handed_over_is_reduced_and_written_in_order():

@@ -108,7 +108,7 @@ def test_what_the_ledgers_tell(tmp_path, size):
     for found in on_ranks(size, lambda comm: read_ledgers(comm, folder)):
         assert found["chunk"].tolist() == sorted(entry.chunk for entry in entered)
         pairs = {tuple(row) for row in found.tolist()}
-        assert pairs == {(e.chunk, e.rows, e.forces) for entries in whole.values() for e in entries}
+        assert pairs == {(e.chunk, e.rows, e.forces, 0) for entries in whole.values() for e in entries}
     assert torn.read_bytes().endswith(b"}\n")
 
 

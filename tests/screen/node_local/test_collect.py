@@ -22,7 +22,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import ResultsFolder
-from atomsieve.screen.results.npy_file import row_file
+from atomsieve.screen.results.npy_file import ArrayFiles, row_file
 from tests.screen.screen_fakes import FakePredictor
 
 IDENTICAL = ("rows.npy", "forces.npy", "top.csv", "run.json")
@@ -303,7 +303,7 @@ def test_ranks_do_not_collect_all_at_once(near, tmp_path):
     ages = []
     for rank in range(8):
         writer = node_local_writer.LocalWriter(
-            store, node_local_writer.Carrier(folder, rows, False, rank), [rows], rank, 1.0, 600.0
+            store, node_local_writer.Carrier(folder, rows, False, rank), ArrayFiles(rows), rank, 1.0, 600.0
         )
         ages.append(now - writer._collected)
     gaps = np.diff([*sorted(ages), min(ages) + 600.0])

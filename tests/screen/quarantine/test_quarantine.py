@@ -32,6 +32,7 @@ from atomsieve.screen.quarantine.sandbox import CannotStart, Death, Recipe, Sand
 from atomsieve.screen.results import ledger
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.files import ResultsFolder
+from atomsieve.screen.results.npy_file import ArrayFiles, ChunkArrays
 from atomsieve.screen.run import run_screen
 from atomsieve.structures import write_structures
 from tests.helpers import copper_oxides, tiny_gfm
@@ -242,12 +243,12 @@ class Case:
 
     def __init__(self):
         self.chunks, self.between = Chunks(200, 64), lambda: None
-        self.files, self.watch = SimpleNamespace(forces=None), SimpleNamespace(in_flight=Case.Slots())
+        self.files, self.watch = SimpleNamespace(arrays=ArrayFiles(None)), SimpleNamespace(in_flight=Case.Slots())
         self.runner = type("R", (), {"heads": ["pbe"], "__call__": lambda *a: "here"})()
         self.reader = type("X", (), {"read": lambda *a: None})()
 
 
-DONE = (np.zeros(0), None)
+DONE = ChunkArrays(np.zeros(0))
 
 
 def judge(record, *outcomes):
@@ -271,7 +272,7 @@ def test_verdicts():
     assert asked == [] and (found[0]["status"] == Status.POISONED).all() and len(found[0]) == 64
     assert len(judge(DeathRecord(1, interrupted=4))[0][0]) == 64
     ids = np.arange(64, 128)
-    found, _, _ = judge(DeathRecord(1), death(ids=ids), death())
+    found, *_ = judge(DeathRecord(1), death(ids=ids), death())
     assert np.array_equal(found[0]["id"], ids)
     many = [death((k // 2, 40 + k // 2)) for k in range(2 * retry.MOST_BATCHES + 2)]
     found, asked, _ = judge(DeathRecord(1), *many)
@@ -281,7 +282,7 @@ def test_verdicts():
 def test_what_is_set_aside_does_not_depend_on_what_was_learned_of_memory():
     batch = candidates(60, bad=False)
     runner = Runner(FakePredictor(), ["pbe"], False, 100, 10**6, 1, 10**4, limit=Limit(100, 10**6))
-    expected, _ = runner(batch, 0)
+    expected, *_ = runner(batch, 0)
     told = []
 
     def say(kind, *said):
@@ -289,11 +290,11 @@ def test_what_is_set_aside_does_not_depend_on_what_was_learned_of_memory():
             told.append(said[0])
 
     reader = MemoryReader(batch)
-    rows, _ = sandbox.compute(reader, runner, (0, 60, frozenset()), say)
+    rows, *_ = sandbox.compute(reader, runner, (0, 60, frozenset()), say)
     assert rows.tobytes() == expected.tobytes() and sorted(k for group in told for k in group) == list(range(60))
     learned = replace(runner, limit=Limit(100, 10**6, part=0.3, failures=1))
     whole, told = told, []
-    rows, _ = sandbox.compute(reader, learned, (0, 60, frozenset(whole[1])), say)
+    rows, *_ = sandbox.compute(reader, learned, (0, 60, frozenset(whole[1])), say)
     assert np.array_equal(np.flatnonzero(rows["status"] == Status.POISONED), np.sort(whole[1]))
     assert len(told) > len(whole) and not set(whole[1]) & {k for group in told for k in group}
 
