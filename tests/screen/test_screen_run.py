@@ -24,8 +24,7 @@ from atomsieve.screen.run import run_screen
 from tests.screen.screen_fakes import FakePredictor, MemoryReader, candidates
 
 SMALL = {"chunk_size": 64, "max_atoms": 200, "commit_seconds": 100.0, "top": 50}
-IDENTICAL = ("members.npy",
-            "rows.npy", "forces.npy", "top.csv", "run.json")
+IDENTICAL = ("members.npy", "rows.npy", "forces.npy", "top.csv", "run.json")
 
 
 def artefacts(path):
@@ -47,6 +46,7 @@ def test_the_rows_are_the_predictions(screen, tmp_path, batch):
     assert result.status["NAN_INPUT"] == (whole.status == 1).sum()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "ledger",
+        "members.npy",
         "rows.npy",
         "run.json",
         "run.log.jsonl",
