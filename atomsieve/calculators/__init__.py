@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atomsieve.calculators.change_limits import ChangeLimits
     from atomsieve.calculators.gfm import GFMCalculator
     from atomsieve.calculators.guard import Guard, GuardStop, GuardWarning
     from atomsieve.calculators.relaxation import RelaxResult, Stop, relax
     from atomsieve.calculators.remote import RemoteCalculator
 
 _HOMES = {
+    "ChangeLimits": "change_limits",
     "GFMCalculator": "gfm",
     "Guard": "guard",
     "GuardStop": "guard",
@@ -25,7 +27,17 @@ _HOMES = {
     "relax": "relaxation",
 }
 
-__all__ = ["GFMCalculator", "Guard", "GuardStop", "GuardWarning", "RelaxResult", "RemoteCalculator", "Stop", "relax"]
+__all__ = [
+    "ChangeLimits",
+    "GFMCalculator",
+    "Guard",
+    "GuardStop",
+    "GuardWarning",
+    "RelaxResult",
+    "RemoteCalculator",
+    "Stop",
+    "relax",
+]
 
 
 def __getattr__(name: str) -> Any:

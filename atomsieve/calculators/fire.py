@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.calculators.change_limits import ChangeLimits
 from atomsieve.calculators.relax_result import RelaxResult, Stop
+from atomsieve.calculators.structure_change import measure_change
 from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import UsageError
 from atomsieve.predict import AnyPredictor, Prediction, Status
@@ -42,7 +44,7 @@ class Fire:
 
     Parameters
     ----------
-    predictor, batch, fmax, steps, cell, guard, head, skin : as for `relax`.
+    predictor, batch, fmax, steps, cell, guard, head, skin, limits : as for `relax`.
     record : further outputs to keep for each structure: of "energy_std", "sigma_energy", "distance", "outside".
     active : the structures that are active first; None takes all.
 
@@ -50,7 +52,8 @@ class Fire:
     ----------
     result : the result so far. extra : by the names of `record`, [S]; NaN, or 0, where there is no result.
     active : indices [A] of the active structures; `own` holds their present geometries.
-    guard_reasons : why the guard stopped a structure, by its index. lists : neighbour lists kept between steps.
+    guard_reasons : why the guard stopped a structure, by its index. change_reasons : likewise the limits that its change
+    passed. first_outside : [S], reasons against the domain in the first evaluation. lists : neighbour lists kept between steps.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class Fire:
         skin: float | None = None,
         record: Collection[str] = (),
         active: NDArray[np.int64] | None = None,
+        limits: ChangeLimits | None = None,
     ) -> None:
         check_relaxation(predictor, fmax, steps, cell=cell, guard=guard, head=head)
         check_batch(batch)
@@ -112,7 +116,11 @@ class Fire:
         self.extra: dict[str, NDArray[Any]] = {
             name: np.zeros(many, np.uint8) if name == "outside" else np.full(many, np.nan) for name in record
         }
+        self.limits = limits if limits is not None and limits.watched else None
+        self.start = batch
+        self.first_outside = np.zeros(many, np.uint8)
         self.guard_reasons: dict[int, str] = {}
+        self.change_reasons: dict[int, str] = {}
         self._kept: dict[str, NDArray[Any]] = {
             "cell": batch.cell.copy(),
             "original": batch.cell.copy(),
@@ -160,19 +168,20 @@ class Fire:
     def state(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by which `restore` continues a relaxation of the same batch. Call it before `evaluate`.
 
-        The guard's reasons are not among them.
+        The reasons of the guard and of the limits are not among them.
         """
         self._store()
         result = {name: getattr(self.result, name) for name in RESULTS if getattr(self.result, name) is not None}
         geometry = {"positions": self.result.batch.positions, "cell": self.result.batch.cell}
-        parts = {"kept": self._kept, "result": result, "batch": geometry, "extra": self.extra}
+        begun = {"outside": self.first_outside}
+        parts = {"kept": self._kept, "result": result, "batch": geometry, "extra": self.extra, "first": begun}
         named = {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
         return named | {"active": self.active}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Continue from the `state` of a relaxation of the same batch."""
+        """Continue from the `state` of a relaxation of the same batch; arrays that an older version lacks stay 0."""
         for key, own in self.state().items():
-            if key != "active":
+            if key != "active" and key in state:
                 own[...] = state[key]
         self._load(np.asarray(state["active"], np.int64))
 
@@ -203,6 +212,8 @@ class Fire:
         if self.guard is not None:
             stopped = self._apply_guard(found, good & ~fixed) & ~done
             reason[stopped] = Stop.GUARD
+        if self.limits is not None:
+            self._apply_limits(found, good & ~fixed, spent, reason)
         reason[fixed] = Stop.NOT_PERIODIC
         reason[~good] = Stop.FAILED
         return self._leave((reason != Stop.STEPS) | spent, reason)
@@ -255,6 +266,28 @@ class Fire:
             if stopped[s]:
                 self.guard_reasons[int(self.active[s])] = "; ".join(reasons[s])
         return stopped
+
+    def _apply_limits(
+        self, found: Prediction, good: NDArray[np.bool_], spent: NDArray[np.bool_], reason: NDArray[np.int64]
+    ) -> None:
+        """Change `reason` [A] of the structures whose volume passed a limit now, and of those that end beyond one."""
+        limits = self.limits
+        assert limits is not None
+        begin = self.result.steps[self.active] == 0
+        self.first_outside[self.active[begin]] = found.outside[begin]
+        grown = limits.judge_volumes(np.trace(self.log_strain, axis1=1, axis2=2))
+        ends = np.flatnonzero(
+            good & (reason != Stop.GUARD) & ((reason != Stop.STEPS) | spent | (grown != Stop.CONVERGED))
+        )
+        if not len(ends):
+            return
+        chosen = self.active[ends]
+        change = measure_change(self.start.take(chosen), self.own.take(ends), np.ones(len(ends), bool))
+        judged, texts = limits.judge_ends(change, found.outside[ends] & ~self.first_outside[chosen])
+        passed = judged != Stop.CONVERGED
+        reason[ends[passed]] = judged[passed]
+        for s, text in zip(chosen[passed].tolist(), np.array(texts, object)[passed], strict=True):
+            self.change_reasons[s] = str(text)
 
     def _image(self, s: int) -> Atoms:
         """Return the present geometry of an active structure."""

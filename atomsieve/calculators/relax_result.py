@@ -21,6 +21,10 @@ class Stop(IntEnum):
     GUARD = 2
     FAILED = 3
     NOT_PERIODIC = 4
+    EXPLODED = 5
+    COLLAPSED = 6
+    LEFT_DOMAIN = 7
+    DRIFTED = 8
 
     @property
     def meaning(self) -> str:
@@ -31,7 +35,16 @@ class Stop(IntEnum):
             Stop.GUARD: "the guard found a limit passed",
             Stop.FAILED: "the structure has no result; `status` says why",
             Stop.NOT_PERIODIC: "as it was given: it is not periodic along all three vectors, so its cell cannot relax",
+            Stop.EXPLODED: "its volume grew beyond the limit, an empty layer opened, or it fell apart",
+            Stop.COLLAPSED: "its volume shrank beyond the limit, or atoms came too close",
+            Stop.LEFT_DOMAIN: "it was in the domain of the head and ended outside of it",
+            Stop.DRIFTED: "atoms, shape of the cell or bonds changed so much that it is another structure",
         }[self]
+
+    @property
+    def is_change(self) -> bool:
+        """Whether a limit on the change of the structure ended it (`atomsieve.calculators.ChangeLimits`)."""
+        return self >= Stop.EXPLODED
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from atomsieve.calculators.change_limits import ChangeLimits
 from atomsieve.calculators.fire import Fire
 from atomsieve.calculators.relax_result import RelaxResult, Stop
 from atomsieve.predict import AnyPredictor
@@ -12,7 +13,9 @@ from atomsieve.structures import StructureBatch
 if TYPE_CHECKING:
     from atomsieve.calculators.guard import Guard
 
-__all__ = ["RelaxResult", "Stop", "relax"]
+__all__ = ["ChangeLimits", "RelaxResult", "Stop", "relax"]
+
+USUAL = ChangeLimits()
 
 
 def relax(
@@ -25,12 +28,15 @@ def relax(
     guard: Guard | None = None,
     head: str | None = None,
     skin: float | None = None,
+    limits: ChangeLimits | None = USUAL,
 ) -> RelaxResult:
     """Relax the positions of every structure, and with `cell` their cells too.
 
     fmax : eV/Angstrom; done when no force is longer and, with `cell`, no row of the virial per atom (as in ASE).
     steps : at most so many for each structure.
     guard : looked at in every step; a structure that it stops stays where it is. Its head must be the one used.
+    limits : on the change of a structure; one beyond them ends with a reason of its own and has not converged. None:
+        no limits.
     head : of the predictor; skin : Angstrom, see `atomsieve.graphs.SkinList`.
 
     Raises
@@ -39,7 +45,7 @@ def relax(
         for an unknown head, values out of range, a guard for another head, or if the ensemble gives no forces or
         stress. A bad structure raises nothing: it gets a status.
     """
-    run = Fire(predictor, batch, fmax, steps, cell=cell, guard=guard, head=head, skin=skin)
+    run = Fire(predictor, batch, fmax, steps, cell=cell, guard=guard, head=head, skin=skin, limits=limits)
     run.evaluate()
     while len(run.active):
         run.step()

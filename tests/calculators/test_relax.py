@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import BFGS, FIRE
 
-from atomsieve.calculators import GFMCalculator, Guard, Stop, relax
+from atomsieve.calculators import ChangeLimits, GFMCalculator, Guard, Stop, relax
 from atomsieve.errors import UsageError
 from atomsieve.predict import Predictor, Status
 from atomsieve.structures import StructureBatch
@@ -38,7 +39,7 @@ def test_takes_the_steps_of_ase(predictor: Predictor, cell: bool) -> None:
     images = [rattled(seed) for seed in (0, 1, 2)]
     calc = GFMCalculator(predictor)
     for steps in (1, 4, 15):
-        result = relax(predictor, batch_of(images), fmax=1e-9, steps=steps, cell=cell, skin=0.3)
+        result = relax(predictor, batch_of(images), fmax=1e-9, steps=steps, cell=cell, skin=0.3, limits=None)
         assert (result.steps == steps).all() and (result.reason == Stop.STEPS).all() and not result.converged.any()
         for s, start in enumerate(images):
             atoms = start.copy()
@@ -217,3 +218,51 @@ def test_what_is_no_predictor_or_no_batch_is_refused_in_one_line(predictor):
         relax(predictor, [bulk("Cu")])
     with pytest.raises(UsageError, match="whole number"):
         relax(predictor, batch, steps=1.5)
+
+
+def pulled(monkeypatch, stress: float) -> None:
+    """Let every prediction have this stress, eV/Angstrom^3, and no forces."""
+    forward = Predictor.__call__
+
+    def call(self, batch, *args, **kwargs):
+        found = forward(self, batch, *args, **kwargs)
+        return replace(found, stress=np.tile(stress * np.eye(3), (len(batch), 1, 1)), forces=0 * found.forces)
+
+    monkeypatch.setattr(Predictor, "__call__", call)
+
+
+@pytest.mark.parametrize(("stress", "reason"), [(-0.1, Stop.EXPLODED), (0.1, Stop.COLLAPSED)])
+def test_a_cell_that_explodes_or_collapses_ends_at_the_limit(predictor, monkeypatch, stress, reason) -> None:
+    pulled(monkeypatch, stress)
+    batch = batch_of([bulk("Cu"), rattled(0), Atoms("Cu2", [[0, 0, 0], [2.4, 0, 0]])])
+    result = relax(predictor, batch, fmax=1e-6, steps=60, cell=True)
+    assert result.reason.tolist() == [reason, reason, Stop.NOT_PERIODIC] and not result.converged.any()
+    ratio = (np.linalg.det(result.batch.cell) / np.linalg.det(batch.cell))[:2]
+    change = np.maximum(ratio, 1 / ratio)
+    assert (change > 1.5).all() and (change < 1.8).all() and (result.steps[:2] < 60).all(), "at once"
+    wider = relax(predictor, batch, fmax=1e-6, steps=60, cell=True, limits=ChangeLimits(max_volume_change=2.2))
+    assert (wider.steps[:2] > result.steps[:2]).all()
+    free = relax(predictor, batch, fmax=1e-6, steps=12, cell=True, limits=None)
+    assert (free.reason[:2] == Stop.STEPS).all()
+
+
+def test_a_cell_that_becomes_singular_fails_with_a_status(predictor, monkeypatch) -> None:
+    pulled(monkeypatch, 3.0)
+    result = relax(predictor, batch_of([bulk("Cu")]), fmax=1e-6, steps=400, cell=True, limits=None)
+    assert result.reason[0] == Stop.FAILED and result.status[0] != Status.OK
+    assert np.isfinite(result.batch.cell).all() and np.isfinite(result.energy[0]), "the last that had a result"
+
+
+def test_what_leaves_the_domain_on_its_way_has_not_converged(predictor, monkeypatch) -> None:
+    """A reason that was there before is none; the end decides, not the way."""
+    forward, calls = Predictor.__call__, []
+    reasons = [[4, 0, 0], [4, 8, 8], [4, 8, 0]]  # of three structures in three evaluations
+
+    def call(self, batch, *args, **kwargs):
+        found = forward(self, batch, *args, **kwargs)
+        calls.append(1)
+        return replace(found, outside=np.array(reasons[len(calls) - 1], np.uint8))
+
+    monkeypatch.setattr(Predictor, "__call__", call)
+    result = relax(predictor, batch_of([rattled(s) for s in (0, 1, 2)]), fmax=1e-9, steps=2)
+    assert result.reason.tolist() == [Stop.STEPS, Stop.LEFT_DOMAIN, Stop.STEPS]

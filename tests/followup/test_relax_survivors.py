@@ -16,13 +16,14 @@ from ase.optimize import FIRE
 from rich.console import Console
 from typer.testing import CliRunner
 
-from atomsieve.calculators import GFMCalculator, Stop
+from atomsieve.calculators import ChangeLimits, GFMCalculator, Stop
 from atomsieve.cli.screen import app
 from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.followup.relax import group as relax_group
 from atomsieve.followup.relax import run as relax_module
 from atomsieve.followup.relax.files import COLUMNS
 from atomsieve.followup.relax.options import RelaxOptions
+from atomsieve.followup.relax.report import print_relaxation
 from atomsieve.followup.relax.run import find_group_bounds, run_relax
 from atomsieve.predict import Predictor
 from atomsieve.runs import output_folder
@@ -43,6 +44,7 @@ OPTIONS = {
     "max_atoms": 24,
     "group_atoms": 50,
     "device": "cpu",
+    "limits": ChangeLimits.none(),
 }
 
 
@@ -326,6 +328,34 @@ def test_refusals(screened, tmp_path):
     (copy / "rows.npy").rename(copy / "rows.npy.part")
     with pytest.raises(AtomSieveError, match="is not complete"):
         run_relax(copy, options, out=tmp_path / "out")
+
+
+def test_limits_give_reasons_of_their_own_and_older_folders_continue_without(screened, whole, tmp_path):
+    options = {"top": 12, "max_steps": 6, "precision": "fp32"}
+    _, rows = relaxed(screened, tmp_path / "a", limits=ChangeLimits(max_volume_change=1.02, max_moved=0.05), **options)
+    passed = [row for row in rows if Stop[row["reason"]].is_change]
+    assert (
+        passed and all(row["passed"] for row in passed) and not any(row["passed"] for row in rows if row not in passed)
+    )
+    for row in rows:
+        ratio = float(row["volume [Angstrom^3]"]) / float(row["volume_before [Angstrom^3]"])
+        assert float(row["volume_ratio"]) == pytest.approx(ratio, rel=1e-6)
+        assert (row["reason"] in ("EXPLODED", "COLLAPSED")) == (abs(np.log(ratio)) > np.log(1.02))
+        assert row["space_group_before"] and row["fragments"]
+    _, rows = relaxed(screened, tmp_path / "b", **options)
+    table = (tmp_path / "b" / "relaxed.csv").read_bytes()
+    for path in (tmp_path / "b" / "groups").glob("*.npz"):  # as an older version wrote them
+        arrays = relax_group.read_arrays(path)
+        older = {name: array for name, array in arrays.items() if not name.startswith(("change.", "passed"))}
+        relax_group.write_arrays(path, older)
+    (tmp_path / "b" / "relaxed.csv").unlink()
+    result, _ = relaxed(screened, tmp_path / "b", **options)
+    assert result.computed == 0 and (tmp_path / "b" / "relaxed.csv").read_bytes() == table
+    with pytest.raises(AtomSieveError, match=r"options\.limits\.max_volume_change: \(none\) -> 1\.5"):
+        relaxed(screened, tmp_path / "b", limits=ChangeLimits(), **options)
+    console = Console(file=io.StringIO(), width=200)
+    print_relaxation(console, run_relax(screened / "results", make_options(**options), out=tmp_path / "b"), 5)
+    assert "space group" in console.file.getvalue()
 
 
 def test_groups_are_cut_by_atoms_whatever_the_sizes():

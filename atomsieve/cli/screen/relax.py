@@ -32,6 +32,7 @@ from atomsieve.cli.screen.options import (
 )
 
 GUARD = "When a structure is stopped"
+LIMITS = "What a relaxation may change (inf, or 0 of a least value, is no limit)"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,41 @@ class GuardOptions:
     ] = None
 
 
+@dataclass(frozen=True)
+class LimitOptions:
+    """Limits on the change of a structure; beyond them it has not converged, but exploded, collapsed or drifted."""
+
+    max_volume_change: Annotated[
+        float, typer.Option(help="Factor of the volume: EXPLODED, COLLAPSED.", rich_help_panel=LIMITS)
+    ] = 1.5
+    max_gap: Annotated[
+        float, typer.Option(help="Growth of an empty layer, Angstrom: EXPLODED.", rich_help_panel=LIMITS)
+    ] = 3.0
+    max_new_fragments: Annotated[
+        float, typer.Option(help="More groups of bonded atoms: EXPLODED.", rich_help_panel=LIMITS)
+    ] = 0.0
+    min_contact: Annotated[
+        float, typer.Option(help="Shortest distance over covalent radii: COLLAPSED.", rich_help_panel=LIMITS)
+    ] = 0.6
+    stay_in_domain: Annotated[
+        bool,
+        typer.Option(
+            "--stay-in-domain/--may-leave-domain",
+            help="In the domain before, outside at the end: LEFT_DOMAIN.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = True
+    max_moved: Annotated[
+        float, typer.Option(help="Displacement of an atom, Angstrom: DRIFTED.", rich_help_panel=LIMITS)
+    ] = 1.5
+    max_strain: Annotated[
+        float, typer.Option(help="Logarithmic strain of the cell's shape: DRIFTED.", rich_help_panel=LIMITS)
+    ] = 0.3
+    min_bonds_kept: Annotated[
+        float, typer.Option(help="Share of the bonds that must stay: DRIFTED.", rich_help_panel=LIMITS)
+    ] = 0.5
+
+
 @expand_groups()
 def relax(
     results: ResultsArgument,
@@ -87,6 +123,10 @@ def relax(
         ),
     ] = 0.0,
     guards: GuardOptions,
+    limited: LimitOptions,
+    no_limits: Annotated[
+        bool, typer.Option("--no-limits", help="Believe whatever comes out.", rich_help_panel=LIMITS)
+    ] = False,
     ensemble: Annotated[
         Path | None,
         typer.Option(
@@ -135,8 +175,13 @@ def relax(
     """
     from atomsieve.errors import UsageError
 
+    if no_limits and limited != LimitOptions():
+        raise UsageError(
+            "--no-limits goes with none of the limits; leave it out, or set the others to inf (0 of --min-)"
+        )
     if every != 1 and not trajectory:
         raise UsageError(f"--every {every} goes with --trajectory; add that, or leave --every out")
+    from atomsieve.calculators.change_limits import ChangeLimits
     from atomsieve.followup.relax.options import RelaxOptions
     from atomsieve.followup.relax.report import print_relaxation
     from atomsieve.followup.relax.run import run_relax
@@ -155,6 +200,7 @@ def relax(
         group_atoms=group_atoms,
         skin=skin,
         trajectory=every if trajectory else 0,
+        limits=ChangeLimits.none() if no_limits else ChangeLimits(**merge_fields(limited)),
     )
     screen = console(stderr=True, quiet=quiet)
     result = run_relax(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from atomsieve.calculators.relax_result import Stop
 from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.followup.relax.group import Arrays, read_arrays
+from atomsieve.followup.relax.outcome import GROUPS, PREFIX, VALUES, measure_outcome
 from atomsieve.predict import Status
 from atomsieve.runs.output_files import atomic_draft, disk_errors
 from atomsieve.runs.output_folder import OutputFolder, find_changes, format_changes
@@ -61,6 +62,21 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "volume": ("Angstrom^3", "of the cell now"),
     "volume_before": ("Angstrom^3", "of the cell in the input"),
     "guard": ("", "what the guard found"),
+    "passed": ("", "limits on the change of the structure that it passed, with the values"),
+    "volume_ratio": ("", "volume over volume_before"),
+    "strain": ("", "largest logarithmic strain of the cell's shape, its volume left out"),
+    "bonds_kept": ("", "share of the bonds before that are still there"),
+    "bonds_formed": ("", "bonds between atoms that were far apart, over the bonds before"),
+    "coordination_before": ("", "mean number of bonds of an atom in the input"),
+    "coordination": ("", "mean number of bonds of an atom now"),
+    "contact_before": ("", "shortest distance in the input, over the sum of covalent radii"),
+    "contact": ("", "shortest distance now, over the sum of covalent radii"),
+    "fragments_before": ("", "groups of bonded atoms in the input"),
+    "fragments": ("", "groups of bonded atoms now"),
+    "gap_before": ("Angstrom", "thickest empty layer parallel to a face of the cell in the input"),
+    "gap": ("Angstrom", "thickest empty layer parallel to a face of the cell now"),
+    "space_group_before": ("", "of the input, within 0.1 Angstrom"),
+    "space_group": ("", "now, within 0.1 Angstrom"),
 }
 """Columns of relaxed.csv: unit and meaning."""
 
@@ -206,13 +222,24 @@ def iter_lines(
             "volume": float(volume[s]),
             "volume_before": float(arrays["volume_before"][s]),
             "guard": str(arrays["said"][s]),
+            "passed": str(arrays["passed"][s]) if "passed" in arrays else "",
+            **{name: float(arrays[PREFIX + name][s]) for name in VALUES},
+            **{name: str(arrays[PREFIX + name][s]) for name in GROUPS},
         }
 
 
-def publish(folder: RelaxFolder, bounds: NDArray[np.int64], rows: NDArray[Any], labels: CodeNames, about: str) -> None:
+def publish(
+    folder: RelaxFolder,
+    bounds: NDArray[np.int64],
+    rows: NDArray[Any],
+    labels: CodeNames,
+    about: str,
+    read: Callable[[NDArray[Any]], StructureBatch],
+) -> None:
     """Write the three files of all groups, group after group; the table last: it marks the result as complete.
 
-    bounds : [G+1], group g has the rows `bounds[g]:bounds[g+1]`. about : where the labels come from.
+    bounds : [G+1], group g has the rows `bounds[g]:bounds[g+1]`. about : where the labels come from. read : gives the
+    structures of rows as they were; called for groups that an older version finished, without what happened to them.
     """
     from ase.io.extxyz import write_extxyz
 
@@ -230,7 +257,10 @@ def publish(folder: RelaxFolder, bounds: NDArray[np.int64], rows: NDArray[Any], 
         table.writerow([f"{name} [{unit}]" if unit else name for name, (unit, _) in COLUMNS.items()])
         for g, first in enumerate(bounds[:-1].tolist()):
             batch, arrays = load_group(folder, g)
-            said = list(iter_lines(batch, arrays, rows[first : bounds[g + 1]], first + 1, labels))
+            own = rows[first : bounds[g + 1]]
+            if PREFIX + VALUES[0] not in arrays:
+                arrays |= measure_outcome(read(own), batch, arrays["energy"])
+            said = list(iter_lines(batch, arrays, own, first + 1, labels))
             table.writerows([_text(value) for value in line.values()] for line in said)
             images = batch.to_ase()
             for atoms, line in zip(images, said, strict=True):

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from atomsieve.calculators.fire import Fire
 from atomsieve.calculators.guard import Guard
 from atomsieve.calculators.relax_result import Stop
+from atomsieve.calculators.structure_change import measure_displacement
 from atomsieve.followup.relax.options import RelaxOptions
+from atomsieve.followup.relax.outcome import measure_outcome
 from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict import AnyPredictor, Status
@@ -150,6 +152,7 @@ class RelaxGroup:
         notes = {
             "turn": self.turn,
             "said": self.fire.guard_reasons,
+            "changes": self.fire.change_reasons,
             "sizes": sizes,
             "max_atoms": self.batching.max_atoms,
         }
@@ -164,6 +167,7 @@ class RelaxGroup:
         notes = json.loads(str(state["notes"]))
         self.fire.restore(state)
         self.fire.guard_reasons.update({int(s): text for s, text in notes["said"].items()})
+        self.fire.change_reasons.update({int(s): text for s, text in notes.get("changes", {}).items()})
         self.waiting, self._edges = state["waiting"], state["edges"]
         self.turn, self.batching.max_atoms = notes["turn"], notes["max_atoms"]
         if self.frames is not None:
@@ -192,6 +196,7 @@ def begin_group(
         skin=options.skin,
         record=RECORD,
         active=np.zeros(0, np.int64),
+        limits=options.limits,
     )
     group = RelaxGroup(fire, Batching(*budget), path, frames)
     if not group.resume():
@@ -223,12 +228,16 @@ def collect_arrays(group: RelaxGroup, start: StructureBatch) -> Arrays:
     out: Arrays = {f"batch.{name}": array for name, array in after.present().items()}
     names = ("energy", "forces", "stress", "max_force", "steps", "reason", "status")
     out |= {name: getattr(result, name) for name in names if getattr(result, name) is not None}
-    said = [group.fire.guard_reasons.get(s, "") if result.reason[s] == Stop.GUARD else "" for s in range(len(after))]
+    many = range(len(after))
+    said = [group.fire.guard_reasons.get(s, "") if result.reason[s] == Stop.GUARD else "" for s in many]
+    passed = [group.fire.change_reasons.get(s, "") for s in many]
     return (
         out
         | group.fire.extra
+        | measure_outcome(start, after, result.energy)
         | {
-            "moved": largest_displacement(start, after),
+            "passed": np.array(passed, str),
+            "moved": measure_displacement(start, after),
             "volume_before": np.abs(np.linalg.det(start.cell)),
             "said": np.array(said, str),
         }
@@ -245,21 +254,6 @@ def rattle(start: StructureBatch, positions: NDArray[np.int64], width: float) ->
         return start
     draws = [np.random.default_rng(int(p)).normal(size=(n, 3)) for p, n in zip(positions, start.counts, strict=True)]
     return start.replace(positions=np.asarray(start.positions, np.float64) + width * np.concatenate(draws))
-
-
-def largest_displacement(start: StructureBatch, after: StructureBatch) -> NDArray[np.float64]:
-    """Return the largest displacement of an atom [S], Angstrom, beyond the deformation of its cell and the mean."""
-    periodic = np.asarray(start.pbc.all(1))
-    cells = np.where(periodic[:, None, None], start.cell, np.eye(3))
-    strain = np.linalg.solve(cells, np.where(periodic[:, None, None], after.cell, np.eye(3)))
-    home = start.structure_of_atom
-    gone = after.positions - np.einsum("ni,nij->nj", np.asarray(start.positions, np.float64), strain[home])
-    out, filled = np.zeros(len(start)), start.counts > 0
-    if filled.any():
-        first = start.ptr[:-1][filled]
-        gone = gone - np.repeat(np.add.reduceat(gone, first) / start.counts[filled, None], start.counts[filled], axis=0)
-        out[filled] = np.maximum.reduceat(np.linalg.norm(gone, axis=1), first)
-    return out
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from atomsieve.calculators.change_limits import ChangeLimits
 from atomsieve.errors import UsageError
 from atomsieve.models.precision import check_precision
 from atomsieve.predict.packing import BUDGETS
@@ -29,7 +30,7 @@ DECIDING = (
 )
 RANKING = ("top", "by", "descending", "where")
 GROUPING = ("per", "each", "symprec", "pareto")
-"""Options that decide the results are `DECIDING`, `RANKING` and, where they are used, `GROUPING`."""
+"""Options that decide the results are `DECIDING`, `RANKING` and, where they are used, `GROUPING` and limits."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class RelaxOptions:
         may pay for a few large structures; 0 computes each list again.
     guard : stop a structure that leaves the head's domain. max_sigma_energy, max_sigma_force, max_energy_std,
         max_force_std : and one whose uncertainty is larger, see `atomsieve.calculators.Guard`.
+    limits : on the change of a structure, see `ChangeLimits`; a structure beyond one ends with a reason of its own.
     trajectory : write every n-th step of each structure; 0 writes none.
     """
 
@@ -71,6 +73,7 @@ class RelaxOptions:
     max_energy_std: float | None = None
     max_force_std: float | None = None
     trajectory: int = 0
+    limits: ChangeLimits = ChangeLimits()
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -102,6 +105,7 @@ class RelaxOptions:
             **{name: getattr(self, name) for name in DECIDING},
             **{name: getattr(chosen, name) for name in RANKING},
             **{name: getattr(chosen, name) for name in GROUPING if getattr(chosen, name) != getattr(usual, name)},
+            **({"limits": self.limits.as_dict()} if self.limits.watched else {}),
         }
 
     def budget(self, device_kind: str) -> tuple[int, int, int]:

@@ -22,11 +22,28 @@ SHOWN = {
     "energy_per_atom [eV/atom]": "energy\neV/atom",
     "change": "change\neV/atom",
     "moved [Angstrom]": "moved\nÅ",
+    "volume_ratio": "volume\nratio",
+    "space_group_before": "space group\nbefore",
+    "space_group": "space group\nnow",
     "sigma_energy [eV]": "sigma\neV",
     "energy_std [eV]": "spread\neV",
     "in_domain": "in\ndomain",
 }
 """Columns of the table on the terminal."""
+DOUBTED = {
+    "rank": "rank\nscreened",
+    "position": "position",
+    "formula": "formula",
+    "steps": "steps",
+    "reason": "reason",
+    "volume_ratio": "volume\nratio",
+    "moved [Angstrom]": "moved\nÅ",
+    "space_group_before": "space group\nbefore",
+    "space_group": "space group\nnow",
+    "passed": "what was passed",
+}
+"""Columns of the table of structures that ended beyond a limit."""
+LEFT = ("formula", "reason", "space_group_before", "space_group", "passed")
 
 
 def best_table(result: RelaxSummary, shown: int) -> Table:
@@ -34,24 +51,43 @@ def best_table(result: RelaxSummary, shown: int) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    with open(result.folder.table, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["reason"] == Stop.CONVERGED.name]
+    rows = [row for row in _read_rows(result) if row["reason"] == Stop.CONVERGED.name]
     for row in rows:
         before = float(row["energy_before [eV]"]) / max(int(row["natoms"]), 1)
         row["change"] = str(float(row["energy_per_atom [eV/atom]"]) - before)
     rows.sort(key=lambda row: (float(row["energy_per_atom [eV/atom]"]), int(row["rank"])))
     names = [name for name in SHOWN if name != "sigma_energy [eV]" or any(row[name] for row in rows)]
+    names = [name for name in names if "space_group" not in name or any(row[name] for row in rows)]
     title = f"{min(shown, len(rows))} of {len(rows):,} converged structures with the smallest energy per atom"
-    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    return _fill(Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False), SHOWN, names, rows[:shown])
+
+
+def doubted_table(result: RelaxSummary, shown: int) -> Table:
+    """Return the first structures that ended beyond a limit on their change, in the order of the selection."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    rows = [row for row in _read_rows(result) if Stop[row["reason"]].is_change]
+    title = f"{min(shown, len(rows))} of {len(rows):,} structures whose result is not believed"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    return _fill(table, DOUBTED, list(DOUBTED), rows[:shown])
+
+
+def _read_rows(result: RelaxSummary) -> list[dict[str, str]]:
+    with open(result.folder.table, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _fill(table: Table, headings: dict[str, str], names: list[str], rows: list[dict[str, str]]) -> Table:
     for name in names:
-        out.add_column(SHOWN[name], justify="left" if name == "formula" else "right")
-    for row in rows[:shown]:
-        out.add_row(*(_cell(name, row[name]) for name in names))
-    return out
+        table.add_column(headings[name], justify="left" if name in LEFT else "right")
+    for row in rows:
+        table.add_row(*(_cell(name, row[name]) for name in names))
+    return table
 
 
 def _cell(name: str, text: str) -> str:
-    if name in ("rank", "position", "formula", "steps"):
+    if name in ("rank", "position", "steps", *LEFT):
         return text
     if name == "in_domain":
         return "yes" if text == "True" else "no"
@@ -62,6 +98,8 @@ def print_relaxation(screen: Console, result: RelaxSummary, shown: int) -> None:
     """Print how a relaxation ended."""
     if result.reasons.get(Stop.CONVERGED.name):
         screen.print(best_table(result, shown))
+    if any(Stop[name].is_change for name in result.reasons):
+        screen.print(doubted_table(result, shown))
     for name, count in result.reasons.items():
         screen.print(f"{count:>8,}  {name}: {Stop[name].meaning}", highlight=False, soft_wrap=True)
     if result.computed:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -351,7 +352,7 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> RelaxSummary:
     def write() -> dict[str, int]:
         if todo or not folder.table.is_file():
             about = f"relaxed with ensemble {model.ensemble_id[:16]}, {model.precision}; predicted, not computed"
-            publish(folder, work.bounds, work.rows, labels, about)
+            publish(folder, work.bounds, work.rows, labels, about, partial(read_rows, work.results))
         codes: Counter[int] = Counter()
         for number in range(len(work.bounds) - 1):
             codes.update(read_group(folder, number)["reason"].tolist())
