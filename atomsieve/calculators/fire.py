@@ -52,8 +52,9 @@ class Fire:
     ----------
     result : the result so far. extra : by the names of `record`, [S]; NaN, or 0, where there is no result.
     active : indices [A] of the active structures; `own` holds their present geometries.
-    guard_reasons : why the guard stopped a structure, by its index. change_reasons : likewise the limits that its change
-    passed. first_outside : [S], reasons against the domain in the first evaluation. lists : neighbour lists kept between steps.
+    guard_reasons : why the guard stopped a structure, by its index. change_reasons : likewise the limits that its
+    change passed. first_outside : [S], reasons against the domain in the first evaluation.
+    lists : neighbour lists kept between steps.
 
     Raises
     ------
@@ -276,9 +277,8 @@ class Fire:
         begin = self.result.steps[self.active] == 0
         self.first_outside[self.active[begin]] = found.outside[begin]
         grown = limits.judge_volumes(np.trace(self.log_strain, axis1=1, axis2=2))
-        ends = np.flatnonzero(
-            good & (reason != Stop.GUARD) & ((reason != Stop.STEPS) | spent | (grown != Stop.CONVERGED))
-        )
+        leaves = (reason != Stop.STEPS) | spent | (grown != Stop.CONVERGED)
+        ends = np.flatnonzero(good & leaves & (reason != Stop.GUARD))
         if not len(ends):
             return
         chosen = self.active[ends]

@@ -8,6 +8,7 @@ are neither, so that a bond at the limit is not lost by a thousandth of an Angst
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,11 +109,11 @@ def measure_change(start: StructureBatch, after: StructureBatch, known: NDArray[
     Both geometries of the `known` structures must be sound, as those are that had a result.
     """
     out = {f.name: np.full(len(start), np.nan) for f in fields(StructureChange)}
-    known = known & (start.counts > 0)
-    if known.any():
-        found = _measure_sound(start.take(known), after.take(known))
+    chosen = np.flatnonzero(known & (start.counts > 0))
+    if len(chosen):
+        found = _measure_sound(start.take(chosen), after.take(chosen))
         for name, values in found.items():
-            out[name][known] = values
+            out[name][chosen] = values
     return StructureChange(**out)
 
 
@@ -146,11 +147,11 @@ def _measure_sound(start: StructureBatch, after: StructureBatch) -> dict[str, Ar
 
 def _join(one: BondList, of_one: NDArray[np.bool_], two: BondList, of_two: NDArray[np.bool_]) -> BondList:
     """Return chosen bonds of two lists of the same atoms as one list; some may be in it twice."""
-    parts = [
-        np.concatenate([getattr(one, name)[of_one], getattr(two, name)[of_two]])
-        for name in ("sender", "receiver", "shift", "ratio")
-    ]
-    return BondList(*parts, one.atoms)
+
+    def join(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(one, name)[of_one], getattr(two, name)[of_two]])
+
+    return BondList(join("sender"), join("receiver"), join("shift"), join("ratio"), one.atoms)
 
 
 def _closest(bonds: BondList, home: NDArray[np.int64], many: int) -> Array:

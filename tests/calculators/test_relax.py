@@ -237,7 +237,7 @@ def test_a_cell_that_explodes_or_collapses_ends_at_the_limit(predictor, monkeypa
     batch = batch_of([bulk("Cu"), rattled(0), Atoms("Cu2", [[0, 0, 0], [2.4, 0, 0]])])
     result = relax(predictor, batch, fmax=1e-6, steps=60, cell=True)
     assert result.reason.tolist() == [reason, reason, Stop.NOT_PERIODIC] and not result.converged.any()
-    ratio = (np.linalg.det(result.batch.cell) / np.linalg.det(batch.cell))[:2]
+    ratio = np.linalg.det(result.batch.cell[:2]) / np.linalg.det(batch.cell[:2])
     change = np.maximum(ratio, 1 / ratio)
     assert (change > 1.5).all() and (change < 1.8).all() and (result.steps[:2] < 60).all(), "at once"
     wider = relax(predictor, batch, fmax=1e-6, steps=60, cell=True, limits=ChangeLimits(max_volume_change=2.2))

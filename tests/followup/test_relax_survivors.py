@@ -334,9 +334,7 @@ def test_limits_give_reasons_of_their_own_and_older_folders_continue_without(scr
     options = {"top": 12, "max_steps": 6, "precision": "fp32"}
     _, rows = relaxed(screened, tmp_path / "a", limits=ChangeLimits(max_volume_change=1.02, max_moved=0.05), **options)
     passed = [row for row in rows if Stop[row["reason"]].is_change]
-    assert (
-        passed and all(row["passed"] for row in passed) and not any(row["passed"] for row in rows if row not in passed)
-    )
+    assert passed and all((row in passed) == bool(row["passed"]) for row in rows)
     for row in rows:
         ratio = float(row["volume [Angstrom^3]"]) / float(row["volume_before [Angstrom^3]"])
         assert float(row["volume_ratio"]) == pytest.approx(ratio, rel=1e-6)
@@ -354,8 +352,9 @@ def test_limits_give_reasons_of_their_own_and_older_folders_continue_without(scr
     with pytest.raises(AtomSieveError, match=r"options\.limits\.max_volume_change: \(none\) -> 1\.5"):
         relaxed(screened, tmp_path / "b", limits=ChangeLimits(), **options)
     console = Console(file=io.StringIO(), width=200)
-    print_relaxation(console, run_relax(screened / "results", make_options(**options), out=tmp_path / "b"), 5)
-    assert "space group" in console.file.getvalue()
+    limited = make_options(**options | {"limits": ChangeLimits(max_volume_change=1.02, max_moved=0.05)})
+    print_relaxation(console, run_relax(screened / "results", limited, out=tmp_path / "a"), 5)
+    assert f"of {len(passed)} structures whose result is not believed" in console.file.getvalue()
 
 
 def test_groups_are_cut_by_atoms_whatever_the_sizes():

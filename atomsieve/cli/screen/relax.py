@@ -177,7 +177,7 @@ def relax(
 
     if no_limits and limited != LimitOptions():
         raise UsageError(
-            "--no-limits goes with none of the limits; leave it out, or set the others to inf (0 of --min-)"
+            "--no-limits goes with none of the limits; leave it out, or switch off single ones by inf (or 0)"
         )
     if every != 1 and not trajectory:
         raise UsageError(f"--every {every} goes with --trajectory; add that, or leave --every out")

@@ -15,6 +15,7 @@ CPU_ATOMS = 512
 """Atoms of a batch on a CPU: more are not faster, and fewer leave less to compute alone at a group's end."""
 GROUP_BATCHES = 4
 BEST = Selection(top=1000)
+LIMITED = ChangeLimits()
 LIMITS = ("max_sigma_energy", "max_sigma_force", "max_energy_std", "max_force_std")
 DECIDING = (
     "fmax",
@@ -73,7 +74,7 @@ class RelaxOptions:
     max_energy_std: float | None = None
     max_force_std: float | None = None
     trajectory: int = 0
-    limits: ChangeLimits = ChangeLimits()
+    limits: ChangeLimits = LIMITED
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
