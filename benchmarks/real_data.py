@@ -125,10 +125,10 @@ def speed(work: Path) -> list[str]:
 
 def table(work: Path) -> None:
     """Print errors per head beside their baselines."""
-    from atomsieve.train.metrics import metrics_table
+    from atomsieve.gfm.evaluation_file import format_table
 
     metrics = json.loads((work / "run" / "metrics.json").read_text())["test"]
-    print(metrics_table(metrics))
+    print(format_table(metrics))
     fifth = sum(r["energy_ratio"] < 0.2 for r in metrics.values())
     third = sum(r["energy_ratio"] < 1 / 3 for r in metrics.values())
     forced = {n: r for n, r in metrics.items() if r.get("force_baseline", 0) > 50}

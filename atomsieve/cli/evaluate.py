@@ -18,7 +18,6 @@ from atomsieve.cli.common import (
     Steps,
     console,
     find_gfm,
-    show_table,
 )
 from atomsieve.cli.data_shared import skip_torch
 from atomsieve.cli.groups import expand_groups
@@ -55,7 +54,9 @@ def app(
     gfm = find_gfm(folder, stderr)
     check_labelled(gfm, data, head, reading=reading, beside=out, console=stderr)
     from atomsieve.evaluation.metrics import evaluate_gfm
-    from atomsieve.evaluation.page import HEADINGS, format_row, list_notices, write_evaluation
+    from atomsieve.evaluation.page import list_notices, write_evaluation
+    from atomsieve.evaluation.verdict import judge
+    from atomsieve.gfm.evaluation_file import format_table
 
     with Steps(quiet, "predicting") as step:
         found = evaluate_gfm(
@@ -63,15 +64,10 @@ def app(
         )
     page = write_evaluation(found, out, overwrite=overwrite)
     screen = console()
-    headings = ("head", "property", *(h for _, h in HEADINGS))
-    rows = [
-        [name, kind, *format_row(row[kind])]
-        for name, row in found.metrics["heads"].items()
-        for kind in ("energy", "force")
-        if kind in row
-    ]
-    title = "Errors in meV/atom and meV/Å; share of errors within the 90 % interval, and within 1.645 spreads (raw)"
-    show_table(screen, title, headings, rows)
+    screen.print(format_table(found.metrics["heads"]), highlight=False, markup=False, soft_wrap=True)
+    screen.print()
     for text in list_notices(found.metrics):
         screen.print(text, highlight=False, soft_wrap=True)
+    for text in judge(found.metrics).format_lines():
+        screen.print(text, highlight=False, markup=False, soft_wrap=True)
     screen.print(f"wrote {page}", highlight=False, soft_wrap=True)

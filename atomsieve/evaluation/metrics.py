@@ -19,44 +19,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, require
+from atomsieve.evaluation.baselines import read_compositions
+from atomsieve.evaluation.error_sets import (
+    FEWEST,
+    LEVEL,
+    Errors,
+    compute_short_metrics,
+    energy_errors,
+    force_errors,
+)
+from atomsieve.evaluation.headline import compute_headline
 from atomsieve.evaluation.labelled import open_labelled, was_trained_on
 from atomsieve.evaluation.residuals import HeadRows, predict_file
+from atomsieve.evaluation.verdict import judge
 from atomsieve.gfm import read_calibration, read_manifest
+from atomsieve.gfm.evaluation_file import SCHEMA, SCHEMA_VERSION, read_evaluation
+from atomsieve.gfm.manifest import EnsembleManifest
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
 from atomsieve.structures.conversion.read_options import ReadOptions
-from atomsieve.uncertainty.calibration import GAUSSIAN
 from atomsieve.uncertainty.strata import ELEMENT_GROUPS, SIZES, find_size_edges
 from atomsieve.version import __version__
 
-LEVEL = 0.9
 CURVE = 20
 """Points of a reliability curve in the file."""
-FEWEST = 5
-"""Errors below which a set has no numbers."""
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Errors [M] of one property of one head, the uncertainties that went with them, and where they come from.
-
-    Attributes
-    ----------
-    error, spread, sigma, interval : [M]; sigma and interval are NaN where the head is uncalibrated.
-    structure : [M] index into the S structures of the head.
-    """
-
-    error: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-    interval: NDArray[np.float64]
-    structure: NDArray[np.int64]
-
-    def take(self, chosen: NDArray[np.bool_]) -> Errors:
-        """Return the errors of the structures `chosen` [S]."""
-        use = chosen[self.structure]
-        return Errors(*(getattr(self, name)[use] for name in Errors.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -65,21 +52,6 @@ class Evaluation:
 
     metrics: dict[str, Any]
     rows: dict[str, HeadRows]
-
-
-def energy_errors(rows: HeadRows) -> Errors:
-    """Return the errors of energies per atom, of structures with a label and a result."""
-    use, n = np.flatnonzero(np.isfinite(rows.energy) & (rows.status == Status.OK)), np.maximum(rows.natoms, 1)
-    uncertainties = (rows.energy_std, rows.sigma_energy, rows.interval_energy)
-    spread, sigma, interval = (v[use] / n[use] for v in uncertainties)
-    return Errors((rows.predicted - rows.energy)[use] / n[use], spread, sigma, interval, use.astype(np.int64))
-
-
-def force_errors(rows: HeadRows) -> Errors:
-    """Return the errors of force components."""
-    error = (rows.predicted_force - rows.force).ravel()
-    spread, sigma, interval = (np.repeat(v, 3) for v in (rows.force_spread, rows.sigma_force, rows.interval_force))
-    return Errors(error, spread, sigma, interval, np.repeat(rows.atom_structure, 3))
 
 
 def evaluate_gfm(
@@ -111,41 +83,75 @@ def evaluate_gfm(
     action = "evaluated against labels of one theory"
     with open_labelled(data, names, head, reading=reading, beside=beside, action=action) as (reader, copy):
         predictor = Predictor.load(folder, head=head, precision=precision, device=device)
-        rows = predict_file(predictor, reader, head, progress)
+        rows = predict_file(predictor, reader, head, progress, read_compositions(folder))
         known = was_trained_on(manifest, reader, copy.content)
         identity = {"name": Path(data).name, "sha256": reader.identity(), "structures": len(reader)}
     heads = {name: compute_head_metrics(found) for name, found in rows.items()}
     if not any("energy" in row or "force" in row for row in heads.values()):
         raise DataError(f"{data} holds fewer than {FEWEST} structures with a label and a result; nothing to evaluate")
-    calibrated = predictor.describe()["calibrated"]
-    for name, row in heads.items():
-        row["calibrated"] = calibrated[name]
-    metrics = {
-        "schema_name": "atomsieve-evaluation",
-        "schema_version": 1,
-        "atomsieve": __version__,
-        "units": {"energy": "eV/atom", "force": "eV/Angstrom, per component"},
-        "ensemble": {"name": Path(folder).resolve().name, "id": predictor.ensemble_id, "members": predictor.members},
-        "calibrated_on": [d.model_dump() for d in read_calibration(folder).data],
-        "data": {**identity, "trained_on": known},
-        "precision": precision,
-        "level": LEVEL,
-        "heads": heads,
-    }
+    recorded = read_evaluation(folder) or {}
+    metrics = describe_evaluation(
+        folder, manifest, predictor, heads, {**identity, "trained_on": known}, recorded.get("training")
+    )
     return Evaluation(metrics, rows)
 
 
-def compute_head_metrics(rows: HeadRows) -> dict[str, Any]:
-    """Return all numbers of one head: counts, and for energy and force the whole, by domain, size and elements."""
+def describe_evaluation(
+    folder: str | Path,
+    manifest: EnsembleManifest,
+    predictor: Predictor,
+    heads: dict[str, dict[str, Any]],
+    data: dict[str, Any],
+    training: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what metrics.json holds: the numbers of the heads, where they come from, and the verdict.
+
+    heads : of `compute_head_metrics`; they get what the head's calibration and training are. data : name, sha256,
+        structures of the file, and whether it was trained on. training : how long the ensemble was trained, if known.
+    """
+    calibrated = predictor.describe()["calibrated"]
+    specs = {spec.name: spec for spec in manifest.heads}
+    for name, row in heads.items():
+        row["calibrated"] = calibrated[name]
+        if (number := specs[name].statistics.get("train_structures")) is not None:
+            row["train_structures"] = number
+    metrics = {
+        "schema_name": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "atomsieve": __version__,
+        "units": {
+            "energy": "eV/atom",
+            "force": "eV/Angstrom, per component",
+            "energy_*": "meV/atom",
+            "force_*": "meV/A",
+        },
+        "ensemble": {"name": Path(folder).resolve().name, "id": predictor.ensemble_id, "members": predictor.members},
+        "default_head": manifest.default_head,
+        "calibrated_on": [d.model_dump() for d in read_calibration(folder).data],
+        "data": data,
+        "precision": predictor.precision,
+        "level": LEVEL,
+        "heads": heads,
+    }
+    if training:
+        metrics["training"] = training
+    metrics["verdict"] = judge(metrics).as_plain()
+    return metrics
+
+
+def compute_head_metrics(rows: HeadRows, *, scores: bool = True) -> dict[str, Any]:
+    """Return all numbers of one head: headline, counts, and for energy and force the whole, by domain, size, elements.
+
+    scores : with reliability, CRPS and sharpness, which need the extra `uncertainty`.
+    """
     ok = rows.status == Status.OK
     inside = ok & (rows.outside == 0)
     edges = find_size_edges(rows.natoms)
     size = np.searchsorted(edges, rows.natoms, side="right")
     reasons = {flag.name.lower(): int((rows.outside & flag > 0).sum()) for flag in Outside if flag.name}
     out: dict[str, Any] = {
-        "structures": len(rows.status),
+        **compute_headline(rows),
         "status": {Status(s).name: n for s, n in sorted(Counter(rows.status.tolist()).items())},
-        "in_domain": float(inside.sum() / max(ok.sum(), 1)),
         "outside": reasons,
         "size_edges": edges,
     }
@@ -161,38 +167,11 @@ def compute_head_metrics(rows: HeadRows) -> dict[str, Any]:
                 for kind, of in sets.items()
             }
             by = {kind: {part: row for part, row in of.items() if row is not None} for kind, of in parts.items()}
-            out[name] = {**compute_full_metrics(errors), "by": by}
+            out[name] = {**compute_full_metrics(errors, scores=scores), "by": by}
     return out
 
 
-def compute_short_metrics(errors: Errors) -> dict[str, Any] | None:
-    """Return number, errors and coverage of a set; None of a set with too few errors."""
-    error = np.abs(errors.error)
-    if len(error) < FEWEST:
-        return None
-    row = {"n": len(error), "structures": len(np.unique(errors.structure)), "mae": float(error.mean())}
-    return row | {"rmse": float(np.sqrt(np.mean(error**2))), **compute_coverage(errors)}
-
-
-def compute_coverage(errors: Errors) -> dict[str, float | None]:
-    """Return the shares of errors within the 90 % interval and within 1.645 spreads, with their standard errors.
-
-    The standard error counts structures as independent, not the errors of one (for energies it is the binomial one).
-    """
-    found: dict[str, float | None] = {}
-    for name, limit in (("coverage", errors.interval), ("coverage_raw", GAUSSIAN[LEVEL] * errors.spread)):
-        known = np.isfinite(limit)
-        if known.sum() < FEWEST:
-            found |= {name: None, f"{name}_se": None}
-            continue
-        hit = (np.abs(errors.error) <= limit)[known]
-        _, home = np.unique(errors.structure[known], return_inverse=True)
-        share = float(hit.mean())
-        found |= {name: share, f"{name}_se": float(np.sqrt((np.bincount(home, hit - share) ** 2).sum()) / len(hit))}
-    return found
-
-
-def compute_full_metrics(errors: Errors) -> dict[str, Any]:
+def compute_full_metrics(errors: Errors, *, scores: bool = True) -> dict[str, Any]:
     """Return everything of a set: errors, rank correlation, coverage, and the scores of spread and of sigma."""
     from scipy.stats import spearmanr
 
@@ -205,8 +184,8 @@ def compute_full_metrics(errors: Errors) -> dict[str, Any]:
     return row | {
         "expected_coverage_se": float(np.sqrt(LEVEL * (1 - LEVEL) / row["structures"])),
         "spearman": rank,
-        "raw": compute_scores(errors.error, errors.spread),
-        "calibrated": compute_scores(errors.error, errors.sigma),
+        "raw": compute_scores(errors.error, errors.spread) if scores else None,
+        "calibrated": compute_scores(errors.error, errors.sigma) if scores else None,
     }
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.evaluation.metrics import LEVEL, Errors, Evaluation, energy_errors, force_errors
+from atomsieve.evaluation.error_sets import LEVEL, Errors, energy_errors, force_errors
+from atomsieve.evaluation.metrics import Evaluation
 from atomsieve.evaluation.residuals import HeadRows
 
 if TYPE_CHECKING:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atomsieve.evaluation.baselines import HeadCompositions, count_elements, hash_compositions
 from atomsieve.evaluation.labelled import source_heads
 from atomsieve.predict.intervals import atom_spread
 from atomsieve.predict.predictor import Predictor
@@ -31,7 +32,8 @@ class HeadRows:
     ----------
     position : [S] in the file; natoms [S]; elements [S], `atomsieve.uncertainty.strata`; status, outside [S].
     energy, predicted : [S] eV, label (NaN without one) and prediction; energy_std, sigma_energy, interval_energy : [S].
-    reference : [S] eV, sum of the head's element references.
+    reference : [S] eV, sum of the head's element references. composition : [S] eV, prediction of the
+        nearest-composition predictor, NaN without one. formula : [S] a number for each reduced formula.
     atom_structure : [M] index into S. force, predicted_force : [M,3] eV/Angstrom; force_spread, sigma_force,
         interval_force : [M], of a component.
     """
@@ -47,6 +49,8 @@ class HeadRows:
     sigma_energy: NDArray[np.float64]
     interval_energy: NDArray[np.float64]
     reference: NDArray[np.float64]
+    composition: NDArray[np.float64]
+    formula: NDArray[np.uint64]
     atom_structure: NDArray[np.int64]
     force: NDArray[np.float64]
     predicted_force: NDArray[np.float64]
@@ -69,11 +73,17 @@ class HeadRows:
 
 
 def predict_rows(
-    predictor: Predictor, batch: StructureBatch, head: str, position: NDArray[np.int64], every: int = 1
+    predictor: Predictor,
+    batch: StructureBatch,
+    head: str,
+    position: NDArray[np.int64],
+    every: int = 1,
+    compositions: HeadCompositions | None = None,
 ) -> HeadRows:
     """Predict a labelled batch with one head; return predictions and labels.
 
     position : [S] in the file. every : force labels are kept of every so many atoms of each structure.
+    compositions : of the head's training, where they are at hand.
     """
     n = len(batch)
     has_energy = np.zeros(n, bool) if batch.has_energy is None or batch.energy is None else batch.has_energy
@@ -89,6 +99,8 @@ def predict_rows(
     forces = out.forces is not None and batch.forces is not None
     spread = none if out.forces_std is None else atom_spread(out.forces_std)
     assert out.energy_std is not None and out.sigma_energy is not None and out.interval_energy is not None
+    counts = count_elements(batch.numbers, batch.structure_of_atom, n)
+    reference = np.bincount(batch.structure_of_atom, predictor.references(head)[batch.numbers], n).astype(float)
     return HeadRows(
         position=position,
         natoms=batch.counts,
@@ -100,7 +112,11 @@ def predict_rows(
         energy_std=out.energy_std,
         sigma_energy=out.sigma_energy,
         interval_energy=out.interval_energy,
-        reference=np.bincount(batch.structure_of_atom, predictor.references(head)[batch.numbers], n).astype(float),
+        reference=reference,
+        composition=np.full(n, np.nan)
+        if compositions is None
+        else reference + compositions.predict(counts) * batch.counts,
+        formula=hash_compositions(counts),
         atom_structure=batch.structure_of_atom[use],
         force=batch.forces[use] if forces and batch.forces is not None else np.zeros((0, 3)),
         predicted_force=np.asarray(out.forces[use], np.float64) if out.forces is not None else np.zeros((0, 3)),
@@ -128,10 +144,12 @@ def predict_file(
     reader: StructureReader,
     head: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    compositions: Mapping[str, HeadCompositions] | None = None,
 ) -> dict[str, HeadRows]:
     """Predict all structures of a file with the heads that their sources name, and return the rows by head.
 
     head : the head for every structure, whatever its source. progress : called with structures done and in all.
+    compositions : of the training of each head, where they are at hand.
     """
     source, names = source_heads(reader, predictor.heads, head)
     every = {
@@ -140,13 +158,16 @@ def predict_file(
         )
         for name in set(names.values())
     }
+    known = compositions or {}
     parts: dict[str, list[HeadRows]] = {}
     for start in range(0, len(reader), BATCH):
         stop = min(start + BATCH, len(reader))
         batch = reader.read(start, stop)
         for name, rows in _by_head(source[start:stop], names):
             own = batch.take(rows)
-            parts.setdefault(name, []).append(predict_rows(predictor, own, name, start + rows, every[name]))
+            parts.setdefault(name, []).append(
+                predict_rows(predictor, own, name, start + rows, every[name], known.get(name))
+            )
         if progress is not None:
             progress(stop, len(reader))
     return {name: join_rows(parts[name]) for name in predictor.heads if name in parts}

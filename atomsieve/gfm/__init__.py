@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atomsieve.gfm.exports import ExportEntry
-    from atomsieve.gfm.folder import load_gfm, read_calibration, record_exports, record_files, save_gfm
+    from atomsieve.gfm.folder import (
+        load_gfm,
+        read_calibration,
+        record_evaluation,
+        record_exports,
+        record_files,
+        save_gfm,
+    )
     from atomsieve.gfm.manifest import EnsembleManifest, ensemble_id, read_manifest, same_weights, weights_id
 
 _HOMES = {
@@ -29,6 +36,7 @@ __all__ = [
     "load_gfm",
     "read_calibration",
     "read_manifest",
+    "record_evaluation",
     "record_exports",
     "record_files",
     "same_weights",

@@ -7,11 +7,21 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
+from atomsieve.gfm.evaluation_file import COLUMNS, format_table
 from atomsieve.uncertainty.calibration import Calibration, PropertyCalibration
 
 
-def model_card(manifest: Mapping[str, Any], calibration: Calibration) -> str:
-    """Return the card as Markdown, from the manifest and the calibration."""
+def model_card(
+    manifest: Mapping[str, Any],
+    calibration: Calibration,
+    evaluation: Mapping[str, Any] | None = None,
+    *,
+    of_present: bool = True,
+) -> str:
+    """Return the card as Markdown, from the manifest, the calibration and the evaluation (`evaluation.json`).
+
+    of_present : the evaluation is of the ensemble as it is now, not as it was before it was calibrated again.
+    """
     config = manifest["config"]
     lines = [
         "# Ensemble of graph foundation models",
@@ -42,6 +52,8 @@ def model_card(manifest: Mapping[str, Any], calibration: Calibration) -> str:
     if calibration.data:
         files = ", ".join(f"{d.name} ({d.part}, {d.structures} structures)" for d in calibration.data)
         lines += ["", f"Calibrated on {files}."]
+    if evaluation:
+        lines += _describe_evaluation(evaluation, of_present)
     lines += [
         "",
         "## Precision",
@@ -70,6 +82,25 @@ def model_card(manifest: Mapping[str, Any], calibration: Calibration) -> str:
 def _members(manifest: Mapping[str, Any]) -> str:
     count = len(manifest["members"])
     return f"{count} decoders on one encoder, a" if manifest.get("kind") == "shallow" else f"{count} members of"
+
+
+def _describe_evaluation(evaluation: Mapping[str, Any], of_present: bool) -> list[str]:
+    """Return the lines on how good the ensemble is: the verdict, the numbers, and what they are."""
+    heads, verdict = evaluation["heads"], evaluation.get("verdict", {})
+    lines = ["", "## How good it is", ""]
+    lines.append(f"Measured on {evaluation.get('data', {}).get('name', 'labelled structures')}.")
+    if not of_present:
+        lines.append(
+            "The ensemble was fitted again afterwards (calibration, domain): in domain and in 90 % may differ now."
+        )
+    general = verdict.get("general", [])
+    lines += ["", *(f"- {remark['text']}" for remark in general)] if general else []
+    lines += ["", format_table(heads), ""]
+    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in heads.values())]
+    lines.append("; ".join(f"{heading}: {doc}" for _, heading, _, doc in shown) + ".")
+    for head, remarks in verdict.get("heads", {}).items():
+        lines += ["", f"**{head}**", "", *(f"- {remark['text']}" for remark in remarks)]
+    return lines
 
 
 def _state(fit: PropertyCalibration | None) -> str:

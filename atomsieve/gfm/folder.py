@@ -15,6 +15,7 @@ import yaml
 
 from atomsieve.errors import AtomSieveError, DataError, UsageError
 from atomsieve.gfm.card import model_card
+from atomsieve.gfm.evaluation_file import EVALUATION, read_evaluation
 from atomsieve.gfm.exports import ExportEntry
 from atomsieve.gfm.manifest import (
     CALIBRATION,
@@ -237,6 +238,14 @@ def record_files(folder: str | Path, contents: Mapping[str, bytes | Callable[[],
         return _new_card(place)
 
 
+def record_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> None:
+    """Write the evaluation of an ensemble into its folder and show it in the card; the ensemble stays the same."""
+    place = Path(folder)
+    with _changing(place):
+        atomic_write(place / EVALUATION, json.dumps(evaluation, indent=1, allow_nan=False).encode())
+        _new_card(place)
+
+
 @contextmanager
 def _changing(place: Path) -> Iterator[dict[str, Any]]:
     """Give the manifest as it stands, checked, while no other process changes it; fields of it stay as written."""
@@ -282,5 +291,8 @@ def _settle(path: Path, expected: Mapping[str, Any]) -> None:
 def _new_card(place: Path) -> EnsembleManifest:
     """Rewrite the card and return the manifest that it shows."""
     manifest = read_manifest(place)
-    atomic_write(place / CARD, (model_card(manifest.model_dump(), read_calibration(place))).encode())
+    evaluation = read_evaluation(place)
+    present = evaluation is None or evaluation.get("ensemble", {}).get("id") == ensemble_id(place)
+    card = model_card(manifest.model_dump(), read_calibration(place), evaluation, of_present=present)
+    atomic_write(place / CARD, card.encode())
     return manifest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,12 +74,31 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     DataError
         if the file is damaged or no checkpoint.
     """
+    with _open_checkpoint(path) as (file, state):
+        return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the state of a file of `save_tensors`, without its tensors.
+
+    Raises
+    ------
+    DataError
+        if the file is damaged or no checkpoint.
+    """
+    with _open_checkpoint(path) as (_, state):
+        return state
+
+
+@contextmanager
+def _open_checkpoint(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a checkpoint and give its file and its state."""
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise DataError(f"{path} is not a checkpoint of this program; remove it to start anew")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["state"])  # noqa: SIM118
+            yield file, json.loads(metadata["state"])
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"checkpoint {path} cannot be read ({error}); remove it to start anew") from error
 

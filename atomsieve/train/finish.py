@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from atomsieve.evaluation.baselines import write_compositions
+from atomsieve.evaluation.metrics import compute_head_metrics, describe_evaluation
 from atomsieve.evaluation.plots import draw_parity
-from atomsieve.evaluation.summary import summary_table
+from atomsieve.evaluation.verdict import Verdict, judge
 from atomsieve.gfm.domain_file import dump_domain
-from atomsieve.gfm.folder import record_files, save_gfm
+from atomsieve.gfm.evaluation_file import format_table
+from atomsieve.gfm.folder import record_evaluation, record_files, save_gfm
 from atomsieve.gfm.manifest import CALIBRATION as CALIBRATION_FILE
-from atomsieve.gfm.manifest import DOMAIN
+from atomsieve.gfm.manifest import DOMAIN, read_manifest
 from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
 from atomsieve.runs.output_files import atomic_write
 from atomsieve.train.config import TrainConfig
 from atomsieve.train.data.split import CALIBRATION, TEST, VAL
 from atomsieve.train.distributed import ProcessGroup
-from atomsieve.train.fits import fit_calibration, fit_domains, predict_part
-from atomsieve.train.metrics import compute_validation_metrics, metrics_table, write_metrics, write_predictions
+from atomsieve.train.fits import fit_calibration, fit_domains, fit_head_compositions, predict_part
+from atomsieve.train.metrics import compute_validation_metrics, write_metrics, write_predictions
 from atomsieve.train.prepare import Prepared, show_progress
+from atomsieve.train.record import describe_training
 from atomsieve.train.validation import Validation, validate
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 KEPT_PARTS = {"val": VAL, "test": TEST, "calibration": CALIBRATION}
 """Parts that the gradient does not see."""
 EXAMPLES = 4
-MOST_EVALUATED = 2000
+MOST_EVALUATED = 20_000
 """Structures of a head by which the written ensemble is evaluated at most; `atomsieve evaluate` takes whole files."""
 
 
@@ -79,14 +83,13 @@ def finish(
                 "data_contents": contents,
             },
         )
-        if console is not None:
-            for name, heads in metrics.items():
-                console.print(f"\n{name}\n{metrics_table(heads)}", highlight=False, soft_wrap=True)
     group.barrier()
     _record_fits(gfm, config, prepared, digests, ensemble, group, console)
     last = next((name for name in ("test", "val", "calibration") if name in validations), None)
     if last is not None:
-        _evaluate_written(gfm, config, prepared, last, group)
+        metrics[last], verdict = _evaluate_written(gfm, config, prepared, digests, last, metrics[last], group, console)
+        if group.is_first:
+            write_metrics(config.output, metrics, _format_verdict(verdict))
     if console is not None:
         console.print(f"\nensemble written to {gfm}", highlight=False, soft_wrap=True)
     return TrainResult(gfm, metrics, validations)
@@ -139,22 +142,61 @@ def _record_fits(
     group.run_and_gather(lambda: record_files(gfm, files) if files and group.is_first else None)
 
 
-def _evaluate_written(gfm: Path, config: TrainConfig, prepared: Prepared, part: str, group: ProcessGroup) -> None:
-    """Evaluate the written ensemble on a part as `atomsieve evaluate` does: a table in metrics.md, and parity.png."""
+def _evaluate_written(
+    gfm: Path,
+    config: TrainConfig,
+    prepared: Prepared,
+    digests: list[str],
+    part: str,
+    metrics: dict[str, dict[str, Any]],
+    group: ProcessGroup,
+    console: Console | None,
+) -> tuple[dict[str, dict[str, Any]], Verdict]:
+    """Evaluate the written ensemble on a part as `atomsieve evaluate` does; return the numbers of its heads, complete.
+
+    evaluation.json and the card of the folder, parity.png and the console show them. metrics : of the heads, as the
+    network that was trained gives them.
+    """
+    store = prepared.material.store
     chosen = np.flatnonzero(prepared.part == KEPT_PARTS[part])
-    predictor = Predictor.load(gfm, device=_device_name(group.device))
-    rows = predict_part(predictor, prepared.material.store, chosen, group, most=MOST_EVALUATED, seed=config.split.seed)
+    manifest, predictor = read_manifest(gfm), Predictor.load(gfm, device=_device_name(group.device))
+    compositions = fit_head_compositions(store, prepared.material.labels.residual, prepared.part)
+    rows = predict_part(
+        predictor, store, chosen, group, most=MOST_EVALUATED, seed=config.split.seed, compositions=compositions
+    )
+    heads = {name: {**metrics[name], **compute_head_metrics(found, scores=False)} for name, found in rows.items()}
+    files = [config.data[k].path.name for k in np.unique(store.catalog.file[chosen])]
+    data = {
+        "name": f"the {part} part of {', '.join(dict.fromkeys(files))}",
+        "part": part,
+        "sha256": digests[int(store.catalog.file[chosen][0])] if len(set(files)) == 1 else "",
+        "structures": len(chosen),
+        "trained_on": False,
+    }
+    training = describe_training(config, len(prepared.material.train))
+    evaluation = describe_evaluation(gfm, manifest, predictor, heads, data, training)
+    verdict = judge(evaluation)
 
     def write() -> None:
         if group.is_first:
-            with (config.output / "metrics.md").open("a") as file:
-                file.write(
-                    f"\n## {part}, by the written ensemble (at most {MOST_EVALUATED} structures of a head)\n\n"
-                    f"{summary_table(rows)}\n"
-                )
+            write_compositions(gfm, compositions, predictor.heads)
+            record_evaluation(gfm, evaluation)
             atomic_write(config.output / "parity.png", draw_parity(rows, f"{part}, by the written ensemble"))
 
     group.run_and_gather(write)
+    if console is not None:
+        console.print(f"\n{part}\n{format_table(heads)}\n", highlight=False, soft_wrap=True)
+        for line in verdict.format_lines():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return heads, verdict
+
+
+def _format_verdict(verdict: Verdict) -> str:
+    """Return the verdict as a list in Markdown."""
+    lines = [f"- {remark.text}" for remark in verdict.general]
+    for name, remarks in verdict.heads.items():
+        lines += [f"- {name}", *(f"    - {remark.text}" for remark in remarks)]
+    return "\n".join(lines)
 
 
 def _device_name(device: torch.device) -> str:

@@ -31,6 +31,9 @@ from atomsieve.train.validation import member_scores, shallow_score, validate
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 20
+LOG_FIRST = 5
+"""Steps between lines of the log up to FIRST_STEPS, so that a short training tells whether its loss fell."""
+FIRST_STEPS = 200
 DECODERS_SLOWER = 0.2
 """Highest learning rate of the decoders alone, as a part of that of the whole run."""
 MAX_SKIPPED = 10
@@ -282,7 +285,7 @@ class Run:
                     return True
                 stopped = self.step(batch, stop.requested, part)
                 p.position += 1
-                if p.step % LOG_EVERY == 0 and self._recent:
+                if p.step % (LOG_EVERY if p.step > FIRST_STEPS else LOG_FIRST) == 0 and self._recent:
                     self._report(len(batches))
                 if stopped:
                     self.save()

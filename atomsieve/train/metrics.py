@@ -7,53 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from atomsieve.evaluation.headline import correlate_ranks, divide
+from atomsieve.gfm.evaluation_file import format_table
+from atomsieve.runs.output_files import atomic_write
 from atomsieve.train.validation import Validation
 
-HEADINGS = (
-    ("structures", "structures", "d"),
-    ("energy_mae", "E MAE meV/atom", ".2f"),
-    ("energy_baseline", "references alone", ".2f"),
-    ("energy_ratio", "E ratio", ".3f"),
-    ("force_mae", "F MAE meV/A", ".1f"),
-    ("force_baseline", "zero forces", ".1f"),
-    ("force_ratio", "F ratio", ".3f"),
-    ("spread_error_energy", "rho E", ".2f"),
-    ("spread_error_force", "rho F", ".2f"),
-)
-"""Metric, its heading in the table, and how it is written."""
 
+def write_metrics(folder: Path, metrics: dict[str, dict[str, dict[str, Any]]], verdict: str = "") -> None:
+    """Write `metrics.json` and `metrics.md`; `metrics` maps a part (val, test) to the metrics of its heads.
 
-def metrics_table(metrics: dict[str, dict[str, Any]]) -> str:
-    """Return the metrics per head as a Markdown table; rho is the Spearman correlation of spread and error."""
-    lines = ["| head | " + " | ".join(h for _, h, _ in HEADINGS) + " |", "|" + " --- |" * (len(HEADINGS) + 1)]
-    for name, row in metrics.items():
-        cells = [format(row[key], form) if row.get(key) is not None else "-" for key, _, form in HEADINGS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def write_metrics(folder: Path, metrics: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Write `metrics.json` and `metrics.md`; `metrics` maps a part (val, test) to the metrics of its heads."""
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    text = [f"## {part}\n\n{metrics_table(rows)}\n" for part, rows in metrics.items()]
-    (folder / "metrics.md").write_text("\n".join(text))
-
-
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    """Rank correlation, None where it means nothing (few values, or all alike)."""
-    from scipy.stats import spearmanr
-
-    good = np.isfinite(a) & np.isfinite(b)
-    if good.sum() < 5 or np.ptp(a[good]) == 0 or np.ptp(b[good]) == 0:
-        return None
-    return float(spearmanr(a[good], b[good]).statistic)
-
-
-def _divide(error: float, baseline: float) -> float | None:
-    """Return the ratio, None where the baseline is exact: labels are all zero."""
-    return error / baseline if baseline > 0 else None
+    verdict : Markdown that metrics.md ends with.
+    """
+    atomic_write(folder / "metrics.json", json.dumps(metrics, indent=1).encode())
+    text = [f"## {part}\n\n{format_table(rows)}\n" for part, rows in metrics.items()]
+    atomic_write(
+        folder / "metrics.md", "\n".join([*text, *([f"## Verdict\n\n{verdict}\n"] if verdict else [])]).encode()
+    )
 
 
 def compute_validation_metrics(result: Validation, sources: list[str]) -> dict[str, dict[str, Any]]:
@@ -79,9 +49,9 @@ def compute_validation_metrics(result: Validation, sources: list[str]) -> dict[s
                 "energy_mae": 1e3 * float(error[known].mean()),
                 "energy_member_mae": 1e3 * float(single[:, known].mean()),
                 "energy_baseline": 1e3 * float(per_atom[known].mean()),
-                "spread_error_energy": _spearman(result.energy_spread[known], error[known]),
+                "spread_error_energy": correlate_ranks(result.energy_spread[known], error[known]),
             }
-            row["energy_ratio"] = _divide(row["energy_mae"], row["energy_baseline"])
+            row["energy_ratio"] = divide(row["energy_mae"], row["energy_baseline"])
         forced = own & result.has_forces
         if forced.any():
             components = 3 * int(result.n_atoms[forced].sum())
@@ -91,9 +61,9 @@ def compute_validation_metrics(result: Validation, sources: list[str]) -> dict[s
                 "force_mae": 1e3 * float(result.force_error[forced].sum() / components),
                 "force_member_mae": 1e3 * float(result.force_error_members[:, forced].sum(1).mean() / components),
                 "force_baseline": 1e3 * float(result.force_size[forced].sum() / components),
-                "spread_error_force": _spearman(spread, per_atom_error),
+                "spread_error_force": correlate_ranks(spread, per_atom_error),
             }
-            row["force_ratio"] = _divide(row["force_mae"], row["force_baseline"])
+            row["force_ratio"] = divide(row["force_mae"], row["force_baseline"])
         out[name] = row
     return out
 

@@ -11,7 +11,8 @@ import pytest
 
 from atomsieve.cli.main import run
 from atomsieve.evaluation import metrics as metrics_module
-from atomsieve.evaluation.metrics import Errors, compute_coverage, compute_scores
+from atomsieve.evaluation.error_sets import Errors, compute_coverage
+from atomsieve.evaluation.metrics import compute_scores
 from atomsieve.gfm import read_calibration
 from atomsieve.structures.dataset.open import open_structures
 from tests.helpers import tiny_gfm
