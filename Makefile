@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 # Brings a real tritonserver; used for its binary alone (its own dependencies would pull numpy below 2).
 TRITON := nvidia-pytriton==0.7.0
-EXTRAS := mpi,data,demo,train,pyg,export,uncertainty,serve,torchsim,trajectories,dev
+EXTRAS := mpi,data,demo,train,pyg,export,uncertainty,serve,torchsim,trajectories,properties,dev
 STAMP := $(VENV)/installed
 NATIVE := $(wildcard atomsieve/native/*.cpp atomsieve/native/*.h)
 # Tests of the server are skipped only where there cannot be one: a wheel that was installed must be found.

@@ -30,6 +30,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "Errors and uncertainties of an ensemble on labelled structures: numbers, plots, a page.",
     ),
     "serve": ("atomsieve.cli.serve", "Serve an ensemble with a Triton Inference Server; check an endpoint."),
+    "properties": (
+        "atomsieve.cli.properties",
+        "Equation of state, elastic moduli and phonons of chosen structures, with the ensemble's spread.",
+    ),
     "screen": ("atomsieve.cli.screen", "Screen candidates with an ensemble; also the command `screen`."),
 }
 """Each verb: the module whose `app` it is (a Typer or a function), and its line in the help."""

@@ -18,6 +18,7 @@ PROPERTIES = (
     "members",
     "energies",
     "features",
+    "stress_members",
 )
 """Properties that a call can ask for. "spread" implies "force_spread" where every member has its own encoder; "members"
 implies "energy_members", which alone costs nothing, and asks for the forces of each member if forces are asked for."""
@@ -44,7 +45,8 @@ class Prediction:
     sigma_forces : [N] eV/Angstrom, calibrated standard error of a component of the force on the atom; NaN likewise.
     interval_forces : [N] eV/Angstrom, half the width of the 90 % interval of such a component; NaN likewise.
     stress : [S,3,3] eV/Angstrom^3, ASE sign; NaN unless periodic along all three vectors.
-    energy_members : [K,S] float64 eV. forces_members : [K,N,3] eV/Angstrom.
+    energy_members : [K,S] float64 eV. forces_members : [K,N,3] eV/Angstrom. stress_members : [K,S,3,3] eV/Angstrom^3,
+        asked for together with "members", "forces" and "stress"; None except from the native backend in this process.
     atom_energies : [N] float64 eV, the atoms' shares in the energy, references included.
     features : [N,F] float32, scalars that the first member's encoder gives each atom.
     """
@@ -66,6 +68,7 @@ class Prediction:
     stress: NDArray[np.float64] | None = None
     energy_members: NDArray[np.float64] | None = None
     forces_members: NDArray[np.float64] | None = None
+    stress_members: NDArray[np.float64] | None = None
     atom_energies: NDArray[np.float64] | None = None
     features: NDArray[np.float32] | None = None
 

@@ -27,6 +27,7 @@ class ResultBuffer:
         self.energy_members = np.full((members, structures), np.nan)
         self.energy, self.energy_std = np.full(structures, np.nan), np.full(structures, np.nan)
         self.stress = np.full((structures, 3, 3), np.nan) if "stress" in want else None
+        self.stress_members: NDArray[np.float64] | None = None
         self.of_atoms: dict[str, NDArray[Any]] = {}
         """Arrays whose first axis is atoms."""
         if "forces" in want:
@@ -74,6 +75,10 @@ class ResultBuffer:
         if self.stress is not None and out.virial is not None:
             volume = np.where(own.pbc.all(1) & finite, np.abs(np.linalg.det(own.cell)), np.nan)
             self.stress[index] = out.virial / volume[:, None, None]
+            if out.virial_members is not None:
+                if self.stress_members is None:
+                    self.stress_members = np.full((len(out.virial_members), *self.stress.shape), np.nan)
+                self.stress_members[:, index] = out.virial_members / volume[:, None, None]
 
     def finish(self, uncertainty: HeadUncertainty) -> Prediction:
         """Return the prediction of the whole call, with the calibrated errors and intervals of the head."""
@@ -96,5 +101,6 @@ class ResultBuffer:
             stress=self.stress,
             energy_members=None if self.want.isdisjoint(("members", "energy_members")) else self.energy_members,
             forces_members=None if members is None else members.transpose(1, 0, 2),
+            stress_members=self.stress_members,
             **self.of_atoms,
         )

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from requirements import requirements
 
-EXTRAS = ["mpi", "export", "data", "demo", "train", "pyg", "uncertainty", "serve", "torchsim", "cuda"]
+EXTRAS = ["mpi", "export", "data", "demo", "train", "pyg", "uncertainty", "serve", "torchsim", "properties", "cuda"]
 TOOLS = ["setuptools", "wheel"]
 """Tools that build the wheel; their versions are pinned too."""
 

@@ -17,6 +17,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 HERE = Path(__file__).resolve().parent
 DOES = {
     "cli": "commands, options, the demo",
+    "properties": "equation of state, elastic moduli, phonons of the best",
     "followup": "duplicates, hull, relaxation,\nstructures to label",
     "serve": "Triton repository,\nmodel, server",
     "screen": "candidates in, ranked rows out: MPI, resumable",
@@ -33,6 +34,7 @@ DOES = {
     "structures": "ragged batches, files of every format",
     "runs": "MPI, launchers,\nlocks, output files",
     "devices": "CPU or GPU",
+    "forks": "no forks\nafter threads",
     "native": "C++ kernels",
     "text": "words of\nmessages",
     "errors": "one-line errors and exit codes",
@@ -40,10 +42,10 @@ DOES = {
 }
 COLOURS = ["#dbe9f6", "#e6f2e0", "#fbeeda", "#f4e3ec"]
 BAND = {  # which rooms share a colour: people, work, ensemble, ground
-    **dict.fromkeys(["cli", "followup", "serve", "screen", "calculators", "train"], 0),
+    **dict.fromkeys(["cli", "followup", "properties", "serve", "screen", "calculators", "train"], 0),
     **dict.fromkeys(["remote", "evaluation", "predict", "export"], 1),
     **dict.fromkeys(["gfm", "uncertainty", "models", "graphs", "structures"], 2),
-    **dict.fromkeys(["runs", "devices", "native", "text", "errors", "version"], 3),
+    **dict.fromkeys(["runs", "devices", "forks", "native", "text", "errors", "version"], 3),
 }
 
 

@@ -43,6 +43,12 @@ def test_forces_have_a_spread_if_asked_for_and_then_it_is_that_of_the_deep_one(f
     for name in ("energy", "energy_std", "forces"):
         np.testing.assert_allclose(getattr(plain, name), getattr(exact, name), atol=1e-10, err_msg=name)
     assert float(np.nanmax(exact.forces_std)) > 1e-3
+    assert exact.stress_members is None  # not asked for
+    for predictor in (shallow, deep):
+        each = predictor(batch, {"energy", "forces", "stress", "members", "stress_members"})
+        assert each.stress_members.shape == (MEMBERS, len(batch), 3, 3)
+        np.testing.assert_allclose(each.stress_members.mean(0), exact.stress, atol=1e-12)
+        assert float(each.stress_members.std(0).max()) > 1e-6
     alone = shallow(batch, {"energy", "forces", "force_spread"})
     np.testing.assert_allclose(alone.forces_std, exact.forces_std, atol=1e-10)
     assert alone.energy_std is None

@@ -30,7 +30,7 @@ class BackendOutput:
         unless "force_spread" was asked for.
     virial : [S,3,3] eV, mean, or None.
     atom_energies : [N] eV, mean of the atoms' shares in the energy, references included, or None.
-    forces_members : [K,N,3] eV/Angstrom, or None.
+    forces_members : [K,N,3] eV/Angstrom, or None. virial_members : [K,S,3,3] eV, or None.
     features : [N,F], scalars that the first member's encoder gives each atom, or None.
     """
 
@@ -43,6 +43,7 @@ class BackendOutput:
     atom_energies: NDArray[np.float64] | None = None
     forces_members: NDArray[np.float64] | None = None
     features: NDArray[np.float32] | None = None
+    virial_members: NDArray[np.float64] | None = None
 
 
 class Backend(Protocol):

@@ -83,6 +83,7 @@ class NativeBackend:
         shares = None
         if "energies" in want and out.atom_energy is not None:
             shares = out.atom_energy.double().mean(0).cpu().numpy() + self._of_atoms(batch, head)
+        virials = out.virial if "stress_members" in want and (apart or not self.model.shallow) else None
         return BackendOutput(
             network + reference,
             network.mean(0) + reference,
@@ -93,6 +94,7 @@ class NativeBackend:
             atom_energies=shares,
             forces_members=every.cpu().numpy() if every is not None and "members" in want else None,
             features=features[0].float().cpu().numpy() if "features" in want else None,
+            virial_members=None if virials is None else virials.cpu().numpy(),
         )
 
     def _of_atoms(self, batch: StructureBatch, head: int | NDArray[np.float64]) -> NDArray[np.float64]:

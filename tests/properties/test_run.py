@@ -1,0 +1,139 @@
+"""Statuses of odd structures, continued calculations, refused calls, tables."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from ase.io import read, write
+
+from atomsieve.cli.main import run as run_command
+from atomsieve.errors import AtomSieveError, UsageError
+from atomsieve.properties.options import PropertyOptions
+from atomsieve.properties.run import run_properties
+from tests.helpers import tiny_gfm
+from tests.properties.conftest import OPTIONS
+from tests.properties.emt import EMTPredictor
+
+QUICK = PropertyOptions(what=("eos", "phonons"), relax=False, clamped=True, supercell_length=6.0)
+
+
+def compute(path, out, options=QUICK, predictor=None, **named):
+    return run_properties(path, options, predictor=predictor or EMTPredictor(), out=out, **named)
+
+
+def test_bad_structures_have_a_status_and_a_reason_and_disturb_no_other(odd_file, tmp_path):
+    options = PropertyOptions(what=("phonons",), relax=False, supercell_length=11.0, max_supercell_atoms=230)
+    found = compute(odd_file, tmp_path / "out", options)
+    table = [one["values"] for one in found.found]
+    assert [v["status"] for v in table] == ["OK", "NOT_PERIODIC", "UNSEEN_ELEMENT", "BAD_CELL", "SUPERCELL_TOO_LARGE"]
+    assert found.exit_code == 3
+    assert "element" in table[2]["reason"]
+    assert "periodic along FFF" in table[1]["reason"]
+    assert "256 atoms, more than 230; --supercell-length 10.5 fits" in table[4]["reason"]
+    assert table[0]["dynamically_stable"] is True
+    assert "min_frequency" not in table[4]
+    lines = list(csv.DictReader(found.folder.table.read_text().splitlines()))
+    assert [line["status"] for line in lines] == [v["status"] for v in table]
+    assert float(lines[0]["min_frequency [THz]"]) == pytest.approx(table[0]["min_frequency"])
+    assert lines[4]["min_frequency [THz]"] == ""
+
+
+def test_a_relaxation_that_does_not_end_is_said(metal_file, tmp_path):
+    found = compute(metal_file, tmp_path / "out", PropertyOptions(what=("eos",), fmax=1e-6, max_steps=1))
+    values = found.found[0]["values"]
+    assert values["status"] == "NOT_RELAXED"
+    assert "after 1 steps" in values["reason"]
+    assert "eos_volume" not in values
+
+
+def test_an_equation_without_a_minimum_is_said(tmp_path):
+    from ase.build import bulk
+
+    write(tmp_path / "wide.extxyz", bulk("Cu", "fcc", a=4.2))
+    found = compute(tmp_path / "wide.extxyz", tmp_path / "out", PropertyOptions(what=("eos",), relax=False))
+    assert found.found[0]["values"]["status"] == "NO_MINIMUM"
+
+
+def test_it_goes_on_where_it_was_broken_off_with_the_same_bytes(metal_file, tmp_path):
+    options = PropertyOptions(what=("eos",), relax=False, group_atoms=1)
+    whole = compute(metal_file, tmp_path / "whole", options)
+    part = compute(metal_file, tmp_path / "part", options)
+    part.folder.of_rank(2).unlink()
+    part.folder.of_rank(3).write_text("{ damaged")
+    part.folder.table.unlink()
+    predictor = EMTPredictor()
+    again = compute(metal_file, tmp_path / "part", options, predictor)
+    assert again.computed == 2
+    assert predictor.calls == 2 * (1 + 7 + 7)
+    for name in ("properties.csv", "properties.json", "structures.extxyz"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
+    assert whole.found == again.found
+
+
+def test_other_settings_are_refused_by_name(metal_file, tmp_path):
+    compute(metal_file, tmp_path / "out", PropertyOptions(what=("eos",), relax=False, clamped=True))
+    with pytest.raises(AtomSieveError, match=r"options.eos_points: 7 -> 9"):
+        compute(metal_file, tmp_path / "out", PropertyOptions(what=("eos",), relax=False, clamped=True, eos_points=9))
+
+
+def test_files_hold_the_same_numbers(computed):
+    whole = json.loads(computed.folder.whole.read_text())
+    assert whole["settings"]["ensemble"]["head"] == "emt"
+    assert whole["columns"]["eos_bulk_modulus"]["unit"] == "GPa"
+    images = read(computed.folder.structures, ":")
+    for atoms, one in zip(images, whole["structures"], strict=True):
+        assert atoms.info["bulk_modulus_vrh"] == pytest.approx(one["values"]["bulk_modulus_vrh"])
+        assert np.shape(one["details"]["elastic"]["tensor"]) == (6, 6)
+
+
+def test_without_forces_of_members_only_energies_have_a_spread(metal_file, tmp_path):
+    options = PropertyOptions(what=("eos", "elastic", "phonons"), relax=False, clamped=True, supercell_length=4.0)
+    found = compute(metal_file, tmp_path / "out", options, EMTPredictor(apart=False)).found[0]["values"]
+    assert found["eos_bulk_modulus_std"] > 0
+    assert found["bulk_modulus_vrh"] > 0
+    assert found["bulk_modulus_vrh_std"] is None
+    assert found["min_frequency_std"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"what": ("eos", "phonon")}, "did you mean 'phonons'"),
+        ({"what": ()}, "allowed: eos, elastic, phonons"),
+        ({"eos_points": 3}, "--eos-points must be from 5 to 101, got 3"),
+        ({"supercell_length": float("nan")}, "--supercell-length must be from"),
+        ({"fmax": 0.0}, "--fmax must be from"),
+    ],
+)
+def test_options_out_of_range_are_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        PropertyOptions(**given)
+
+
+def test_the_command_computes_with_an_ensemble_and_explains_wrong_calls(metal_file, tmp_path, capsys):
+    from ase.build import bulk
+
+    gfm = str(tiny_gfm(tmp_path / "gfm"))
+    write(tmp_path / "cu.extxyz", bulk("Cu", "fcc", a=3.7))
+    common = ["properties", str(tmp_path / "cu.extxyz"), "-e", gfm, "--head", "metal", "--out", str(tmp_path / "out")]
+    quick = ["--as-given", "--clamped", "--supercell-length", "4", "--what"]
+    assert run_command("atomsieve", [*common, *quick, "elastic,phonons"]) == 0
+    assert "bulk_modulus_vrh" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "properties.json").read_text())["structures"][0]["values"]
+    assert found["bulk_modulus_vrh_std"] > 0
+    assert found["max_frequency_std"] > 0
+    for arguments, said in (
+        ([*common[:2], "--what", "eos"], "name one with --ensemble"),
+        ([*common, "--by", "energy_std"], "is no results folder; leave out --by"),
+        ([*common, "--what", "eos"], "options.what"),
+        ([*common, "--head", "metals"], "did you mean 'metal'"),
+    ):
+        assert run_command("atomsieve", arguments) in (1, 2)
+        error = capsys.readouterr().err
+        assert said in error.splitlines()[-1], error
+
+
+def test_options_of_these_tests_are_the_ones_computed(computed):
+    assert computed.statuses == {"OK": 3}
+    assert json.loads(computed.folder.record.read_text())["options"] == OPTIONS.deciding()
