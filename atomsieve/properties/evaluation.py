@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.calculators.relax_result import RelaxResult, Stop
-from atomsieve.calculators.relaxation import relax
+from atomsieve.calculators.relaxation import USUAL, relax
 from atomsieve.graphs.estimate import edge_budget_estimate
 from atomsieve.predict.interface import AnyPredictor
 from atomsieve.predict.packing import Limit, pack, run_halving_on_oom
@@ -92,12 +92,18 @@ class Evaluator:
         return found
 
     def relax(self, batch: StructureBatch, fmax: float, steps: int, *, cell: bool) -> RelaxResult:
-        """Relax structures, as many at once as a batch holds; see `atomsieve.calculators.relax`."""
+        """Relax structures, as many at once as a batch holds; see `atomsieve.calculators.relax`.
+
+        With `cell`, one that becomes another structure ends with a reason of its own.
+        """
+        limits = USUAL if cell else None
         parts: list[tuple[NDArray[np.int64], RelaxResult]] = []
 
         def compute(index: NDArray[np.int64]) -> None:
             self.stopping()
-            parts.append((index, relax(self.predictor, batch.take(index), fmax, steps, cell=cell, head=self.head)))
+            own = batch.take(index)
+            done = relax(self.predictor, own, fmax, steps, cell=cell, head=self.head, limits=limits)
+            parts.append((index, done))
 
         lost = self._run(batch, compute)
         if lost:

@@ -72,11 +72,13 @@ def prepare(
         if status != Status.OK:
             outcome.problems.append((status.name, f"no result: {status.meaning}"))
         elif options.relax and stop != Stop.CONVERGED:
-            text = (
-                f"the relaxation ended after {int(done.steps[k])} steps with {done.max_force[k]:.3g} eV/A, above fmax "
-                f"{options.fmax:g}: {stop.meaning}"
+            what = (
+                stop.meaning
+                if stop.is_change
+                else f"{done.max_force[k]:.3g} eV/A are left, fmax is {options.fmax:g}: {stop.meaning}"
             )
-            outcome.problems.append((Problem.NOT_RELAXED, text))
+            name = stop.name if stop.is_change else Problem.NOT_RELAXED
+            outcome.problems.append((name, f"the relaxation ended after {int(done.steps[k])} steps: {what}"))
         else:
             outcome.values["space_group"] = find_space_group(merged.slice(s, s + 1), options.symprec)
     return merged, outcomes
