@@ -131,7 +131,20 @@ def convert_command(
     ] = None,
     id_key: Annotated[
         str | None,
-        typer.Option(help="Integer identity. [default: place in the input]", rich_help_panel=KEYS, show_default=False),
+        typer.Option(
+            help="Identity, integers or texts. [default: place in the input, and text ids of a usual name]",
+            rich_help_panel=KEYS,
+            show_default=False,
+        ),
+    ] = None,
+    carry: Annotated[
+        str | None,
+        typer.Option(
+            "--carry",
+            help="Values to carry beside the structures: mp_id,spacegroup, or all, or none. [default: text ids]",
+            rich_help_panel=KEYS,
+            show_default=False,
+        ),
     ] = None,
     allow_duplicate_ids: Annotated[
         bool,
@@ -204,6 +217,7 @@ def convert_command(
     from atomsieve.cli.data_views import show_report
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, UsageError
     from atomsieve.runs.mpi import connect_ranks, guard_ranks
+    from atomsieve.structures.conversion.carry import parse_carry
     from atomsieve.structures.conversion.convert import ConvertOptions, convert
     from atomsieve.structures.conversion.split import Split
     from atomsieve.structures.item import parse_elements
@@ -230,6 +244,7 @@ def convert_command(
         overwrite=overwrite,
         element_references=element_references,
         allow_duplicate_ids=allow_duplicate_ids,
+        carry=parse_carry(carry),
     )
     inputs = parse_inputs(src, source, level_of_theory or [])
     comm = connect_ranks()

@@ -46,11 +46,16 @@ def show_report(report: ConvertReport, screen: Console, options: ConvertOptions)
         screen.print(f"{report.continued:,} of {pluralize(report.pieces, 'piece')} were done by an earlier run")
     for note, count in tally.notes.most_common():
         _say(screen, Text(f"note: {pluralize(count, 'structure')}: {note}", "yellow"))
-    known = [key for key in (options.keys.id, options.source_key, options.level_key) if key]
+    known = [key for key in (options.keys.id, options.text_id, options.source_key, options.level_key) if key]
+    known += sorted(tally.carried.keys)
     if options.split is not None and options.split.by.startswith("group:"):
         known.append(options.split.by.removeprefix("group:"))
     settled = [] if options.keys.none else [name for name in LABEL_OPTIONS if getattr(options.keys, name) is not None]
-    for note in [*found.list_notes(known, settled), *_partial_conditions(report)]:
+    for note in [
+        *tally.carried.list_notes(report.written),
+        *found.list_notes(known, settled),
+        *_partial_conditions(report),
+    ]:
         _say(screen, Text(f"note: {note}", "yellow"))
     for remark in [*report.remarks, *_free_atoms(report, options)]:
         _say(screen, Text(f"note: {remark}", "yellow"))
@@ -58,7 +63,10 @@ def show_report(report: ConvertReport, screen: Console, options: ConvertOptions)
         _say(screen, Text(f"does not fit: {finding}", "yellow"))
     if others := found.list_others(known, settled):
         more = f", and {len(others) - SHOWN_KEYS} more" if len(others) > SHOWN_KEYS else ""
-        _say(screen, Text(f"not kept, as a dataset has no field for them: {', '.join(others[:SHOWN_KEYS])}{more}"))
+        _say(
+            screen,
+            Text(f"not kept: {', '.join(others[:SHOWN_KEYS])}{more}; --carry NAME,... or --carry all keeps them"),
+        )
 
 
 def _free_atoms(report: ConvertReport, options: ConvertOptions) -> Iterator[str]:

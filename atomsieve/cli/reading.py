@@ -37,7 +37,19 @@ SpinKeyOption = Annotated[
 IdKeyOption = Annotated[
     str | None,
     typer.Option(
-        help="Name of an integer identity. [default: place in the file]", rich_help_panel=FILES, show_default=False
+        help="Name of the identity, integers or texts. [default: place in the file, and text ids of a usual name]",
+        rich_help_panel=FILES,
+        show_default=False,
+    ),
+]
+CarryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--carry",
+        help="Values of the file to carry beside the structures: mp_id,spacegroup, or all, or none. "
+        "[default: text ids]",
+        rich_help_panel=FILES,
+        show_default=False,
     ),
 ]
 ChargeOption = Annotated[
@@ -97,6 +109,7 @@ class LabelledOptions:
     spin: SpinOption = None
     charge_key: ChargeKeyOption = None
     spin_key: SpinKeyOption = None
+    carry: CarryOption = None
     elements: ElementsOption = None
     topology: TopologyOption = None
 
@@ -127,6 +140,7 @@ class CandidateOptions:
     charge_key: ChargeKeyOption = None
     spin_key: SpinKeyOption = None
     id_key: IdKeyOption = None
+    carry: CarryOption = None
     elements: ElementsOption = None
     topology: TopologyOption = None
     keep_converted: Annotated[

@@ -23,14 +23,18 @@ from atomsieve.screen.engine.tally import Tally
 from atomsieve.screen.options import MIXED
 from atomsieve.screen.quarantine.retry import DEATHS
 from atomsieve.screen.quarantine.rows import format_poisoned_lines
+from atomsieve.screen.results.carried import copy_carried
 from atomsieve.screen.results.caveats import describe_mixed_heads
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.formulas import read_formulas_at
 from atomsieve.screen.results.software import versions
+from atomsieve.screen.results.table import ResultColumn, freeze_column, list_shown_columns, name_ranking
 from atomsieve.screen.results.tables import csv_of_top, status_table, top_table
+from atomsieve.screen.selection.row_filter import find_names
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.telemetry.monitor import format_measurements
+from atomsieve.structures.carried import ID
 from atomsieve.structures.conversion.copy_record import Unreadable
 from atomsieve.text import format_duration, pluralize
 
@@ -50,6 +54,7 @@ class ScreenResult:
     status : rows per status name.
     top : the best rows, best first (dtype `atomsieve.screen.results.columns.ROW`); other ranks than 0 may have none.
     formulas : chemical formula by position, of the best rows.
+    beside : columns beside `rows.npy`, which know the values of the best rows.
     rank : of this process; rank 0 has the table of best rows and prints.
     seconds : wall time of this run, loading included.
     uncalibrated : heads that were screened without calibrated energies.
@@ -66,6 +71,7 @@ class ScreenResult:
     status: dict[str, int]
     top: NDArray[Any]
     formulas: dict[int, str]
+    beside: tuple[ResultColumn, ...]
     rank: int
     seconds: float
     computed: int
@@ -113,7 +119,7 @@ def finish(
     labels = CodeNames.of(record)
 
     def merge_best(some: Rows, more: Rows) -> Rows:
-        best = TopK(options.top, options.by, descending=options.descending)
+        best = TopK(options.top, context.ranking, descending=options.descending)
         for rows in (some, more):
             best.add(rows)
         return best.rows()
@@ -133,6 +139,7 @@ def finish(
         status={labels.status(code): n for code, n in sorted(counts.items())},
         top=top,
         formulas=names,
+        beside=comm.run_on_first(_read_beside, context, top),
         rank=comm.rank,
         seconds=time.perf_counter() - begun,
         computed=computed,
@@ -148,6 +155,12 @@ def finish(
         comm.run_on_all(context.files.local[0].remove)
     comm.run_on_first(_remove_key, context.files.folder)
     return result
+
+
+def _read_beside(context: RankContext, top: Rows) -> tuple[ResultColumn, ...]:
+    """Return the columns beside `rows.npy` that tables of the best rows show, with their values."""
+    shown = list_shown_columns(context.results, name_ranking(context.ranking))
+    return tuple(freeze_column(column, top) for column in shown)
 
 
 def _remove_key(folder: ResultsFolder) -> None:
@@ -174,7 +187,10 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
     """
     if len(result.top):
         title = f"best {min(shown, len(result.top))} of {len(result.top):,} rows in top.csv, by {by}"
-        console.print(top_table(result.top[:shown], result.labels, result.formulas, title, by))
+        named = {ID, by, *find_names(where)}
+        beside = [column for column in result.beside if column.name in named]
+        table = top_table(result.top[:shown], result.labels, result.formulas, title, by, beside=beside)
+        console.print(table)
         if line := describe_mixed_heads(result.labels, by, where):
             console.print(line, highlight=False, soft_wrap=True)
     else:
@@ -229,7 +245,8 @@ def _publish(
     folder, options = context.files.folder, context.options
     for file in context.files.arrays.kept.values():
         file.complete()
-    write_output(folder.top, csv_of_top(result.top, result.labels, result.formulas).encode())
+    copy_carried(context.reader, context.chunks.n, folder)
+    write_output(folder.top, csv_of_top(result.top, result.labels, result.formulas, result.beside).encode())
     summary = {
         "structures": result.structures,
         "status": result.status,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from atomsieve.errors import UsageError, unknown
 from atomsieve.gfm.backends import check_backend
 from atomsieve.models.precision import PRECISIONS, check_precision
-from atomsieve.screen.results.columns import rankable
+from atomsieve.screen.results.columns import COLUMNS, rankable
 
 ALL_HEADS = "all"
 MIXED = "auto"
@@ -107,7 +107,8 @@ class ScreenOptions:
     keep_converted: bool = True
 
     def __post_init__(self) -> None:
-        rankable(self.by)
+        if self.by in COLUMNS:  # any other is looked for when the input is open
+            rankable(self.by)
         self._check_cascade()
         check_precision(self.precision)
         check_backend(self.backend)
@@ -135,6 +136,10 @@ class ScreenOptions:
         first, then = parse_cascade(self.cascade, self.cascade_members)
         if self.precision not in ("fp32", first, then):
             raise UsageError(f"precision {self.precision!r} with cascade {self.cascade!r}, which names both; omit one")
+        if self.by not in COLUMNS:
+            raise UsageError(
+                f"a cascade cannot rank by {self.by!r}, which is no column of rows.npy; rank by one of them"
+            )
         if self.cascade_members is not None and self.cascade_members < 1:
             raise UsageError(f"cascade-members must be at least 1, got {self.cascade_members}")
         if not 1 <= self.cascade_safety < float("inf"):

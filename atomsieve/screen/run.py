@@ -160,6 +160,8 @@ def make_context(
         chunks=plan.source.chunks,
         files=claim.files,
         options=plan.options,
+        results=plan.results,
+        ranking=plan.ranking,
         where=plan.where,
         clock=clock,
         reporter=Reporter(console, EventLog(folder.log)) if lead else Reporter(),

@@ -38,9 +38,12 @@ from atomsieve.screen.node_local.collect import Collected, open_stores
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.quarantine.retry import find_suspects
 from atomsieve.screen.results import run_record
+from atomsieve.screen.results.carried import describe_carried
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.npy_file import ArrayFiles, forces_file, members_file, row_file
+from atomsieve.screen.results.record import Results, make_results
 from atomsieve.screen.results.screened_input import describe_copy
+from atomsieve.screen.results.table import Ranking, is_of_rows, list_columns, resolve_ranking
 from atomsieve.screen.selection.row_filter import Where, compile_row_filter
 from atomsieve.screen.telemetry.monitor import RunMonitor, Watched, open_monitor
 from atomsieve.structures.conversion.ready import STDIN
@@ -59,7 +62,8 @@ class Plan:
     ----------
     source, model : the input and the predictor. options : of the run.
     runner : computes chunks. budget : of its batches.
-    where : the compiled row filter, None without one.
+    results : the folder to be, for columns beside the rows.
+    ranking : the column that ranks the rows. where : the compiled row filter, None without one.
     files : the results folder and the places of all chunks in it.
     record : the content of run.json.
     monitor : energy, memory and metrics.
@@ -72,6 +76,8 @@ class Plan:
     options: ScreenOptions
     runner: Runner
     budget: BatchBudget
+    results: Results
+    ranking: Ranking
     where: Where | None
     files: RunFiles
     record: dict[str, Any]
@@ -97,7 +103,7 @@ def make_plan(
     UsageError
         for a row filter or a choice of rows that is not possible. AtomSieveError if the metrics cannot be written.
     """
-    where = comm.run_on_all(_compile_filter, model, options)
+    comm.run_on_all(_check_choice, model, options)
     spread = comm.run_on_all(resolve_force_spread, options, model.predictor)
     places = gather_places(comm, model.predictor)
     budget = comm.run_on_first(
@@ -115,6 +121,8 @@ def make_plan(
     members, lacking = comm.run_on_first(resolve_members, folder, options, model, overwrite)
     runner = _make_runner(model, options, spread, budget, members)
     record = comm.run_on_first(_build_record, source, model, runner, budget)
+    results = make_results(folder, record, source.chunks, source.reader)
+    ranking, where = comm.run_on_all(resolve_choice, results, options)
     monitor = comm.run_on_all(_open_monitor, comm, runner, source, options, gpus_of_machine(places, comm.rank))
     rows = row_file(folder, source.chunks, len(model.heads))
     forces = None
@@ -127,6 +135,8 @@ def make_plan(
         options=options,
         runner=runner,
         budget=budget,
+        results=results,
+        ranking=ranking,
         where=where,
         files=RunFiles(folder, ArrayFiles(rows, forces, every)),
         record=record,
@@ -137,12 +147,26 @@ def make_plan(
     )
 
 
-def _compile_filter(model: ScreenModel, options: ScreenOptions) -> Where | None:
-    """Return the compiled `where`, and check that a cascade can choose rows by it."""
+def _check_choice(model: ScreenModel, options: ScreenOptions) -> None:
+    """Check that a cascade can choose rows by the options."""
     statuses = {code: name for code, (name, _) in list_statuses().items()}
     reasons = {bit: name for bit, (name, _) in list_reasons().items()}
     check_choice(options, Tables(model.heads, statuses, reasons))
-    return compile_row_filter(options.where, model.heads, statuses, reasons, [model.predictor.precision])
+
+
+def resolve_choice(results: Results, options: ScreenOptions) -> tuple[Ranking, Where | None]:
+    """Return the column that ranks the rows and the compiled filter of a run, among all columns of its results.
+
+    Raises
+    ------
+    UsageError
+        for a column that does not exist or cannot rank, or a filter that cannot be read.
+    """
+    columns, names = list_columns(results), results.labels
+    beside = {name: column for name, column in columns.items() if not is_of_rows(column)}
+    # In a cascade rows of the first precision are filtered, too; its better one has no name yet.
+    where = compile_row_filter(options.where, names.heads, names.statuses, names.reasons, names.precisions, beside)
+    return resolve_ranking(options.by, columns), where
 
 
 def _make_runner(model: ScreenModel, options: ScreenOptions, spread: str, budget: BatchBudget, members: int) -> Runner:
@@ -194,6 +218,7 @@ def _build_record(source: ScreenInput, model: ScreenModel, runner: Runner, budge
         input_path=STDIN if str(source.path) == STDIN else source.path.absolute(),
         converted=None if copy is None else describe_copy(copy, source.reading),
         input_identity=source.reader.identity(),
+        carried=describe_carried(source.reader),
         structures=len(source.reader),
         ensemble_path=model.ensemble,
         ensemble_id=predictor.ensemble_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from atomsieve.structures.item import BadItem, Item
 from atomsieve.structures.source import SourceInfo
 from atomsieve.structures.units import Units
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 GATHERED_STRUCTURES = 2000
 GATHERED_ATOMS = 200_000
@@ -118,6 +121,7 @@ class Block:
     start, stop : where the block begins and ends in its file, in the unit of its format's spans.
     notes : structures by what the reader did or noticed beside taking them, in words for the report.
     names : keys of labels by label that the data set fixes, all at one level of theory: `LabelKeys.names`.
+    carried : of a dataset: the columns that its structures carry, an Arrow table of S rows; else None.
     """
 
     ptr: NDArray[np.int64]
@@ -135,6 +139,7 @@ class Block:
     stop: int = 0
     notes: dict[str, int] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    carried: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.ptr) - 1

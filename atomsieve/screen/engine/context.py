@@ -25,6 +25,8 @@ from atomsieve.screen.engine.runner import Runner
 from atomsieve.screen.engine.tally import Tally
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.chunks import Chunks
+from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.table import Ranking
 from atomsieve.screen.selection.row_filter import Where
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.telemetry.clock import Clock
@@ -63,7 +65,8 @@ class RankContext:
     ----------
     comm : the ranks. reader : the input. runner : computes chunks. chunks : how the input is cut.
     files : where results go. options : of the run.
-    where : the compiled row filter, None without one.
+    results : the folder, for columns beside the rows.
+    ranking : the column that ranks the rows. where : the compiled row filter, None without one.
     clock : seconds of each stage. reporter : lines and events. watch : attended to between batches.
     """
 
@@ -73,6 +76,8 @@ class RankContext:
     chunks: Chunks
     files: RunFiles
     options: ScreenOptions
+    results: Results
+    ranking: Ranking
     where: Where | None
     clock: Clock
     reporter: Reporter
@@ -108,7 +113,7 @@ class RankContext:
     def new_tally(self) -> Tally:
         """Return a tally of no rows, which ranks and filters as the options ask."""
         options = self.options
-        return Tally(TopK(options.top, options.by, descending=options.descending, where=self.where))
+        return Tally(TopK(options.top, self.ranking, descending=options.descending, where=self.where))
 
     def count_structures(self, chunks: Iterable[int]) -> int:
         """Return the number of structures in these chunks."""

@@ -3,6 +3,7 @@
     results/
       run.json           settings of the run: input, ensemble, options, columns with units, chunk and batch rules
       rows.npy           one record per structure and head, in input order
+      carried.arrow      what the input states of each structure (ids, any context), if it does
       forces.npy         [N,3] float32 eV/Angstrom ([N,H,3] for H heads), if asked for
       members.npy        [rows,K] float32 eV/atom: energy of each member minus that of the row, unless left out
       top.csv            the best rows
@@ -39,6 +40,7 @@ class ResultsFolder(OutputFolder):
     rows = property(lambda self: self.path / "rows.npy")
     forces = property(lambda self: self.path / "forces.npy")
     members = property(lambda self: self.path / "members.npy")
+    carried = property(lambda self: self.path / "carried.arrow")
     top = property(lambda self: self.path / "top.csv")
     summary = property(lambda self: self.path / "summary.json")
     log = property(lambda self: self.path / "run.log.jsonl")
@@ -64,7 +66,17 @@ class ResultsFolder(OutputFolder):
     def list_files(self) -> list[Path]:
         """Return the files of a run, run.json last; folders for files of single ranks stay."""
         arrays = [name for path in (self.rows, self.forces, self.members) for name in (partial_path(path), path)]
-        small = [self.at_hand, self.deaths, self.bounds, self.top, self.summary, self.log, self.local, self.run]
+        small = [
+            self.at_hand,
+            self.deaths,
+            self.bounds,
+            self.carried,
+            self.top,
+            self.summary,
+            self.log,
+            self.local,
+            self.run,
+        ]
         return [*self.ledgers(), *arrays, *self.cascade.glob("*.notes"), *small]
 
     def list_own_names(self) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from atomsieve.screen.results.columns import ROW, describe
 from atomsieve.screen.results.files import ResultsFolder, partial_path
 from atomsieve.screen.results.ledger import Entry
 from atomsieve.screen.results.npy_file import FORCE, HEADER, MEMBER, require_size
+from atomsieve.structures import StructureReader
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Results:
     complete : False while rows are missing; only durable chunks are read then.
     path : of the rows.
     moved_input : where the screened structures lie now; None: where run.json says.
+    reader : the screened structures, where a run has them open; None: they are opened where they lie.
     """
 
     folder: ResultsFolder
@@ -46,6 +48,7 @@ class Results:
     complete: bool
     path: Path
     moved_input: Path | None = None
+    reader: StructureReader | None = None
 
     @property
     def heads(self) -> int:
@@ -130,6 +133,12 @@ class Results:
         for chunk in self.durable():
             first, stop = self.chunks.span(chunk)
             yield rows[first * self.heads : stop * self.heads]
+
+
+def make_results(folder: ResultsFolder, record: Mapping[str, Any], chunks: Chunks, reader: StructureReader) -> Results:
+    """Return the results of a run that is about to begin, without any row; `record` is the content of run.json."""
+    rows, names = partial_path(folder.rows), CodeNames.of(record)
+    return Results(folder, dict(record), names, chunks, {}, complete=False, path=rows, reader=reader)
 
 
 def open_results(path: str | Path, moved_input: str | Path | None = None) -> Results:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class RunFacts:
     cascade : what decides the recomputed rows; None without a cascade.
     server : threads of the servers and how they cut a request; None where this process computes.
     endpoints : the servers; None where this process computes.
+    carried : name and kind of each column that the input carries.
     """
 
     input_path: str | Path
@@ -74,6 +75,7 @@ class RunFacts:
     endpoints: list[str] | None = None
     converted: Mapping[str, Any] | None = None
     members: int = 0
+    carried: list[list[str]] = field(default_factory=list)
 
 
 def build_record(facts: RunFacts) -> dict[str, Any]:
@@ -116,6 +118,7 @@ def build_record(facts: RunFacts) -> dict[str, Any]:
         "software": computing() if facts.endpoints is None else None,
         "input_path": str(facts.input_path),
         **({} if facts.converted is None else {"converted": dict(facts.converted)}),
+        **({"carried": facts.carried} if facts.carried else {}),
         "ensemble_path": None if facts.ensemble_path is None else str(Path(facts.ensemble_path).absolute()),
         **({} if facts.endpoints is None else {"endpoints": facts.endpoints}),
         "budget": {"automatic": list(facts.automatic)},
@@ -190,10 +193,11 @@ def read(folder: ResultsFolder) -> dict[str, Any]:
 
 
 def _follow_input(folder: ResultsFolder, earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    """Record where the input lies now: its content has been found to be the same."""
-    places = {name: manifest[name] for name in ("input_path", "converted") if name in manifest}
-    if places != {name: earlier[name] for name in ("input_path", "converted") if name in earlier}:
-        found = {name: value for name, value in earlier.items() if name not in ("input_path", "converted")}
+    """Record where the input lies now, and what it carries: its structures have been found to be the same."""
+    names = ("input_path", "converted", "carried")
+    places = {name: manifest[name] for name in names if name in manifest}
+    if places != {name: earlier[name] for name in names if name in earlier}:
+        found = {name: value for name, value in earlier.items() if name not in names}
         write_output(folder.run, (json.dumps(found | places, indent=1) + "\n").encode())
 
 

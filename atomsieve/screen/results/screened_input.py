@@ -37,6 +37,9 @@ def open_screened_input(results: Results, *, convert: bool = True) -> Iterator[S
     AtomSieveError
         if they are missing; DataError if their content changed since the screening.
     """
+    if results.reader is not None:
+        yield results.reader
+        return
     path = find_screened_input(results, convert=convert)
     with open_structures(path) as reader:
         if reader.identity() != results.manifest["input"]["identity"]:

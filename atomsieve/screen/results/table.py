@@ -15,10 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import UsageError, unknown
+from atomsieve.errors import AtomSieveError, UsageError, unknown
+from atomsieve.screen.results.carried import CarriedReader, list_carried
 from atomsieve.screen.results.columns import CODES, COLUMNS, MEASURED, reasons_text
 from atomsieve.screen.results.formulas import FormulaReader
 from atomsieve.screen.results.record import Results
+from atomsieve.structures.carried import ID, CarriedColumn
 
 Kind = Literal["number", "text", "flag"]
 Values = Callable[[NDArray[Any]], NDArray[Any]]
@@ -94,7 +96,23 @@ def list_formula_columns(results: Results) -> Columns:
     }
 
 
-PROVIDERS: tuple[Callable[[Results], Columns], ...] = (list_own_columns, list_formula_columns)
+def list_carried_columns(results: Results) -> Columns:
+    """Return the columns that the input carries; a text `id` stands in place of the integers of the rows."""
+    reader = CarriedReader(results)
+
+    def make(name: str, column: CarriedColumn) -> ResultColumn:
+        kind: Kind = "number" if column.kind == "int" or column.kind == "float" else column.kind
+        doc = "of the input" if name == column.name else f"{column.name} of the input"
+        return ResultColumn(name, kind, "", doc, lambda rows: reader.read(rows["position"], column.name))
+
+    return {name: make(name, column) for name, column in list_carried(results)}
+
+
+PROVIDERS: tuple[Callable[[Results], Columns], ...] = (
+    list_own_columns,
+    list_formula_columns,
+    list_carried_columns,
+)
 """Functions that list columns of a results folder, in the order of tables. None reads values or opens files."""
 
 
@@ -107,6 +125,8 @@ def list_columns(results: Results) -> Columns:
     for provider in PROVIDERS:
         for name, column in provider(results).items():
             free, n = name, 1
+            if name == ID and column.kind == "text" and is_of_rows(found[ID]):
+                del found[ID]  # the text replaces the integers, which are places in the input
             while free in found:
                 n += 1
                 free = f"{name}_{n}"
@@ -124,6 +144,35 @@ def list_columns_beside(results: Results) -> Columns:
 def is_of_rows(column: ResultColumn) -> bool:
     """Return whether a column is one of `rows.npy`."""
     return column.name in COLUMNS and (column.name, column.kind) != ("id", "text")
+
+
+def list_shown_columns(results: Results, by: str = "") -> list[ResultColumn]:
+    """Return the columns beside `rows.npy` that tables and exports have: all of the input, computed ones if cheap.
+
+    by : a column that ranks, which is there in any case. `formula` and `chemsys` are left out: tables have a place for
+    the one, and the other is in it.
+    """
+    found = list_columns_beside(results)
+    return [column for name, column in found.items() if name not in ("formula", "chemsys") or name == by]
+
+
+def freeze_column(column: ResultColumn, rows: NDArray[Any]) -> ResultColumn:
+    """Return a column that knows its values of these rows, and reads no file; other rows have none.
+
+    Values that cannot be read, because the input is gone, are missing.
+    """
+    try:
+        values = column.values(rows)
+    except AtomSieveError:
+        values = {"text": np.full(len(rows), "", object), "flag": np.zeros(len(rows), bool)}.get(
+            column.kind, np.full(len(rows), np.nan)
+        )
+    places = {(int(row["position"]), int(row["head"])): k for k, row in enumerate(rows)}
+
+    def read(asked: NDArray[Any]) -> NDArray[Any]:
+        return values[[places[int(row["position"]), int(row["head"])] for row in asked]]
+
+    return dataclasses.replace(column, values=read)
 
 
 Ranking = str | ResultColumn

@@ -11,22 +11,46 @@ from numpy.typing import NDArray
 
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.columns import COLUMNS
-from atomsieve.screen.results.table import ResultColumn
+from atomsieve.screen.results.table import ResultColumn, format_column
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def csv_of_top(rows: NDArray[Any], labels: CodeNames, names: Mapping[int, str]) -> str:
-    """Return the table of best rows as CSV: rank, formula, every column (units in its header); `names` are formulas."""
+def csv_of_top(
+    rows: NDArray[Any], labels: CodeNames, names: Mapping[int, str], beside: Sequence[ResultColumn] = ()
+) -> str:
+    """Return the table of best rows as CSV: rank, formula, every column (units in its header), those beside at the end.
+
+    names : formulas by position. beside : further columns; a text `id` takes the place of that of the rows.
+    """
     import csv
 
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(["rank", "formula", *(f"{c.name} [{c.unit}]" if c.unit else c.name for c in COLUMNS.values())])
+    texts = {column.name: format_column(column, column.values(rows)) for column in beside}
+    ids = texts.pop("id", None)
+    heading = [f"{c.name} [{c.unit}]" if c.unit else c.name for c in COLUMNS.values()]
+    units = {c.name: f"{c.name} [{c.unit}]" if c.unit else c.name for c in beside}
+    out.writerow(["rank", "formula", *heading, *(units[name] for name in texts)])
     for rank, row in enumerate(rows, start=1):
-        out.writerow([rank, names[int(row["position"])], *(labels.text(name, row[name]) for name in COLUMNS)])
+        own = {name: labels.text(name, row[name]) for name in COLUMNS}
+        if ids is not None:
+            own["id"] = ids[rank - 1]
+        more = (protect_text(column[rank - 1]) for column in texts.values())
+        out.writerow([rank, names[int(row["position"])], *own.values(), *more])
     return text.getvalue()
+
+
+def protect_text(text: str) -> str:
+    """Return a text that spreadsheets do not take for a formula; numbers stay."""
+    if not text.startswith(("=", "+", "-", "@")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def top_table(

@@ -85,7 +85,7 @@ def compile_filter(results: Results, text: str | None) -> Where | None:
     names = results.labels
     beside = list_columns_beside(results)
     where = compile_row_filter(text, names.heads, names.statuses, names.reasons, names.precisions, beside)
-    require_columns(results, _column_names(text), text)
+    require_columns(results, find_names(text), text)
     return where
 
 
@@ -108,7 +108,7 @@ def require_columns(results: Results, names: Iterable[str], where: str | None) -
     A filter `where` that compares the precision states itself which rows are meant.
     """
     cascade, asked = results.manifest.get("cascade"), sorted(set(names).intersection(OF_SPREAD))
-    if asked and cascade is not None and "/" in cascade["first"] and "precision" not in _column_names(where):
+    if asked and cascade is not None and "/" in cascade["first"] and "precision" not in find_names(where):
         raise UsageError(
             f"only the rows that the cascade recomputed have {asked[0]!r}, the others are by fewer members "
             f"({cascade['first']}); choose among the recomputed ones with --where "
@@ -121,11 +121,11 @@ def find_columns_beside(results: Results, names: Iterable[str], where: str | Non
 
     names : of the columns that rank. where : a filter that was compiled before. Formulas have a place of their own.
     """
-    wanted = {*names, *_column_names(where), "id"}
+    wanted = {*names, *find_names(where), "id"}
     return [c for name, c in list_columns_beside(results).items() if name in wanted and name != "formula"]
 
 
-def _column_names(where: str | None) -> set[str]:
+def find_names(where: str | None) -> set[str]:
     """Return the names in a row filter that was compiled before."""
     tree = ast.parse((where or "True").strip(), mode="eval")
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atomsieve.errors import DataError, Interrupted, UsageError
+from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError
 from atomsieve.runs.environment import count_cores
 from atomsieve.runs.mpi import Communicator
 from atomsieve.runs.output_files import sibling_path
@@ -21,6 +23,7 @@ from atomsieve.structures.conversion.progress import ProgressBar, show_progress
 from atomsieve.structures.conversion.records import Records, write_record
 from atomsieve.structures.conversion.workers import convert_in_processes
 from atomsieve.structures.dataset.part_writer import DiskError
+from atomsieve.structures.formats import find_files, read_blocks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,6 +78,7 @@ def convert(
         raise UsageError("--workers is for a command started once; under a launcher its processes share the work")
     if comm.size > 1 and any(given.path == STDIN for given in inputs):
         raise UsageError("standard input reaches one process alone: write it to a file, or start without a launcher")
+    options = comm.run_on_first(resolve_ids, inputs, options)
     plan = comm.run_on_first(make_plan, inputs, out, options)
     records = Records(plan, overwrite=options.overwrite)
     job = Job.of(plan, options)
@@ -97,6 +101,33 @@ def convert(
                 records.leave(error)
             raise
     return report
+
+
+def resolve_ids(inputs: Sequence[Input], options: ConvertOptions) -> ConvertOptions:
+    """Return the options with the key of ids under `text_id` if the first structures of the first file state texts."""
+    key = options.keys.id
+    if key is None or not inputs or inputs[0].path == STDIN:
+        return options
+    block = None
+    with suppress(AtomSieveError, OSError):  # whatever is wrong is said by the conversion
+        for file, kind in find_files(inputs[0].path, options.format)[:1]:
+            block = next(read_blocks(options.ask(file, lambda fraction: None), kind), None)
+    if block is None:
+        return options
+    if block.carried is not None and key in block.carried.column_names:
+        texts = True
+    else:
+        column = block.info.get(key)
+        texts = column is not None and any(_is_text(value) for value in column.values[:1000].tolist())
+    return replace(options, keys=replace(options.keys, id=None), text_id=key) if texts else options
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value is a text that is no integer."""
+    try:
+        return isinstance(value, str) and int(value) is None
+    except ValueError:
+        return True
 
 
 def _convert_here(

@@ -19,7 +19,7 @@ from atomsieve.structures.dataset.manifest import is_dataset_folder
 from atomsieve.text import pluralize
 
 RECORD = "converted.json"
-VERSION = 1
+VERSION = 2
 """Counts up when the same file and options give another dataset, so that no earlier copy is taken."""
 LISTED = 100
 """Places of structures that could not be read, of those that a summary lists."""
@@ -107,6 +107,7 @@ def list_notes(tally: ConversionCounts, options: ConvertOptions) -> Iterator[str
     """Yield a sentence for each thing that a user should know about what was taken from a file, and what was left."""
     for note, count in tally.notes.most_common():
         yield f"{pluralize(count, 'structure')}: {note}"
+    yield from tally.carried.list_notes(tally.read - sum(tally.skipped.values()))
     if options.keys.none:
         return
     if taken := ", ".join(tally.found.describe_taken()):

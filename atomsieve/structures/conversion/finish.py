@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError
 from atomsieve.runs.output_files import atomic_write, output_errors
+from atomsieve.structures.carried import FILE as CARRIED
+from atomsieve.structures.carried import ID, ROWS, CarriedFile, hash_texts
 from atomsieve.structures.conversion.options import ConvertOptions
 from atomsieve.structures.conversion.piece import PieceRecord, check_keys
 from atomsieve.structures.conversion.plan import Piece, Plan
@@ -25,6 +28,10 @@ from atomsieve.structures.dataset.bp5 import Bp5Reader
 from atomsieve.structures.dataset.manifest import PartRow
 from atomsieve.structures.dataset.part_writer import add_source
 from atomsieve.structures.source import SourceInfo
+from atomsieve.text import pluralize
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 IDS_CHECKED = 200_000_000
 """Of more ids than that (8 bytes each in memory) nobody checks whether one is given twice."""
@@ -196,7 +203,7 @@ def check_ids(whole: Whole, records: Records, options: ConvertOptions) -> str:
     """
     key = options.keys.id
     if key is None:
-        return ""
+        return _check_text_ids(whole, records, options)
     total = sum(part.structures for parts in whole.parts.values() for part in parts)
     if total > IDS_CHECKED:
         return f"{total:,} ids from {key!r} are too many to check that none is given twice"
@@ -216,6 +223,54 @@ def check_ids(whole: Whole, records: Records, options: ConvertOptions) -> str:
         f"{said}: leave --id-key out to number the structures, convert the files one by one, or take them as they are "
         f"with --allow-duplicate-ids{kept}"
     )
+
+
+def _check_text_ids(whole: Whole, records: Records, options: ConvertOptions) -> str:
+    """Refuse text ids that are given twice where the user named their key; else return a remark on them."""
+    if not any(column == ID for column, _, _ in whole.counts.carried.taken):
+        return ""
+    total = sum(part.structures for parts in whole.parts.values() for part in parts)
+    if total > IDS_CHECKED:
+        return f"{total:,} text ids are too many to check that none is given twice"
+    hashes = np.concatenate([*_hash_ids(whole, records), np.zeros(0, np.uint64)])
+    ordered = np.sort(hashes)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(twice):
+        return ""
+    first = _find_text(whole, records, int(twice[0]))
+    said = f"{pluralize(len(twice), 'structure')} with the text id of an earlier one (such as {first!r})"
+    if options.text_id is None or options.allow_duplicate_ids:
+        return f"{said}; their places in the input tell them apart"
+    several = len(records.plan.pieces) > 1
+    kept = "; the converted pieces are kept, the same command with it ends at once" if several else ""
+    raise (UnfinishedError if several else DataError)(
+        f"{said} under {options.text_id!r}: name another key, leave --id-key out, or take them as they are with "
+        f"--allow-duplicate-ids{kept}"
+    )
+
+
+def _iter_ids(whole: Whole, records: Records) -> Iterator[pa.Array]:
+    """Yield the text ids of all parts, some thousands at a time; a part without them is left out."""
+    for name, parts in whole.parts.items():
+        for part in parts:
+            if any(row.name == ID for row in part.carried):
+                opened = CarriedFile(records.drafts[name].folder / part.path / CARRIED, part.structures)
+                for start in range(0, part.structures, ROWS):
+                    yield opened.read(start, min(start + ROWS, part.structures)).column(ID)
+
+
+def _hash_ids(whole: Whole, records: Records) -> Iterator[NDArray[np.uint64]]:
+    for column in _iter_ids(whole, records):
+        yield hash_texts(column.combine_chunks().drop_null())
+
+
+def _find_text(whole: Whole, records: Records, hashed: int) -> str:
+    """Return the text with a hash, cut for a message."""
+    for column in _iter_ids(whole, records):
+        texts = column.combine_chunks().drop_null()
+        if len(found := np.flatnonzero(hash_texts(texts) == np.uint64(hashed))):
+            return str(texts[int(found[0])].as_py())[:60]
+    return ""
 
 
 def _read_ids(whole: Whole, records: Records) -> Iterator[NDArray[np.int64]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atomsieve.errors import UsageError
+from atomsieve.structures.conversion.carry import ALL, NONE, Carry
 from atomsieve.structures.conversion.split import Split
 from atomsieve.structures.item import ReadRequest, Tick
 from atomsieve.structures.labels import LabelKeys
@@ -46,7 +47,9 @@ class ConvertOptions:
     list_skipped : list the structures left out in `OUT.skipped.csv`.
     element_references : take the energies of single free atoms as element references of their source, into the
         manifest, and leave these atoms out of the samples.
-    allow_duplicate_ids : take ids from `keys.id` even if some are given twice.
+    allow_duplicate_ids : take ids from `keys.id`, or `text_id`, even if some are given twice.
+    carry : keys whose values are carried beside the structures, or `all`, or `none`; None: text ids alone.
+    text_id : key of ids that are texts; structures are numbered then. `resolve_ids` moves it here from `keys.id`.
     """
 
     keys: LabelKeys = field(default_factory=LabelKeys)
@@ -68,6 +71,8 @@ class ConvertOptions:
     list_skipped: bool = True
     element_references: bool = False
     allow_duplicate_ids: bool = False
+    carry: tuple[str, ...] | None = None
+    text_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.charge is not None and not math.isfinite(self.charge):
@@ -81,7 +86,17 @@ class ConvertOptions:
             path,
             tick,
             elements=self.elements,
-            wanted=tuple(filter(None, (*self.keys.wanted, self.source_key, self.level_key))),
+            wanted=self._list_wanted(),
             topology=self.topology,
             keep_unconverged=self.keep_unconverged,
         )
+
+    def _list_wanted(self) -> tuple[str, ...]:
+        carried = () if self.carry in (None, (NONE,)) else ("*",) if self.carry == (ALL,) else self.carry
+        return tuple(filter(None, (*self.keys.wanted, self.source_key, self.level_key, self.text_id, *(carried or ()))))
+
+    def as_carry(self) -> Carry:
+        """Return what is carried."""
+        keys = self.keys
+        taken = (keys.charge, keys.spin, keys.id, self.source_key, self.level_key)
+        return Carry(self.carry, self.text_id, frozenset(key for key in taken if key is not None), keys.id is None)

@@ -7,22 +7,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from atomsieve.errors import AtomSieveError, DataError, Interrupted
+from atomsieve.errors import AtomSieveError, DataError, Interrupted, UsageError, nearest
 from atomsieve.structures.block import Block, SourceColumn, gather_blocks
+from atomsieve.structures.conversion.carry import ALL, NONE
 from atomsieve.structures.conversion.options import ConvertOptions
 from atomsieve.structures.conversion.plan import STDIN_FILE, Piece, Plan
 from atomsieve.structures.conversion.reference_frames import take_references
 from atomsieve.structures.conversion.sources import find_sources
-from atomsieve.structures.conversion.validation import BlockValidator, ConversionCounts, ValidBlock
+from atomsieve.structures.conversion.validation import KEYS_KEPT, BlockValidator, ConversionCounts, ValidBlock
 from atomsieve.structures.dataset.manifest import PartRow
 from atomsieve.structures.dataset.part_writer import DiskError, PartWriter, add_source
 from atomsieve.structures.formats.reading import read_found
 from atomsieve.structures.formats.scan import NO_FILE, FoundFile, stamp_file
 from atomsieve.structures.item import BadItem, Item
 from atomsieve.structures.source import SourceInfo
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +134,7 @@ def _read_piece(
 ) -> None:
     """Hand all valid structures of a piece to the sets. Small files fill a block together: it has a cost of its own."""
     done, fraction, reported = 0, 0.0, time.monotonic()
+    carry = job.options.as_carry()
 
     def tick(value: float) -> None:
         nonlocal fraction
@@ -168,7 +174,8 @@ def _read_piece(
             if job.options.element_references:
                 energy = validator.units.over(block.units).factor("energy")
                 valid, sources = take_references(valid, sources, validator.tally, energy)
-            sets.add(valid, sources)
+            labels = {key for _, key in validator.tally.found.taken}
+            sets.add(valid, sources, carry.tabulate(block, valid.kept, labels, validator.tally.carried))
             report()
 
 
@@ -183,6 +190,12 @@ def check_keys(options: ConvertOptions, counts: ConversionCounts) -> None:
     validator = _make_validator(options)
     validator.tally = counts
     validator.check_keys()
+    wanted = {*(options.carry or ()), *filter(None, [options.text_id])} - {ALL, NONE}
+    for key in sorted(wanted - counts.carried.keys - {column for column, _, _ in counts.carried.taken}):
+        if counts.read and len(counts.keys) < KEYS_KEPT:
+            seen = ", ".join(sorted(counts.keys)[:20])
+            what = "has one value per atom, which is not carried" if key in counts.keys else "is in no structure"
+            raise UsageError(f"{key!r} {what}{nearest(key, counts.keys - {key})}; the keys there: {seen}")
 
 
 def _require_unchanged(found: FoundFile) -> None:
@@ -208,8 +221,8 @@ class _Sets:
             for name, (folder, path) in job.folders.items()
         }
 
-    def add(self, valid: ValidBlock, sources: SourceColumn) -> None:
-        """Add the structures of a block, each with its source."""
+    def add(self, valid: ValidBlock, sources: SourceColumn, carried: pa.Table | None) -> None:
+        """Add the structures of a block, each with its source and a row of what it carries."""
         if not len(valid.batch):
             return
         found, first, counts = np.unique(sources.numbers, return_index=True, return_counts=True)
@@ -222,13 +235,13 @@ class _Sets:
             heads = np.array([*(places.get(source, -1) for source in sources.known), -1], np.int32)
             batch = batch.replace(head=heads[sources.numbers])  # -1 is the last place
         if self.split is None:
-            self.writers[""].append(batch)
+            self.writers[""].append(batch, carried)
             return
         chosen = np.array(self.split.choose(valid))
         for name, writer in self.writers.items():
             own = np.flatnonzero(chosen == name)
             if len(own):
-                writer.append(batch.take(own))
+                writer.append(batch.take(own), None if carried is None else carried.take(own))
 
     def _count(self, source: SourceInfo, count: int) -> None:
         if source not in self.sources:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from atomsieve.errors import UsageError
+from atomsieve.structures.conversion.carry import parse_carry
 from atomsieve.structures.conversion.convert import ConvertOptions
 from atomsieve.structures.item import parse_elements
 from atomsieve.structures.labels import LabelKeys
@@ -25,9 +26,10 @@ class ReadOptions:
     topology : file with the species of a trajectory that holds positions only.
     keep_unconverged : keep steps of calculations whose electronic steps did not converge.
     energy_key, forces_key, stress_key, virial_key : names of the labels in the file; None: names that are certain.
-    charge_key, spin_key, id_key : names of the total charge, the multiplicity, and an integer identity.
+    charge_key, spin_key, id_key : names of the total charge, the multiplicity, and the identity.
     unit, stress_sign : units of the numbers, e.g. `energy=hartree,length=bohr`, before those that the file states.
     charge, spin : for structures that state none.
+    carry : keys whose values are carried, separated by commas, or `all`, or `none`; None: text ids alone.
     source, level_of_theory : of all labels.
     source_key, level_key : keys under which each structure states them.
     """
@@ -51,6 +53,7 @@ class ReadOptions:
     level_of_theory: str = ""
     source_key: str | None = None
     level_key: str | None = None
+    carry: str | None = None
 
     def __post_init__(self) -> None:
         if self.source is None and self.level_of_theory:
@@ -58,6 +61,7 @@ class ReadOptions:
         if self.source is not None and self.source_key is not None:
             raise UsageError(f"source {self.source!r} and source key {self.source_key!r}: leave out one of them")
         self.units()
+        parse_carry(self.carry)
 
     def units(self) -> Units:
         """Return the units that are stated.
@@ -100,6 +104,7 @@ class ReadOptions:
             keep_bad=keep_bad,
             charge=self.charge,
             spin=self.spin,
+            carry=parse_carry(self.carry),
         )
 
     def list_given(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError, nearest
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.block import Block, Column
+from atomsieve.structures.conversion.carry import CarryTally
 from atomsieve.structures.conversion.references import count_free_atoms, encode_references, find_free_atoms
 from atomsieve.structures.fields import LABELS
 from atomsieve.structures.item import BadItem
@@ -40,6 +41,7 @@ class ConversionCounts:
     notes : structures by what their reader did or noticed beside taking them.
     free_atoms : single free atoms by element.
     references : of those that were taken as element references, by source, element and energy (eV).
+    carried : values that were carried beside the structures.
     """
 
     read: int = 0
@@ -52,6 +54,7 @@ class ConversionCounts:
     notes: Counter[str] = field(default_factory=Counter)
     free_atoms: Counter[str] = field(default_factory=Counter)
     references: Counter[tuple[str, str, float]] = field(default_factory=Counter)
+    carried: CarryTally = field(default_factory=CarryTally)
 
     def merge(self, other: ConversionCounts) -> None:
         """Add the counts of another part of the input, which comes after this one."""
@@ -65,6 +68,7 @@ class ConversionCounts:
         self.notes.update(other.notes)
         self.free_atoms.update(other.free_atoms)
         self.references.update(other.references)
+        self.carried.merge(other.carried)
 
     def manifest_notes(self) -> dict[str, str]:
         """Return what the manifest of a dataset records: keys and units of the labels, and element references."""
@@ -293,6 +297,6 @@ def _read_ids(block: Block, key: str, kept: NDArray[np.bool_]) -> NDArray[np.int
         except (ValueError, OverflowError):
             raise DataError(
                 f"{block.places[place]}: {key!r} must be an integer from -2^63 to 2^63 - 1 to serve as id, got "
-                f"{value!r}; without --id-key the structures are numbered"
+                f"{value!r}; --carry {key} keeps such ids as texts, and the structures are numbered"
             ) from None
     return out

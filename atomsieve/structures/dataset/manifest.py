@@ -20,13 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from atomsieve.errors import DataError
 from atomsieve.runs.hashing import hash_json
 from atomsieve.runs.output_files import atomic_write
+from atomsieve.structures.carried import FILE as CARRIED
 from atomsieve.structures.dataset.bp5 import DATA_FILES
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.source import SourceInfo
 
 FORMAT = "atomsieve.structures"
-SCHEMA = 2
-"""The newest version; a manifest has the lowest one that can say what it says: 2 for parts with `first_id`, `heads`."""
+SCHEMA = 3
+"""The newest version; a manifest has the lowest one that can say what it says: 2 for parts with `first_id` or `heads`,
+3 for parts with carried columns."""
 NAME = "manifest.json"
 
 Count = Annotated[int, Field(ge=0)]
@@ -54,6 +56,13 @@ class StepRow(_ManifestRow):
     counts_crc32: Checksum
 
 
+class CarriedRow(_ManifestRow):
+    """One carried column of a part: its name, and the kind of its values."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+    kind: Annotated[str, Field(pattern="^(int|float|flag|text)$")]
+
+
 class PartRow(_ManifestRow):
     """One BP5 directory.
 
@@ -70,11 +79,19 @@ class PartRow(_ManifestRow):
     steps: list[StepRow]
     first_id: Count = 0
     heads: list[Count] | None = None
+    carried: list[CarriedRow] = []
 
     @property
     def schema_version(self) -> int:
         """The lowest version of the schema that can say this."""
+        if self.carried:
+            return 3
         return 1 if self.first_id == 0 and self.heads is None else 2
+
+    def without_carried(self) -> PartRow:
+        """Return the row of the same part with its structures alone."""
+        files = {name: row for name, row in self.files.items() if name in DATA_FILES}
+        return self.model_copy(update={"files": files, "carried": []})
 
     @model_serializer(mode="wrap")
     def _leave_defaults_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -83,6 +100,8 @@ class PartRow(_ManifestRow):
             del out["first_id"]
         if self.heads is None:
             del out["heads"]
+        if not self.carried:
+            del out["carried"]
         return out
 
 
@@ -126,8 +145,14 @@ class DatasetManifest(_ManifestRow):
         )
 
     def checksum(self) -> str:
-        """Return the sha256 of the manifest's content: the identity of the dataset."""
+        """Return the sha256 of the manifest's content."""
         return hash_json(self.model_dump())
+
+    def identity(self) -> str:
+        """Return the identity of the dataset: a sha256 over its structures, whatever columns they carry."""
+        parts = [part.without_carried() for part in self.parts]
+        version = max([1, *(part.schema_version for part in parts)])
+        return self.model_copy(update={"parts": parts, "schema_version": version}).checksum()
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json`, durably and whole."""
@@ -184,8 +209,9 @@ def _check_sums(manifest: DatasetManifest, path: Path) -> None:
             raise DataError(f"{path}: {part.path} has unknown fields {sorted(unknown)}; upgrade atomsieve")
         if absent := {name for name, field in FIELDS.items() if field.required} - set(part.fields):
             raise DataError(f"{path}: {part.path} does not hold {', '.join(sorted(absent))}; write it again")
-        if set(part.files) != set(DATA_FILES):
-            raise DataError(f"{path}: {part.path} must list the files {', '.join(DATA_FILES)}")
+        files = (*DATA_FILES, CARRIED) if part.carried else DATA_FILES
+        if set(part.files) != set(files):
+            raise DataError(f"{path}: {part.path} must list the files {', '.join(files)}")
         for what in ("structures", "atoms"):
             if sum(getattr(step, what) for step in part.steps) != getattr(part, what):
                 raise DataError(f"{path}: the {what} of the steps of {part.path} do not add up to those of the part")

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import DataError
 from atomsieve.runs.hashing import compute_file_crc, hash_file
-from atomsieve.structures.dataset.bp5 import Bp5Reader
+from atomsieve.structures.carried import FILE as CARRIED
+from atomsieve.structures.carried import (
+    CarriedColumn,
+    CarriedFile,
+    Kind,
+    blank_table,
+    conform,
+    find_carried,
+    join_tables,
+    missing_values,
+    unify_kinds,
+    values_in_kind,
+)
+from atomsieve.structures.dataset.bp5 import DATA_FILES, Bp5Reader
 from atomsieve.structures.dataset.manifest import DatasetManifest, PartRow, load_manifest
 from atomsieve.structures.dataset.reader import FileReader
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.interface import PartInfo
 from atomsieve.structures.source import SourceInfo
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class ManifestReader(FileReader):
@@ -43,6 +59,9 @@ class ManifestReader(FileReader):
         self._copies = copies
         self._steps = steps
         self._sound = np.zeros(len(steps), bool)
+        self.carried = tuple(unify_kinds(columns_of_part(part) for part in manifest.parts))
+        self._ends = np.cumsum([part.structures for part in manifest.parts], dtype=np.int64)
+        self._carried_files: dict[int, CarriedFile] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ManifestReader, (self.path, self.verify, self._copies)
@@ -53,8 +72,8 @@ class ManifestReader(FileReader):
         return (self._copies if near and self._copies is not None else self.path) / self.manifest.parts[part].path
 
     def identity(self) -> str:
-        """Return the checksum of the manifest, which holds those of the files."""
-        return self.manifest.checksum()
+        """Return the checksum of the manifest without carried columns, which holds those of the files."""
+        return self.manifest.identity()
 
     def verify_all(self) -> None:
         """Verify every byte of the dataset.
@@ -68,11 +87,57 @@ class ManifestReader(FileReader):
             self._part(part)
             self._check_step(step)
             self._step_counts(step)
+        for part, row in enumerate(self.manifest.parts):
+            if row.carried:
+                self._carried_file(part)
+
+    def close(self) -> None:
+        """Close the files of this thread; a later read opens them again."""
+        super().close()
+        self._carried_files.clear()
+
+    def read_carried(self, start: int, stop: int) -> pa.Table | None:
+        """Return the carried columns of structures `start:stop` as an Arrow table; None if there are none."""
+        if not self.carried:
+            return None
+        tables = []
+        for part, row in enumerate(self.manifest.parts):
+            end = int(self._ends[part])
+            first = end - row.structures
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                found = self._carried_file(part).read(low - first, high - first) if row.carried else None
+                tables.append(blank_table(high - low, self.carried) if found is None else conform(found, self.carried))
+        return join_tables(tables, self.carried)
+
+    def read_carried_at(self, positions: NDArray[np.int64], name: str) -> NDArray[Any]:
+        """Return the values of a carried column at sorted positions; see `StructureReader`."""
+        kind = find_carried(self.carried, name).kind
+        owners = np.searchsorted(self._ends, positions, side="right")
+        parts = []
+        for part in np.unique(owners).tolist():
+            own = positions[owners == part] - (int(self._ends[part]) - self.manifest.parts[part].structures)
+            there = next((row for row in self.manifest.parts[part].carried if row.name == name), None)
+            if there is None:
+                parts.append(missing_values(len(own), kind))
+            else:
+                values = self._carried_file(part).values_at(own, name)
+                parts.append(values_in_kind(values, cast("Kind", there.kind), kind))
+        return np.concatenate(parts) if parts else missing_values(0, kind)
+
+    def _carried_file(self, part: int) -> CarriedFile:
+        """Return the carried columns of a part; its bytes are verified before their first use."""
+        if part not in self._carried_files:
+            row, path = self.manifest.parts[part], self._folder(part) / CARRIED
+            if self.verify == "full" and hash_file(path) != row.files[CARRIED].sha256:
+                raise DataError(f"{path} is damaged (its checksum does not fit); copy or write it again")
+            self._carried_files[part] = CarriedFile(path, row.structures)
+        return self._carried_files[part]
 
     def _open_part(self, part: int) -> Bp5Reader:
         row, folder = self.manifest.parts[part], self._folder(part)
         for name, file in row.files.items():
-            if file.sha256 and hash_file(folder / name) != file.sha256:
+            if name in DATA_FILES and file.sha256 and hash_file(folder / name) != file.sha256:
                 raise DataError(f"{folder / name} is damaged (its checksum does not fit); copy or write it again")
         opened = Bp5Reader(folder)
         variables = opened.variables()
@@ -118,6 +183,11 @@ class ManifestReader(FileReader):
         if name in ("id", "head"):
             return _correct(self.manifest.parts[part], name, rows)
         return rows
+
+
+def columns_of_part(part: PartRow) -> list[CarriedColumn]:
+    """Return the carried columns of a part."""
+    return [CarriedColumn(row.name, cast("Kind", row.kind)) for row in part.carried]
 
 
 def _correct(part: PartRow, name: str, rows: NDArray[Any]) -> NDArray[Any]:

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,14 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.runs.hashing import compute_file_crc, hash_file
 from atomsieve.runs.output_files import sync_file, sync_folder
 from atomsieve.structures.batch import StructureBatch
+from atomsieve.structures.carried import FILE, CarriedQueue, CarriedWriter
 from atomsieve.structures.dataset.bp5 import DATA_FILES, Bp5Writer
-from atomsieve.structures.dataset.manifest import FileRow, PartRow, StepRow
+from atomsieve.structures.dataset.manifest import CarriedRow, FileRow, PartRow, StepRow
 from atomsieve.structures.fields import FIELDS
 from atomsieve.structures.source import SourceInfo
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 STEPS_PER_PART = 1000
 """A directory of more steps takes noticeably long to open."""
@@ -98,9 +102,13 @@ class PartWriter:
         self._fields: tuple[str, ...] = ()
         self._part: Bp5Writer | None = None
         self._steps: list[StepRow] = []
+        self._carried = CarriedQueue()
+        self._carried_file: CarriedWriter | None = None
 
-    def append(self, batch: StructureBatch) -> None:
+    def append(self, batch: StructureBatch, carried: pa.Table | None = None) -> None:
         """Add structures at the end. The arrays may be reused by the caller only after `finish`.
+
+        carried : a row of carried columns for each structure; None if they carry nothing.
 
         Raises
         ------
@@ -110,6 +118,7 @@ class PartWriter:
         if len(batch) == 0:
             return
         batch = self._with_head(batch.validate())
+        self._carried.put(len(batch), carried)
         self.n_structures += batch.n_structures
         self.n_atoms += batch.n_atoms
         self._pending.append(batch)
@@ -128,6 +137,9 @@ class PartWriter:
         """Close the part at hand without finishing it."""
         self._pending = []
         part, self._part = self._part, None
+        carried, self._carried_file = self._carried_file, None
+        if carried is not None:
+            carried.close()
         if part is not None:
             part.close()
 
@@ -165,7 +177,9 @@ class PartWriter:
     def _write_step(self, batch: StructureBatch) -> None:
         present = batch.present()
         wanted = tuple(name for name in FIELDS if name in present or name in self._fields)
-        if wanted != self._fields or (self._part is not None and self._part.steps >= STEPS_PER_PART):
+        known, carried = list(self._carried.columns), self._carried.take(len(batch))
+        full = self._part is not None and self._part.steps >= STEPS_PER_PART
+        if wanted != self._fields or full or known != self._carried.columns:
             self._end_part()
             self._fields = wanted
         counts = batch.counts.astype(np.int32)
@@ -176,10 +190,12 @@ class PartWriter:
             if array is None:
                 array = np.full(field.shape(batch.n_structures, batch.n_atoms), field.missing, field.dtype)
             arrays[name] = to_disk(name, array.astype(self._positions, copy=False) if name == "positions" else array)
-        self._check_space(sum(a.nbytes for a in arrays.values()))
+        self._check_space(sum(a.nbytes for a in arrays.values()) + (0 if carried is None else carried.nbytes))
         if self._part is None:
             name = f"part-{len(self.parts):05d}.r{self._writer:03d}.bp.tmp"
             self._part = Bp5Writer(self._folder / name)
+        if carried is not None:
+            self._write_carried(carried)
         start = self._steps[-1].end if self._steps else 0
         sources = json.dumps([[s.name, s.level_of_theory] for s in self.sources])
         end = self._part.write(arrays, {} if self._steps else {"atomsieve/sources": sources})
@@ -192,6 +208,16 @@ class PartWriter:
                 counts_crc32=zlib.crc32(counts.tobytes()),
             )
         )
+
+    def _write_carried(self, table: pa.Table) -> None:
+        """Append carried rows to the file of this part, which the first of them open."""
+        assert self._part is not None
+        try:
+            if self._carried_file is None:
+                self._carried_file = CarriedWriter(self._part.path / FILE, self._carried.columns)
+            self._carried_file.write(table)
+        except OSError as error:
+            raise DiskError(f"cannot write {self._part.path / FILE}: {error.strerror or error}") from error
 
     def _check_space(self, needed: int) -> None:
         """Raise before the disk is full: ADIOS2 ends the process when it cannot write."""
@@ -209,11 +235,15 @@ class PartWriter:
         if self._part is None:
             return
         part, self._part = self._part, None
+        carried, self._carried_file = self._carried_file, None
         part.close()
         final = part.path.with_suffix("")
+        names = DATA_FILES if carried is None else (*DATA_FILES, FILE)
         try:
+            if carried is not None:
+                carried.close()
             (part.path / "profiling.json").unlink(missing_ok=True)  # times; no two runs would give the same bytes
-            for name in DATA_FILES:
+            for name in names:
                 sync_file(part.path / name)
             sync_folder(part.path)
             part.path.rename(final)
@@ -222,7 +252,7 @@ class PartWriter:
                 name: FileRow(
                     size=(final / name).stat().st_size, sha256="" if name == "data.0" else hash_file(final / name)
                 )
-                for name in DATA_FILES
+                for name in names
             }
         except OSError as error:
             raise DiskError(f"cannot write {final}: {error.strerror or error}") from error
@@ -235,6 +265,7 @@ class PartWriter:
                 atoms=sum(s.atoms for s in self._steps),
                 files=files,
                 steps=self._steps,
+                carried=[] if carried is None else [CarriedRow(name=c.name, kind=c.kind) for c in carried.columns],
             )
         )
         self._steps = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.structures.batch import StructureBatch
@@ -13,6 +13,9 @@ from atomsieve.structures.dataset.draft import DatasetDraft
 from atomsieve.structures.dataset.manifest import PartRow
 from atomsieve.structures.dataset.part_writer import PartWriter, add_source
 from atomsieve.structures.source import SourceInfo
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Comm(Protocol):
@@ -115,8 +118,10 @@ class StructureWriter:
         """Add a source unless it is known, and return its index (the value for `head`)."""
         return add_source(self._parts.sources, source)
 
-    def append(self, batch: StructureBatch) -> None:
+    def append(self, batch: StructureBatch, carried: pa.Table | None = None) -> None:
         """Add structures at the end. The arrays may be reused by the caller only after `close`.
+
+        carried : a row of carried columns for each structure (`atomsieve.structures.carried`), None for none.
 
         Raises
         ------
@@ -125,7 +130,7 @@ class StructureWriter:
         """
         if not self._open:
             raise UsageError(f"the writer of {self.path} is not open; use it in a with statement")
-        self._parts.append(batch)
+        self._parts.append(batch, carried)
 
     def close(self) -> None:
         """Finish the last part and the manifest, and give the folder its name."""

@@ -42,6 +42,7 @@ def read_bp(request: ReadRequest) -> Iterator[Block]:
         for start in range(request.start, stop, ROWS):
             end = min(start + ROWS, stop)
             block = _build_block(reader.read(start, end), reader.sources, request.path, start)
+            block.carried = reader.read_carried(start, end)
             for note, words in NOTES.items():
                 if note in reader.notes:
                     block.notes[f"{words}: {reader.notes[note]}"] = len(block)

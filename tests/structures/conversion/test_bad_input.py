@@ -117,7 +117,7 @@ def test_ids(call: Call) -> None:
     assert call("convert", "a.extxyz", "a.bp", "--id-key", "mid", *LABELS)[0] == 0
     with open_structures("a.bp") as found:
         assert found.read(0, 3).id.tolist() == [7, 1000, -2]
-    for word in ("9223372036854775808", "1.5", "abc", "T"):
+    for word in ("9223372036854775808", "1.5", "T"):
         Path("b.extxyz").write_text(FRAME.replace("pbc=", f"mid={word} pbc="))
         code, text = call("convert", "b.extxyz", "b.bp", "--id-key", "mid", *LABELS)
         assert code == 1 and "b.extxyz: frame 0: 'mid' must be an integer from -2^63 to 2^63 - 1 to serve as id" in text

@@ -404,8 +404,9 @@ def test_keys(tmp_path: Path) -> None:
     assert (found.id[0], found.charge[0], found.spin[0]) == (7, -1, 3)
     with pytest.raises(UsageError, match="did you mean 'REF_energy'"):
         run(tmp_path / "x.xyz", tmp_path / "o.bp", keys=LabelKeys(energy="REF_enrgy"))
-    with pytest.raises(DataError, match=r"must be an integer .* to serve as id, got 'k'"):
-        run(tmp_path / "x.xyz", tmp_path / "o.bp", keys=LabelKeys(id="kind"))
+    report = run(tmp_path / "x.xyz", tmp_path / "o.bp", keys=LabelKeys(id="kind"))  # texts are carried
+    assert report.tally.carried.taken == {("id", "kind", "text"): 1}
+    assert read(tmp_path / "o.bp").id.tolist() == [0]
     with pytest.raises(DataError, match="has no 'functional'"):
         run(tmp_path / "x.xyz", tmp_path / "o.bp", source_key="functional")
 
