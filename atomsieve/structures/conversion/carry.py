@@ -259,8 +259,8 @@ def _to_arrow(block: Block, key: str, kept: NDArray[np.int64], *, as_text: bool)
     if values.ndim == 1:
         full[column.has] = values
     else:
-        for place, value in zip(np.flatnonzero(column.has).tolist(), values, strict=True):
-            full[place] = value
+        for at, value in zip(np.flatnonzero(column.has).tolist(), values, strict=True):
+            full[at] = value
     kinds, texts = _to_texts(full[kept])
     import pyarrow.compute as pc
 
