@@ -8,6 +8,7 @@
     python benchmarks/accuracy.py figure --base base --out pareto.png
     python benchmarks/accuracy.py peers --peer mace --environments envs --sources tio2_qe,mptrj --core-minutes 3
     python benchmarks/accuracy.py table --peer mace                             # its runs beside ours of one source
+    python benchmarks/accuracy.py figure --peer mace --out peers.png
 
 Without --config or --set the configuration is that of benchmarks/real_data.py; a YAML file and settings are laid over
 it. Each run has a folder of its own in --results, with train.yaml, the training and a result.json; runs of several
@@ -41,7 +42,7 @@ from judge.training import (
     train_run,
     write_result,
 )
-from peers.compare import PEERS, format_peers, make_environment, open_peer, train_peer
+from peers.compare import PEERS, PeerError, draw_peers, format_peers, make_environment, open_peer, train_peer
 
 TREE = Path(__file__).resolve().parents[1]
 SINGLE = ("hea_nbmotaw", "ethanol_pbe", "mptrj", "tio2_qe", "elements_mlearn", "qm22_b3lyp")
@@ -148,13 +149,21 @@ def speed(given: argparse.Namespace) -> None:
 
 
 def peers(given: argparse.Namespace) -> None:
-    """Train a peer on each source, with each seed, and judge it."""
+    """Train a peer on each source, with each seed, and judge it; one that fails does not stop the others."""
+    failed = []
     python = make_environment(given.peer, given.environments.absolute())
     for source in given.sources.split(","):
         for seed in (int(word) for word in given.seeds.split(",")):
             place = given.results.resolve() / (f"{given.name or given.peer}-{source}" + (f"-s{seed}" if seed else ""))
-            if not (place / RESULT).exists():
+            if (place / RESULT).exists():
+                continue
+            try:
                 train_peer(given.peer, python, given.data, source, given.core_minutes, given.settings, place, seed)
+            except PeerError as error:
+                failed.append(str(error))
+                say(failed[-1])
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def table(given: argparse.Namespace) -> None:
@@ -170,7 +179,11 @@ def table(given: argparse.Namespace) -> None:
 
 def figure(given: argparse.Namespace) -> None:
     """Draw error against inference cost."""
-    drawn = report.draw_pareto(read_results(given.results), given.base, given.out)
+    results = read_results(given.results)
+    if given.peer:
+        drawn = draw_peers(results, given.peer, given.out)
+    else:
+        drawn = report.draw_pareto(results, given.base, given.out)
     say(f"wrote {given.out}: {', '.join(drawn) or 'no run has been timed; accuracy.py speed does it'}")
 
 
@@ -223,6 +236,7 @@ def parse_arguments() -> argparse.Namespace:
     shown.add_argument("--peer", choices=tuple(PEERS), help="runs of a peer beside ours of the same source instead")
     shown.set_defaults(call=table)
     drawn = verbs.add_parser("figure", parents=[common], help="error against inference cost")
+    drawn.add_argument("--peer", choices=tuple(PEERS), help="runs of a peer beside ours of the same source instead")
     drawn.add_argument("--out", type=Path, default=Path("pareto.png"))
     drawn.set_defaults(call=figure)
     return parser.parse_args()

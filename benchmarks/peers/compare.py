@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ class Peer:
 PEERS = {
     "mace": Peer("mace_program.py", ("torch==2.13.0", "mace-torch==0.3.16"), "MACE"),
 }
+
+
+class PeerError(Exception):
+    """A peer's process failed."""
 
 
 def make_environment(name: str, folder: Path) -> Path:
@@ -105,8 +110,17 @@ def judge_predictions(
 def train_peer(
     name: str, python: Path, data: Path, source: str, minutes: float, settings: list[str], place: Path, seed: int
 ) -> dict[str, Any]:
-    """Train a peer on one source in a process of its own; write and return its result."""
-    place.mkdir(parents=True, exist_ok=True)
+    """Train a peer on one source in a process of its own; write and return its result.
+
+    What an interrupted run left in the folder is removed first.
+
+    Raises
+    ------
+    PeerError
+        if its process fails; the line names its log.
+    """
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
     program, model = HERE / PEERS[name].program, place / "model.pt"
     images = {part: read_images(data, source, part) for part in ("train", "test")}
     for part, found in images.items():
@@ -120,7 +134,7 @@ def train_peer(
         ):
             command = [*start, *task, "--model", str(model)]
             if subprocess.run(command, stdout=log, stderr=log, cwd=place, check=False).returncode:
-                raise SystemExit(f"{PEERS[name].title} failed at {source}; see {place / 'log.txt'}")
+                raise PeerError(f"{PEERS[name].title} failed at {source}; see {place / 'log.txt'}")
     found, about = np.load(place / "predicted.npz"), json.loads(model.with_suffix(".json").read_text())
     heads = {
         source: judge_predictions(images["test"], fit_references(images["train"]), found["energy"], found["forces"])
@@ -168,21 +182,25 @@ def read_numbers(path: Path) -> list[np.ndarray]:
     return [atoms.numbers for atoms in read(path, index=":", format="extxyz")]
 
 
-def format_peers(results: list[dict[str, Any]], peer: str) -> str:
-    """Return a table of a peer's runs beside our runs of the same sources, in Markdown.
+def pair_groups(results: list[dict[str, Any]], peer: str) -> dict[str, tuple[list[dict[str, Any]], ...]]:
+    """Return for each source of a peer our runs of it (or none) and the peer's, runs that differ by their seed alone.
 
     Ours are the runs without a `peer` that have the source as their only head, the last of several names.
     """
     groups = list(group_by_name(results).values())
-    theirs = {g[0]["peer"]["source"]: g for g in groups if by(g[0]) == peer}
     ours = {next(iter(g[0]["heads"])): g for g in groups if not by(g[0]) and len(g[0]["heads"]) == 1}
+    theirs = {g[0]["peer"]["source"]: g for g in groups if by(g[0]) == peer}
+    return {source: (ours.get(source, []), group) for source, group in theirs.items()}
+
+
+def format_peers(results: list[dict[str, Any]], peer: str) -> str:
+    """Return a table of a peer's runs beside our runs of the same sources, in Markdown."""
     title = PEERS[peer].title
     headings = ["source", "references alone", "zero forces"]
     headings += [f"{what}: ours, {title}" for what in ("E MAE meV/atom", "F MAE meV/A")] + ["E ratio", "F ratio"]
     headings += [f"{what}: ours, {title}" for what in ("training structures/core-s", "inference CPU ms")] + ["speed"]
     lines = [format_row(headings), "|" + " --- |" * len(headings)]
-    for source, group in theirs.items():
-        own_group = ours.get(source, [])
+    for source, (own_group, group) in pair_groups(results, peer).items():
         row, own = mean_heads(group)[source], mean_heads(own_group)[source] if own_group else {}
         cells = [source, f"{row['energy_baseline']:.1f}", f"{row['force_baseline']:.1f}"]
         keys = ("energy_mae", "force_mae")
@@ -194,6 +212,45 @@ def format_peers(results: list[dict[str, Any]], peer: str) -> str:
         cells.append(format_number(pair[1] / pair[0] if None not in pair else None, ".1f"))
         lines.append(format_row(cells))
     return "\n".join(lines)
+
+
+def draw_peers(results: list[dict[str, Any]], peer: str, path: Path) -> list[str]:
+    """Draw errors against the processor time of inference, ours and the peer's of a source joined; return the sources.
+
+    A source is drawn where both have been timed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    pairs = {s: pair for s, pair in pair_groups(results, peer).items() if all(g and "inference" in g[0] for g in pair)}
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.6), sharex=True, layout="constrained")
+    keys = {"energy_mae": "energy MAE, meV/atom", "force_mae": "force MAE, meV/Å"}
+    for axis, (key, what) in zip(axes, keys.items(), strict=True):
+        for source, pair in pairs.items():
+            x = [group[0]["inference"]["cpu_ms"] for group in pair]
+            y = [mean_heads(group)[source][key] for group in pair]
+            axis.plot(x, y, color="0.75", lw=1, zorder=1)
+            for k, colour in enumerate(("C0", "C1")):
+                axis.plot(x[k], y[k], "o", color=colour, ms=6, zorder=2)
+            axis.annotate(source, (x[1], y[1]), xytext=(6, -3), textcoords="offset points", fontsize=8, color="0.3")
+        axis.set(
+            xscale="log", yscale="log", ylabel=what, xlabel="processor time of inference, ms per crystal of 20 atoms"
+        )
+        axis.margins(x=0.25, y=0.1)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            side.set_major_formatter(FormatStrFormatter("%g"))
+            side.set_minor_formatter(NullFormatter())
+        axis.grid(which="major", color="0.92", zorder=0)
+        axis.tick_params(which="both", labelsize=8)
+    named = (("C0", "ours"), ("C1", PEERS[peer].title))
+    axes[0].legend([pyplot.Line2D([], [], marker="o", ls="", color=c) for c, _ in named], [n for _, n in named])
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return list(pairs)
 
 
 def by(result: dict[str, Any]) -> str | None:

@@ -94,3 +94,16 @@ def test_a_peer_is_set_beside_our_run_of_its_source() -> None:
     runs = [result("ours", 5.0, 90.0, 2.0), result("mace-x", 20.0, 7.0, 30.0, peer={"name": "mace", "source": "x"})]
     row = compare.format_peers(runs, "mace").splitlines()[-1]
     assert row == "| x | 100.0 | 500.0 | 5.00, 20.00 | 10.00, 40.00 | 0.250 | 0.250 | 90, 7 | 2.00, 30.00 | 15.0 |"
+
+
+def test_a_run_that_fails_names_its_log_and_leaves_no_old_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compare = importlib.import_module("peers.compare")
+    monkeypatch.setattr(compare, "read_images", lambda *_: [label("H2", -2.0, 0.5)])
+    place = tmp_path / "mace-x"
+    place.mkdir()
+    (place / "model.pt").write_text("of an interrupted run")
+    with pytest.raises(compare.PeerError, match=r"MACE failed at x; see .*mace-x/log\.txt"):
+        compare.train_peer("mace", Path("/bin/false"), tmp_path, "x", 1.0, [], place, 0)
+    assert {p.name for p in place.iterdir()} == {"train.extxyz", "test.extxyz", "log.txt"}
