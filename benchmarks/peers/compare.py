@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -226,7 +227,10 @@ def draw_peers(results: list[dict[str, Any]], peer: str, path: Path) -> list[str
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     pairs = {s: pair for s, pair in pair_groups(results, peer).items() if all(g and "inference" in g[0] for g in pair)}
+    if not pairs:
+        return []
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.6), sharex=True, layout="constrained")
+    places = [group[0]["inference"]["cpu_ms"] for pair in pairs.values() for group in pair]
     keys = {"energy_mae": "energy MAE, meV/atom", "force_mae": "force MAE, meV/Å"}
     for axis, (key, what) in zip(axes, keys.items(), strict=True):
         for source, pair in pairs.items():
@@ -235,11 +239,15 @@ def draw_peers(results: list[dict[str, Any]], peer: str, path: Path) -> list[str
             axis.plot(x, y, color="0.75", lw=1, zorder=1)
             for k, colour in enumerate(("C0", "C1")):
                 axis.plot(x[k], y[k], "o", color=colour, ms=6, zorder=2)
-            axis.annotate(source, (x[1], y[1]), xytext=(6, -3), textcoords="offset points", fontsize=8, color="0.3")
         axis.set(
             xscale="log", yscale="log", ylabel=what, xlabel="processor time of inference, ms per crystal of 20 atoms"
         )
-        axis.margins(x=0.25, y=0.1)
+        axis.set_xlim(0.5 * min(places), 4 * max(places))
+        last = -math.inf
+        for height, source in sorted((mean_heads(pair[1])[source][key], source) for source, pair in pairs.items()):
+            shown = max(axis.transAxes.inverted().transform(axis.transData.transform((1, height)))[1], last + 0.04)
+            axis.text(0.98, shown, source, transform=axis.transAxes, ha="right", va="center", fontsize=8, color="0.3")
+            last = shown
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             side.set_major_formatter(FormatStrFormatter("%g"))
@@ -247,7 +255,9 @@ def draw_peers(results: list[dict[str, Any]], peer: str, path: Path) -> list[str
         axis.grid(which="major", color="0.92", zorder=0)
         axis.tick_params(which="both", labelsize=8)
     named = (("C0", "ours"), ("C1", PEERS[peer].title))
-    axes[0].legend([pyplot.Line2D([], [], marker="o", ls="", color=c) for c, _ in named], [n for _, n in named])
+    axes[0].legend(
+        [pyplot.Line2D([], [], marker="o", ls="", color=c) for c, _ in named], [n for _, n in named], fontsize=8
+    )
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     return list(pairs)
