@@ -32,6 +32,8 @@ EOS: dict[str, tuple[str, str]] = {
     "eos_bulk_modulus_derivative_std": ("", "spread"),
 }
 ELASTIC: dict[str, tuple[str, str]] = {
+    "bulk_modulus_voigt": ("GPa", "bulk modulus of the elastic tensor after Voigt"),
+    "bulk_modulus_voigt_std": ("GPa", "spread"),
     "bulk_modulus_vrh": ("GPa", "bulk modulus of the elastic tensor, mean of Voigt and Reuss"),
     "bulk_modulus_vrh_std": ("GPa", "spread"),
     "shear_modulus_vrh": ("GPa", "shear modulus, mean of Voigt and Reuss"),
@@ -44,7 +46,7 @@ ELASTIC: dict[str, tuple[str, str]] = {
     "universal_anisotropy_std": ("", "spread"),
     "smallest_elastic_eigenvalue": ("GPa", "of the elastic tensor in Voigt notation"),
     "smallest_elastic_eigenvalue_std": ("GPa", "spread"),
-    "elastically_stable": ("", "all eigenvalues are positive"),
+    "elastically_stable": ("", "all eigenvalues are positive, beyond noise"),
     "elastically_stable_share": ("", "share of the members for which they are"),
     "residual_stress": ("GPa", "largest component of the stress without strain"),
 }

@@ -129,7 +129,7 @@ def _compute_elastic(evaluator: Evaluator, batch: StructureBatch, options: Prope
     out = []
     for s, results in enumerate(found):
         lost = _find_lost(results, "elastic")
-        out.append(lost or find_elasticity(deformations, results))
+        out.append(lost or find_elasticity(deformations, results, batch.slice(s, s + 1), options))
         out[-1].problems += notes("elastic", s)
     return out
 

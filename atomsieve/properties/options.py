@@ -10,6 +10,8 @@ from atomsieve.models.precision import check_precision
 
 METHODS = ("eos", "elastic", "phonons")
 """Names of the methods, in the order in which they are done."""
+GROUP_ATOMS = {"cpu": 32, "cuda": 1024}
+"""Per kind of device: each atom stands for 25 or more, those of the distorted structures."""
 WITHOUT_RESULT = ("precision", "device", "threads", "max_atoms", "max_edges", "group_atoms")
 """Options that the settings list elsewhere, or that decide nothing."""
 
@@ -32,7 +34,7 @@ class PropertyOptions:
     symprec : Angstrom, tolerance of symmetries.
     precision : fp64, fp32 or bf16. device : auto, cpu, cuda or cuda:N. threads : on a CPU.
     max_atoms, max_edges : budget of a batch (edges are estimated); None takes what suits the ensemble.
-    group_atoms : structures of about so many atoms are worked on together, and kept together.
+    group_atoms : structures of about so many atoms are worked on together, and kept together; None takes `GROUP_ATOMS`.
     """
 
     what: tuple[str, ...] = METHODS
@@ -54,7 +56,7 @@ class PropertyOptions:
     threads: int = 1
     max_atoms: int | None = None
     max_edges: int | None = None
-    group_atoms: int = 128
+    group_atoms: int | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.precision)

@@ -20,7 +20,7 @@ from atomsieve.predict.packing import Limit, usual_budget
 from atomsieve.properties.evaluation import Evaluator
 from atomsieve.properties.files import FORMAT, PropertiesFolder, keep, publish, read_kept
 from atomsieve.properties.group import compute_group
-from atomsieve.properties.options import PropertyOptions
+from atomsieve.properties.options import GROUP_ATOMS, PropertyOptions
 from atomsieve.properties.outcome import Outcome
 from atomsieve.properties.phonons import require_phonopy
 from atomsieve.properties.source import (
@@ -174,7 +174,7 @@ def _describe(source: Source, model: AnyPredictor, head: str, options: PropertyO
         "batches": {
             "max_atoms": limit.max_atoms,
             "max_edges": limit.max_edges,
-            "group_atoms": options.group_atoms,
+            "group_atoms": options.group_atoms or GROUP_ATOMS.get(device_kind(model.device), GROUP_ATOMS["cpu"]),
         },
         "selection": {"structures": len(source.positions), "digest": digest_positions(source.positions)},
         "results_path": None if source.results is None else str(source.results.absolute()),
@@ -200,7 +200,7 @@ def _compute(work: _Work, settings: dict[str, Any]) -> PropertySummary:
     """Compute what is missing, group by group, and publish all."""
     begun = shown = time.perf_counter()
     folder, many = work.folder, len(work.source.positions)
-    groups = find_groups(work.source.counts, work.options.group_atoms)
+    groups = find_groups(work.source.counts, settings["batches"]["group_atoms"])
     todo = [g for g in groups if any(read_kept(folder, int(k) + 1) is None for k in g)]
     total = sum(len(g) for g in todo)
     _greet(work, total, many)

@@ -1,7 +1,7 @@
 """Levels of theory, read from the text by which a source states its own: functional, Hubbard U, dispersion, cutoff.
 
-    read_level("PBE/PBE+U_VASP-PAW_MaterialsProject")   Level(functional="PBE", hubbard=True, ...)
-    read_level("PBE0+TS")                               Level(functional="PBE0", dispersion="TS", ...)
+read_level("PBE/PBE+U_VASP-PAW_MaterialsProject")   Level(functional="PBE", hubbard=True, ...)
+read_level("PBE0+TS")                               Level(functional="PBE0", dispersion="TS", ...)
 """
 
 from __future__ import annotations

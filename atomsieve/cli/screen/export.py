@@ -10,6 +10,7 @@ import typer
 
 from atomsieve.cli.common import CHOICE, OverwriteOption, ResultsArgument, SingleFormatOption, console
 from atomsieve.cli.groups import expand_groups, given_options
+from atomsieve.cli.screen.inputs import InputOptions, refuse_misplaced, write_input_folders
 from atomsieve.cli.screen.options import SelectionOptions, format_mixed_heads
 from atomsieve.text import pluralize
 
@@ -21,7 +22,7 @@ def export(
     out: Annotated[
         Path,
         typer.Argument(
-            help="Rows: .csv, .parquet, .npz. Structures: .extxyz, .bp, .db, .cif; with --as a folder.",
+            help="Rows: .csv, .parquet, .npz. Structures: .extxyz, .bp, .db, .cif; with --as or --for a folder.",
             show_default=False,
         ),
     ],
@@ -31,9 +32,10 @@ def export(
     ] = None,
     selection: SelectionOptions,
     form: SingleFormatOption = None,
+    inputs: InputOptions,
     overwrite: OverwriteOption = False,
-) -> None:
-    """Write rows as a table (csv, parquet, npz), or their structures with the results (extxyz, bp, db, cif)."""
+) -> int:
+    """Write rows as a table (csv, parquet, npz), their structures with the results, or inputs of other codes."""
     from atomsieve.errors import UsageError
     from atomsieve.screen.results.caveats import describe_mixed_precisions
     from atomsieve.screen.results.export import export as write
@@ -44,6 +46,7 @@ def export(
 
     by, descending, where = selection.ranking.by, selection.ranking.descending, selection.ranking.where
     per, pareto = selection.per, selection.pareto
+    refuse_misplaced(inputs, form, bool(k or per or pareto), given_options(ctx))
     opened, rows = open_results(results, selection.moved_input), None
     require_complete(opened)
     if pareto and k:
@@ -59,6 +62,8 @@ def export(
         texts = {per.replace("-", "_"): chosen.groups} if per and chosen.groups is not None else None
     elif k is not None:
         rows = best_rows(opened, k, by, descending=descending, where=asked)
+    if inputs.code is not None and rows is not None:
+        return write_input_folders(opened, out, rows, inputs, selection.head, overwrite)
     reasons: Counter[str] = Counter()
     n = write(
         opened,
@@ -76,3 +81,4 @@ def export(
         console().print(line, highlight=False, soft_wrap=True)
     if line := describe_mixed_precisions(opened, iter_matching_rows(opened, asked) if rows is None else [rows]):
         console().print(line, highlight=False, soft_wrap=True)
+    return 0

@@ -52,7 +52,9 @@ def write(job: Job, folder: Path) -> list[str]:
     if functional not in ("PBE", *POTENTIALS):
         remarks.append(f"the potentials are those of PBE, not of {functional}")
     if job.level.hubbard:
-        remarks.append("the level has a Hubbard U for some elements: cp2k.inp has none, since its values belong to a code")
+        remarks.append(
+            "the level has a Hubbard U for some elements: cp2k.inp has none, since its values belong to a code"
+        )
     symbols = sorted({str(site.specie.symbol) for site in job.structure})
     choice: dict[str, Any] = {s: {"basis": BASIS, "potential": potential} for s in symbols}
     choice |= {"basis_filenames": ["BASIS_MOLOPT"], "potential_filename": "GTH_POTENTIALS"}

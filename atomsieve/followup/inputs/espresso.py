@@ -88,7 +88,9 @@ def write(job: Job, folder: Path) -> list[str]:
     data = {"control": control, "system": system, "electrons": {"conv_thr": 1e-9}, "ions": {}, "cell": {}}
     k_points = count_k_points(np.asarray(atoms.cell.array), job.pbc, SPACING)
     with open(folder / "pw.in", "w") as file:
-        write_espresso_in(file, atoms, input_data=data, pseudopotentials={s: f"{s}.upf" for s in symbols}, kpts=k_points)
+        write_espresso_in(
+            file, atoms, input_data=data, pseudopotentials={s: f"{s}.upf" for s in symbols}, kpts=k_points
+        )
     return remarks
 
 

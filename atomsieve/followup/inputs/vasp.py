@@ -1,4 +1,4 @@
-"""Input of VASP by pymatgen's input sets. POTCAR.spec names the potentials; their files are licensed and not written."""
+"""Input of VASP by pymatgen's input sets. POTCAR.spec names the potentials; their files are licensed, not written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Input folders of chosen rows, and a table of them.
 
-    OUT/0001_NaCl_mp-22862/   the input of one structure: rank, reduced formula, id
-    OUT/inputs.csv            one line for each structure: folder, level of theory, charge, multiplicity, remarks
+OUT/0001_NaCl_mp-22862/   the input of one structure: rank, reduced formula, id
+OUT/inputs.csv            one line for each structure: folder, level of theory, charge, multiplicity, remarks
 """
 
 from __future__ import annotations
