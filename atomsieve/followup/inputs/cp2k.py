@@ -58,20 +58,19 @@ def write(job: Job, folder: Path) -> list[str]:
     symbols = sorted({str(site.specie.symbol) for site in job.structure})
     choice: dict[str, Any] = {s: {"basis": BASIS, "potential": potential} for s in symbols}
     choice |= {"basis_filenames": ["BASIS_MOLOPT"], "potential_filename": "GTH_POTENTIALS"}
-    crystal = isinstance(job.structure, Structure)
+    structure: Any = job.structure.copy()
+    crystal = isinstance(structure, Structure)
     more: dict[str, Any] = {}
     if crystal:
-        divisions = count_k_points(np.asarray(job.structure.lattice.matrix), job.pbc, SPACING)
+        structure.set_charge(job.whole_charge)
+        divisions = count_k_points(np.asarray(structure.lattice.matrix), job.pbc, SPACING)
         more = {"kpoints": Kpoints.gamma_automatic(divisions), "ot": False, "smearing": True}
+    else:
+        structure.set_charge_and_spin(job.whole_charge, None if job.multiplicity is None else round(job.multiplicity))
     if not crystal or not job.pbc.all():
         kind = "RelaxSet" if job.task == "relax" else "StaticSet"
     else:
         kind = name_set(job.level, job.task)
-    structure = job.structure.copy()
-    if crystal:
-        structure.set_charge(job.whole_charge)
-    else:
-        structure.set_charge_and_spin(job.whole_charge, None if job.multiplicity is None else round(job.multiplicity))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = getattr(sets, kind)(

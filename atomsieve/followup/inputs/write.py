@@ -220,7 +220,7 @@ def _make_job(structure: StructureBatch, level: Level, task: str) -> Job:
         raise NotWritten("it has no atoms")
     cell = structure.cell[0]
     if abs(np.linalg.det(cell)) > 1e-3:
-        lattice = Lattice(cell, pbc=tuple(bool(p) for p in pbc))
+        lattice = Lattice(cell, pbc=(bool(pbc[0]), bool(pbc[1]), bool(pbc[2])))
         made: Any = Structure(lattice, symbols, positions, coords_are_cartesian=True)
     elif pbc.any():
         raise NotWritten("its cell has no vector along a direction that is not periodic")
