@@ -29,6 +29,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "atomsieve.cli.evaluate",
         "Errors and uncertainties of an ensemble on labelled structures: numbers, plots, a page.",
     ),
+    "references": (
+        "atomsieve.cli.references",
+        "Compute the phases of a head from which formation energies and energies above the hull follow.",
+    ),
     "serve": ("atomsieve.cli.serve", "Serve an ensemble with a Triton Inference Server; check an endpoint."),
     "properties": (
         "atomsieve.cli.properties",
