@@ -21,10 +21,15 @@ NATIVE := $(wildcard atomsieve/native/*.cpp atomsieve/native/*.h)
 # Tests of the server are skipped only where there cannot be one: a wheel that was installed must be found.
 PYTEST = OMP_NUM_THREADS=1 ATOMSIEVE_NEEDS_TRITON="$$(cat $(VENV)/triton 2>/dev/null || true)" $(BIN)/python -m pytest
 
-# Processes that share the tests; 0 runs them one after another.
-WORKERS ?= 2
+# Processes that share the tests, each taking the next file; 0 runs them one after another. Two cores are busy with
+# three, since some tests wait for servers. tests/conftest.py says which files come first: the longest.
+WORKERS ?= 3
+SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# What pyproject.toml asks for, one requirement a line.
+REQUIREMENTS = import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*p["dependencies"], *(r for e in sys.argv[1].split(",") for r in p["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help venv lint types unit mpi e2e test nightly demo bench clean
+.PHONY: help venv lint types unit mpi e2e suite test nightly demo bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,8 +43,11 @@ $(BIN)/python:
 $(STAMP): $(BIN)/python pyproject.toml setup.py Makefile $(NATIVE)
 	@if ! command -v g++ >/dev/null && ! command -v c++ >/dev/null; then \
 		echo "note: no C++ compiler found: going on with slower torch code (on Debian: apt-get install g++ python3-dev)"; fi
-	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)'
-	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@$(BIN)/python -c '$(REQUIREMENTS)' $(EXTRAS) > $(VENV)/requirements.txt
+	@# The kernels are compiled while packages are fetched and unpacked.
+	$(BIN)/python -m pip install --quiet --no-deps -e . & kernels=$$!; \
+	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)' && \
+	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt && wait $$kernels || { kill $$kernels; exit 1; }
 	@rm -f $(VENV)/triton
 	@if [ -n "$(WITHOUT_TRITON)" ]; then echo "note: WITHOUT_TRITON is set: tests of the server are skipped"; \
 	elif $(BIN)/python -m pip install --quiet --no-deps '$(TRITON)'; then echo 1 > $(VENV)/triton; \
@@ -70,11 +78,14 @@ mpi: $(STAMP)  ## tests that start mpirun
 e2e: $(STAMP)  ## whole-program runs
 	$(PYTEST) -m e2e
 
-test: lint types  ## every check but the long ones
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m 'not nightly' --durations=25
+suite: $(STAMP)  ## every test but the long ones
+	$(PYTEST) $(SHARED) -m 'not nightly' --durations=25
+
+test: lint  ## every check but the long ones
+	@$(MAKE) --no-print-directory -j2 types suite
 
 nightly: lint types  ## every check, with coverage
-	$(PYTEST) -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --durations=50
+	$(PYTEST) $(SHARED) --cov --cov-report=term:skip-covered --durations=50
 
 demo: $(STAMP)  ## labels, training, screening and a ranked list under demo/
 	$(BIN)/atomsieve demo --out demo

@@ -127,7 +127,9 @@ def assert_right(found, expected, batch, energy=EXACT, forces=EXACT):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize("name", ["conservative", "truncated", "direct charged", "energy"])
+@pytest.mark.parametrize(
+    "name", ["conservative", pytest.param("truncated", marks=pytest.mark.nightly), "direct charged", "energy"]
+)
 def test_fp64_is_exact_for_any_size_and_order_of_neighbours_with_any_threads(artefacts, monkeypatch, name, threads):
     artefact = artefacts(name)
     session = session_of(artefact, threads, monkeypatch)
@@ -140,6 +142,7 @@ def test_fp64_is_exact_for_any_size_and_order_of_neighbours_with_any_threads(art
         assert_right(found, eager_outputs(artefact.ensemble, given, heads), given)
 
 
+@pytest.mark.nightly  # `atomsieve export` compares FP32 with the ensemble in every run (export/test_shallow_export.py)
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_fp32_stays_within_its_tolerance(artefacts, monkeypatch, threads):
     artefact = artefacts("fp32 of one member")
@@ -181,7 +184,10 @@ def test_bf16_weights_are_stored_as_such_and_stay_near(artefacts, monkeypatch):
     assert 1e-7 < error.max() < 5e-3
 
 
-@pytest.mark.parametrize("name", ["conservative", "truncated", "direct charged", "energy", "bf16"])
+@pytest.mark.parametrize(
+    "name",
+    ["conservative", pytest.param("truncated", marks=pytest.mark.nightly), "direct charged", "energy", "bf16"],
+)
 def test_the_graph_has_standard_operators_alone_and_no_scatter_that_loses_updates(artefacts, name):
     model = onnx.load(artefacts(name).file)
     assert {n.domain for n in model.graph.node} <= {"", "ai.onnx"}
@@ -224,6 +230,7 @@ def test_another_process_writes_the_same_bytes_and_says_nothing(artefacts, tmp_p
     assert (tmp_path / "model.onnx").read_bytes() == artefacts("bf16").file.read_bytes()
 
 
+@pytest.mark.nightly
 def test_operations_that_the_converter_does_not_know_are_taken_apart(artefacts, tmp_path, monkeypatch):
     straight, seen = to_onnx._run_converter, []
 

@@ -39,7 +39,7 @@ def test_the_function_is_the_ensemble(config, moments):
     assert np.abs(found["forces"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("format_name", ["onnx", "torchscript"])
+@pytest.mark.parametrize("format_name", ["onnx", pytest.param("torchscript", marks=pytest.mark.nightly)])
 def test_an_artefact_is_made_checked_and_answers_like_the_ensemble(tmp_path, format_name):
     pytest.importorskip("onnxruntime" if format_name == "onnx" else "torch")
     folder = save_gfm(tmp_path / "gfm", shallow(layers=1), default_head="metal")

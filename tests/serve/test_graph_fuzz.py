@@ -25,6 +25,7 @@ from tests.helpers import copper_oxides
 from tests.serve.fake_backend import Asked, Family, backend
 from tests.serve.fuzz_requests import DTYPES
 
+pytestmark = pytest.mark.nightly  # strange requests to the ensemble itself are sent in every run (test_fuzz.py)
 FEW = settings(deadline=None, derandomize=True, max_examples=250, suppress_health_check=list(HealthCheck))
 LIMITS = Limits(structures=50, atoms=500, bytes=100_000)
 ODD = (0, 1, -1, -2, 2, 7, 29, 119, 255, 10**6, 2**31, 2**62, -(2**63), 2**63 - 1, 0.5, 1e-300, 1e300, np.nan, np.inf)

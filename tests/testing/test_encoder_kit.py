@@ -25,17 +25,37 @@ def toy_package(tmp_path, monkeypatch):
 class TestPaiNN(EncoderTests):
     encoder = "painn"
 
+    @pytest.mark.nightly  # its graph is traced and scripted in every run (export/test_functional.py)
+    def test_traced_export(self):
+        super().test_traced_export()
+
+    @pytest.mark.nightly  # export/test_onnx.py and test_torchscript.py write and open files in every run
+    def test_exported_files(self):
+        super().test_exported_files()
+
 
 class TestDirectPaiNN(EncoderTests):
     encoder = "painn"
     config: ClassVar = {"forces": "direct"}
     formats = ("torchscript",)
 
+    @pytest.mark.nightly  # its graph is traced and scripted in every run (export/test_functional.py)
+    def test_traced_export(self):
+        super().test_traced_export()
+
+    @pytest.mark.nightly  # export/test_torchscript.py writes and opens such a file in every run
+    def test_exported_files(self):
+        super().test_exported_files()
+
 
 class TestQuadrupoles(EncoderTests):
     encoder = "quadrupoles"
 
-    @pytest.mark.nightly  # its graph is traced and scripted in every run
+    @pytest.mark.nightly  # its graph is traced and scripted in every run (export/test_functional.py)
+    def test_traced_export(self):
+        super().test_traced_export()
+
+    @pytest.mark.nightly
     def test_exported_files(self):
         super().test_exported_files()
 
@@ -47,11 +67,16 @@ class TestHydraGNN(EncoderTests):
 
 class TestToy(EncoderTests):
     encoder = "toy"
+    formats = ("torchscript",)
 
 
 class TestPooledToy(EncoderTests):
     encoder = "pooled_toy"
     formats = ("onnx",)
+
+    @pytest.mark.nightly  # and the toy that is not pooled is written to a file in every run
+    def test_exported_files(self):
+        super().test_exported_files()
 
 
 class Turned(ToyEncoder):
