@@ -28,7 +28,6 @@ X86 = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 VARIANTS = X86 if platform.machine() in ("x86_64", "AMD64") else {"base": []}
 
 
-
 class BuildExt(build_ext):
     """Compiles the sources of one extension side by side, on as many cores as this process may use."""
 
@@ -71,5 +70,5 @@ setup(
             language="c++",
             optional=True,
         )
-    ]
+    ],
 )

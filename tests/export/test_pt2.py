@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from atomsieve.export.trust import trust
 from atomsieve.gfm import ensemble_id, load_gfm
 from atomsieve.graphs import build_graph
 from atomsieve.structures import StructureBatch
+from tests.export.export_checks import eager_outputs, given_arrays
 from tests.helpers import copper_oxides, tiny_gfm
 
 CPU = torch.device("cpu")
@@ -46,15 +48,25 @@ def gfm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(gfm):
-    """A package of energies alone, which is compiled in a tenth of the time that one with forces takes."""
-    place = gfm.parent / "pt2-fp64-energy"
-    return place, written(gfm, place, Spec("pt2", "fp64", "energy", members=True))
+    place = gfm.parent / "pt2-fp64"
+    return place, written(gfm, place, Spec("pt2", "fp64", members=True))
+
+
+def written_uncompiled(folder, place):
+    """Write all of an artefact but the machine code, which takes minutes to compile: other bytes are in its place."""
+
+    def not_compile(program, *, package_path, inductor_configs):
+        Path(package_path).write_bytes(b"no machine code")
+        return package_path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch._inductor, "aoti_compile_and_package", not_compile)
+        return place, written(folder, place, Spec("pt2", "fp64", members=True))
 
 
 @pytest.fixture(scope="module")
-def with_forces(gfm):
-    place = gfm.parent / "pt2-fp64"
-    return Artefact(gfm, load_gfm(gfm)[1], written(gfm, place, Spec("pt2", "fp64", members=True)), CPU, place)
+def uncompiled(gfm):
+    return written_uncompiled(gfm, gfm.parent / "pt2-uncompiled")
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +95,9 @@ BATCHES = {
 }
 
 
-def compared(gfm, artefact, name):
-    """Compare the energies; return what the artefact gives and what the ensemble gives."""
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", BATCHES)
+def test_compiled_equals_the_ensemble(gfm, artefact, name):
     ensemble, _ = load_gfm(gfm)
     batch = BATCHES[name]
     graph = build_graph(batch, ensemble.config.cutoff, dtype=torch.float64)
@@ -95,24 +108,13 @@ def compared(gfm, artefact, name):
     assert np.abs(found["energy_members"] - energy).max() < 1e-9
     assert np.abs(found["energy"] - energy.mean(0)).max() < 1e-9
     assert np.abs(found["energy_std"] - energy.std(0, ddof=1)).max() < 1e-9
-    return found, exact
-
-
-@pytest.mark.parametrize("name", BATCHES)
-def test_compiled_energies_equal_the_ensemble(gfm, artefact, name):
-    compared(gfm, artefact, name)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("name", BATCHES)
-def test_compiled_equals_the_ensemble(gfm, with_forces, name):
-    found, exact = compared(gfm, with_forces, name)
     forces = exact.forces.detach().numpy()
     assert np.abs(found["forces_members"] - forces).max() < 1e-9
     assert np.abs(found["forces_std"] - forces.std(0, ddof=1)).max() < 1e-9
     assert np.abs(found["virial"] - exact.virial.detach().numpy().mean(0)).max() < 1e-9
 
 
+@pytest.mark.nightly
 def test_each_structure_has_its_own_head(gfm, artefact):
     ensemble, _ = load_gfm(gfm)
     batch = copper_oxides(6, seed=2)
@@ -126,6 +128,7 @@ def test_each_structure_has_its_own_head(gfm, artefact):
         assert not np.isclose(mixed[heads != head], alone[heads != head]).any()
 
 
+@pytest.mark.nightly
 def test_arrays_that_are_not_contiguous_are_refused(gfm, artefact):
     batch = copper_oxides(3)
     graph = build_graph(batch, load_gfm(gfm)[1].cutoff, dtype=torch.float64)
@@ -137,6 +140,7 @@ def test_arrays_that_are_not_contiguous_are_refused(gfm, artefact):
     assert np.array_equal(artefact._session(turned)["energy"], whole)  # and would not have been wrong
 
 
+@pytest.mark.nightly
 def test_a_package_of_another_ensemble_is_refused(gfm, made):
     place, entry = made
     other = entry.model_copy(update={"ensemble_id": "f" * 64})
@@ -144,15 +148,15 @@ def test_a_package_of_another_ensemble_is_refused(gfm, made):
         to_pt2.open_session(place, other, CPU)
 
 
-def test_a_package_for_another_processor_is_refused(made):
-    place, entry = made
+def test_a_package_for_another_processor_is_refused(uncompiled):
+    place, entry = uncompiled
     other = entry.model_copy(update={"machine": "Some CPU, AVX9"})
     with pytest.raises(AtomSieveError, match=r"compiled for Some CPU, AVX9, this machine is .* --force"):
         to_pt2.open_session(place, other, CPU)
 
 
-def test_a_changed_package_is_refused(gfm, made, tmp_path):
-    place, entry = made
+def test_a_changed_package_is_refused(gfm, uncompiled, tmp_path):
+    place, entry = uncompiled
     copied = shutil.copytree(place, tmp_path / "copy")
     path = copied / to_pt2.COMPILED
     whole = path.read_bytes()
@@ -166,24 +170,28 @@ def test_a_changed_package_is_refused(gfm, made, tmp_path):
         to_pt2.open_session(copied, entry, CPU)
 
 
-def test_code_from_a_stranger_is_not_run(made, tmp_path, monkeypatch):
-    place, entry = made
+def test_code_from_a_stranger_is_not_run(uncompiled, tmp_path, monkeypatch):
+    place, entry = uncompiled
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     with pytest.raises(AtomSieveError, match=r"machine code.* atomsieve export trust"):
         to_pt2.open_session(place, entry, CPU)
 
 
-def test_the_program_is_portable(made, gfm):
-    place, entry = made
+@pytest.mark.parametrize("config", [{}, {"repulsion": "zbl"}], ids=["plain", "repulsion"])
+def test_the_program_is_portable(gfm, uncompiled, tmp_path, config):
+    if config:
+        gfm = tiny_gfm(tmp_path / "gfm", members=1, layers=1, **config)
+        uncompiled = written_uncompiled(gfm, tmp_path / "pt2")
+    place, entry = uncompiled
     program = torch.export.load(place / to_pt2.PROGRAM)
-    ensemble, _ = load_gfm(gfm)
-    batch = copper_oxides(4)
-    graph = build_graph(batch, ensemble.config.cutoff, dtype=torch.float64)
-    arrays = Artefact(gfm, load_gfm(gfm)[1], entry, CPU, place).arrays(batch, graph, 1)
+    ensemble, batch = load_gfm(gfm)[0].double(), copper_oxides(4)
+    batch = batch.replace(positions=batch.positions * 0.5, cell=batch.cell * 0.5)  # pairs repel each other
+    arrays = given_arrays(ensemble, batch)
     with torch.no_grad():
-        found = program.module()(*(torch.from_numpy(a) for a in arrays.values()))
-    exact = ensemble.double()(graph, torch.ones(4, dtype=torch.int64)).energy.detach().mean(0).numpy()
-    assert np.allclose(found[0].numpy() - ensemble.reference_energy(batch.numbers, batch.ptr, 1), exact, atol=1e-9)
+        found = program.module()(*map(torch.from_numpy, arrays.values()))
+    exact = eager_outputs(ensemble, batch)
+    for name, values in zip(entry.outputs, found, strict=True):
+        np.testing.assert_allclose(values.numpy(), exact[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def test_bf16_rounds_weights(gfm, tmp_path):
