@@ -156,6 +156,18 @@ def list_shown_columns(results: Results, by: str = "") -> list[ResultColumn]:
     return [column for name, column in found.items() if name not in ("formula", "chemsys") or name == by]
 
 
+@dataclass(frozen=True)
+class FrozenValues:
+    """Values of some rows, by position and head: no closure, since the first rank sends columns to the others."""
+
+    found: NDArray[Any]
+    places: dict[tuple[int, int], int]
+
+    def __call__(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of rows that are among them."""
+        return self.found[[self.places[int(row["position"]), int(row["head"])] for row in rows]]
+
+
 def freeze_column(column: ResultColumn, rows: NDArray[Any]) -> ResultColumn:
     """Return a column that knows its values of these rows, and reads no file; other rows have none.
 
@@ -168,11 +180,7 @@ def freeze_column(column: ResultColumn, rows: NDArray[Any]) -> ResultColumn:
             column.kind, np.full(len(rows), np.nan)
         )
     places = {(int(row["position"]), int(row["head"])): k for k, row in enumerate(rows)}
-
-    def read(asked: NDArray[Any]) -> NDArray[Any]:
-        return values[[places[int(row["position"]), int(row["head"])] for row in asked]]
-
-    return dataclasses.replace(column, values=read)
+    return dataclasses.replace(column, values=FrozenValues(values, places))
 
 
 Ranking = str | ResultColumn

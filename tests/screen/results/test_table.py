@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from atomsieve.screen.results import table
 from atomsieve.screen.results.columns import COLUMNS
 from atomsieve.screen.results.formulas import format_formulas, hill_formula
 from atomsieve.screen.results.record import open_results
-from atomsieve.screen.results.table import ResultColumn, list_columns
+from atomsieve.screen.results.table import ResultColumn, freeze_column, list_columns
 from atomsieve.screen.selection.best import best_rows
 from atomsieve.screen.selection.select import Selection, select
 
@@ -75,6 +76,13 @@ def test_ranking_by_a_column_of_the_rows_reads_no_other(results):
     found, *_, calls = results
     select(found, Selection(top=10, where="natoms < 9"))
     assert not calls
+
+
+def test_frozen_columns_are_sent_to_other_ranks(results):
+    found, value, *_ = results
+    rows = np.concatenate([np.asarray(r) for r in found.iter_rows()])[5:30]
+    sent = pickle.loads(pickle.dumps(freeze_column(list_columns(found)["score"], rows)))
+    np.testing.assert_array_equal(sent.values(rows[::-2]), value[rows[::-2]["position"]])
 
 
 def test_names_that_are_wrong_or_taken(results):
