@@ -306,28 +306,32 @@ def info_command(
     files: LabelledOptions,
     quiet: QuietOption = False,
 ) -> int:
-    """Show counts, sizes, elements, sources and label statistics; verify the files.
+    """Show counts, sizes, elements, sources and label statistics, and what a training can expect; verify the files.
 
     A file that is no dataset is converted into a temporary one first.
     """
     skip_torch()
     import json
 
-    from atomsieve.cli.data_views import show_summary
+    from atomsieve.cli.data_views import show_outlook, show_summary
     from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED
     from atomsieve.structures.conversion.ready import open_with_copy
     from atomsieve.structures.summary import summarise
+    from atomsieve.train.data.outlook import Outlook, judge_sources
 
     screen = console(stderr=True, quiet=quiet or as_json)
     with (
         open_with_copy(structures, files.reading(), verify=verify, console=screen) as (reader, copy),
         progress_bar("reading", len(reader), screen) as advance,
     ):
-        found = summarise(reader, advance) | {"path": str(structures)}
+        outlook = Outlook([source.name for source in reader.sources])
+        found = summarise(reader, advance, outlook.add) | {"path": str(structures)}
+    found["outlook"] = outlook.result()
     if as_json:
         typer.echo(json.dumps(found, indent=2, allow_nan=False))
     else:
         show_summary(found, console())
+        show_outlook(judge_sources(found["outlook"]), console())
     return EXIT_SOME_FAILED if copy.unreadable.count else EXIT_DONE
 
 

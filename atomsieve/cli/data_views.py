@@ -14,6 +14,7 @@ from atomsieve.text import pluralize
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from atomsieve.evaluation.verdict import Remark
     from atomsieve.structures.conversion.convert import ConvertOptions, ConvertReport
 
 SHOWN_ELEMENTS = 20
@@ -167,6 +168,18 @@ def show_summary(found: dict[str, Any], screen: Console) -> None:
     more = f", and {len(elements) - SHOWN_ELEMENTS} more" if len(elements) > SHOWN_ELEMENTS else ""
     screen.print(f"{len(elements)} elements (structures with it): {shown}{more}")
     screen.print(f"files: {found['verified']}; {found['steps']:,} steps; identity {found['identity'][:16]}")
+
+
+def show_outlook(found: dict[str, list[Remark]], screen: Console) -> None:
+    """Print what can be said of each source before a training; nothing where there are no labels."""
+    if not found:
+        return
+    screen.print(Text("what a training can expect", "bold"))
+    for name, remarks in found.items():
+        if name:
+            _say(screen, Text.assemble((name, "bold"), ":"))
+        for remark in remarks:
+            _say(screen, Text(f"  {remark.text}", "yellow" if remark.grade in ("poor", "fair") else ""))
 
 
 def _labels(row: dict[str, Any]) -> str:

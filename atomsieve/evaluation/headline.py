@@ -7,19 +7,15 @@ lists them). The verdict (`atomsieve.evaluation.verdict`) reads nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.evaluation.error_sets import FEWEST, Errors, compute_coverage, energy_errors, force_errors
+from atomsieve.evaluation.limits import MILLI, RELAXED
 from atomsieve.evaluation.residuals import HeadRows
 from atomsieve.predict.status import Status
-
-RELAXED = 0.1
-"""eV/Angstrom: a structure no atom of which has a larger labelled force counts as relaxed."""
-MILLI = 1e3
 
 
 def compute_headline(rows: HeadRows) -> dict[str, Any]:
@@ -115,19 +111,3 @@ def correlate_ranks(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | N
 def divide(error: float, baseline: float) -> float | None:
     """Return the ratio, None where the baseline is exact: labels are all zero."""
     return error / baseline if baseline > 0 else None
-
-
-def read_headline(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headline numbers of a head from a metrics.json of any version.
-
-    Evaluations of version 1 hold errors and coverages alone, in eV; trainings of that time no coverages.
-    """
-    plain = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
-    for name, number in (("energy", "energies"), ("force", None)):
-        old = row.get(name)
-        if isinstance(old, dict) and f"{name}_mae" not in plain:
-            plain |= {f"{name}_{key}": MILLI * old[key] for key in ("mae", "rmse") if old.get(key) is not None}
-            plain |= {f"{name}_{key}": old[key] for key in ("coverage", "coverage_se") if key in old}
-            if number is not None:
-                plain[number] = old.get("structures", 0)
-    return plain

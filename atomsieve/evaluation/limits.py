@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MILLI = 1e3
+RELAXED = 0.1
+"""eV/Angstrom: a structure no atom of which has a larger labelled force counts as relaxed."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -33,6 +37,7 @@ LIMITS: dict[str, Limit] = {
     "coverage_off": Limit(
         0.04, "of the errors", "90 % intervals that hold so many more or fewer, and 2 standard errors"
     ),
+    "coverage_far": Limit(0.1, "of the errors", "up to this they are called a little too narrow or wide"),
     "outside": Limit(0.1, "of the structures", "more outside of the domain are mentioned"),
     "few_epochs": Limit(5, "epochs", "fewer over the training structures are called short"),
     "few_steps": Limit(1000, "steps", "fewer are called short"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,17 @@ from atomsieve.evaluation.headline import compute_headline
 from atomsieve.evaluation.labelled import open_labelled, was_trained_on
 from atomsieve.evaluation.residuals import HeadRows, predict_file
 from atomsieve.evaluation.verdict import judge
+from atomsieve.evaluation.worst import find_worst
 from atomsieve.gfm import read_calibration, read_manifest
 from atomsieve.gfm.evaluation_file import SCHEMA, SCHEMA_VERSION, read_evaluation
 from atomsieve.gfm.manifest import EnsembleManifest
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.predictor import Predictor
 from atomsieve.predict.status import Status
+from atomsieve.structures import StructureBatch
 from atomsieve.structures.conversion.read_options import ReadOptions
+from atomsieve.structures.interface import StructureReader
+from atomsieve.structures.plausibility.sample import check_datasets
 from atomsieve.uncertainty.strata import ELEMENT_GROUPS, SIZES, find_size_edges
 from atomsieve.version import __version__
 
@@ -86,14 +91,30 @@ def evaluate_gfm(
         rows = predict_file(predictor, reader, head, progress, read_compositions(folder))
         known = was_trained_on(manifest, reader, copy.content)
         identity = {"name": Path(data).name, "sha256": reader.identity(), "structures": len(reader)}
-    heads = {name: compute_head_metrics(found) for name, found in rows.items()}
-    if not any("energy" in row or "force" in row for row in heads.values()):
-        raise DataError(f"{data} holds fewer than {FEWEST} structures with a label and a result; nothing to evaluate")
+        heads = {name: compute_head_metrics(found) for name, found in rows.items()}
+        if not any("energy" in row or "force" in row for row in heads.values()):
+            raise DataError(
+                f"{data} holds fewer than {FEWEST} structures with a label and a result; nothing to evaluate"
+            )
+        specs = {spec.name: spec for spec in manifest.heads}
+        for name, found in rows.items():
+            heads[name]["worst"] = find_worst(found, specs[name], partial(_read_positions, reader))
+        findings = [finding.describe() for finding in check_datasets([copy.path])]
     recorded = read_evaluation(folder) or {}
     metrics = describe_evaluation(
-        folder, manifest, predictor, heads, {**identity, "trained_on": known}, recorded.get("training")
+        folder,
+        manifest,
+        predictor,
+        heads,
+        {**identity, "trained_on": known, "findings": findings},
+        recorded.get("training"),
     )
     return Evaluation(metrics, rows)
+
+
+def _read_positions(reader: StructureReader, positions: NDArray[np.int64]) -> StructureBatch:
+    """Return the structures at some positions of a file, in that order."""
+    return StructureBatch.concatenate([reader.read(k, k + 1) for k in positions.tolist()])
 
 
 def describe_evaluation(

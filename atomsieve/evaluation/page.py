@@ -14,6 +14,8 @@ import numpy as np
 from atomsieve.errors import UsageError, require
 from atomsieve.evaluation.metrics import Evaluation
 from atomsieve.evaluation.plots import make_plots
+from atomsieve.evaluation.verdict import judge
+from atomsieve.gfm.evaluation_file import COLUMNS, format_cells
 from atomsieve.runs.output_files import atomic_write
 
 METRICS, ROWS, PAGE = "metrics.json", "structures.npz", "index.html"
@@ -39,7 +41,9 @@ CAPTIONS = {
     "Above the diagonal: too cautious; below: too sure.",
     "error_vs_sigma": "Error against its predicted standard error. The line of bins lies on the diagonal where sigma "
     "is right at every size.",
-    "parity": "Prediction against label. Structures outside of the head's domain are in red.",
+    "parity": "Prediction against label; structures outside of the head's domain are in red. Beside it the number of "
+    "errors of each size (blue; the outermost hundredth is in the last bins), and of those of the predictor without a "
+    "network (grey).",
 }
 
 
@@ -158,21 +162,42 @@ def _page(metrics: dict[str, Any], plots: dict[str, bytes]) -> str:
     ]
     tables = [
         {
-            "title": f"{name.capitalize()}, {unit}",
+            "title": f"Uncertainty of {name}, {unit}",
             "rows": [(head, format_row(row.get(name))) for head, row in metrics["heads"].items() if name in row],
         }
         for name, unit in (("energy", "meV/atom"), ("force", "meV/Å per component"))
     ]
+    heads = metrics["heads"]
+    used = [k for k, (key, *_) in enumerate(COLUMNS) if any(row.get(key) is not None for row in heads.values())]
     return str(
         template.render(
             m=metrics,
             notices=list_notices(metrics),
+            verdict=judge(metrics),
+            columns=[COLUMNS[k] for k in used],
+            headline=[(head, [format_cells(row)[k] for k in used]) for head, row in heads.items()],
+            worst=[(head, [_worst_cells(one) for one in row.get("worst", [])]) for head, row in heads.items()],
             tables=tables,
             headings=[h for _, h in HEADINGS],
             images=images,
             parts=_parts(metrics),
         )
     )
+
+
+def _worst_cells(one: dict[str, Any]) -> list[str]:
+    """Return the cells of one of the worst structures (see the template)."""
+    energy = one["property"] == "energy"
+    return [
+        one["property"],
+        f"{one['position']:,}",
+        one["formula"],
+        f"{one['natoms']:,}",
+        f"{one['error']:,.1f} {'meV/atom' if energy else 'meV/Å'}",
+        "-" if one["sigmas"] is None else f"{one['sigmas']:.1f}",
+        *(f"{one[key]:.3f} {'eV/atom' if energy else 'eV/Å'}" for key in ("label", "predicted")),
+        "; ".join(one["odd"]) or "nothing found",
+    ]
 
 
 def _parts(metrics: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,62 +2,46 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.evaluation.error_sets import LEVEL, Errors, energy_errors, force_errors
+from atomsieve.evaluation.error_sets import LEVEL, Errors
+from atomsieve.evaluation.figures import FITTED, PROPERTIES, RAW, add_shared_legend, png, pyplot, thin_indices
+from atomsieve.evaluation.limits import limit
 from atomsieve.evaluation.metrics import Evaluation
-from atomsieve.evaluation.residuals import HeadRows
+from atomsieve.evaluation.parity import draw_parity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RAW, FITTED, LABEL = "#b0b0b0", "#1f5fa8", "#444444"
-GOAL = (0.87, 0.93)
-MOST_POINTS = 4000
+LABEL = "#444444"
+GOAL = (LEVEL - limit("coverage_off"), LEVEL + limit("coverage_off"))
 BINS = 12
-PROPERTIES: dict[str, tuple[Callable[[HeadRows], Errors], str]] = {
-    "energy": (energy_errors, "meV/atom"),
-    "force": (force_errors, "meV/Å"),
-}
 
 
 def make_plots(evaluation: Evaluation) -> dict[str, bytes]:
     """Return the PNG of each plot by its name, in the order in which they are shown."""
-    made: dict[str, bytes] = {"coverage": _png(_coverage(evaluation.metrics["heads"]))}
-    panels: dict[str, Callable[[Axes, str, str, Evaluation], None]] = {
+    made: dict[str, bytes] = {}
+    for name in PROPERTIES:
+        panels = [(head, name) for head, row in evaluation.metrics["heads"].items() if name in row]
+        if panels:
+            made[f"parity_{name}"] = draw_parity(evaluation.rows, panels)
+    made["coverage"] = png(_coverage(evaluation.metrics["heads"]))
+    grids: dict[str, Callable[[Axes, str, str, Evaluation], None]] = {
         "reliability": _reliability,
         "error_vs_sigma": _error_vs_sigma,
-        "parity": _draw_parity_panel,
     }
-    for what, draw in panels.items():
+    for what, draw in grids.items():
         for name in PROPERTIES:
             heads = [h for h, row in evaluation.metrics["heads"].items() if name in row]
             if heads:
-                made[f"{what}_{name}"] = _png(_grid(heads, name, draw, evaluation))
+                made[f"{what}_{name}"] = png(_grid(heads, name, draw, evaluation))
     return made
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png", metadata={"Software": None})
-    _pyplot().close(figure)
-    return file.getvalue()
 
 
 def _grid(
@@ -66,7 +50,7 @@ def _grid(
     """Draw one panel for each head."""
     columns = min(4, len(heads))
     rows = math.ceil(len(heads) / columns)
-    figure, grid = _pyplot().subplots(
+    figure, grid = pyplot().subplots(
         rows, columns, figsize=(2.9 * columns + 0.4, 2.75 * rows + 0.5), layout="constrained", squeeze=False
     )
     for axes, head in zip(grid.flat, heads, strict=False):
@@ -81,26 +65,8 @@ def _grid(
         axes.set(xlabel="", ylabel="")
     figure.supxlabel(x, fontsize=10)
     figure.supylabel(y, fontsize=10)
-    _add_shared_legend(figure, grid.flat[0], "upper", markerscale=1 if draw is not _draw_parity_panel else 4)
+    add_shared_legend(figure, [grid.flat[0]], "upper")
     return figure
-
-
-def _add_shared_legend(figure: Figure, axes: Axes, side: str, markerscale: float) -> None:
-    """Put the legend of one panel outside of all panels, at the `upper` or `lower` side of the figure."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        legend = figure.legend(
-            handles,
-            labels,
-            fontsize=9,
-            markerscale=markerscale,
-            loc="outside upper center" if side == "upper" else "outside lower center",
-            ncols=len(handles),
-            frameon=False,
-        )
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1)
 
 
 def _few_ticks(axes: Axes) -> None:
@@ -164,72 +130,17 @@ def _error_vs_sigma(axes: Axes, head: str, name: str, evaluation: Evaluation) ->
         axes.text(0.97, 0.05, "uncalibrated: spread", fontsize=7.5, ha="right", transform=axes.transAxes)
 
 
-def _draw_parity_panel(axes: Axes, head: str, name: str, evaluation: Evaluation) -> None:
-    _parity_panel(axes, name, evaluation.rows[head])
-
-
-def _parity_panel(axes: Axes, name: str, rows: HeadRows) -> None:
-    """Draw predictions against labels; energies per atom without the element references."""
-    label, found, outside = _parity_points(name, rows)
-    unit = "eV/atom less references" if name == "energy" else "eV/Å"
-    good = np.flatnonzero(np.isfinite(label) & np.isfinite(found))
-    good = good[thin_indices(len(good))]
-    for chosen, colour, text in ((~outside, FITTED, "in domain"), (outside, "#d1495b", "outside")):
-        own = good[chosen[good]]
-        axes.scatter(label[own], found[own], s=4, alpha=0.45, color=colour, linewidths=0, label=text)
-    span = [min(label[good].min(), found[good].min()), max(label[good].max(), found[good].max())]
-    margin = 0.04 * (span[1] - span[0]) or 0.5
-    span = [span[0] - margin, span[1] + margin]
-    axes.plot(span, span, color="0.4", linewidth=0.8, zorder=0)
-    axes.set(xlabel=f"label, {unit}", ylabel=f"predicted, {unit}", aspect="equal", xlim=span, ylim=span)
-    axes.locator_params(nbins=4)
-
-
-def _parity_points(name: str, rows: HeadRows) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Return labels and predictions [M] of a property, and which of them are outside of the domain."""
-    if name == "energy":
-        n = np.maximum(rows.natoms, 1)
-        label, found = ((v - rows.reference) / n for v in (rows.energy, rows.predicted))
-        return label, found, rows.outside > 0
-    return rows.force.ravel(), rows.predicted_force.ravel(), np.repeat(rows.outside[rows.atom_structure] > 0, 3)
-
-
-def draw_parity(rows: Mapping[str, HeadRows], title: str) -> bytes:
-    """Return a PNG of predictions against labels, with a panel of energies and one of forces for each head."""
-    panels = []
-    for name in PROPERTIES:
-        for head, found in rows.items():
-            label, predicted, _ = _parity_points(name, found)
-            if np.isfinite(label - predicted).any():
-                panels.append((head, name))
-    columns = max(1, min(4, len(panels)))
-    lines = max(1, math.ceil(len(panels) / columns))
-    figure, grid = _pyplot().subplots(
-        lines, columns, figsize=(3.1 * columns, 3.0 * lines + 0.4), layout="constrained", squeeze=False
-    )
-    for axes, (head, name) in zip(grid.flat, panels, strict=False):
-        _parity_panel(axes, name, rows[head])
-        axes.set_title(f"{head}: {name}", fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.xaxis.label.set_size(7)
-        axes.yaxis.label.set_size(7)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    if panels:
-        _add_shared_legend(figure, grid.flat[0], "lower", markerscale=4)
-    figure.suptitle(title, fontsize=10)
-    return _png(figure)
-
-
 def _coverage(heads: dict[str, Any]) -> Figure:
     """Draw the share of errors within the 90 % interval of every head, and the share within the raw spread."""
     names = list(heads)
-    figure, both = _pyplot().subplots(
+    figure, both = pyplot().subplots(
         1, 2, figsize=(10.5, 0.27 * len(names) + 1.5), layout="constrained", sharey=True, squeeze=False
     )
     at = np.arange(len(names))[::-1]
     for axes, name in zip(both[0], PROPERTIES, strict=True):
-        axes.axvspan(*GOAL, color="#2e8b57", alpha=0.15, linewidth=0, label="87 to 93 %")
+        axes.axvspan(
+            *GOAL, color="#2e8b57", alpha=0.15, linewidth=0, label=f"{100 * GOAL[0]:.0f} to {100 * GOAL[1]:.0f} %"
+        )
         axes.axvline(LEVEL, color="#2e8b57", linewidth=1)
         rows = [heads[h].get(name, {}) for h in names]
         raw, share, error = (_column(rows, key) for key in ("coverage_raw", "coverage", "coverage_se"))
@@ -255,8 +166,3 @@ def _column(rows: Iterable[dict[str, Any]], key: str) -> NDArray[np.float64]:
 def _errors(evaluation: Evaluation, head: str, name: str) -> tuple[Errors, str]:
     make, unit = PROPERTIES[name]
     return make(evaluation.rows[head]), unit
-
-
-def thin_indices(n: int) -> NDArray[np.int64]:
-    """Return at most MOST_POINTS of n indices, evenly spaced: enough points for a panel."""
-    return np.unique(np.linspace(0, n - 1, min(n, MOST_POINTS)).astype(np.int64)) if n else np.zeros(0, np.int64)

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from atomsieve.evaluation.headline import read_headline
-from atomsieve.evaluation.limits import limit
+from atomsieve.evaluation.limits import MILLI, limit
 from atomsieve.text import pluralize
 
 Grade = Literal["good", "fair", "poor", "unknown"]
@@ -59,11 +58,13 @@ def judge(metrics: Mapping[str, Any]) -> Verdict:
     heads = {name: read_headline(row) for name, row in _find_heads(metrics).items()}
     remarks = {name: judge_head(row) for name, row in heads.items()}
     general = judge_training(metrics.get("training")) if isinstance(metrics.get("training"), Mapping) else []
-    part = metrics["data"].get("part") if isinstance(metrics.get("data"), Mapping) else None
+    data = metrics["data"] if isinstance(metrics.get("data"), Mapping) else {}
+    part = data.get("part")
     if part in ("val", "calibration"):
         why = {"val": "the weights were chosen by it", "calibration": "the intervals were fitted to it"}[part]
         words = f"No test structures were kept, so these are numbers of the {part} part; {why}, so they are too good."
         general.append(Remark("data", "fair", words))
+    general += [Remark("data", "poor", f"Labels may be wrong: {finding}.") for finding in data.get("findings", [])]
     return Verdict([*general, *_sum_up(remarks, metrics.get("default_head"))], remarks)
 
 
@@ -71,6 +72,22 @@ def _find_heads(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(metrics.get("heads"), Mapping):
         return dict(metrics["heads"])
     return next((dict(metrics[part]) for part in PARTS if isinstance(metrics.get(part), Mapping)), {})
+
+
+def read_headline(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headline numbers of a head from a metrics.json of any version.
+
+    Evaluations of version 1 hold errors and coverages alone, in eV; trainings of that time no coverages.
+    """
+    plain = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
+    for name, number in (("energy", "energies"), ("force", None)):
+        old = row.get(name)
+        if isinstance(old, dict) and f"{name}_mae" not in plain:
+            plain |= {f"{name}_{key}": MILLI * old[key] for key in ("mae", "rmse") if old.get(key) is not None}
+            plain |= {f"{name}_{key}": old[key] for key in ("coverage", "coverage_se") if key in old}
+            if number is not None:
+                plain[number] = old.get("structures", 0)
+    return plain
 
 
 def judge_head(row: Mapping[str, Any]) -> list[Remark]:
@@ -193,11 +210,12 @@ def _judge_intervals(row: Mapping[str, Any]) -> list[Remark]:
         held.append(f"{_percent(share)} of {plural}")
         wrong = share - 0.9
         if abs(wrong) > max(limit("coverage_off"), 2 * error):
-            off.append(f"those of {plural} are too {'narrow' if wrong < 0 else 'wide'}")
+            little = "a little " if abs(wrong) <= limit("coverage_far") else ""
+            off.append(f"those of {plural} are {little}too {'narrow' if wrong < 0 else 'wide'}")
     out = []
     if held:
         state = "; ".join(off) if off else "as they should"
-        narrow = any("narrow" in words for words in off)
+        narrow = any("are too narrow" in words for words in off)
         grade: Grade = "poor" if narrow else "fair" if off else "good"
         sure = row.get("structures", 0) >= limit("few_structures")
         words = f"90 % intervals held {' and '.join(held)}: {state}."

@@ -98,10 +98,15 @@ class SourceSummary:
         return out
 
 
-def summarise(reader: FileReader, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+def summarise(
+    reader: FileReader,
+    progress: Callable[[int], None] | None = None,
+    observe: Callable[[StructureBatch], None] | None = None,
+) -> dict[str, Any]:
     """Read a dataset through and return its summary as plain numbers, ready for JSON.
 
-    Every byte is verified on the way (our own folders). `progress` is called with the number of structures done.
+    Every byte is verified on the way (our own folders). `progress` is called with the number of structures done,
+    `observe` with every batch.
 
     Raises
     ------
@@ -123,6 +128,8 @@ def summarise(reader: FileReader, progress: Callable[[int], None] | None = None)
         head = np.full(len(batch), -1) if batch.head is None else batch.head
         for k in np.unique(head):
             (heads[k] if k >= 0 else nameless).add(batch.take(np.flatnonzero(head == k)))
+        if observe is not None:
+            observe(batch)
         if progress is not None:
             progress(len(batch))
     counts = reader.counts()

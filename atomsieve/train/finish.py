@@ -11,7 +11,7 @@ import torch
 
 from atomsieve.evaluation.baselines import write_compositions
 from atomsieve.evaluation.metrics import compute_head_metrics, describe_evaluation
-from atomsieve.evaluation.plots import draw_parity
+from atomsieve.evaluation.parity import draw_parity
 from atomsieve.evaluation.verdict import Verdict, judge
 from atomsieve.gfm.domain_file import dump_domain
 from atomsieve.gfm.evaluation_file import format_table
@@ -181,7 +181,7 @@ def _evaluate_written(
         if group.is_first:
             write_compositions(gfm, compositions, predictor.heads)
             record_evaluation(gfm, evaluation)
-            atomic_write(config.output / "parity.png", draw_parity(rows, f"{part}, by the written ensemble"))
+            atomic_write(config.output / "parity.png", draw_parity(rows, title=f"{part}, by the written ensemble"))
 
     group.run_and_gather(write)
     if console is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import json
 import shutil
@@ -43,7 +44,8 @@ def test_calibrate_then_evaluate(gfm, files, tmp_path, capsys):
     assert read_calibration(gfm).head("metal").calibrated == {"energy", "forces"}
     out = tmp_path / "page"
     assert run("atomsieve", ["evaluate", str(gfm), "--data", str(files[1]), "--out", str(out), "-q"]) == 0
-    assert f"wrote {out}/index.html" in capsys.readouterr().out
+    said_last = capsys.readouterr().out
+    assert f"wrote {out}/index.html" in said_last
     metrics = json.loads((out / "metrics.json").read_text())
     energy, force = (metrics["heads"]["metal"][k] for k in ("energy", "force"))
     rows = np.load(out / "structures.npz")
@@ -66,6 +68,13 @@ def test_calibrate_then_evaluate(gfm, files, tmp_path, capsys):
         ]
     )
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
+    worst = metrics["heads"]["metal"]["worst"]
+    most = (error * 1e3).argmax()
+    assert worst[0]["position"] == rows["position"][most] and worst[0]["error"] == pytest.approx(1e3 * error.max())
+    row = metrics["heads"]["metal"]
+    assert row["energy_mae"] == pytest.approx(1e3 * energy["mae"]) and row["force_coverage"] == force["coverage"]
+    for remark in metrics["verdict"]["heads"]["metal"]:
+        assert remark["text"] in said_last and html.escape(remark["text"], quote=False) in page
     assert "Uncalibrated" not in page and "very structures" not in page
 
 
