@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from atomsieve.graphs import neighbor_list
 from atomsieve.structures import StructureBatch
-from atomsieve.uncertainty.domain import BOND, RADII
+from atomsieve.uncertainty.radii import BOND, RADII
 
 Array = NDArray[np.float64]
 LOST = 1.5

@@ -17,6 +17,7 @@ from atomsieve.errors import DataError
 from atomsieve.gfm.manifest import DOMAIN
 from atomsieve.models.elements import MAX_NUMBER
 from atomsieve.uncertainty.domain import HeadDomain
+from atomsieve.uncertainty.matter import MatterRange
 
 _FAR = 1e6
 _LARGEST = 64 << 20
@@ -33,6 +34,8 @@ _ARRAYS: dict[str, tuple[Any, int]] = {
     "owner": (np.uint8, 1),
     "numbers": (np.float64, 1),
 }
+_MATTER: dict[str, tuple[Any, int]] = {"volumes": (np.float32, 1), "bonds": (np.float32, 1), "ranges": (np.float64, 1)}
+"""Arrays that fits of earlier versions lack; a head has all of them or none."""
 _NUMBERS = ("paired", "contact", "kin", "expected", "closer", "limit", "fitted", "held")
 
 
@@ -44,7 +47,11 @@ def dump_domain(domains: Mapping[str, HeadDomain], heads: Sequence[str]) -> byte
             found = domains[name]
             values = {f.name: getattr(found, f.name) for f in fields(found)}
             values["numbers"] = np.array([values[n] for n in _NUMBERS], np.float64)
-            arrays |= {f"{k}/{n}": np.ascontiguousarray(values[n], kind) for n, (kind, _) in _ARRAYS.items()}
+            kinds = dict(_ARRAYS)
+            if found.matter is not None:
+                kinds |= _MATTER
+                values |= vars(found.matter)
+            arrays |= {f"{k}/{n}": np.ascontiguousarray(values[n], kind) for n, (kind, _) in kinds.items()}
     return bytes(save(arrays))
 
 
@@ -83,10 +90,11 @@ def read_domain(folder: str | Path, heads: Sequence[str], width: int) -> dict[st
 
 def _check_head(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
     """Return the domain of a head; DataError names an array that is wrong."""
-    odd = sorted({*arrays} ^ {*_ARRAYS})
+    wanted = _ARRAYS | (_MATTER if {*arrays} & {*_MATTER} else {})
+    odd = sorted({*arrays} ^ {*wanted})
     if odd:
-        raise DataError(f"{odd[0]} is {'missing' if odd[0] in _ARRAYS else 'unknown'}")
-    for name, (kind, axes) in _ARRAYS.items():
+        raise DataError(f"{odd[0]} is {'missing' if odd[0] in wanted else 'unknown'}")
+    for name, (kind, axes) in wanted.items():
         found = arrays[name]
         if found.dtype != kind or found.ndim != axes:
             raise DataError(f"{name} must be {np.dtype(kind).name} of {axes} axes, got {found.dtype} {found.shape}")
@@ -120,7 +128,7 @@ def _check_head(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
     inside = 0 <= contact < 2 and 0 <= kin <= MAX_NUMBER and expected >= 0 and 0 <= closer <= 1 and 0 < limit < _FAR
     if not (inside and 1 <= paired < 2**53 and 1 <= fitted < 2**53 and 0 <= held < 2**53):
         raise DataError(f"{', '.join(_NUMBERS)} are out of range: {', '.join(f'{x:g}' for x in numbers)}")
-    plain = {n: a for n, a in arrays.items() if n != "numbers"}
+    plain = {n: arrays[n] for n in _ARRAYS if n != "numbers"}
     return HeadDomain(
         **plain,
         paired=int(paired),
@@ -131,4 +139,21 @@ def _check_head(arrays: dict[str, NDArray[Any]], width: int) -> HeadDomain:
         limit=limit,
         fitted=int(fitted),
         held=int(held),
+        matter=_check_matter(arrays),
     )
+
+
+def _check_matter(arrays: dict[str, NDArray[Any]]) -> MatterRange | None:
+    """Return the usual densities and coordinations of a head; None where its fit has none."""
+    if "ranges" not in arrays:
+        return None
+    found = MatterRange(*(arrays[name] for name in _MATTER))
+    size = MAX_NUMBER + 1
+    if found.volumes.shape != (size,) or found.bonds.shape != (size,) or found.ranges.shape != (4,):
+        raise DataError(f"volumes and bonds must have shape ({size},), ranges (4,)")
+    if min(found.volumes.min(), found.bonds.min()) <= 0:
+        raise DataError("volumes and bonds must be positive")
+    low, high, least, most = found.ranges.tolist()
+    if not (low < high and least < most):
+        raise DataError(f"ranges must be two intervals, got {low:g} to {high:g} and {least:g} to {most:g}")
+    return found

@@ -13,6 +13,8 @@ class Outside(IntFlag):
     SHORT_CONTACT = 4
     FAR_FROM_TRAINING = 8
     UNSEEN_CHARGE_OR_SPIN = 16
+    UNUSUAL_DENSITY = 32
+    UNUSUAL_COORDINATION = 64
 
     @property
     def meaning(self) -> str:
@@ -27,4 +29,6 @@ _MEANINGS = {
     Outside.FAR_FROM_TRAINING: "an atom's surroundings lie far from all in training, in the encoder's feature space",
     Outside.UNSEEN_CHARGE_OR_SPIN: "its charge or spin multiplicity is beyond those in training, or does not fit its "
     "number of electrons",
+    Outside.UNUSUAL_DENSITY: "atoms have more or fewer neighbours than in training, for their elements",
+    Outside.UNUSUAL_COORDINATION: "atoms have more or fewer bonds than in training, for their elements",
 }

@@ -13,7 +13,9 @@ from atomsieve.gfm import EnsembleManifest
 from atomsieve.graphs import Graph, shortest_edges
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.structures import StructureBatch
-from atomsieve.uncertainty.domain import SIZE, HeadDomain, find_pair_limits
+from atomsieve.uncertainty.domain import HeadDomain, find_pair_limits
+from atomsieve.uncertainty.matter import count_neighbours
+from atomsieve.uncertainty.radii import BOND, SIZE, SUMS
 
 
 class DomainTest:
@@ -29,6 +31,7 @@ class DomainTest:
         self._heads = [(domains or {}).get(h.name) for h in manifest.heads]
         self._names = [h.name for h in manifest.heads]
         self._closest = [h.statistics.get("shortest_distance", 0.0) for h in manifest.heads]
+        self._bonds = torch.from_numpy(BOND * SUMS).float().ravel()
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def needs_features(self, head: int | NDArray[np.float64]) -> bool:
@@ -39,9 +42,9 @@ class DomainTest:
 
     def describe(self) -> dict[str, str]:
         """Return the kind of test of each head."""
-        full = "elements, bonded pairs, contacts, feature distance"
+        full, more = "elements, bonded pairs, contacts, feature distance", ", density, coordination"
         return {
-            name: "elements, shortest contact" if domain is None else full
+            name: "elements, shortest contact" if domain is None else full + (more if domain.matter is not None else "")
             for name, domain in zip(self._names, self._heads, strict=True)
         }
 
@@ -63,9 +66,13 @@ class DomainTest:
         if domain is None:
             outside[shortest_edges(graph) <= self._closest[head] - 1e-3] |= np.uint8(Outside.SHORT_CONTACT)
             return outside, distance
-        unseen, short = self._pairs(graph, head, domain)
+        unseen, short, edges = self._pairs(graph, head, domain)
         outside[unseen] |= np.uint8(Outside.UNSEEN_PAIR)
         outside[short] |= np.uint8(Outside.SHORT_CONTACT)
+        if edges is not None and domain.matter is not None:
+            dense, bound = domain.matter.judge(batch, *count_neighbours(graph, *edges), graph.neighbors.cutoff)
+            outside[dense] |= np.uint8(Outside.UNUSUAL_DENSITY)
+            outside[bound] |= np.uint8(Outside.UNUSUAL_COORDINATION)
         if features is not None:
             distance = domain.distances(batch.numbers, features, batch.ptr)
             outside[~(distance <= 1.0)] |= np.uint8(Outside.FAR_FROM_TRAINING)
@@ -82,8 +89,13 @@ class DomainTest:
             outside[own], distance[own] = reasons[own], far[own]
         return outside, distance
 
-    def _pairs(self, graph: Graph, head: int, domain: HeadDomain) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return masks [S]: structures with a bond not seen in training, and with a contact shorter than any seen."""
+    def _pairs(
+        self, graph: Graph, head: int, domain: HeadDomain
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[Tensor, Tensor] | None]:
+        """Return masks [S]: structures with a bond not seen in training, and with a contact shorter than any seen.
+
+        And the lengths of the edges [E] and which are bonds, where the domain has ranges of density and coordination.
+        """
         key = (head, graph.vec.device)
         if key not in self._tables:
             bonds, contacts = limits(domain)
@@ -98,7 +110,8 @@ class DomainTest:
             marked = torch.zeros(graph.n_structures, dtype=torch.bool, device=length.device)
             marked[home[receiver[length < limit[code]]]] = True
             out.append(marked.cpu().numpy())
-        return out[0], out[1]
+        edges = None if domain.matter is None else (length, length < self._bonds.to(length.device)[code])
+        return out[0], out[1], edges
 
 
 def limits(domain: HeadDomain) -> tuple[Tensor, Tensor]:

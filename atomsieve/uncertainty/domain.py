@@ -1,10 +1,10 @@
 """Domain of an ensemble: a compact description of each head's training data, with which new structures are compared.
 
-Three things per head. The elements; the pairs of elements that were neighbours, how close they came and in how many
-structures; and landmarks in the encoder's feature space, from which the distance of an atom's surroundings to the
-training data is measured. Distances between features are measured element by element, after a projection that gives the
-scatter of each element's features around their mean the same size in every direction (Mahalanobis metric, pooled over
-the elements).
+Four things per head. The elements; usual densities and numbers of bonds (`atomsieve.uncertainty.matter`); the pairs of
+elements that were neighbours, how close they came and in how many structures; and landmarks in the encoder's feature
+space, from which the distance of an atom's surroundings to the training data is measured. Distances between features
+are measured element by element, after a projection that gives the scatter of each element's features around their mean
+the same size in every direction (Mahalanobis metric, pooled over the elements).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from ase.data import covalent_radii
 from numpy.typing import NDArray
 
-from atomsieve.models.elements import MAX_NUMBER, element_features
+from atomsieve.models.elements import element_features
+from atomsieve.uncertainty.matter import MatterRange
+from atomsieve.uncertainty.radii import BOND, SIZE, SUMS
 
 POWER = 4
 """Exponent of the mean that makes one distance of those of a structure's atoms: close to the largest, but steadier."""
@@ -38,6 +39,7 @@ class HeadDomain:
     projection : [F,D] float32, from features to whitened axes.
     landmarks : [M,D] float32, typical points, sorted by element; owner : [M] uint8, the element of each.
     limit : distance of a structure that counts as 1. fitted, held : structures behind landmarks and limit.
+    matter : usual densities and coordinations; None for fits of earlier versions.
     """
 
     elements: NDArray[np.uint8]
@@ -56,6 +58,7 @@ class HeadDomain:
     limit: float
     fitted: int
     held: int
+    matter: MatterRange | None = None
 
     def atom_distances(self, numbers: NDArray[np.uint8], features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the distance [N] of each atom to the nearest landmark of its element, not yet over the limit.
@@ -85,15 +88,10 @@ class HeadDomain:
         return pool_distances(self.atom_distances(numbers, features), ptr) / self.limit
 
 
-BOND = 1.25
-"""Neighbours are bonded if they are closer than this times the sum of their covalent radii."""
 BOND_SEEN = 1.35
 """Elements count as seen bonded if they came closer than this: a bond a little longer is no new chemistry."""
 OFTEN = 20
 """Structures in which a pair was seen, from which on its shortest distance means something without a bond."""
-SIZE = MAX_NUMBER + 1
-RADII = np.nan_to_num(np.asarray(covalent_radii[:SIZE], float), nan=1.5)
-SUMS = RADII[:, None] + RADII[None, :]
 
 
 @functools.cache

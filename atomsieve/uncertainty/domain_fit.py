@@ -14,7 +14,9 @@ from atomsieve.graphs import Graph, build_graph
 from atomsieve.models.ensemble import Ensemble
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.conversion.split import group_by_formula
-from atomsieve.uncertainty.domain import BOND, SIZE, SUMS, HeadDomain, find_pair_limits, pool_distances
+from atomsieve.uncertainty.domain import HeadDomain, find_pair_limits, pool_distances
+from atomsieve.uncertainty.matter import MatterSample, fit_matter
+from atomsieve.uncertainty.radii import BOND, SIZE, SUMS
 
 AXES = 16
 LANDMARKS = 1024
@@ -137,7 +139,7 @@ def fit_head(
         few, held = _hold_back(rows[: MOST_FITTED + MOST_FITTED // 10], fetch, rng)
         rows = np.concatenate([few, rows[MOST_FITTED + MOST_FITTED // 10 :]])
     seen, elements = _count_pairs(rows, fetch, cutoff)
-    numbers, features, _, used = _features(encoder, rows[:MOST_FITTED], fetch)
+    numbers, features, _, used, sample = _features(encoder, rows[:MOST_FITTED], fetch)
     if len(numbers) == 0:
         return None
     projection = _whiten(numbers, features)
@@ -158,15 +160,15 @@ def fit_head(
     )
     held = rng.permutation(held)[:MOST_FITTED]
     domain = _with_pair_rules(domain, held, fetch, cutoff)
-    numbers, features, ptr, used = _features(encoder, held, fetch)
+    numbers, features, ptr, used, others = _features(encoder, held, fetch)
     known = np.isin(numbers, owner)  # an element of its own is a reason of its own
     distances = pool_distances(np.where(known, domain.atom_distances(numbers, features), 0.0), ptr)
     rank = min(int(np.ceil((len(distances) + 1) * QUANTILE)), len(distances))
     limit = float(np.sort(distances)[rank - 1]) if rank else 0.0
-    domain = replace(domain, limit=max(limit, 1e-3), held=used)
+    domain = replace(domain, limit=max(limit, 1e-3), held=used, matter=fit_matter(sample, others, cutoff))
     if trained_on_held:  # the limits are found; now all that was trained on counts as seen
-        more, others = _count_pairs(held, fetch, cutoff)
-        counts = _elements(elements + others, len(rows) + len(held))
+        more, holding = _count_pairs(held, fetch, cutoff)
+        counts = _elements(elements + holding, len(rows) + len(held))
         domain = replace(domain, **counts, **vars(join_pairs([seen, more])))
     return domain
 
@@ -248,21 +250,22 @@ def _hold_back(
 
 def _features(
     encoder: Ensemble, rows: NDArray[np.int64], fetch: Fetch
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64], int]:
-    """Return numbers [N], features [N,F] and ptr [S+1] of the first rows that together stay below `MOST_ATOMS`."""
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64], int, MatterSample]:
+    """Return numbers [N], features [N,F], ptr [S+1], S and neighbours of the first rows, up to about `MOST_ATOMS`."""
     numbers, features, counts = [np.zeros(0, np.uint8)], [np.zeros((0, encoder.config.hidden), np.float32)], []
-    total = 0
+    total, samples = 0, []
     config = encoder.config
     for batch, graph in _batches(rows, fetch, config.cutoff, config.max_neighbors):
         numbers.append(batch.numbers)
         features.append(encode(encoder, batch, graph))
         counts.append(batch.counts)
+        samples.append(MatterSample.measure(batch, graph))
         total += batch.n_atoms
         if total > MOST_ATOMS:
             break
     sizes = np.concatenate(counts) if counts else np.zeros(0, np.int64)
     ptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return np.concatenate(numbers), np.concatenate(features), ptr, len(sizes)
+    return np.concatenate(numbers), np.concatenate(features), ptr, len(sizes), MatterSample.join(samples)
 
 
 def _whiten(numbers: NDArray[np.uint8], features: NDArray[np.float32]) -> NDArray[np.float32]:

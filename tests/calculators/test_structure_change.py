@@ -25,7 +25,7 @@ from atomsieve.calculators.structure_change import (
 from atomsieve.errors import UsageError
 from atomsieve.predict import Outside
 from atomsieve.structures import StructureBatch
-from atomsieve.uncertainty.domain import BOND
+from atomsieve.uncertainty.radii import BOND
 
 
 def slab() -> Atoms:

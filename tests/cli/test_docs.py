@@ -10,7 +10,7 @@ import pytest
 
 from atomsieve import errors
 from atomsieve.cli.main import VERBS
-from atomsieve.gfm.domain_file import _ARRAYS, _NUMBERS
+from atomsieve.gfm.domain_file import _ARRAYS, _MATTER, _NUMBERS
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.predict.status import Status
 from atomsieve.remote.wire import INPUTS, OUTPUTS
@@ -66,7 +66,7 @@ def test_every_file_of_a_results_folder_is_documented():
 
 def test_every_array_of_a_domain_is_documented_as_it_is():
     table = rows("docs/formats.md")
-    for name, (kind, axes) in _ARRAYS.items():
+    for name, (kind, axes) in (_ARRAYS | _MATTER).items():
         if name != "structures":  # a key of calibration.json too
             assert table[name][2] == np.dtype(kind).name, name
             assert table[name][1].count(",") == axes - 1, name

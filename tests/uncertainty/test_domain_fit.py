@@ -260,7 +260,7 @@ def test_what_is_written_is_read(folder, domain):
     assert (folder / DOMAIN).stat().st_size < 100_000
     found = read_domain(folder, ["organic", "metal"], 16)
     assert set(found) == {"metal"}
-    for field in dataclasses.fields(domain):
+    for field in dataclasses.fields(domain)[:-1]:  # the last is tested in test_matter
         assert np.array_equal(getattr(found["metal"], field.name), getattr(domain, field.name)), field.name
     assert read_domain(folder.parent, ["metal"], 16) == {}
 
