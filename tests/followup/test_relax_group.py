@@ -26,7 +26,7 @@ from atomsieve.predict import Predictor, Status
 from atomsieve.screen.selection.select import Selection
 from tests.helpers import copper_oxides, tiny_gfm
 
-LOOSE = {"fmax": 0.02, "max_steps": 20, "precision": "fp64", "limits": ChangeLimits.none()}
+LOOSE = {"fmax": 0.02, "max_steps": 20, "precision": "fp64", "limits": ChangeLimits.none(), "optimizer": "fire"}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,19 @@ def test_bad_structures_fail_alone_and_keep_their_place(predictor, batch, tmp_pa
     assert ((found["reason"] == Stop.FAILED) == (found["status"] != Status.OK)).all()
 
 
+@pytest.mark.parametrize("held", [{"keep_symmetry": 0.01}, {"fix_depth": 0.5, "cell_axes": "xy", "pressure": 2.0}])
+def test_what_is_held_is_held_through_a_break(predictor, batch, tmp_path, held):
+    few = batch.slice(0, 6)
+    options = {"optimizer": "lbfgs", "cell": True, "max_steps": 8, **held}
+    _, whole = go(predictor, few, tmp_path, **options)
+    left = iter(range(5))
+    assert go(predictor, few, tmp_path, stop=lambda: next(left, None) is None, **options)[1] is None
+    assert same(go(predictor, few, tmp_path, **options)[1], whole)
+    assert (whole["steps"] > 0).any()
+    if "cell_axes" in held:
+        assert np.allclose(whole["batch.cell"][:, 2, 2], few.cell[:, 2, 2]), "no strain along z"
+
+
 def test_what_the_guard_stops_stays_and_its_reason_is_kept_through_a_break(predictor, batch, tmp_path):
     spread = predictor(batch, {"energy", "forces", "spread"}, head="metal").energy_std / batch.counts
     limit = float(np.median(spread))
@@ -191,6 +204,10 @@ def test_files_are_the_same_bytes_and_a_missing_one_is_none(tmp_path):
         ({"fmax": 0.0}, "fmax must be above 0"),
         ({"max_atoms": -3}, "max-atoms must be at least 1, got -3"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"pressure": 5.0}, "pressure acts on the cell, got 5.0; add --cell"),
+        ({"keep_symmetry": 0.01, "rattle": 0.01}, "leave one out"),
+        ({"cell_axes": "xw", "cell": True}, "cell axes must be of x, y and z"),
+        ({"optimizer": "bfgs"}, "unknown optimizer 'bfgs'"),
         ({"selection": {"top": 0}}, "top must be at least 1, got 0"),
         ({"selection": {"by": "enrgy"}}, "energy"),
     ],
@@ -202,8 +219,8 @@ def test_options_are_checked_when_they_are_made(options, said):
 
 def test_a_relaxation_begun_before_groups_could_be_selected_continues():
     """Its relax.json names the four settings of the ranking; groups are recorded only where they are used."""
-    off = ChangeLimits.none()
-    plain = RelaxOptions(selection=Selection(top=7, where="natoms < 5"), limits=off).deciding()
+    older = {"limits": ChangeLimits.none(), "optimizer": "fire"}
+    plain = RelaxOptions(selection=Selection(top=7, where="natoms < 5"), **older).deciding()
     assert [*plain][-5:] == ["trajectory", "top", "by", "descending", "where"]
     assert (plain["top"], plain["by"], plain["descending"], plain["where"]) == (
         7,
@@ -211,10 +228,10 @@ def test_a_relaxation_begun_before_groups_could_be_selected_continues():
         False,
         "natoms < 5",
     )
-    grouped = RelaxOptions(selection=Selection(top=7, where="natoms < 5", per="chemsys", each=2), limits=off)
+    grouped = RelaxOptions(selection=Selection(top=7, where="natoms < 5", per="chemsys", each=2), **older)
     assert grouped.deciding() == plain | {"per": "chemsys", "each": 2}
     limited = RelaxOptions(selection=Selection(top=7, where="natoms < 5"), limits=ChangeLimits(max_moved=2.0))
-    assert limited.deciding() == plain | {"limits": ChangeLimits(max_moved=2.0).as_dict()}
+    assert limited.deciding() == plain | {"optimizer": "lbfgs", "limits": ChangeLimits(max_moved=2.0).as_dict()}
 
 
 def test_a_gpus_memory_decides_once_and_what_is_asked_goes_before(tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ OPTIONS = {
     "group_atoms": 50,
     "device": "cpu",
     "limits": ChangeLimits.none(),
+    "optimizer": "fire",
 }
 
 

@@ -97,6 +97,27 @@ class LimitOptions:
     ] = 0.5
 
 
+@dataclass(frozen=True)
+class HoldingOptions:
+    """How structures move, and what of them does not."""
+
+    optimizer: Annotated[
+        str, typer.Option(help="lbfgs, or fire: twice the steps, as ASE takes them.", rich_help_panel=WORK)
+    ] = "lbfgs"
+    pressure: Annotated[float, typer.Option(help="GPa, on the cell.", rich_help_panel=WORK)] = 0.0
+    keep_symmetry: Annotated[
+        float,
+        typer.Option(help="Keep the space group found within so many Angstrom; 0.01 is usual.", rich_help_panel=WORK),
+    ] = 0.0
+    cell_axes: Annotated[
+        str, typer.Option(help="Strain the cell along these alone, such as xy.", rich_help_panel=WORK)
+    ] = ""
+    fix_depth: Annotated[
+        float,
+        typer.Option(help="Hold atoms within so many Angstrom of the lowest, for slabs.", rich_help_panel=WORK),
+    ] = 0.0
+
+
 @expand_groups()
 def relax(
     results: ResultsArgument,
@@ -122,6 +143,7 @@ def relax(
             rich_help_panel=WORK,
         ),
     ] = 0.0,
+    held: HoldingOptions,
     guards: GuardOptions,
     limited: LimitOptions,
     no_limits: Annotated[
@@ -188,7 +210,7 @@ def relax(
     from atomsieve.screen.selection.select import Selection
 
     options = RelaxOptions(
-        **merge_fields(batch, guards),
+        **merge_fields(batch, guards, held),
         selection=Selection(top=top, head=head, **merge_fields(ranking)),
         fmax=fmax,
         cell=cell,

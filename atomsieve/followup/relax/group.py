@@ -16,11 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.units import GPa
 from numpy.typing import NDArray
 
-from atomsieve.calculators.fire import Fire
 from atomsieve.calculators.guard import Guard
+from atomsieve.calculators.holding import (
+    Holding,
+    find_lowest,
+    hold_atoms,
+    hold_axes,
+    hold_symmetry,
+    join_holdings,
+)
+from atomsieve.calculators.minimiser import Minimiser
 from atomsieve.calculators.relax_result import Stop
+from atomsieve.calculators.relaxation import find_optimizer
 from atomsieve.calculators.structure_change import measure_displacement
 from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.outcome import measure_outcome
@@ -60,7 +70,7 @@ class RelaxGroup:
     frames : writes trajectories, or None. path : of the state.
     """
 
-    fire: Fire
+    fire: Minimiser
     batching: Batching
     path: Path
     frames: Frames | None = None
@@ -185,7 +195,7 @@ def begin_group(
     frames: Frames | None,
 ) -> RelaxGroup:
     """Return a group, new or from the state that an earlier process wrote to `path`."""
-    fire = Fire(
+    fire = find_optimizer(options.optimizer)(
         predictor,
         batch,
         options.fmax,
@@ -197,6 +207,8 @@ def begin_group(
         record=RECORD,
         active=np.zeros(0, np.int64),
         limits=options.limits,
+        holding=make_holding(batch, options),
+        pressure=options.pressure * GPa,
     )
     group = RelaxGroup(fire, Batching(*budget), path, frames)
     if not group.resume():
@@ -204,6 +216,18 @@ def begin_group(
         if frames is not None:
             frames.resume({})
     return group
+
+
+def make_holding(batch: StructureBatch, options: RelaxOptions) -> Holding | None:
+    """Return what the options ask to hold fast; None for nothing."""
+    parts = []
+    if options.keep_symmetry:
+        parts.append(hold_symmetry(batch, options.keep_symmetry))
+    if options.cell_axes:
+        parts.append(hold_axes(len(batch), options.cell_axes))
+    if options.fix_depth:
+        parts.append(hold_atoms(find_lowest(batch, options.fix_depth)))
+    return join_holdings(parts)
 
 
 def make_guard(predictor: AnyPredictor, options: RelaxOptions, head: str) -> Guard | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from atomsieve.calculators.change_limits import ChangeLimits
+from atomsieve.calculators.holding import hold_axes
+from atomsieve.calculators.relaxation import find_optimizer
 from atomsieve.errors import UsageError
 from atomsieve.models.precision import check_precision
 from atomsieve.predict.packing import BUDGETS
@@ -15,6 +17,8 @@ CPU_ATOMS = 512
 """Atoms of a batch on a CPU: more are not faster, and fewer leave less to compute alone at a group's end."""
 GROUP_BATCHES = 4
 BEST = Selection(top=1000)
+LATER = {"optimizer": "fire", "pressure": 0.0, "keep_symmetry": 0.0, "cell_axes": "", "fix_depth": 0.0}
+"""Options that relaxations of earlier versions lack, with the values that these imply; recorded where they differ."""
 LIMITED = ChangeLimits()
 LIMITS = ("max_sigma_energy", "max_sigma_force", "max_energy_std", "max_force_std")
 DECIDING = (
@@ -53,6 +57,10 @@ class RelaxOptions:
     guard : stop a structure that leaves the head's domain. max_sigma_energy, max_sigma_force, max_energy_std,
         max_force_std : and one whose uncertainty is larger, see `atomsieve.calculators.Guard`.
     limits : on the change of a structure, see `ChangeLimits`; a structure beyond one ends with a reason of its own.
+    optimizer : lbfgs, or fire with the steps of ASE's. pressure : GPa, on the cell.
+    keep_symmetry : Angstrom within which the space group of the start is found, and then kept; 0 keeps none.
+    cell_axes : Cartesian axes along which the cell may strain, such as xy; "" is all of them.
+    fix_depth : Angstrom; atoms so near the lowest one, along the normal of the third axis, stay; 0 fixes none.
     trajectory : write every n-th step of each structure; 0 writes none.
     """
 
@@ -75,6 +83,11 @@ class RelaxOptions:
     max_force_std: float | None = None
     trajectory: int = 0
     limits: ChangeLimits = LIMITED
+    optimizer: str = "lbfgs"
+    pressure: float = 0.0
+    keep_symmetry: float = 0.0
+    cell_axes: str = ""
+    fix_depth: float = 0.0
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -86,9 +99,23 @@ class RelaxOptions:
             ("trajectory", 0),
             ("skin", 0),
             ("rattle", 0),
+            ("keep_symmetry", 0),
+            ("fix_depth", 0),
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        find_optimizer(self.optimizer)
+        if self.cell_axes:
+            hold_axes(0, self.cell_axes)
+        for name, value in (("pressure", self.pressure), ("cell-axes", self.cell_axes)):
+            if value and not self.cell:
+                raise UsageError(f"{name} acts on the cell, got {value}; add --cell")
+        if self.keep_symmetry and (self.rattle or self.cell_axes or self.fix_depth):
+            raise UsageError(
+                "keep-symmetry goes without rattle, cell-axes and fix-depth, which break it; leave one out"
+            )
+        if not abs(self.pressure) < float("inf"):
+            raise UsageError(f"pressure must be a number of GPa, got {self.pressure}")
         for name in ("max_atoms", "max_edges", "group_atoms"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -106,6 +133,7 @@ class RelaxOptions:
             **{name: getattr(self, name) for name in DECIDING},
             **{name: getattr(chosen, name) for name in RANKING},
             **{name: getattr(chosen, name) for name in GROUPING if getattr(chosen, name) != getattr(usual, name)},
+            **{name: getattr(self, name) for name, older in LATER.items() if getattr(self, name) != older},
             **({"limits": self.limits.as_dict()} if self.limits.watched else {}),
         }
 

@@ -43,6 +43,8 @@ DOUBTED = {
     "passed": "what was passed",
 }
 """Columns of the table of structures that ended beyond a limit."""
+STILL = 1e-3
+"""eV/Angstrom; smaller forces vanish by symmetry, or in a minimum."""
 LEFT = ("formula", "reason", "space_group_before", "space_group", "passed")
 
 
@@ -71,6 +73,15 @@ def doubted_table(result: RelaxSummary, shown: int) -> Table:
     title = f"{min(shown, len(rows))} of {len(rows):,} structures whose result is not believed"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     return _fill(table, DOUBTED, list(DOUBTED), rows[:shown])
+
+
+def _count_motionless(result: RelaxSummary) -> int:
+    """Return how many structures converged without a step and without a force."""
+    rows = _read_rows(result)
+    return sum(
+        row["reason"] == Stop.CONVERGED.name and row["steps"] == "0" and float(row["max_force [eV/Angstrom]"]) < STILL
+        for row in rows
+    )
 
 
 def _read_rows(result: RelaxSummary) -> list[dict[str, str]]:
@@ -102,6 +113,13 @@ def print_relaxation(screen: Console, result: RelaxSummary, shown: int) -> None:
         screen.print(doubted_table(result, shown))
     for name, count in result.reasons.items():
         screen.print(f"{count:>8,}  {name}: {Stop[name].meaning}", highlight=False, soft_wrap=True)
+    if result.reasons.get(Stop.CONVERGED.name) and (still := _count_motionless(result)):
+        screen.print(
+            f"{pluralize(still, 'structure')} converged without a step: forces may vanish there by symmetry alone; "
+            "--rattle 0.01 leaves such points",
+            highlight=False,
+            soft_wrap=True,
+        )
     if result.computed:
         rate = result.computed / max(result.seconds, 1e-9)
         screen.print(

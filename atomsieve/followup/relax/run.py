@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.calculators.fire import check_relaxation
+from atomsieve.calculators.minimiser import check_relaxation
 from atomsieve.calculators.relax_result import Stop
 from atomsieve.devices import device_kind
 from atomsieve.errors import AtomSieveError, Interrupted, UsageError

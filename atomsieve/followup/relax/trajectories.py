@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.calculators.fire import Fire
+from atomsieve.calculators.minimiser import Minimiser
 from atomsieve.calculators.relax_result import Stop
 
 HELD = 1 << 26
@@ -30,7 +30,7 @@ class Frames:
         self._sizes: dict[int, int] = {}
         self._held = 0
 
-    def note(self, fire: Fire, done: NDArray[np.int64]) -> None:
+    def note(self, fire: Minimiser, done: NDArray[np.int64]) -> None:
         """Record the structures that were just evaluated; `done` are those of them that left the batch."""
         from ase.io.extxyz import write_extxyz
 
