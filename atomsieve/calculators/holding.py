@@ -1,7 +1,7 @@
 """What a relaxation holds fast: symmetry of the start, atoms, and directions of the cell, as projections of the forces.
 
 A symmetrised force is the mean over the operations of the space group, f(i') <- R f(i), where operation R takes atom i
-to i'; the strain likewise, R L R^T. An optimiser whose steps are sums of forces then keeps what the forces keep. So does
+to i'; the strain likewise, R L R^T. An optimiser whose steps are sums of forces keeps what the forces keep. So does
 `ase.constraints.FixSymmetry`; but the start is not refined here, it stays as symmetric as it was given.
 """
 
