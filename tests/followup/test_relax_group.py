@@ -209,7 +209,6 @@ def test_files_are_the_same_bytes_and_a_missing_one_is_none(tmp_path):
         ({"cell_axes": "xw", "cell": True}, "cell axes must be of x, y and z"),
         ({"optimizer": "bfgs"}, "unknown optimizer 'bfgs'"),
         ({"selection": {"top": 0}}, "top must be at least 1, got 0"),
-        ({"selection": {"by": "enrgy"}}, "energy"),
     ],
 )
 def test_options_are_checked_when_they_are_made(options, said):
