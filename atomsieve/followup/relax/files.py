@@ -29,13 +29,16 @@ from numpy.typing import NDArray
 
 from atomsieve.calculators.relax_result import Stop
 from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.followup.dedup import Tolerances, find_different
 from atomsieve.followup.relax.group import Arrays, read_arrays
 from atomsieve.followup.relax.outcome import GROUPS, PREFIX, VALUES, measure_outcome
+from atomsieve.followup.relax.stability import PREFIX as OF_STABILITY
 from atomsieve.predict import Status
 from atomsieve.runs.output_files import atomic_draft, disk_errors
 from atomsieve.runs.output_folder import OutputFolder, find_changes, format_changes
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.formulas import hill_formula
+from atomsieve.stability.columns import COLUMNS as STABILITY
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
 
 FORMAT = 1
@@ -77,6 +80,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "gap": ("Angstrom", "thickest empty layer parallel to a face of the cell now"),
     "space_group_before": ("", "of the input, within 0.1 Angstrom"),
     "space_group": ("", "now, within 0.1 Angstrom"),
+    "duplicate_of": ("", "rank of the structure of lower energy per atom that it became the same as"),
 }
 """Columns of relaxed.csv: unit and meaning."""
 
@@ -148,7 +152,7 @@ def _empty(path: Path) -> bool:
 
 def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the differences of two records as `key: old -> new`; of the selection only if nothing else differs."""
-    names = ("input", "ensemble", "options", "batches", "selection")
+    names = ("input", "ensemble", "references", "options", "batches", "selection")
     changes = find_changes({n: old.get(n) for n in names}, {n: new.get(n) for n in names})
     first = {key: values for key, values in changes.items() if not key.startswith("selection")}
     return format_changes(first or changes, longest=LONG, kept=LONG - 3)
@@ -193,9 +197,13 @@ def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays
 
 
 def iter_lines(
-    batch: StructureBatch, arrays: Arrays, rows: NDArray[Any], first: int, labels: CodeNames
+    batch: StructureBatch, arrays: Arrays, rows: NDArray[Any], first: int, labels: CodeNames, twins: Mapping[int, int]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the table row of each structure of a group, by `COLUMNS`; `first` is the rank of the first."""
+    """Yield the table row of each structure of a group, by `COLUMNS`, then of stability where the head has references.
+
+    first : rank of the first structure. twins : rank of the better structure that is the same, by rank.
+    """
+    stability = [name for name in STABILITY if OF_STABILITY + name in arrays]
     volume = np.abs(np.linalg.det(batch.cell))
     for s, row in enumerate(rows):
         status, outside = Status(int(arrays["status"][s])), int(arrays["outside"][s])
@@ -225,7 +233,27 @@ def iter_lines(
             "passed": str(arrays["passed"][s]) if "passed" in arrays else "",
             **{name: float(arrays[PREFIX + name][s]) for name in VALUES},
             **{name: str(arrays[PREFIX + name][s]) for name in GROUPS},
+            "duplicate_of": str(twins.get(first + s, "")),
+            **{name: float(arrays[OF_STABILITY + name][s]) for name in stability},
         }
+
+
+def find_twins(folder: RelaxFolder, bounds: NDArray[np.int64]) -> dict[int, int]:
+    """Return the ranks of converged structures that match one of lower energy per atom, and the rank of that one.
+
+    Structures are compared as by `screen dedup`, with its usual tolerances.
+    """
+    batches, energies, ranks = [], [], []
+    for g, first in enumerate(bounds[:-1].tolist()):
+        batch, arrays = load_group(folder, g)
+        own = np.flatnonzero(arrays["reason"] == Stop.CONVERGED)
+        batches.append(batch.take(own))
+        energies.append(arrays["energy"][own] / np.maximum(batch.counts[own], 1))
+        ranks.append(own + first + 1)
+    energy, rank = np.concatenate(energies), np.concatenate(ranks)
+    order = np.lexsort((rank, energy))
+    twin = find_different(StructureBatch.concatenate(batches).take(order), energy[order], Tolerances()).twin
+    return {int(rank[order[k]]): int(rank[order[t]]) for k, t in enumerate(twin.tolist()) if t != k}
 
 
 def publish(
@@ -244,6 +272,9 @@ def publish(
     from ase.io.extxyz import write_extxyz
 
     head = labels.heads[int(rows["head"][0])]
+    twins = find_twins(folder, bounds)
+    told = read_group(folder, 0)
+    columns = COLUMNS | {name: about for name, about in STABILITY.items() if OF_STABILITY + name in told}
     # Left in the reverse order: the dataset is finished first, the table, which shows that all is there, last.
     with (
         disk_errors(folder.path),
@@ -254,13 +285,13 @@ def publish(
         StructureWriter(folder.dataset, sources=[SourceInfo(head, about)], overwrite=True) as dataset,
     ):
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([f"{name} [{unit}]" if unit else name for name, (unit, _) in COLUMNS.items()])
+        table.writerow([f"{name} [{unit}]" if unit else name for name, (unit, _) in columns.items()])
         for g, first in enumerate(bounds[:-1].tolist()):
             batch, arrays = load_group(folder, g)
             own = rows[first : bounds[g + 1]]
             if PREFIX + VALUES[0] not in arrays:
                 arrays |= measure_outcome(read(own), batch, arrays["energy"])
-            said = list(iter_lines(batch, arrays, own, first + 1, labels))
+            said = list(iter_lines(batch, arrays, own, first + 1, labels, twins))
             table.writerows([_text(value) for value in line.values()] for line in said)
             images = batch.to_ase()
             for atoms, line in zip(images, said, strict=True):

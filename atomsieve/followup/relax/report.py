@@ -21,10 +21,12 @@ SHOWN = {
     "steps": "steps",
     "energy_per_atom [eV/atom]": "energy\neV/atom",
     "change": "change\neV/atom",
+    "energy_above_hull [eV/atom]": "above hull\neV/atom",
+    "sigma_energy_above_hull [eV/atom]": "±\neV/atom",
+    "duplicate_of": "same as\nrank",
     "moved [Angstrom]": "moved\nÅ",
     "volume_ratio": "volume\nratio",
-    "space_group_before": "space group\nbefore",
-    "space_group": "space group\nnow",
+    "symmetry": "space group",
     "sigma_energy [eV]": "sigma\neV",
     "energy_std [eV]": "spread\neV",
     "in_domain": "in\ndomain",
@@ -38,14 +40,13 @@ DOUBTED = {
     "reason": "reason",
     "volume_ratio": "volume\nratio",
     "moved [Angstrom]": "moved\nÅ",
-    "space_group_before": "space group\nbefore",
-    "space_group": "space group\nnow",
+    "symmetry": "space group",
     "passed": "what was passed",
 }
 """Columns of the table of structures that ended beyond a limit."""
 STILL = 1e-3
 """eV/Angstrom; smaller forces vanish by symmetry, or in a minimum."""
-LEFT = ("formula", "reason", "space_group_before", "space_group", "passed")
+LEFT = ("formula", "reason", "symmetry", "passed")
 
 
 def best_table(result: RelaxSummary, shown: int) -> Table:
@@ -58,8 +59,8 @@ def best_table(result: RelaxSummary, shown: int) -> Table:
         before = float(row["energy_before [eV]"]) / max(int(row["natoms"]), 1)
         row["change"] = str(float(row["energy_per_atom [eV/atom]"]) - before)
     rows.sort(key=lambda row: (float(row["energy_per_atom [eV/atom]"]), int(row["rank"])))
-    names = [name for name in SHOWN if name != "sigma_energy [eV]" or any(row[name] for row in rows)]
-    names = [name for name in names if "space_group" not in name or any(row[name] for row in rows)]
+    always = ("rank", "position", "formula", "steps")
+    names = [name for name in SHOWN if name in always or any(row.get(name) for row in rows)]
     title = f"{min(shown, len(rows))} of {len(rows):,} converged structures with the smallest energy per atom"
     return _fill(Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False), SHOWN, names, rows[:shown])
 
@@ -85,8 +86,13 @@ def _count_motionless(result: RelaxSummary) -> int:
 
 
 def _read_rows(result: RelaxSummary) -> list[dict[str, str]]:
+    """Return the rows of relaxed.csv, with one more text: the space group, and that before where it was another."""
     with open(result.folder.table, newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        before, now = (row[name].partition(" ")[0] for name in ("space_group_before", "space_group"))
+        row["symmetry"] = now if before == now else f"{before} → {now}"
+    return rows
 
 
 def _fill(table: Table, headings: dict[str, str], names: list[str], rows: list[dict[str, str]]) -> Table:
@@ -98,7 +104,7 @@ def _fill(table: Table, headings: dict[str, str], names: list[str], rows: list[d
 
 
 def _cell(name: str, text: str) -> str:
-    if name in ("rank", "position", "steps", *LEFT):
+    if name in ("rank", "position", "steps", "duplicate_of", *LEFT):
         return text
     if name == "in_domain":
         return "yes" if text == "True" else "no"
@@ -113,6 +119,10 @@ def print_relaxation(screen: Console, result: RelaxSummary, shown: int) -> None:
         screen.print(doubted_table(result, shown))
     for name, count in result.reasons.items():
         screen.print(f"{count:>8,}  {name}: {Stop[name].meaning}", highlight=False, soft_wrap=True)
+    if twins := sum(bool(row["duplicate_of"]) for row in _read_rows(result)):
+        screen.print(
+            f"{pluralize(twins, 'structure')} became the same as one of lower energy: duplicate_of", highlight=False
+        )
     if result.reasons.get(Stop.CONVERGED.name) and (still := _count_motionless(result)):
         screen.print(
             f"{pluralize(still, 'structure')} converged without a step: forces may vanish there by symmetry alone; "

@@ -23,6 +23,7 @@ from atomsieve.followup.relax.budget import resolve_budget
 from atomsieve.followup.relax.files import FORMAT, RelaxFolder, digest_rows, publish, read_group
 from atomsieve.followup.relax.group import begin_group, collect_arrays, make_guard, rattle, read_arrays, write_arrays
 from atomsieve.followup.relax.options import RelaxOptions
+from atomsieve.followup.relax.stability import find_references, measure_stability
 from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.predict import AnyPredictor
 from atomsieve.runs.events import EventLog
@@ -39,6 +40,7 @@ from atomsieve.screen.results.record import Results, open_results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
 from atomsieve.screen.results.targets import check_apart
 from atomsieve.screen.selection.select import Selection, select_one_head
+from atomsieve.stability.phases import ReferenceSet
 from atomsieve.structures import StructureBatch
 from atomsieve.text import format_duration, pluralize
 
@@ -88,6 +90,7 @@ class _Work:
     log: EventLog | None
     lock: PathLock | None
     console: Console | None
+    references: ReferenceSet | None
 
 
 def run_relax(
@@ -158,7 +161,10 @@ def _prepare(
     head, rows = comm.run_on_first(select_rows, results, options.selection)
     comm.run_on_first(_require_same_input, results)  # a removed copy of a file is converted again, once
     comm.run_on_all(_require_same_input, results)
+    references = None
     if predictor is None:
+        place = find_ensemble(results, ensemble, "relaxing")
+        references = comm.run_on_all(find_references, place, head)
         predictor = comm.run_on_all(_load, results, ensemble, options, head, comm.local_rank)
     model = predictor
     comm.run_on_all(_check_predictor, model, options, head)
@@ -185,6 +191,8 @@ def _prepare(
         "selection": {"rows": len(rows), "digest": digest_rows(rows)},
         "results_path": str(path.absolute()),
     }
+    if references is not None:
+        wanted["references"] = references.digest
 
     def occupy() -> None:
         if lock is not None:
@@ -194,7 +202,7 @@ def _prepare(
     comm.run_on_first(occupy)
     log = EventLog(folder.log) if lead else None
     batches, shown = (max_atoms, max_edges), console if lead else None
-    work = _Work(comm, model, head, results, rows, bounds, folder, options, batches, log, lock, shown)
+    work = _Work(comm, model, head, results, rows, bounds, folder, options, batches, log, lock, shown, references)
     _greet(work)
     return work
 
@@ -314,7 +322,11 @@ def _relax_group(work: _Work, number: int, stop: Any, left: Any) -> bool:
         group = begin_group(work.predictor, given, options, work.head, work.budget, folder.state(number), frames)
         if not group.run(stop, left):
             return False
-        write_arrays(folder.group(number), collect_arrays(group, start))
+        arrays = collect_arrays(group, start)
+        if work.references is not None:
+            after = group.fire.result.batch
+            arrays |= measure_stability(work.references, work.predictor, after, arrays, work.head, work.budget[0])
+        write_arrays(folder.group(number), arrays)
         folder.state(number).unlink(missing_ok=True)
     done = group.batching
     EventLog(folder.log)(
