@@ -24,6 +24,7 @@ from atomsieve.calculators.explain import build_error
 from atomsieve.calculators.verlet import keep_lists
 from atomsieve.errors import AtomSieveError, DataError, unknown
 from atomsieve.predict import AnyPredictor, Prediction, Status
+from atomsieve.predict.dispersion import add_dispersion
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.adapters.ase_adapter import check_occupancies
 from atomsieve.structures.adapters.conditions import charge_and_spin, copy_atoms
@@ -62,6 +63,8 @@ class GFMCalculator(Calculator):
     backend : native, or an export: onnx, torchscript, pt2, auto.
     skin : Angstrom; neighbour lists are reused while atoms have moved less than about half of it, 0 rebuilds each;
         None takes the faster choice, see `atomsieve.graphs.SkinList`.
+    dispersion : adds D3 to a head whose level of theory lacks it: "auto", or the name of a functional, see
+        `atomsieve.predict.dispersion`.
 
     Raises
     ------
@@ -72,7 +75,7 @@ class GFMCalculator(Calculator):
     nolabel = True
     ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - ASE's own declaration
     default_parameters = SETTINGS
-    settings: ClassVar[dict[str, Any]] = SETTINGS
+    settings: ClassVar[dict[str, Any]] = SETTINGS | {"dispersion": None}
     _fixed = True
     """ASE sets all parameters while the calculator is being built; until then `set` checks nothing."""
 
@@ -84,16 +87,18 @@ class GFMCalculator(Calculator):
         device: str | None = None,
         backend: str | None = None,
         skin: float | None = None,
+        dispersion: str | None = None,
         **kwargs: Any,
     ) -> None:
         if gfm is None:
             raise CalculatorSetupError("no ensemble given; name its folder: GFMCalculator('gfm/')")
         own = {"precision": precision, "device": device, "backend": backend}
         try:
-            self._use(_open(gfm, head, own), head, skin)
+            self._use(add_dispersion(_open(gfm, head, own), dispersion, head), head, skin)
         except (AtomSieveError, OSError) as error:
             raise CalculatorSetupError(str(error)) from error
-        self._given: Any = gfm
+        self._given: Any = gfm if isinstance(gfm, str | Path) else self.predictor
+        term = {} if dispersion is None else {"dispersion": dispersion}
         self._begin(
             {
                 "gfm": str(gfm) if isinstance(gfm, str | Path) else self.predictor.ensemble_id[:12],
@@ -102,6 +107,7 @@ class GFMCalculator(Calculator):
                 "device": str(self.predictor.device),
                 "backend": self.predictor.backend,
                 "skin": self._lists.skin,
+                **term,
             },
             kwargs,
         )
@@ -298,7 +304,8 @@ class GFMCalculator(Calculator):
         """Pickle the path of the ensemble if it came from a folder, otherwise the predictor itself."""
         if not isinstance(self._given, str | Path):
             return _reopen, (self._given, self._head, {}, self._lists.skin, None)
-        own = {name: self.parameters[name] for name in ("precision", "device", "backend")}
+        given = ("precision", "device", "backend", "dispersion")
+        own = {name: self.parameters[name] for name in given if name in self.parameters}
         return _reopen, (str(self._given), self._head, own, self._lists.skin, self.predictor.ensemble_id)
 
 

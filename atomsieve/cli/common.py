@@ -79,6 +79,16 @@ PrecisionOption = Annotated[
     str, typer.Option("--precision", help=f"{join_choices(PRECISIONS)}.", rich_help_panel=MODEL)
 ]
 
+DispersionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dispersion",
+        help="Add D3(BJ) to a head whose level of theory lacks it: auto, or its functional (PBE, B3LYP, ...).",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+
 BackendOption = Annotated[
     str,
     typer.Option(

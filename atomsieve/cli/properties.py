@@ -13,6 +13,7 @@ from atomsieve.cli.common import (
     CHOICE,
     MODEL,
     DeviceOption,
+    DispersionOption,
     HeadOption,
     PrecisionOption,
     QuietOption,
@@ -115,6 +116,7 @@ def app(
         ),
     ] = None,
     head: HeadOption = None,
+    dispersion: DispersionOption = None,
     precision: PrecisionOption = "fp64",
     device: DeviceOption = "auto",
     moved_input: MovedInputOption = None,
@@ -143,7 +145,7 @@ def app(
         option = words.get(alien[0], f"--{alien[0].replace('_', '-')}")
         raise UsageError(f"{source} is {kind}; leave out {option}, which is for {'files' if screened else 'rows'}")
     own = merge_fields(method, batch) | {"what": parse_methods(method.what)}
-    options = PropertyOptions(**own, precision=precision, device=device, threads=threads)
+    options = PropertyOptions(**own, dispersion=dispersion, precision=precision, device=device, threads=threads)
     chosen = Selection(top=top or (BEST.top if screened else None), head=head, **merge_fields(ranking))
     result = run_properties(
         source,

@@ -32,6 +32,8 @@ class PropertyOptions:
         apart. max_supercell_atoms : a larger supercell is not computed. displacement : Angstrom.
     imaginary : THz; a structure is dynamically stable if no mode lies below minus this value.
     symprec : Angstrom, tolerance of symmetries.
+    dispersion : adds D3 to a head whose level of theory lacks it: "auto" or a functional, see
+        `atomsieve.predict.dispersion`.
     precision : fp64, fp32 or bf16. device : auto, cpu, cuda or cuda:N. threads : on a CPU.
     max_atoms, max_edges : budget of a batch (edges are estimated); None takes what suits the ensemble.
     group_atoms : structures of about so many atoms are worked on together, and kept together; None takes `GROUP_ATOMS`.
@@ -51,6 +53,7 @@ class PropertyOptions:
     displacement: float = 0.01
     imaginary: float = 0.1
     symprec: float = 1e-3
+    dispersion: str | None = None
     precision: str = "fp64"
     device: str = "auto"
     threads: int = 1
@@ -76,7 +79,8 @@ class PropertyOptions:
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that decide the results, as plain data."""
-        return {k: list(v) if k == "what" else v for k, v in asdict(self).items() if k not in WITHOUT_RESULT[1:]}
+        found = {k: list(v) if k == "what" else v for k, v in asdict(self).items() if k not in WITHOUT_RESULT[1:]}
+        return {k: v for k, v in found.items() if k != "dispersion" or v is not None}
 
 
 LIMITS = (

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from atomsieve.calculators.minimiser import check_relaxation
 from atomsieve.devices import device_kind
 from atomsieve.errors import Interrupted
+from atomsieve.predict.dispersion import add_dispersion
 from atomsieve.predict.interface import AnyPredictor
 from atomsieve.predict.packing import Limit, usual_budget
 from atomsieve.properties.evaluation import Evaluator
@@ -124,6 +125,7 @@ def run_properties(
             )
         model = predictor or _load(chosen, options)
         used = chosen.head or model.head
+        model = add_dispersion(model, options.dispersion, used)
         check_relaxation(model, options.fmax, options.max_steps, cell=True, guard=None, head=used)
         atoms, edges = usual_budget(model)
         limit = Limit(options.max_atoms or atoms, options.max_edges or edges)
@@ -229,6 +231,8 @@ def _greet(work: _Work, total: int, many: int) -> None:
         f"{', '.join(work.options.what)} of {pluralize(many, 'structure')}{kept}; {model.precision} on {model.device}",
         f"properties: {work.folder.path}",
     ]
+    if (note := model.note(work.head)) is not None:
+        lines.append(note)
     if model.members < 2:
         lines.append("one member: nothing has a spread")
     elif "forces_members" not in model.capabilities.outputs and set(work.options.what) - {"eos"}:

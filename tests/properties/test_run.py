@@ -137,3 +137,18 @@ def test_the_command_computes_with_an_ensemble_and_explains_wrong_calls(metal_fi
 def test_options_of_these_tests_are_the_ones_computed(computed):
     assert computed.statuses == {"OK": 3}
     assert json.loads(computed.folder.record.read_text())["options"] == OPTIONS.deciding()
+
+
+def test_dispersion_is_refused_where_no_level_is_known_and_stated_where_it_is_added(metal_file, tmp_path):
+    options = {"what": ("eos",), "relax": False, "clamped": True, "eos_range": 0.3}
+    with pytest.raises(UsageError, match="states no level of theory"):
+        compute(metal_file, tmp_path / "out", PropertyOptions(**options, dispersion="auto"))
+    plain = compute(metal_file, tmp_path / "plain", PropertyOptions(**options))
+    found = compute(metal_file, tmp_path / "found", PropertyOptions(**options, dispersion="PBE"))
+    settings = [json.loads(one.folder.record.read_text()) for one in (plain, found)]
+    assert settings[0]["ensemble"]["id"] != settings[1]["ensemble"]["id"]
+    assert "dispersion" not in settings[0]["options"]
+    assert settings[1]["options"]["dispersion"] == "PBE"
+    first, second = (one.found[0]["values"] for one in (plain, found))
+    assert second["energy_per_atom"] < first["energy_per_atom"] - 0.1
+    assert second["eos_volume"] < first["eos_volume"]

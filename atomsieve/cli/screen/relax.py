@@ -14,6 +14,7 @@ from atomsieve.cli.common import (
     MODEL,
     WORK,
     DeviceOption,
+    DispersionOption,
     HeadOption,
     PrecisionOption,
     QuietOption,
@@ -160,6 +161,7 @@ def relax(
         ),
     ] = None,
     moved_input: MovedInputOption = None,
+    dispersion: DispersionOption = None,
     precision: PrecisionOption = "fp32",
     device: DeviceOption = "auto",
     output: OutputOptions,
@@ -222,6 +224,7 @@ def relax(
         group_atoms=group_atoms,
         skin=skin,
         trajectory=every if trajectory else 0,
+        dispersion=dispersion,
         limits=ChangeLimits.none() if no_limits else ChangeLimits(**merge_fields(limited)),
     )
     screen = console(stderr=True, quiet=quiet)

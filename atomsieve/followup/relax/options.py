@@ -62,6 +62,8 @@ class RelaxOptions:
     cell_axes : Cartesian axes along which the cell may strain, such as xy; "" is all of them.
     fix_depth : Angstrom; atoms so near the lowest one, along the normal of the third axis, stay; 0 fixes none.
     trajectory : write every n-th step of each structure; 0 writes none.
+    dispersion : adds D3 to a head whose level of theory lacks it: "auto" or a functional, see
+        `atomsieve.predict.dispersion`.
     """
 
     selection: Selection = BEST
@@ -82,6 +84,7 @@ class RelaxOptions:
     max_energy_std: float | None = None
     max_force_std: float | None = None
     trajectory: int = 0
+    dispersion: str | None = None
     limits: ChangeLimits = LIMITED
     optimizer: str = "lbfgs"
     pressure: float = 0.0
@@ -135,6 +138,7 @@ class RelaxOptions:
             **{name: getattr(chosen, name) for name in GROUPING if getattr(chosen, name) != getattr(usual, name)},
             **{name: getattr(self, name) for name, older in LATER.items() if getattr(self, name) != older},
             **({"limits": self.limits.as_dict()} if self.limits.watched else {}),
+            **({} if self.dispersion is None else {"dispersion": self.dispersion}),
         }
 
     def budget(self, device_kind: str) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from atomsieve.followup.relax.options import RelaxOptions
 from atomsieve.followup.relax.stability import find_references, measure_stability
 from atomsieve.followup.relax.trajectories import Frames
 from atomsieve.predict import AnyPredictor
+from atomsieve.predict.dispersion import add_dispersion
 from atomsieve.runs.events import EventLog
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.mpi import Communicator, connect_ranks, guard_ranks
@@ -219,6 +220,8 @@ def _greet(work: _Work) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if work.options.dispersion is not None and (note := model.note(work.head)) is not None:
+        work.console.print(note, highlight=False, soft_wrap=True)
     if line := describe_mixed_precisions(work.results, [rows]):
         work.console.print(f"{line}; all are relaxed in {model.precision}", highlight=False, soft_wrap=True)
 
@@ -246,7 +249,7 @@ def _load(
 
     folder = find_ensemble(results, ensemble, "relaxing")
     loading = ScreenOptions(head=head, precision=options.precision, device=options.device, threads=options.threads)
-    return load_predictor(folder, loading, "native", local_rank)
+    return add_dispersion(load_predictor(folder, loading, "native", local_rank), options.dispersion, head)
 
 
 def _check_predictor(predictor: AnyPredictor, options: RelaxOptions, head: str) -> None:
