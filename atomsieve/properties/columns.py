@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atomsieve.errors import unknown
-
 GENERAL: dict[str, tuple[str, str]] = {
     "rank": ("", "place in the selection, from 1"),
     "position": ("", "place of the structure in the input, from 0"),
@@ -81,8 +79,14 @@ def list_columns(what: Sequence[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def check_rank_by(name: str, what: Sequence[str]) -> None:
-    """Refuse a column that is no number of the table."""
-    numbers = [c for c in list_columns(what) if c not in TEXTS and c not in FLAGS]
-    if name not in numbers:
-        raise unknown("column to sort by", name, numbers)
+def describe_columns(what: Sequence[str]) -> dict[str, list[str]]:
+    """Return kind, unit and meaning of the columns that a results folder takes over, by name.
+
+    They are those of the methods: the others are known of every row.
+    """
+    found: dict[str, list[str]] = {}
+    for method in what:
+        for name, (unit, doc) in OF_METHOD[method].items():
+            kind = "text" if name in TEXTS else "flag" if name in FLAGS else "number"
+            found[name] = [kind, unit, doc]
+    return found

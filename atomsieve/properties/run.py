@@ -18,6 +18,7 @@ from atomsieve.errors import Interrupted
 from atomsieve.predict.dispersion import add_dispersion
 from atomsieve.predict.interface import AnyPredictor
 from atomsieve.predict.packing import Limit, usual_budget
+from atomsieve.properties.columns import describe_columns
 from atomsieve.properties.evaluation import Evaluator
 from atomsieve.properties.files import FORMAT, PropertiesFolder, keep, publish, read_kept
 from atomsieve.properties.group import compute_group
@@ -179,6 +180,7 @@ def _describe(source: Source, model: AnyPredictor, head: str, options: PropertyO
             "group_atoms": options.group_atoms or GROUP_ATOMS.get(device_kind(model.device), GROUP_ATOMS["cpu"]),
         },
         "selection": {"structures": len(source.positions), "digest": digest_positions(source.positions)},
+        "columns": describe_columns(options.what),
         "results_path": None if source.results is None else str(source.results.absolute()),
     }
 
@@ -247,16 +249,20 @@ def _compute_ranks(work: _Work, ranks: NDArray[np.int64]) -> None:
     batch = work.source.read(positions)
     present, outcomes = compute_group(work.evaluator, batch, work.options)
     for k, (rank, outcome) in enumerate(zip(ranks.tolist(), outcomes, strict=True)):
-        keep(work.folder, rank + 1, _collect(work, rank + 1, int(positions[k]), present.slice(k, k + 1), outcome))
+        name = work.source.ids[rank]
+        found = _collect(work, rank + 1, int(positions[k]), name, present.slice(k, k + 1), outcome)
+        keep(work.folder, rank + 1, found)
 
 
-def _collect(work: _Work, rank: int, position: int, structure: StructureBatch, outcome: Outcome) -> dict[str, Any]:
+def _collect(
+    work: _Work, rank: int, position: int, name: str, structure: StructureBatch, outcome: Outcome
+) -> dict[str, Any]:
     """Return all that is kept of one structure, as plain data."""
     names = list(dict.fromkeys(str(name) for name, _ in outcome.problems))
     values = {
         "rank": rank,
         "position": position,
-        "id": str(int(structure.id[0])),
+        "id": name,
         "formula": hill_formula(structure.numbers),
         "natoms": structure.n_atoms,
         "head": work.head,

@@ -17,9 +17,11 @@ from atomsieve.runs.hashing import hash_json
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
+from atomsieve.screen.results.table import list_columns
 from atomsieve.screen.results.targets import check_apart
 from atomsieve.screen.selection.select import Selection, select_one_head
 from atomsieve.structures import StructureBatch, open_structures
+from atomsieve.structures.carried import ID
 from atomsieve.structures.conversion.read_options import ReadOptions
 from atomsieve.structures.conversion.ready import FOLDER, ensure_dataset
 
@@ -32,13 +34,14 @@ class Source:
 
     Attributes
     ----------
-    positions : [n], places in the input, in the order of the choice. counts : [n] atoms.
+    positions : [n], places in the input, in the order of the choice. counts : [n] atoms. ids : [n], as people see them.
     ensemble : folder. head : None takes the default one. identity : of the input, for the settings.
     results : folder of the screening, None of a file. read : returns the structures at some positions.
     """
 
     positions: NDArray[np.int64]
     counts: NDArray[np.int64]
+    ids: list[str]
     ensemble: Path | None
     head: str | None
     identity: dict[str, Any]
@@ -68,7 +71,8 @@ def choose_rows(
 
     identity = {"identity": results.manifest["input"]["identity"], "screened": int(results.chunks.n)}
     positions = rows["position"].astype(np.int64)
-    return Source(positions, rows["natoms"].astype(np.int64), folder, head, identity, path, read)
+    ids = [_format_id(value) for value in list_columns(results)[ID].values(rows).tolist()]
+    return Source(positions, rows["natoms"].astype(np.int64), ids, folder, head, identity, path, read)
 
 
 def choose_first(
@@ -95,11 +99,17 @@ def choose_first(
     with open_structures(copy.path) as reader:
         counts = np.asarray(reader.counts(), np.int64)
         identity = {"identity": reader.identity()}
-    many = len(counts) if top is None else min(top, len(counts))
-    if not many:
-        raise UsageError(f"{path} holds no structure")
-    positions = np.arange(many, dtype=np.int64)
-    return Source(positions, counts[:many], folder, head, identity, None, read)
+        many = len(counts) if top is None else min(top, len(counts))
+        if not many:
+            raise UsageError(f"{path} holds no structure")
+        positions = np.arange(many, dtype=np.int64)
+        named = any(column.name == ID for column in reader.carried)
+        ids = reader.read_carried_at(positions, ID).tolist() if named else read(positions).id.tolist()
+    return Source(positions, counts[:many], [_format_id(v) for v in ids], folder, head, identity, None, read)
+
+
+def _format_id(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) else str(value)
 
 
 def digest_positions(positions: NDArray[np.int64]) -> str:

@@ -152,3 +152,62 @@ def test_dispersion_is_refused_where_no_level_is_known_and_stated_where_it_is_ad
     first, second = (one.found[0]["values"] for one in (plain, found))
     assert second["energy_per_atom"] < first["energy_per_atom"] - 0.1
     assert second["eos_volume"] < first["eos_volume"]
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory):
+    """A screening of four crystals with text ids, and properties of its two best rows."""
+    from ase.build import bulk
+
+    room = tmp_path_factory.mktemp("screened")
+    images = [bulk("Cu", "fcc", a=a) for a in (3.5, 3.6, 3.7, 3.8)]
+    for k, atoms in enumerate(images):
+        atoms.info["name"] = f"cu-{k}"
+    write(room / "in.extxyz", images)
+    gfm = str(tiny_gfm(room / "gfm"))
+    run = ["run", str(room / "in.extxyz"), "-e", gfm, "--head", "metal", "--out", str(room / "out"), "--quiet"]
+    assert run_command("screen", [*run, "--id-key", "name"]) == 0
+    arguments = ["properties", str(room / "out"), "--top", "2", "--by", "natoms", "--as-given", "--clamped", "--quiet"]
+    assert run_command("atomsieve", [*arguments, "--what", "eos,elastic"]) in (0, 3)
+    return room / "out"
+
+
+def test_properties_of_rows_are_columns_of_their_results(screened):
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.table import list_columns, list_shown_columns
+    from atomsieve.screen.selection.select import Selection, select
+
+    results = open_results(screened)
+    columns, rows = list_columns(results), np.asarray(results.rows())
+    lines = list(csv.DictReader((screened.parent / "out.properties" / "properties.csv").read_text().splitlines()))
+    assert [line["id"] for line in lines] == ["cu-0", "cu-1"]
+    column = columns["bulk_modulus_voigt"]
+    assert (column.kind, column.unit, column.aside) == ("number", "GPa", True)
+    values = column.values(rows[::-1])
+    known = {int(line["position"]): float(line["bulk_modulus_voigt [GPa]"]) for line in lines}
+    exact = [known.get(int(p), np.nan) for p in rows["position"][::-1]]
+    np.testing.assert_allclose(values, exact)
+    assert columns["elastically_stable"].values(rows).dtype == bool
+    chosen = select(results, Selection(top=5, by="bulk_modulus_voigt", descending=True)).rows
+    assert chosen["position"].tolist() == sorted(known, key=lambda p: -known[p])
+    assert "bulk_modulus_voigt" not in {column.name for column in list_shown_columns(results)}
+
+
+def test_a_folder_of_another_input_gives_no_columns(screened, tmp_path):
+    import shutil
+
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.table import list_columns
+
+    copy = tmp_path / "copy"
+    shutil.copytree(screened, copy)
+    assert "bulk_modulus_voigt" not in list_columns(open_results(copy))
+    beside = tmp_path / "copy.properties"
+    shutil.copytree(screened.parent / "out.properties", beside)
+    assert "bulk_modulus_voigt" in list_columns(open_results(copy))
+    settings = json.loads((beside / "settings.json").read_text())
+    settings["input"]["identity"] = "of another"
+    (beside / "settings.json").write_text(json.dumps(settings))
+    assert "bulk_modulus_voigt" not in list_columns(open_results(copy))
+    (beside / "settings.json").write_text("{")
+    assert "bulk_modulus_voigt" not in list_columns(open_results(copy))

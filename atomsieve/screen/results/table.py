@@ -19,6 +19,7 @@ from atomsieve.errors import AtomSieveError, UsageError, unknown
 from atomsieve.screen.results.carried import CarriedReader, list_carried
 from atomsieve.screen.results.columns import CODES, COLUMNS, MEASURED, reasons_text
 from atomsieve.screen.results.formulas import FormulaReader
+from atomsieve.screen.results.property_columns import PropertyReader, list_property_columns
 from atomsieve.screen.results.record import Results
 from atomsieve.structures.carried import ID, CarriedColumn
 
@@ -39,6 +40,7 @@ class ResultColumn:
     unit : unit, empty where none applies.
     doc : one line for people.
     values : values of rows; see `Values`. It may raise `AtomSieveError` if a file that holds them is gone.
+    aside : tables show it only if they are asked for it.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ResultColumn:
     unit: str
     doc: str
     values: Values
+    aside: bool = False
 
 
 Columns = dict[str, ResultColumn]
@@ -108,10 +111,21 @@ def list_carried_columns(results: Results) -> Columns:
     return {name: make(name, column) for name, column in list_carried(results)}
 
 
+def list_computed_properties(results: Results) -> Columns:
+    """Return the columns of `atomsieve properties` beside the results: moduli and phonons of some rows."""
+    reader = PropertyReader(results)
+
+    def make(name: str, kind: Kind, unit: str, doc: str) -> ResultColumn:
+        return ResultColumn(name, kind, unit, doc, lambda rows: reader.read(rows, name, kind), aside=True)
+
+    return {name: make(name, *about) for name, about in list_property_columns(results).items()}  # type: ignore[arg-type]
+
+
 PROVIDERS: tuple[Callable[[Results], Columns], ...] = (
     list_own_columns,
     list_formula_columns,
     list_carried_columns,
+    list_computed_properties,
 )
 """Functions that list columns of a results folder, in the order of tables. None reads values or opens files."""
 
@@ -153,6 +167,7 @@ def list_shown_columns(results: Results, by: str = "") -> list[ResultColumn]:
     the one, and the other is in it.
     """
     found = list_columns_beside(results)
+    found = {name: column for name, column in found.items() if not column.aside or name == by}
     return [column for name, column in found.items() if name not in ("formula", "chemsys") or name == by]
 
 
