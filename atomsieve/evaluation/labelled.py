@@ -66,6 +66,11 @@ def open_labelled(
     with open_structures(copy.path) as reader:
         require_labels(reader, copy)
         source_heads(reader, heads, head, str(data))
+        if console is not None and (others := list_left_out(reader, heads, head)):
+            words = (
+                f"left out, as no head of the ensemble is called so: {', '.join(others)}; --head takes all as one head"
+            )
+            console.print(words, style="yellow", highlight=False, markup=False, soft_wrap=True)
         yield reader, copy
 
 
@@ -106,29 +111,33 @@ def match_heads(
 ) -> dict[int, str]:
     """Return the head of each source of a file: that of its name, or `head` for all of them.
 
-    shown : name of the file in messages.
+    Sources without a head are left out (`list_left_out`) where others have one. shown : name of the file in messages.
 
     Raises
     ------
     UsageError
-        naming the heads, where a source is none of them and no head was named.
+        naming the heads, where no source is any of them and no head was named.
     """
     if head is not None:
         return dict.fromkeys(range(-1, len(reader.sources)), head)
-    for source in reader.sources:
-        if source.name not in heads:
-            raise UsageError(
-                f"{shown or reader.path}: source {source.name!r} is no head of the ensemble"
-                f"{nearest(source.name, heads)}; allowed: {', '.join(heads)}. Name the one that its labels belong to "
-                "with --head"
-            )
-    names = dict(enumerate(s.name for s in reader.sources))
+    names = {k: source.name for k, source in enumerate(reader.sources) if source.name in heads}
+    if reader.sources and not names:
+        first = reader.sources[0].name
+        raise UsageError(
+            f"{shown or reader.path}: source {first!r} is no head of the ensemble{nearest(first, heads)}; allowed: "
+            f"{', '.join(heads)}. Name the one that its labels belong to with --head"
+        )
     if not names and len(heads) > 1:
         raise UsageError(
             f"{shown or reader.path} states no source of its labels; say with --head which head they belong to: "
             f"{', '.join(heads)}"
         )
     return names or {-1: heads[0]}
+
+
+def list_left_out(reader: StructureReader, heads: list[str], head: str | None) -> list[str]:
+    """Return the sources of a file that are no head, whose structures are left out where no head is named."""
+    return [] if head is not None else [source.name for source in reader.sources if source.name not in heads]
 
 
 def refuse_mixture(head: str | None, heads: list[str], *, action: str) -> None:
@@ -152,12 +161,13 @@ def source_heads(
     """Return the source [S] of each structure and the head of each source (`match_heads`).
 
     A structure without a source belongs to the only source of the file, or to none (-1), which needs a named head.
+    Sources without a head are numbered, and are none of the keys.
     """
     names = match_heads(reader, heads, head, shown)
     found = reader.read_arrays(0, len(reader), ["head"]).get("head")
     source = np.full(len(reader), -1, np.int64) if found is None or not reader.sources else found.astype(np.int64)
     source = np.where(source < 0, 0 if len(reader.sources) == 1 else -1, source)
-    orphans = int((~np.isin(source, list(names))).sum())
+    orphans = int((source < 0).sum()) if -1 not in names else 0
     if orphans:
         raise UsageError(
             f"{shown or reader.path}: {orphans} structures are of no source; say with --head which head is theirs"

@@ -30,7 +30,7 @@ from atomsieve.evaluation.error_sets import (
     force_errors,
 )
 from atomsieve.evaluation.headline import compute_headline
-from atomsieve.evaluation.labelled import open_labelled, was_trained_on
+from atomsieve.evaluation.labelled import list_left_out, open_labelled, was_trained_on
 from atomsieve.evaluation.residuals import HeadRows, predict_file
 from atomsieve.evaluation.verdict import judge
 from atomsieve.evaluation.worst import find_worst
@@ -91,6 +91,7 @@ def evaluate_gfm(
         rows = predict_file(predictor, reader, head, progress, read_compositions(folder))
         known = was_trained_on(manifest, reader, copy.content)
         identity = {"name": Path(data).name, "sha256": reader.identity(), "structures": len(reader)}
+        identity["left_out"] = list_left_out(reader, names, head)
         heads = {name: compute_head_metrics(found) for name, found in rows.items()}
         if not any("energy" in row or "force" in row for row in heads.values()):
             raise DataError(

@@ -136,6 +136,8 @@ def list_notices(metrics: dict[str, Any]) -> list[str]:
     found = []
     if metrics["data"]["trained_on"]:
         found.append("The members were trained on these structures: all numbers are too good.")
+    if others := metrics["data"].get("left_out"):
+        found.append(f"Left out, as no head is called so: {', '.join(others)}.")
     labels = {"energy": "energies", "force": "forces"}
     for kind, plural in labels.items():
         which = "energy" if kind == "energy" else "forces"
