@@ -196,7 +196,9 @@ np.savez(sys.argv[3], *(t.numpy() for found in (first, second, plain) for t in f
 """
 
 
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize(
+    "precision", ["fp64", *(pytest.param(low, marks=pytest.mark.nightly) for low in ("fp32", "bf16"))]
+)
 def test_torch_alone_runs_it(shared, tmp_path, precision):
     ensemble, folder, entry = shared(precision)
     trust(folder.iterdir())
