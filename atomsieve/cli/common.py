@@ -150,7 +150,14 @@ TlsKeyOption = Annotated[
 ]
 
 ResultsArgument = Annotated[Path, typer.Argument(help="The results folder of a run.", show_default=False)]
-ByOption = Annotated[str, typer.Option("--by", help="Column that ranks the rows.", rich_help_panel=CHOICE)]
+ByOption = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        help="Column that ranks the rows; auto: energy_above_hull where the head has references, else energy_per_atom.",
+        rich_help_panel=CHOICE,
+    ),
+]
 DescendingOption = Annotated[
     bool, typer.Option("--descending/--ascending", help="Largest or smallest first.", rich_help_panel=CHOICE)
 ]

@@ -11,9 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.errors import EXIT_DONE, EXIT_SOME_FAILED, AtomSieveError
+from atomsieve.predict.status import Status
 from atomsieve.runs.output_folder import write_output
 from atomsieve.screen.engine.context import RankContext
 from atomsieve.screen.engine.force_spread import fill_force_spread
@@ -29,11 +31,13 @@ from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.formulas import read_formulas_at
 from atomsieve.screen.results.software import versions
-from atomsieve.screen.results.table import ResultColumn, freeze_column, list_shown_columns, name_ranking
+from atomsieve.screen.results.stability import list_companions
+from atomsieve.screen.results.table import ResultColumn, freeze_column, list_shown_columns, name_ranking, read_ranking
 from atomsieve.screen.results.tables import csv_of_top, status_table, top_table
 from atomsieve.screen.selection.row_filter import find_names
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.telemetry.monitor import format_measurements
+from atomsieve.stability.phases import name_elements
 from atomsieve.structures.carried import ID
 from atomsieve.structures.conversion.copy_record import Unreadable
 from atomsieve.text import format_duration, pluralize
@@ -55,6 +59,7 @@ class ScreenResult:
     top : the best rows, best first (dtype `atomsieve.screen.results.columns.ROW`); other ranks than 0 may have none.
     formulas : chemical formula by position, of the best rows.
     beside : columns beside `rows.npy`, which know the values of the best rows.
+    by : the column that ranked. unranked : a line on rows that have no value in it, None without any.
     rank : of this process; rank 0 has the table of best rows and prints.
     seconds : wall time of this run, loading included.
     uncalibrated : heads that were screened without calibrated energies.
@@ -81,6 +86,8 @@ class ScreenResult:
     poisoned: tuple[str, ...] = ()
     measured: dict[str, Any] = field(default_factory=dict)
     unreadable: Unreadable = field(default_factory=Unreadable)
+    by: str = ""
+    unranked: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -124,7 +131,11 @@ def finish(
             best.add(rows)
         return best.rows()
 
-    own = seen.best.rows()
+    own, unranked = seen.best.rows(), 0
+    if context.ranks_at_end:
+        with context.clock("rank"):
+            own, missed = comm.run_on_all(_rank_at_end, context)
+        unranked = sum(comm.all_gather(missed))
     merged = comm.reduce_on_first(own, merge_best)
     top = own[:0] if merged is None else merged
     names = comm.run_on_all(read_formulas_at, top["position"], context.reader)
@@ -140,6 +151,8 @@ def finish(
         top=top,
         formulas=names,
         beside=comm.run_on_first(_read_beside, context, top),
+        by=options.by,
+        unranked=describe_unranked(context, unranked),
         rank=comm.rank,
         seconds=time.perf_counter() - begun,
         computed=computed,
@@ -155,6 +168,31 @@ def finish(
         comm.run_on_all(context.files.local[0].remove)
     comm.run_on_first(_remove_key, context.files.folder)
     return result
+
+
+def _rank_at_end(context: RankContext) -> tuple[Rows, int]:
+    """Return the best of this rank's share of the rows, which are durable, and how many have no value to rank by."""
+    options, ranking = context.options, context.ranking
+    best = TopK(options.top, ranking, descending=options.descending, where=context.where)
+    missed = 0
+    with context.files.open_chunks() as stored, add_resume_hint(context.files.folder):
+        for chunk in range(context.comm.rank, context.chunks.count, context.comm.size):
+            if context.watch.stop.requested:
+                raise context.interrupted_error(context.comm.read_counts()[0])
+            rows = stored.read_rows(chunk)
+            best.add(rows)
+            missed += int(np.count_nonzero((rows["status"] == Status.OK) & ~np.isfinite(read_ranking(ranking, rows))))
+    return best.rows(), missed
+
+
+def describe_unranked(context: RankContext, rows: int) -> str | None:
+    """Return a line on rows with a result that have no value to rank by, None without any."""
+    if not rows:
+        return None
+    sets, predictor = context.results.references or {}, context.runner.predictor
+    absent = {z for head, own in sets.items() for z in predictor.elements(head) if z not in own.elements}
+    why = f": there is no reference of {name_elements(sorted(absent))}" if absent else ""
+    return f"{pluralize(rows, 'row')} with a result cannot be ranked by {context.options.by}{why}"
 
 
 def _read_beside(context: RankContext, top: Rows) -> tuple[ResultColumn, ...]:
@@ -187,7 +225,7 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
     """
     if len(result.top):
         title = f"best {min(shown, len(result.top))} of {len(result.top):,} rows in top.csv, by {by}"
-        named = {ID, by, *find_names(where)}
+        named = {ID, by, *find_names(where), *list_companions(by)}
         beside = [column for column in result.beside if column.name in named]
         table = top_table(result.top[:shown], result.labels, result.formulas, title, by, beside=beside)
         console.print(table)
@@ -195,6 +233,8 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
             console.print(line, highlight=False, soft_wrap=True)
     else:
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
+    if result.unranked is not None:
+        console.print(result.unranked, highlight=False, soft_wrap=True)
     if set(result.status) - {"OK"}:
         console.print(status_table(result.status, result.labels, "some structures have no result"))
     for line in result.unreadable.format_lines():
@@ -258,6 +298,7 @@ def _publish(
         "selection": {
             "top": options.top,
             "by": options.by,
+            **({"references": record["references"]} if record.get("references") else {}),
             "descending": options.descending,
             "where": options.where,
         },

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from atomsieve.runs.environment import count_cores
 from atomsieve.screen.engine.reporter import Reporter
+from atomsieve.screen.results.stability import describe_ranking
 from atomsieve.screen.setup import Claim, Plan, Recovered
 from atomsieve.text import pluralize
 
@@ -46,6 +47,9 @@ def format_plan(plan: Plan) -> Iterator[str]:
         yield plan.copies
     if plan.lacking is not None:
         yield plan.lacking
+    yield from plan.references
+    if plan.options.top and (line := describe_ranking(plan.results, plan.options.by)) is not None:
+        yield line
 
 
 def format_claim(claim: Claim) -> Iterator[str]:

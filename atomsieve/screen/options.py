@@ -8,6 +8,7 @@ from atomsieve.errors import UsageError, unknown
 from atomsieve.gfm.backends import check_backend
 from atomsieve.models.precision import PRECISIONS, check_precision
 from atomsieve.screen.results.columns import COLUMNS, rankable
+from atomsieve.screen.results.stability import AUTOMATIC, PLAIN
 
 ALL_HEADS = "all"
 MIXED = "auto"
@@ -48,7 +49,9 @@ class ScreenOptions:
     backend : native, onnx, torchscript, pt2, or auto (the fastest that was checked on this machine).
     device : auto, cpu, cuda or cuda:N. `auto` spreads the ranks of a machine over its GPUs.
     top, by, descending, where : how many rows the table of best rows has, the column that ranks them (smallest first
-        unless descending), and the expression over the columns that a row must fulfil. They decide `top.csv` only.
+        unless descending; "auto" takes the energy above the hull where the heads have references, else what
+        `results.stability.choose_ranking` says), and the expression over the columns that a row must fulfil. They
+        decide `top.csv` only.
     forces : store the forces too. members : store the energy of each member, from which errors of energies above a
         hull are computed; an ensemble of one has none, and a run that is continued keeps to what it began with.
     force_spread : which rows get the spread of forces of a shallow ensemble, which costs a multiple of all else: `all`,
@@ -81,7 +84,7 @@ class ScreenOptions:
     backend: str = "native"
     device: str = "auto"
     top: int = 1000
-    by: str = "energy_per_atom"
+    by: str = AUTOMATIC
     descending: bool = False
     where: str | None = None
     forces: bool = False
@@ -107,6 +110,8 @@ class ScreenOptions:
     keep_converted: bool = True
 
     def __post_init__(self) -> None:
+        if self.cascade is not None and self.by == AUTOMATIC:
+            object.__setattr__(self, "by", PLAIN)
         if self.by in COLUMNS:  # any other is looked for when the input is open
             rankable(self.by)
         self._check_cascade()

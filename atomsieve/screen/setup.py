@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from atomsieve.devices import device_kind
 from atomsieve.errors import AtomSieveError
+from atomsieve.gfm.manifest import same_weights
 from atomsieve.predict.packing import Limit
 from atomsieve.predict.status import Status
 from atomsieve.runs.lock import PathLock
@@ -43,9 +44,11 @@ from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.npy_file import ArrayFiles, forces_file, members_file, row_file
 from atomsieve.screen.results.record import Results, make_results
 from atomsieve.screen.results.screened_input import describe_copy
+from atomsieve.screen.results.stability import choose_ranking, load_references
 from atomsieve.screen.results.table import Ranking, is_of_rows, list_columns, resolve_ranking
 from atomsieve.screen.selection.row_filter import Where, compile_row_filter
 from atomsieve.screen.telemetry.monitor import RunMonitor, Watched, open_monitor
+from atomsieve.stability.phases import ReferenceSet, read_references, write_references
 from atomsieve.structures.conversion.ready import STDIN
 
 
@@ -69,6 +72,7 @@ class Plan:
     monitor : energy, memory and metrics.
     ranks : number of processes. copies : a line on copies of parts of the input, None without them.
     lacking : a line where the energies of the members cannot be kept, None where they can be or are not asked for.
+    references : lines on reference sets of the ensemble that do not count.
     """
 
     source: ScreenInput
@@ -85,6 +89,7 @@ class Plan:
     ranks: int
     copies: str | None
     lacking: str | None
+    references: list[str]
 
 
 def make_plan(
@@ -120,8 +125,10 @@ def make_plan(
     )
     members, lacking = comm.run_on_first(resolve_members, folder, options, model, overwrite)
     runner = _make_runner(model, options, spread, budget, members)
-    record = comm.run_on_first(_build_record, source, model, runner, budget)
-    results = make_results(folder, record, source.chunks, source.reader)
+    references, notes = comm.run_on_all(_find_references, model, folder)
+    record = comm.run_on_first(_build_record, source, model, runner, budget, references)
+    results = make_results(folder, record, source.chunks, source.reader, references)
+    options = replace(options, by=comm.run_on_first(choose_ranking, results, options.by))
     ranking, where = comm.run_on_all(resolve_choice, results, options)
     monitor = comm.run_on_all(_open_monitor, comm, runner, source, options, gpus_of_machine(places, comm.rank))
     rows = row_file(folder, source.chunks, len(model.heads))
@@ -144,6 +151,7 @@ def make_plan(
         ranks=comm.size,
         copies=format_copies(comm, source.reader, options.copies),
         lacking=lacking,
+        references=notes,
     )
 
 
@@ -210,7 +218,33 @@ def resolve_members(
     return count, None
 
 
-def _build_record(source: ScreenInput, model: ScreenModel, runner: Runner, budget: BatchBudget) -> dict[str, Any]:
+def _find_references(model: ScreenModel, folder: ResultsFolder) -> tuple[dict[str, ReferenceSet], list[str]]:
+    """Return the reference sets of the heads of a run, and lines on those that do not count.
+
+    Where the ensemble folder has none, those that an earlier part of the run left in the results folder are taken.
+    """
+    found, notes = load_references(model.ensemble, model.heads)
+    for head in model.heads:
+        earlier = read_references(folder.path, head)
+        if earlier is None:
+            continue
+        if head not in found and (model.ensemble is None or same_weights(model.ensemble, earlier.weights)):
+            found[head] = earlier
+        elif head in found and found[head].digest != earlier.digest:
+            notes.append(
+                f"the references of head {head} changed since the run began (set {earlier.digest[:12]}, now "
+                f"{found[head].digest[:12]}): rows are ranked by the new ones"
+            )
+    return found, notes
+
+
+def _build_record(
+    source: ScreenInput,
+    model: ScreenModel,
+    runner: Runner,
+    budget: BatchBudget,
+    references: dict[str, ReferenceSet],
+) -> dict[str, Any]:
     predictor, can = model.predictor, model.predictor.capabilities
     device = device_kind(predictor.device)
     copy = source.copy
@@ -219,6 +253,7 @@ def _build_record(source: ScreenInput, model: ScreenModel, runner: Runner, budge
         converted=None if copy is None else describe_copy(copy, source.reading),
         input_identity=source.reader.identity(),
         carried=describe_carried(source.reader),
+        references={head: found.describe() for head, found in references.items()},
         structures=len(source.reader),
         ensemble_path=model.ensemble,
         ensemble_id=predictor.ensemble_id,
@@ -327,6 +362,8 @@ def _occupy(plan: Plan, lock: PathLock | None, overwrite: bool, stack: ExitStack
         folder.occupy(lock, stack)
     with disk_errors(folder.path):
         run_record.settle(folder, plan.record, overwrite=overwrite)
+        for found in (plan.results.references or {}).values():
+            write_references(folder.path, found)
         needed = sum(file.missing_bytes() for file in plan.files.arrays.kept.values())
         free = get_free_bytes(folder.path)
         if needed > free:

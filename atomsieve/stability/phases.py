@@ -70,6 +70,13 @@ class Compositions:
                 found[owner[here][starts], word] = np.bitwise_or.reduceat(bits[here], starts)
         return found
 
+    def take(self, index: NDArray[np.int64]) -> Compositions:
+        """Return the compositions of the structures `index`, in that order."""
+        counts = np.diff(self.ptr)[index]
+        here = ragged_index(self.ptr[:-1][index], counts)
+        ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Compositions(ptr, self.element[here], self.count[here])
+
     def content(self, chosen: NDArray[np.int64], elements: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the atoms [c,d] of the sorted `elements [d]` in the structures `chosen [c]`, which hold no others."""
         counts = np.diff(self.ptr)[chosen]

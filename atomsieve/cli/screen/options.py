@@ -61,7 +61,7 @@ ThreadsOption = Annotated[
 class RankingOptions:
     """Which rows are best: a column, its direction, and a filter."""
 
-    by: ByOption = "energy_per_atom"
+    by: ByOption = "auto"
     descending: DescendingOption = False
     where: WhereOption = None
 
@@ -122,7 +122,8 @@ class BatchOptions:
 def format_mixed_heads(results: Results, selection: SelectionOptions) -> str | None:
     """Return a line for people if energies of several heads were ranked together."""
     from atomsieve.screen.results.caveats import describe_mixed_heads
+    from atomsieve.screen.results.stability import choose_ranking
 
     if selection.head is not None:
         return None
-    return describe_mixed_heads(results.labels, selection.ranking.by, selection.ranking.where)
+    return describe_mixed_heads(results.labels, choose_ranking(results, selection.ranking.by), selection.ranking.where)

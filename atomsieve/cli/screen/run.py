@@ -217,5 +217,5 @@ def run(
     if result.rank == 0:
         from atomsieve.screen.finish import print_result
 
-        print_result(widen(console(quiet=quiet)), result, by=ranking.by, shown=SHOWN, where=ranking.where)
+        print_result(widen(console(quiet=quiet)), result, by=result.by, shown=SHOWN, where=ranking.where)
     return result.exit_code

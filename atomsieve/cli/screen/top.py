@@ -23,6 +23,7 @@ def top(
     from atomsieve.screen.results.caveats import describe_mixed_precisions
     from atomsieve.screen.results.formulas import read_formulas
     from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.stability import choose_ranking, describe_ranking, list_companions
     from atomsieve.screen.results.table import list_columns, name_ranking
     from atomsieve.screen.results.tables import top_table
     from atomsieve.screen.selection.best import count_without_result
@@ -32,7 +33,7 @@ def top(
 
     opened = open_results(results, selection.moved_input)
     columns = list_columns(opened)
-    by, where, head = selection.ranking.by, selection.ranking.where, selection.head
+    by, where, head = choose_ranking(opened, selection.ranking.by), selection.ranking.where, selection.head
     per, pareto = selection.per, selection.pareto
     chosen = select(opened, selection.with_top(None if pareto else k))
     rows = chosen.rows[:k]
@@ -47,8 +48,12 @@ def top(
     # with formulas as groups, a formula column would repeat them
     names = {} if per == "formula" else read_formulas(opened, rows)
     groups = None if chosen.groups is None or per is None else (per.replace("-", " "), chosen.groups)
-    asked_for = find_columns_beside(opened, [shown] if isinstance(shown, str) else shown, where)
+    asked_for = find_columns_beside(
+        opened, [shown, *list_companions(shown)] if isinstance(shown, str) else shown, where
+    )
     widen(console()).print(top_table(rows, opened.labels, names, title, shown, groups, asked_for))
+    if not pareto and selection.ranking.by == "auto" and (line := describe_ranking(opened, by)):
+        console().print(line, highlight=False, soft_wrap=True)
     if not pareto and (line := format_mixed_heads(opened, selection)):
         console().print(line, highlight=False, soft_wrap=True)
     if line := describe_mixed_precisions(opened, [rows]):

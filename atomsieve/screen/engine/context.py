@@ -27,7 +27,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.chunks import Chunks
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.table import Ranking
-from atomsieve.screen.selection.row_filter import Where
+from atomsieve.screen.selection.row_filter import Where, uses_stability
 from atomsieve.screen.selection.top_k import TopK
 from atomsieve.screen.telemetry.clock import Clock
 from atomsieve.screen.telemetry.monitor import RunMonitor
@@ -110,10 +110,16 @@ class RankContext:
     def _stages(self) -> dict[str, Any]:
         return {"seconds_per_stage": dict(self.clock.seconds)}
 
+    @property
+    def ranks_at_end(self) -> bool:
+        """Whether rows are ranked or filtered by columns that need the stored energies of members and the input."""
+        return uses_stability(self.options.by, self.options.where)
+
     def new_tally(self) -> Tally:
         """Return a tally of no rows, which ranks and filters as the options ask."""
         options = self.options
-        return Tally(TopK(options.top, self.ranking, descending=options.descending, where=self.where))
+        most = 0 if self.ranks_at_end else options.top
+        return Tally(TopK(most, self.ranking, descending=options.descending, where=self.where))
 
     def count_structures(self, chunks: Iterable[int]) -> int:
         """Return the number of structures in these chunks."""

@@ -6,6 +6,7 @@
       carried.arrow      what the input states of each structure (ids, any context), if it does
       forces.npy         [N,3] float32 eV/Angstrom ([N,H,3] for H heads), if asked for
       members.npy        [rows,K] float32 eV/atom: energy of each member minus that of the row, unless left out
+      references/        reference sets of the heads, from which columns about stability are computed
       top.csv            the best rows
       summary.json       counts, rates, time per stage, versions
       run.log.jsonl      events with their time
@@ -62,6 +63,10 @@ class ResultsFolder(OutputFolder):
     def ledgers(self) -> list[Path]:
         """Return the ledger files of all ranks, sorted by name."""
         return sorted(self.ledger.glob("*.ledger"))
+
+    def list_folders(self) -> list[Path]:
+        """Return the folder of reference sets."""
+        return [self.path / "references"]
 
     def list_files(self) -> list[Path]:
         """Return the files of a run, run.json last; folders for files of single ranks stay."""

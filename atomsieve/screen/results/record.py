@@ -20,6 +20,7 @@ from atomsieve.screen.results.columns import ROW, describe
 from atomsieve.screen.results.files import ResultsFolder, partial_path
 from atomsieve.screen.results.ledger import Entry
 from atomsieve.screen.results.npy_file import FORCE, HEADER, MEMBER, require_size
+from atomsieve.stability.phases import ReferenceSet
 from atomsieve.structures import StructureReader
 
 
@@ -38,6 +39,7 @@ class Results:
     path : of the rows.
     moved_input : where the screened structures lie now; None: where run.json says.
     reader : the screened structures, where a run has them open; None: they are opened where they lie.
+    references : reference sets by head, of a run that is under way; None: those in the folder.
     """
 
     folder: ResultsFolder
@@ -49,6 +51,7 @@ class Results:
     path: Path
     moved_input: Path | None = None
     reader: StructureReader | None = None
+    references: Mapping[str, ReferenceSet] | None = None
 
     @property
     def heads(self) -> int:
@@ -135,10 +138,18 @@ class Results:
             yield rows[first * self.heads : stop * self.heads]
 
 
-def make_results(folder: ResultsFolder, record: Mapping[str, Any], chunks: Chunks, reader: StructureReader) -> Results:
+def make_results(
+    folder: ResultsFolder,
+    record: Mapping[str, Any],
+    chunks: Chunks,
+    reader: StructureReader,
+    references: Mapping[str, ReferenceSet],
+) -> Results:
     """Return the results of a run that is about to begin, without any row; `record` is the content of run.json."""
     rows, names = partial_path(folder.rows), CodeNames.of(record)
-    return Results(folder, dict(record), names, chunks, {}, complete=False, path=rows, reader=reader)
+    return Results(
+        folder, dict(record), names, chunks, {}, complete=False, path=rows, reader=reader, references=references
+    )
 
 
 def open_results(path: str | Path, moved_input: str | Path | None = None) -> Results:

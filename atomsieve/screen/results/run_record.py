@@ -44,6 +44,7 @@ class RunFacts:
     server : threads of the servers and how they cut a request; None where this process computes.
     endpoints : the servers; None where this process computes.
     carried : name and kind of each column that the input carries.
+    references : description of the reference set of each head that has one.
     """
 
     input_path: str | Path
@@ -76,6 +77,7 @@ class RunFacts:
     converted: Mapping[str, Any] | None = None
     members: int = 0
     carried: list[list[str]] = field(default_factory=list)
+    references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def build_record(facts: RunFacts) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def build_record(facts: RunFacts) -> dict[str, Any]:
         "input_path": str(facts.input_path),
         **({} if facts.converted is None else {"converted": dict(facts.converted)}),
         **({"carried": facts.carried} if facts.carried else {}),
+        **({"references": dict(facts.references)} if facts.references else {}),
         "ensemble_path": None if facts.ensemble_path is None else str(Path(facts.ensemble_path).absolute()),
         **({} if facts.endpoints is None else {"endpoints": facts.endpoints}),
         "budget": {"automatic": list(facts.automatic)},
@@ -193,8 +196,8 @@ def read(folder: ResultsFolder) -> dict[str, Any]:
 
 
 def _follow_input(folder: ResultsFolder, earlier: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    """Record where the input lies now, and what it carries: its structures have been found to be the same."""
-    names = ("input_path", "converted", "carried")
+    """Record where the input lies now, what it carries, and the references: they do not decide the rows."""
+    names = ("input_path", "converted", "carried", "references")
     places = {name: manifest[name] for name in names if name in manifest}
     if places != {name: earlier[name] for name in names if name in earlier}:
         found = {name: value for name, value in earlier.items() if name not in names}

@@ -21,6 +21,8 @@ from atomsieve.screen.results.columns import CODES, COLUMNS, MEASURED, reasons_t
 from atomsieve.screen.results.formulas import FormulaReader
 from atomsieve.screen.results.property_columns import PropertyReader, list_property_columns
 from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.stability import StabilityReader, has_references
+from atomsieve.stability.columns import COLUMNS as STABILITY
 from atomsieve.structures.carried import ID, CarriedColumn
 
 Kind = Literal["number", "text", "flag"]
@@ -121,10 +123,22 @@ def list_computed_properties(results: Results) -> Columns:
     return {name: make(name, *about) for name, about in list_property_columns(results).items()}  # type: ignore[arg-type]
 
 
+def list_stability_columns(results: Results) -> Columns:
+    """Return the columns about stability, where the run has reference sets."""
+    if not has_references(results):
+        return {}
+    reader = StabilityReader(results)
+    return {
+        name: ResultColumn(name, "number", unit, doc, lambda rows, name=name: reader.read(rows, name))  # type: ignore[misc]
+        for name, (unit, doc) in STABILITY.items()
+    }
+
+
 PROVIDERS: tuple[Callable[[Results], Columns], ...] = (
     list_own_columns,
     list_formula_columns,
     list_carried_columns,
+    list_stability_columns,
     list_computed_properties,
 )
 """Functions that list columns of a results folder, in the order of tables. None reads values or opens files."""
@@ -210,6 +224,11 @@ def resolve_ranking(name: str, columns: Columns) -> Ranking:
     UsageError
         if there is none, or it holds no numbers.
     """
+    if name not in columns and name in STABILITY:
+        raise UsageError(
+            f"rows cannot be ranked by {name}: the run has no references of its head; make them with `atomsieve "
+            "references make ENSEMBLE`, and run the same command again: it ranks by them and computes nothing anew"
+        )
     if name not in columns:
         raise unknown("column", name, columns)
     if columns[name].kind != "number":

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from atomsieve.predict.status import Status
 from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.stability import choose_ranking
 from atomsieve.screen.results.table import list_columns, resolve_ranking
 from atomsieve.screen.selection.row_filter import compile_filter, require_columns
 from atomsieve.screen.selection.top_k import TopK
@@ -17,6 +18,7 @@ from atomsieve.screen.selection.top_k import TopK
 
 def best_rows(results: Results, k: int, by: str, *, descending: bool = False, where: str | None = None) -> NDArray[Any]:
     """Return the exact best `k` rows among those that are OK and fulfil `where`, best first."""
+    by = choose_ranking(results, by)
     ranking = resolve_ranking(by, list_columns(results))
     keep = compile_filter(results, where)  # first: a text that cannot be read is refused with its own message
     require_columns(results, [by], where)

@@ -13,6 +13,7 @@ from atomsieve.errors import UsageError, unknown
 from atomsieve.screen.results.columns import COLUMNS, NO_REASON, OF_SPREAD, ROW, reasons_text
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.table import ResultColumn, list_columns_beside
+from atomsieve.stability.columns import COLUMNS as STABILITY
 
 Where = Callable[[NDArray[Any]], NDArray[np.bool_]]
 """Returns for each row [n] whether it fulfils an expression."""
@@ -123,6 +124,11 @@ def find_columns_beside(results: Results, names: Iterable[str], where: str | Non
     """
     wanted = {*names, *find_names(where), "id"}
     return [c for name, c in list_columns_beside(results).items() if name in wanted and name != "formula"]
+
+
+def uses_stability(by: str, where: str | None) -> bool:
+    """Return whether a ranking or a filter that was compiled before names a column about stability."""
+    return not STABILITY.keys().isdisjoint({by, *find_names(where)})
 
 
 def find_names(where: str | None) -> set[str]:

@@ -18,6 +18,7 @@ from atomsieve.predict.status import Status
 from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.record import Results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input
+from atomsieve.screen.results.stability import AUTOMATIC, PLAIN, choose_ranking
 from atomsieve.screen.results.table import Ranking, list_columns, name_ranking, read_ranking, resolve_ranking
 from atomsieve.screen.selection.groups import GROUPS, SYMPREC, ColumnGrouping, Grouping, Keys
 from atomsieve.screen.selection.pareto import LARGEST, Front, parse_objectives
@@ -34,7 +35,8 @@ class Selection:
     Attributes
     ----------
     top : at most so many rows, the best ones; None for all rows that the other fields allow.
-    by, descending : the column that ranks, smallest first unless descending: any number of `results.table`.
+    by, descending : the column that ranks, smallest first unless descending: any number of `results.table`; "auto"
+        chooses, see `results.stability.choose_ranking`.
     where : an expression over the columns that a row must fulfil. Only rows with a result are selected.
     head : rows of this head only; needed for `per` and `pareto` where the run had several.
     per, each : at most `each` rows of one group, a name of `groups.GROUPS` or of a column.
@@ -43,7 +45,7 @@ class Selection:
     """
 
     top: int | None = None
-    by: str = "energy_per_atom"
+    by: str = AUTOMATIC
     descending: bool = False
     where: str | None = None
     head: str | None = None
@@ -62,7 +64,7 @@ class Selection:
         if self.symprec != SYMPREC and self.per != "space-group":
             raise UsageError(f"--symprec {self.symprec:g} goes with --per space-group; leave it out")
         if self.pareto is not None:
-            if self.by != "energy_per_atom" or self.descending:
+            if self.by not in (AUTOMATIC, PLAIN) or self.descending:
                 raise UsageError(
                     "--pareto ranks by its own columns, large ones first where `:max` follows; leave out --by and "
                     "--descending"
@@ -103,8 +105,9 @@ def select(results: Results, selection: Selection) -> SelectedRows:
         objectives = parse_objectives(selection.pareto, columns)
         require_columns(results, [name_ranking(by) for by, _ in objectives], selection.where)
         return SelectedRows(_reduce_all(results, Front(objectives, where=where)))
-    by = resolve_ranking(selection.by, columns)
-    require_columns(results, [selection.by], selection.where)
+    name = choose_ranking(results, selection.by)
+    by = resolve_ranking(name, columns)
+    require_columns(results, [name], selection.where)
     if selection.per is None:
         most = min(selection.top or LARGEST + 1, LARGEST + 1)  # one more than allowed shows that there are too many
         best = TopK(most, by, descending=selection.descending, where=where)
