@@ -21,6 +21,8 @@ from atomsieve.gfm.manifest import DOMAIN, read_manifest
 from atomsieve.models import Ensemble
 from atomsieve.predict.predictor import Predictor
 from atomsieve.runs.output_files import atomic_write
+from atomsieve.stability.candidates import find_lowest, hash_reduced, strip_labels, write_candidates
+from atomsieve.stability.phases import Compositions
 from atomsieve.train.config import TrainConfig
 from atomsieve.train.data.split import CALIBRATION, TEST, VAL
 from atomsieve.train.distributed import ProcessGroup
@@ -83,6 +85,7 @@ def finish(
                 "data_contents": contents,
             },
         )
+        _keep_candidates(gfm, prepared)
     group.barrier()
     _record_fits(gfm, config, prepared, digests, ensemble, group, console)
     last = next((name for name in ("test", "val", "calibration") if name in validations), None)
@@ -93,6 +96,24 @@ def finish(
     if console is not None:
         console.print(f"\nensemble written to {gfm}", highlight=False, soft_wrap=True)
     return TrainResult(gfm, metrics, validations)
+
+
+def _keep_candidates(gfm: Path, prepared: Prepared) -> None:
+    """Keep the structures of lowest label of each reduced formula, by source, as candidates for a hull.
+
+    Structures that test the ensemble are left out. Sources of fewer than two formulas give no hull.
+    """
+    catalog, store = prepared.material.store.catalog, prepared.material.store
+    for head, name in enumerate(catalog.sources):
+        own = np.flatnonzero((catalog.head == head) & catalog.has_energy & (prepared.part != TEST))
+        own = own[np.isfinite(catalog.energy[own]) & ~(np.nan_to_num(catalog.charge[own]) != 0)]
+        structure, element = np.nonzero(catalog.composition[own])
+        starts = np.searchsorted(structure, np.arange(len(own) + 1)).astype(np.int64)
+        counts = catalog.composition[own][structure, element].astype(np.int64)
+        keys = hash_reduced(Compositions(starts, element.astype(np.uint8), counts))
+        lowest = own[find_lowest(keys, catalog.energy[own] / catalog.n_atoms[own])]
+        if len(lowest) > 1:
+            write_candidates(gfm, name, strip_labels(store.fetch(lowest)))
 
 
 def _validate_parts(

@@ -42,6 +42,7 @@ class ResultsFolder(OutputFolder):
     forces = property(lambda self: self.path / "forces.npy")
     members = property(lambda self: self.path / "members.npy")
     carried = property(lambda self: self.path / "carried.arrow")
+    references = property(lambda self: self.path / "references")
     top = property(lambda self: self.path / "top.csv")
     summary = property(lambda self: self.path / "summary.json")
     log = property(lambda self: self.path / "run.log.jsonl")
@@ -66,7 +67,7 @@ class ResultsFolder(OutputFolder):
 
     def list_folders(self) -> list[Path]:
         """Return the folder of reference sets."""
-        return [self.path / "references"]
+        return [self.references]
 
     def list_files(self) -> list[Path]:
         """Return the files of a run, run.json last; folders for files of single ranks stay."""
