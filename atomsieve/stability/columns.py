@@ -64,4 +64,5 @@ def _spread(members: NDArray[np.float32] | None, n: int) -> NDArray[np.float64]:
     """Return the unbiased standard deviation [n] over members; NaN without them, or where one has no value."""
     if members is None or members.shape[1] < 2:
         return np.full(n, np.nan)
-    return np.asarray(members.std(1, ddof=1, dtype=np.float64))
+    apart = members - members.mean(1, keepdims=True)
+    return np.sqrt(np.einsum("nk,nk->n", apart, apart) / (members.shape[1] - 1)).astype(np.float64)

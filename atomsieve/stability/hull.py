@@ -83,10 +83,14 @@ class HullFinder:
             at, facet = system.look_up(x)
             above[own] = energy[own] - at
             if members is not None and of_formation is not None and of_above is not None:
-                of_formation[own] = members[own] - x @ system.pure_members
-                for some in _slices(len(own), x.shape[1] * members.shape[1]):
-                    potentials = system.member_potentials()[facet[some]]
-                    of_above[own[some]] = members[own[some]] - np.einsum("nd,ndk->nk", x[some], potentials)
+                apart, thin = members[own], x.astype(np.float32)
+                of_formation[own] = apart - thin @ system.pure_members
+                order = np.argsort(facet, kind="stable")  # facet by facet: a product of matrices each
+                ends = np.flatnonzero(np.diff(facet[order], append=-1)) + 1
+                potentials = system.member_potentials()
+                for some in np.split(order, ends[:-1]):
+                    apart[some] -= thin[some] @ potentials[facet[some[0]]]
+                of_above[own] = apart
         return Distances(formation, above, of_formation, of_above, missing)
 
     def decompose(self, compositions: Compositions, row: int) -> list[tuple[float, int]]:
@@ -133,11 +137,11 @@ class _System:
     ) -> None:
         self.elements, self.index, self.fractions = elements, index, fractions
         self.energy, self.deviation = energy, deviation
-        self.pure, self.pure_members = energy[pure], deviation[pure]
+        self.pure, self.pure_members = energy[pure], deviation[pure].astype(np.float32)
         self._pure = pure
         self.corners: list[NDArray[np.int64]] = []
         self.planes = np.zeros((0, len(elements)))
-        self._members = np.zeros((0, len(elements), deviation.shape[1]))
+        self._members = np.zeros((0, len(elements), deviation.shape[1]), np.float32)
         self.complete = len(elements) <= QHULL_ELEMENTS
         if self.complete:
             self._list_facets()
@@ -205,7 +209,7 @@ class _System:
             raise FloatingPointError(f"no mixture of phases at {x.tolist()}: {found.message}")
         return np.flatnonzero(found.x > 1e-10)
 
-    def member_potentials(self) -> NDArray[np.float64]:
+    def member_potentials(self) -> NDArray[np.float32]:
         """Return the chemical potentials [F,d,K] of each facet by each member, minus those of the mean."""
         if len(self._members) < len(self.corners):
             fresh = self.corners[len(self._members) :]
@@ -214,7 +218,7 @@ class _System:
                 more = np.linalg.solve(self.fractions[every], self.deviation[every])
             else:
                 more = np.array([np.linalg.lstsq(self.fractions[c], self.deviation[c], rcond=None)[0] for c in fresh])
-            self._members = np.concatenate([self._members, more])
+            self._members = np.concatenate([self._members, more.astype(np.float32)])
         return self._members
 
 
@@ -235,7 +239,8 @@ def _group_by_system(masks: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.uin
     """Yield each chemical system of rows: its mask [2], and the rows, sorted."""
     if not len(masks):
         return
-    order = np.lexsort((masks[:, 1], masks[:, 0]))
+    with np.errstate(over="ignore"):  # systems of one key, which cannot be expected, would only be yielded in parts
+        order = np.argsort(masks[:, 0] + masks[:, 1] * np.uint64(0x9E3779B97F4A7C15), kind="stable")
     ordered = masks[order]
     starts = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(1)]))
     for start, stop in zip(starts, np.append(starts[1:], len(order)), strict=True):

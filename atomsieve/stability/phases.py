@@ -79,8 +79,10 @@ class Compositions:
 
     def content(self, chosen: NDArray[np.int64], elements: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the atoms [c,d] of the sorted `elements [d]` in the structures `chosen [c]`, which hold no others."""
-        counts = np.diff(self.ptr)[chosen]
-        here = ragged_index(self.ptr[:-1][chosen], counts)
+        counts = self.ptr[chosen + 1] - self.ptr[chosen]
+        if (counts == len(elements)).all():  # each holds all of them, in this order
+            return self.count[self.ptr[chosen][:, None] + np.arange(len(elements))].astype(np.float64)
+        here = ragged_index(self.ptr[chosen], counts)
         found = np.zeros((len(chosen), len(elements)))
         found[np.repeat(np.arange(len(chosen)), counts), np.searchsorted(elements, self.element[here])] = self.count[
             here

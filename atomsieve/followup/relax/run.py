@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.caveats import describe_mixed_precisions
 from atomsieve.screen.results.record import Results, open_results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
+from atomsieve.screen.results.stability import choose_ranking
 from atomsieve.screen.results.targets import check_apart
 from atomsieve.screen.selection.select import Selection, select_one_head
 from atomsieve.stability.phases import ReferenceSet
@@ -159,6 +160,8 @@ def _prepare(
     results = comm.run_on_all(open_results, path, moved_input)
     folder = RelaxFolder(Path(out) if out is not None else sibling_path(path, ".relaxed"))
     comm.run_on_all(check_apart, folder.path, results)
+    by = comm.run_on_first(choose_ranking, results, options.selection.by)
+    options = replace(options, selection=replace(options.selection, by=by))
     head, rows = comm.run_on_first(select_rows, results, options.selection)
     comm.run_on_first(_require_same_input, results)  # a removed copy of a file is converted again, once
     comm.run_on_all(_require_same_input, results)
