@@ -40,6 +40,7 @@ from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.screen.selection.select import Selection
 from atomsieve.structures import StructureBatch
 from atomsieve.structures.conversion.read_options import ReadOptions
+from atomsieve.structures.conversion.ready import check_input
 from atomsieve.text import format_duration, pluralize
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def run_properties(
             moved = None if moved_input is None else Path(moved_input)
             chosen = choose_rows(path, selection or BEST, given, moved, folder.path, loaded=predictor is not None)
         else:
-            lock = PathLock(folder.lock)
-            folder.occupy(lock, stack)
+            check_input(path, None if reading is None else reading.format)
+            folder.occupy(PathLock(folder.lock), stack)
             top = None if selection is None else selection.top
             chosen = choose_first(
                 path,

@@ -127,6 +127,7 @@ def test_the_command_computes_with_an_ensemble_and_explains_wrong_calls(metal_fi
         ([*common[:2], "--what", "eos"], "name one with --ensemble"),
         ([*common, "--by", "energy_std"], "is no results folder; leave out --by"),
         ([*common, "--what", "eos"], "options.what"),
+        (["properties", str(tmp_path / "nothing"), "-e", gfm], "nothing"),
         ([*common, "--head", "metals"], "did you mean 'metal'"),
     ):
         assert run_command("atomsieve", arguments) in (1, 2)
