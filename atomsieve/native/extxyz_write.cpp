@@ -96,8 +96,10 @@ void* extxyz_write(const ExtxyzStructures* given) {
       out.append(g.forces_key);
       out.append(":R:3");
     }
-    print_key(out, "id");
-    print_int(out, g.id[s]);
+    if (g.id != nullptr) {  // a null pointer: ids are texts, among the other texts
+      print_key(out, "id");
+      print_int(out, g.id[s]);
+    }
     if (g.charge != nullptr && !std::isnan(g.charge[s])) {
       print_key(out, g.charge_key);
       print_real(out, g.charge[s], true);

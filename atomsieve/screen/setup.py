@@ -254,6 +254,7 @@ def _build_record(
         input_identity=source.reader.identity(),
         carried=describe_carried(source.reader),
         references={head: found.describe() for head, found in references.items()},
+        elements={head: predictor.elements(head) for head in model.heads},
         structures=len(source.reader),
         ensemble_path=model.ensemble,
         ensemble_id=predictor.ensemble_id,

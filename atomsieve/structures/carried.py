@@ -8,7 +8,7 @@ they are together. Rows are in the order of the structures; a value that a struc
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -216,8 +216,10 @@ class CarriedFile:
 
     def values_at(self, positions: NDArray[np.int64], name: str) -> NDArray[Any]:
         """Return the values of a column at sorted positions, as `to_values` gives them."""
+        if not len(positions):
+            return missing_values(0, find_carried(self.columns, name).kind)
         parts = [self._batch(int(k), name)[own] for k, own in _by_batch(positions)]
-        return np.concatenate(parts) if parts else np.zeros(0, object)
+        return np.concatenate(parts)
 
     def _batch(self, number: int, name: str) -> NDArray[Any]:
         """Return a column of a record batch, decoded."""
@@ -273,6 +275,29 @@ def blank_table(count: int, columns: Sequence[CarriedColumn]) -> pa.Table:
 def join_tables(tables: Sequence[pa.Table], columns: Sequence[CarriedColumn]) -> pa.Table:
     """Return tables that have these columns as one."""
     return load_arrow().concat_tables(tables) if tables else blank_table(0, columns)
+
+
+def tabulate_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return a row of carried columns for each mapping; values of mixed kinds and empty texts as in a conversion."""
+    arrow = load_arrow()
+    arrays = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [None if row.get(name) in (None, "") else row[name] for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds <= {int, float} or kinds <= {bool} or kinds <= {str}:
+            kind: Kind = (
+                "text"
+                if not kinds or str in kinds
+                else "flag"
+                if bool in kinds
+                else "int"
+                if kinds == {int}
+                else "float"
+            )
+            arrays[name] = arrow.array(values, arrow_type(kind))
+        else:
+            arrays[name] = arrow.array([None if v is None else format_number(v) for v in values], arrow.string())
+    return arrow.table(arrays)
 
 
 def hash_texts(texts: pa.Array) -> NDArray[np.uint64]:

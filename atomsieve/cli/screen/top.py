@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from atomsieve.cli.common import CHOICE, ResultsArgument, console, widen
-from atomsieve.cli.groups import expand_groups
+from atomsieve.cli.groups import expand_groups, given_options
 from atomsieve.cli.screen.options import SHOWN, SelectionOptions, format_mixed_heads
 from atomsieve.text import pluralize
 
 
-@expand_groups()
+@expand_groups(first=("ctx", "results"))
 def top(
+    ctx: typer.Context,
     results: ResultsArgument,
     *,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many rows.", rich_help_panel=CHOICE)] = SHOWN,
+    failed: Annotated[
+        bool,
+        typer.Option("--failed", help="Rows without result, in input order, and why.", rich_help_panel=CHOICE),
+    ] = False,
     selection: SelectionOptions,
 ) -> None:
     """Show the best rows, exactly, over all rows; of a run at work, over those that are durable."""
+    if failed:
+        show_failed(ctx, results, k, selection)
+        return
     from atomsieve.screen.results.caveats import describe_mixed_precisions
     from atomsieve.screen.results.formulas import read_formulas
     from atomsieve.screen.results.record import open_results
@@ -61,3 +70,29 @@ def top(
     asked = None if where is None else restrict_to_head(opened, where, head)
     if asked is not None and len(rows) < k and (without := count_without_result(opened, asked)):
         console().print(f"{without:,} more rows fulfil --where but have no result; `screen export` writes them too")
+
+
+def show_failed(ctx: typer.Context, folder: Path, k: int, selection: SelectionOptions) -> None:
+    """Print the first `k` rows without result that the filter keeps, with the reason of each.
+
+    Raises
+    ------
+    UsageError
+        for an option that ranks or groups rows.
+    """
+    from atomsieve.errors import UsageError
+    from atomsieve.screen.results.record import open_results
+    from atomsieve.screen.results.tables import failed_table
+    from atomsieve.screen.selection.best import find_failed_rows
+    from atomsieve.screen.selection.row_filter import restrict_to_head
+
+    for name in ("by", "descending", "per", "each", "pareto"):
+        if name in given_options(ctx):
+            raise UsageError(f"--{name} ranks or groups rows, and those of --failed have no numbers; leave it out")
+    opened = open_results(folder, selection.moved_input)
+    where = restrict_to_head(opened, selection.ranking.where, selection.head)
+    rows = find_failed_rows(opened, where, k)
+    if not len(rows):
+        console().print("every row has a result" if where is None else "no row without result fulfils --where")
+        return
+    widen(console()).print(failed_table(opened, rows, f"{pluralize(len(rows), 'row')} without result"))

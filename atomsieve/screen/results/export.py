@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import repeat
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import UsageError, require, unknown
+from atomsieve.errors import AtomSieveError, UsageError, require, unknown
 from atomsieve.predict.status import Status
 from atomsieve.runs.output_files import atomic_draft, output_errors
-from atomsieve.screen.results.columns import COLUMNS, NO_REASON
+from atomsieve.screen.results.columns import COLUMNS, NO_REASON, blank_rows
 from atomsieve.screen.results.record import Results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
+from atomsieve.screen.results.table import ResultColumn, format_column, list_columns_beside
+from atomsieve.screen.results.tables import protect_text
 from atomsieve.screen.results.targets import check_target
 from atomsieve.structures import SourceInfo, StructureBatch
 from atomsieve.structures.batch import ragged_index
+from atomsieve.structures.carried import ID
 from atomsieve.structures.formats import WriteOptions, find_writer, open_sink, writable_endings
 
+log = logging.getLogger(__name__)
+
+LARGEST_NPZ = 1 << 30  # bytes of one column of texts
 Rows = Iterable[NDArray[Any]]
 Texts = Mapping[str, Sequence[str]]
 """Columns by name, each with a text for every row that is written."""
@@ -35,6 +41,7 @@ def export(
     rows: Rows | None = None,
     *,
     texts: Texts | None = None,
+    columns: Sequence[ResultColumn] | None = None,
     overwrite: bool = False,
     form: str | None = None,
     reasons: Counter[str] | None = None,
@@ -46,6 +53,8 @@ def export(
 
     rows : arrays of rows (dtype `ROW`), written in their order; None writes all rows in input order.
     texts : further columns, one text for each row (not every format of structures has a place for them).
+    columns : columns beside `rows.npy`; None takes all of `find_columns`: ids and formulas, what the input carries,
+        what is computed. A text `id` takes the place of that of the rows.
     form : asks for a folder with one file of that format (cif, poscar) per structure, named by its id.
     reasons : is told why structures are skipped that the format cannot hold.
 
@@ -62,39 +71,89 @@ def export(
     check_target(path, overwrite, results)
     require_complete(results)
     chosen = results.iter_rows() if rows is None else rows
+    more = More(texts or {}, find_columns(results, texts or {}) if columns is None else list(columns))
     with output_errors(path):
         table = TABLES.get(_ending(path)) if form is None else None
         if table is None:
-            return _write_structures(results, path, chosen, texts or {}, WriteOptions((), overwrite), form, reasons)
+            return _write_structures(results, path, chosen, more, WriteOptions((), overwrite), form, reasons)
         with atomic_draft(path, durable=False) as draft:
-            return table(results, draft, chosen, texts or {})
+            return table(results, draft, chosen, more)
+
+
+@dataclass(frozen=True)
+class More:
+    """What is written beside the columns of the rows.
+
+    Attributes
+    ----------
+    texts : by name, a text for each row. columns : read for each batch of rows.
+    """
+
+    texts: Texts
+    columns: list[ResultColumn]
+
+    @property
+    def text_ids(self) -> bool:
+        """Whether ids are texts."""
+        return any(column.name == ID for column in self.columns)
+
+    @property
+    def beside(self) -> list[ResultColumn]:
+        """The columns without the ids."""
+        return [column for column in self.columns if column.name != ID]
+
+    def read(self, rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the values of the columns by name."""
+        return {column.name: column.values(rows) for column in self.columns}
+
+
+def find_columns(results: Results, texts: Texts) -> list[ResultColumn]:
+    """Return the columns beside `rows.npy` that can be read; where their input is gone or changed, a line is logged.
+
+    Those of `texts` are left out, and the chemical system, which stands in every formula.
+    """
+    kept, first = list[ResultColumn](), blank_rows(1)
+    for name, column in list_columns_beside(results).items():
+        if name in texts or name == "chemsys":
+            continue
+        try:
+            column.values(first)
+            kept.append(column)
+        except AtomSieveError as error:
+            log.warning("without the column %s: %s", column.name, error)
+    return kept
 
 
 # -- tables of rows ------------------------------------------------------------------------------------------------
 
 
-def _write_csv(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
+def _write_csv(results: Results, path: Path, chosen: Rows, more: More) -> int:
     n = 0
     with open(path, "w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow([*(f"{c.name} [{c.unit}]" if c.unit else c.name for c in COLUMNS.values()), *texts])
-        texts = {name: [_no_command(text) for text in said] for name, said in texts.items()}
+        own_headings, headings = (
+            [f"{name} [{unit}]" if unit else name for name, unit in pairs]
+            for pairs in ([(c.name, c.unit) for c in COLUMNS.values()], [(c.name, c.unit) for c in more.beside])
+        )
+        out.writerow([*own_headings, *more.texts, *headings])
+        texts = {name: [protect_text(text) for text in said] for name, said in more.texts.items()}
         for rows in chosen:
-            more = zip(*texts.values(), strict=True) if texts else repeat(())
-            out.writerows(
-                [*(results.labels.text(name, row[name]) for name in COLUMNS), *said]
-                for row, said in zip(rows, more, strict=bool(texts))
-            )
+            found = more.read(rows)
+            own = {name: [results.labels.text(name, value) for value in rows[name]] for name in COLUMNS}
+            if more.text_ids:
+                own[ID] = [protect_text(text) for text in found[ID]]
+            beside = [_format_texts(column, found[column.name]) for column in more.beside]
+            out.writerows(zip(*own.values(), *texts.values(), *beside, strict=True))
             n += len(rows)
     return n
 
 
-def _no_command(text: str) -> str:
-    """Return a text that spreadsheets do not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+def _format_texts(column: ResultColumn, values: NDArray[Any]) -> list[str]:
+    texts = format_column(column, values)
+    return texts if column.kind != "text" else [protect_text(text) for text in texts]
 
 
-def _write_npz(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
+def _write_npz(results: Results, path: Path, chosen: Rows, more: More) -> int:
     rows = np.concatenate([np.asarray(r) for r in chosen])
     names = {
         "heads": np.array(results.labels.heads),
@@ -103,11 +162,25 @@ def _write_npz(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
         "status_names": np.array(list(results.labels.statuses.values())),
     }
     arrays: dict[str, Any] = {name: rows[name] for name in COLUMNS}
-    np.savez(path, **{**arrays, **names, **{name: np.array(said) for name, said in texts.items()}})
+    beside = {name: _to_fixed_width(name, values) for name, values in more.read(rows).items()}
+    np.savez(path, **{**arrays, **names, **{name: np.array(said) for name, said in more.texts.items()}, **beside})
     return len(rows)
 
 
-def _write_parquet(results: Results, path: Path, chosen: Rows, texts: Texts) -> int:
+def _to_fixed_width(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return texts as an array of the width of the longest, which NPZ needs; refuse one that is far too large."""
+    if values.dtype != object:
+        return values
+    width = max(map(len, values), default=0)
+    if 4 * width * len(values) > LARGEST_NPZ:
+        raise UsageError(
+            f"the longest text of {name!r} has {width:,} characters, and .npz gives {len(values):,} rows as many; "
+            "write .parquet or .csv, or fewer rows"
+        )
+    return values.astype(str)
+
+
+def _write_parquet(results: Results, path: Path, chosen: Rows, more: More) -> int:
     pa = require("pyarrow", "data", "writing Parquet")
     parquet = require("pyarrow.parquet", "data", "writing Parquet")
     names = {
@@ -115,29 +188,40 @@ def _write_parquet(results: Results, path: Path, chosen: Rows, texts: Texts) -> 
         "precision": pa.array(results.labels.precisions),
         "status": pa.array([results.labels.status(code) for code in range(256)]),
     }
+    types = {"text": pa.string(), "flag": pa.bool_(), "number": pa.float64()}
 
     def column(name: str, rows: NDArray[Any]) -> Any:
         if name in names:
             return pa.DictionaryArray.from_arrays(pa.array(rows[name].astype(np.int16)), names[name])
         return pa.array(np.ascontiguousarray(rows[name]))
 
-    def schema(rows: NDArray[Any]) -> Any:
-        known = [
-            pa.field(c.name, column(c.name, rows).type, metadata={"unit": c.unit, "doc": c.doc})
-            for c in COLUMNS.values()
-        ]
-        return pa.schema([*known, *(pa.field(name, pa.string()) for name in texts)])
+    def field(c: Any, type_: Any) -> Any:
+        return pa.field(c.name, type_, metadata={"unit": c.unit, "doc": c.doc})
 
-    n, out = 0, None
-    try:
+    ids = next((c for c in more.columns if c.name == ID), None)
+    known = [
+        field(ids, pa.string()) if ids is not None and c.name == ID else field(c, column(c.name, blank_rows(0)).type)
+        for c in COLUMNS.values()
+    ]
+    schema = pa.schema(
+        [
+            *known,
+            *(pa.field(name, pa.string()) for name in more.texts),
+            *(field(c, types[c.kind]) for c in more.beside),
+        ]
+    )
+    n = 0
+    with parquet.ParquetWriter(path, schema) as out:
         for rows in chosen:
-            out = out or parquet.ParquetWriter(path, schema(rows))
-            more = [pa.array(said, pa.string()) for said in texts.values()]
-            out.write_table(pa.Table.from_arrays([*(column(name, rows) for name in COLUMNS), *more], schema=out.schema))
+            found = more.read(rows)
+            own = [
+                pa.array(found[ID], pa.string()) if ids is not None and name == ID else column(name, rows)
+                for name in COLUMNS
+            ]
+            texts = [pa.array(said, pa.string()) for said in more.texts.values()]
+            beside = [pa.array(found[c.name], types[c.kind], from_pandas=True) for c in more.beside]
+            out.write_table(pa.Table.from_arrays([*own, *texts, *beside], schema=schema))
             n += len(rows)
-    finally:
-        if out is not None:
-            out.close()
     return n
 
 
@@ -169,7 +253,7 @@ def _write_structures(
     results: Results,
     path: Path,
     chosen: Rows,
-    texts: Texts,
+    more: More,
     options: WriteOptions,
     form: str | None,
     reasons: Counter[str] | None,
@@ -182,29 +266,46 @@ def _write_structures(
     with open_sink(path, options, form) as sink:
         for rows, batch in _structures(results, chosen):
             if row is not None and row.holds_info:
-                sink.write(batch, _info(results, rows, texts))
+                sink.write(batch, _info(results, rows, more))
             else:
-                sink.write(batch.replace(head=rows["head"].astype(np.int32)))
+                carried = _list_values(more, rows) if row is None or row.carries else None
+                sink.write(batch.replace(head=rows["head"].astype(np.int32)), carried)
             n += len(rows)
     if reasons is not None:
         reasons.update(sink.reasons)
     return n - sink.skipped
 
 
-def _info(results: Results, rows: NDArray[Any], texts: Texts) -> list[dict[str, Any]]:
+def _info(results: Results, rows: NDArray[Any], more: More) -> list[dict[str, Any]]:
     """Return the columns of each row by name, without those that the structure has already."""
     names = [name for name in COLUMNS if name not in ("energy", "natoms")]
     out = []
-    for k, row in enumerate(rows):
-        info: dict[str, Any] = {name: column[k] for name, column in texts.items()}
+    for k, (row, beside) in enumerate(zip(rows, _list_values(more, rows), strict=True)):
+        info: dict[str, Any] = {name: column[k] for name, column in more.texts.items()}
         info |= {name: row[name].item() for name in names}
         # In extended XYZ a key without a value would swallow the next one when the file is read.
         info |= {name: results.labels.text(name, row[name]) or NO_REASON for name in CODED}
-        out.append(info)
+        out.append(info | beside)
     return out
 
 
-TABLES: dict[str, Callable[[Results, Path, Rows, Texts], int]] = {
+def _list_values(more: More, rows: NDArray[Any]) -> list[dict[str, Any]]:
+    """Return the values of the columns beside the rows of each row by name, without missing ones; ids always."""
+    found = {name: values.tolist() for name, values in more.read(rows).items()}
+    whole = {c.name for c in more.columns if c.kind == "number"}
+    return [
+        {
+            name: int(values[k])
+            if name in whole and values[k] == values[k] // 1 and abs(values[k]) < 2**53
+            else values[k]
+            for name, values in found.items()
+            if name == ID or (values[k] != "" and values[k] == values[k])
+        }
+        for k in range(len(rows))
+    ]
+
+
+TABLES: dict[str, Callable[[Results, Path, Rows, More], int]] = {
     "csv": _write_csv,
     "parquet": _write_parquet,
     "npz": _write_npz,

@@ -45,6 +45,7 @@ class RunFacts:
     endpoints : the servers; None where this process computes.
     carried : name and kind of each column that the input carries.
     references : description of the reference set of each head that has one.
+    elements : atomic numbers that each head was trained on; of heads that say so.
     """
 
     input_path: str | Path
@@ -78,6 +79,7 @@ class RunFacts:
     members: int = 0
     carried: list[list[str]] = field(default_factory=list)
     references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    elements: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 def build_record(facts: RunFacts) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def build_record(facts: RunFacts) -> dict[str, Any]:
         **({} if facts.converted is None else {"converted": dict(facts.converted)}),
         **({"carried": facts.carried} if facts.carried else {}),
         **({"references": dict(facts.references)} if facts.references else {}),
+        **({"elements": dict(facts.elements)} if facts.elements else {}),
         "ensemble_path": None if facts.ensemble_path is None else str(Path(facts.ensemble_path).absolute()),
         **({} if facts.endpoints is None else {"endpoints": facts.endpoints}),
         "budget": {"automatic": list(facts.automatic)},

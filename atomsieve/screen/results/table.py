@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from atomsieve.errors import AtomSieveError, UsageError, unknown
 from atomsieve.screen.results.carried import CarriedReader, list_carried
 from atomsieve.screen.results.columns import CODES, COLUMNS, MEASURED, reasons_text
+from atomsieve.screen.results.explain import explain_rows, has_failed_rows
 from atomsieve.screen.results.formulas import FormulaReader
 from atomsieve.screen.results.property_columns import PropertyReader, list_property_columns
 from atomsieve.screen.results.record import Results
@@ -134,12 +135,21 @@ def list_stability_columns(results: Results) -> Columns:
     }
 
 
+def list_reasons_of_failure(results: Results) -> Columns:
+    """Return `why`, the reason of a status by name, where any row has no result."""
+    if not has_failed_rows(results):
+        return {}
+    doc = "why there is no result, for this structure: unseen elements, atoms that touch, charge"
+    return {"why": ResultColumn("why", "text", "", doc, lambda rows: explain_rows(results, rows))}
+
+
 PROVIDERS: tuple[Callable[[Results], Columns], ...] = (
     list_own_columns,
     list_formula_columns,
     list_carried_columns,
     list_stability_columns,
     list_computed_properties,
+    list_reasons_of_failure,
 )
 """Functions that list columns of a results folder, in the order of tables. None reads values or opens files."""
 

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.columns import COLUMNS
-from atomsieve.screen.results.table import ResultColumn, format_column
+from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.table import ResultColumn, format_column, freeze_column, list_columns
+from atomsieve.structures.carried import ID
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -143,13 +145,45 @@ def _cell(name: str, value: Any, labels: CodeNames) -> str:
     return labels.text(name, value)
 
 
-def status_table(counts: Mapping[str, int], labels: CodeNames, title: str = "") -> Table:
-    """Return rows per status as a terminal table."""
+def failed_table(results: Results, rows: NDArray[Any], title: str) -> Table:
+    """Return rows without result as a terminal table: where they are, what they are, and why."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    columns = list_columns(results)
+    heads = ["head"] if results.heads > 1 else []
+    names = [name for name in ("position", ID, "formula", "natoms", *heads, "status", "why") if name in columns]
+    if columns[ID].kind != "text" and np.array_equal(rows["id"], rows["position"]):
+        names.remove(ID)
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        out.add_column(name, justify="right" if columns[name].kind == "number" else "left", overflow="fold")
+    cells = [_show_column(freeze_column(columns[name], rows), rows) for name in names]
+    for row in zip(*cells, strict=True):
+        out.add_row(*row)
+    return out
+
+
+SHOWN_CAUSES = 8
+
+
+def status_table(
+    counts: Mapping[str, int],
+    labels: CodeNames,
+    title: str = "",
+    causes: Mapping[str, Mapping[str, int]] | None = None,
+) -> Table:
+    """Return rows per status as a terminal table; `causes` are counted by name, for each status that has some."""
     from rich.table import Table
 
     out = Table("status", title=title, title_justify="left")
     out.add_column("rows", justify="right")
     out.add_column("meaning")
+    if causes:
+        out.add_column("by name", overflow="fold")
     for name, n in counts.items():
-        out.add_row(name, f"{n:,}", labels.meanings.get(name, ""))
+        found = sorted((causes or {}).get(name, {}).items(), key=lambda pair: -pair[1])
+        words = [f"{cause}: {count:,}" for cause, count in found[:SHOWN_CAUSES]]
+        words += [f"and {len(found) - SHOWN_CAUSES} more"] if len(found) > SHOWN_CAUSES else []
+        out.add_row(name, f"{n:,}", labels.meanings.get(name, ""), *(["; ".join(words)] if causes else []))
     return out

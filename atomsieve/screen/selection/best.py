@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.predict.status import Status
+from atomsieve.screen.results.columns import ROW
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.stability import choose_ranking
 from atomsieve.screen.results.table import list_columns, resolve_ranking
@@ -38,3 +39,14 @@ def iter_matching_rows(results: Results, where: str | None) -> Iterator[NDArray[
 def count_without_result(results: Results, where: str) -> int:
     """Return how many rows fulfil `where` and have no result, so that none of them can be among the best."""
     return sum(int((rows["status"] != Status.OK).sum()) for rows in iter_matching_rows(results, where))
+
+
+def find_failed_rows(results: Results, where: str | None, most: int) -> NDArray[Any]:
+    """Return the first `most` rows without result that fulfil `where`, in input order."""
+    found, count = [np.zeros(0, ROW)], 0
+    for rows in iter_matching_rows(results, where):
+        found.append(np.asarray(rows[rows["status"] != Status.OK]))
+        count += len(found[-1])
+        if count >= most:
+            break
+    return np.concatenate(found)[:most]

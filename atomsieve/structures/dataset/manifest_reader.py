@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from atomsieve.errors import DataError
+from atomsieve.errors import DataError, UsageError
 from atomsieve.runs.hashing import compute_file_crc, hash_file
 from atomsieve.structures.carried import FILE as CARRIED
 from atomsieve.structures.carried import (
@@ -113,6 +113,8 @@ class ManifestReader(FileReader):
     def read_carried_at(self, positions: NDArray[np.int64], name: str) -> NDArray[Any]:
         """Return the values of a carried column at sorted positions; see `StructureReader`."""
         kind = find_carried(self.carried, name).kind
+        if len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < len(self):
+            raise UsageError(f"structures up to {int(positions[-1])} of {self.path} were asked for, it has {len(self)}")
         owners = np.searchsorted(self._ends, positions, side="right")
         parts = []
         for part in np.unique(owners).tolist():

@@ -193,6 +193,7 @@ class Format:
     is_folder : returns True for a folder that is one dataset of this format.
     compressed : True if the reader takes `.gz` files too; `compresses` if the writer does.
     holds_info : True if the writer keeps further values by name with each structure.
+    carries : True if it keeps them as carried columns of a dataset.
     single : returns the text of one structure of a batch, of formats that folders of one file per structure are written
         in; `single_ending` ends their names.
     extent : returns the length of a file in the unit of the spans that its reader takes (bytes, rows), so that several
@@ -216,6 +217,7 @@ class Format:
     compressed: bool = False
     compresses: bool = False
     holds_info: bool = False
+    carries: bool = False
     single: Callable[[StructureBatch, int], str] | None = None
     single_ending: str = ""
     extent: Callable[[Path], int] = lambda path: 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.block import Block, Column, Places, SourceColumn
+from atomsieve.structures.carried import tabulate_rows
 from atomsieve.structures.dataset.open import open_structures
 from atomsieve.structures.dataset.writer import StructureWriter
 from atomsieve.structures.fields import LABELS
@@ -105,10 +106,10 @@ class BpSink(StructureSink):
         )
 
     def write(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Append structures; the format has no place for `info`."""
+        """Append structures; values of `info` become carried columns."""
         if batch.head is None and len(self.options.sources) > 1:
             batch = batch.replace(head=np.full(len(batch), -1, np.int32))
-        self._writer.append(batch)
+        self._writer.append(batch, None if info is None or not len(batch) else tabulate_rows(info))
 
     def __enter__(self) -> Self:
         self._writer.__enter__()

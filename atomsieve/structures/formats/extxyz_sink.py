@@ -73,6 +73,8 @@ class ExtxyzSink(TextSink):
     def write(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Append structures. A value of `info` replaces the id, charge, spin or source of its structure.
 
+        An id of `info` may be a text; then all are, and an empty one is left out.
+
         Raises
         ------
         UsageError
@@ -80,12 +82,14 @@ class ExtxyzSink(TextSink):
         """
         head = np.full(len(batch), -1) if batch.head is None else batch.head
         if info is None:
-            texts, text_of = [format_info(source) for source in self._sources], head
+            texts, text_of, text_ids = [format_info(source) for source in self._sources], head, False
         else:
-            batch = _take_own(batch, info)
+            text_ids = any(isinstance(values.get("id"), str) for values in info)
+            taken_over = ("charge", "spin") if text_ids else ("id", "charge", "spin")
+            batch = _take_own(batch, info, taken_over)
             texts = []
             for own, values in zip(head.tolist(), info, strict=True):
-                more = {key: value for key, value in values.items() if key not in ("id", "charge", "spin")}
+                more = {key: value for key, value in values.items() if key not in taken_over and (key, value) != NO_ID}
                 if taken := more.keys() & self.dialect.reserved:
                     raise UsageError(f"{min(taken)!r} is the name of a label or of the format itself in {self.path}")
                 texts.append(format_info({**(self._sources[own] if own >= 0 else {}), **more}))
@@ -97,10 +101,12 @@ class ExtxyzSink(TextSink):
         library = text_library()
         if library is None:
             self.binary.write(
-                write_in_python(batch, self.dialect, [texts[k] if k >= 0 else "" for k in text_of.tolist()])
+                write_in_python(
+                    batch, self.dialect, [texts[k] if k >= 0 else "" for k in text_of.tolist()], text_ids=text_ids
+                )
             )
             return
-        given, kept_alive = _describe(batch, self.dialect, texts, text_of)
+        given, kept_alive = _describe(batch, self.dialect, texts, text_of, text_ids=text_ids)
         library.extxyz_write.restype = library.extxyz_text.restype = c_void_p
         library.extxyz_text_size.restype = c_int64
         result = c_void_p(library.extxyz_write(ctypes.byref(given)))
@@ -112,10 +118,14 @@ class ExtxyzSink(TextSink):
         del kept_alive
 
 
-def _take_own(batch: StructureBatch, info: Sequence[Mapping[str, Any]]) -> StructureBatch:
-    """Return the batch with the ids, charges and multiplicities that `info` states in place of its own."""
+NO_ID = ("id", "")
+"""A text id that is missing: a frame states none."""
+
+
+def _take_own(batch: StructureBatch, info: Sequence[Mapping[str, Any]], names: Sequence[str]) -> StructureBatch:
+    """Return the batch with those ids, charges and multiplicities (`names`) that `info` states in place of its own."""
     changes: dict[str, NDArray[Any]] = {}
-    for name in ("id", "charge", "spin"):
+    for name in names:
         if any(name in values for values in info):
             own = getattr(batch, name)
             own = np.full(len(batch), np.nan) if own is None else own
@@ -125,7 +135,7 @@ def _take_own(batch: StructureBatch, info: Sequence[Mapping[str, Any]]) -> Struc
 
 
 def _describe(
-    batch: StructureBatch, dialect: Dialect, texts: Sequence[str], text_of: NDArray[Any]
+    batch: StructureBatch, dialect: Dialect, texts: Sequence[str], text_of: NDArray[Any], *, text_ids: bool
 ) -> tuple[_Structures, list[Any]]:
     """Return what the library takes, and the arrays that must live as long."""
     given, kept = _Structures(), list[Any]()
@@ -138,7 +148,7 @@ def _describe(
             setattr(given, name, held.ctypes.data_as(types[name]))
 
     given.count = len(batch)
-    for name in ("ptr", "numbers", "cell", "pbc", "id", "charge", "spin"):
+    for name in ("ptr", "numbers", "cell", "pbc", *(() if text_ids else ("id",)), "charge", "spin"):
         set_array(name, getattr(batch, name))
     for name in LABELS:
         set_array(name, getattr(batch, name))

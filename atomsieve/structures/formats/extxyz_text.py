@@ -90,8 +90,11 @@ def _quote(word: str) -> str:
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def write_in_python(batch: StructureBatch, dialect: Dialect, texts: Sequence[str]) -> bytes:
-    """Return the frames of a batch, each with a text in its header, as the compiled code gives them (slower)."""
+def write_in_python(batch: StructureBatch, dialect: Dialect, texts: Sequence[str], *, text_ids: bool = False) -> bytes:
+    """Return the frames of a batch, each with a text in its header, as the compiled code gives them (slower).
+
+    text_ids : ids are among the texts; those of the batch are left out.
+    """
     from ase.data import chemical_symbols
 
     out: list[str] = []
@@ -105,7 +108,8 @@ def write_in_python(batch: StructureBatch, dialect: Dialect, texts: Sequence[str
         cell = batch.cell[s]
         parts = [f'{dialect.lattice}="{_join(cell.ravel())}"'] if cell.any() else []
         forces = f":{dialect.forces}:R:3" if "forces" in labels else ""
-        parts += [f"{dialect.properties}=species:S:1:pos:R:3{forces}", f"id={int(batch.id[s])}"]
+        parts.append(f"{dialect.properties}=species:S:1:pos:R:3{forces}")
+        parts += [] if text_ids else [f"id={int(batch.id[s])}"]
         for names, array in (((dialect.charge,), batch.charge), ((dialect.spin, dialect.second_spin), batch.spin)):
             if array is not None and not np.isnan(array[s]):
                 parts += [f"{name}={_format(float(str(array[s])))}" for name in names if name]

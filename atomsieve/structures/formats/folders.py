@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,13 @@ from atomsieve.errors import UsageError
 from atomsieve.runs.output_files import atomic_folder
 from atomsieve.structures.batch import StructureBatch
 from atomsieve.structures.formats.base import Format, StructureSink, WriteOptions
+
+LONGEST_NAME = 100  # characters
+
+
+def name_file(text: str) -> str:
+    """Return a text as the name of a file: characters but letters, digits and `.+-_` become `_`; long ones are cut."""
+    return re.sub(r"[^\w.+-]+", "_", text)[:LONGEST_NAME].lstrip(".") or "_"
 
 
 class FolderSink(StructureSink):
@@ -29,7 +37,7 @@ class FolderSink(StructureSink):
     def __init__(self, path: Path, options: WriteOptions, form: Format) -> None:
         super().__init__(path, options)
         self.form = form
-        self._written: Counter[int] = Counter()
+        self._written: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         path, ending = self.path, self.form.single_ending
@@ -51,14 +59,18 @@ class FolderSink(StructureSink):
         self._stack.__exit__(kind, error, trace)
 
     def write(self, batch: StructureBatch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Write a file for each structure; the formats have no place for `info`."""
+        """Write a file for each structure, named by its id: the text `id` of `info`, or the integer.
+
+        The formats have no place for other values of `info`.
+        """
         form = self.form.single
         assert form is not None
         for k in self.keep_crystals(batch, self.form.name.upper()):
             if batch.ptr[k] == batch.ptr[k + 1]:
                 self.skip("no atoms")
                 continue
-            own = int(batch.id[k])
+            text = "" if info is None else info[k].get("id", "")
+            own = name_file(text) if isinstance(text, str) and text else str(int(batch.id[k]))
             self._written[own] += 1
             name = f"{own}" if self._written[own] == 1 else f"{own}_{self._written[own]}"
             (self.draft / f"{name}{self.form.single_ending}").write_text(form(batch, k))

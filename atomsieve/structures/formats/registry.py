@@ -28,6 +28,7 @@ FORMATS: dict[str, Format] = {
             endings=(".bp", ".adios"),
             read=read_bp,
             sink=BpSink,
+            carries=True,
             is_folder=is_bp_folder,
             extent=count_rows,
         ),
