@@ -9,7 +9,7 @@ import importlib
 
 import typer
 
-VERBS = ("run", "status", "top", "pick", "export", "collect", "relax", "dedup", "hull")
+VERBS = ("run", "status", "top", "pick", "export", "collect", "relax", "dedup", "hull", "diff", "join")
 """The verbs, in the order of the help."""
 
 app = typer.Typer(

@@ -4,6 +4,7 @@
       run.json           settings of the run: input, ensemble, options, columns with units, chunk and batch rules
       rows.npy           one record per structure and head, in input order
       carried.arrow      what the input states of each structure (ids, any context), if it does
+      joined.arrow       columns that were joined from tables, with joined.json: their names and origin
       forces.npy         [N,3] float32 eV/Angstrom ([N,H,3] for H heads), if asked for
       members.npy        [rows,K] float32 eV/atom: energy of each member minus that of the row, unless left out
       references/        reference sets of the heads, from which columns about stability are computed
@@ -43,6 +44,8 @@ class ResultsFolder(OutputFolder):
     members = property(lambda self: self.path / "members.npy")
     carried = property(lambda self: self.path / "carried.arrow")
     references = property(lambda self: self.path / "references")
+    joined = property(lambda self: self.path / "joined.arrow")
+    joined_record = property(lambda self: self.path / "joined.json")
     top = property(lambda self: self.path / "top.csv")
     summary = property(lambda self: self.path / "summary.json")
     log = property(lambda self: self.path / "run.log.jsonl")
@@ -77,6 +80,8 @@ class ResultsFolder(OutputFolder):
             self.deaths,
             self.bounds,
             self.carried,
+            self.joined_record,
+            self.joined,
             self.top,
             self.summary,
             self.log,

@@ -20,6 +20,7 @@ from atomsieve.screen.results.carried import CarriedReader, list_carried
 from atomsieve.screen.results.columns import CODES, COLUMNS, MEASURED, reasons_text
 from atomsieve.screen.results.explain import explain_rows, has_failed_rows
 from atomsieve.screen.results.formulas import FormulaReader
+from atomsieve.screen.results.joined import JoinedReader, list_joined
 from atomsieve.screen.results.property_columns import PropertyReader, list_property_columns
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.stability import StabilityReader, has_references
@@ -107,9 +108,10 @@ def list_carried_columns(results: Results) -> Columns:
     reader = CarriedReader(results)
 
     def make(name: str, column: CarriedColumn) -> ResultColumn:
-        kind: Kind = "number" if column.kind == "int" or column.kind == "float" else column.kind
         doc = "of the input" if name == column.name else f"{column.name} of the input"
-        return ResultColumn(name, kind, "", doc, lambda rows: reader.read(rows["position"], column.name))
+        return ResultColumn(
+            name, to_kind(column.kind), "", doc, lambda rows: reader.read(rows["position"], column.name)
+        )
 
     return {name: make(name, column) for name, column in list_carried(results)}
 
@@ -143,6 +145,26 @@ def list_reasons_of_failure(results: Results) -> Columns:
     return {"why": ResultColumn("why", "text", "", doc, lambda rows: explain_rows(results, rows))}
 
 
+def list_joined_columns(results: Results) -> Columns:
+    """Return the columns that were joined from tables; see `joined.join_table`."""
+    reader = JoinedReader(results)
+
+    def make(column: CarriedColumn) -> ResultColumn:
+        doc = "of a table that was joined"
+        return ResultColumn(
+            column.name, to_kind(column.kind), "", doc, lambda rows: reader.read(rows["position"], column.name)
+        )
+
+    return {column.name: make(column) for column in list_joined(results)}
+
+
+def to_kind(kind: str) -> Kind:
+    """Return the kind of a result column for that of a carried one."""
+    if kind in ("int", "float"):
+        return "number"
+    return "flag" if kind == "flag" else "text"
+
+
 PROVIDERS: tuple[Callable[[Results], Columns], ...] = (
     list_own_columns,
     list_formula_columns,
@@ -150,6 +172,7 @@ PROVIDERS: tuple[Callable[[Results], Columns], ...] = (
     list_stability_columns,
     list_computed_properties,
     list_reasons_of_failure,
+    list_joined_columns,
 )
 """Functions that list columns of a results folder, in the order of tables. None reads values or opens files."""
 
