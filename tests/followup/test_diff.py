@@ -98,7 +98,7 @@ def test_ids_that_repeat_or_never_match(screened):
     found = compare(a, b)
     assert (len(found.pairs), found.repeated) == (N - 3, 3)
     c = screened("c", order=range(N - 1), ids=[f"other-{k}" for k in range(N)])
-    with pytest.raises(DataError, match="no id of .* is one of"):
+    with pytest.raises(DataError, match=r"no id of .* is one of"):
         compare(a, c)
 
 
@@ -131,7 +131,7 @@ def test_a_joined_table_ranks_and_filters(screened, tmp_path):
     assert join_table(results, table, columns, on="position", key="id2", take=["spg"], overwrite=True).matched == 20
     for text, message in (
         ("id,x\nm-1,1\nm-1,2\n", "1 ids stand more than once under 'id'"),
-        ("id,x\nzz,1\n", "no id of .* is an id of the results"),
+        ("id,x\nzz,1\n", r"no id of .* is an id of the results"),
         ("code,x\nm-1,1\n", "has no column 'id' nor another usual name"),
         ("id\nm-1\n", "no column beside its ids"),
     ):
