@@ -26,6 +26,7 @@ from atomsieve.screen.results.caveats import describe_mixed_precisions
 from atomsieve.screen.results.formulas import hill_formula, read_formulas
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.screened_input import open_screened_input
+from atomsieve.screen.results.table import read_ids
 from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.select import Selection, select_one_head
 from atomsieve.text import pluralize
@@ -86,7 +87,8 @@ def make_hull(
         entries = make_entries(reader, rows)
     hull = compute_hull(entries, known.entries)
     formulas = read_formulas(results, rows)
-    table = build_table(rows, [formulas[p] for p in rows["position"].tolist()], head, names, hull, known.entries)
+    formula, ids = [formulas[p] for p in rows["position"].tolist()], read_ids(results, rows)
+    table = build_table(rows, formula, head, names, hull, known.entries, ids)
     write_table(table, results, out, overwrite=overwrite)
     notes = []
     if charged := len(rows) - int(entries.usable.sum()):
@@ -148,11 +150,17 @@ def element_symbol(number: int) -> str:
 
 
 def build_table(
-    rows: NDArray[Any], names: list[str], head: str, precisions: list[str], hull: Hull, references: Entries
+    rows: NDArray[Any],
+    names: list[str],
+    head: str,
+    precisions: list[str],
+    hull: Hull,
+    references: Entries,
+    ids: Sequence[int | str] | None = None,
 ) -> dict[str, list[Any]]:
     """Return the table, lowest above the hull first, rows without a hull last; `names` are the rows' formulas.
 
-    precisions : names behind the column `precision` of the rows.
+    precisions : names behind the column `precision` of the rows. ids : of the rows; None takes their integers.
     """
     order = np.lexsort((rows["position"], np.nan_to_num(hull.above, nan=np.inf)))
     labels = {i: _reduced_formula(references, i) for k in order for _, i in hull.phases[k]}
@@ -160,7 +168,7 @@ def build_table(
         spread = rows["energy_std"] / rows["natoms"]
     found: dict[str, list[Any]] = {
         "position": rows["position"][order].tolist(),
-        "id": rows["id"][order].tolist(),
+        "id": rows["id"][order].tolist() if ids is None else [ids[k] for k in order.tolist()],
         "formula": [names[k] for k in order],
         "natoms": rows["natoms"][order].tolist(),
         "head": [head] * len(order),

@@ -26,6 +26,7 @@ from atomsieve.screen.results.columns import NO_REASON, ROW
 from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.screen.results.record import Results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
+from atomsieve.screen.results.table import read_ids
 from atomsieve.screen.results.targets import check_target
 from atomsieve.screen.selection.row_filter import compile_filter, require_columns
 from atomsieve.screen.selection.select import resolve_head
@@ -266,12 +267,12 @@ def check_targets(out: str | Path, overwrite: bool, results: Results) -> tuple[P
 
 def _iter_lines(picked: LabelCandidates, results: Results) -> Iterator[dict[str, Any]]:
     """Yield the table row of each picked structure; sigma and spread are of the total energy, eV."""
-    batch = picked.structures
+    batch, ids = picked.structures, read_ids(results, picked.rows)
     for k, row in enumerate(picked.rows):
         yield {
             "order": k + 1,
             "position": int(row["position"]),
-            "id": int(row["id"]),
+            "id": ids[k],
             "formula": hill_formula(batch.numbers[batch.ptr[k] : batch.ptr[k + 1]]),
             "natoms": int(row["natoms"]),
             "head": picked.head,

@@ -13,16 +13,20 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import DataError, UsageError
 from atomsieve.structures.batch import StructureBatch
+from atomsieve.structures.carried import ID
 from atomsieve.structures.dataset.reader import FileReader
 from atomsieve.structures.expression import Where, compile_where
 from atomsieve.structures.formats import WriteOptions, open_sink
 from atomsieve.structures.interface import StructureReader
+from atomsieve.structures.labels.names import NAMES
 from atomsieve.structures.source import SourceInfo
 
 if TYPE_CHECKING:
     pass
 
 BATCH = 2000
+TAKEN = frozenset({*(name for names in NAMES.values() for name in names), "source", "level_of_theory", "pbc"})
+"""Names that mean something else in files of structures."""
 COLUMNS: dict[str, str] = {
     "index": "place in the dataset, from 0",
     "id": "identity",
@@ -135,6 +139,25 @@ class Subset:
             yield batch.take(chosen), first + chosen
 
 
+def list_carried(reader: StructureReader, places: NDArray[np.int64]) -> list[dict[str, Any]] | None:
+    """Return what structures at sorted places carry, by name, without missing values; None if they carry nothing.
+
+    A column called like a label or a key of a format gets `_given` at its end.
+    """
+    if not len(places):
+        return None
+    first = int(places[0])
+    table = reader.read_carried(first, int(places[-1]) + 1)
+    if table is None:
+        return None
+    names = [f"{name}_given" if name in TAKEN else name for name in table.column_names]
+    rows = table.rename_columns(names).take(places - first).to_pylist()
+    return [
+        {name: value or "" if name == ID else value for name, value in row.items() if value is not None or name == ID}
+        for row in rows
+    ]
+
+
 def export(
     reader: FileReader,
     out: Path,
@@ -163,7 +186,7 @@ def export(
         with open_sink(out, WriteOptions(reader.sources, overwrite, reader.notes, dialect), form) as sink:
             for batch, places in selection.apply(reader):
                 if len(batch):
-                    sink.write(batch)
+                    sink.write(batch, list_carried(reader, places))
                 written += len(batch)
                 if progress is not None:
                     progress(len(places))

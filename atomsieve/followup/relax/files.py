@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.stability.columns import COLUMNS as STABILITY
 from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
+from atomsieve.structures.carried import tabulate_rows
 
 FORMAT = 1
 LONG = 60  # characters of a setting in a message
@@ -197,11 +198,18 @@ def load_group(folder: RelaxFolder, number: int) -> tuple[StructureBatch, Arrays
 
 
 def iter_lines(
-    batch: StructureBatch, arrays: Arrays, rows: NDArray[Any], first: int, labels: CodeNames, twins: Mapping[int, int]
+    batch: StructureBatch,
+    arrays: Arrays,
+    rows: NDArray[Any],
+    first: int,
+    labels: CodeNames,
+    twins: Mapping[int, int],
+    ids: Sequence[int | str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the table row of each structure of a group, by `COLUMNS`, then of stability where the head has references.
 
-    first : rank of the first structure. twins : rank of the better structure that is the same, by rank.
+    first : rank of the first structure. twins : rank of the better structure that is the same, by rank. ids : of the
+    rows; None takes their integers.
     """
     stability = [name for name in STABILITY if OF_STABILITY + name in arrays]
     volume = np.abs(np.linalg.det(batch.cell))
@@ -211,7 +219,7 @@ def iter_lines(
         yield {
             "rank": first + s,
             "position": int(row["position"]),
-            "id": int(row["id"]),
+            "id": int(row["id"]) if ids is None else ids[s],
             "formula": hill_formula(own),
             "natoms": len(own),
             "reason": Stop(int(arrays["reason"][s])).name,
@@ -263,11 +271,13 @@ def publish(
     labels: CodeNames,
     about: str,
     read: Callable[[NDArray[Any]], StructureBatch],
+    ids: Sequence[int | str] | None = None,
 ) -> None:
     """Write the three files of all groups, group after group; the table last: it marks the result as complete.
 
     bounds : [G+1], group g has the rows `bounds[g]:bounds[g+1]`. about : where the labels come from. read : gives the
     structures of rows as they were; called for groups that an older version finished, without what happened to them.
+    ids : of the rows; texts stand in the structures, too.
     """
     from ase.io.extxyz import write_extxyz
 
@@ -291,13 +301,16 @@ def publish(
             own = rows[first : bounds[g + 1]]
             if PREFIX + VALUES[0] not in arrays:
                 arrays |= measure_outcome(read(own), batch, arrays["energy"])
-            said = list(iter_lines(batch, arrays, own, first + 1, labels, twins))
+            names = None if ids is None else ids[first : bounds[g + 1]]
+            said = list(iter_lines(batch, arrays, own, first + 1, labels, twins, names))
             table.writerows([_text(value) for value in line.values()] for line in said)
             images = batch.to_ase()
             for atoms, line in zip(images, said, strict=True):
                 atoms.info |= {name: line[name] for name in ("rank", "position", "reason", "status", "steps")}
+                atoms.info |= {"id": line["id"]} if isinstance(line["id"], str) and line["id"] else {}
             write_extxyz(frames, images)
-            dataset.append(batch.replace(head=np.zeros(len(batch), np.int32)))
+            texts = [{"id": name} for name in names or () if isinstance(name, str)]
+            dataset.append(batch.replace(head=np.zeros(len(batch), np.int32)), tabulate_rows(texts) if texts else None)
 
 
 def _text(value: Any) -> str:

@@ -40,6 +40,7 @@ from atomsieve.screen.results.caveats import describe_mixed_precisions
 from atomsieve.screen.results.record import Results, open_results
 from atomsieve.screen.results.screened_input import open_screened_input, read_at
 from atomsieve.screen.results.stability import choose_ranking
+from atomsieve.screen.results.table import read_ids
 from atomsieve.screen.results.targets import check_apart
 from atomsieve.screen.selection.select import Selection, select_one_head
 from atomsieve.stability.phases import ReferenceSet
@@ -370,7 +371,8 @@ def _finish(work: _Work, todo: list[int], seconds: float) -> RelaxSummary:
     def write() -> dict[str, int]:
         if todo or not folder.table.is_file():
             about = f"relaxed with ensemble {model.ensemble_id[:16]}, {model.precision}; predicted, not computed"
-            publish(folder, work.bounds, work.rows, labels, about, partial(read_rows, work.results))
+            ids = read_ids(work.results, work.rows)
+            publish(folder, work.bounds, work.rows, labels, about, partial(read_rows, work.results), ids)
         codes: Counter[int] = Counter()
         for number in range(len(work.bounds) - 1):
             codes.update(read_group(folder, number)["reason"].tolist())

@@ -245,6 +245,12 @@ def freeze_column(column: ResultColumn, rows: NDArray[Any]) -> ResultColumn:
     return dataclasses.replace(column, values=FrozenValues(values, places))
 
 
+def read_ids(results: Results, rows: NDArray[Any]) -> list[int | str]:
+    """Return the id of each row for people: the text that the input states, else the integer."""
+    column = list_columns(results)[ID]
+    return list(column.values(rows)) if column.kind == "text" else rows["id"].tolist()
+
+
 Ranking = str | ResultColumn
 """What rows are ranked by: a column of `rows.npy` by its name, read from the rows alone, or any other column."""
 

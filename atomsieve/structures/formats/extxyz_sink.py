@@ -84,12 +84,14 @@ class ExtxyzSink(TextSink):
         if info is None:
             texts, text_of, text_ids = [format_info(source) for source in self._sources], head, False
         else:
-            text_ids = any(isinstance(values.get("id"), str) for values in info)
+            text_ids = any(isinstance(values.get("id", 0), str | type(None)) for values in info)
             taken_over = ("charge", "spin") if text_ids else ("id", "charge", "spin")
             batch = _take_own(batch, info, taken_over)
             texts = []
             for own, values in zip(head.tolist(), info, strict=True):
-                more = {key: value for key, value in values.items() if key not in taken_over and (key, value) != NO_ID}
+                more = {
+                    key: value for key, value in values.items() if key not in taken_over and (key, value) not in NO_ID
+                }
                 if taken := more.keys() & self.dialect.reserved:
                     raise UsageError(f"{min(taken)!r} is the name of a label or of the format itself in {self.path}")
                 texts.append(format_info({**(self._sources[own] if own >= 0 else {}), **more}))
@@ -118,7 +120,7 @@ class ExtxyzSink(TextSink):
         del kept_alive
 
 
-NO_ID = ("id", "")
+NO_ID = (("id", ""), ("id", None))
 """A text id that is missing: a frame states none."""
 
 
