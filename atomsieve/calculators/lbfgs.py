@@ -22,6 +22,8 @@ STIFFNESS = 30.0
 """eV/Angstrom^2, the curvature that the first step takes."""
 REACH, LEAST_REACH, SHRINK, GROW = 0.2, 0.002, 0.5, 1.3
 """Longest displacement of an atom in a step, Angstrom, at most and at least; its factors after a step up, and down."""
+STRAIN = 0.03
+"""Largest logarithmic strain of a cell in a step where `REACH` is the longest displacement."""
 RISE = 1e-5  # eV/atom; a smaller rise of the energy may be rounding
 FLAT = 1e-3
 """A pair whose step and change of forces are at a larger angle than this cosine tells of no curvature."""
@@ -93,8 +95,9 @@ class Lbfgs(Minimiser):
         way = np.where(up[home, None], self.forces / STIFFNESS, way)
         cell_way = np.where(up[:, None, None], cell_forces / STIFFNESS, cell_way)
         longest = self._largest(np.linalg.norm(way, axis=1))
-        strain = np.linalg.norm(cell_way, axis=2).max(1) / np.sqrt(counts)  # times the length that scales it
-        part = np.minimum(1.0, self.reach / np.maximum(np.maximum(longest, strain), 1e-300))
+        strain = np.linalg.norm(cell_way, axis=2).max(1) / scale
+        longest = np.maximum(longest, strain * (REACH / STRAIN))
+        part = np.minimum(1.0, self.reach / np.maximum(longest, 1e-300))
         self.last_frame, self.last_strain = self.frame, self.log_strain
         self.last_forces, self.last_cell_forces, self.last_energy = self.forces, cell_forces, energy
         self._move(self.frame + part[home, None] * way, self.log_strain + (part / scale)[:, None, None] * cell_way)
