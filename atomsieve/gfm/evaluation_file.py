@@ -7,7 +7,7 @@ identities nor predictions depend on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,18 @@ def format_table(heads: Mapping[str, Mapping[str, Any]]) -> str:
         cells = format_cells(row)
         lines.append(f"| {name} | " + " | ".join(cells[k] for k in used) + " |")
     return "\n".join(lines)
+
+
+def describe_weakness(folder: str | Path, heads: Sequence[str]) -> list[str]:
+    """Return what the evaluation of a folder says against the energies and forces of heads; nothing without one."""
+    verdict = (read_evaluation(folder) or {}).get("verdict", {})
+    found = verdict.get("heads", {}) if isinstance(verdict, dict) else {}
+    remarks = [(head, one) for head in heads for one in found.get(head, []) if isinstance(one, dict)]
+    return [
+        f"{head}: {one.get('text')}"
+        for head, one in remarks
+        if one.get("about") in ("energies", "forces") and one.get("grade") in ("fair", "poor")
+    ]
 
 
 def read_evaluation(folder: str | Path) -> dict[str, Any] | None:

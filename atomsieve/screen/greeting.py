@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from atomsieve.gfm.evaluation_file import describe_weakness
 from atomsieve.runs.environment import count_cores
 from atomsieve.screen.engine.reporter import Reporter
 from atomsieve.screen.results.stability import describe_ranking
@@ -37,6 +38,8 @@ def format_plan(plan: Plan) -> Iterator[str]:
     yield f"results: {plan.files.folder.path}"
     if (note := predictor.note(model.heads[0])) is not None:
         yield note
+    if model.ensemble is not None:
+        yield from describe_weakness(model.ensemble, model.heads)
     if plan.budget.is_chosen:
         yield f"batches: up to {plan.budget.max_atoms:,} atoms ({plan.budget.why})"
     if plan.runner.threads is not None:
