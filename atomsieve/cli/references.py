@@ -164,7 +164,7 @@ def _find_phases(
         for path in source:
             copy = ensure_dataset(path, Path(place), need_sources=False)
             with open_structures(copy.path) as reader:
-                parts.append(read_candidates(reader, head))
+                parts.append(read_candidates(reader, head, path))
     batch = StructureBatch.concatenate(parts)
     import numpy as np
 

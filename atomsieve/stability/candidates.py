@@ -53,10 +53,12 @@ def find_lowest(keys: NDArray[np.uint64], energy: NDArray[np.float64]) -> NDArra
     return np.sort(order[first])
 
 
-def read_candidates(reader: StructureReader, head: str) -> StructureBatch:
+def read_candidates(reader: StructureReader, head: str, path: str | Path | None = None) -> StructureBatch:
     """Return the candidates for a hull in a file: of labelled structures of source `head` the lowest of each formula.
 
     Where nothing is labelled, all structures are candidates. Charged structures have no place on a hull.
+
+    path : what messages call the file; None takes where the reader reads.
 
     Raises
     ------
@@ -85,11 +87,11 @@ def read_candidates(reader: StructureReader, head: str) -> StructureBatch:
     if labelled and kept is not None and not len(kept):
         held = f"its labels are of {', '.join(names)}" if names else "it has no labelled structures"
         raise DataError(
-            f"{reader.path} holds no labelled structure of source {head!r} ({held}); energies are compared within one "
-            "level of theory: name a head that is called like its source, or give structures without labels"
+            f"{path or reader.path} holds no labelled structure of source {head!r} ({held}); energies are compared "
+            "within one level of theory: name a head that is called like its source, or give structures without labels"
         )
     if kept is None or not len(kept):
-        raise DataError(f"{reader.path} holds no neutral structure")
+        raise DataError(f"{path or reader.path} holds no neutral structure")
     return kept
 
 
