@@ -19,6 +19,7 @@ from atomsieve.errors import DataError, UsageError
 from atomsieve.predict.status import Status
 from atomsieve.runs.output_files import atomic_draft, output_errors
 from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.stability import AUTOMATIC, choose_ranking
 from atomsieve.screen.results.table import (
     ResultColumn,
     format_column,
@@ -94,6 +95,9 @@ class Comparison:
         return self.first.rank[self.pairs[:, 0]], self.second.rank[self.pairs[:, 1]]
 
 
+_CHOICES = ("energy_per_atom", "formation_energy", "energy_above_hull")  # of `choose_ranking`; both must have it
+
+
 def compare(
     first: Results,
     second: Results,
@@ -104,7 +108,7 @@ def compare(
     heads: tuple[str | None, str | None] = (None, None),
     top: int = 1000,
 ) -> Comparison:
-    """Compare two screenings; `heads` are needed where one had several.
+    """Compare two screenings; `heads` are needed where one had several. By "auto" both rank as `choose_ranking` says.
 
     Raises
     ------
@@ -119,6 +123,9 @@ def compare(
             f"{first.folder.path} and head {names[0]} are compared with themselves; --head and --other-head name two "
             "heads"
         )
+    by = (
+        min((choose_ranking(results, by) for results in (first, second)), key=_CHOICES.index) if by == AUTOMATIC else by
+    )
     by_place = first.manifest["input"]["identity"] == second.manifest["input"]["identity"]
     sides = [
         _read_side(results, head, by, where, descending=descending, by_place=by_place)
