@@ -25,7 +25,8 @@ from atomsieve.screen.engine.tally import Tally
 from atomsieve.screen.options import MIXED
 from atomsieve.screen.quarantine.retry import DEATHS
 from atomsieve.screen.quarantine.rows import format_poisoned_lines
-from atomsieve.screen.results.carried import copy_carried
+from atomsieve.screen.results import run_record
+from atomsieve.screen.results.carried import copy_carried, list_carried
 from atomsieve.screen.results.caveats import describe_mixed_heads
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.files import ResultsFolder
@@ -197,7 +198,14 @@ def describe_unranked(context: RankContext, rows: int) -> str | None:
 
 def _read_beside(context: RankContext, top: Rows) -> tuple[ResultColumn, ...]:
     """Return the columns beside `rows.npy` that tables of the best rows show, with their values."""
-    shown = list_shown_columns(context.results, name_ranking(context.ranking))
+    by = name_ranking(context.ranking)
+    shown = list_shown_columns(context.results, by)
+    if "elements" not in run_record.read(
+        context.files.folder
+    ):  # begun by an earlier version: its table stays as it was
+        shown = [
+            column for column in shown if column.name in (by, *(name for name, _ in list_carried(context.results)))
+        ]
     return tuple(freeze_column(column, top) for column in shown)
 
 
