@@ -53,7 +53,7 @@ def kernels() -> ctypes.CDLL | None:
     return None
 
 
-TEXT_VERSION = 5
+TEXT_VERSION = 6
 """Of the functions and structures of `_text`, as its sources state it too."""
 
 

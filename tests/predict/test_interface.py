@@ -46,6 +46,6 @@ def test_a_submitted_batch_is_evaluated_once_and_only_if_its_result_is_asked_for
 def test_capabilities_of_a_folder_follow_the_ensemble_and_the_backend(predictor):
     known = predictor.capabilities
     assert known.choices == tuple(predictor.heads) and known.precisions == ("fp32",)
-    assert {"forces", "stress", "energies", "forces_members"} == known.outputs
+    assert {"forces", "stress", "energies", "energy_members", "forces_members"} == known.outputs
     assert known.graphs and known.fallback and known.artefact is None and not known.endpoints
     assert known.max_atoms == 20_000 and predictor.costliest() is predictor and predictor.lost_endpoints() == {}
