@@ -69,6 +69,11 @@ class TestToy(EncoderTests):
     encoder = "toy"
     formats = ("torchscript",)
 
+    @pytest.mark.nightly  # test_toy_end_to_end.py screens with an ONNX file of it in every run
+    def test_exported_onnx(self):
+        self.formats = ("onnx",)
+        self.test_exported_files()
+
 
 class TestPooledToy(EncoderTests):
     encoder = "pooled_toy"
