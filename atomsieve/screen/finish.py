@@ -27,7 +27,7 @@ from atomsieve.screen.quarantine.retry import DEATHS
 from atomsieve.screen.quarantine.rows import format_poisoned_lines
 from atomsieve.screen.results import run_record
 from atomsieve.screen.results.carried import copy_carried, list_carried
-from atomsieve.screen.results.caveats import describe_mixed_heads
+from atomsieve.screen.results.caveats import describe_bare_hulls, describe_mixed_heads
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.files import ResultsFolder
 from atomsieve.screen.results.formulas import read_formulas_at
@@ -237,8 +237,12 @@ def print_result(console: Console, result: ScreenResult, by: str, shown: int, wh
         beside = [column for column in result.beside if column.name in named]
         table = top_table(result.top[:shown], result.labels, result.formulas, title, by, beside=beside)
         console.print(table)
-        if line := describe_mixed_heads(result.labels, by, where):
-            console.print(line, highlight=False, soft_wrap=True)
+        for line in (
+            describe_bare_hulls(result.top[:shown], beside),
+            describe_mixed_heads(result.labels, by, where),
+        ):
+            if line is not None:
+                console.print(line, highlight=False, soft_wrap=True)
     else:
         console.print("no row is OK and fulfils --where: top.csv is empty", highlight=False)
     if result.unranked is not None:

@@ -29,7 +29,7 @@ def top(
     if failed:
         show_failed(ctx, results, k, selection)
         return
-    from atomsieve.screen.results.caveats import describe_mixed_precisions
+    from atomsieve.screen.results.caveats import describe_bare_hulls, describe_mixed_precisions
     from atomsieve.screen.results.formulas import read_formulas
     from atomsieve.screen.results.record import open_results
     from atomsieve.screen.results.stability import choose_ranking, describe_ranking, list_companions
@@ -62,6 +62,8 @@ def top(
     )
     widen(console()).print(top_table(rows, opened.labels, names, title, shown, groups, asked_for))
     if not pareto and selection.ranking.by == "auto" and (line := describe_ranking(opened, by)):
+        console().print(line, highlight=False, soft_wrap=True)
+    if line := describe_bare_hulls(rows, asked_for):
         console().print(line, highlight=False, soft_wrap=True)
     if not pareto and (line := format_mixed_heads(opened, selection)):
         console().print(line, highlight=False, soft_wrap=True)

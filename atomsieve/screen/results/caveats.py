@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from atomsieve.predict.status import Status
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.record import Results
+from atomsieve.screen.results.table import ResultColumn
+
+SAME = 1e-9  # eV/atom; two energies that differ by less are one
 
 
 def describe_mixed_precisions(results: Results, chosen: Iterable[NDArray[Any]]) -> str | None:
@@ -41,4 +44,22 @@ def describe_mixed_heads(names: CodeNames, by: str, where: str | None) -> str | 
     return (
         f"{len(names.heads)} heads are ranked together, and energies of different heads have different zeros; --head "
         f"chooses one: {', '.join(names.heads)}"
+    )
+
+
+def describe_bare_hulls(rows: NDArray[Any], beside: Sequence[ResultColumn]) -> str | None:
+    """Return a line for people on rows [n] whose hull is made of elements alone: no competing phase is known there.
+
+    beside : columns of the rows; without both energies there is no line.
+    """
+    found = {column.name: column for column in beside if column.name in ("formation_energy", "energy_above_hull")}
+    if len(found) < 2 or not len(rows):
+        return None
+    formation, above = (found[name].values(rows) for name in ("formation_energy", "energy_above_hull"))
+    bare = int(np.count_nonzero(np.abs(formation - above) < SAME))
+    if not bare:
+        return None
+    return (
+        f"for {bare:,} of these {len(rows):,} rows the references know no compound that competes: their distance above "
+        "the hull is their formation energy, and a negative one does not say that they are stable"
     )

@@ -73,8 +73,9 @@ def top_table(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    texts = {column.name: column for column in beside}
     shown = {
-        "position": True,
+        "position": "id" not in texts,
         "id": not np.array_equal(rows["id"], rows["position"]),
         "natoms": True,
         "head": len(labels.heads) > 1,
@@ -83,12 +84,11 @@ def top_table(
         "energy_std": True,
         "sigma_energy": bool(np.isfinite(rows["sigma_energy"]).any()),
         "max_force": True,
-        "max_force_std": True,
+        "max_force_std": bool(np.isfinite(rows["max_force_std"]).any()),
         "distance": bool(np.isfinite(rows["distance"]).any()),
         "outside": bool(rows["outside"].any()),
         "in_domain": True,
     }
-    texts = {column.name: column for column in beside}
     columns = [
         name
         for name in COLUMNS
@@ -97,14 +97,14 @@ def top_table(
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     out.add_column("rank", justify="right")
     if names:
-        out.add_column("formula", overflow="fold")
+        out.add_column("formula", overflow="fold", no_wrap=True)
     if groups:
         out.add_column(groups[0], overflow="fold")
     for column in texts.values():
         unit = column.unit.replace("Angstrom", "Å")
         right = "right" if column.kind == "number" else "left"
         heading = f"{column.name.replace('_', '_' + chr(10))}{chr(10) + unit if unit else ''}"
-        out.add_column(heading, justify=right, overflow="fold")  # type: ignore[arg-type]
+        out.add_column(heading, justify=right, overflow="fold", no_wrap=column.name == "id")  # type: ignore[arg-type]
     more = [_show_column(column, rows) for column in texts.values()]
     for name in columns:
         title = name.replace("_", "_\n")

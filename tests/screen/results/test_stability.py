@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from atomsieve.cli.references import app as references_app
 from atomsieve.cli.screen import app as screen_app
 from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.predict.status import Status
+from atomsieve.screen.results.caveats import describe_bare_hulls
 from atomsieve.screen.results.record import open_results
 from atomsieve.screen.results.stability import choose_ranking
 from atomsieve.screen.results.table import list_columns
@@ -84,6 +86,21 @@ def test_questions_rank_and_filter_by_them(place):
     assert (np.diff(columns["p_stable"].values(likely)) <= 0).all()
     assert "smallest energy_above_hull" in call(screen_app, "top", place / "out")
     assert choose_ranking(results, "auto") == "energy_above_hull" and choose_ranking(results, "natoms") == "natoms"
+
+
+def test_rows_whose_hull_is_of_elements_alone_are_counted(place):
+    results = open_results(place / "out")
+    rows, columns = np.asarray(results.rows()), list_columns(results)
+    beside = [columns["formation_energy"], columns["energy_above_hull"]]
+    formation, above = (column.values(rows) for column in beside)
+    bare = int(np.count_nonzero(formation == above))
+    expected = f"for {bare} of these {len(rows)} rows the references know no compound"
+    said = describe_bare_hulls(rows, beside)
+    assert said is None if bare == 0 else said.startswith(expected)
+    elements = [replace(beside[0], name=name) for name in ("formation_energy", "energy_above_hull")]
+    known = int(np.isfinite(formation).sum())
+    assert describe_bare_hulls(rows, elements).startswith(f"for {known} of these {len(rows)} rows")
+    assert describe_bare_hulls(rows, beside[:1]) is None and describe_bare_hulls(rows[:0], beside) is None
 
 
 def test_results_without_references_rank_as_before(place):
