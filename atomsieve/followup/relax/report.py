@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SHOWN = {
     "rank": "rank\nscreened",
     "position": "position",
+    "id": "id",
     "formula": "formula",
     "steps": "steps",
     "energy_per_atom [eV/atom]": "energy\neV/atom",
@@ -35,6 +36,7 @@ SHOWN = {
 DOUBTED = {
     "rank": "rank\nscreened",
     "position": "position",
+    "id": "id",
     "formula": "formula",
     "steps": "steps",
     "reason": "reason",
@@ -46,11 +48,11 @@ DOUBTED = {
 """Columns of the table of structures that ended beyond a limit."""
 STILL = 1e-3
 """eV/Angstrom; smaller forces vanish by symmetry, or in a minimum."""
-LEFT = ("formula", "reason", "symmetry", "passed")
+LEFT = ("id", "formula", "reason", "symmetry", "passed")
 
 
 def best_table(result: RelaxSummary, shown: int) -> Table:
-    """Return the structures with the smallest energy per atom among those that converged, smallest first."""
+    """Return the best structures among those that converged: by energy above the hull if known, else per atom."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -58,10 +60,15 @@ def best_table(result: RelaxSummary, shown: int) -> Table:
     for row in rows:
         before = float(row["energy_before [eV]"]) / max(int(row["natoms"]), 1)
         row["change"] = str(float(row["energy_per_atom [eV/atom]"]) - before)
-    rows.sort(key=lambda row: (float(row["energy_per_atom [eV/atom]"]), int(row["rank"])))
-    always = ("rank", "position", "formula", "steps")
-    names = [name for name in SHOWN if name in always or any(row.get(name) for row in rows)]
-    title = f"{min(shown, len(rows))} of {len(rows):,} converged structures with the smallest energy per atom"
+    above = "energy_above_hull [eV/atom]"
+    known = any(row.get(above) for row in rows)
+    by, said = (above, "energy above the hull") if known else ("energy_per_atom [eV/atom]", "energy per atom")
+    rows.sort(key=lambda row: (float(row[by] or "inf"), int(row["rank"])))
+    place = _choose_place(rows)
+    always = ("rank", place, "formula", "steps")
+    hidden = {"position", "id"} - {place}
+    names = [name for name in SHOWN if name not in hidden and (name in always or any(row.get(name) for row in rows))]
+    title = f"{min(shown, len(rows))} of {len(rows):,} converged structures with the smallest {said}"
     return _fill(Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False), SHOWN, names, rows[:shown])
 
 
@@ -73,7 +80,13 @@ def doubted_table(result: RelaxSummary, shown: int) -> Table:
     rows = [row for row in _read_rows(result) if Stop[row["reason"]].is_change]
     title = f"{min(shown, len(rows))} of {len(rows):,} structures whose result is not believed"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    return _fill(table, DOUBTED, list(DOUBTED), rows[:shown])
+    hidden = {"position", "id"} - {_choose_place(rows)}
+    return _fill(table, DOUBTED, [name for name in DOUBTED if name not in hidden], rows[:shown])
+
+
+def _choose_place(rows: list[dict[str, str]]) -> str:
+    """Return the column that says which structure a row is: its id where that is more than its position."""
+    return "id" if any(row["id"] != row["position"] for row in rows) else "position"
 
 
 def _count_motionless(result: RelaxSummary) -> int:
