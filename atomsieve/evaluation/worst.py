@@ -43,6 +43,8 @@ _SHORT = {
     Outside.SHORT_CONTACT: "atoms closer than training had them",
     Outside.FAR_FROM_TRAINING: "surroundings far from the training data",
     Outside.UNSEEN_CHARGE_OR_SPIN: "a charge or spin that training did not have",
+    Outside.UNUSUAL_DENSITY: "a density that training did not have",
+    Outside.UNUSUAL_COORDINATION: "more or fewer bonds than in training",
 }
 
 

@@ -9,7 +9,7 @@ from ase import Atoms
 from atomsieve.evaluation.baselines import count_elements, hash_compositions
 from atomsieve.evaluation.headline import compute_headline
 from atomsieve.evaluation.residuals import HeadRows
-from atomsieve.evaluation.worst import find_worst
+from atomsieve.evaluation.worst import _SHORT, find_worst
 from atomsieve.models.config import HeadSpec
 from atomsieve.predict.domain_flags import Outside
 from atomsieve.structures import StructureBatch
@@ -108,3 +108,7 @@ def test_headline_numbers_are_plain_means():
     assert found["energy_coverage"] == 0.0 and found["in_domain"] == 1.0
     rows, _ = make([dimer("Cu2", 2.2, e) for e in labels], labels, composition=0.01)
     assert compute_headline(rows)["energy_composition"] == pytest.approx(1e3 * np.abs(0.01 - (labels + 6) / 2).mean())
+
+
+def test_every_reason_against_a_structure_has_words():
+    assert set(_SHORT) == set(Outside)
