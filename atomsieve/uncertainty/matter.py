@@ -116,6 +116,10 @@ class MatterSample:
             *count_neighbours(graph, *measure_edges(graph)), table / np.maximum(batch.counts, 1)[:, None]
         )
 
+    def take(self, chosen: NDArray[np.bool_]) -> MatterSample:
+        """Return the structures `chosen` [S]."""
+        return MatterSample(self.neighbours[chosen], self.bonds[chosen], self.parts[chosen])
+
     @staticmethod
     def join(parts: list[MatterSample]) -> MatterSample:
         """Join the samples of several batches."""
@@ -127,7 +131,8 @@ class MatterSample:
 def fit_matter(trained: MatterSample, held: MatterSample, cutoff: float) -> MatterRange | None:
     """Fit volumes and bonds of the elements to one sample, and the ranges to another; None without neighbours at all.
 
-    Structures of `held` with elements that `trained` lacks do not count.
+    Structures of `held` with elements that `trained` lacks do not count. Fewer than 1 / `TAIL` do not show the tails:
+    the ranges then hold those of `trained` too.
     """
     near = trained.neighbours > 0
     if not near.any():
@@ -137,10 +142,11 @@ def fit_matter(trained: MatterSample, held: MatterSample, cutoff: float) -> Matt
     bonds = _fit_elements(trained.parts, trained.bonds + 1)
     known = trained.parts.sum(0) > 0
     use = held.parts[:, ~known].sum(1) == 0
-    sample = held if use.any() else trained
-    use = use if use.any() else np.ones(len(trained.bonds), bool)
-    parts = sample.parts[use]
-    found = _residuals(sample.neighbours[use], sample.bonds[use], parts @ volumes, parts @ bonds, cutoff)
+    samples = [held.take(use)] if use.sum() * TAIL >= 1 else [held.take(use), trained]
+    several = [
+        _residuals(some.neighbours, some.bonds, some.parts @ volumes, some.parts @ bonds, cutoff) for some in samples
+    ]
+    found = [np.concatenate(values) for values in zip(*several, strict=True)]
     ranges = []
     for values in found:
         ordered = np.sort(values)
