@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from atomsieve.errors import DataError, UsageError
 from atomsieve.predict.status import Status
 from atomsieve.runs.output_files import atomic_draft, output_errors
+from atomsieve.screen.results.columns import AUTOMATIC
 from atomsieve.screen.results.record import Results
-from atomsieve.screen.results.stability import AUTOMATIC, choose_ranking
+from atomsieve.screen.results.stability import choose_ranking
 from atomsieve.screen.results.table import (
     ResultColumn,
     format_column,

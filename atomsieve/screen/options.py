@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from atomsieve.errors import UsageError, unknown
 from atomsieve.gfm.backends import check_backend
 from atomsieve.models.precision import PRECISIONS, check_precision
-from atomsieve.screen.results.columns import COLUMNS, rankable
-from atomsieve.screen.results.stability import AUTOMATIC, PLAIN
+from atomsieve.screen.results.columns import AUTOMATIC, COLUMNS, PLAIN, rankable
 
 ALL_HEADS = "all"
 MIXED = "auto"

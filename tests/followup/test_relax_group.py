@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,7 +220,8 @@ def test_options_are_checked_when_they_are_made(options, said):
 def test_a_relaxation_begun_before_groups_could_be_selected_continues():
     """Its relax.json names the four settings of the ranking; groups are recorded only where they are used."""
     older = {"limits": ChangeLimits.none(), "optimizer": "fire"}
-    plain = RelaxOptions(selection=Selection(top=7, where="natoms < 5"), **older).deciding()
+    chosen = Selection(top=7, by="energy_per_atom", where="natoms < 5")
+    plain = RelaxOptions(selection=chosen, **older).deciding()
     assert [*plain][-5:] == ["trajectory", "top", "by", "descending", "where"]
     assert (plain["top"], plain["by"], plain["descending"], plain["where"]) == (
         7,
@@ -227,9 +229,9 @@ def test_a_relaxation_begun_before_groups_could_be_selected_continues():
         False,
         "natoms < 5",
     )
-    grouped = RelaxOptions(selection=Selection(top=7, where="natoms < 5", per="chemsys", each=2), **older)
+    grouped = RelaxOptions(selection=replace(chosen, per="chemsys", each=2), **older)
     assert grouped.deciding() == plain | {"per": "chemsys", "each": 2}
-    limited = RelaxOptions(selection=Selection(top=7, where="natoms < 5"), limits=ChangeLimits(max_moved=2.0))
+    limited = RelaxOptions(selection=chosen, limits=ChangeLimits(max_moved=2.0))
     assert limited.deciding() == plain | {"optimizer": "lbfgs", "limits": ChangeLimits(max_moved=2.0).as_dict()}
 
 

@@ -261,7 +261,7 @@ def test_compiled_single_precision_agrees_with_double(layout):
 
 @needs_kernels
 def test_what_the_kernels_lack_is_said_once(caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "atomsieve")
     messages.say_once.cache_clear()
     for _ in range(2):
         for layout, width, words in (

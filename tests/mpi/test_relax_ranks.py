@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.mpi, pytest.mark.skipif(not MPIRUN.exists(), reason=f"
 
 def start(ranks, results, out, *more):
     command = [*SCREEN, "relax", str(results), "--out", str(out), "--device", "cpu", "--max-atoms", "20"]
-    command += ["--group-atoms", "40", "--fmax", "0.01", "--max-steps", "60", *more]
+    command += ["--group-atoms", "40", "--fmax", "0.01", "--max-steps", "60"]
+    command += ["--optimizer", "fire", *more]  # steps of L-BFGS are compared in followup/test_relax_group.py
     if ranks:
         command = [str(MPIRUN), "-n", str(ranks), *command]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -211,7 +211,7 @@ def test_a_disk_of_a_node_that_is_too_small_is_said_before_work_begins(screen, d
     never = FakePredictor()
     with pytest.raises(AtomSieveError) as caught:
         screen(never, structures=candidates(5000), local=str(disk))
-    one_line(caught, "no space left for results in", "an equal share of 1 node is 0.364 MB, 0.", "leave it out")
+    one_line(caught, "no space left for results in", "an equal share of 1 node is 0.428 MB, 0.", "leave it out")
     assert never.calls == 0
 
 

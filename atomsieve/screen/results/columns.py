@@ -78,6 +78,10 @@ CODES = ("status", "outside", "in_domain", "head", "precision")
 """Columns of flags and codes: they filter and group rows, and do not rank them."""
 OF_SPREAD = ("energy_std", "sigma_energy", "interval_energy", "max_force_std", "sigma_force")
 """Columns that need the spread over all members."""
+AUTOMATIC = "auto"
+"""The ranking that takes the best column there is (`results.stability.choose_ranking`)."""
+PLAIN = "energy_per_atom"
+"""The column that ranks where nothing is known about stability."""
 NO_REASON = "none"
 """Stands for no reason in the column `outside`, where its text cannot be empty."""
 

@@ -111,7 +111,7 @@ def _find_causes(results: Results, rows: NDArray[Any]) -> Iterator[tuple[int, li
     heads = results.labels.heads
     positions, place = np.unique(rows["position"], return_inverse=True)
     with ExitStack() as stack:
-        reader = stack.enter_context(open_screened_input(results, convert=False))
+        reader = stack.enter_context(open_screened_input(results))
         of_position: dict[int, list[int]] = {}
         for k, at in enumerate(place.reshape(-1).tolist()):
             of_position.setdefault(at, []).append(k)

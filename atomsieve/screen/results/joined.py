@@ -20,7 +20,7 @@ def list_joined(results: Results) -> list[CarriedColumn]:
     """Return the joined columns of a results folder; none if nothing was joined."""
     try:
         found = json.loads(results.folder.joined_record.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except ValueError as error:
         raise DataError(f"{results.folder.joined_record} is damaged ({error}); join the tables again") from error

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.gfm.manifest import same_weights
+from atomsieve.screen.results.columns import AUTOMATIC, PLAIN
 from atomsieve.screen.results.record import Results
 from atomsieve.screen.results.screened_input import open_screened_input, read_numbers_at
 from atomsieve.stability.columns import COLUMNS, compute_columns
@@ -25,9 +26,6 @@ from atomsieve.structures import StructureReader
 
 References = Mapping[str, ReferenceSet]
 """Reference sets by head."""
-AUTOMATIC = "auto"
-"""The ranking that takes the best column there is, see `choose_ranking`."""
-PLAIN = "energy_per_atom"
 
 
 def load_references(ensemble: str | Path | None, heads: list[str]) -> tuple[dict[str, ReferenceSet], list[str]]:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from atomsieve.errors import UsageError, unknown
 from atomsieve.predict.status import Status
-from atomsieve.screen.results.columns import ROW
+from atomsieve.screen.results.columns import AUTOMATIC, PLAIN, ROW
 from atomsieve.screen.results.record import Results, require_complete
 from atomsieve.screen.results.screened_input import open_screened_input
-from atomsieve.screen.results.stability import AUTOMATIC, PLAIN, choose_ranking
+from atomsieve.screen.results.stability import choose_ranking
 from atomsieve.screen.results.table import Ranking, list_columns, name_ranking, read_ranking, resolve_ranking
 from atomsieve.screen.selection.groups import GROUPS, SYMPREC, ColumnGrouping, Grouping, Keys
 from atomsieve.screen.selection.pareto import LARGEST, Front, parse_objectives

@@ -47,7 +47,7 @@ def test_reasons_have_names():
     reasons = {int(reason): reason.name for reason in Outside}
     assert reasons_text(0, reasons) == ""
     assert reasons_text(2 | 8, reasons) == "UNSEEN_PAIR+FAR_FROM_TRAINING"
-    assert reasons_text(1 | 64, reasons) == "UNSEEN_ELEMENT+64"  # of a later version
+    assert reasons_text(1 | 128, reasons) == "UNSEEN_ELEMENT+128"  # of a later version
     assert all(reason.meaning for reason in Outside)
 
 
