@@ -21,9 +21,9 @@ NATIVE := $(wildcard atomsieve/native/*.cpp atomsieve/native/*.h)
 # Tests of the server are skipped only where there cannot be one: a wheel that was installed must be found.
 PYTEST = OMP_NUM_THREADS=1 ATOMSIEVE_NEEDS_TRITON="$$(cat $(VENV)/triton 2>/dev/null || true)" $(BIN)/python -m pytest
 
-# Processes that share the tests, each taking the next file; 0 runs them one after another. Two cores are busy with
-# three, since some tests wait for servers. tests/conftest.py says which files come first: the longest.
-WORKERS ?= 3
+# Processes that share the tests, each taking the next file; 0 runs them one after another. More of them than cores
+# upsets tests that send signals. tests/conftest.py says which files come first: the longest.
+WORKERS ?= 2
 SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What pyproject.toml asks for, one requirement a line.
 REQUIREMENTS = import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
