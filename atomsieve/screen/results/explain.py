@@ -50,7 +50,7 @@ def explain_rows(results: Results, rows: NDArray[Any]) -> NDArray[Any]:
     out = np.full(len(rows), "", object)
     failed = np.flatnonzero(rows["status"] != Status.OK)
     if len(failed):
-        for k, causes in _find_causes(results, rows[failed]):
+        for k, causes in _find_causes(results, rows[failed], convert=True):
             out[failed[k]] = format_causes(Status(int(rows["status"][failed[k]])), causes)
     return out
 
@@ -58,14 +58,15 @@ def explain_rows(results: Results, rows: NDArray[Any]) -> NDArray[Any]:
 def count_causes(results: Results) -> tuple[dict[str, Counter[str]], int]:
     """Return how many structures without result have each cause, by the name of their status, and the rows looked up.
 
-    They are the first `LOOKED_UP` of the chunks that are durable. Nothing is counted where the input is gone.
+    They are the first `LOOKED_UP` of the chunks that are durable. Nothing is counted where the input, or its
+    copy, is gone.
     """
     found: dict[str, Counter[str]] = {}
     looked_up = 0
     for rows in _iter_failed(results):
         rows = rows[: LOOKED_UP - looked_up]
         try:
-            for k, causes in _find_causes(results, rows):
+            for k, causes in _find_causes(results, rows, convert=False):
                 status = Status(int(rows["status"][k]))
                 if status in COUNTED:
                     kinds = dict.fromkeys(_NUMBERED.sub(r"\1-\2", cause) for cause in causes)
@@ -105,13 +106,16 @@ def format_causes(status: Status, causes: list[str]) -> str:
     return f"{before}{some}"
 
 
-def _find_causes(results: Results, rows: NDArray[Any]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each of the failed rows [n] with its causes, in words that are alike for alike structures."""
+def _find_causes(results: Results, rows: NDArray[Any], *, convert: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield each of the failed rows [n] with its causes, in words that are alike for alike structures.
+
+    convert : convert the screened file again if its copy was removed.
+    """
     known = _list_elements(results)
     heads = results.labels.heads
     positions, place = np.unique(rows["position"], return_inverse=True)
     with ExitStack() as stack:
-        reader = stack.enter_context(open_screened_input(results))
+        reader = stack.enter_context(open_screened_input(results, convert=convert))
         of_position: dict[int, list[int]] = {}
         for k, at in enumerate(place.reshape(-1).tolist()):
             of_position.setdefault(at, []).append(k)
