@@ -20,21 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.properties.columns import list_columns
 from atomsieve.runs.output_files import atomic_draft, disk_errors
-from atomsieve.runs.output_folder import OutputFolder, find_changes, format_changes, write_output
+from atomsieve.runs.output_folder import RecordedFolder, write_output
 
 FORMAT = 1
-LONG = 60  # characters of a setting in a message
 
 
 @dataclass(frozen=True)
-class PropertiesFolder(OutputFolder):
+class PropertiesFolder(RecordedFolder):
     """Names inside a folder of properties."""
 
     contents = "properties"
     record_name = "settings.json"
+    version = FORMAT
+    compared = ("input", "ensemble", "options", "batches", "selection")
 
     table = property(lambda self: self.path / "properties.csv")
     whole = property(lambda self: self.path / "properties.json")
@@ -65,33 +65,10 @@ class PropertiesFolder(OutputFolder):
         AtomSieveError
             if an earlier one had other settings: the message names every difference.
         """
-        left = [p.name for p in (*self.list_folders(), *self.list_files()) if p.exists()]
-        if left and not overwrite and not self.record.is_file():
-            raise AtomSieveError(
-                f"{self.path} holds {', '.join(left)} without {self.record_name}, which says what was asked; choose "
-                "another --out, or discard them with --overwrite"
-            )
-        self.claim(wanted, overwrite=overwrite, read_record=self.read, list_differences=list_differences)
+        left = [p for p in (*self.list_folders(), *self.list_files()) if p.exists()]
+        self.begin_or_continue(wanted, left, overwrite=overwrite)
         with disk_errors(self.path):
             self.kept.mkdir(exist_ok=True)
-
-    def read(self) -> dict[str, Any]:
-        """Read settings.json."""
-        try:
-            found = json.loads(self.record.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.record} cannot be read ({error}); start afresh with --overwrite") from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise DataError(f"{self.record} is of another version; start afresh with --overwrite")
-        return found
-
-
-def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the differences of two records as `key: old -> new`; of the selection only if nothing else differs."""
-    names = ("input", "ensemble", "options", "batches", "selection")
-    changes = find_changes({n: old.get(n) for n in names}, {n: new.get(n) for n in names})
-    first = {key: values for key, values in changes.items() if not key.startswith("selection")}
-    return format_changes(first or changes, longest=LONG, kept=LONG - 3)
 
 
 def keep(folder: PropertiesFolder, rank: int, found: Mapping[str, Any]) -> None:

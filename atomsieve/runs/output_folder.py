@@ -15,17 +15,18 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from atomsieve.errors import AtomSieveError
+from atomsieve.errors import AtomSieveError, DataError
 from atomsieve.runs.lock import PathLock
 from atomsieve.runs.output_files import atomic_write, disk_errors
 
 Settings = Mapping[str, Any]
+LONG = 60  # characters of a setting in a message
 Changes = dict[str, tuple[Any, Any]]
 """Value before and after of every setting that differs, by its dotted key."""
 
@@ -162,6 +163,52 @@ class OutputFolder(ABC):
                 f"settings, choose another {self.option}, or discard them with --overwrite"
             )
         return earlier
+
+
+@dataclass(frozen=True)
+class RecordedFolder(OutputFolder):
+    """A folder whose record is JSON with the format and the settings of a job, compared when it is continued.
+
+    Class attributes: `version` is the format of the record; `compared` are its sections that must agree, of which
+    `selection` is named only if nothing else differs.
+    """
+
+    version: ClassVar[int]
+    compared: ClassVar[tuple[str, ...]]
+
+    def begin_or_continue(self, wanted: dict[str, Any], left: Sequence[Path], *, overwrite: bool) -> None:
+        """Begin a job, or continue the one in the folder; the caller holds the lock.
+
+        left : files and folders of an earlier job that are there.
+
+        Raises
+        ------
+        AtomSieveError
+            if an earlier job had other settings: the message names every difference. If there are results without
+            settings.
+        """
+        if left and not overwrite and not self.record.is_file():
+            raise AtomSieveError(
+                f"{self.path} holds {', '.join(path.name for path in left)} without {self.record_name}, which says "
+                "what was asked; choose another --out, or discard them with --overwrite"
+            )
+        self.claim(wanted, overwrite=overwrite, read_record=self.read, list_differences=self.list_differences)
+
+    def read(self) -> dict[str, Any]:
+        """Read the record."""
+        try:
+            found = json.loads(self.record.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.record} cannot be read ({error}); start afresh with --overwrite") from error
+        if not isinstance(found, dict) or found.get("format") != self.version:
+            raise DataError(f"{self.record} is of another version; start afresh with --overwrite")
+        return found
+
+    def list_differences(self, old: Settings, new: Settings) -> list[str]:
+        """Return the differences of two records as `key: old -> new`."""
+        changes = find_changes({n: old.get(n) for n in self.compared}, {n: new.get(n) for n in self.compared})
+        first = {key: values for key, values in changes.items() if not key.startswith("selection")}
+        return format_changes(first or changes, longest=LONG, kept=LONG - 3)
 
 
 def write_output(path: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 from ase.build import bulk
@@ -16,7 +17,7 @@ from atomsieve.errors import AtomSieveError, UsageError
 from atomsieve.followup.hull_references import gather_references
 from atomsieve.followup.hull_table import COLUMNS
 from atomsieve.followup.hull_table import write_table as write_hull
-from atomsieve.followup.relax.files import list_differences
+from atomsieve.followup.relax.files import RelaxFolder
 from atomsieve.runs import output_files
 from atomsieve.screen.options import ScreenOptions
 from atomsieve.screen.results.export import export
@@ -113,5 +114,5 @@ def test_a_table_is_no_reference(results, tmp_path):
 
 
 def test_long_settings_lose_their_end_visibly():
-    said = list_differences({"input": "a" * 70}, {"input": "b" * 59})
+    said = RelaxFolder(Path("relaxed")).list_differences({"input": "a" * 70}, {"input": "b" * 59})
     assert said == [f"input: {'a' * 57}... -> {'b' * 59}"]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomsieve.calculators.relax_result import Stop
-from atomsieve.errors import AtomSieveError, DataError
+from atomsieve.errors import DataError
 from atomsieve.followup.dedup import Tolerances, find_different
 from atomsieve.followup.relax.group import Arrays, read_arrays
 from atomsieve.followup.relax.outcome import GROUPS, PREFIX, VALUES, measure_outcome
 from atomsieve.followup.relax.stability import PREFIX as OF_STABILITY
 from atomsieve.predict import Status
 from atomsieve.runs.output_files import atomic_draft, disk_errors
-from atomsieve.runs.output_folder import OutputFolder, find_changes, format_changes
+from atomsieve.runs.output_folder import RecordedFolder
 from atomsieve.screen.results.code_names import CodeNames
 from atomsieve.screen.results.formulas import hill_formula
 from atomsieve.stability.columns import COLUMNS as STABILITY
@@ -43,7 +42,6 @@ from atomsieve.structures import SourceInfo, StructureBatch, StructureWriter
 from atomsieve.structures.carried import tabulate_rows
 
 FORMAT = 1
-LONG = 60  # characters of a setting in a message
 COLUMNS: dict[str, tuple[str, str]] = {
     "rank": ("", "place in the selection, from 1"),
     "position": ("", "place of the structure in the input, from 0"),
@@ -87,11 +85,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class RelaxFolder(OutputFolder):
+class RelaxFolder(RecordedFolder):
     """Names inside a folder of relaxed structures."""
 
     contents = "relaxed structures"
     record_name = "relax.json"
+    version = FORMAT
+    compared = ("input", "ensemble", "references", "options", "batches", "selection")
 
     table = property(lambda self: self.path / "relaxed.csv")
     extxyz = property(lambda self: self.path / "relaxed.extxyz")
@@ -126,37 +126,14 @@ class RelaxFolder(OutputFolder):
             if an earlier relaxation had other settings: the message names every difference. If there are results
             without settings.
         """
-        left = [p.name for p in (*self.list_folders(), *self.list_files()) if p.exists() and not _empty(p)]
-        if left and not overwrite and not self.record.is_file():
-            raise AtomSieveError(
-                f"{self.path} holds {', '.join(left)} without {self.record_name}, which says what was asked; choose "
-                "another --out, or discard them with --overwrite"
-            )
-        self.claim(wanted, overwrite=overwrite, read_record=self.read, list_differences=list_differences)
+        left = [p for p in (*self.list_folders(), *self.list_files()) if p.exists() and not _empty(p)]
+        self.begin_or_continue(wanted, left, overwrite=overwrite)
         with disk_errors(self.path):
             self.groups.mkdir(exist_ok=True)
-
-    def read(self) -> dict[str, Any]:
-        """Read relax.json."""
-        try:
-            found = json.loads(self.record.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.record} cannot be read ({error}); start afresh with --overwrite") from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise DataError(f"{self.record} is of another version; start afresh with --overwrite")
-        return found
 
 
 def _empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
-
-
-def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the differences of two records as `key: old -> new`; of the selection only if nothing else differs."""
-    names = ("input", "ensemble", "references", "options", "batches", "selection")
-    changes = find_changes({n: old.get(n) for n in names}, {n: new.get(n) for n in names})
-    first = {key: values for key, values in changes.items() if not key.startswith("selection")}
-    return format_changes(first or changes, longest=LONG, kept=LONG - 3)
 
 
 def digest_rows(rows: NDArray[Any]) -> str:
