@@ -146,10 +146,6 @@ class DispersionPredictor(ForwardingPredictor):
             "dispersion": self.term,
         }
 
-    def costliest(self) -> AnyPredictor:
-        """Return the ensemble's costliest: the term takes no memory to speak of."""
-        return self.inner.costliest()
-
     def submit(self, batch: StructureBatch, want: Collection[str], head: str | None = None) -> Pending:
         """Return a batch that is evaluated when its result is asked for."""
         return DeferredCall(self, batch, want, head)
